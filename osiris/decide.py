@@ -1,0 +1,259 @@
+"""The whole behaviour of Osiris: (task, event, policy) -> (task, effects). No I/O, no clock, no client."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from osiris import events as e
+from osiris.effects import (
+    Effect,
+    MarkReady,
+    OpenDraftPull,
+    OpenIssue,
+    Purpose,
+    Push,
+    React,
+    Reply,
+    Report,
+    StartRun,
+    StopRun,
+    Topic,
+)
+from osiris.policy import Policy
+from osiris.task import ENDED, HALTED, State, Task, landing
+
+Decision = tuple[Task | None, list[Effect]]
+
+
+def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
+    """Apply one event. What the table does not list changes nothing: deliveries come late, twice and out of order."""
+    if isinstance(event, e.RequestMade):
+        return task, [OpenIssue(key=event.key, repo=event.repo, title=event.title, body=event.body, by=event.by)]
+    if isinstance(event, e.Ask) and not event.actor.may_steer:
+        return task, _turn_away(event)
+    if task is None:
+        return _without_task(event, policy)
+    if isinstance(event, e.RunFact) and event.run != task.run:
+        return task, []
+    if (target := _target(task, event)) is None:
+        return _noted(task, event)
+    return _moved(task, target, event, policy)
+
+
+# ── what does not move a task ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _turn_away(event: e.Ask) -> list[Effect]:
+    """An outsider's wish: one polite refusal on the issue, ever. An approval asks nothing of us."""
+    if isinstance(event, e.Approved):
+        return []
+    return [Reply(issue=event.issue, topic=Topic.REFUSED, once=f"refused:{event.actor.login}", to=event.actor.login)]
+
+
+def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
+    match event:
+        case e.TaskRequested():
+            branch = branch_name(event.issue.number, event.title, 1)
+            task = Task(
+                issue=event.issue, title=event.title, body=event.body, requester=event.actor.login, branch=branch
+            )
+            return task, [*_seen(event), _start(task, policy), Report(issue=task.issue)]
+        case e.HelpAsked() | e.StatusAsked() | e.StopRequested() | e.RetryRequested():
+            return None, [_help(event)]
+        case _:
+            return None, []
+
+
+def _noted(task: Task, event: e.TaskEvent) -> Decision:
+    """The state stays; some facts are kept all the same, and a person who wrote a command gets an answer."""
+    match event:
+        case e.PullOpened(number=number):
+            return replace(task, pull=number), [Report(issue=task.issue)]
+        case e.PatchPushed(head=head) | e.CommitsPushed(head=head) if head != task.head:
+            return replace(task, head=head), [Report(issue=task.issue)]
+        case e.ChangesRequested(review=review) if task.state is not State.DONE:
+            return replace(task, waiting=(*task.waiting, review)), _seen(event)
+        case e.HelpAsked():
+            return task, [_help(event)]
+        case e.Ask(said=e.Said(kind="comment", id=id)):
+            return task, [Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
+        case _:
+            return task, []
+
+
+def _help(event: e.Ask) -> Effect:
+    once = event.said.id if event.said else event.actor.login
+    detail = event.unknown if isinstance(event, e.HelpAsked) else ""
+    return Reply(issue=event.issue, topic=Topic.HELP, once=f"help:{once}", detail=detail)
+
+
+# ── what moves it ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _target(task: Task, event: e.TaskEvent) -> State | None:
+    """The table's move, unless the fact is about a commit that is not the one under review."""
+    match event:
+        case e.Approved(commit=commit) if commit != task.head:
+            return None
+        case e.CommitsPushed(head=head) | e.ChecksFailed(head=head) | e.Conflicted(head=head):
+            if (head == task.head) == isinstance(event, e.CommitsPushed):
+                return None
+    return landing(task, event)
+
+
+def _moved(task: Task, target: State, event: e.TaskEvent, policy: Policy) -> Decision:
+    halted_in = task.state if target in HALTED else task.before
+    moved = _remember(task, replace(task, state=target, before=halted_in, reason=""), event)
+    orders = [*_seen(event), *_orders(task, moved, event, policy), Report(issue=task.issue)]
+    if moved.state is State.REVIEW and moved.waiting:
+        moved, more = _next_round(moved, policy)
+        orders += more
+    return moved, orders
+
+
+def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
+    """The facts an event leaves on the task beside the new state."""
+    match event:
+        case e.PatchReady(work=work):
+            return replace(task, work=work, reviews=(), approved=None, approved_by=None)
+        case e.NothingToChange():
+            return replace(task, reviews=())
+        case e.Approved(commit=commit, actor=actor):
+            return replace(task, approved=commit, approved_by=actor.login)
+        case e.CommitsPushed(head=head):
+            return replace(task, head=head, approved=None, approved_by=None)
+        case e.ApprovalDismissed():
+            return replace(task, approved=None, approved_by=None)
+        case e.ChangesRequested(review=review):
+            return _round(task, *task.reviews, *task.waiting, review)
+        case e.Answered(text=text, actor=actor):
+            return _round(task, *task.reviews, e.Review(by=actor.login, text=text))
+        case e.ChecksFailed(summary=summary):
+            return _round(task, e.Review(by="the checks", text=summary))
+        case e.Conflicted() | e.PlanApproved():
+            return _round(task, *task.reviews)
+        case e.RetryRequested() if was.state is State.PAUSED:
+            return replace(task, grants=task.grants + 1)
+        case e.RetryRequested():
+            return _again(was, task)
+        case e.TaskRequested(title=title, body=body):
+            return _again(was, replace(task, title=title, body=body))
+        case _:
+            return replace(task, reason=_reason(event))
+
+
+def _reason(event: e.TaskEvent) -> str:
+    """Why the task is where it is, as half a sentence."""
+    match event:
+        case e.RunFailed(reason=text) | e.BudgetSpent(reason=text) | e.OrderRefused(reason=text):
+            return text
+        case e.QuestionAsked(question=text) | e.PlanReady(plan=text):
+            return text
+        case e.StopRequested(actor=actor):
+            return f"{actor.login} stopped it"
+        case e.RequestWithdrawn(by=by):
+            return f"{by} withdrew the request"
+        case e.PullClosed(by=by):
+            return f"{by} closed the pull request without merging it"
+        case e.IssueDropped(by=by):
+            return f"{by} closed the issue as not planned"
+        case _:
+            return ""
+
+
+def _round(task: Task, *reviews: e.Review) -> Task:
+    """A new run, with these reviews as its brief."""
+    return replace(task, run=task.run + 1, grants=1, reviews=reviews, waiting=(), approved=None, approved_by=None)
+
+
+def _again(was: Task, task: Task) -> Task:
+    """A second chance: on the same branch, or after a rejection on a new one, so that nothing is ever forced."""
+    if was.state is not State.REJECTED:
+        return _round(task, *task.reviews, *task.waiting)
+    branch = branch_name(task.issue.number, task.title, task.generation + 1)
+    anew = replace(task, generation=task.generation + 1, branch=branch, pull=None, head=None, work=None)
+    return _round(anew)
+
+
+def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterator[Effect]:
+    match event:
+        case e.PatchReady():
+            yield _push(was, event)
+            yield _open_pull(was, event)
+        case e.NothingToChange(summary=summary):
+            yield Reply(issue=task.issue, topic=Topic.ANSWER, once=f"answer:{task.run}", detail=summary, on_pull=True)
+        case e.Approved() if task.pull is not None:
+            yield MarkReady(issue=task.issue, pull=task.pull)
+        case e.ChecksFailed():
+            yield _start(task, policy, Purpose.FIX_CHECKS)
+        case e.Conflicted():
+            yield _start(task, policy, Purpose.RESOLVE_CONFLICT)
+        case e.Ask() if task.state in (State.QUEUED, State.PLANNING, State.RUNNING):
+            yield _start(task, policy)
+        case _ if task.state in ENDED and was.state not in ENDED:
+            yield StopRun(issue=task.issue, run=task.run)
+
+
+def _next_round(task: Task, policy: Policy) -> tuple[Task, list[Effect]]:
+    """A review came while the agent worked: it is the next run's brief."""
+    task = _round(replace(task, state=State.RUNNING), *task.waiting)
+    return task, [_start(task, policy)]
+
+
+def _start(task: Task, policy: Policy, purpose: Purpose | None = None) -> StartRun:
+    return StartRun(
+        issue=task.issue,
+        run=task.run,
+        purpose=purpose or _purpose(task),
+        title=task.title,
+        body=task.body,
+        reviews=task.reviews,
+        branch=task.branch,
+        steps=policy.steps * task.grants,
+        minutes=policy.minutes * task.grants,
+    )
+
+
+def _purpose(task: Task) -> Purpose:
+    if task.state is State.PLANNING:
+        return Purpose.PLAN
+    return Purpose.REVISE if task.reviews else Purpose.BUILD
+
+
+def _push(task: Task, event: e.PatchReady) -> Push:
+    return Push(
+        issue=task.issue,
+        run=event.run,
+        pull=task.pull,
+        tree=event.tree,
+        base=event.base,
+        branch=task.branch,
+        at=event.at,
+        title=task.title,
+        requester=task.requester,
+        reviewers=tuple(dict.fromkeys(review.by for review in task.reviews)),
+        work=event.work,
+    )
+
+
+def _open_pull(task: Task, event: e.PatchReady) -> OpenDraftPull:
+    return OpenDraftPull(
+        issue=task.issue,
+        branch=task.branch,
+        title=task.title,
+        request=task.body,
+        requester=task.requester,
+        work=event.work,
+    )
+
+
+def _seen(event: e.TaskEvent) -> list[Effect]:
+    if isinstance(event, e.Ask) and event.said and not isinstance(event, e.Approved):
+        return [React(issue=event.issue, said=event.said)]
+    return []
+
+
+def branch_name(number: int, title: str, generation: int) -> str:
+    """`osiris/<issue>-<slug>`; a later generation has its number behind it, so no branch is ever forced."""
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-") or "task"
+    return f"osiris/{number}-{slug}" + (f"-{generation}" if generation > 1 else "")

@@ -1,0 +1,124 @@
+"""What we decided to do. Effects are orders: frozen, imperative, no behaviour."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from osiris.events import IssueRef, Review, Said, Work
+
+
+class Purpose(StrEnum):
+    """Why a run is started."""
+
+    PLAN = "plan"
+    BUILD = "build"
+    REVISE = "revise"
+    FIX_CHECKS = "fix_checks"
+    RESOLVE_CONFLICT = "resolve_conflict"
+
+
+class Topic(StrEnum):
+    """What a one-off reply is about; the words are in `bot/comments.py`."""
+
+    REFUSED = "refused"
+    HELP = "help"
+    STATUS = "status"
+    ANSWER = "answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenIssue:
+    """File a request as an issue; `key` keeps it single."""
+
+    key: str
+    repo: str
+    title: str
+    body: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    issue: IssueRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRun(Order):
+    """Let an agent work. `steps` and `minutes` bound the run as a whole, all its grants together."""
+
+    run: int
+    purpose: Purpose
+    title: str
+    body: str
+    reviews: tuple[Review, ...]
+    branch: str
+    steps: int
+    minutes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRun(Order):
+    run: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push(Order):
+    """Commit `tree` on top of `base` and push it to `branch`.
+
+    `at` (seconds since 1970) makes the commit repeatable; `pull` is the pull request that must still be open.
+    """
+
+    run: int
+    pull: int | None
+    tree: str
+    base: str
+    branch: str
+    at: int
+    title: str
+    requester: str
+    reviewers: tuple[str, ...]
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDraftPull(Order):
+    branch: str
+    title: str
+    request: str
+    requester: str
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkReady(Order):
+    """Take the draft mark off: a person approved."""
+
+    pull: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Order):
+    """Bring the status comments and the check run to what the task is now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply(Order):
+    """Say one thing once; `once` is its identity on the issue."""
+
+    topic: Topic
+    once: str
+    to: str = ""
+    detail: str = ""
+    on_pull: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class React(Order):
+    """Put 👀 on what a person wrote: it was seen."""
+
+    said: Said
+
+
+Effect = OpenIssue | StartRun | StopRun | Push | OpenDraftPull | MarkReady | Report | Reply | React
+
+ESSENTIAL = (OpenIssue, StartRun, Push, OpenDraftPull)
+"""Orders a task cannot do without: when one is refused, the task fails and says why."""

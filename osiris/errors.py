@@ -1,0 +1,33 @@
+"""The errors Osiris raises on purpose, named by what the worker does next.
+
+OsirisError
+├── Refused        a person asked for what cannot be done: they are told the sentence, nothing is retried
+├── Unavailable    the other side may recover: the same job is tried again later
+└── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
+
+Anything else that is raised is a bug in Osiris.
+"""
+
+
+class OsirisError(Exception):
+    """Base of every error we raise on purpose; its text is a sentence for a person."""
+
+
+class Refused(OsirisError):
+    """It will not be done, and trying again would change nothing; the text says why and what to do."""
+
+
+class Unavailable(OsirisError):
+    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause)."""
+
+    def __init__(self, sentence: str, *, retry_in: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_in = retry_in
+
+
+class RunEnded(OsirisError):
+    """A run came to its end; `outcome` is one of `osiris.ports.Outcome`."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(type(outcome).__name__)
+        self.outcome = outcome

@@ -1,0 +1,297 @@
+"""What happened, in our own words. Events are facts: frozen, past tense, no behaviour.
+
+Three families: an `Ask` is a person's wish and needs authority; a `RunFact` comes from one agent run and is void
+when another run has taken its place; every other event is a plain fact.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class IssueRef:
+    """The issue is the task: `repo` is "owner/name"."""
+
+    repo: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.repo}#{self.number}"
+
+
+class Role(StrEnum):
+    """A person's `role_name` in a repository, as GitHub's collaborator look-up gives it."""
+
+    NONE = "none"
+    READ = "read"
+    TRIAGE = "triage"
+    WRITE = "write"
+    MAINTAIN = "maintain"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    login: str
+    role: Role
+
+    @property
+    def may_steer(self) -> bool:
+        """Only people with write access trigger, steer or approve."""
+        return self.role in (Role.WRITE, Role.MAINTAIN, Role.ADMIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Where a person's words stand on GitHub: a comment by its database id, a review by its node id."""
+
+    kind: Literal["comment", "review"]
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """One line comment of a review, with the piece of diff it hangs on."""
+
+    path: str
+    line: int | None
+    hunk: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A submitted review, whole: it is the brief of one run."""
+
+    by: str
+    text: str
+    threads: tuple[Thread, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """One changed path, as the host read it from the tree; counts are None for a binary file."""
+
+    path: str
+    status: Literal["added", "modified", "deleted"]
+    additions: int | None
+    deletions: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRan:
+    """One command the harness saw in the sandbox; `exit_code` None: it was cut off."""
+
+    command: str
+    exit_code: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run handed in: the model's words, and the facts the harness saw."""
+
+    summary: str
+    files: tuple[FileChange, ...]
+    commands: tuple[CommandRan, ...]
+    instructions: tuple[str, ...]
+    model: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMade:
+    """Somebody asked for work that has no issue yet; `key` is the request's own identity."""
+
+    key: str
+    repo: str
+    title: str
+    body: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    issue: IssueRef
+
+
+# ── asks: a person's wish ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask(TaskEvent):
+    actor: Actor
+    said: Said | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequested(Ask):
+    title: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanApproved(Ask): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered(Ask):
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesRequested(Ask):
+    review: Review
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved(Ask):
+    commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequested(Ask): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRequested(Ask): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusAsked(Ask): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelpAsked(Ask):
+    """`unknown` is the command we did not understand, empty when help itself was asked for."""
+
+    unknown: str = ""
+
+
+# ── facts of one run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFact(TaskEvent):
+    run: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningStarted(RunFact): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(RunFact): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReady(RunFact):
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionAsked(RunFact):
+    question: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchReady(RunFact):
+    """`tree` and `base` are git object ids in the host's own repository; `at` is in seconds since 1970."""
+
+    tree: str
+    base: str
+    at: int
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NothingToChange(RunFact):
+    """A run that answered a review without changing a file; `summary` is its answer."""
+
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed(RunFact):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSpent(RunFact):
+    reason: str
+
+
+# ── other facts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderRefused(TaskEvent):
+    """An order that the task cannot do without was refused for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchPushed(TaskEvent):
+    head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOpened(TaskEvent):
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitsPushed(TaskEvent):
+    """The pull request's branch now ends at `head`."""
+
+    head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChecksFailed(TaskEvent):
+    head: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflicted(TaskEvent):
+    head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDismissed(TaskEvent): ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged(TaskEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullClosed(TaskEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullReopened(TaskEvent):
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueDropped(TaskEvent):
+    """The issue was closed as not planned."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestWithdrawn(TaskEvent):
+    """The trigger label was taken off, or the issue closed without a merged pull request."""
+
+    by: str
+
+
+Event = RequestMade | TaskEvent

@@ -1,0 +1,191 @@
+"""What the parts ask of each other, in as few methods as they need. `bootstrap` joins them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from osiris.events import CommandRan
+
+# ── the conversation with a model ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    id: str
+    name: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One line of a transcript; `call` names the tool call that a `tool` message answers.
+
+    `ran` is the command the harness saw behind a tool's answer; `usage` counts tokens by the vendor's own names.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    call: str = ""
+    ran: CommandRan | None = None
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSpec:
+    """A tool as the model sees it; `parameters` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolAnswer:
+    text: str
+    ran: CommandRan | None = None
+
+
+class Brain(Protocol):
+    """A model. `name` is what a commit's `Osiris-Model` trailer says."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+        """The next assistant message. Raises Unavailable (come back later) or Refused (it never will)."""
+        ...
+
+
+class Toolbox(Protocol):
+    """The tools of one run."""
+
+    def specs(self) -> Sequence[ToolSpec]: ...
+
+    async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
+        """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends the run."""
+        ...
+
+
+class Transcripts(Protocol):
+    """The append-only record of a run, in the database."""
+
+    async def load(self, run: str) -> list[Message]: ...
+
+    async def append(self, run: str, seq: int, message: Message) -> None:
+        """Store message number `seq` (from 0) and commit; storing the same number again changes nothing."""
+        ...
+
+
+# ── how a run ends ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """The model says it is finished; `summary` is in its own words."""
+
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaveUp:
+    """The run cannot be finished; `reason` is half a sentence for a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpentBudget:
+    reason: str
+
+
+Outcome = Submitted | GaveUp | SpentBudget
+
+
+# ── hands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a sandboxed command did. `exit_code` is None when it was killed; `output` is stdout and stderr together,
+    cut to head and tail when `total` bytes were too many."""
+
+    exit_code: int | None
+    output: bytes
+    total: int
+    timed_out: bool
+    out_of_memory: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """The work of a session as a stranger's push: `pack` is a thin pack of what is new in `tree` against the base."""
+
+    tree: str
+    pack: Path
+
+
+class Session(Protocol):
+    """One workspace in one sandbox. Paths are relative to the workspace."""
+
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 120, keep_as: str = "") -> Result:
+        """Run a command in the jail, at /workspace, for at most `timeout` seconds; everything it started dies with it.
+
+        With `keep_as`, the full output (up to the session's cap) is kept as that file name below /tmp/outputs inside.
+        """
+        ...
+
+    async def export(self, base: str) -> Export:
+        """Take the workspace as a pack against commit `base`, from a fresh read-only jail. Raises Refused."""
+        ...
+
+    async def close(self) -> None:
+        """End the session and remove what it left; closing twice is fine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One thing a machine was asked to do; `fix` says what to do when it failed. Only `needed` ones forbid runs."""
+
+    name: str
+    ok: bool
+    needed: bool = True
+    detail: str = ""
+    fix: str = ""
+
+
+class Sandbox(Protocol):
+    """A place where commands of strangers may run."""
+
+    async def open(self, name: str, *, mirror: Path, base: str) -> tuple[Session, bool]:
+        """The session `name`, with a clone of `mirror` (a bare repository) at commit `base` when it is new.
+
+        Returns the session and whether it was new. Raises Refused when there is no safe sandbox on this machine.
+        """
+        ...
+
+    async def probe(self) -> Sequence[Probe]:
+        """What this machine can do, each found out by doing it."""
+        ...
+
+
+# ── durability ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Inbox(Protocol):
+    async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> bool:
+        """Store what happened, commit, wake a worker; False when (source, delivery) is already known."""
+        ...
+
+
+class Wake(Protocol):
+    """A hint that the database holds something due. Losing one costs time, never work."""
+
+    def wake(self) -> None: ...
+
+    async def wait(self, timeout: float) -> None:
+        """Return when woken, or after `timeout` seconds."""
+        ...
