@@ -31,6 +31,8 @@ def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
         return task, [OpenIssue(key=event.key, repo=event.repo, title=event.title, body=event.body, by=event.by)]
     if isinstance(event, e.Ask) and not event.actor.may_steer:
         return task, _turn_away(event)
+    if policy.broken and isinstance(event, e.TaskRequested | e.RetryRequested | e.ChangesRequested):
+        return task, [_broken(event, policy)]
     if task is None:
         return _without_task(event, policy)
     if isinstance(event, e.RunFact) and event.run != task.run:
@@ -50,6 +52,10 @@ def _turn_away(event: e.Ask) -> list[Effect]:
     return [Reply(issue=event.issue, topic=Topic.REFUSED, once=f"refused:{event.actor.login}", to=event.actor.login)]
 
 
+def _broken(event: e.Ask, policy: Policy) -> Reply:
+    return Reply(issue=event.issue, topic=Topic.BROKEN, once=f"broken:{policy.broken}", detail=policy.broken)
+
+
 def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
     match event:
         case e.TaskRequested():
@@ -57,7 +63,7 @@ def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
             task = Task(
                 issue=event.issue, title=event.title, body=event.body, requester=event.actor.login, branch=branch
             )
-            return task, [*_seen(event), _start(task, policy), Report(issue=task.issue)]
+            return task, [_start(task, policy), *_seen(event), Report(issue=task.issue)]
         case e.HelpAsked() | e.StatusAsked() | e.StopRequested() | e.RetryRequested():
             return None, [_help(event)]
         case _:
@@ -104,7 +110,7 @@ def _target(task: Task, event: e.TaskEvent) -> State | None:
 def _moved(task: Task, target: State, event: e.TaskEvent, policy: Policy) -> Decision:
     halted_in = task.state if target in HALTED else task.before
     moved = _remember(task, replace(task, state=target, before=halted_in, reason=""), event)
-    orders = [*_seen(event), *_orders(task, moved, event, policy), Report(issue=task.issue)]
+    orders = [*_orders(task, moved, event, policy), *_seen(event), Report(issue=task.issue)]
     if moved.state is State.REVIEW and moved.waiting:
         moved, more = _next_round(moved, policy)
         orders += more

@@ -23,6 +23,7 @@ class Topic(StrEnum):
     HELP = "help"
     STATUS = "status"
     ANSWER = "answer"
+    BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,5 +121,5 @@ class React(Order):
 
 Effect = OpenIssue | StartRun | StopRun | Push | OpenDraftPull | MarkReady | Report | Reply | React
 
-ESSENTIAL = (OpenIssue, StartRun, Push, OpenDraftPull)
+ESSENTIAL = (StartRun, Push, OpenDraftPull)
 """Orders a task cannot do without: when one is refused, the task fails and says why."""

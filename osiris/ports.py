@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from osiris.events import CommandRan
+from osiris.events import CommandRan, Event, FileChange, IssueRef
+from osiris.task import Task
 
 # ── the conversation with a model ─────────────────────────────────────────────────────────────────────────────────
 
@@ -69,13 +70,22 @@ class Toolbox(Protocol):
 
 
 class Transcripts(Protocol):
-    """The append-only record of a run, in the database."""
+    """The append-only record of runs, in the database."""
+
+    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> tuple[str, float]:
+        """Note a run's begin, once; returns its base commit (the first one given) and its active seconds so far."""
+        ...
 
     async def load(self, run: str) -> list[Message]: ...
 
-    async def append(self, run: str, seq: int, message: Message) -> None:
-        """Store message number `seq` (from 0) and commit; storing the same number again changes nothing."""
+    async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
+        """Store message number `seq` (from 0), add `seconds` to the run's active time, and commit.
+
+        Storing the same number again changes nothing.
+        """
         ...
+
+    async def end(self, run: str, outcome: str) -> None: ...
 
 
 # ── how a run ends ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,6 +137,34 @@ class Export:
     pack: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkout:
+    """Where work starts: a bare mirror on this machine and a commit in it."""
+
+    mirror: Path
+    commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Work the host took over and checked: a tree in the host's own repository, and what it changes."""
+
+    tree: str
+    files: tuple[FileChange, ...]
+
+
+class Desk(Protocol):
+    """The host's own repositories, which no sandbox sees; it holds no credential."""
+
+    async def take(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> Taken:
+        """Import a stranger's pack and hold it against policy. Raises Refused with the sentence for the person."""
+        ...
+
+    async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
+        """The repository's own instructions for agents at `commit`: path -> text, capped."""
+        ...
+
+
 class Session(Protocol):
     """One workspace in one sandbox. Paths are relative to the workspace."""
 
@@ -176,9 +214,24 @@ class Sandbox(Protocol):
 
 
 class Inbox(Protocol):
-    async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> bool:
-        """Store what happened, commit, wake a worker; False when (source, delivery) is already known."""
+    async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
+        """Store what happened, commit, wake a worker. The same (source, delivery) again changes nothing.
+
+        Raises Unavailable when the database did not take it.
+        """
         ...
+
+    async def note(self, key: str, event: Event) -> None:
+        """Accept a fact of our own, known by `key`."""
+        ...
+
+
+class Tasks(Protocol):
+    """The tasks, to look at."""
+
+    async def get(self, issue: IssueRef) -> Task | None: ...
+
+    async def by_pull(self, repo: str, pull: int) -> Task | None: ...
 
 
 class Wake(Protocol):

@@ -1,0 +1,101 @@
+"""The operator's settings: the only reader of the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from osiris.errors import Refused
+
+
+def _default_data_dir() -> Path:
+    """As root /var/lib/osiris, else the user's own data folder (XDG base directories)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/osiris")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "osiris"
+
+
+class Settings(BaseModel):
+    """One field per environment variable of the same name in capitals; see `docs/configuration.md`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    github_app_id: str = ""
+    github_private_key: SecretStr = SecretStr("")
+    github_private_key_file: Path | None = None
+    github_webhook_secret: SecretStr = SecretStr("")
+    github_api_url: str = "https://api.github.com"
+    github_url: str = "https://github.com"
+    database_url: str = ""
+    osiris_data_dir: Path = Field(default_factory=_default_data_dir)
+    osiris_base_url: str = ""
+    osiris_host: str = "127.0.0.1"
+    osiris_port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    osiris_log_format: Literal["text", "json"] = "text"
+    osiris_model: str = ""
+    osiris_toolchains: tuple[Path, ...] = ()
+    osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
+
+    @field_validator("osiris_toolchains", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("osiris_model")
+    @classmethod
+    def _vendor_and_model(cls, value: str) -> str:
+        if value and not (":" in value and value.partition(":")[2]):
+            raise ValueError("is to be VENDOR:MODEL, for example scripted:script.yml")
+        return value
+
+    @property
+    def private_key(self) -> str:
+        """The App's key in PEM; raises Refused when its file cannot be read."""
+        if self.github_private_key_file is None:
+            return self.github_private_key.get_secret_value().replace("\\n", "\n")
+        try:
+            return self.github_private_key_file.read_text()
+        except OSError as error:
+            raise Refused(f"GITHUB_PRIVATE_KEY_FILE cannot be read: {error.strerror}") from None
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy address of the database."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+
+    def missing(self) -> list[str]:
+        """The names without which Osiris cannot do its work."""
+        wanted = {
+            "GITHUB_APP_ID": self.github_app_id,
+            "GITHUB_PRIVATE_KEY or GITHUB_PRIVATE_KEY_FILE": self.github_private_key.get_secret_value()
+            or self.github_private_key_file,
+            "GITHUB_WEBHOOK_SECRET": self.github_webhook_secret.get_secret_value(),
+            "OSIRIS_MODEL": self.osiris_model,
+        }
+        return [name for name, value in wanted.items() if not value]
+
+    def secrets(self) -> list[str]:
+        """Every value that must never be written anywhere."""
+        values = [value for value in self.__dict__.values() if isinstance(value, SecretStr)]
+        return [secret for value in values if (secret := value.get_secret_value())]
+
+
+def load(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Settings:
+    """The settings from `env_file` and the environment, which wins.
+
+    Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.
+    """
+    stored = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    given = {**stored, **(os.environ if environ is None else environ)}
+    known = {name.upper(): name for name in Settings.model_fields}
+    for name in given:
+        if name.startswith("OSIRIS_") and name not in known:
+            raise Refused(f"{name} is not a setting of Osiris; known are: {', '.join(sorted(known))}")
+    try:
+        return Settings(**{field: given[name] for name, field in known.items() if name in given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refused(f"{str(first['loc'][0]).upper()} {first['msg'].removeprefix('Value error, ')}") from None

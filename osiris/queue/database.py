@@ -1,0 +1,50 @@
+"""The connection to the database, and its schema brought up to date."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from osiris.errors import Refused
+
+_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
+
+
+def connect(url: str) -> AsyncEngine:
+    """An engine for `url` (SQLite through aiosqlite). Connections are opened when first used."""
+    engine = create_async_engine(url)
+    if engine.dialect.name != "sqlite":
+        raise Refused(f"DATABASE_URL names {engine.dialect.name}; this version of Osiris works on SQLite")
+    event.listen(engine.sync_engine, "connect", _prepare)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # else sqlite3 itself begins transactions, and too late
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    """Write transactions take the lock at their begin: a later upgrade would fail or lose an update silently."""
+    readonly = connection.get_execution_options().get("readonly")
+    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the schema to this version; a second call changes nothing."""
+    from alembic import command  # heavy, and only needed here
+    from alembic.config import Config
+
+    def upgrade(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)

@@ -1,0 +1,113 @@
+"""The two jobs of a worker, handle and perform. Each may run twice; each does its work once."""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from pydantic import ValidationError
+
+from osiris.effects import ESSENTIAL, Effect, Report
+from osiris.errors import Refused, Unavailable
+from osiris.events import Event, OrderRefused, RequestMade
+from osiris.policy import Policy
+from osiris.queue import codec
+from osiris.queue.store import OWN, Happening, Store
+from osiris.task import Task
+
+Interpret = Callable[[str, bytes], Awaitable[Event | None]]
+"""A delivery's kind and body -> what happened; None for what does not concern us."""
+PolicyOf = Callable[[str], Awaitable[Policy]]
+Performer = Callable[[Effect, Task | None, str], Awaitable[Sequence[Event]]]
+"""(order, its task as it is now, the order's key) -> the facts that doing it brought."""
+
+log = logging.getLogger(__name__)
+
+_PAUSES = (1, 2, 5, 10, 30, 60, 120, 300)
+_BUG_ATTEMPTS = 3
+_OUTAGE_ATTEMPTS = 40  # with the pauses above about three hours
+
+
+class Jobs:
+    """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        interpreters: Mapping[str, Interpret],
+        policy_of: PolicyOf,
+        performers: Mapping[type, Performer],
+    ) -> None:
+        self._store, self._interpreters = store, interpreters
+        self._policy_of, self._performers = policy_of, performers
+
+    async def handle(self, id: int) -> None:
+        """Decide one inbox row. Everything that must be asked of others is asked before the transaction."""
+        if (row := await self._store.happening(id)) is None:
+            return
+        try:
+            event = await self._event(row)
+            policy = await self._policy(event)
+            await self._store.settle(id, event, policy)
+        except Refused as refused:
+            log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
+            await self._store.fail_inbox(id, str(refused))
+        except Unavailable as outage:
+            await self._store.postpone_inbox(id, str(outage), _pause(row.attempts, outage))
+        except Exception as bug:
+            log.exception("a bug in handling %s (%s)", id, row.kind)
+            if row.attempts + 1 >= _BUG_ATTEMPTS:
+                await self._store.fail_inbox(id, f"a bug in Osiris: {type(bug).__name__}: {bug}")
+            else:
+                await self._store.postpone_inbox(id, str(bug), _pause(row.attempts))
+
+    async def _event(self, row: Happening) -> Event | None:
+        if row.source == OWN:
+            fact: Event = codec.load(json.loads(row.body))
+            return fact
+        try:
+            return await self._interpreters[row.source](row.kind, row.body)
+        except (ValidationError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise Refused(f"the body is not what {row.source} sends as {row.kind}: {first}") from None
+
+    async def _policy(self, event: Event | None) -> Policy:
+        if event is None or isinstance(event, RequestMade):
+            return Policy()
+        return await self._policy_of(event.issue.repo)
+
+    async def perform(self, id: int) -> None:
+        """Do one order, unless a later one makes it needless."""
+        if (found := await self._store.order(id)) is None:
+            return
+        order, task, attempts = found
+        if isinstance(order, Report) and await self._store.superseded(id):
+            await self._store.finish(id)
+            return
+        try:
+            facts = await self._performers[type(order)](order, task, f"{id}")
+            await self._store.finish(id, facts)
+        except Refused as refused:
+            await self._give_up(id, order, str(refused))
+        except Unavailable as outage:
+            log.warning("%s waits: %s", type(order).__name__, outage)
+            if attempts + 1 >= _OUTAGE_ATTEMPTS:
+                await self._give_up(id, order, f"{outage} (tried {attempts + 1} times)")
+            else:
+                await self._store.postpone_order(id, str(outage), _pause(attempts, outage))
+        except Exception as bug:
+            log.exception("a bug in doing %s", type(order).__name__)
+            if attempts + 1 >= _BUG_ATTEMPTS:
+                await self._give_up(id, order, f"a bug in Osiris: {type(bug).__name__}: {bug}")
+            else:
+                await self._store.postpone_order(id, str(bug), _pause(attempts))
+
+    async def _give_up(self, id: int, order: Effect, reason: str) -> None:
+        log.warning("%s was refused: %s", type(order).__name__, reason)
+        facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+        await self._store.finish(id, facts, error=reason)
+
+
+def _pause(attempts: int, outage: Unavailable | None = None) -> float:
+    if outage is not None and outage.retry_in is not None:
+        return outage.retry_in
+    return _PAUSES[min(attempts, len(_PAUSES) - 1)]

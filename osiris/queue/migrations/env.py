@@ -1,0 +1,13 @@
+"""Alembic's entry: it works on the connection it is handed."""
+
+from alembic import context
+
+from osiris.queue.tables import Table
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    render_as_batch=True,
+    transactional_ddl=False,  # the caller owns the transaction
+)
+context.run_migrations()

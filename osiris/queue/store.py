@@ -1,0 +1,238 @@
+"""The unit of work: one inbox row in, one task moved, its orders out, all or nothing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import aliased
+from sqlalchemy.orm.exc import StaleDataError
+
+from osiris.decide import decide
+from osiris.effects import Effect, StartRun
+from osiris.errors import Unavailable
+from osiris.events import Event, IssueRef, RequestMade
+from osiris.policy import Policy
+from osiris.queue import codec, journal
+from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, now
+from osiris.task import Task
+
+OWN = "osiris"
+"""The source of our own facts in the inbox."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """An inbox row that waits to be decided."""
+
+    id: int
+    source: str
+    kind: str
+    body: bytes
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """An outbox row whose turn it is; `owner` is the account whose installation it writes through."""
+
+    id: int
+    key: str
+    lane: int
+    owner: str
+
+
+class Store:
+    """Every transaction on inbox, tasks and outbox."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._read = async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+
+    # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(self, rows: Sequence[tuple[str, str, str, bytes]]) -> None:
+        """Write down (source, delivery, kind, body) rows in one transaction; known deliveries change nothing."""
+        at = now()
+        values = [
+            {"source": s, "delivery": d, "kind": k, "body": b, "received": at, "not_before": at, "attempts": 0}
+            for s, d, k, b in rows
+        ]
+        async with self._write.begin() as session:
+            await session.execute(insert(InboxRow.__table__).on_conflict_do_nothing(), values)  # type: ignore[arg-type]
+
+    async def inbox_due(self, limit: int) -> list[int]:
+        query = select(InboxRow.id).where(InboxRow.not_before <= now()).order_by(InboxRow.id).limit(limit)
+        async with self._read() as session:
+            return list(await session.scalars(query))
+
+    async def happening(self, id: int) -> Happening | None:
+        """The inbox row, unless it was handled already."""
+        async with self._read() as session:
+            row = await session.get(InboxRow, id)
+        if row is None or row.not_before is None:
+            return None
+        return Happening(id=row.id, source=row.source, kind=row.kind, body=row.body, attempts=row.attempts)
+
+    async def settle(self, id: int, event: Event | None, policy: Policy) -> None:
+        """Decide one inbox row: task state, orders, journal and the row itself, in one transaction."""
+        try:
+            async with self._write.begin() as session:
+                row = await session.get_one(InboxRow, id)
+                if row.not_before is None:
+                    return
+                row.handled, row.not_before, row.error = now(), None, None
+                if event is not None:
+                    await self._decide(session, row, event, policy)
+        except (StaleDataError, IntegrityError):
+            raise Unavailable("another worker moved the task first", retry_in=0.05) from None
+
+    async def _decide(self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy) -> None:
+        was = None if isinstance(event, RequestMade) else await _task_row(session, event.issue)
+        before = codec.load_task(was.data) if was else None
+        task, orders = decide(before, event, policy)
+        kept = _keep(was, task) if task else None
+        if kept is not None and was is None:
+            session.add(kept)
+            await session.flush()
+        session.add_all(_order_row(row.id, n, order, kept) for n, order in enumerate(orders))
+        if kept is not None and (task != before or orders):
+            detail = {"state": kept.state, "orders": [type(order).__name__ for order in orders]}
+            happened = ("happened", type(event).__name__, codec.dump(event))
+            await journal.write(session, kept.id, happened, ("decided", kept.state, detail))
+
+    async def postpone_inbox(self, id: int, error: str, seconds: float) -> None:
+        """It could not be looked at now; again in `seconds`."""
+        await self._touch(InboxRow, id, error=error, not_before=now() + seconds, attempts=InboxRow.attempts + 1)
+
+    async def fail_inbox(self, id: int, error: str) -> None:
+        """It will never be decided; `osiris task list --failed` shows it."""
+        await self._touch(InboxRow, id, error=error, not_before=None)
+
+    # ── outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def orders_due(self, limit: int) -> list[Due]:
+        """Orders whose time has come and before which no order of the same task is still to be done."""
+        earlier = aliased(OutboxRow)
+        blocked = exists().where(
+            earlier.task_id == OutboxRow.task_id,
+            earlier.id < OutboxRow.id,
+            earlier.not_before.is_not(None),
+            earlier.lane == 0,
+        )
+        query = (
+            select(OutboxRow, TaskRow.repo)
+            .outerjoin(TaskRow, TaskRow.id == OutboxRow.task_id)
+            .where(OutboxRow.not_before <= now(), ~blocked)
+            .order_by(OutboxRow.id)
+            .limit(limit)
+        )
+        async with self._read() as session:
+            rows = (await session.execute(query)).all()
+        return [Due(id=o.id, key=o.key, lane=o.lane, owner=(repo or "").partition("/")[0]) for o, repo in rows]
+
+    async def order(self, id: int) -> tuple[Effect, Task | None, int] | None:
+        """The order, its task as it is now, and the attempts so far; None when it is done."""
+        async with self._read() as session:
+            row = await session.get(OutboxRow, id)
+            if row is None or row.not_before is None:
+                return None
+            task = await session.get(TaskRow, row.task_id) if row.task_id else None
+            return codec.load(row.body), codec.load_task(task.data) if task else None, row.attempts
+
+    async def superseded(self, id: int) -> bool:
+        """Whether the same task has a later order of the same kind to be done: two reports are one."""
+        later = aliased(OutboxRow)
+        query = select(OutboxRow.id).where(
+            OutboxRow.id == id,
+            exists().where(
+                later.task_id == OutboxRow.task_id,
+                later.kind == OutboxRow.kind,
+                later.id > OutboxRow.id,
+                later.not_before.is_not(None),
+            ),
+        )
+        async with self._read() as session:
+            return await session.scalar(query) is not None
+
+    async def finish(self, id: int, facts: Sequence[Event] = (), error: str | None = None) -> None:
+        """The order is done (or refused for good, with `error`); the facts it brought enter the inbox with that."""
+        async with self._write.begin() as session:
+            row = await session.get_one(OutboxRow, id)
+            if row.not_before is None:
+                return
+            row.done, row.not_before, row.error = now(), None, error
+            for n, fact in enumerate(facts):
+                session.add(own_row(f"{row.key}/{n}", fact))
+            if row.task_id is not None:
+                detail = {"key": row.key, **({"refused": error} if error else {})}
+                await journal.write(session, row.task_id, ("done", row.kind, detail))
+
+    async def postpone_order(self, id: int, error: str, seconds: float) -> None:
+        await self._touch(OutboxRow, id, error=error, not_before=now() + seconds, attempts=OutboxRow.attempts + 1)
+
+    async def _touch(self, table: type[InboxRow | OutboxRow], id: int, **values: Any) -> None:
+        async with self._write.begin() as session:
+            await session.execute(update(table).where(table.id == id, table.not_before.is_not(None)).values(**values))
+
+    async def next_due(self) -> float | None:
+        """When the earliest waiting row wants to be looked at, in seconds since 1970."""
+        async with self._read() as session:
+            inbox = await session.scalar(select(func.min(InboxRow.not_before)))
+            outbox = await session.scalar(select(func.min(OutboxRow.not_before)))
+        return min((at for at in (inbox, outbox) if at is not None), default=None)
+
+    # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, issue: IssueRef) -> Task | None:
+        async with self._read() as session:
+            row = await _task_row(session, issue)
+        return codec.load_task(row.data) if row else None
+
+    async def by_pull(self, repo: str, pull: int) -> Task | None:
+        async with self._read() as session:
+            row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
+        return codec.load_task(row.data) if row else None
+
+    async def ready(self) -> None:
+        """Raises when the database does not answer."""
+        async with self._write.begin() as session:
+            await session.execute(delete(InboxRow).where(InboxRow.id < 0))
+
+
+def own_row(key: str, fact: Event) -> InboxRow:
+    """A fact of our own as an inbox row; `key` keeps it single."""
+    at, body = now(), codec.dump(fact)
+    return InboxRow(
+        source=OWN, delivery=key, kind=body["type"], body=json.dumps(body).encode(), received=at, not_before=at
+    )
+
+
+async def _task_row(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
+    found: TaskRow | None = await session.scalar(
+        select(TaskRow).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
+    )
+    return found
+
+
+def _keep(row: TaskRow | None, task: Task) -> TaskRow:
+    """The task's row with the task in it; `row` None: a new one."""
+    at = now()
+    row = row or TaskRow(repo=task.issue.repo, issue=task.issue.number, created=at)
+    row.state, row.pull, row.data, row.updated = task.state.value, task.pull, codec.dump_task(task), at
+    return row
+
+
+def _order_row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:
+    return OutboxRow(
+        key=f"{inbox_id}.{n}",
+        task_id=task.id if task else None,
+        kind=type(order).__name__,
+        lane=1 if isinstance(order, StartRun) else 0,
+        body=codec.dump(order),
+        not_before=now(),
+    )

@@ -1,0 +1,83 @@
+"""The worker's loop: look for due rows, start their jobs, sleep until woken. It finds whatever a crash left."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from osiris.ports import Wake
+from osiris.queue.jobs import Jobs
+from osiris.queue.store import Due, Store
+
+log = logging.getLogger(__name__)
+
+_IDLE = 5.0  # seconds between two looks when nothing woke us
+_HANDLES = 4
+
+
+class Worker:
+    """Handles the inbox and performs the outbox: `runs` agents at once, writes one at a time per account."""
+
+    def __init__(self, store: Store, jobs: Jobs, wake: Wake, *, runs: int) -> None:
+        self._store, self._jobs, self._wake, self._runs = store, jobs, wake, runs
+        self._handling: dict[int, asyncio.Task[None]] = {}
+        self._performing: dict[Due, asyncio.Task[None]] = {}
+
+    async def work(self) -> None:
+        """Go on until cancelled; then cut off the jobs that are under way: their rows are still due."""
+        try:
+            while True:
+                await self._wake.wait(await self._look())
+        finally:
+            under_way = [*self._handling.values(), *self._performing.values()]
+            for job in under_way:
+                job.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _look(self) -> float:
+        """Start what is due; returns how long nothing more will be, in seconds."""
+        try:
+            await self._start_handles()
+            await self._start_orders()
+            at = await self._store.next_due()
+        except SQLAlchemyError as error:
+            log.error("the database does not answer: %s", type(error).__name__)
+            return _IDLE
+        if at is None or self._handling or self._performing:
+            return _IDLE
+        return max(0.01, min(_IDLE, at - time.time()))
+
+    async def _start_handles(self) -> None:
+        for id in await self._store.inbox_due(_HANDLES * 2):
+            if id not in self._handling and len(self._handling) < _HANDLES:
+                self._handling[id] = self._job(self._jobs.handle(id), partial(self._handling.pop, id))
+
+    async def _start_orders(self) -> None:
+        for due in await self._store.orders_due(50):
+            if due not in self._performing and self._has_room(due):
+                self._performing[due] = self._job(self._jobs.perform(due.id), partial(self._performing.pop, due))
+
+    def _has_room(self, due: Due) -> bool:
+        same_lane = [other for other in self._performing if other.lane == due.lane]
+        if due.lane == 1:
+            return len(same_lane) < self._runs
+        return all(other.owner != due.owner for other in same_lane)
+
+    def _job(self, work: Coroutine[Any, Any, None], forget: Callable[[], object]) -> asyncio.Task[None]:
+        job = asyncio.create_task(work)
+        job.add_done_callback(lambda done: self._ended(done, forget))
+        return job
+
+    def _ended(self, job: asyncio.Task[None], forget: Callable[[], object]) -> None:
+        forget()
+        self._wake.wake()
+        _complain(job)
+
+
+def _complain(job: asyncio.Task[None]) -> None:
+    if not job.cancelled() and (error := job.exception()):
+        log.error("a job could not be recorded: %s: %s", type(error).__name__, error)
