@@ -1,0 +1,95 @@
+"""Taking the work out: git runs in a fresh read-only jail and prints a pack; the agent's own .git is never read.
+
+The host opens no file of the workspace and runs no git on it: with the host's git, in place and even with hardening
+options, 19 of 42 hostile repositories ran code, left changes out or took in other files.
+"""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from osiris.errors import Refused
+from osiris.ports import Export, Result
+from osiris.tools.bubblewrap import Jail, View
+from osiris.tools.cgroup import Cgroup
+from osiris.tools.clean import clean_text
+from osiris.tools.output import Output
+
+OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
+
+# info/attributes outranks every .gitattributes in the tree, so that none of them can name a filter. The index was saved
+# right after the checkout; `cp -p`, because a renewed time stamp hid same-second edits in 8 of 8 tries.
+INSIDE = r"""
+set -euo pipefail
+export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 GIT_NO_REPLACE_OBJECTS=1
+export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
+git init -q --bare --template= "$GIT_DIR"
+mkdir -p "$GIT_DIR/info"
+echo /base.git/objects >"$GIT_DIR/objects/info/alternates"
+echo '* !filter !diff !merge' >"$GIT_DIR/info/attributes"
+cat >>"$GIT_DIR/config" <<'END'
+[core]
+	bare = false
+	fsmonitor = false
+	hooksPath = /dev/null
+	fileMode = true
+	symlinks = true
+	safecrlf = false
+	looseCompression = 0
+[gc]
+	auto = 0
+[pack]
+	threads = 2
+[advice]
+	addEmbeddedRepo = false
+[diff]
+	ignoreSubmodules = all
+END
+git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
+cp -p /base.index "$GIT_INDEX_FILE"
+GIT_WORK_TREE=/workspace git add -A -- .
+tree=$(git write-tree)
+printf '%s\n^%s\n' "$tree" "$1" | git pack-objects -q --revs --thin --stdout
+printf '\n%s\n' "$tree" >&2
+"""
+
+
+async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
+    """Run the script in a jail with `view`; the pack becomes a file in `packs`. Raises Refused."""
+    handle, name = tempfile.mkstemp(suffix=".pack", dir=packs)
+    pack = Path(name)
+    try:
+        result = await _run(view, base, handle, cgroup)
+        size = os.fstat(handle).st_size
+        return Export(tree=_tree(result, base, size, view.limits.pack), pack=pack)
+    except BaseException:
+        pack.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+async def _run(view: View, base: str, handle: int, cgroup: Cgroup | None) -> Result:
+    jail = Jail(view, stdout=handle)
+    try:
+        await jail.ready(cgroup)
+        argv = ["/bin/bash", "-c", INSIDE, "collect", base]
+        return await jail.run(argv, b"", view.limits.export_seconds, Output(8192))
+    finally:
+        jail.discard()
+
+
+def _tree(result: Result, base: str, size: int, most: int) -> str:
+    if result.timed_out:
+        raise Refused("taking the work out of the sandbox took too long: there are too many or too large files")
+    if result.exit_code == 65:
+        raise Refused(f"the base commit {base} is not in the mirror")
+    if size >= most:
+        raise Refused(f"the work is larger than {most >> 20} MiB")
+    words = clean_text(result.output).strip().splitlines() or ["nothing was said"]
+    if result.exit_code != 0:
+        raise Refused(f"the work could not be taken out of the sandbox: {words[-1][:300]}")
+    if not OBJECT_ID.fullmatch(words[-1]):
+        raise Refused("the work could not be taken out of the sandbox: it came without a tree")
+    return words[-1]
