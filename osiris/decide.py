@@ -99,7 +99,7 @@ def _help(event: e.Ask) -> Effect:
 def _target(task: Task, event: e.TaskEvent) -> State | None:
     """The table's move, unless the fact is about a commit that is not the one under review."""
     match event:
-        case e.Approved(commit=commit) if commit != task.head:
+        case e.Approved(commit=commit, head=head) if commit != head:
             return None
         case e.CommitsPushed(head=head) | e.ChecksFailed(head=head) | e.Conflicted(head=head):
             if (head == task.head) == isinstance(event, e.CommitsPushed):
@@ -124,8 +124,8 @@ def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
             return replace(task, work=work, reviews=(), approved=None, approved_by=None)
         case e.NothingToChange():
             return replace(task, reviews=())
-        case e.Approved(commit=commit, actor=actor):
-            return replace(task, approved=commit, approved_by=actor.login)
+        case e.Approved(commit=commit, pull=pull, actor=actor):
+            return replace(task, approved=commit, approved_by=actor.login, head=commit, pull=pull)
         case e.CommitsPushed(head=head):
             return replace(task, head=head, approved=None, approved_by=None)
         case e.ApprovalDismissed():
@@ -188,8 +188,8 @@ def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterat
             yield _open_pull(was, event)
         case e.NothingToChange(summary=summary):
             yield Reply(issue=task.issue, topic=Topic.ANSWER, once=f"answer:{task.run}", detail=summary, on_pull=True)
-        case e.Approved() if task.pull is not None:
-            yield MarkReady(issue=task.issue, pull=task.pull)
+        case e.Approved(pull=pull):
+            yield MarkReady(issue=task.issue, pull=pull)
         case e.ChecksFailed():
             yield _start(task, policy, Purpose.FIX_CHECKS)
         case e.Conflicted():

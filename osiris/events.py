@@ -148,7 +148,11 @@ class ChangesRequested(Ask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Ask):
+    """`commit` was approved while `head` was the end of pull request number `pull`, as GitHub says it."""
+
     commit: str
+    head: str
+    pull: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

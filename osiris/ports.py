@@ -205,6 +205,14 @@ class Sandbox(Protocol):
         """
         ...
 
+    async def remove(self, name: str) -> None:
+        """Throw a session away by its name; fine if there is none."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """The sessions that are on this machine."""
+        ...
+
     async def probe(self) -> Sequence[Probe]:
         """What this machine can do, each found out by doing it."""
         ...

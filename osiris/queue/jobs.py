@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,8 +18,8 @@ from osiris.task import Task
 Interpret = Callable[[str, bytes], Awaitable[Event | None]]
 """A delivery's kind and body -> what happened; None for what does not concern us."""
 PolicyOf = Callable[[str], Awaitable[Policy]]
-Performer = Callable[[Effect, Task | None, str], Awaitable[Sequence[Event]]]
-"""(order, its task as it is now, the order's key) -> the facts that doing it brought."""
+Performer = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
+"""(order, its task as it is now) -> the facts that doing it brought."""
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Jobs:
             await self._store.finish(id)
             return
         try:
-            facts = await self._performers[type(order)](order, task, f"{id}")
+            facts = await self._performers[type(order)](order, task)
             await self._store.finish(id, facts)
         except Refused as refused:
             await self._give_up(id, order, str(refused))

@@ -37,7 +37,9 @@ def upgrade() -> None:
         sa.Column("issue", sa.Integer(), nullable=False),
         sa.Column("pull", sa.Integer(), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("data", sa.JSON().with_variant(postgresql.JSONB(astext_type=Text()), "postgresql"), nullable=False),
+        sa.Column(
+            "data", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
+        ),
         sa.Column("created", sa.Double(), nullable=False),
         sa.Column("updated", sa.Double(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
@@ -56,7 +58,9 @@ def upgrade() -> None:
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("what", sa.String(length=64), nullable=False),
-        sa.Column("detail", sa.JSON().with_variant(postgresql.JSONB(astext_type=Text()), "postgresql"), nullable=False),
+        sa.Column(
+            "detail", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
+        ),
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
             ["task_id"],
@@ -72,7 +76,9 @@ def upgrade() -> None:
         sa.Column("task_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("lane", sa.Integer(), nullable=False),
-        sa.Column("body", sa.JSON().with_variant(postgresql.JSONB(astext_type=Text()), "postgresql"), nullable=False),
+        sa.Column(
+            "body", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
+        ),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("not_before", sa.Double(), nullable=True),
         sa.Column("done", sa.Double(), nullable=True),
@@ -112,7 +118,7 @@ def upgrade() -> None:
         sa.Column("run", sa.String(length=255), nullable=False),
         sa.Column("seq", sa.Integer(), nullable=False),
         sa.Column(
-            "message", sa.JSON().with_variant(postgresql.JSONB(astext_type=Text()), "postgresql"), nullable=False
+            "message", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
         ),
         sa.Column("at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(

@@ -1,0 +1,1 @@
+"""What thinks: the loop, the brains and the prompts."""

@@ -1,0 +1,44 @@
+"""What a run is told: the prompt as a text file, and its brief made of facts."""
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+from osiris.effects import Purpose, StartRun
+from osiris.events import Review
+from osiris.ports import Message
+
+_LIMIT = 30_000  # characters of foreign text in one brief
+
+_TASKS = {
+    Purpose.PLAN: "Plan the work for this issue.",
+    Purpose.BUILD: "Work on this issue.",
+    Purpose.REVISE: "Your pull request for this issue was reviewed. Answer the review with changes to the code.",
+    Purpose.FIX_CHECKS: "The checks of your pull request for this issue fail. Find out why and fix it.",
+    Purpose.RESOLVE_CONFLICT: "Your branch for this issue conflicts with its base. Resolve the conflict.",
+}
+
+
+def messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
+    """The first two messages of a transcript."""
+    prompt = files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
+    return [
+        Message(role="system", text=prompt),
+        Message(role="user", text="\n\n".join(_brief(order, instructions))),
+    ]
+
+
+def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
+    yield _TASKS[order.purpose]
+    yield f'<issue number="{order.issue.number}">\n{order.title}\n\n{order.body[:_LIMIT]}\n</issue>'
+    for review in order.reviews:
+        yield _review(review)
+    for path, text in instructions.items():
+        yield f'<instructions path="{path}">\n{text}\n</instructions>'
+
+
+def _review(review: Review) -> str:
+    threads = "\n\n".join(
+        f'<thread file="{thread.path}" line="{thread.line or "?"}">\n{thread.hunk}\n---\n{thread.text}\n</thread>'
+        for thread in review.threads
+    )
+    return f'<review by="{review.by}">\n{review.text}\n{threads}\n</review>'[:_LIMIT]

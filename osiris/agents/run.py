@@ -1,0 +1,188 @@
+"""One run of an agent on one task: brief in, fact out. It holds no GitHub credential and cannot reach one."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from osiris import events as e
+from osiris.agents import brief
+from osiris.agents.budget import Budget
+from osiris.agents.loop import Tape, work
+from osiris.effects import Purpose, StartRun
+from osiris.errors import Refused
+from osiris.ports import (
+    Brain,
+    Checkout,
+    Desk,
+    Export,
+    GaveUp,
+    Inbox,
+    Message,
+    Outcome,
+    Sandbox,
+    Session,
+    SpentBudget,
+    Submitted,
+    Toolbox,
+    Transcripts,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What belongs together while one run is under way."""
+
+    name: str
+    order: StartRun
+    base: str
+    instructions: Mapping[str, str]
+    session: Session
+    toolbox: Toolbox
+    brain: Brain
+    tape: Tape
+    budget: Budget
+
+
+class Runner:
+    """Runs agents, at most one for an issue at a time."""
+
+    def __init__(
+        self,
+        *,
+        brain: Callable[[], Brain],
+        sandbox: Sandbox,
+        tools: Callable[[Session], Toolbox],
+        desk: Desk,
+        transcripts: Transcripts,
+        inbox: Inbox,
+    ) -> None:
+        self._brain, self._sandbox, self._tools = brain, sandbox, tools
+        self._desk, self._transcripts, self._inbox = desk, transcripts, inbox
+        self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
+        self._stopped: set[str] = set()
+
+    async def begin(self, order: StartRun) -> None:
+        """Say that the run begins, once."""
+        fact = e.RunStarted(issue=order.issue, run=order.run)
+        await self._inbox.note(f"{run_name(order.issue, order.run)}/started/{order.steps}", fact)
+
+    async def run(self, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact | None:
+        """Let an agent work until its run ends; None when a person stopped it. Raises Refused or Unavailable.
+
+        When the worker itself is cancelled the run is not over: the same order resumes it.
+        """
+        name = run_name(order.issue, order.run)
+        self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny))
+        try:
+            return await job
+        except asyncio.CancelledError:
+            job.cancel()
+            await asyncio.gather(job, return_exceptions=True)
+            if name not in self._stopped:
+                raise
+            self._stopped.discard(name)
+            await self._sandbox.remove(name)
+            await self._transcripts.end(name, "stopped")
+            return None
+        finally:
+            del self._under_way[name]
+
+    async def stop(self, issue: e.IssueRef, run: int) -> None:
+        """End a run that is under way; nothing happens when there is none."""
+        name = run_name(issue, run)
+        if (job := self._under_way.get(name)) is not None:
+            self._stopped.add(name)
+            job.cancel()
+        else:
+            await self._sandbox.remove(name)
+
+    async def _to_the_end(self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact:
+        run = await self._open(name, order, checkout)
+        outcome = await work(run.brain, run.toolbox, run.tape, run.budget)
+        fact = await self._fact(run, outcome, deny)
+        if not isinstance(fact, e.BudgetSpent):  # a paused run goes on in the same workspace
+            await run.session.close()
+            await self._transcripts.end(name, type(fact).__name__)
+        return fact
+
+    async def _open(self, name: str, order: StartRun, checkout: Checkout) -> _Run:
+        brain = self._brain()
+        base, spent = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
+        session, is_new = await self._sandbox.open(name, mirror=checkout.mirror, base=base)
+        toolbox = self._tools(session)
+        instructions = await self._desk.instructions(order.issue.repo, base)
+        budget = Budget(steps=order.steps, minutes=order.minutes, spent_seconds=spent)
+        tape = Tape(name, self._transcripts, await self._transcripts.load(name), budget)
+        if is_new and tape.messages:
+            await _replay(toolbox, tape.messages)
+        for message in brief.messages(order, instructions)[len(tape.messages) :]:
+            await tape.append(message)
+        return _Run(
+            name=name,
+            order=order,
+            base=base,
+            instructions=instructions,
+            session=session,
+            toolbox=toolbox,
+            brain=brain,
+            tape=tape,
+            budget=budget,
+        )
+
+    async def _fact(self, run: _Run, outcome: Outcome, deny: Sequence[str]) -> e.RunFact:
+        issue, number = run.order.issue, run.order.run
+        match outcome:
+            case Submitted(summary=summary):
+                return await self._submitted(run, summary, deny)
+            case SpentBudget(reason=reason):
+                return e.BudgetSpent(issue=issue, run=number, reason=reason)
+            case GaveUp(reason=reason):
+                return e.RunFailed(issue=issue, run=number, reason=reason)
+
+    async def _submitted(self, run: _Run, summary: str, deny: Sequence[str]) -> e.RunFact:
+        issue, number = run.order.issue, run.order.run
+        export = await run.session.export(run.base)
+        try:
+            taken = await self._desk.take(issue.repo, run.base, export, deny)
+        except Refused as refused:
+            return e.RunFailed(issue=issue, run=number, reason=str(refused))
+        finally:
+            _discard(export)
+        if not taken.files and run.order.purpose is Purpose.REVISE:
+            return e.NothingToChange(issue=issue, run=number, summary=summary)
+        if not taken.files:
+            reason = f"the agent changed no file; it said: {summary}"
+            return e.RunFailed(issue=issue, run=number, reason=reason)
+        work = e.Work(
+            summary=summary,
+            files=taken.files,
+            commands=tuple(message.ran for message in run.tape.messages if message.ran),
+            instructions=tuple(run.instructions),
+            model=run.brain.name,
+            steps=run.tape.steps,
+            seconds=run.budget.seconds,
+        )
+        at = int(time.time())
+        return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)
+
+
+def run_name(issue: e.IssueRef, run: int) -> str:
+    """The name of a run, of its transcript and of its session."""
+    return f"{issue.repo.replace('/', '.')}-{issue.number}-{run}"
+
+
+async def _replay(toolbox: Toolbox, messages: Sequence[Message]) -> None:
+    """Do again, in a new workspace, what a lost one held: every answered tool call, in order. No model is asked."""
+    answered = {message.call for message in messages if message.role == "tool"}
+    calls = [call for message in messages for call in message.calls if call.id in answered]
+    log.info("replaying %d tool calls in a new workspace", len(calls))
+    for call in calls:
+        await toolbox.call(call.name, call.args)
+
+
+def _discard(export: Export) -> None:
+    export.pack.unlink(missing_ok=True)

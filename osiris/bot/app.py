@@ -1,0 +1,71 @@
+"""The web side: verify, write it down, wake a worker, answer. Nothing else happens in a request."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from osiris.bot.webhook import BadHeaders, BadSignature, verify
+from osiris.errors import Unavailable
+from osiris.ports import Inbox, Probe
+
+BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
+
+Ready = Callable[[], Awaitable[Sequence[Probe]]]
+
+
+def create_app(
+    inbox: Inbox,
+    *,
+    secret: str,
+    ready: Ready,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+
+    @app.post("/webhooks/github")
+    async def github(request: Request) -> Response:
+        if not secret:
+            return _problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
+        if (body := await _body(request)) is None:
+            return _problem(413, "a delivery has at most 25 MB")
+        try:
+            delivery = verify(request.headers, body, secret=secret)
+        except BadSignature:
+            return _problem(401, "the signature does not fit the body and the secret")
+        except BadHeaders:
+            return _problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
+        try:
+            await inbox.accept("github", delivery.id, delivery.kind, delivery.body)
+        except Unavailable as outage:
+            return _problem(503, str(outage))
+        return JSONResponse({"delivery": delivery.id}, 202)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return JSONResponse({"ok": True})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        probes = await ready()
+        missing = [{"what": p.name, "why": p.detail, "fix": p.fix} for p in probes if p.needed and not p.ok]
+        return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
+
+    return app
+
+
+async def _body(request: Request) -> bytes | None:
+    """The raw body; None as soon as it is more than we take."""
+    if int(request.headers.get("content-length") or 0) > BODY_LIMIT:
+        return None
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            return None
+    return bytes(body)
+
+
+def _problem(status: int, detail: str) -> Response:
+    return JSONResponse({"status": status, "detail": detail}, status, media_type="application/problem+json")

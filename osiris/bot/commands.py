@@ -1,0 +1,48 @@
+"""What a person told Osiris to do in a comment: `/osiris …` or a mention, at the start of a line."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markdown_it import MarkdownIt
+
+_markdown = MarkdownIt("commonmark")
+KNOWN = ("stop", "retry", "status", "help")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`name` is "" for the bare `/osiris`; `known` is False for a word we do not understand."""
+
+    name: str
+    known: bool = True
+
+
+def find(text: str, bot: str) -> Command | None:
+    """The first command in a comment. Quotes, code and HTML comments are not commands.
+
+    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it.
+    """
+    name = bot.removesuffix("[bot]")
+    address = re.compile(rf"(?:/osiris|@{re.escape(name)}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
+    for line in _lines(text):
+        if match := address.match(line):
+            word = match[1].strip().partition(" ")[0].lower().rstrip(".!,")
+            return Command(word, known=not word or word in KNOWN)
+    return None
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of plain paragraphs at the top level."""
+    tokens = _markdown.parse(text)
+    for opening, inline in pairwise(tokens):
+        if opening.type == "paragraph_open" and opening.level == 0:
+            line = ""
+            for child in inline.children or []:
+                if child.type in ("softbreak", "hardbreak"):
+                    yield line
+                    line = ""
+                else:
+                    line += child.content if child.type == "text" else "\0"
+            yield line

@@ -1,0 +1,253 @@
+"""Everything Osiris says to people, as functions of facts. The harness writes evidence; the model is only quoted."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from osiris.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
+from osiris.events import CommandRan, FileChange, IssueRef, Work
+from osiris.task import State, Task
+
+BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
+_ROOM = BODY_LIMIT - 2_000  # what is left for the marker and for what is added around
+_ROWS = 30
+
+USAGE = """I understand these, at the start of a line:
+
+| command | what it does |
+|---|---|
+| `/osiris` | work on this issue |
+| `/osiris stop` | stop; what was pushed stays |
+| `/osiris retry` | go on after a stop, a failure or a spent budget |
+| `/osiris status` | say where the work stands |
+| `/osiris help` | this |
+
+In a pull request of mine, submit a review with *Request changes* (or line comments) and I answer it with commits."""
+
+
+# ── the status comments and the check run ─────────────────────────────────────────────────────────────────────────
+
+
+def status(task: Task) -> str:
+    """The status comment on the issue."""
+    return f"**Osiris: {_title(task)}**\n\n{_sentence(task)}"
+
+
+def pull_status(task: Task) -> str:
+    """The status comment on the pull request: the state, and the evidence of the newest work."""
+    parts = [status(task)]
+    if task.work is not None:
+        parts.append(_fold("What the last run did", evidence(task.work)))
+    return _cut("\n\n".join(parts))
+
+
+def check_run(task: Task) -> dict[str, Any] | None:
+    """The fields of the check run on the task's head commit; None while a run is at work: it will be another commit."""
+    verdicts = {
+        State.REVIEW: "neutral",
+        State.APPROVED: "success",
+        State.DONE: "success",
+        State.FAILED: "failure",
+        State.PAUSED: "action_required",
+        State.CANCELLED: "cancelled",
+        State.REJECTED: "cancelled",
+    }
+    if task.state not in verdicts:
+        return None
+    summary = pull_status(task)
+    output = {"title": _title(task)[:255], "summary": summary}
+    return {"status": "completed", "conclusion": verdicts[task.state], "output": output}
+
+
+def _title(task: Task) -> str:
+    titles = {
+        State.QUEUED: "noted, I will start soon",
+        State.PLANNING: "planning",
+        State.PLANNED: "the plan waits for approval",
+        State.ASKING: "I have a question",
+        State.RUNNING: "working on it" if task.run == 1 else f"working on it, run {task.run}",
+        State.REVIEW: "ready for review",
+        State.APPROVED: f"approved by {task.approved_by}",
+        State.PAUSED: "paused",
+        State.DONE: "merged",
+        State.FAILED: "I could not finish",
+        State.CANCELLED: "stopped",
+        State.REJECTED: "closed without merging",
+    }
+    return titles[task.state]
+
+
+def _sentence(task: Task) -> str:
+    pull = f"#{task.pull}" if task.pull else "a draft pull request"
+    match task.state:
+        case State.QUEUED | State.RUNNING | State.PLANNING:
+            who = ", ".join(dict.fromkeys(review.by for review in task.reviews))
+            brief = f" It answers the review of {who}." if who else ""
+            later = " A newer review waits for the next run." if task.waiting else ""
+            return f"The result will be {pull}.{brief}{later} `/osiris stop` stops me."
+        case State.REVIEW:
+            return (
+                f"Please review {pull}. *Request changes* or line comments start another round on the same branch; "
+                "approve and merge when it is right."
+            )
+        case State.APPROVED:
+            return f"Commit {(task.approved or '')[:7]} is approved. Merge {pull} when you like; I never merge."
+        case State.PAUSED:
+            return f"{_half(task.reason)}. `/osiris retry` grants the same budget again and I go on where I stopped."
+        case State.DONE:
+            return f"{pull} is merged. Thank you."
+        case State.FAILED:
+            return f"{_half(task.reason)}. `/osiris retry` makes me try again."
+        case State.CANCELLED:
+            return f"{_half(task.reason)}. `/osiris retry` makes me go on."
+        case State.REJECTED:
+            return f"{_half(task.reason)}. I will not try this again unless somebody says `/osiris retry`."
+        case State.ASKING | State.PLANNED:
+            return quoted(task.reason)
+
+
+def _half(reason: str) -> str:
+    """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a stranger."""
+    words = plain(reason).strip().rstrip(".")
+    return words[:1].upper() + words[1:2000]
+
+
+# ── one-off replies ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def reply(order: Reply, task: Task | None) -> str:
+    match order.topic:
+        case Topic.REFUSED:
+            return f"Thank you, {order.to}. Only people with write access to this repository can give me work."
+        case Topic.HELP:
+            unknown = f"I do not know `/osiris {_code(order.detail)}`. " if order.detail else ""
+            return unknown + USAGE
+        case Topic.STATUS:
+            return status(task) if task else USAGE
+        case Topic.ANSWER:
+            return "I changed nothing in answer to this review. In the agent's words:\n\n" + quoted(order.detail)
+        case Topic.BROKEN:
+            return f"I did not start: {plain(order.detail)}. Then say `/osiris retry`."
+
+
+# ── the pull request ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pull_body(order: OpenDraftPull) -> str:
+    """What was asked, what was done, the evidence, what was not done, the cost."""
+    work = order.work
+    parts = [
+        f"Closes #{order.issue.number}, asked for by {order.requester}.",
+        f"### What was done\n\nIn the agent's words:\n\n{quoted(work.summary)}",
+        f"### Evidence\n\nWritten by Osiris from what it saw, not by the model.\n\n{evidence(work)}",
+        f"### What was not done\n\n{_not_done(work)}",
+        f"### Cost\n\n{work.steps} steps in {duration(work.seconds)} with `{_code(work.model)}`.",
+    ]
+    return _cut("\n\n".join(parts))
+
+
+def evidence(work: Work) -> str:
+    read = ", ".join(f"`{_code(path)}`" for path in work.instructions)
+    return "\n\n".join(
+        [
+            _files(work.files),
+            _commands(work.commands),
+            f"Instructions read from the base commit: {read or 'none'}.",
+        ]
+    )
+
+
+def _files(files: Sequence[FileChange]) -> str:
+    rows = [f"| `{_code(file.path)}` | {file.status} | {_counts(file)} |" for file in files[:_ROWS]]
+    more = [f"| … and {len(files) - _ROWS} more | | |"] if len(files) > _ROWS else []
+    return "\n".join(["| changed file | how | lines |", "|---|---|---|", *rows, *more])
+
+
+def _counts(file: FileChange) -> str:
+    return "binary" if file.additions is None else f"+{file.additions} −{file.deletions}"
+
+
+def _commands(commands: Sequence[CommandRan]) -> str:
+    if not commands:
+        return "No command was run."
+    shown = commands[-_ROWS:]
+    first = [f"| … {len(commands) - _ROWS} earlier ones | | |"] if len(commands) > _ROWS else []
+    rows = [f"| `{_code(c.command)}` | {_exit(c)} | {duration(c.seconds)} |" for c in shown]
+    return "\n".join(["| command | exit code | time |", "|---|---|---|", *first, *rows])
+
+
+def _exit(command: CommandRan) -> str:
+    return "cut off" if command.exit_code is None else str(command.exit_code)
+
+
+def _not_done(work: Work) -> str:
+    lines = []
+    if not work.commands:
+        lines.append("- Nothing was run, so nothing shows that it works.")
+    elif work.commands[-1].exit_code != 0:
+        lines.append("- The last command that was run did not succeed.")
+    if not any("test" in file.path.lower() for file in work.files):
+        lines.append("- No test was changed or added.")
+    return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
+
+
+def commit_message(order: Push, coauthors: Iterable[str]) -> str:
+    """Subject, the agent's summary, and the trailers people and programs rely on."""
+    subject = order.title if not order.reviewers else f"Answer the review of {', '.join(order.reviewers)}"
+    trailers = [
+        f"Osiris-Task: {order.issue}",
+        f"Osiris-Model: {order.work.model}",
+        *(f"Co-authored-by: {person}" for person in coauthors),
+    ]
+    body = _TRAILER.sub(r"\1 ", plain(order.work.summary))[:4000].strip()
+    return f"{' '.join(plain(subject).split())[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
+
+
+_TRAILER = re.compile(r"(?mi)^([a-z-]+-by|osiris-\w+):")
+
+
+def issue_body(order: OpenIssue) -> str:
+    return f"{plain(order.body)}\n\nRequested by {plain(order.by)} through Osiris."
+
+
+# ── words that are not ours ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def plain(text: str) -> str:
+    """Foreign text that can mention nobody, close nothing, and carry no HTML, image or link of its own."""
+    text = re.sub(r"<!--.*?(?:-->|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"!?\[([^\]\n]*)\]\([^)\n]*\)", r"\1", text)
+    text = text.replace("<", "&lt;")
+    text = re.sub(r"@(?=[A-Za-z0-9])", "@\u2060", text)
+    return re.sub(r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)(?=[\w./-]*#\d|https?:)", r"\1\2\u2060", text)
+
+
+def quoted(text: str) -> str:
+    """Foreign text as a quotation."""
+    return "\n".join(f"> {line}" for line in plain(text)[:20_000].splitlines()) or "> (nothing)"
+
+
+def _code(text: str, limit: int = 160) -> str:
+    """Foreign text inside a code span in a table."""
+    text = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def duration(seconds: float) -> str:
+    """1.2 s · 3 min 20 s"""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _ROOM else text[:_ROOM] + "\n\n… cut: it was longer than GitHub takes."
+
+
+def review_page(url: str, issue: IssueRef, pull: int | None) -> str:
+    """Where a person finds the task in a browser."""
+    return f"{url.rstrip('/')}/{issue.repo}/" + (f"pull/{pull}" if pull else f"issues/{issue.number}")

@@ -1,0 +1,255 @@
+"""Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from osiris.errors import Refused, Unavailable
+from osiris.events import FileChange
+from osiris.ports import Export, Taken
+
+_ENV = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "/bin/false",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_LITERAL_PATHSPECS": "1",
+}
+_CONFIG = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.attributesFile": "/dev/null",
+    "core.sshCommand": "/bin/false",
+    "core.alternateRefsCommand": "/bin/false",
+    "core.protectHFS": "true",
+    "core.protectNTFS": "true",
+    "credential.helper": "",
+    "protocol.allow": "never",
+    "http.followRedirects": "false",
+    "transfer.fsckObjects": "true",
+    "fetch.fsckObjects": "true",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "commit.gpgSign": "false",
+    "push.gpgSign": "false",
+    "submodule.recurse": "false",
+    "safe.bareRepository": "explicit",
+    "safe.directory": "*",
+}
+_PACK_LIMIT = 64 * 1024 * 1024  # bytes
+_BLOB_LIMIT = 20 * 1024 * 1024
+_FILES_LIMIT = 3000
+_INSTRUCTIONS = re.compile(r"(?:.*/)?AGENTS\.md|CLAUDE\.md|\.github/copilot-instructions\.md")
+_INSTRUCTIONS_LIMIT = 16_000  # characters, all files together
+_MODES = {b"100644", b"100755", b"120000", b"000000"}
+
+
+class GitFailed(Exception):
+    """git ended with an error; `told` is the end of what it said."""
+
+    def __init__(self, command: str, told: str) -> None:
+        super().__init__(f"git {command}: {told}")
+        self.told = told
+
+
+async def git(
+    repo: Path,
+    *args: str,
+    stdin: bytes | Path = b"",
+    env: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> bytes:
+    """Run git on a repository of our own; configuration goes through the environment, so no token is in an argv."""
+    settings = {**_CONFIG, **(config or {})}
+    count = {"GIT_CONFIG_COUNT": str(len(settings)), "GIT_DIR": str(repo)}
+    pairs = {f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(settings)}
+    values = {f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(settings.values())}
+    source = stdin.open("rb") if isinstance(stdin, Path) else None
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "git",
+            *args,
+            env={**_ENV, **count, **pairs, **values, **(env or {})},
+            cwd="/",
+            stdin=source or (asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        if source:
+            source.close()
+    try:
+        async with asyncio.timeout(timeout):
+            out, told = await process.communicate(stdin if isinstance(stdin, bytes) and stdin else None)
+    except BaseException as error:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        if isinstance(error, TimeoutError):
+            raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
+        raise
+    if process.returncode:
+        raise GitFailed(args[0], told.decode("utf-8", "replace")[-600:].strip())
+    return out
+
+
+class HostDesk:
+    """`osiris.ports.Desk`: for each repository a bare mirror the sandbox may read, and a desk it never sees."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def mirror(self, repo: str) -> Path:
+        return self._root / "mirrors" / f"{repo}.git"
+
+    def desk(self, repo: str) -> Path:
+        return self._root / "desks" / f"{repo}.git"
+
+    async def prepare(self, repo: str) -> None:
+        """Make mirror and desk when they are missing."""
+        mirror, desk = self.mirror(repo), self.desk(repo)
+        for path in (mirror, desk):
+            if not (path / "config").exists():
+                path.mkdir(parents=True, exist_ok=True)
+                await git(path, "init", "-q", "--bare", "--template=")
+        for parent in (self._root, *mirror.relative_to(self._root).parents):
+            (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
+        (desk / "objects/info").mkdir(parents=True, exist_ok=True)
+        (desk / "objects/info/alternates").write_text(f"{mirror}/objects\n")
+
+    async def has(self, repo: str, commit: str) -> bool:
+        try:
+            await git(self.desk(repo), "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitFailed:
+            return False
+        return True
+
+    # ── taking work ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def take(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> Taken:
+        desk = self.desk(repo)
+        try:
+            limit = f"--max-input-size={_PACK_LIMIT}"
+            await git(desk, "index-pack", "--stdin", "--fix-thin", "--strict", limit, stdin=export.pack)
+            if (await git(desk, "cat-file", "-t", export.tree)).strip() != b"tree":
+                raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
+            await git(desk, "rev-list", "--objects", "--quiet", export.tree, "--not", base)
+        except GitFailed as error:
+            raise Refused(f"the work could not be taken over: {error.told[:300]}") from None
+        changes = await self._changes(desk, base, export.tree)
+        await self._check(desk, changes, deny)
+        return Taken(tree=export.tree, files=await self._files(desk, base, export.tree, changes))
+
+    async def _changes(self, desk: Path, base: str, tree: str) -> list[tuple[list[bytes], bytes]]:
+        """[(mode before, mode after, id before, id after, status)], path) of every changed path."""
+        args = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", f"{base}^{{tree}}", tree)
+        raw = (await git(desk, *args)).split(b"\0")
+        return [(raw[i].lstrip(b":").split(b" "), raw[i + 1]) for i in range(0, len(raw) - 1, 2)]
+
+    async def _check(self, desk: Path, changes: Sequence[tuple[list[bytes], bytes]], deny: Sequence[str]) -> None:
+        if len(changes) > _FILES_LIMIT:
+            raise Refused(f"{len(changes)} files were changed; more than {_FILES_LIMIT} are not taken")
+        for (before, after, _old, new, _status), path in changes:
+            name = shown(path)
+            if b"160000" in (before, after):
+                raise Refused(f"`{name}` is a submodule or a repository in the repository; that needs a person")
+            if after not in _MODES:
+                raise Refused(f"`{name}` has the mode {after.decode()}, which is not taken")
+            if any(byte < 32 or byte == 127 for byte in path):
+                raise Refused(f"the file name `{name}` has a control character in it")
+            if any(name.startswith(prefix) for prefix in deny):
+                raise Refused(f"`{name}` is protected in this repository; a change there needs a person")
+            if after == b"120000":
+                await self._check_link(desk, path, new.decode())
+        await self._check_sizes(desk, [new for (_b, after, _o, new, _s), _ in changes if after != b"000000"])
+
+    async def _check_link(self, desk: Path, path: bytes, blob: str) -> None:
+        target = await git(desk, "cat-file", "blob", blob)
+        end = os.path.normpath(os.path.join(os.path.dirname(path), target))
+        if target.startswith(b"/") or end == b".." or end.startswith(b"../"):
+            raise Refused(f"the link `{shown(path)}` leaves the repository")
+
+    async def _check_sizes(self, desk: Path, blobs: Sequence[bytes]) -> None:
+        if not blobs:
+            return
+        told = await git(desk, "cat-file", "--batch-check=%(objectsize)", stdin=b"\n".join(blobs) + b"\n")
+        if any(int(size) > _BLOB_LIMIT for size in told.split()):
+            raise Refused(f"a changed file is larger than {_BLOB_LIMIT // 1024 // 1024} MiB")
+
+    async def _files(
+        self, desk: Path, base: str, tree: str, changes: Sequence[tuple[list[bytes], bytes]]
+    ) -> tuple[FileChange, ...]:
+        args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
+        counts = {}
+        for line in (await git(desk, *args, f"{base}^{{tree}}", tree)).split(b"\0"):
+            if line:
+                added, deleted, path = line.split(b"\t", 2)
+                counts[path] = (None, None) if added == b"-" else (int(added), int(deleted))
+        return tuple(_file(path, fields[4], *counts.get(path, (None, None))) for fields, path in changes)
+
+    # ── reading and committing ────────────────────────────────────────────────────────────────────────────────────
+
+    async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
+        desk, found, room = self.desk(repo), {}, _INSTRUCTIONS_LIMIT
+        names = (await git(desk, "ls-tree", "-r", "-z", "--name-only", commit)).split(b"\0")
+        paths = [name.decode("utf-8", "replace") for name in names]
+        for path in sorted((p for p in paths if _INSTRUCTIONS.fullmatch(p)), key=lambda p: (p.count("/"), p))[:20]:
+            text = (await git(desk, "cat-file", "blob", f"{commit}:{path}")).decode("utf-8", "replace")
+            if room > 0:
+                found[path] = text[:room] + ("\n… cut" if len(text) > room else "")
+                room -= len(text)
+        return found
+
+    async def commit(self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int) -> str:
+        """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
+        who = {}
+        for role in ("AUTHOR", "COMMITTER"):
+            who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"{at} +0000"}
+        made = await git(
+            self.desk(repo),
+            "commit-tree",
+            tree,
+            "-p",
+            base,
+            "-F",
+            "-",
+            stdin=message.encode("utf-8", "replace"),
+            env=who,
+        )
+        return made.decode().strip()
+
+
+def shown(path: bytes) -> str:
+    """A file name as text; what is no UTF-8 or not printable is escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _file(path: bytes, status: bytes, additions: int | None, deletions: int | None) -> FileChange:
+    name = str(PurePosixPath(shown(path)))
+    match status[:1]:
+        case b"A":
+            return FileChange(path=name, status="added", additions=additions, deletions=deletions)
+        case b"D":
+            return FileChange(path=name, status="deleted", additions=additions, deletions=deletions)
+    return FileChange(path=name, status="modified", additions=additions, deletions=deletions)
+
+
+def outage(error: GitFailed, what: str) -> Refused | Unavailable:
+    """What a failed fetch or push means: for good, or only now."""
+    told = error.told
+    if re.search(r"non-fast-forward|fetch first|stale info", told):
+        return Refused("somebody else pushed to the branch while I worked, and I never force a push")
+    if match := re.search(r"\[remote rejected\][^\n]*", told):
+        return Refused(f"GitHub rejected the {what}: {match[0]}")
+    if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
+        return Refused(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
+    return Unavailable(f"git could not {what}: {told.splitlines()[-1] if told else 'no answer'}")

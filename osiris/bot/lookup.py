@@ -1,0 +1,145 @@
+"""From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never guessed."""
+
+import re
+from typing import assert_never
+
+from osiris import events as e
+from osiris.bot import commands, payloads
+from osiris.bot.github import GitHub
+from osiris.bot.payloads import Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
+from osiris.ports import Tasks
+from osiris.task import Task
+
+
+class Lookup:
+    """Interprets deliveries of GitHub. Nothing here runs inside a transaction."""
+
+    def __init__(self, github: GitHub, tasks: Tasks) -> None:
+        self._github, self._tasks = github, tasks
+
+    async def __call__(self, kind: str, body: bytes) -> e.Event | None:
+        """The event behind a delivery, or None. Raises ValueError for a body GitHub would not send, Unavailable."""
+        notice = payloads.read(kind, body)
+        match notice:
+            case None:
+                return None
+            case Labelled() if not notice.by_bot:
+                return await self._labelled(notice)
+            case Unlabelled() if not notice.by_bot:
+                return await self._withdrawn(notice)
+            case Commented() if not notice.by_bot:
+                return await self._commented(notice)
+            case IssueClosed():
+                return await self._issue_closed(notice)
+            case PullMoved():
+                return await self._pull_moved(notice)
+            case Reviewed() if not notice.by_bot:
+                return await self._reviewed(notice)
+            case Notice():
+                return None
+            case unknown:
+                assert_never(unknown)
+
+    async def _actor(self, notice: Notice) -> e.Actor:
+        return e.Actor(notice.sender, await self._github.role(notice.repo, notice.sender))
+
+    async def _labelled(self, notice: Labelled) -> e.Event | None:
+        if notice.label != (await self._github.policy(notice.repo)).label:
+            return None
+        actor = await self._actor(notice)
+        return e.TaskRequested(issue=notice.issue, actor=actor, title=notice.title, body=notice.body)
+
+    async def _withdrawn(self, notice: Unlabelled) -> e.Event | None:
+        if notice.label != (await self._github.policy(notice.repo)).label:
+            return None
+        return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
+
+    async def _issue_closed(self, notice: IssueClosed) -> e.Event:
+        if notice.not_planned:
+            return e.IssueDropped(issue=notice.issue, by=notice.sender)
+        return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
+
+    # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _commented(self, notice: Commented) -> e.Event | None:
+        command = commands.find(notice.text, await self._github.login())
+        if command is None:
+            return None
+        issue = await self._issue_of(notice)
+        if issue is None:
+            return None
+        said = e.Said("comment", str(notice.comment))
+        return _wish(command, issue, await self._actor(notice), said, notice)
+
+    async def _issue_of(self, notice: Commented) -> e.IssueRef | None:
+        """The task a comment is about: a pull request of ours stands for its issue, one of others for nothing."""
+        if not notice.on_pull:
+            return e.IssueRef(notice.repo, notice.number)
+        pull = await self._github.pull(notice.repo, notice.number)
+        task = await self._task_of(notice.repo, pull.number, pull.branch)
+        return task.issue if task else None
+
+    async def _task_of(self, repo: str, pull: int, branch: str) -> Task | None:
+        """Our task behind a pull request: by its number, or by its branch while we do not know the number yet."""
+        if task := await self._tasks.by_pull(repo, pull):
+            return task
+        if match := re.match(r"osiris/(\d+)-", branch):
+            task = await self._tasks.get(e.IssueRef(repo, int(match[1])))
+            return task if task and task.branch == branch else None
+        return None
+
+    # ── pull requests ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pull_moved(self, notice: PullMoved) -> e.Event | None:
+        if (task := await self._task_of(notice.repo, notice.pull, notice.branch)) is None:
+            return None
+        pull = await self._github.pull(notice.repo, notice.pull)
+        if pull.merged:
+            return e.Merged(issue=task.issue, by=notice.sender)
+        match notice.how:
+            case "closed" if not pull.open:
+                return e.PullClosed(issue=task.issue, by=notice.sender)
+            case "reopened" if pull.open:
+                return e.PullReopened(issue=task.issue, by=notice.sender)
+            case "synchronize":
+                return e.CommitsPushed(issue=task.issue, head=pull.head)
+        return None
+
+    async def _reviewed(self, notice: Reviewed) -> e.Event | None:
+        if (task := await self._task_of(notice.repo, notice.pull, notice.branch)) is None:
+            return None
+        if notice.state == "dismissed":
+            return e.ApprovalDismissed(issue=task.issue) if task.approved == notice.commit else None
+        actor = await self._actor(notice)
+        if notice.state == "approved":
+            pull = await self._github.pull(notice.repo, notice.pull)
+            return e.Approved(issue=task.issue, actor=actor, commit=notice.commit, head=pull.head, pull=pull.number)
+        return await self._changes(task, notice, actor)
+
+    async def _changes(self, task: Task, notice: Reviewed, actor: e.Actor) -> e.Event | None:
+        """The whole review is one brief; a comment without threads asks for nothing."""
+        threads = await self._github.review_threads(notice.repo, notice.pull, notice.review)
+        if notice.state == "commented" and not threads:
+            return None
+        review = e.Review(by=notice.sender, text=notice.text, threads=threads)
+        said = e.Said("review", notice.node)
+        return e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review)
+
+
+def _wish(
+    command: commands.Command, issue: e.IssueRef, actor: e.Actor, said: e.Said, notice: Commented
+) -> e.Event | None:
+    match command:
+        case commands.Command(name="", known=True):
+            if notice.on_pull:
+                return e.StatusAsked(issue=issue, actor=actor, said=said)
+            return e.TaskRequested(issue=issue, actor=actor, said=said, title=notice.title, body=notice.body)
+        case commands.Command(name="stop"):
+            return e.StopRequested(issue=issue, actor=actor, said=said)
+        case commands.Command(name="retry"):
+            return e.RetryRequested(issue=issue, actor=actor, said=said)
+        case commands.Command(name="status"):
+            return e.StatusAsked(issue=issue, actor=actor, said=said)
+        case commands.Command(name="help"):
+            return e.HelpAsked(issue=issue, actor=actor, said=said)
+    return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)

@@ -1,0 +1,104 @@
+"""Installation tokens: minted for one write, narrowed to one repository and to what that write needs."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from githubkit import AppAuthStrategy, GitHub
+from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
+
+from osiris.errors import OsirisError, Refused, Unavailable
+
+READ = {
+    "metadata": "read",
+    "contents": "read",
+    "issues": "read",
+    "pull_requests": "read",
+    "checks": "read",
+}
+FAILURES = (RequestFailed, RequestError, RequestTimeout)
+_READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
+
+
+class Tokens:
+    """The only holder of the App's private key."""
+
+    def __init__(self, app_id: str, private_key: str, api_url: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._app = GitHub(
+            AppAuthStrategy(app_id, private_key), base_url=_slash(api_url), auto_retry=False, http_cache=False
+        )
+        self._clock = clock
+        self._installations: dict[str, int] = {}
+        self._readers: dict[str, tuple[str, float]] = {}
+        self._slug = ""
+
+    async def slug(self) -> str:
+        """The App's name in URLs; the bot's login is `<slug>[bot]`."""
+        if not self._slug:
+            self._slug = (await self._call("GET", "/app"))["slug"]
+        return self._slug
+
+    async def app(self) -> dict[str, Any]:
+        """The App as GitHub describes it, its permissions and events among it."""
+        return await self._call("GET", "/app")
+
+    async def mint(self, repo: str, **permissions: str) -> str:
+        """A fresh token for `repo` with just these permissions. Raises Refused or Unavailable."""
+        installation = await self._installation(repo)
+        narrowed = {"repositories": [repo.partition("/")[2]], "permissions": permissions}
+        try:
+            answer = await self._call("POST", f"/app/installations/{installation}/access_tokens", narrowed)
+        except Refused:
+            self._installations.pop(repo, None)  # it may have been installed anew
+            raise
+        return str(answer["token"])
+
+    async def reader(self, repo: str) -> str:
+        """A token that can only read `repo`; kept for most of its hour."""
+        token, until = self._readers.get(repo, ("", 0.0))
+        if self._clock() >= until:
+            token = await self.mint(repo, **READ)
+            self._readers[repo] = (token, self._clock() + _READ_LIFE)
+        return token
+
+    def forget_reader(self, repo: str) -> None:
+        self._readers.pop(repo, None)
+
+    async def _installation(self, repo: str) -> int:
+        if repo not in self._installations:
+            self._installations[repo] = (await self._call("GET", f"/repos/{repo}/installation"))["id"]
+        return self._installations[repo]
+
+    async def _call(self, method: str, path: str, sent: object = None) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = (await self._app.arequest(method, path, json=sent)).json()
+        except FAILURES as error:
+            raise translate(error, f"{method} {path}") from None
+        return answer
+
+
+def translate(error: GitHubException, what: str) -> OsirisError:
+    """What a failed request means for the worker: come back later, or tell the person."""
+    if not isinstance(error, RequestFailed):
+        return Unavailable(f"GitHub cannot be reached ({what})")
+    response = error.response
+    wait = response.headers.get("retry-after")
+    if wait or response.status_code == 429 or response.headers.get("x-ratelimit-remaining") == "0":
+        return Unavailable(f"GitHub asks for a pause ({what})", retry_in=float(wait or 60))
+    if response.status_code >= 500:
+        return Unavailable(f"GitHub answered {response.status_code} ({what})")
+    return Refused(f"GitHub refused {what}: {response.status_code} {_message(response.text)}")
+
+
+def _message(text: str) -> str:
+    try:
+        body = json.loads(text)
+        details = [str(e.get("message", e.get("code", ""))) for e in body.get("errors", []) if isinstance(e, dict)]
+        return " ".join([str(body.get("message", "")), *filter(None, details)])[:300]
+    except (ValueError, AttributeError):
+        return text[:100]
+
+
+def _slash(url: str) -> str:
+    return url.rstrip("/") + "/"

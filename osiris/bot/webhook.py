@@ -1,0 +1,36 @@
+"""Is this really GitHub? Verify a delivery without any I/O."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    id: str
+    kind: str
+    body: bytes
+
+
+class BadSignature(Exception):
+    """The body was not signed with our secret."""
+
+
+class BadHeaders(Exception):
+    """GitHub always sends X-GitHub-Delivery and X-GitHub-Event."""
+
+
+def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> Delivery:
+    """The delivery, once its signature over the raw body holds. Raises BadSignature, then BadHeaders.
+
+    https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
+    """
+    digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    given = headers.get("x-hub-signature-256", "")
+    if not secret or not hmac.compare_digest(given.encode(), f"sha256={digest}".encode()):
+        raise BadSignature
+    id, kind = headers.get("x-github-delivery", ""), headers.get("x-github-event", "")
+    if not (0 < len(id) <= 255 and 0 < len(kind) <= 64):
+        raise BadHeaders
+    return Delivery(id=id, kind=kind, body=body)
