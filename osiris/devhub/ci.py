@@ -1,0 +1,85 @@
+"""Runs a repository's one check command for every pushed commit, one at a time, as an app of the hub's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import yaml
+
+from osiris.devhub.things import App, CheckRun, Happening, Repo
+from osiris.devhub.world import World
+
+RunCheck = Callable[[Path, str, str], Awaitable[tuple[int | None, str]]]
+FILE = ".github/devhub-ci.yml"
+LONGEST = 60_000
+NO_COMMIT = "0" * 40
+
+
+class CI:
+    """Listens for pushes, and works through them in order."""
+
+    def __init__(self, world: World, run_check: RunCheck) -> None:
+        self._world = world
+        self._run_check = run_check
+        self._queue: asyncio.Queue[tuple[CheckRun, str]] = asyncio.Queue()
+        self._app: App | None = None
+        self._worker = asyncio.create_task(self._work())
+        world.listeners.append(self.hear)
+
+    def hear(self, happening: Happening) -> None:
+        if happening.event != "push" or happening.subject["after"] == NO_COMMIT:
+            return
+        sha: str = happening.subject["after"]
+        command = command_of(happening.repo, sha)
+        if command:
+            run = self._world.start_check(happening.repo, self._actions(), sha, "ci", status="in_progress")
+            self._queue.put_nowait((run, command))
+
+    def _actions(self) -> App:
+        if self._app is None:
+            self._app = self._world.add_app(
+                slug="devhub-actions",
+                webhook_url="",
+                webhook_secret="",
+                permissions={"checks": "write", "contents": "read"},
+                events=(),
+            )
+        return self._app
+
+    async def _work(self) -> None:
+        while True:
+            run, command = await self._queue.get()
+            try:
+                await self._check(run, command)
+            finally:
+                self._queue.task_done()
+
+    async def _check(self, run: CheckRun, command: str) -> None:
+        code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
+        said = f"`{command}` " + ("was cut off" if code is None else f"ended with exit code {code}")
+        self._world.update_check(
+            run,
+            conclusion="success" if code == 0 else "failure",
+            output={"title": "passed" if code == 0 else "failed", "summary": said, "text": output[-LONGEST:]},
+        )
+
+    async def checked(self) -> None:
+        """Wait until every push so far has been checked."""
+        await self._queue.join()
+
+    async def close(self) -> None:
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+
+
+def command_of(repo: Repo, sha: str) -> str:
+    """The `command:` of the commit's own file, empty when there is none."""
+    text = repo.git.read(sha, FILE)
+    if text is None:
+        return ""
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return ""
+    command = settings.get("command") if isinstance(settings, dict) else None
+    return command if isinstance(command, str) else ""

@@ -1,0 +1,166 @@
+"""Real git over HTTP, through git's own `http-backend`."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from osiris.devhub.access import Keyring, Who
+from osiris.devhub.pulls import notice_refs
+from osiris.devhub.refusals import Denied
+from osiris.devhub.repos import environment
+from osiris.devhub.things import Repo
+from osiris.devhub.world import World
+
+CHUNK = 65_536
+SERVICES = ("git-upload-pack", "git-receive-pack")
+
+
+@cache
+def backend() -> str:
+    path = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
+    return str(Path(path) / "git-http-backend")
+
+
+def wants_git(path: str) -> bool:
+    return path.endswith(("/info/refs", *(f"/{service}" for service in SERVICES)))
+
+
+class GitHttp:
+    """Clone, fetch and push for those whose token allows it."""
+
+    def __init__(self, world: World, keyring: Keyring) -> None:
+        self._world = world
+        self._keyring = keyring
+
+    async def answer(self, request: Request) -> Response:
+        name, rest = _split(request.url.path)
+        service = request.query_params.get("service", "") if rest == "/info/refs" else rest[1:]
+        if service not in SERVICES:
+            return PlainTextResponse("Please upgrade your git client.\n", 403)
+        try:
+            who = self._keyring.who(request.headers.get("authorization", ""))
+            repo = self._allowed(who, name, writes=service == "git-receive-pack")
+        except Denied as denied:
+            return _refusal(denied)
+        git = await _start(request, repo, rest, who)
+        if rest == "/git-receive-pack":
+            return await self._push(git, repo, who)
+        status, headers = await git.head()
+        return StreamingResponse(git.body(), status, headers)
+
+    async def _push(self, git: "Backend", repo: Repo, who: Who) -> Response:
+        """Answer only when git is done and the world knows it; a client that leaves early changes nothing here."""
+        try:
+            status, headers = await git.head()
+            body = await git.out.read()
+        finally:
+            await git.end()
+            notice_refs(self._world, repo, who.name)
+        return Response(body, status, headers)
+
+    def _allowed(self, who: Who, name: str, *, writes: bool) -> Repo:
+        repo = self._world.repos.get(name.lower())
+        if who.user is None and (repo is None or repo.private or writes):
+            raise Denied(401, "Repository not found." if who.app is None else "Bad credentials")
+        if repo is None or not who.sees(repo):
+            raise Denied(404, "Repository not found.")
+        if writes and not who.may(repo, ["contents:write"], "write"):
+            raise Denied(403, f"Permission to {repo.full_name}.git denied to {who.name.login}.")
+        if not who.may(repo, ["contents:read"], "read"):
+            raise Denied(403, "Write access to repository not granted.")
+        return repo
+
+
+def _split(path: str) -> tuple[str, str]:
+    """`/owner/name.git/info/refs` in two: the repository's name, and what is asked of it."""
+    parts = path.lstrip("/").split("/", 2)
+    if len(parts) < 3:
+        return "", "/"
+    return f"{parts[0]}/{parts[1].removesuffix('.git')}", f"/{parts[2]}"
+
+
+def _refusal(denied: Denied) -> Response:
+    headers = {"WWW-Authenticate": 'Basic realm="GitHub"'} if denied.status == 401 else None
+    return PlainTextResponse(f"{denied}\n", denied.status, headers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A running http-backend that is being fed the request's body."""
+
+    process: asyncio.subprocess.Process
+    out: asyncio.StreamReader
+    feeding: asyncio.Task[None]
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """The status and headers a CGI program begins with."""
+        status, headers = 200, {}
+        while (line := (await self.out.readline()).strip()) != b"":
+            name, _, value = line.decode("latin-1").partition(":")
+            if name.lower() == "status":
+                status = int(value.split()[0])
+            else:
+                headers[name] = value.strip()
+        return status, headers
+
+    async def body(self) -> AsyncIterator[bytes]:
+        try:
+            while chunk := await self.out.read(CHUNK):
+                yield chunk
+        finally:
+            await self.end()
+
+    async def end(self) -> None:
+        """Wait for git, killing it first when nobody reads what it still has to say."""
+        self.feeding.cancel()
+        if self.process.returncode is None and not self.out.at_eof():
+            self.process.kill()
+        await asyncio.wait([self.feeding])
+        await self.process.wait()
+
+
+async def _start(request: Request, repo: Repo, rest: str, who: Who) -> Backend:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        backend(), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=_cgi(request, repo, rest, who)
+    )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a process was started without its pipes")
+    feeding = asyncio.create_task(_feed(process.stdin, request))
+    return Backend(process=process, out=process.stdout, feeding=feeding)
+
+
+def _cgi(request: Request, repo: Repo, rest: str, who: Who) -> dict[str, str]:
+    headers = request.headers
+    env = environment() | {
+        "GIT_PROJECT_ROOT": str(repo.git.path),
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "PATH_INFO": rest,
+        "QUERY_STRING": request.url.query,
+        "REQUEST_METHOD": request.method,
+        "CONTENT_TYPE": headers.get("content-type", ""),
+        "GIT_PROTOCOL": headers.get("git-protocol", ""),
+        "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
+        "REMOTE_ADDR": "127.0.0.1",
+    }
+    if length := headers.get("content-length"):
+        env["CONTENT_LENGTH"] = length
+    return env | ({"REMOTE_USER": who.user.login} if who.user else {})
+
+
+async def _feed(pipe: asyncio.StreamWriter, request: Request) -> None:
+    """The request's body into git; a body cut short is a broken pack, which git refuses by itself."""
+    try:
+        async for chunk in request.stream():
+            pipe.write(chunk)
+            await pipe.drain()
+    except (ConnectionError, ClientDisconnect):
+        pass
+    finally:
+        pipe.close()

@@ -1,0 +1,291 @@
+"""The little of GitHub's GraphQL that REST cannot do: review threads, drafts, reactions to reviews."""
+
+from typing import Any, TypeVar
+
+from graphql import GraphQLError, GraphQLResolveInfo, build_schema
+from graphql import graphql as execute
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from osiris.devhub import pulls, reviews
+from osiris.devhub.access import Keyring, Who
+from osiris.devhub.payloads.basics import Json, iso
+from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.routes.call import read_json
+from osiris.devhub.things import Comment, Issue, LineComment, Pull, Repo, Review, Said, Thing, Thread, User
+from osiris.devhub.world import World
+
+SCHEMA = build_schema("""
+interface Node { id: ID! }
+interface Actor { login: String! }
+enum ReactionContent { THUMBS_UP THUMBS_DOWN LAUGH HOORAY CONFUSED HEART ROCKET EYES }
+type User implements Node & Actor { id: ID! login: String! databaseId: Int }
+type Bot implements Node & Actor { id: ID! login: String! databaseId: Int }
+type Organization implements Node & Actor { id: ID! login: String! databaseId: Int }
+type PageInfo { hasNextPage: Boolean! endCursor: String }
+type Repository implements Node {
+  id: ID! databaseId: Int name: String! nameWithOwner: String!
+  issue(number: Int!): Issue
+  pullRequest(number: Int!): PullRequest
+}
+type Issue implements Node {
+  id: ID! databaseId: Int number: Int! title: String! body: String! state: String! author: Actor
+}
+type PullRequest implements Node {
+  id: ID! databaseId: Int number: Int! title: String! body: String! state: String! author: Actor
+  isDraft: Boolean! merged: Boolean! mergeable: String! headRefName: String! baseRefName: String! headRefOid: String!
+  reviewThreads(first: Int, last: Int, after: String): ThreadConnection!
+}
+type ThreadConnection { totalCount: Int! nodes: [PullRequestReviewThread]! pageInfo: PageInfo! }
+type PullRequestReviewThread implements Node {
+  id: ID! isResolved: Boolean! isOutdated: Boolean! path: String! line: Int originalLine: Int resolvedBy: Actor
+  comments(first: Int, last: Int, after: String): CommentConnection!
+}
+type CommentConnection { totalCount: Int! nodes: [PullRequestReviewComment]! pageInfo: PageInfo! }
+type PullRequestReviewComment implements Node {
+  id: ID! databaseId: Int body: String! path: String! line: Int createdAt: String! author: Actor
+}
+type PullRequestReview implements Node {
+  id: ID! databaseId: Int body: String! state: String! submittedAt: String author: Actor
+}
+type IssueComment implements Node { id: ID! databaseId: Int body: String! createdAt: String! author: Actor }
+type Reaction { id: ID! databaseId: Int content: ReactionContent! user: Actor }
+input AddReactionInput { subjectId: ID! content: ReactionContent! clientMutationId: String }
+input PullInput { pullRequestId: ID! clientMutationId: String }
+input ThreadInput { threadId: ID! clientMutationId: String }
+type AddReactionPayload { clientMutationId: String reaction: Reaction subject: Node }
+type PullPayload { clientMutationId: String pullRequest: PullRequest }
+type ThreadPayload { clientMutationId: String thread: PullRequestReviewThread }
+type Query {
+  viewer: Actor!
+  repository(owner: String!, name: String!): Repository
+  node(id: ID!): Node
+}
+type Mutation {
+  addReaction(input: AddReactionInput!): AddReactionPayload
+  markPullRequestReadyForReview(input: PullInput!): PullPayload
+  convertPullRequestToDraft(input: PullInput!): PullPayload
+  resolveReviewThread(input: ThreadInput!): ThreadPayload
+  unresolveReviewThread(input: ThreadInput!): ThreadPayload
+}
+""")
+WORDS = {"THUMBS_UP": "+1", "THUMBS_DOWN": "-1"}
+T = TypeVar("T")
+TYPES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND"}
+
+
+async def answer(request: Request, world: World, keyring: Keyring) -> Response:
+    who = keyring.who(request.headers.get("authorization", ""))
+    if who.user is None:
+        raise (
+            Denied(401, "This endpoint requires you to be authenticated.")
+            if who.app is None
+            else Denied(403, "Resource not accessible by integration")
+        )
+    asked = await read_json(request)
+    if not isinstance(asked, dict) or not isinstance(asked.get("query"), str):
+        raise Denied(400, "A query attribute must be specified and must be a string.")
+    root = Root(world, who)
+    result = await execute(
+        SCHEMA, asked["query"], root, variable_values=asked.get("variables"), operation_name=asked.get("operationName")
+    )
+    body: Json = {"data": result.data}
+    return JSONResponse(body | ({"errors": [_error(one) for one in result.errors]} if result.errors else {}))
+
+
+def _error(error: GraphQLError) -> Json:
+    """GitHub writes the type of an error beside its message; a bug of ours is raised, never worded."""
+    shape: Json = dict(error.formatted)
+    cause = error.original_error
+    if isinstance(cause, Denied):
+        return {"type": TYPES.get(cause.status, "UNPROCESSABLE"), **shape, "message": cause.sentence}
+    if cause is not None:
+        raise cause
+    return shape
+
+
+class Root:
+    """The fields of Query and Mutation, for one caller."""
+
+    def __init__(self, world: World, who: Who) -> None:
+        self._world = world
+        self._who = who
+
+    def viewer(self, info: GraphQLResolveInfo) -> Json:
+        return _shape(self._who.name)
+
+    def repository(self, info: GraphQLResolveInfo, owner: str, name: str) -> Json:
+        repo = self._world.repos.get(f"{owner}/{name}".lower())
+        if repo is None or not self._who.sees(repo):
+            raise Denied(404, f"Could not resolve to a Repository with the name '{owner}/{name}'.")
+        return _repository(repo, self._who)
+
+    def node(self, info: GraphQLResolveInfo, id: str) -> Json:
+        thing = self._thing(id, Thing)
+        self._who.need(repo_of(thing), "issues:read", "pull_requests:read", "contents:read")
+        return _shape(thing)
+
+    def addReaction(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        subject = self._thing(input["subjectId"], Said)
+        permission = "issues" if isinstance(subject, Issue | Comment) else "pull_requests"
+        self._who.need(repo_of(subject), f"{permission}:write", "pull_requests:write")
+        content = WORDS.get(input["content"], input["content"].lower())
+        reaction, _ = self._world.react(subject, self._who.name, content)
+        shape = {**_id(reaction), "content": input["content"], "user": _shape(reaction.user)}
+        return _payload(input, reaction=shape, subject=_shape(subject))
+
+    def markPullRequestReadyForReview(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        return self._draft(input, False)
+
+    def convertPullRequestToDraft(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        return self._draft(input, True)
+
+    def resolveReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        return self._resolve(input, True)
+
+    def unresolveReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        return self._resolve(input, False)
+
+    def _draft(self, input: Json, draft: bool) -> Json:
+        pull = self._thing(input["pullRequestId"], Pull)
+        role = "read" if pull.author is self._who.user else "write"
+        self._who.need(pull.repo, "pull_requests:write", role=role)
+        pulls.set_draft(self._world, pull, self._who.name, draft)
+        return _payload(input, pullRequest=_shape(pull))
+
+    def _resolve(self, input: Json, resolved: bool) -> Json:
+        thread = self._thing(input["threadId"], Thread)
+        role = "read" if thread.pull.author is self._who.user else "write"
+        self._who.need(thread.pull.repo, "pull_requests:write", role=role)
+        reviews.resolve(self._world, thread, self._who.name, resolved)
+        return _payload(input, thread=_shape(thread))
+
+    def _thing(self, node_id: str, kind: type[T]) -> T:
+        """The thing behind a node id, if the caller may see where it is (an issue's id also names its pull request)."""
+        thing = self._world.things.get(node_id)
+        found: object = thing.issue if isinstance(thing, Pull) and kind is Said else thing
+        if not isinstance(found, kind) or thing is None or not self._who.sees(repo_of(thing)):
+            raise Denied(404, f"Could not resolve to a node with the global id of '{node_id}'")
+        return found
+
+
+def repo_of(thing: Thing) -> Repo:
+    match thing:
+        case Repo():
+            return thing
+        case Issue() | Pull():
+            return thing.repo
+        case Comment():
+            return thing.issue.repo
+        case Review() | Thread():
+            return thing.pull.repo
+        case LineComment():
+            return thing.thread.pull.repo
+    raise not_found()
+
+
+def _payload(input: Json, **fields: Any) -> Json:
+    return {"clientMutationId": input.get("clientMutationId"), **fields}
+
+
+def _id(thing: Thing) -> Json:
+    return {"id": thing.node_id, "databaseId": thing.id}
+
+
+def _listed(items: list[Json], first: int | None, last: int | None, after: str | None) -> Json:
+    """A connection; cursors are positions."""
+    start = int(after) if after and after.isdigit() else 0
+    rest = items[start:]
+    shown = rest[-last:] if last else rest[: first or 100]
+    page = {"hasNextPage": start + len(shown) < len(items), "endCursor": str(start + len(shown))}
+    return {"totalCount": len(items), "nodes": shown, "pageInfo": page}
+
+
+def _repository(repo: Repo, who: Who) -> Json:
+    def issue(info: GraphQLResolveInfo, number: int) -> Json | None:
+        who.need(repo, "issues:read")
+        found = repo.issues.get(number)
+        return _shape(found) if found and not found.pull else None
+
+    def pull_request(info: GraphQLResolveInfo, number: int) -> Json | None:
+        who.need(repo, "pull_requests:read")
+        found = repo.pulls.get(number)
+        if found is None:
+            raise Denied(404, f"Could not resolve to a PullRequest with the number of {number}.")
+        return _shape(found)
+
+    names = {"__typename": "Repository", "name": repo.name, "nameWithOwner": repo.full_name}
+    return {**_id(repo), **names, "issue": issue, "pullRequest": pull_request}
+
+
+def _said(said: Said) -> Json:
+    return {**_id(said), "body": said.body, "author": _shape(said.author), "createdAt": iso(said.created)}
+
+
+def _shape(thing: Thing) -> Json:
+    """A thing as its GraphQL type."""
+    match thing:
+        case User():
+            return {"__typename": thing.type, **_id(thing), "login": thing.login}
+        case Issue():
+            state = thing.state.upper()
+            return {"__typename": "Issue", **_said(thing), "number": thing.number, "title": thing.title, "state": state}
+        case Pull():
+            return _pull(thing)
+        case Thread():
+            return _thread(thing)
+        case LineComment():
+            kind = "PullRequestReviewComment"
+            return {"__typename": kind, **_said(thing), "path": thing.path, "line": thing.line}
+        case Review():
+            submitted = iso(thing.submitted)
+            return {"__typename": "PullRequestReview", **_said(thing), "state": thing.state, "submittedAt": submitted}
+        case Comment():
+            return {"__typename": "IssueComment", **_said(thing)}
+    raise not_found()
+
+
+def _pull(pull: Pull) -> Json:
+    def threads(
+        info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
+    ) -> Json:
+        told = [thread for thread in pull.threads if not thread.comments[0].review.pending]
+        return _listed([_thread(thread) for thread in told], first, last, after)
+
+    clean = pulls.mergeable(pull)
+    return {
+        "__typename": "PullRequest",
+        **_said(pull.issue),
+        **_id(pull),
+        "number": pull.number,
+        "title": pull.title,
+        "state": "MERGED" if pull.merged else pull.state.upper(),
+        "isDraft": pull.draft,
+        "merged": pull.merged,
+        "mergeable": {None: "UNKNOWN", True: "MERGEABLE", False: "CONFLICTING"}[clean],
+        "headRefName": pull.head_ref,
+        "baseRefName": pull.base_ref,
+        "headRefOid": pull.head_sha,
+        "reviewThreads": threads,
+    }
+
+
+def _thread(thread: Thread) -> Json:
+    def comments(
+        info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
+    ) -> Json:
+        told = [comment for comment in thread.comments if not comment.review.pending]
+        return _listed([_shape(comment) for comment in told], first, last, after)
+
+    top = thread.comments[0]
+    return {
+        "__typename": "PullRequestReviewThread",
+        "id": thread.node_id,
+        "isResolved": thread.resolved_by is not None,
+        "isOutdated": top.line is None,
+        "resolvedBy": _shape(thread.resolved_by) if thread.resolved_by else None,
+        "path": top.path,
+        "line": top.line,
+        "originalLine": top.original_line,
+        "comments": comments,
+    }

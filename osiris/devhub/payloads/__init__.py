@@ -1,0 +1,1 @@
+"""GitHub's JSON shapes, the same for REST answers and webhooks."""

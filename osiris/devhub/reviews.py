@@ -1,0 +1,228 @@
+"""The verbs of reviewing: line comments, pending reviews, submitting, replying, dismissing, resolving."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from osiris.devhub import diffs, pulls
+from osiris.devhub.refusals import Denied, not_found, unprocessable
+from osiris.devhub.things import App, LineComment, Pull, Review, Thread, User
+from osiris.devhub.world import World, check_body
+
+STATES = {"APPROVE": "APPROVED", "REQUEST_CHANGES": "CHANGES_REQUESTED", "COMMENT": "COMMENTED", "": "PENDING"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A wish to comment on one line of the diff."""
+
+    path: str
+    line: int
+    body: str
+    side: str = "RIGHT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What somebody asks a new review to be; no `event` leaves it pending."""
+
+    event: str = ""
+    body: str = ""
+    commit: str = ""
+    lines: tuple[Line, ...] = ()
+
+
+def review(world: World, pull: Pull, by: User, wanted: Wanted, *, by_app: App | None = None) -> Review:
+    """A new review, submitted at once unless its event is left out."""
+    check_body(wanted.body, "PullRequestReview")
+    _check_event(pull, by, wanted.event, wanted.body, bool(wanted.lines))
+    if pending_of(pull, by) is not None:
+        raise unprocessable("User can only have one pending review per pull request")
+    places = [_place(pull, line) for line in wanted.lines]
+    new = _new_review(world, pull, by, wanted, by_app)
+    for line, (hunk, position) in zip(wanted.lines, places, strict=True):
+        _hang(world, new, line, hunk, position)
+    if wanted.event:
+        _publish(world, new, wanted.event)
+    return new
+
+
+def pending_of(pull: Pull, by: User) -> Review | None:
+    return next((review for review in pull.reviews if review.pending and review.author is by), None)
+
+
+def add_line(world: World, pull: Pull, by: User, line: Line) -> LineComment:
+    """Add to the person's pending review, starting one when there is none."""
+    check_body(line.body, "PullRequestReviewComment", needed=True)
+    hunk, position = _place(pull, line)
+    pending = pending_of(pull, by) or _new_review(world, pull, by, Wanted(), None)
+    return _hang(world, pending, line, hunk, position)
+
+
+def drop_line(pull: Pull, by: User, comment_id: int) -> None:
+    """Take a line back out of a review that is still pending."""
+    pending = pending_of(pull, by)
+    comment = next((c for c in pending.comments if c.id == comment_id), None) if pending else None
+    if pending is None or comment is None:
+        raise not_found()
+    pending.comments.remove(comment)
+    pull.threads.remove(comment.thread)
+    if not pending.comments and not pending.body:
+        pull.reviews.remove(pending)
+
+
+def submit(world: World, pending: Review, event: str, body: str) -> None:
+    if not pending.pending:
+        raise unprocessable("The review has already been submitted")
+    body = body or pending.body
+    check_body(body, "PullRequestReview")
+    _check_event(pending.pull, pending.author, event, body, bool(pending.comments))
+    pending.body = body
+    _publish(world, pending, event)
+
+
+def _check_event(pull: Pull, by: User, event: str, body: str, lines: bool) -> None:
+    if event not in STATES:
+        raise unprocessable("Variable $event of type PullRequestReviewEvent was provided invalid value")
+    if by is pull.author and event == "APPROVE":
+        raise unprocessable("Can not approve your own pull request")
+    if by is pull.author and event == "REQUEST_CHANGES":
+        raise unprocessable("Can not request changes on your own pull request")
+    if not body.strip() and (event == "REQUEST_CHANGES" or (event == "COMMENT" and not lines)):
+        raise unprocessable("A review needs some words: say what should change, or comment on a line")
+
+
+def _new_review(world: World, pull: Pull, by: User, wanted: Wanted, by_app: App | None) -> Review:
+    new = Review(
+        id=world.next_id(),
+        pull=pull,
+        author=by,
+        by_app=by_app,
+        body=wanted.body,
+        state="PENDING",
+        commit=wanted.commit or pull.head_sha,
+        created=world.now(),
+        updated=world.now(),
+    )
+    pull.reviews.append(new)
+    world.know(new)
+    return new
+
+
+def _publish(world: World, new: Review, event: str) -> None:
+    new.state, new.submitted = STATES[event], world.now()
+    pull = new.pull
+    pull.issue.updated = world.now()
+    world.tell("pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new)
+    for comment in new.comments:
+        _told(world, comment)
+
+
+def _told(world: World, comment: LineComment) -> None:
+    pull = comment.thread.pull
+    world.tell("pull_request_review_comment", "created", pull.repo, comment.author, pull=pull, comment=comment)
+
+
+def _place(pull: Pull, line: Line) -> tuple[str, int]:
+    check_body(line.body, "PullRequestReviewComment", needed=True)
+    patches = {change.path: change.patch or "" for change in pulls.changes(pull)}
+    if line.path not in patches:
+        raise unprocessable("Path could not be resolved")
+    place = diffs.hunk_at(patches[line.path], line.line, line.side)
+    if place is None:
+        raise unprocessable("Line could not be resolved: it must be part of the diff")
+    return place
+
+
+def _hang(world: World, on: Review, line: Line, hunk: str, position: int) -> LineComment:
+    thread = Thread(id=world.next_id(), pull=on.pull)
+    comment = LineComment(
+        id=world.next_id(),
+        review=on,
+        thread=thread,
+        author=on.author,
+        by_app=on.by_app,
+        body=line.body,
+        created=world.now(),
+        updated=world.now(),
+        path=line.path,
+        line=line.line,
+        side=line.side,
+        original_line=line.line,
+        commit=on.pull.head_sha,
+        original_commit=on.pull.head_sha,
+        hunk=hunk,
+        position=position,
+        original_position=position,
+    )
+    thread.comments.append(comment)
+    on.comments.append(comment)
+    on.pull.threads.append(thread)
+    world.know(thread, comment)
+    return comment
+
+
+def reply(world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None) -> LineComment:
+    """Answer the top comment of a thread; GitHub wraps each answer in a review of its own."""
+    check_body(body, "PullRequestReviewComment", needed=True)
+    if to.reply_to is not None:
+        raise unprocessable("Replies go to the top comment of a thread")
+    pull = to.thread.pull
+    wrap = _new_review(world, pull, by, Wanted(), by_app)
+    comment = LineComment(
+        id=world.next_id(),
+        review=wrap,
+        thread=to.thread,
+        author=by,
+        by_app=by_app,
+        body=body,
+        created=world.now(),
+        updated=world.now(),
+        path=to.path,
+        line=to.line,
+        side=to.side,
+        original_line=to.original_line,
+        commit=to.commit,
+        original_commit=to.original_commit,
+        hunk=to.hunk,
+        position=to.position,
+        original_position=to.original_position,
+        reply_to=to,
+    )
+    to.thread.comments.append(comment)
+    wrap.comments.append(comment)
+    world.know(comment)
+    _publish(world, wrap, "COMMENT")
+    return comment
+
+
+def dismiss(world: World, done: Review, by: User, message: str) -> None:
+    if done.state not in ("APPROVED", "CHANGES_REQUESTED"):
+        raise unprocessable("Can not dismiss a commented pull request review")
+    if not message.strip():
+        raise unprocessable("Message can't be blank")
+    done.state = "DISMISSED"
+    pull = done.pull
+    world.note(pull.issue, by, f"dismissed {done.author.login}’s review: {message}")
+    world.tell("pull_request_review", "dismissed", pull.repo, by, pull=pull, review=done)
+
+
+def resolve(world: World, thread: Thread, by: User, resolved: bool) -> None:
+    if (thread.resolved_by is not None) == resolved:
+        return
+    thread.resolved_by = by if resolved else None
+    action = "resolved" if resolved else "unresolved"
+    world.tell("pull_request_review_thread", action, thread.pull.repo, by, pull=thread.pull, thread=thread)
+
+
+def discard(pending: Review) -> None:
+    """Throw a pending review away."""
+    if not pending.pending:
+        raise Denied(422, "Can not delete a non-pending pull request review")
+    for comment in pending.comments:
+        comment.thread.pull.threads.remove(comment.thread)
+    pending.pull.reviews.remove(pending)
+
+
+def latest_states(reviews: Iterable[Review]) -> dict[str, Review]:
+    """What each reviewer last decided; comments decide nothing."""
+    return {r.author.login: r for r in reviews if r.state in ("APPROVED", "CHANGES_REQUESTED", "DISMISSED")}

@@ -1,0 +1,197 @@
+"""The hub: one loopback server with REST, GraphQL, git and the review page around one world."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from osiris.devhub import graphql, page
+from osiris.devhub.access import Keyring
+from osiris.devhub.ci import CI, RunCheck
+from osiris.devhub.git_http import GitHttp, wants_git
+from osiris.devhub.hooks import Hooks
+from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.routes import apps, checks, code, issues, pulls
+from osiris.devhub.routes.call import Call, joined, read_json, refusal
+from osiris.devhub.things import App, Repo, User
+from osiris.devhub.world import World
+
+API = "/api/v3"
+TABLE = joined([apps.table, issues.table, pulls.table, checks.table, code.table])
+Forward = Callable[[], Awaitable[Response]]
+Interceptor = Callable[[Request, Forward], Awaitable[Response]]
+
+
+class Cut(Response):
+    """For interceptors: breaks the connection off in the middle of the answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"1000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+class Hub:
+    """A running hub; `world` is what it holds, and the verbs here set the stage."""
+
+    def __init__(self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None) -> None:
+        self.world = World(data_dir, clock)
+        self.world.url = self.url = url
+        self.api_url = url + API
+        self.interceptors: list[Interceptor] = []
+        self.keyring = Keyring(world=self.world)
+        self.hooks = Hooks(self.world)
+        self.ci = CI(self.world, run_check) if run_check else None
+        self._git = GitHttp(self.world, self.keyring)
+
+    # ── the stage ──
+
+    def add_user(self, login: str) -> User:
+        return self.world.add_user(login)
+
+    def add_repo(
+        self,
+        full_name: str,
+        *,
+        files: Mapping[str, bytes | str] | None = None,
+        import_from: Path | None = None,
+        collaborators: Mapping[str, str],
+        private: bool = False,
+    ) -> Repo:
+        return self.world.add_repo(
+            full_name, files=files, import_from=import_from, collaborators=collaborators, private=private
+        )
+
+    def add_app(
+        self,
+        *,
+        slug: str,
+        webhook_url: str,
+        webhook_secret: str,
+        permissions: Mapping[str, str],
+        events: Sequence[str],
+    ) -> App:
+        return self.world.add_app(
+            slug=slug,
+            webhook_url=webhook_url,
+            webhook_secret=webhook_secret,
+            permissions=permissions,
+            events=events,
+        )
+
+    def install(self, app: App, *repos: str) -> int:
+        """Install the app on repositories of one owner; gives the installation's id."""
+        installation = self.world.install(app, [self.world.repo(name) for name in repos])
+        self.hooks.installed(installation)
+        return installation.id
+
+    def user_url(self, login: str, path: str) -> str:
+        """An address that signs this person in on this hub, and then shows `path`."""
+        user = self.world.user(login)
+        return f"{self.url}/_enter?key={quote(user.key)}&to={quote(path)}"
+
+    async def drained(self) -> None:
+        """Wait until every queued webhook was sent, and those that the sending caused."""
+        await self.hooks.drained()
+
+    async def checked(self) -> None:
+        """Wait until every pushed commit has been checked."""
+        if self.ci is not None:
+            await self.ci.checked()
+
+    async def close(self) -> None:
+        if self.ci is not None:
+            await self.ci.close()
+        await self.hooks.close()
+
+    # ── requests ──
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        response = await self._through(request, list(self.interceptors))
+        await response(scope, receive, send)
+
+    async def _through(self, request: Request, interceptors: list[Interceptor]) -> Response:
+        if not interceptors:
+            return await self._answer(request)
+        first, *rest = interceptors
+
+        async def forward(*_: object) -> Response:
+            return await self._through(request, rest)
+
+        return await first(request, forward)
+
+    async def _answer(self, request: Request) -> Response:
+        path = request.url.path
+        if wants_git(path):
+            return await self._git.answer(request)
+        if not path.startswith("/api/"):
+            return await page.answer(self, request)
+        try:
+            if path == "/api/graphql":
+                return await graphql.answer(request, self.world, self.keyring)
+            return await self._rest(request, path.removeprefix(API))
+        except Denied as denied:
+            return refusal(denied)
+
+    async def _rest(self, request: Request, path: str) -> Response:
+        who = self.keyring.who(request.headers.get("authorization", ""))
+        found = TABLE.find(request.method, path)
+        if found is None:
+            raise not_found()
+        handler, params = found
+        body = await read_json(request)
+        return await handler(Call(hub=self, request=request, who=who, params=params, body=body))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves the signals to whoever runs it, and says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+@asynccontextmanager
+async def serving(
+    data_dir: Path,
+    *,
+    port: int = 0,
+    clock: Callable[[], float] = time.time,
+    run_check: RunCheck | None = None,
+) -> AsyncIterator[Hub]:
+    """A hub on a loopback port, until the block ends."""
+    listener = socket.create_server(("127.0.0.1", port))
+    hub = Hub(data_dir, f"http://127.0.0.1:{listener.getsockname()[1]}", clock, run_check)
+    config = uvicorn.Config(
+        hub, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    await server.ready.wait()
+    try:
+        yield hub
+    finally:
+        server.should_exit = True
+        await running
+        await hub.close()
+        listener.close()

@@ -1,0 +1,391 @@
+"""Everything the hub knows, with the verbs that change it; no HTTP in here.
+
+A verb checks what must hold whoever asks (a title is not blank, a closed issue is not closed again); who may ask is
+`access.py`'s question. Each verb that apps may hear about ends by telling the listeners.
+"""
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from osiris.devhub import tokens
+from osiris.devhub.refusals import Denied, invalid, not_found, unprocessable
+from osiris.devhub.repos import Git, Person
+from osiris.devhub.things import (
+    ROLES,
+    App,
+    CheckRun,
+    CheckSuite,
+    Comment,
+    Delivery,
+    Happening,
+    Installation,
+    Issue,
+    Label,
+    Note,
+    Reaction,
+    Repo,
+    Said,
+    Thing,
+    User,
+)
+
+LONGEST_BODY = 65_536
+LONGEST_TITLE = 256
+REACTIONS = ("+1", "-1", "laugh", "confused", "heart", "hooray", "rocket", "eyes")
+GHOST = "devhub"
+
+
+class World:
+    """The accounts, repositories and apps of one hub."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        self.folder = folder
+        self.clock = clock
+        self.url = ""
+        self.users: dict[str, User] = {}
+        self.repos: dict[str, Repo] = {}
+        self.apps: dict[int, App] = {}
+        self.installations: dict[int, Installation] = {}
+        self.things: dict[str, Thing] = {}
+        self.listeners: list[Callable[[Happening], None]] = []
+        self._ids = itertools.count(1_000_001)
+
+    def now(self) -> float:
+        return self.clock()
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def know(self, *things: Thing) -> None:
+        """Make things findable by their node id."""
+        self.things |= {thing.node_id: thing for thing in things}
+
+    def tell(self, event: str, action: str | None, repo: Repo, by: User, **subject: Any) -> None:
+        happening = Happening(event=event, action=action, repo=repo, by=by, subject=subject)
+        for listener in self.listeners:
+            listener(happening)
+
+    # ── accounts ──
+
+    def user(self, login: str) -> User:
+        found = self.users.get(login.lower())
+        if found is None:
+            raise not_found()
+        return found
+
+    def add_user(self, login: str, *, type: str = "User") -> User:
+        """A person, or an organization when `type` says so; the same login gives the same account."""
+        if (known := self.users.get(login.lower())) is not None:
+            return known
+        token = tokens.personal_token() if type == "User" else ""
+        key = secrets.token_urlsafe(24)
+        user = User(id=self.next_id(), login=login, type=type, token=token, key=key, created=self.now())
+        self.users[login.lower()] = user
+        self.know(user)
+        return user
+
+    def person(self, user: User) -> Person:
+        """How an account signs commits."""
+        return Person(name=user.login, email=f"{user.id}+{user.login}@users.noreply.devhub.invalid")
+
+    # ── repositories ──
+
+    def repo(self, full_name: str) -> Repo:
+        found = self.repos.get(full_name.lower())
+        if found is None:
+            raise not_found()
+        return found
+
+    def add_repo(
+        self,
+        full_name: str,
+        *,
+        files: Mapping[str, bytes | str] | None,
+        import_from: Path | None,
+        collaborators: Mapping[str, str],
+        private: bool,
+    ) -> Repo:
+        owner_login, name = full_name.split("/")
+        owner = self.add_user(owner_login, type="Organization")
+        git = Git(self.folder / "repos" / owner.login / f"{name}.git")
+        if import_from is None:
+            git.seed(files or {"README.md": f"# {name}\n"}, self.person(owner), self.now())
+        else:
+            git.copy_from(import_from)
+        repo = Repo(
+            id=self.next_id(),
+            owner=owner,
+            name=name,
+            git=git,
+            default_branch=git.head_branch(),
+            created=self.now(),
+            private=private,
+            heads=git.heads(),
+        )
+        for login, role in collaborators.items():
+            self.set_role(repo, login, role)
+        self.repos[full_name.lower()] = repo
+        self.know(repo)
+        return repo
+
+    def set_role(self, repo: Repo, login: str, role: str) -> None:
+        if role not in ROLES:
+            raise ValueError(f"{role} is not one of {', '.join(ROLES)}")
+        self.add_user(login)
+        repo.collaborators[login.lower()] = role
+
+    def issue(self, repo: Repo, number: int) -> Issue:
+        found = repo.issues.get(number)
+        if found is None:
+            raise not_found()
+        return found
+
+    # ── issues ──
+
+    def open_issue(
+        self,
+        repo: Repo,
+        by: User,
+        title: str,
+        body: str = "",
+        *,
+        labels: Iterable[str] = (),
+        by_app: App | None = None,
+    ) -> Issue:
+        issue = self.new_issue(repo, by, title, body, by_app=by_app)
+        self.tell("issues", "opened", repo, by, issue=issue)
+        self.label(issue, by, labels)
+        return issue
+
+    def new_issue(self, repo: Repo, by: User, title: str, body: str, *, by_app: App | None) -> Issue:
+        """The next number of the repository, told to nobody yet (a pull request begins as one, too)."""
+        check_title(title)
+        check_body(body, "Issue")
+        issue = Issue(
+            id=self.next_id(),
+            repo=repo,
+            number=len(repo.issues) + 1,
+            title=title,
+            body=body,
+            author=by,
+            by_app=by_app,
+            created=self.now(),
+            updated=self.now(),
+        )
+        repo.issues[issue.number] = issue
+        self.know(issue)
+        return issue
+
+    def edit_issue(self, issue: Issue, by: User, *, title: str | None = None, body: str | None = None) -> None:
+        changes = {
+            name: {"from": getattr(issue, name)}
+            for name, value in (("title", title), ("body", body))
+            if value is not None and value != getattr(issue, name)
+        }
+        check_title(title if title is not None else issue.title)
+        check_body(body or "", "Issue")
+        issue.title = title if title is not None else issue.title
+        issue.body = body if body is not None else issue.body
+        if changes:
+            self._touched(issue, "edited", by, changes=changes)
+
+    def close_issue(self, issue: Issue, by: User, reason: str = "completed") -> None:
+        if issue.state == "closed":
+            return
+        issue.state, issue.closed, issue.closed_by = "closed", self.now(), by
+        issue.state_reason = None if issue.pull else reason
+        self.note(issue, by, "closed this" + (" as not planned" if reason == "not_planned" else ""))
+        self._touched(issue, "closed", by)
+
+    def reopen_issue(self, issue: Issue, by: User) -> None:
+        if issue.state == "open":
+            return
+        issue.state, issue.closed, issue.closed_by = "open", None, None
+        issue.state_reason = None if issue.pull else "reopened"
+        self.note(issue, by, "reopened this")
+        self._touched(issue, "reopened", by)
+
+    def note(self, issue: Issue, by: User, text: str) -> None:
+        issue.timeline.append(Note(by=by, text=text, at=self.now()))
+
+    def _touched(self, issue: Issue, action: str, by: User, **more: Any) -> None:
+        issue.updated = self.now()
+        event = "pull_request" if issue.pull else "issues"
+        self.tell(event, action, issue.repo, by, issue=issue, **more)
+
+    # ── labels ──
+
+    def label(self, issue: Issue, by: User, names: Iterable[str]) -> None:
+        """Put labels on, making those the repository does not have yet."""
+        for name in names:
+            label = self._label_named(issue.repo, name)
+            if label not in issue.labels:
+                issue.labels.append(label)
+                self.note(issue, by, f"added the label {label.name}")
+                self._touched(issue, "labeled", by, label=label)
+
+    def unlabel(self, issue: Issue, by: User, name: str) -> None:
+        label = issue.repo.labels.get(name.lower())
+        if label is None or label not in issue.labels:
+            raise Denied(404, "Label does not exist")
+        issue.labels.remove(label)
+        self.note(issue, by, f"removed the label {label.name}")
+        self._touched(issue, "unlabeled", by, label=label)
+
+    def _label_named(self, repo: Repo, name: str) -> Label:
+        if not name.strip() or len(name) > 50:
+            raise invalid("Label", "name")
+        if name.lower() not in repo.labels:
+            color = ("1d76db", "0e8a16", "d93f0b", "fbca04", "5319e7", "006b75")[len(repo.labels) % 6]
+            label = Label(id=self.next_id(), name=name, color=color)
+            repo.labels[name.lower()] = label
+            self.know(label)
+        return repo.labels[name.lower()]
+
+    # ── comments and reactions ──
+
+    def comment(self, issue: Issue, by: User, body: str, *, by_app: App | None = None) -> Comment:
+        check_body(body, "IssueComment", needed=True)
+        comment = Comment(
+            id=self.next_id(),
+            issue=issue,
+            author=by,
+            body=body,
+            by_app=by_app,
+            created=self.now(),
+            updated=self.now(),
+        )
+        issue.comments.append(comment)
+        issue.updated = self.now()
+        self.know(comment)
+        self.tell("issue_comment", "created", issue.repo, by, issue=issue, comment=comment)
+        return comment
+
+    def edit_comment(self, comment: Comment, by: User, body: str) -> None:
+        check_body(body, "IssueComment", needed=True)
+        changes = {"body": {"from": comment.body}}
+        comment.body, comment.updated = body, self.now()
+        issue = comment.issue
+        self.tell("issue_comment", "edited", issue.repo, by, issue=issue, comment=comment, changes=changes)
+
+    def react(self, said: Said, by: User, content: str) -> tuple[Reaction, bool]:
+        """The reaction, and whether it is new: one of a kind for each person."""
+        if content not in REACTIONS:
+            raise invalid("Reaction", "content")
+        for reaction in said.reactions:
+            if reaction.user is by and reaction.content == content:
+                return reaction, False
+        reaction = Reaction(id=self.next_id(), user=by, content=content, created=self.now())
+        said.reactions.append(reaction)
+        self.know(reaction)
+        return reaction, True
+
+    # ── apps ──
+
+    def add_app(
+        self,
+        *,
+        slug: str,
+        webhook_url: str,
+        webhook_secret: str,
+        permissions: Mapping[str, str],
+        events: Sequence[str],
+    ) -> App:
+        bot = self.add_user(f"{slug}[bot]", type="Bot")
+        app = App(
+            id=self.next_id(),
+            slug=slug,
+            bot=bot,
+            owner=self.add_user(GHOST, type="Organization"),
+            keys=tokens.key_pair(),
+            client_id="Iv23li" + secrets.token_hex(7),
+            webhook_url=webhook_url,
+            webhook_secret=webhook_secret,
+            permissions={"metadata": "read", **permissions},
+            events=tuple(events),
+            created=self.now(),
+        )
+        bot.app = app
+        self.apps[app.id] = app
+        self.know(app)
+        return app
+
+    def install(self, app: App, repos: Sequence[Repo]) -> Installation:
+        """Add repositories of one account to the app's installation there, making it when there is none."""
+        account = repos[0].owner
+        for known in self.installations.values():
+            if known.app is app and known.account is account:
+                known.repos += [repo for repo in repos if repo not in known.repos]
+                return known
+        new = Installation(id=self.next_id(), app=app, account=account, created=self.now(), repos=list(repos))
+        self.installations[new.id] = new
+        self.know(new)
+        return new
+
+    def installation_of(self, app: App, repo: Repo) -> Installation | None:
+        found = (i for i in self.installations.values() if i.app is app and repo in i.repos)
+        return next(found, None)
+
+    def record(self, delivery: Delivery) -> None:
+        delivery.app.deliveries.append(delivery)
+
+    # ── checks ──
+
+    def start_check(self, repo: Repo, app: App, sha: str, name: str, **facts: Any) -> CheckRun:
+        suite = self._suite(repo, app, sha)
+        run = CheckRun(id=self.next_id(), suite=suite, name=name, started=self.now())
+        suite.runs.append(run)
+        self.know(run)
+        _take(run, facts, self.now())
+        self.tell("check_run", "created", repo, app.bot, run=run)
+        self._completed(run, was="")
+        return run
+
+    def update_check(self, run: CheckRun, **facts: Any) -> None:
+        was = run.status
+        _take(run, facts, self.now())
+        self._completed(run, was)
+
+    def _completed(self, run: CheckRun, was: str) -> None:
+        if run.status != "completed" or was == "completed":
+            return
+        repo = run.suite.repo
+        self.tell("check_run", "completed", repo, run.app.bot, run=run)
+        if all(other.status == "completed" for other in run.suite.runs):
+            self.tell("check_suite", "completed", repo, run.app.bot, suite=run.suite)
+
+    def _suite(self, repo: Repo, app: App, sha: str) -> CheckSuite:
+        for suite in repo.suites:
+            if suite.app is app and suite.sha == sha:
+                return suite
+        suite = CheckSuite(id=self.next_id(), repo=repo, app=app, sha=sha, created=self.now())
+        repo.suites.append(suite)
+        self.know(suite)
+        return suite
+
+
+def _take(run: CheckRun, facts: Mapping[str, Any], now: float) -> None:
+    """Copy what a caller said about a run; a conclusion completes it."""
+    for name, value in facts.items():
+        setattr(run, name, value)
+    if run.conclusion is not None:
+        run.status = "completed"
+    if run.status == "completed":
+        run.completed = run.completed or now
+
+
+def check_title(title: str) -> None:
+    if not title.strip():
+        raise invalid("Issue", "title", "missing_field")
+    if len(title) > LONGEST_TITLE:
+        raise unprocessable(f"title is too long (maximum is {LONGEST_TITLE} characters)")
+
+
+def check_body(body: str, resource: str, *, needed: bool = False) -> None:
+    if needed and not body.strip():
+        raise invalid(resource, "body", "missing_field", "body can't be blank")
+    if len(body) > LONGEST_BODY:
+        raise invalid(resource, "body", "custom", f"body is too long (maximum is {LONGEST_BODY} characters)")

@@ -1,0 +1,25 @@
+"""The stage every devhub test plays on."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from osiris.devhub.server import serving
+from tests.devhub.stage import EVENTS, FILES, PERMISSIONS, SECRET, Clock, Stage, receiving
+
+
+@pytest.fixture
+async def stage(place: Path) -> AsyncIterator[Stage]:
+    clock = Clock()
+    async with receiving() as receiver, serving(place / "hub", clock=clock) as hub:
+        people = [hub.add_user(login) for login in ("mia", "rob", "eve")]
+        repo = hub.add_repo("acme/shop", files=FILES, collaborators={"mia": "maintain", "rob": "triage"})
+        app = hub.add_app(
+            slug="osiris", webhook_url=receiver.url, webhook_secret=SECRET, permissions=PERMISSIONS, events=EVENTS
+        )
+        installation = hub.install(app, "acme/shop")
+        made = Stage(hub, clock, receiver, place, repo, app, installation, *people)
+        yield made
+        for client in made.clients:
+            await client.aclose()

@@ -1,0 +1,59 @@
+"""From an issue to a merged pull request, as an app and two people live it."""
+
+from tests.devhub.stage import FILES, Stage
+
+
+async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: Stage) -> None:
+    mia = stage.client(stage.mia.token)
+    bot_token = await stage.token()
+    bot = stage.client(bot_token)
+    repo = "/repos/acme/shop"
+    opened = await mia.post(f"{repo}/issues", json={"title": "Prices", "body": "round them", "labels": ["osiris"]})
+    assert opened.status_code == 201
+    assert (await bot.post(f"{repo}/issues/1/comments", json={"body": "On it"})).status_code == 201
+
+    pull = await stage.pull(bot, bot_token, draft=True)
+    assert (pull["number"], pull["draft"], pull["mergeable"], pull["mergeable_state"]) == (2, True, True, "draft")
+    assert (pull["changed_files"], pull["additions"], pull["deletions"], pull["commits"]) == (1, 1, 1, 1)
+    assert pull["user"]["login"] == "osiris[bot]"
+
+    line = {"path": "shop/cart.py", "line": 2, "side": "RIGHT", "body": "Use Decimal"}
+    asked = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
+    review = (await mia.post(f"{repo}/pulls/2/reviews", json=asked)).json()
+    assert review["state"] == "CHANGES_REQUESTED"
+    (comment,) = (await bot.get(f"{repo}/pulls/2/reviews/{review['id']}/comments")).json()
+    assert (comment["path"], comment["line"], comment["position"]) == ("shop/cart.py", 2, 3)
+    assert comment["diff_hunk"].endswith("+    return round(sum(prices), 2)")
+
+    fixed = FILES["shop/cart.py"].replace("sum(prices)", "Decimal(sum(prices))")
+    head = await stage.branch("fix", {"shop/cart.py": fixed}, bot_token)
+    outdated = (await bot.get(f"{repo}/pulls/2/comments")).json()[0]
+    assert (outdated["line"], outdated["original_line"], outdated["position"]) == (None, 2, None)
+
+    assert (await mia.post(f"{repo}/pulls/2/reviews", json={"event": "APPROVE"})).json()["commit_id"] == head
+    assert (await bot.put(f"{repo}/pulls/2/merge")).status_code == 405
+    ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"
+    answer = await bot.post("../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}})
+    assert "errors" not in answer.json()
+    assert (await bot.put(f"{repo}/pulls/2/merge", json={"sha": "0" * 40})).status_code == 409
+    merged = await bot.put(f"{repo}/pulls/2/merge", json={"sha": head})
+    assert merged.json()["merged"] is True
+    assert stage.repo.issues[1].state_reason == "completed"
+    assert stage.repo.git.read("main", "shop/cart.py") == fixed.encode()
+    assert await stage.events() == [
+        "installation.created",
+        "issues.opened",
+        "issues.labeled",
+        "issue_comment.created",
+        "push",
+        "pull_request.opened",
+        "pull_request_review.submitted",
+        "pull_request_review_comment.created",
+        "push",
+        "pull_request.synchronize",
+        "pull_request_review.submitted",
+        "pull_request.ready_for_review",
+        "pull_request.closed",
+        "issues.closed",
+        "push",
+    ]
