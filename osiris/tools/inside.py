@@ -1,0 +1,236 @@
+"""Runs INSIDE the jail by `python3 -I -S`: one JSON request on stdin, one JSON answer on stdout. Standard library only.
+
+An answer is {"text": ...} or {"error": ...}, a sentence for the model. File names may be any bytes (surrogateescape).
+"""
+
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MOST_TEXT = 20_000  # characters in an answer: six bytes each in the worst case, below the session's output cap
+MOST_LINE = 2_000
+MOST_READ = 64 << 20  # bytes of a file that are looked through
+MOST_EDIT = 8 << 20
+MOST_SEARCHED = 4 << 20
+MOST_ENTRIES = 500
+MOST_MATCHES = 200
+
+
+class Trouble(Exception):
+    """A sentence for the model."""
+
+
+def read(path: str, start: int, lines: int) -> str:
+    with _open(path) as file:
+        size, shown, total, room = os.fstat(file.fileno()).st_size, [], 0, MOST_TEXT
+        if b"\0" in file.peek(8192)[:8192]:
+            return f"{_name(path)} is a binary file of {size} bytes"
+        for total, line in enumerate(_lines(file), 1):
+            if start <= total < start + lines and room > 0:
+                text = f"{total:6}\t{_short(line)}"
+                room -= len(text) + 1
+                shown.append(text)
+        complete = not file.read(1)
+    return _page(path, start, shown, total, complete)
+
+
+def _page(path: str, start: int, shown: list[str], total: int, complete: bool) -> str:
+    if not total:
+        return f"{_name(path)} is empty"
+    many = f"{total} lines" if complete else f"more than {total} lines"
+    if not shown:
+        return f"{_name(path)} has only {many}"
+    last = start + len(shown) - 1
+    more = f"; go on with start={last + 1}" if last < total or not complete else ""
+    return f"{_name(path)}: lines {start}-{last} of {many}{more}\n" + "\n".join(shown)
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """Lines of at most a chunk's length each, for as much of the file as is looked through."""
+    left, rest = MOST_READ, b""
+    while left > 0 and (chunk := file.read(min(1 << 20, left))):
+        left -= len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        rest = rest if len(rest) < 1 << 16 else rest[: 1 << 16]
+    if rest:
+        yield rest
+
+
+def _short(line: bytes) -> str:
+    text = line.rstrip(b"\r").decode("utf-8", "replace")
+    return text if len(text) <= MOST_LINE else f"{text[:MOST_LINE]} … [{len(text) - MOST_LINE} more characters]"
+
+
+def write(path: str, text: str) -> str:
+    data, fresh = text.encode("utf-8", "surrogateescape"), not os.path.lexists(path)
+    _replace(path, data)
+    return f"{'made' if fresh else 'wrote'} {_name(path)}: {len(data)} bytes"
+
+
+def edit(path: str, old: str, new: str) -> str:
+    with _open(path) as file:
+        raw = file.read(MOST_EDIT + 1)
+    if len(raw) > MOST_EDIT:
+        raise Trouble(f"{_name(path)} is too large to edit like this; use a command")
+    text = raw.decode("utf-8", "surrogateescape")
+    if old not in text and "\r\n" in text:
+        old, new = (part.replace("\r\n", "\n").replace("\n", "\r\n") for part in (old, new))
+    count = text.count(old)
+    if count != 1:
+        raise Trouble(_why_not(path, text, old, count))
+    at = text.index(old)
+    _replace(path, (text[:at] + new + text[at + len(old) :]).encode("utf-8", "surrogateescape"))
+    line = text.count("\n", 0, at) + 1
+    return f"edited {_name(path)} at line {line}"
+
+
+def _why_not(path: str, text: str, old: str, count: int) -> str:
+    if count:
+        at = [text.count("\n", 0, match.start()) + 1 for match in re.finditer(re.escape(old), text)][:10]
+        where = ", ".join(map(str, at))
+        return f"`old` is found {count} times in {_name(path)} (lines {where}); add lines around it until it is unique"
+    near = _nearest(text.split("\n"), old)
+    return f"`old` is not in {_name(path)}; it must match exactly, with all white space.{near}"
+
+
+def _nearest(lines: list[str], old: str) -> str:
+    """Where the first telling line of `old` nearly stands."""
+    from difflib import SequenceMatcher  # costs a few milliseconds, needed only here
+
+    wanted = next((line.strip() for line in old.split("\n") if line.strip()), "")[:200]
+    best, where = 0.6, 0
+    matcher = SequenceMatcher(b=wanted)
+    for number, line in enumerate(lines[:20_000], 1):
+        matcher.set_seq1(line.strip()[:200])
+        if matcher.real_quick_ratio() > best and matcher.quick_ratio() > best and matcher.ratio() > best:
+            best, where = matcher.ratio(), number
+    return f" The nearest line is {where}: {lines[where - 1][:300]}" if where else ""
+
+
+def listing(path: str) -> str:
+    with os.scandir(path) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    shown = [_entry(entry) for entry in found[:MOST_ENTRIES]]
+    if len(found) > len(shown):
+        shown.append(f"… and {len(found) - len(shown)} more")
+    return "\n".join(shown) or f"{_name(path)} is empty"
+
+
+def _entry(entry: os.DirEntry[str]) -> str:
+    name = _name(entry.name)
+    if entry.is_symlink():
+        return f"{name} -> {_name(os.readlink(entry.path))}"
+    if entry.is_dir():
+        return f"{name}/"
+    info = entry.stat(follow_symlinks=False)
+    return f"{name}  {info.st_size} bytes" if stat.S_ISREG(info.st_mode) else f"{name}  (not a regular file)"
+
+
+def search(pattern: str, path: str) -> str:
+    try:
+        wanted = re.compile(pattern, re.MULTILINE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise Trouble(f"the pattern is not a regular expression: {error}") from error
+    shown: list[str] = []
+    room, skipped = MOST_TEXT, 0
+    for file in _files(path):
+        text = _searchable(file)
+        skipped += text is None
+        for line in _matches(wanted, text or "", file):
+            shown.append(line)
+            room -= len(line) + 1
+            if len(shown) >= MOST_MATCHES or room < 0:
+                return "\n".join([*shown, "… there are more matches: narrow the pattern or the path"])
+    note = f" ({skipped} files larger than {MOST_SEARCHED >> 20} MiB were left out)" if skipped else ""
+    return "\n".join(shown) + note if shown else f"no match for {pattern!r} below {_name(path)}{note}"
+
+
+def _files(path: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        _open(path).close()
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if name != ".git")
+        yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(files))
+
+
+def _searchable(path: str) -> str | None:
+    """The text of a file; empty when it is not one, None when it is too large."""
+    try:
+        with _open(path, follow=False) as file:
+            if os.fstat(file.fileno()).st_size > MOST_SEARCHED:
+                return None
+            data = file.read(MOST_SEARCHED)
+    except (OSError, Trouble):
+        return ""
+    return "" if b"\0" in data[:8192] else data.decode("utf-8", "surrogateescape")
+
+
+def _matches(wanted: re.Pattern[str], text: str, path: str) -> Iterator[str]:
+    line, counted, shown = 1, 0, 0
+    for match in wanted.finditer(text):
+        line += text.count("\n", counted, match.start())
+        counted = match.start()
+        if line != shown:
+            begin, end = text.rfind("\n", 0, counted) + 1, text.find("\n", counted)
+            yield f"{_name(path)}:{line}: {text[begin : end if end >= 0 else None].rstrip()[:300]}"
+            shown = line
+
+
+def _open(path: str, follow: bool = True) -> Any:
+    """A regular file for reading. Without waiting: opening a FIFO would hang for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    raise Trouble(f"{_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_name(path)} is not a regular file")
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Whole or not at all: a full disk must not cost the old content."""
+    target = os.path.realpath(path)
+    mode = 0o644
+    if os.path.lexists(target):
+        mode = os.stat(target).st_mode
+        if not stat.S_ISREG(mode):
+            raise Trouble(f"{_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_name(path)} is no regular file")
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = os.path.join(os.path.dirname(target), f".osiris-{os.urandom(8).hex()}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.chmod(temporary, stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+
+
+def _name(path: str) -> str:
+    """A name for the eye: what cannot be printed is escaped."""
+    plain = path.removeprefix("/workspace/")
+    return plain if plain.isprintable() else plain.encode("unicode_escape").decode()
+
+
+TOOLS: dict[str, Callable[..., str]] = {"read": read, "write": write, "edit": edit, "list": listing, "search": search}
+
+
+def answer(request: dict[str, Any]) -> dict[str, str]:
+    try:
+        return {"text": TOOLS[request.pop("do")](**request)}
+    except Trouble as trouble:
+        return {"error": str(trouble)}
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
+        words = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        return {"error": f"{_name(str(request.get('path')))}: {words[:1].lower()}{words[1:]}"}
+
+
+if __name__ == "__main__":
+    json.dump(answer(json.load(sys.stdin.buffer)), sys.stdout)

@@ -51,6 +51,7 @@ class OpenSession:
         self._cgroup = cgroup
         self._next: asyncio.Task[Jail] | None = None
         self._closed = False
+        self._untouched = False
 
     async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 120, keep_as: str = "") -> Result:
         """Run a command in the jail, at /workspace, for at most `timeout` seconds; everything it started dies with it.
@@ -66,6 +67,9 @@ class OpenSession:
         limits = self._ground.view.limits
         output = Output(limits.output, limits.kept_output if keep_as else 0)
         jail = await self._jail()
+        if self._untouched:
+            self._untouched = False
+            self._ground.disk.settle()
         killed = self._cgroup.out_of_memory() if self._cgroup else 0
         try:
             result = await jail.run(argv, stdin, timeout, output)
@@ -121,6 +125,7 @@ class OpenSession:
         if not _is_plain_file(ground.disk.keep / "index"):
             raise Refused("the checkout left no index")
         ground.disk.seal(base)
+        self._untouched = True
         self._prepare()
 
     def _prepare(self) -> None:

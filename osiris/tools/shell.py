@@ -1,0 +1,48 @@
+"""The shell tool: one command, its exit code, and as much of its output as a model should read."""
+
+import secrets
+
+from pydantic import Field
+
+from osiris.events import CommandRan
+from osiris.ports import Result, Session, ToolAnswer
+from osiris.tools.clean import clean_text
+from osiris.tools.files import Args
+
+MOST_SHOWN = 16_000  # characters, half of them from the end: errors stand there
+MOST_COMMAND = 100_000  # bytes; Linux takes 128 KiB in one argument
+
+
+class RunCommand(Args):
+    command: str = Field(min_length=1, description="bash")
+    timeout: float = Field(120, gt=0, le=600, description="seconds")
+
+
+async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
+    """Run it; what the harness saw goes into `ran`, not what the model says about it."""
+    if "\0" in args.command:
+        return ToolAnswer(text="a command cannot hold a NUL character")
+    if len(args.command.encode("utf-8", "replace")) > MOST_COMMAND:
+        return ToolAnswer(text="the command is too long: write a script with write_file and run that")
+    name = f"{secrets.token_hex(4)}.txt"
+    result = await session.run(["/bin/bash", "-c", args.command], timeout=args.timeout, keep_as=name)
+    ran = CommandRan(command=args.command, exit_code=result.exit_code, seconds=round(result.seconds, 3))
+    return ToolAnswer(text=f"{_verdict(result, args.timeout)}\n{_shown(result, name)}".rstrip(), ran=ran)
+
+
+def _verdict(result: Result, timeout: float) -> str:
+    memory = "; the sandbox ran out of memory and processes were killed" if result.out_of_memory else ""
+    if result.timed_out:
+        return f"stopped after {timeout:g} s: it did not end in time, and all it started was killed{memory}"
+    if result.exit_code is None:
+        return f"killed after {result.seconds:.1f} s{memory}"
+    return f"exit code {result.exit_code} in {result.seconds:.1f} s{memory}"
+
+
+def _shown(result: Result, name: str) -> str:
+    text = clean_text(result.output)
+    half = MOST_SHOWN // 2
+    if len(text) <= MOST_SHOWN:
+        return text
+    note = f"\n… [cut; all {result.total} bytes are in /tmp/outputs/{name}] …\n"
+    return f"{text[:half]}{note}{text[-half:]}"

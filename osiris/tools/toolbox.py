@@ -1,0 +1,92 @@
+"""The tools of one run: what the model may call, checked and answered. What goes wrong in one is its answer."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from osiris.ports import Session, ToolAnswer, ToolSpec
+from osiris.tools import files, finish, shell
+from osiris.tools.files import Args
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    args: type[Args]
+    use: Callable[[Session, Any], Awaitable[ToolAnswer]]
+    description: str
+
+
+TOOLS: Mapping[str, Tool] = {
+    "read_file": Tool(files.ReadFile, files.read_file, "Show lines of a text file, numbered."),
+    "write_file": Tool(
+        files.WriteFile,
+        files.write_file,
+        "Make a file, or replace all of it. Folders are made. To change a part, use edit_file.",
+    ),
+    "edit_file": Tool(
+        files.EditFile,
+        files.edit_file,
+        "Replace one piece of a file. `old` must match exactly, indentation too, and be there once: take in lines around it.",
+    ),
+    "list_dir": Tool(files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."),
+    "search": Tool(
+        files.Search,
+        files.search,
+        "Find lines by regular expression in a folder or file. Gives path:line: text.",
+    ),
+    "run_command": Tool(
+        shell.RunCommand,
+        shell.run_command,
+        "Run bash in the workspace. No network, no terminal, no input. Each command starts afresh in the workspace, and "
+        "what it leaves running is killed. Long output is cut in the middle and kept in /tmp/outputs.",
+    ),
+    "submit": Tool(
+        finish.Submit,
+        finish.submit,
+        "Hand in the workspace as it stands and end. Run the tests first; commits are not needed.",
+    ),
+}
+
+
+class Tools:
+    """Implements `ports.Toolbox` over one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def specs(self) -> Sequence[ToolSpec]:
+        return [
+            ToolSpec(name=name, description=tool.description, parameters=_schema(tool.args))
+            for name, tool in TOOLS.items()
+        ]
+
+    async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
+        """Use a tool. Unknown tools, bad arguments and failures of a tool are answers.
+
+        Raises RunEnded from `submit`, Unavailable or Refused when the sandbox itself fails.
+        """
+        tool = TOOLS.get(name)
+        if tool is None:
+            return ToolAnswer(text=f"no tool named {name[:100]}; there are: {', '.join(TOOLS)}")
+        try:
+            checked = tool.args.model_validate(dict(args))
+        except ValidationError as error:
+            return ToolAnswer(text=_complaint(name, error))
+        return await tool.use(self._session, checked)
+
+
+def _complaint(name: str, error: ValidationError) -> str:
+    rows = [f"{'.'.join(map(str, row['loc'])) or 'arguments'}: {row['msg']}" for row in error.errors()]
+    return f"{name} was not run. Wrong arguments: {'; '.join(rows[:5])}"
+
+
+def _schema(args: type[Args]) -> dict[str, Any]:
+    """Pydantic's schema without the words that say nothing to a model."""
+    full = args.model_json_schema()
+    fields = {
+        name: {key: value for key, value in row.items() if key != "title"} for name, row in full["properties"].items()
+    }
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    return schema | ({"required": full["required"]} if "required" in full else {})
