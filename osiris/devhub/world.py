@@ -51,7 +51,8 @@ class World:
         self.installations: dict[int, Installation] = {}
         self.things: dict[str, Thing] = {}
         self.listeners: list[Callable[[Happening], None]] = []
-        self._ids = itertools.count(1_000_001)
+        # two hubs in one process must not share ids: clients cache their tokens by an app's and installation's id
+        self._ids = itertools.count(1_000_000 + secrets.randbelow(1_000_000_000))
 
     def now(self) -> float:
         return self.clock()
