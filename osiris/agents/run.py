@@ -16,7 +16,6 @@ from osiris.ports import (
     Brain,
     Checkout,
     Desk,
-    Export,
     GaveUp,
     Inbox,
     Message,
@@ -102,8 +101,11 @@ class Runner:
 
     async def _to_the_end(self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact:
         run = await self._open(name, order, checkout)
-        outcome = await work(run.brain, run.toolbox, run.tape, run.budget)
-        fact = await self._fact(run, outcome, deny)
+        try:
+            outcome = await work(run.brain, run.toolbox, run.tape, run.budget)
+            fact = await self._fact(run, outcome, deny)
+        except Refused as refused:
+            fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
         if not isinstance(fact, e.BudgetSpent):  # a paused run goes on in the same workspace
             await run.session.close()
             await self._transcripts.end(name, type(fact).__name__)
@@ -148,10 +150,8 @@ class Runner:
         export = await run.session.export(run.base)
         try:
             taken = await self._desk.take(issue.repo, run.base, export, deny)
-        except Refused as refused:
-            return e.RunFailed(issue=issue, run=number, reason=str(refused))
         finally:
-            _discard(export)
+            export.pack.unlink(missing_ok=True)
         if not taken.files and run.order.purpose is Purpose.REVISE:
             return e.NothingToChange(issue=issue, run=number, summary=summary)
         if not taken.files:
@@ -182,7 +182,3 @@ async def _replay(toolbox: Toolbox, messages: Sequence[Message]) -> None:
     log.info("replaying %d tool calls in a new workspace", len(calls))
     for call in calls:
         await toolbox.call(call.name, call.args)
-
-
-def _discard(export: Export) -> None:
-    export.pack.unlink(missing_ok=True)

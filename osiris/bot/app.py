@@ -1,7 +1,6 @@
 """The web side: verify, write it down, wake a worker, answer. Nothing else happens in a request."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -15,14 +14,8 @@ BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 Ready = Callable[[], Awaitable[Sequence[Probe]]]
 
 
-def create_app(
-    inbox: Inbox,
-    *,
-    secret: str,
-    ready: Ready,
-    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
-) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+def create_app(inbox: Inbox, *, secret: str, ready: Ready) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.post("/webhooks/github")
     async def github(request: Request) -> Response:

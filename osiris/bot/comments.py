@@ -219,7 +219,7 @@ def plain(text: str) -> str:
     text = re.sub(r"!?\[([^\]\n]*)\]\([^)\n]*\)", r"\1", text)
     text = text.replace("<", "&lt;")
     text = re.sub(r"@(?=[A-Za-z0-9])", "@\u2060", text)
-    return re.sub(r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)(?=[\w./-]*#\d|https?:)", r"\1\2\u2060", text)
+    return re.sub(r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)(?=[\w./-]*#\d|https?:)", "\\1\\2\u2060", text)
 
 
 def quoted(text: str) -> str:

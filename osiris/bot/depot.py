@@ -25,7 +25,7 @@ class Depot:
             token = await self._tokens.reader(repo)
             try:
                 ref, commit = await self._tip(repo, branch, token)
-                if not await self._desk.has(repo, commit):
+                if not await self._desk.mirrored(repo, commit):
                     await self._fetch(repo, ref, token)
             except GitFailed as error:
                 self._tokens.forget_reader(repo)
@@ -35,7 +35,7 @@ class Depot:
     async def _tip(self, repo: str, branch: str, token: str) -> tuple[str, str]:
         args = ("ls-remote", "--quiet", "--", self._address(repo), "HEAD", f"refs/heads/{branch}")
         told = await git(self._desk.desk(repo), *args, config=self._authority(token))
-        refs = dict(reversed(line.split("\t")) for line in told.decode().splitlines())
+        refs = {ref: commit for commit, ref in (line.split("\t") for line in told.decode().splitlines())}
         for ref in (f"refs/heads/{branch}", "HEAD"):
             if ref in refs:
                 return ref, refs[ref]

@@ -125,9 +125,10 @@ class HostDesk:
         (desk / "objects/info").mkdir(parents=True, exist_ok=True)
         (desk / "objects/info/alternates").write_text(f"{mirror}/objects\n")
 
-    async def has(self, repo: str, commit: str) -> bool:
+    async def mirrored(self, repo: str, commit: str) -> bool:
+        """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
         try:
-            await git(self.desk(repo), "cat-file", "-e", f"{commit}^{{commit}}")
+            await git(self.mirror(repo), "cat-file", "-e", f"{commit}^{{commit}}")
         except GitFailed:
             return False
         return True
@@ -210,7 +211,7 @@ class HostDesk:
 
     async def commit(self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int) -> str:
         """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
-        who = {}
+        who: dict[str, str] = {}
         for role in ("AUTHOR", "COMMITTER"):
             who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"{at} +0000"}
         made = await git(

@@ -1,0 +1,5 @@
+"""`python -m osiris` is `osiris`."""
+
+from osiris.cli import main
+
+main()

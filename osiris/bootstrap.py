@@ -1,0 +1,238 @@
+"""The composition root: the only module that knows every part."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, cast
+
+import uvicorn
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from osiris.agents.brain import brain as brain_of
+from osiris.agents.run import Runner
+from osiris.bot.app import create_app
+from osiris.bot.depot import Depot
+from osiris.bot.git import HostDesk
+from osiris.bot.github import GitHub
+from osiris.bot.lookup import Lookup
+from osiris.bot.perform import Performers
+from osiris.bot.tokens import Tokens
+from osiris.config.settings import Settings
+from osiris.errors import OsirisError, Refused
+from osiris.ports import Brain, Probe, Sandbox
+from osiris.queue.database import connect, migrate
+from osiris.queue.intake import Intake
+from osiris.queue.jobs import Jobs
+from osiris.queue.local import LocalWake
+from osiris.queue.store import Store
+from osiris.queue.sweep import Worker
+from osiris.queue.transcripts import DatabaseTranscripts
+from osiris.queue.views import Views
+from osiris.tools.sandbox import Bubblewrap
+from osiris.tools.toolbox import Tools
+
+log = logging.getLogger("osiris")
+
+_PROBE_LIFE = 60.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Osiris:
+    """Everything, joined. `worker` and `github` are None while the GitHub settings are missing."""
+
+    settings: Settings
+    engine: AsyncEngine
+    store: Store
+    intake: Intake
+    views: Views
+    sandbox: Sandbox
+    tokens: Tokens | None
+    github: GitHub | None
+    worker: Worker | None
+    transcripts: DatabaseTranscripts
+    app: FastAPI
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Bring the database to this version, tidy up after a crash, and work until left."""
+        await prepare(self.settings, self.engine)
+        await self._tidy()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.engine.dispose)
+            if self.github is not None and self.worker is not None:
+                await stack.enter_async_context(self.github)
+                await stack.enter_async_context(_background(self.worker.work()))
+            else:
+                log.warning("Osiris does no work yet; missing: %s", ", ".join(self.settings.missing()))
+            yield
+
+    async def _tidy(self) -> None:
+        """Remove the workspaces of runs that came to an end while nobody looked."""
+        ended = await self.transcripts.ended()
+        for name in self.sandbox.names():
+            if name in ended:
+                await self.sandbox.remove(name)
+
+
+async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Web and worker in one process, until SIGINT or SIGTERM; `ready` is told the address once it is open."""
+    settings = osiris.settings
+    config = uvicorn.Config(
+        osiris.app,
+        host=settings.osiris_host,
+        port=settings.osiris_port,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+    )
+    async with osiris.running(), _background(_announce(server := uvicorn.Server(config), ready)):
+        await server.serve()
+
+
+async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> None:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    ready(f"http://{host}:{port}")
+
+
+async def prepare(settings: Settings, engine: AsyncEngine) -> None:
+    """Make the data folder and the schema. Raises Refused when the disk or the database does not allow it."""
+    try:
+        settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
+        settings.osiris_data_dir.chmod(0o711)  # the sandbox's own user passes through, and sees nothing
+        await migrate(engine)
+    except (OSError, SQLAlchemyError) as error:
+        told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error))
+        raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {told}") from None
+
+
+def build(
+    settings: Settings,
+    *,
+    sandbox: Sandbox | None = None,
+    brain: Callable[[], Brain] | None = None,
+) -> Osiris:
+    """Join the parts. Raises Refused for settings that cannot be right."""
+    os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
+    engine = connect(settings.database)
+    wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
+    intake = Intake(store, wake)
+    jail = sandbox or Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
+    tokens = _tokens(settings)
+    github = worker = None
+    if tokens is not None:
+        github, desk = GitHub(tokens, settings.github_api_url), HostDesk(settings.osiris_data_dir / "git")
+        runner = Runner(
+            brain=brain or (lambda: brain_of(settings.osiris_model)),
+            sandbox=jail,
+            tools=Tools,
+            desk=desk,
+            transcripts=transcripts,
+            inbox=intake,
+        )
+        performers = Performers(github, Depot(desk, tokens, settings.github_url), desk, runner)
+        jobs = Jobs(store, {"github": Lookup(github, store)}, github.policy, performers.table())
+        worker = Worker(store, jobs, wake, runs=settings.osiris_runs)
+    readiness = Readiness(settings, store, jail)
+    secret = settings.github_webhook_secret.get_secret_value()
+    return Osiris(
+        settings=settings,
+        engine=engine,
+        store=store,
+        intake=intake,
+        views=Views(engine),
+        sandbox=jail,
+        tokens=tokens,
+        github=github,
+        worker=worker,
+        transcripts=transcripts,
+        app=create_app(intake, secret=secret, ready=readiness),
+    )
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    """The App's tokens, when the App is configured."""
+    key = settings.private_key
+    if not settings.github_app_id or not key:
+        return None
+    try:
+        load_pem_private_key(key.encode(), password=None)
+    except (ValueError, TypeError):
+        raise Refused(
+            "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's page"
+        ) from None
+    return Tokens(settings.github_app_id, key, settings.github_api_url)
+
+
+class Readiness:
+    """What is missing for the work, asked at most once a minute where asking is dear."""
+
+    def __init__(self, settings: Settings, store: Store, sandbox: Sandbox) -> None:
+        self._settings, self._store, self._sandbox = settings, store, sandbox
+        self._probes: Sequence[Probe] = ()
+        self._until = 0.0
+
+    async def __call__(self) -> Sequence[Probe]:
+        if monotonic() >= self._until:
+            self._probes = await self._sandbox.probe()
+            self._until = monotonic() + _PROBE_LIFE
+        return [*self.settings(), await self.database(), *self.model(), *self._probes]
+
+    def settings(self) -> list[Probe]:
+        missing = self._settings.missing()
+        fix = "set it in the environment or in .env; README, section 'A GitHub App by hand'"
+        return [Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing]
+
+    def model(self) -> list[Probe]:
+        if not self._settings.osiris_model:
+            return []
+        try:
+            brain_of(self._settings.osiris_model)
+        except Refused as refused:
+            return [Probe(name="model", ok=False, detail=str(refused), fix="mend OSIRIS_MODEL")]
+        return [Probe(name="model", ok=True, detail=self._settings.osiris_model)]
+
+    async def database(self) -> Probe:
+        try:
+            await self._store.ready()
+        except SQLAlchemyError as error:
+            told = str(getattr(error, "orig", error))
+            return Probe(name="database", ok=False, detail=told, fix="see that the data folder can be written")
+        return Probe(name="database", ok=True)
+
+
+async def github_probes(osiris: Osiris, wanted: dict[str, str], events: Sequence[str]) -> list[Probe]:
+    """Whether GitHub knows the App, and whether it has the permissions and events that Osiris needs."""
+    if osiris.tokens is None:
+        return []
+    try:
+        app = await osiris.tokens.app()
+    except OsirisError as error:
+        fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
+        return [Probe(name="GitHub App", ok=False, detail=str(error), fix=fix)]
+    has = cast(dict[str, str], app.get("permissions", {}))
+    lacks = [f"{name}: {level}" for name, level in wanted.items() if has.get(name) not in (level, "write")]
+    deaf = [name for name in events if name not in app.get("events", [])]
+    return [
+        Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
+        Probe(name="permissions", ok=not lacks, detail=", ".join(lacks), fix="grant them on the App's page"),
+        Probe(name="events", ok=not deaf, detail=", ".join(deaf), fix="subscribe to them on the App's page"),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

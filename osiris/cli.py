@@ -1,0 +1,160 @@
+"""The commands. Heavy imports stay inside the command that needs them, so that every `--help` is quick."""
+
+import sys
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from osiris import __version__
+from osiris.errors import OsirisError
+
+if TYPE_CHECKING:
+    from osiris.config.settings import Settings
+
+app = typer.Typer(
+    name="osiris",
+    help="A GitHub issue goes in, a reviewed pull request with evidence comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+task_app = typer.Typer(help="What the bot is doing.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(task_app, name="task")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+TaskId = Annotated[str, typer.Argument(help="A task's number, or its issue as owner/name#N.", metavar="ID")]
+
+
+def main() -> NoReturn:
+    """Run a command. Expected failures are one sentence on stderr: exit 1; wrong usage: exit 2."""
+    try:
+        app()
+    except OsirisError as error:
+        print(f"osiris: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"osiris {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Leave it running at the end, for a look in the browser.")] = False,
+) -> None:
+    """The whole loop on this machine, with nothing configured."""
+    from osiris.demo.story import play
+
+    _run(play(keep=keep))
+
+
+@app.command()
+def serve() -> None:
+    """Web and worker in one process."""
+    from osiris.bootstrap import build
+    from osiris.bootstrap import serve as serve_osiris
+    from osiris.config.logging import configure
+
+    settings = _settings()
+    configure(settings.osiris_log_format, settings.secrets())
+    _run(serve_osiris(build(settings), ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version (`serve` does it itself on SQLite)."""
+    from osiris.bootstrap import prepare
+    from osiris.queue.database import connect
+
+    settings = _settings()
+    _run(prepare(settings, connect(settings.database)))
+    print(f"{settings.database} is up to date")
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is missing."""
+    from osiris.status import doctor as examine
+
+    if not _run(examine(_settings(), as_json=json)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def request(
+    text: Annotated[str, typer.Argument(help="What is to be done; the first line becomes the title.")],
+    repo: Annotated[str, typer.Option(help="The repository, as owner/name.")],
+) -> None:
+    """File a request, as any channel would."""
+    from osiris.status import file_request
+
+    _run(file_request(_settings(), text, repo))
+
+
+@task_app.command("list")
+def task_list(
+    failed: Annotated[bool, typer.Option("--failed", help="Deliveries and orders that were given up.")] = False,
+    json: Json = False,
+) -> None:
+    """The tasks that moved last."""
+    from osiris.status import list_failures, list_tasks
+
+    _run((list_failures if failed else list_tasks)(_settings(), as_json=json))
+
+
+@task_app.command("show")
+def task_show(id: TaskId, json: Json = False) -> None:
+    """One task, with its whole story."""
+    from osiris.status import show
+
+    _run(show(_settings(), id, as_json=json))
+
+
+@task_app.command("watch")
+def task_watch(id: TaskId, json: Json = False) -> None:
+    """Follow a task until it waits for a person or has ended."""
+    from osiris.status import watch
+
+    _run(watch(_settings(), id, as_json=json))
+
+
+@task_app.command("cancel")
+def task_cancel(id: TaskId, json: Json = False) -> None:
+    """Stop a task; what was pushed stays."""
+    from osiris.status import cancel
+
+    _run(cancel(_settings(), id, as_json=json))
+
+
+@task_app.command("retry")
+def task_retry(id: TaskId, json: Json = False) -> None:
+    """Let a stopped, failed or paused task go on."""
+    from osiris.status import retry
+
+    _run(retry(_settings(), id, as_json=json))
+
+
+def _settings() -> "Settings":
+    from osiris.config.settings import load
+
+    return load()
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    import uvloop
+
+    return uvloop.run(work)

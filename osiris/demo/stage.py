@@ -1,0 +1,122 @@
+"""A stage: devhub and a whole Osiris joined on loopback, with people to act."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from osiris.bootstrap import Osiris, build, serve
+from osiris.config.settings import Settings
+from osiris.demo.people import Person
+from osiris.devhub.server import Hub
+from osiris.devhub.server import serving as hub_serving
+from osiris.devhub.things import App
+from osiris.ports import Sandbox
+from osiris.status import APP_EVENTS, APP_PERMISSIONS
+
+_PATIENCE = 60.0  # seconds any wait on a stage may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The hub, and what Osiris needs to know to work on it."""
+
+    hub: Hub
+    app: App
+    repo: str
+    settings: Settings
+
+    def person(self, login: str) -> Person:
+        return Person(self.hub.api_url, login, self.hub.world.user(login).token, self.repo)
+
+    @contextlib.asynccontextmanager
+    async def osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
+        """One life of Osiris: web and worker in this process, until the block ends."""
+        life, opened = build(self.settings, **replacements), asyncio.Event()
+        serving = asyncio.create_task(serve(life, ready=lambda _url: opened.set()))
+        waiting = asyncio.create_task(opened.wait())
+        try:
+            await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                await serving
+            yield life
+        finally:
+            waiting.cancel()
+            serving.cancel()
+            await asyncio.gather(serving, waiting, return_exceptions=True)
+
+    async def settled(self, osiris: Osiris) -> None:
+        """Wait until nothing is on its way: no webhook unsent, no row undone."""
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                await self.hub.drained()
+                if await osiris.store.next_due() is None:
+                    return
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    place: Path,
+    *,
+    repo: str,
+    files: Mapping[str, bytes | str] | None = None,
+    import_from: Path | None = None,
+    people: Mapping[str, str],
+    model: str = "",
+    sandbox: Sandbox | None = None,
+    toolchains: tuple[Path, ...] = (),
+    hub_port: int = 0,
+) -> AsyncIterator[Stage]:
+    """A hub with one repository, its people by role, and the App installed. `sandbox` runs the hub's checks."""
+    async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
+        for login in people:
+            hub.add_user(login)
+        insiders = {login: role for login, role in people.items() if role != "none"}
+        hub.add_repo(repo, files=files, import_from=import_from, collaborators=insiders)
+        port, secret = free_port(), token_hex(16)
+        app = hub.add_app(
+            slug="osiris",
+            webhook_url=f"http://127.0.0.1:{port}/webhooks/github",
+            webhook_secret=secret,
+            permissions=APP_PERMISSIONS,
+            events=APP_EVENTS,
+        )
+        hub.install(app, repo)
+        settings = Settings(
+            github_app_id=str(app.id),
+            github_private_key=app.private_key,
+            github_webhook_secret=secret,
+            github_api_url=hub.api_url,
+            github_url=hub.url,
+            osiris_data_dir=place / "osiris",
+            osiris_port=port,
+            osiris_model=model,
+            osiris_toolchains=toolchains,
+        )
+        yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+
+
+def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
+    """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
+
+    async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
+        session, _new = await sandbox.open(f"ci-{commit}", mirror=mirror, base=commit)
+        try:
+            result = await session.run(["bash", "-c", command])
+            return result.exit_code, result.output.decode("utf-8", "replace")
+        finally:
+            await session.close()
+
+    return run_check
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on right now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
