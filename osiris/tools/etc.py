@@ -6,6 +6,7 @@ One bind of one folder and not fifteen of files: 5.8 ms for a jail instead of 7.
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 HOST: Final = Path("/etc")
+PYTHON: Final = "/usr/bin/python3"
 COPIED: Final = (
     "alternatives",
     "debian_version",
@@ -27,7 +29,7 @@ COPIED: Final = (
     "ssl/certs/java",
     "ssl/openssl.cnf",
 )
-HELPER: Final = "osiris/inside.py"
+HELPER: Final = "osiris/inside"  # without an ending python runs it as source or compiled, whichever it is
 INSIDE_HELPER: Final = f"/etc/{HELPER}"
 WRITTEN: Final[Mapping[str, str]] = {
     "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
@@ -58,9 +60,13 @@ def prepare(root: Path) -> Path:
 
 def _state() -> str:
     """Changes with what we write and with what we copy, so that an upgraded machine gets a new folder."""
-    ages = [f"{path}:{path.stat().st_mtime_ns}" for path in _sources()]
+    ages = [f"{path}:{_age(path)}" for path in (*_sources(), Path(PYTHON))]
     words = [*ages, repr(sorted(WRITTEN.items())), _helper().read_text()]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _helper() -> Path:
@@ -72,6 +78,18 @@ def _sources() -> Iterator[Path]:
         yield from sorted(path for path in HOST.glob(pattern) if path.exists() and os.access(path, os.R_OK))
 
 
+def _compile_helper(target: Path) -> None:
+    """Compiled by the python that will run it, which saves 6 ms in every file tool; else as source."""
+    target.parent.mkdir()
+    shutil.copyfile(_helper(), target)
+    compiled = target.with_suffix(".pyc")
+    code = "import py_compile, sys; py_compile.compile(sys.argv[1], sys.argv[2], doraise=True)"
+    command = [PYTHON, "-I", "-c", code, str(target), str(compiled)]
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(command, env={}, cwd="/", check=True, capture_output=True, timeout=30)
+        compiled.replace(target)
+
+
 def _fill(place: Path) -> None:
     for source in _sources():
         target = place / source.relative_to(HOST)
@@ -80,10 +98,9 @@ def _fill(place: Path) -> None:
             shutil.copytree(source, target, symlinks=True)
         else:
             shutil.copyfile(source, target)
-    for name, text in {**WRITTEN, HELPER: _helper().read_text()}.items():
-        target = place / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text)
+    for name, text in WRITTEN.items():
+        (place / name).write_text(text)
+    _compile_helper(place / HELPER)
     for folder, _, files in os.walk(place):
         os.chmod(folder, 0o755)  # noqa: S103  (jails' own user reads it)
         for name in files:

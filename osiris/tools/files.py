@@ -3,18 +3,15 @@
 13 ms against the 0.1 of openat2 on the host, and worth it: the host never opens a file the agent made.
 """
 
-import json
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from osiris.errors import Unavailable
 from osiris.ports import Session, ToolAnswer
 from osiris.tools.clean import clean_text
-from osiris.tools.etc import INSIDE_HELPER
+from osiris.tools.etc import INSIDE_HELPER, PYTHON
 
-PYTHON = ("/usr/bin/python3", "-I", "-S")
 PATIENCE = 20.0  # seconds
+MOST_WORD = 4000  # a path's own limit is 4096
 
 
 class Args(BaseModel):
@@ -50,38 +47,43 @@ class Search(Args):
 
 
 async def read_file(session: Session, args: ReadFile) -> ToolAnswer:
-    return await _inside(session, "read", path=args.path, start=args.start, lines=args.lines)
+    return await _inside(session, "read", args.path, str(args.start), str(args.lines))
 
 
 async def write_file(session: Session, args: WriteFile) -> ToolAnswer:
-    return await _inside(session, "write", path=args.path, text=args.text)
+    return await _inside(session, "write", args.path, content=_bytes(args.text))
 
 
 async def edit_file(session: Session, args: EditFile) -> ToolAnswer:
     if args.old == args.new:
-        return ToolAnswer(text="`old` and `new` are the same: nothing to edit")
-    return await _inside(session, "edit", path=args.path, old=args.old, new=args.new)
+        return ToolAnswer(text="error: `old` and `new` are the same")
+    old, new = _bytes(args.old), _bytes(args.new)
+    return await _inside(session, "edit", args.path, str(len(old)), content=old + new)
 
 
 async def list_dir(session: Session, args: ListDir) -> ToolAnswer:
-    return await _inside(session, "list", path=args.path)
+    return await _inside(session, "list", args.path)
 
 
 async def search(session: Session, args: Search) -> ToolAnswer:
-    return await _inside(session, "search", pattern=args.pattern, path=args.path)
+    return await _inside(session, "search", args.path, args.pattern)
 
 
-async def _inside(session: Session, do: str, **request: Any) -> ToolAnswer:
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+async def _inside(session: Session, *words: str, content: bytes = b"") -> ToolAnswer:
     """Ask the helper in the jail. Raises Unavailable when it does not answer for no fault of the model's."""
-    stdin = json.dumps({"do": do, **request}).encode()
-    result = await session.run([*PYTHON, INSIDE_HELPER], stdin=stdin, timeout=PATIENCE)
+    if any("\0" in word or len(word) > MOST_WORD for word in words):
+        return ToolAnswer(text=f"error: paths and patterns hold no NUL and at most {MOST_WORD} characters")
+    result = await session.run([PYTHON, "-I", "-S", INSIDE_HELPER, *words], stdin=content, timeout=PATIENCE)
     if result.timed_out:
-        return ToolAnswer(text=f"stopped after {PATIENCE:.0f} s: take a simpler pattern or a smaller folder")
+        return ToolAnswer(text=f"error: stopped after {PATIENCE:.0f} s: take a simpler pattern or a smaller folder")
     if result.out_of_memory:
-        return ToolAnswer(text="the sandbox ran out of memory")
-    try:
-        answer = json.loads(result.output)
-    except ValueError as error:
-        words = clean_text(result.output)[-300:]
-        raise Unavailable(f"the sandbox's file helper failed (exit code {result.exit_code}): {words}") from error
-    return ToolAnswer(text=clean_text(answer.get("text") or f"error: {answer.get('error')}"))
+        return ToolAnswer(text="error: the sandbox ran out of memory")
+    verdict, _, text = result.output.partition(b"\n")
+    if result.exit_code != 0 or verdict not in (b"ok", b"trouble"):
+        words_said = clean_text(result.output)[-300:]
+        raise Unavailable(f"the sandbox's file helper failed (exit code {result.exit_code}): {words_said}")
+    return ToolAnswer(text=("" if verdict == b"ok" else "error: ") + clean_text(text))

@@ -23,18 +23,18 @@ TOOLS: Mapping[str, Tool] = {
     "write_file": Tool(
         files.WriteFile,
         files.write_file,
-        "Make a file, or replace all of it. Folders are made. To change a part, use edit_file.",
+        "Make a file, or replace all of it. Folders are made. For a part, use edit_file.",
     ),
     "edit_file": Tool(
         files.EditFile,
         files.edit_file,
-        "Replace one piece of a file. `old` must match exactly, indentation too, and be there once: take in lines around it.",
+        "Replace one piece of a file. `old` must match exactly, indentation too, and be found once.",
     ),
     "list_dir": Tool(files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."),
     "search": Tool(
         files.Search,
         files.search,
-        "Find lines by regular expression in a folder or file. Gives path:line: text.",
+        "Find lines by regular expression, as path:line: text.",
     ),
     "run_command": Tool(
         shell.RunCommand,
