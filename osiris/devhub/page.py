@@ -1,13 +1,192 @@
-"""The review page."""
+"""The review page: what a person sees and does in a browser, rendered here, with no script needed."""
 
-from typing import TYPE_CHECKING
+import hmac
+import re
+from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, select_autoescape
+from starlette.datastructures import FormData
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from osiris.devhub import acts, pulls, reviews, view, words
+from osiris.devhub.access import NOBODY, Who
+from osiris.devhub.payloads.basics import iso
+from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.things import Issue, Repo, User
 
 if TYPE_CHECKING:
     from osiris.devhub.server import Hub
 
+THING = re.compile(r"/(?P<owner>[^/]+)/(?P<name>[^/]+)/(?P<kind>issues|pull)/(?P<number>\d+)(?:/(?P<rest>[a-z-]+))?/?")
+REPO = re.compile(r"/(?P<owner>[^/_][^/]*)/(?P<name>[^/]+)(?:/(?P<rest>issues))?/?")
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY + "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+TYPES = {"css": "text/css", "js": "text/javascript"}
+
+_templates = Environment(
+    loader=PackageLoader("osiris.devhub"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+)
+_templates.filters |= {"words": words.html, "iso": iso}
+
 
 async def answer(hub: "Hub", request: Request) -> Response:
-    return PlainTextResponse("soon", 404)
+    response = await _answer(hub, request)
+    response.headers.update(HEADERS)
+    return response
+
+
+async def _answer(hub: "Hub", request: Request) -> Response:
+    path = request.url.path
+    if path == "/_enter":
+        return _enter(hub, request)
+    if path.startswith("/_static/"):
+        return _static(path.removeprefix("/_static/"))
+    who = _who(hub, request)
+    try:
+        if request.method == "POST":
+            _check_origin(hub, request)
+            return await _act(hub, request, who)
+        return _show(hub, path, who, {})
+    except Denied as denied:
+        return _page(hub, who, "sorry.html", status=denied.status, error=denied.sentence)
+
+
+# ── who ──
+
+
+def _cookie(hub: "Hub") -> str:
+    return "devhub_" + hub.url.rpartition(":")[2]  # browsers share cookies between the ports of one host
+
+
+def _person(hub: "Hub", key: str) -> User | None:
+    people = [user for user in hub.world.users.values() if user.type == "User"]
+    return next((user for user in people if hmac.compare_digest(user.key.encode(), key.encode())), None)
+
+
+def _who(hub: "Hub", request: Request) -> Who:
+    user = _person(hub, request.cookies.get(_cookie(hub), ""))
+    return Who(user=user) if user else NOBODY
+
+
+def _enter(hub: "Hub", request: Request) -> Response:
+    key, to = request.query_params.get("key", ""), request.query_params.get("to", "/")
+    if _person(hub, key) is None:
+        return _page(hub, NOBODY, "sorry.html", status=403, error="This sign-in address is not valid on this hub.")
+    inside = to.startswith("/") and not to.startswith(("//", "/\\"))
+    response = RedirectResponse(to if inside else "/", 303)
+    response.set_cookie(_cookie(hub), key, httponly=True, samesite="strict", path="/")
+    return response
+
+
+def _check_origin(hub: "Hub", request: Request) -> None:
+    """Forms are taken from this hub's own pages only."""
+    host = hub.url.removeprefix("http://")
+    if request.headers.get("origin") != hub.url or request.headers.get("host") != host:
+        raise Denied(403, "This form did not come from this hub's own page.")
+
+
+# ── pages ──
+
+
+def _page(hub: "Hub", who: Who, template: str, *, status: int = 200, **facts: Any) -> Response:
+    text = _templates.get_template(template).render(hub=hub, world=hub.world, viewer=who.user, **facts)
+    return HTMLResponse(text, status)
+
+
+def _static(name: str) -> Response:
+    if name == "code.css":
+        return Response(view.code_css(), media_type="text/css")
+    source = {"hub.css": "hub.css", "hub.js": "hub.js"}.get(name)
+    if source is None:
+        return Response("Not Found", 404, media_type="text/plain")
+    from importlib.resources import files
+
+    return Response(
+        (files("osiris.devhub") / "static" / source).read_bytes(), media_type=TYPES[name.rpartition(".")[2]]
+    )
+
+
+def _seen_repo(hub: "Hub", who: Who, owner: str, name: str) -> Repo:
+    repo = hub.world.repo(f"{owner}/{name}")
+    if not who.sees(repo):
+        raise not_found()
+    return repo
+
+
+def _show(hub: "Hub", path: str, who: Who, extra: dict[str, Any], status: int = 200) -> Response:
+    if path == "/":
+        seen = [repo for repo in hub.world.repos.values() if who.sees(repo)]
+        return _page(hub, who, "home.html", status=status, repos=seen, **extra)
+    if match := THING.fullmatch(path):
+        repo = _seen_repo(hub, who, match["owner"], match["name"])
+        issue = hub.world.issue(repo, int(match["number"]))
+        if bool(issue.pull) != (match["kind"] == "pull"):
+            kind = "pull" if issue.pull else "issues"
+            return RedirectResponse(f"/{repo.full_name}/{kind}/{issue.number}", 303)
+        return _issue_page(hub, who, issue, match["rest"] or "", extra, status)
+    if match := REPO.fullmatch(path):
+        repo = _seen_repo(hub, who, match["owner"], match["name"])
+        return _page(hub, who, "repo.html", status=status, repo=repo, **extra)
+    raise not_found()
+
+
+def _issue_page(hub: "Hub", who: Who, issue: Issue, tab: str, extra: dict[str, Any], status: int) -> Response:
+    facts = {"repo": issue.repo, "issue": issue, "story": view.story(issue), "may": acts.may(who, issue)} | extra
+    if issue.pull is None:
+        return _page(hub, who, "issue.html", status=status, **facts)
+    pull = issue.pull
+    clean = pulls.mergeable(pull)
+    facts |= {
+        "pull": pull,
+        "tab": "files" if tab == "files" else "talk",
+        "files": view.diff(pull, who.user) if tab == "files" else [],
+        "changes": pulls.changes(pull),
+        "checks": view.checks(pull),
+        "merge_state": pulls.merge_state(pull, clean),
+        "decided": reviews.latest_states(pull.reviews),
+        "pending": reviews.pending_of(pull, who.user) if who.user else None,
+    }
+    return _page(hub, who, "pull.html", status=status, **facts)
+
+
+# ── deeds ──
+
+
+async def _act(hub: "Hub", request: Request, who: Who) -> Response:
+    """Do what a form asks and show the page again; a refusal is a sentence on it, with the typed words kept."""
+    path = request.url.path
+    form = await request.form()
+    if who.user is None:
+        raise Denied(401, "You are not signed in: open the address the hub gave you.")
+    if match := THING.fullmatch(path):
+        repo = _seen_repo(hub, who, match["owner"], match["name"])
+        issue = hub.world.issue(repo, int(match["number"]))
+        return _acted(hub, who, issue, match["rest"] or "", form)
+    if (match := REPO.fullmatch(path)) and match["rest"]:
+        repo = _seen_repo(hub, who, match["owner"], match["name"])
+        try:
+            issue = acts.open_issue(hub.world, who, repo, acts.texts(form))
+        except Denied as denied:
+            return _show(hub, path, who, {"error": denied.sentence, "typed": acts.texts(form)}, denied.status)
+        return RedirectResponse(f"/{repo.full_name}/issues/{issue.number}", 303)
+    raise not_found()
+
+
+def _acted(hub: "Hub", who: Who, issue: Issue, deed: str, form: FormData) -> Response:
+    texts = acts.texts(form)
+    kind = "pull" if issue.pull else "issues"
+    tab = "/files" if issue.pull and texts.get("tab") == "files" else ""
+    back = f"/{issue.repo.full_name}/{kind}/{issue.number}{tab}"
+    try:
+        anchor = acts.act(hub.world, who, issue, deed, texts)
+    except Denied as denied:
+        return _show(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
+    return RedirectResponse(back + (f"#{anchor}" if anchor else ""), 303)

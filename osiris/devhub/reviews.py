@@ -87,7 +87,7 @@ def _check_event(pull: Pull, by: User, event: str, body: str, lines: bool) -> No
         raise unprocessable("Can not approve your own pull request")
     if by is pull.author and event == "REQUEST_CHANGES":
         raise unprocessable("Can not request changes on your own pull request")
-    if not body.strip() and (event == "REQUEST_CHANGES" or (event == "COMMENT" and not lines)):
+    if event in ("REQUEST_CHANGES", "COMMENT") and not body.strip() and not lines:
         raise unprocessable("A review needs some words: say what should change, or comment on a line")
 
 

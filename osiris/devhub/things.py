@@ -95,6 +95,7 @@ class Issue(Said):
 class Note:
     """A small line of a conversation: who closed, labeled, pushed or merged, and when."""
 
+    id: int
     by: User
     text: str
     at: float

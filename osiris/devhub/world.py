@@ -210,7 +210,7 @@ class World:
         self._touched(issue, "reopened", by)
 
     def note(self, issue: Issue, by: User, text: str) -> None:
-        issue.timeline.append(Note(by=by, text=text, at=self.now()))
+        issue.timeline.append(Note(id=self.next_id(), by=by, text=text, at=self.now()))
 
     def _touched(self, issue: Issue, action: str, by: User, **more: Any) -> None:
         issue.updated = self.now()
