@@ -1,0 +1,116 @@
+"""Is this machine safe? Found out by trying."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from osiris.errors import Refused
+from osiris.ports import Probe
+from osiris.tools import probes
+
+
+async def test_this_machine_has_a_strong_sandbox(sandbox):
+    began = time.monotonic()
+    found = await sandbox.probe()
+    assert time.monotonic() - began < 2
+    assert [(probe.name, probe.detail) for probe in found if probe.needed and not probe.ok] == []
+    assert len({probe.name for probe in found}) >= 9
+
+
+async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, monkeypatch):
+    bad = Probe(name="namespaces", ok=False, detail="No permissions", fix="Allow them.")
+    monkeypatch.setattr(probes, "run", lambda *_: [bad])
+    with pytest.raises(Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."):
+        await sandbox.open("a", mirror=mirror.path, base=mirror.base)
+    assert sandbox.names() == []
+
+
+async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(sandbox, monkeypatch):
+    monkeypatch.setattr("osiris.tools.bubblewrap.BWRAP", "/nonexistent/bwrap")
+    monkeypatch.setattr(probes, "BWRAP", "/nonexistent/bwrap")
+    failed = [probe for probe in await sandbox.probe() if probe.needed and not probe.ok]
+    assert {"bubblewrap installed", "namespaces", "private /proc", "python3 inside"} <= {probe.name for probe in failed}
+    assert all(probe.fix for probe in failed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only a root worker has another user for its jails")
+async def test_a_data_folder_that_the_jail_cannot_reach_is_named(place, mirror):
+    from osiris.tools.sandbox import Bubblewrap
+
+    (place / "closed").mkdir(mode=0o700)
+    sandbox = Bubblewrap(place / "closed" / "sandboxes")
+    with pytest.raises(Refused, match="data folder reachable"):
+        await sandbox.open("a", mirror=mirror.path, base=mirror.base)
+
+
+ORDINARY = """
+import asyncio, os, sys
+from pathlib import Path
+from osiris.tools.sandbox import Bubblewrap
+from osiris.tools.toolbox import Tools
+async def main():
+    place, mirror, base = sys.argv[1:]
+    sandbox = Bubblewrap(Path(place) / "sandboxes")
+    bad = [probe for probe in await sandbox.probe() if not probe.ok and probe.needed]
+    assert not bad, bad
+    session, new = await sandbox.open("a", mirror=Path(mirror), base=base)
+    tools = Tools(session)
+    print((await tools.call("write_file", {"path": "new", "text": "x"})).text)
+    result = await session.run(["bash", "-c", "id -u; wc -c </proc/1/environ; git status --short; ls /root /home"])
+    print(result.output.decode())
+    assert (await session.run(["sleep", "60"], timeout=0.2)).timed_out
+    export = await session.export(base)
+    assert export.pack.stat().st_size > 50
+    again, new = await sandbox.open("a", mirror=Path(mirror), base=base)
+    assert not new
+    await again.close()
+    await session.close()
+    assert sandbox.names() == []
+asyncio.run(main())
+"""
+
+
+def test_an_ordinary_user_has_the_same_jail(place, mirror):
+    """Its own copy of our code: a checkout may lie where only its owner can look."""
+    here, own = place / "ordinary", {"user": 2000, "group": 2000, "extra_groups": []} if os.geteuid() == 0 else {}
+    here.mkdir()
+    shutil.copytree(
+        Path(__file__).parents[2] / "osiris", here / "code" / "osiris", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(
+        Path(sys.prefix) / "lib",
+        here / "lib",
+        symlinks=True,
+        ignore=shutil.ignore_patterns("__pycache__", "playwright*", "githubkit*"),
+    )
+    if own:
+        subprocess.run(["chown", "-R", "2000:2000", here, mirror.path], check=True)
+    packages = next((here / "lib").glob("python3*/site-packages"))
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", ORDINARY, here, mirror.path, mirror.base],
+        env={"PYTHONPATH": f"{here}/code:{packages}", "PATH": "/usr/bin:/bin"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        **own,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "made",
+        "new:",
+        "1",
+        "bytes",
+        "1000",
+        "0",
+        "??",
+        "new",
+        "/home:",
+        "agent",
+        "ls:",
+        *done.stdout.split()[11:],
+    ]
