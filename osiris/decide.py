@@ -97,14 +97,17 @@ def _help(event: e.Ask) -> Effect:
 
 
 def _target(task: Task, event: e.TaskEvent) -> State | None:
-    """The table's move, unless the fact is about a commit that is not the one under review."""
+    """The table's move, unless what was said is about a commit that is not, or no longer, the one under review."""
     match event:
-        case e.Approved(commit=commit, head=head) if commit != head:
-            return None
-        case e.CommitsPushed(head=head) | e.ChecksFailed(head=head) | e.Conflicted(head=head):
-            if (head == task.head) == isinstance(event, e.CommitsPushed):
-                return None
-    return landing(task, event)
+        case e.Approved(commit=commit, head=head):
+            void = commit != head
+        case e.ChecksFailed(head=head) | e.Conflicted(head=head):
+            void = head != task.head
+        case e.CommitsPushed(head=head):
+            void = head == task.head  # our own push, told to us afterwards
+        case _:
+            void = False
+    return None if void else landing(task, event)
 
 
 def _moved(task: Task, target: State, event: e.TaskEvent, policy: Policy) -> Decision:

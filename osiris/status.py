@@ -175,9 +175,15 @@ def _step(step: Step) -> tuple[float, str] | None:
     return None
 
 
+def told_steps(steps: list[Step]) -> list[str]:
+    """A transcript's messages, a line each."""
+    return [told[1].partition("  ")[2] for step in steps if (told := _step(step))]
+
+
 def _short(args: dict[str, Any]) -> str:
-    words = " ".join(str(value).replace("\n", "⏎") for value in args.values())
-    return words if len(words) <= 80 else words[:79] + "…"
+    """The first argument says what a call is about: a path, a pattern, a command, a summary."""
+    words = " ".join(str(next(iter(args.values()), "")).split())
+    return words if len(words) <= 70 else words[:69] + "…"
 
 
 def _clock(at: float) -> str:

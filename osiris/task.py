@@ -115,12 +115,27 @@ def landing(task: Task, event: e.TaskEvent) -> State | None:
     return task.before if isinstance(target, Back) else target
 
 
-def mermaid() -> str:
-    """The table as a Mermaid state diagram (`docs/states.md`)."""
+def states_page() -> str:
+    """The table as a page with a Mermaid diagram: `docs/states.md`."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), target in MOVES.items():
-        targets = ["running", "planning"] if isinstance(target, Back) else [target.value]
-        for name in targets:
+        for name in [back.value for back in _BACK_TO] if isinstance(target, Back) else [target.value]:
             arrows.setdefault((state.value, name), []).append(event.__name__)
-    lines = [f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in arrows.items()]
-    return "\n".join(["stateDiagram-v2", "    [*] --> queued: TaskRequested", *lines, "    done --> [*]"]) + "\n"
+    drawn = [f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in arrows.items() if b not in _ENDS]
+    rows = [f"| {a} | {', '.join(names)} | {b} |" for (a, b), names in arrows.items()]
+    return "\n".join([*_PAGE_HEAD, *drawn, "```", "", *_TABLE_HEAD, *rows, ""])
+
+
+_BACK_TO = (State.PLANNING, State.RUNNING)
+_ENDS = ("failed", "cancelled", "rejected", "done")
+_PAGE_HEAD = (
+    "# The states of a task",
+    "",
+    "Drawn from `MOVES` in `osiris/task.py` by `make docs`; a test compares. A pair that is not listed changes nothing.",
+    "The picture leaves out the moves to the four ends; the table has them all.",
+    "",
+    "```mermaid",
+    "stateDiagram-v2",
+    "    [*] --> queued: TaskRequested",
+)
+_TABLE_HEAD = ("| in state | when | becomes |", "|---|---|---|")

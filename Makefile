@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+CORE := osiris/errors.py,osiris/events.py,osiris/effects.py,osiris/task.py,osiris/policy.py,osiris/decide.py,osiris/ports.py
+
+help:  ## show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup:  ## install what is missing to run Osiris and to work on it
+	@scripts/setup.sh dev
+
+run-setup:
+	@scripts/setup.sh run
+
+demo: run-setup  ## the whole loop on this machine, with nothing configured
+	@$(PY) -m osiris demo
+
+test: setup  ## all tests; the core with full branch coverage
+	@$(PY) -m coverage run --data-file=.coverage.core --include='$(CORE)' -m pytest tests/core
+	@$(PY) -m coverage report --data-file=.coverage.core --fail-under=100
+	@$(PY) -m pytest tests --ignore=tests/core
+
+check: setup  ## format, lint, types, locks
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) scripts/lock.py --check
+
+real: setup  ## a real bug in a real project (tenacity), from the issue to the merged fix
+	@$(PY) -m real
+
+bench: setup  ## measure, each figure beside another side in the same run
+	@$(PY) -m bench
+
+lock: setup  ## write requirements/*.txt anew from pyproject.toml
+	@PATH=$$PWD/.venv/bin:$$PATH $(PY) scripts/lock.py
+
+docs: setup  ## draw docs/states.md from the state table
+	@$(PY) scripts/states.py
+
+.PHONY: help setup run-setup demo test check real bench lock docs

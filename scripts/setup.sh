@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Install what is missing: `setup.sh run` for what Osiris runs with, `setup.sh dev` for its tests as well.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:-run}
+stamp=.venv/.$kind-$(cat requirements/*.txt pyproject.toml | sha256sum | cut -c1-16)
+
+packages=()
+python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+command -v bwrap >/dev/null || packages+=(bubblewrap)
+command -v git >/dev/null || packages+=(git)
+[ "$kind" = dev ] && ! command -v chromium >/dev/null && packages+=(chromium)
+
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ]; then as_root=(); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else
+        echo "setup: please install first: apt-get install ${packages[*]}" >&2
+        exit 1
+    fi
+    echo "setup: installing ${packages[*]} with apt"
+    log=$(mktemp)
+    if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        echo "setup: apt could not install ${packages[*]}; see $log" >&2
+        exit 1
+    fi
+    rm -f "$log"
+fi
+
+if [ ! -e "$stamp" ]; then
+    echo "setup: installing the locked Python packages into .venv"
+    [ -x .venv/bin/python ] || python3 -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+    files=(-r requirements/runtime.txt)
+    [ "$kind" = dev ] && files=(-r requirements/dev.txt)
+    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --compile-bytecode --require-hashes "${files[@]}"
+    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+    touch "$stamp"
+fi

@@ -1,0 +1,8 @@
+"""Write `docs/states.md` from the state table."""
+
+from pathlib import Path
+
+from osiris.task import states_page
+
+if __name__ == "__main__":
+    (Path(__file__).parent.parent / "docs/states.md").write_text(states_page())

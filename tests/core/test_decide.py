@@ -1,0 +1,243 @@
+"""What Osiris does about each thing that happens."""
+
+from dataclasses import replace
+
+import pytest
+
+from osiris import effects as f
+from osiris import events as e
+from osiris.decide import branch_name, decide
+from osiris.errors import RunEnded, Unavailable
+from osiris.policy import Policy
+from osiris.ports import SpentBudget
+from osiris.task import State, Task
+from tests.core.events import (
+    ISSUE,
+    OUTSIDER,
+    REVIEW,
+    SAID,
+    WORK,
+    approved,
+    asked,
+    one_of_each,
+    patch,
+    requested,
+)
+
+POLICY = Policy(steps=10, minutes=5)
+
+
+def play(*events: e.Event, task: Task | None = None) -> tuple[Task, list[f.Effect]]:
+    """The task and the orders of the last event."""
+    orders: list[f.Effect] = []
+    for event in events:
+        task, orders = decide(task, event, POLICY)
+    assert task is not None
+    return task, orders
+
+
+def kinds(orders: list[f.Effect]) -> list[str]:
+    return [type(order).__name__ for order in orders]
+
+
+STARTED = e.RunStarted(issue=ISSUE, run=1)
+IN_REVIEW = (requested(), STARTED, patch(), e.PatchPushed(issue=ISSUE, head="h1"), e.PullOpened(issue=ISSUE, number=9))
+CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "R1"))
+
+
+def test_a_request_starts_one_run_and_says_so():
+    task, orders = play(requested(said=SAID))
+    assert (task.state, task.branch, task.requester) == (State.QUEUED, "osiris/7-fix-the-cart", "alice")
+    assert kinds(orders) == ["StartRun", "React", "Report"]
+    run = orders[0]
+    assert (run.run, run.purpose, run.steps, run.minutes) == (1, f.Purpose.BUILD, 10, 5)
+
+
+def test_the_same_request_again_starts_nothing():
+    assert play(requested(), requested())[1] == []
+    assert play(requested(), STARTED, requested(said=SAID))[1] == [
+        f.Reply(issue=ISSUE, topic=f.Topic.STATUS, once="status:42")
+    ]
+
+
+def test_a_request_without_an_issue_becomes_an_issue_first():
+    made = e.RequestMade(key="k", repo="acme/shop", title="T", body="B", by="ann")
+    order = f.OpenIssue(key="k", repo="acme/shop", title="T", body="B", by="ann")
+    assert decide(None, made, POLICY) == (None, [order])
+
+
+def test_a_patch_is_pushed_and_opened_as_a_draft():
+    task, orders = play(requested(), STARTED, patch())
+    assert task.state is State.REVIEW
+    assert kinds(orders) == ["Push", "OpenDraftPull", "Report"]
+    assert (orders[0].pull, orders[0].reviewers, orders[1].request) == (None, (), "It loses items.")
+
+
+def test_what_was_pushed_and_opened_is_remembered_and_reported():
+    task, orders = play(*IN_REVIEW)
+    assert (task.pull, task.head, kinds(orders)) == (9, "h1", ["Report"])
+    assert play(*IN_REVIEW, e.PatchPushed(issue=ISSUE, head="h1"))[1] == []
+
+
+def test_a_review_starts_one_run_with_the_whole_review_as_its_brief():
+    task, orders = play(*IN_REVIEW, CHANGES)
+    assert (task.state, task.run) == (State.RUNNING, 2)
+    assert kinds(orders) == ["StartRun", "React", "Report"]
+    assert (orders[0].purpose, orders[0].reviews) == (f.Purpose.REVISE, (REVIEW,))
+
+
+def test_the_answer_to_a_review_names_the_reviewer_and_the_open_pull_request():
+    task, orders = play(*IN_REVIEW, CHANGES, patch(2))
+    assert (orders[0].pull, orders[0].reviewers, task.reviews) == (9, ("bob",), ())
+
+
+def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
+    late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    task, orders = play(*IN_REVIEW, CHANGES, late)
+    assert (task.waiting, kinds(orders)) == ((late.review,), [])
+    task, orders = play(patch(2), task=task)
+    assert (task.state, task.run, task.reviews, task.waiting) == (State.RUNNING, 3, (late.review,), ())
+    assert kinds(orders) == ["Push", "OpenDraftPull", "Report", "StartRun"]
+
+
+def test_a_review_of_finished_work_changes_nothing():
+    assert play(*IN_REVIEW, e.Merged(issue=ISSUE, by="bob"), CHANGES)[1] == []
+
+
+def test_a_review_answered_without_a_change_is_answered_in_words():
+    task, orders = play(*IN_REVIEW, CHANGES, e.NothingToChange(issue=ISSUE, run=2, summary="It is right."))
+    assert (task.state, task.reviews, kinds(orders)) == (State.REVIEW, (), ["Reply", "Report"])
+    assert orders[0].on_pull
+
+
+def test_an_approval_counts_for_the_commit_it_was_given_for():
+    task, orders = play(*IN_REVIEW, approved("h1", "h1"))
+    assert (task.state, task.approved, task.approved_by) == (State.APPROVED, "h1", "alice")
+    assert kinds(orders) == ["MarkReady", "Report"]
+    assert play(*IN_REVIEW, approved("h0", "h1"))[0].state is State.REVIEW
+
+
+def test_new_commits_void_an_approval():
+    task, _ = play(*IN_REVIEW, approved(), e.CommitsPushed(issue=ISSUE, head="h1"))
+    assert task.state is State.APPROVED
+    task, orders = play(e.CommitsPushed(issue=ISSUE, head="h2"), task=task)
+    assert (task.state, task.approved, task.head, kinds(orders)) == (State.REVIEW, None, "h2", ["Report"])
+
+
+def test_a_dismissed_approval_is_none():
+    task, _ = play(*IN_REVIEW, approved(), e.ApprovalDismissed(issue=ISSUE))
+    assert (task.state, task.approved, task.approved_by) == (State.REVIEW, None, None)
+
+
+def test_a_merge_ends_the_task():
+    task, orders = play(*IN_REVIEW, approved(), e.Merged(issue=ISSUE, by="bob"))
+    assert (task.state, kinds(orders)) == (State.DONE, ["StopRun", "Report"])
+
+
+@pytest.mark.parametrize(
+    ("event", "state", "reason"),
+    [
+        (asked(e.StopRequested, said=SAID), State.CANCELLED, "alice stopped it"),
+        (e.RequestWithdrawn(issue=ISSUE, by="al"), State.CANCELLED, "al withdrew the request"),
+        (e.PullClosed(issue=ISSUE, by="al"), State.REJECTED, "al closed the pull request without merging it"),
+        (e.IssueDropped(issue=ISSUE, by="al"), State.REJECTED, "al closed the issue as not planned"),
+        (e.RunFailed(issue=ISSUE, run=1, reason="no luck"), State.FAILED, "no luck"),
+        (e.OrderRefused(issue=ISSUE, reason="refused"), State.FAILED, "refused"),
+    ],
+)
+def test_every_end_has_a_reason_and_stops_the_run(event: e.Event, state: State, reason: str):
+    task, orders = play(requested(), STARTED, event)
+    assert (task.state, task.reason) == (state, reason)
+    assert "StopRun" in kinds(orders)
+    assert kinds(orders)[-1] == "Report"
+
+
+def test_a_spent_budget_pauses_and_a_retry_goes_on_in_the_same_run():
+    task, _ = play(requested(), STARTED, e.BudgetSpent(issue=ISSUE, run=1, reason="spent"))
+    assert (task.state, task.before) == (State.PAUSED, State.RUNNING)
+    task, orders = play(asked(e.RetryRequested), task=task)
+    assert (task.state, task.run, task.grants) == (State.RUNNING, 1, 2)
+    assert (kinds(orders), orders[0].steps) == (["StartRun", "Report"], 20)
+
+
+def test_a_retry_after_a_failure_is_a_new_run_with_every_review_that_is_open():
+    late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    failed = e.RunFailed(issue=ISSUE, run=2, reason="no")
+    task, orders = play(*IN_REVIEW, CHANGES, late, failed, asked(e.RetryRequested))
+    assert (task.state, task.run, task.branch) == (State.QUEUED, 3, "osiris/7-fix-the-cart")
+    assert orders[0].reviews == (REVIEW, late.review)
+
+
+def test_after_a_rejection_the_work_begins_anew_on_its_own_branch():
+    task, _ = play(*IN_REVIEW, e.PullClosed(issue=ISSUE, by="bob"), requested())
+    assert (task.branch, task.pull, task.head, task.generation) == ("osiris/7-fix-the-cart-2", None, None, 2)
+
+
+def test_a_failed_check_and_a_conflict_start_runs_of_their_own_purpose():
+    task, orders = play(*IN_REVIEW, e.ChecksFailed(issue=ISSUE, head="h1", summary="red"))
+    assert (task.reviews[0].text, orders[0].purpose) == ("red", f.Purpose.FIX_CHECKS)
+    assert play(*IN_REVIEW, e.Conflicted(issue=ISSUE, head="h1"))[1][0].purpose is f.Purpose.RESOLVE_CONFLICT
+    assert play(*IN_REVIEW, e.ChecksFailed(issue=ISSUE, head="h0", summary="old"))[1] == []
+
+
+def test_a_plan_waits_for_approval_and_a_question_for_its_answer():
+    planning = (requested(), e.PlanningStarted(issue=ISSUE, run=1))
+    task, _ = play(*planning, e.PlanReady(issue=ISSUE, run=1, plan="first this"))
+    assert (task.state, task.reason) == (State.PLANNED, "first this")
+    assert kinds(play(asked(e.PlanApproved), task=task)[1])[0] == "StartRun"
+    task, _ = play(*planning, e.QuestionAsked(issue=ISSUE, run=1, question="Which?"))
+    assert (task.state, task.before, task.reason) == (State.ASKING, State.PLANNING, "Which?")
+    task, orders = play(asked(e.Answered, text="the big one"), task=task)
+    assert (task.state, orders[0].purpose) == (State.PLANNING, f.Purpose.PLAN)
+
+
+def test_a_pull_request_that_is_opened_again_is_under_review_again():
+    closed = e.PullClosed(issue=ISSUE, by="bob")
+    assert play(*IN_REVIEW, closed, e.PullReopened(issue=ISSUE, by="bob"))[0].state is State.REVIEW
+
+
+@pytest.mark.parametrize(
+    "event", [event for event in one_of_each() if isinstance(event, e.Ask)], ids=lambda x: type(x).__name__
+)
+def test_an_outsider_moves_nothing_and_is_refused_once(event: e.Ask):
+    task, _ = play(*IN_REVIEW)
+    after, orders = decide(task, replace(event, actor=OUTSIDER), POLICY)
+    assert after == task
+    refusal = f.Reply(issue=ISSUE, topic=f.Topic.REFUSED, once="refused:mallory", to="mallory")
+    assert orders == ([] if isinstance(event, e.Approved) else [refusal])
+
+
+def test_a_command_on_an_issue_without_a_task_gets_help():
+    for wish in (e.HelpAsked, e.StatusAsked, e.StopRequested, e.RetryRequested):
+        task, orders = decide(None, asked(wish, said=SAID), POLICY)
+        assert (task, orders) == (None, [f.Reply(issue=ISSUE, topic=f.Topic.HELP, once="help:42")])
+    assert decide(None, e.Merged(issue=ISSUE, by="x"), POLICY) == (None, [])
+
+
+def test_an_unknown_command_is_named_in_the_help():
+    [reply] = play(requested(), asked(e.HelpAsked, unknown="dance"))[1]
+    assert (reply.topic, reply.detail, reply.once) == (f.Topic.HELP, "dance", "help:alice")
+
+
+def test_a_fact_of_another_run_is_void():
+    assert play(requested(), STARTED, patch(2))[1] == []
+
+
+def test_a_policy_that_cannot_be_read_starts_nothing_and_says_why():
+    broken = Policy(broken="line 3")
+    task, orders = decide(None, requested(), broken)
+    assert (task, kinds(orders), orders[0].detail) == (None, ["Reply"], "line 3")
+
+
+def test_a_branch_is_named_after_the_issue():
+    assert branch_name(3, "Ünïcode & Sons: a very long title that goes on and on and on", 1).startswith(
+        "osiris/3-n-code-sons-a"
+    )
+    assert branch_name(3, "!!!", 1) == "osiris/3-task"
+
+
+def test_errors_carry_what_the_worker_needs():
+    assert Unavailable("later", retry_in=3).retry_in == 3
+    assert RunEnded(SpentBudget(reason="x")).outcome == SpentBudget(reason="x")
+    assert str(ISSUE) == "acme/shop#7"
+    assert WORK.model == "scripted:x"
