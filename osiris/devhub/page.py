@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -47,6 +48,8 @@ async def _answer(hub: "Hub", request: Request) -> Response:
     path = request.url.path
     if path == "/_enter":
         return _enter(hub, request)
+    if path == "/favicon.ico":
+        return Response(status_code=204)
     if path.startswith("/_static/"):
         return _static(path.removeprefix("/_static/"))
     who = _who(hub, request)
@@ -182,11 +185,11 @@ async def _act(hub: "Hub", request: Request, who: Who) -> Response:
 
 def _acted(hub: "Hub", who: Who, issue: Issue, deed: str, form: FormData) -> Response:
     texts = acts.texts(form)
-    kind = "pull" if issue.pull else "issues"
-    tab = "/files" if issue.pull and texts.get("tab") == "files" else ""
-    back = f"/{issue.repo.full_name}/{kind}/{issue.number}{tab}"
+    talk = f"/{issue.repo.full_name}/{'pull' if issue.pull else 'issues'}/{issue.number}"
+    back = f"{talk}/files" if issue.pull and texts.get("tab") == "files" else talk
     try:
         anchor = acts.act(hub.world, who, issue, deed, texts)
     except Denied as denied:
         return _show(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
-    return RedirectResponse(back + (f"#{anchor}" if anchor else ""), 303)
+    done = talk if deed == "review" else back  # a submitted review is read in the conversation
+    return RedirectResponse(done + (f"#{anchor}" if anchor else ""), 303)

@@ -88,9 +88,10 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
 
     fixed = FILES["shop/cart.py"].replace("sum(prices)", "sum(prices, Decimal())")
     await stage.branch("fix", {"shop/cart.py": fixed}, await stage.token())
-    await page.reload()
+    await page.get_by_role("link", name="Review changes").click()
+    await _look(page, "outdated")
     await page.get_by_role("button", name="Approve").click()
-    await page.get_by_role("link", name="Conversation").click()
+    await expect(page.get_by_text("approved these changes")).to_be_visible()
     await _look(page, "approved")
     await page.get_by_role("button", name="Ready for review").click()
     await page.get_by_role("button", name="Merge pull request").click()
