@@ -211,7 +211,7 @@ class Jail:
             loop.remove_reader(self._out)
             while self._drain(output):
                 pass
-            if not self._was_taken():
+            if not timed_out and not self._was_taken():
                 raise Unavailable(f"the sandbox could not start: {os.fsdecode(output.text())[-400:].strip()}")
             code = self._process.wait()
         finally:
@@ -230,23 +230,27 @@ class Jail:
         return bool(self._open) and not _is_readable(self._monitor, 0)
 
     def kill(self) -> None:
-        """SIGKILL for the monitor: its end kills pid 1 inside, and the kernel then kills the pid namespace."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._monitor, signal.SIGKILL)
+        """SIGKILL for the monitor: its end kills pid 1 inside, and the kernel then kills the pid namespace.
+
+        And for pid 1 itself: while the jail is being set up it has not asked yet to die with the monitor."""
+        for pidfd in (self._monitor, self._inside):
+            if pidfd in self._open:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def discard(self) -> None:
         """End it at once and let go of everything. Synchronous, for it must also hold while a task is cancelled."""
         with contextlib.suppress(RuntimeError):  # no loop is running: then none watches our descriptors either
             loop = asyncio.get_running_loop()
-            for fd in (self._out, self._info, self._monitor, self._inside):
-                if fd in self._open:
+            for fd in self._open & {self._out, self._info, self._monitor, self._inside}:
+                if fd is not None:
                     loop.remove_reader(fd)
             if self._stdin in self._open:
                 loop.remove_writer(self._stdin)
         self.kill()
         self._process.wait()
-        if self._inside is not None:
+        self._close(*(self._open - {self._inside}))  # one that we do not know yet runs into their ends and leaves
+        if self._inside in self._open:
             _is_readable(self._inside, PATIENCE)
         self._close(*self._open)
 

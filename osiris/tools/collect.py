@@ -16,6 +16,7 @@ from osiris.tools.cgroup import Cgroup
 from osiris.tools.clean import clean_text
 from osiris.tools.output import Output
 
+FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
 # `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree anew (5,000 files: 132 ms, now 10).
@@ -86,7 +87,7 @@ def _tree(result: Result, base: str, size: int, most: int) -> str:
         raise Refused("taking the work out of the sandbox took too long: there are too many or too large files")
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
-    if size >= most:
+    if size >= most or result.exit_code == FILE_TOO_LARGE:
         raise Refused(f"the work is larger than {most >> 20} MiB")
     words = clean_text(result.output).strip().splitlines() or ["nothing was said"]
     if result.exit_code != 0:

@@ -95,7 +95,7 @@ def _fill(place: Path) -> None:
         target = place / source.relative_to(HOST)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, symlinks=True)
+            shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("*.gz"))  # manual pages
         else:
             shutil.copyfile(source, target)
     for name, text in WRITTEN.items():

@@ -28,7 +28,7 @@ class ReadFile(Args):
 
 class WriteFile(Args):
     path: str
-    text: str = Field(description="the whole content")
+    content: str = Field(description="all of the file")
 
 
 class EditFile(Args):
@@ -51,7 +51,7 @@ async def read_file(session: Session, args: ReadFile) -> ToolAnswer:
 
 
 async def write_file(session: Session, args: WriteFile) -> ToolAnswer:
-    return await _inside(session, "write", args.path, content=_bytes(args.text))
+    return await _inside(session, "write", args.path, content=_bytes(args.content))
 
 
 async def edit_file(session: Session, args: EditFile) -> ToolAnswer:

@@ -26,7 +26,8 @@ git -C /base.git rev-parse -q --git-dir >/dev/null || exit 64
 git -C /base.git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
 set -e
 git clone -q --shared --no-checkout --template= /base.git /workspace
-git checkout -q -b work "$1" --
+said=$(git checkout -q -b work "$1" -- 2>&1)
+case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
 cp -p .git/index /keep/index
 """
 
@@ -113,7 +114,7 @@ class OpenSession:
     async def check_out(self, base: str) -> None:
         """Fill a new session. Raises Refused."""
         ground = self._ground
-        view = replace(ground.view, extra=((ground.disk.keep, "/keep", True),))
+        view = replace(ground.view, extra=((ground.disk.keep, "/keep", True),), toolchains=())
         jail = Jail(view)
         try:
             await jail.ready(self._cgroup)
@@ -201,7 +202,7 @@ def _checked_out(result: Result, view: View, base: str) -> None:
         raise Refused(f"the mirror {view.mirror} is not a repository that git can read: {words}")
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
-    if "No space left" in words:
+    if result.exit_code == 66 or "No space left" in words:
         raise Refused(f"the repository does not fit on the session's disk of {view.limits.disk >> 20} MiB")
     raise Refused(f"the repository could not be checked out: {words}")
 

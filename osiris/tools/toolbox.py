@@ -39,8 +39,8 @@ TOOLS: Mapping[str, Tool] = {
     "run_command": Tool(
         shell.RunCommand,
         shell.run_command,
-        "Run bash in the workspace. No network, no terminal, no input. Each command starts afresh in the workspace, and "
-        "what it leaves running is killed. Long output is cut in the middle and kept in /tmp/outputs.",
+        "Run bash in the workspace. No network, no terminal, no input. Each command starts afresh there; what "
+        "it leaves running is killed. Long output is cut in the middle and kept in /tmp/outputs.",
     ),
     "submit": Tool(
         finish.Submit,

@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +85,18 @@ def limits() -> Limits:
     return Limits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100)
 
 
+@pytest.fixture(scope="session")
+def root() -> Iterator[Path]:
+    """One data folder for all tests: preparing the jails' /etc is the slow part of a first start."""
+    path = Path(tempfile.mkdtemp(prefix="osiris-tools-"))
+    path.chmod(0o711)
+    yield path / "sandboxes"
+    subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+
+
 @pytest.fixture
-async def sandbox(place: Path, limits: Limits) -> AsyncIterator[Bubblewrap]:
-    sandbox = Bubblewrap(place / "sandboxes", limits=limits)
+async def sandbox(root: Path, limits: Limits) -> AsyncIterator[Bubblewrap]:
+    sandbox = Bubblewrap(root, limits=limits)
     yield sandbox
     for name in sandbox.names():
         await sandbox.remove(name)

@@ -65,7 +65,7 @@ async def main():
     print(result.output.decode())
     assert (await session.run(["sleep", "60"], timeout=0.2)).timed_out
     export = await session.export(base)
-    assert export.pack.stat().st_size > 50
+    assert export.pack.stat().st_size > 32
     again, new = await sandbox.open("a", mirror=Path(mirror), base=base)
     assert not new
     await again.close()
@@ -100,17 +100,6 @@ def test_an_ordinary_user_has_the_same_jail(place, mirror):
         **own,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
-        "made",
-        "new:",
-        "1",
-        "bytes",
-        "1000",
-        "0",
-        "??",
-        "new",
-        "/home:",
-        "agent",
-        "ls:",
-        *done.stdout.split()[11:],
-    ]
+    assert done.stdout.split()[:8] == ["made", "new:", "1", "bytes", "1000", "0", "??", "new"]
+    assert "/root" in done.stdout
+    assert "agent" in done.stdout

@@ -18,8 +18,8 @@ async def open_(sandbox, mirror, name="shop-7-1"):
     return await sandbox.open(name, mirror=mirror.path, base=mirror.base)
 
 
-def mounts(place: Path) -> list[str]:
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(place) in line]
+def mounts(root: Path) -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(root) in line]
 
 
 async def test_a_session_is_a_clone_on_its_own_branch(session, bash, mirror):
@@ -38,31 +38,31 @@ async def test_opening_again_finds_the_work(sandbox, mirror):
     await first.close()
 
 
-async def test_closing_leaves_nothing(sandbox, mirror, place):
+async def test_closing_leaves_nothing(sandbox, mirror, root):
     session, _ = await open_(sandbox, mirror)
     assert sandbox.names() == ["shop-7-1"]
     await session.run(["bash", "-c", "mkdir -p $(printf 'd/%.0s' $(seq 1500)); chmod 0 d"])
     await session.close()
     await session.close()
     assert sandbox.names() == []
-    assert mounts(place) == []
-    assert list(place.rglob("*.img")) == []
+    assert mounts(root) == []
+    assert list(root.rglob("*.img")) == []
     with pytest.raises(Refused, match="closed"):
         await session.run(["true"])
 
 
-async def test_removing_by_name_is_fine_twice(sandbox, mirror, place):
+async def test_removing_by_name_is_fine_twice(sandbox, mirror, root):
     await open_(sandbox, mirror)
     await sandbox.remove("shop-7-1")
     await sandbox.remove("shop-7-1")
     assert sandbox.names() == []
-    assert mounts(place) == []
+    assert mounts(root) == []
 
 
-async def test_a_half_made_session_is_made_anew(sandbox, mirror, place):
+async def test_a_half_made_session_is_made_anew(sandbox, mirror, root):
     session, _ = await open_(sandbox, mirror)
     await session.run(["touch", "mine"])
-    (place / "sandboxes" / "shop-7-1" / "keep" / "ready").unlink()  # as if the worker had died before it
+    (root / "shop-7-1" / "keep" / "ready").unlink()  # as if the worker had died before it
     again, is_new = await open_(sandbox, mirror)
     assert is_new
     assert (await again.run(["ls", "mine"])).exit_code == 2
@@ -70,19 +70,19 @@ async def test_a_half_made_session_is_made_anew(sandbox, mirror, place):
     await session.close()
 
 
-async def test_the_agent_cannot_forge_the_marker(session, bash, place):
+async def test_the_agent_cannot_forge_the_marker(session, bash, root):
     await bash("touch /workspace/ready /tmp/ready ~/ready; touch /keep/ready ../keep/ready")
-    keep = place / "sandboxes" / "shop-7-1" / "keep"
+    keep = root / "shop-7-1" / "keep"
     assert sorted(path.name for path in keep.iterdir()) == ["index", "ready"]
     assert keep.stat().st_uid == os.geteuid()
 
 
 @pytest.mark.skipif(not ROOT, reason="an ordinary user has no disk image")
-async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, mirror, place):
+async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, mirror, root):
     session, _ = await open_(sandbox, mirror)
     await session.run(["touch", "mine"])
     await session._stand_down()
-    subprocess.run(["umount", place / "sandboxes" / "shop-7-1"], check=True)
+    subprocess.run(["umount", root / "shop-7-1"], check=True)
     again, is_new = await open_(sandbox, mirror)
     assert not is_new
     assert (await again.run(["ls", "mine"])).exit_code == 0
@@ -104,10 +104,10 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(sandbox, mirror, place, living):
+async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(sandbox, mirror, living, root):
     word = "987654321.25"
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, place / "sandboxes", mirror.path, mirror.base, word],
+        [sys.executable, "-c", WORKER, root, mirror.path, mirror.base, word],
         stdout=subprocess.PIPE,
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -153,11 +153,11 @@ async def test_odd_names_are_refused(sandbox, mirror, name):
         await open_(sandbox, mirror, name)
 
 
-async def test_a_missing_base_is_refused_in_a_sentence(sandbox, mirror, place):
+async def test_a_missing_base_is_refused_in_a_sentence(sandbox, mirror, root):
     with pytest.raises(Refused, match=r"base commit .* is not in the mirror"):
         await sandbox.open("a", mirror=mirror.path, base="0" * 39 + "1")
     assert sandbox.names() == []
-    assert mounts(place) == []
+    assert mounts(root) == []
 
 
 async def test_a_missing_mirror_is_refused_in_a_sentence(sandbox, mirror, place):
@@ -165,7 +165,7 @@ async def test_a_missing_mirror_is_refused_in_a_sentence(sandbox, mirror, place)
         await sandbox.open("a", mirror=place / "nowhere.git", base=mirror.base)
 
 
-async def test_a_corrupt_mirror_is_refused_in_a_sentence(sandbox, mirror, place):
+async def test_a_corrupt_mirror_is_refused_in_a_sentence(sandbox, mirror, root):
     (mirror.path / "HEAD").write_text("rubbish\n")
     with pytest.raises(Refused, match="not a repository"):
         await open_(sandbox, mirror)
@@ -177,27 +177,27 @@ async def test_a_corrupt_mirror_is_refused_in_a_sentence(sandbox, mirror, place)
     with pytest.raises(Refused):
         await open_(sandbox, mirror)
     assert sandbox.names() == []
-    assert mounts(place) == []
+    assert mounts(root) == []
 
 
 @pytest.mark.skipif(not ROOT, reason="only a root worker has another user for its jails")
-async def test_a_mirror_that_the_jail_cannot_reach_is_refused_in_a_sentence(sandbox, mirror, place):
+async def test_a_mirror_that_the_jail_cannot_reach_is_refused_in_a_sentence(sandbox, mirror, place, root):
     (place / "closed").mkdir(mode=0o700)
     mirror.path.rename(place / "closed" / "m.git")
     with pytest.raises(Refused, match="chmod 711"):
         await sandbox.open("a", mirror=place / "closed" / "m.git", base=mirror.base)
-    assert mounts(place) == []
+    assert mounts(root) == []
 
 
 @pytest.mark.skipif(not ROOT, reason="an ordinary user has no disk image")
-async def test_a_repository_that_does_not_fit_is_refused_in_a_sentence(place, limits, mirror_of):
+async def test_a_repository_that_does_not_fit_is_refused_in_a_sentence(limits, mirror_of, root):
     from dataclasses import replace
 
     mirror = mirror_of({f"f{n}": str(n) * 900_000 for n in range(1, 10)})
-    sandbox = Bubblewrap(place / "sandboxes", limits=replace(limits, disk=6 << 20, inodes=500))
+    sandbox = Bubblewrap(root, limits=replace(limits, disk=6 << 20, inodes=500))
     with pytest.raises(Refused, match="does not fit"):
         await open_(sandbox, mirror)
-    assert mounts(place) == []
+    assert mounts(root) == []
 
 
 async def test_a_full_disk_leaves_the_session_usable(session, bash):
