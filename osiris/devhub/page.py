@@ -110,8 +110,6 @@ def _static(name: str) -> Response:
     source = {"hub.css": "hub.css", "hub.js": "hub.js"}.get(name)
     if source is None:
         return Response("Not Found", 404, media_type="text/plain")
-    from importlib.resources import files
-
     return Response(
         (files("osiris.devhub") / "static" / source).read_bytes(), media_type=TYPES[name.rpartition(".")[2]]
     )

@@ -156,11 +156,12 @@ class Hub:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves the signals to whoever runs it, and says when it is ready."""
+    """uvicorn that leaves the signals to whoever runs it, says when it is ready, and ends when told, not ticked."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,6 +170,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self.ended.wait()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self.ended.set()
 
 
 @asynccontextmanager
@@ -183,7 +191,13 @@ async def serving(
     listener = socket.create_server(("127.0.0.1", port))
     hub = Hub(data_dir, f"http://127.0.0.1:{listener.getsockname()[1]}", clock, run_check)
     config = uvicorn.Config(
-        hub, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+        hub,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -191,7 +205,7 @@ async def serving(
     try:
         yield hub
     finally:
-        server.should_exit = True
+        server.end()
         await running
         await hub.close()
         listener.close()

@@ -81,6 +81,15 @@ class Receiver:
 
 
 class Quiet(uvicorn.Server):
+    """uvicorn without signals, that ends when `ended` is set."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.ended.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -98,6 +107,7 @@ async def receiving() -> AsyncIterator[Receiver]:
         yield receiver
     finally:
         server.should_exit = True
+        server.ended.set()
         await running
         listener.close()
 

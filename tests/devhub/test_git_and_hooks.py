@@ -1,0 +1,184 @@
+"""Pushes over HTTP, the webhooks they cause, redelivery, checks, and requests that are interfered with."""
+
+import asyncio
+import gzip
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from osiris.devhub.server import Cut, serving
+from tests.devhub.stage import Stage
+
+REPO = "/repos/acme/shop"
+
+
+async def test_only_those_who_may_write_push(stage: Stage) -> None:
+    token = await stage.token()
+    await stage.branch("fix", {"a.txt": "a"}, token)
+    work = stage.place / "work"
+    reader = await stage.token(permissions={"contents": "read"})
+    for secret, words in ((reader, "403"), (stage.eve.token, "403"), ("ghs_none", "Authentication failed")):
+        refused = await stage.git("push", stage.address(secret), "fix:other", at=work)
+        assert words in refused.stderr
+    assert (await stage.git("ls-remote", stage.address(reader))).returncode == 0
+    assert (await stage.git("push", stage.address(stage.mia.token), "fix:other", at=work)).returncode == 0
+    assert sorted(stage.repo.heads) == ["fix", "main", "other"]
+    bare = stage.hub.url + "/acme/shop.git/info/refs?service=git-receive-pack"
+    async with httpx.AsyncClient(trust_env=False) as nobody:
+        answer = await nobody.get(bare)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Basic realm="GitHub"')
+        assert (await nobody.get(stage.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")).status_code == 401
+
+
+async def test_a_private_repository_is_cloned_only_by_those_who_see_it(stage: Stage) -> None:
+    stage.hub.add_repo("acme/vault", files={"gold.txt": "gold"}, collaborators={"mia": "read"}, private=True)
+    own = await stage.git("clone", "-q", stage.address(stage.mia.token, "acme/vault"), str(stage.place / "own"))
+    assert own.returncode == 0
+    for secret in (stage.eve.token, await stage.token(), "wrong"):
+        refused = await stage.git("clone", "-q", stage.address(secret, "acme/vault"), str(stage.place / "no"))
+        assert refused.returncode != 0
+
+
+async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: Stage) -> None:
+    token = await stage.token()
+    content = bytes(range(256)) * 20_000
+    sha = await stage.branch("big", {f"{n}.bin": content + bytes([n]) for n in range(3)}, token)
+    assert stage.repo.git.read(sha, "2.bin") == content + b"\x02"
+    body = gzip.compress(f"0032want {sha}\n00000009done\n".encode())
+    headers = {"Content-Type": "application/x-git-upload-pack-request", "Content-Encoding": "gzip"}
+    async with httpx.AsyncClient(trust_env=False) as nobody:
+        answer = await nobody.post(f"{stage.hub.url}/acme/shop.git/git-upload-pack", content=body, headers=headers)
+    assert answer.status_code == 200
+    assert b"PACK" in answer.content
+
+
+async def test_a_push_moves_the_pull_request_and_tells_it(stage: Stage) -> None:
+    token = await stage.token()
+    bot = stage.client(token)
+    pull = await stage.pull(bot, token)
+    line = {"path": "shop/cart.py", "line": 5, "body": "Rename this"}
+    review = {"event": "COMMENT", "comments": [line]}
+    assert (await stage.client(stage.mia.token).post(f"{REPO}/pulls/1/reviews", json=review)).status_code == 200
+    cart = (stage.place / "work/shop/cart.py").read_text()
+    head = await stage.branch("fix", {"shop/cart.py": "# the cart\n" + cart}, token)
+    assert (await bot.get(f"{REPO}/pulls/1")).json()["head"]["sha"] == head
+    assert (await bot.get(f"{REPO}/pulls/1/comments")).json()[0]["line"] == 6
+    assert (await stage.events())[-2:] == ["push", "pull_request.synchronize"]
+    told = stage.receiver.last("pull_request.synchronize")
+    assert (told["before"], told["after"]) == (pull["head"]["sha"], head)
+    push = stage.receiver.last("push")
+    assert (push["ref"], push["commits"][0]["modified"]) == ("refs/heads/fix", ["shop/cart.py"])
+    await stage.git("push", "-q", stage.address(token), ":fix", at=stage.place / "work")
+    assert (await stage.events())[-2:] == ["push", "pull_request.closed"]
+
+
+async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(stage: Stage) -> None:
+    stage.receiver.status = 500
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    await stage.hub.drained()
+    app = stage.client(stage.app_jwt())
+    (listed, _) = (await app.get("/app/hook/deliveries")).json()
+    assert (listed["event"], listed["status_code"], listed["redelivery"]) == ("issues", 500, False)
+    stage.receiver.status = 202
+    url = f"/app/hook/deliveries/{listed['id']}"
+    assert (await app.post(f"{url}/attempts")).status_code == 202
+    await stage.hub.drained()
+    first, second = stage.receiver.got[-2:]
+    assert first[0]["x-github-delivery"] == second[0]["x-github-delivery"] == listed["guid"]
+    assert first[1] == second[1]
+    newest = (await app.get("/app/hook/deliveries?per_page=1")).json()[0]
+    assert (newest["guid"], newest["status_code"], newest["redelivery"]) == (listed["guid"], 202, True)
+    assert (await app.get(url)).json()["request"]["payload"]["issue"]["title"] == "Prices"
+
+
+async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: Stage) -> None:
+    stage.app.webhook_url = "http://127.0.0.1:1/hooks"
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    await stage.hub.drained()
+    last = stage.app.deliveries[-1]
+    assert (last.status_code, last.status) == (502, "failed to connect to host")
+
+
+@pytest.mark.parametrize(("code", "conclusion"), [(0, "success"), (1, "failure"), (None, "failure")])
+async def test_a_pushed_commit_is_checked(stage: Stage, place: Path, code: int | None, conclusion: str) -> None:
+    ran: list[tuple[Path, str, str]] = []
+
+    async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
+        ran.append((path, sha, command))
+        return code, "x" * 70_000 + "end"
+
+    async with serving(place / "other", run_check=run_check) as hub:
+        stage.hub = hub
+        mia = hub.add_user("mia")
+        files = {".github/devhub-ci.yml": "command: make test\n"}
+        repo = hub.add_repo("acme/shop", files=files, collaborators={"mia": "write"})
+        app = hub.add_app(
+            slug="osiris",
+            webhook_url=stage.receiver.url,
+            webhook_secret="a webhook secret",
+            permissions={"checks": "read", "contents": "read"},
+            events=["check_run", "check_suite"],
+        )
+        hub.install(app, "acme/shop")
+        sha = await stage.branch("fix", {"a.txt": "a"}, mia.token)
+        await hub.checked()
+        await hub.drained()
+        assert ran == [(repo.git.path, sha, "make test")]
+        (run,) = repo.checks
+        assert (run.name, run.status, run.conclusion, run.app.slug) == ("ci", "completed", conclusion, "devhub-actions")
+        assert len(run.output["text"] or "") == 60_000
+    assert stage.receiver.names[-3:] == ["check_run.created", "check_run.completed", "check_suite.completed"]
+
+
+async def test_interceptors_see_fail_and_cut_every_request(stage: Stage) -> None:
+    mia = stage.client(stage.mia.token)
+    seen: list[str] = []
+
+    async def count(request: Request, forward) -> Response:
+        seen.append(request.url.path)
+        return await forward()
+
+    async def fail(request: Request, forward) -> Response:
+        return JSONResponse({"message": "Bad Gateway"}, 502)
+
+    async def lose(request: Request, forward) -> Response:
+        await forward()
+        return Cut()
+
+    stage.hub.interceptors[:] = [count, fail]
+    assert (await mia.post(f"{REPO}/issues", json={"title": "x"})).status_code == 502
+    assert stage.repo.issues == {}
+    stage.hub.interceptors[:] = [count, lose]
+    with pytest.raises(httpx.RemoteProtocolError):
+        await mia.post(f"{REPO}/issues", json={"title": "x"})
+    assert list(stage.repo.issues) == [1]
+    stage.hub.interceptors[:] = [count]
+    await stage.git("ls-remote", stage.address(stage.mia.token))
+    assert "/acme/shop.git/info/refs" in seen
+
+
+async def test_an_existing_repository_is_imported_with_its_history(stage: Stage, place: Path) -> None:
+    source = place / "source"
+    source.mkdir()
+    await stage.git("init", "-q", "-b", "trunk", at=source)
+    for number in range(2):
+        (source / "a.txt").write_text(str(number))
+        await stage.git("add", "-A", at=source)
+        await stage.git("commit", "-q", "-m", f"Step {number}", at=source)
+    await stage.git("branch", "aside", at=source)
+    repo = stage.hub.add_repo("acme/old", import_from=source, collaborators={"mia": "admin"})
+    assert (repo.default_branch, list(repo.heads)) == ("trunk", ["trunk"])
+    assert [commit.message for commit in repo.git.history("trunk")] == ["Step 1", "Step 0"]
+    assert repo.git.path == place / "hub/repos/acme/old.git"
+    modes = {path.stat().st_mode & 0o005 for path in repo.git.path.rglob("*") if path.is_dir()}
+    assert modes == {0o005}
+
+
+async def test_many_requests_at_once_are_all_answered(stage: Stage) -> None:
+    mia = stage.client(stage.mia.token)
+    wishes = (mia.post(f"{REPO}/issues", json={"title": f"Issue {number}"}) for number in range(20))
+    answers = await asyncio.gather(*wishes)
+    assert sorted(answer.json()["number"] for answer in answers) == list(range(1, 21))
