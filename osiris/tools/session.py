@@ -50,7 +50,7 @@ class OpenSession:
     def __init__(self, ground: Ground, cgroup: Cgroup | None) -> None:
         self._ground = ground
         self._cgroup = cgroup
-        self._next: asyncio.Task[Jail] | None = None
+        self._next: asyncio.Task[Jail | None] | None = None
         self._closed = False
         self._untouched = False
 
@@ -67,10 +67,10 @@ class OpenSession:
             raise Refused(f"{keep_as!r} cannot name an output")
         limits = self._ground.view.limits
         output = Output(limits.output, limits.kept_output if keep_as else 0)
-        jail = await self._jail()
         if self._untouched:
             self._untouched = False
             self._ground.disk.settle()
+        jail = await self._jail()
         killed = self._cgroup.out_of_memory() if self._cgroup else 0
         try:
             result = await jail.run(argv, stdin, timeout, output)
@@ -130,7 +130,14 @@ class OpenSession:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._next = asyncio.get_running_loop().create_task(self._set_up())
+        self._next = asyncio.get_running_loop().create_task(self._set_up_early())
+
+    async def _set_up_early(self) -> Jail | None:
+        """None when it failed: the next command tries again, and is the one to say so."""
+        try:
+            return await self._set_up()
+        except Unavailable:
+            return None
 
     async def _set_up(self) -> Jail:
         jail = Jail(self._ground.view)
@@ -144,20 +151,20 @@ class OpenSession:
     async def _jail(self) -> Jail:
         """The jail that stands ready, or a new one when it does not live any more."""
         task, self._next = self._next, None
-        if task:
-            with contextlib.suppress(Unavailable):
-                jail = await task
-                if jail.alive:
-                    return jail
-                jail.discard()
+        jail = await task if task else None
+        if jail and jail.alive:
+            return jail
+        if jail:
+            jail.discard()
         return await self._set_up()
 
     async def _stand_down(self) -> None:
         task, self._next = self._next, None
         if task:
             task.cancel()
-            with contextlib.suppress(Unavailable, asyncio.CancelledError):
-                (await task).discard()
+            with contextlib.suppress(asyncio.CancelledError):
+                if jail := await task:
+                    jail.discard()
 
     def _keep(self, name: str, content: bytes) -> None:
         """Put a file into the session's /tmp/outputs. A link made by the agent is never followed: the folder is opened

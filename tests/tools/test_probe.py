@@ -60,7 +60,7 @@ async def main():
     assert not bad, bad
     session, new = await sandbox.open("a", mirror=Path(mirror), base=base)
     tools = Tools(session)
-    print((await tools.call("write_file", {"path": "new", "text": "x"})).text)
+    print((await tools.call("write_file", {"path": "new", "content": "x"})).text)
     result = await session.run(["bash", "-c", "id -u; wc -c </proc/1/environ; git status --short; ls /root /home"])
     print(result.output.decode())
     assert (await session.run(["sleep", "60"], timeout=0.2)).timed_out

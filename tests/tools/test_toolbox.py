@@ -74,28 +74,28 @@ async def test_no_path_leads_out_of_the_jail(use, bash, place, monkeypatch, root
         text = await use("read_file", path=path)
         assert "secret" not in text
         assert "canary-52" not in text
-    await use("write_file", path="out", text="x")
-    assert "read-only" in await use("write_file", path="/etc/passwd", text="x")
+    await use("write_file", path="out", content="x")
+    assert "read-only" in await use("write_file", path="/etc/passwd", content="x")
     assert (place / "canary").read_text() == "secret"
 
 
 async def test_writing_makes_folders_and_says_how_much(use, bash):
-    assert await use("write_file", path="a/b/c.txt", text="häuser\n") == "made a/b/c.txt: 8 bytes"
-    assert await use("write_file", path="run.sh", text="#!/bin/sh\nexit 4\n") == "wrote run.sh: 17 bytes"
+    assert await use("write_file", path="a/b/c.txt", content="häuser\n") == "made a/b/c.txt: 8 bytes"
+    assert await use("write_file", path="run.sh", content="#!/bin/sh\nexit 4\n") == "wrote run.sh: 17 bytes"
     await bash("chmod +x run.sh; ln -s a/b/c.txt link; mkfifo pipe")
-    await use("write_file", path="run.sh", text="#!/bin/sh\nexit 5\n")
+    await use("write_file", path="run.sh", content="#!/bin/sh\nexit 5\n")
     assert await bash("./run.sh; echo $?") == "5\n"
-    await use("write_file", path="link", text="through")
+    await use("write_file", path="link", content="through")
     assert await bash("cat a/b/c.txt; readlink link") == "througha/b/c.txt\n"
-    assert "folder" in await use("write_file", path="src", text="")
-    assert "regular" in await use("write_file", path="pipe", text="")
-    assert "error" in await use("write_file", path="", text="")
+    assert "folder" in await use("write_file", path="src", content="")
+    assert "regular" in await use("write_file", path="pipe", content="")
+    assert "error" in await use("write_file", path="", content="")
     big = "line\n" * 500_000
-    assert await use("write_file", path="big", text=big) == "made big: 2500000 bytes"
+    assert await use("write_file", path="big", content=big) == "made big: 2500000 bytes"
 
 
 async def test_editing_wants_one_exact_place(use, bash):
-    await use("write_file", path="f.py", text="def a():\n    return 1\n\ndef b():\n    return 1\n")
+    await use("write_file", path="f.py", content="def a():\n    return 1\n\ndef b():\n    return 1\n")
     assert "found 2 times in f.py (lines 2, 5)" in await use("edit_file", path="f.py", old="return 1", new="return 2")
     text = await use("edit_file", path="f.py", old="def b():\n  return 1", new="x")
     assert "not in f.py" in text
