@@ -91,9 +91,16 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
         lifespan="off",
         log_config=None,
         access_log=False,
+        timeout_graceful_shutdown=5,
     )
-    async with osiris.running(), _background(_announce(server := uvicorn.Server(config), ready)):
-        await server.serve()
+    server = uvicorn.Server(config)
+    async with osiris.running(), _background(_announce(server, ready)):
+        serving = asyncio.create_task(server.serve())
+        try:
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True  # whoever cancels us still gets every socket closed
+            await serving
 
 
 async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> None:

@@ -49,11 +49,13 @@ class GitHub:
         self._policies: dict[str, tuple[Policy, float]] = {}
 
     async def __aenter__(self) -> "GitHub":
+        await self._tokens.__aenter__()
         await self._api.__aenter__()  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(self, *error: Any) -> None:
         await self._api.__aexit__(*error)
+        await self._tokens.__aexit__(*error)
 
     async def login(self) -> str:
         """The bot's own login."""

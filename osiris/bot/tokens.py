@@ -33,6 +33,14 @@ class Tokens:
         self._readers: dict[str, tuple[str, float]] = {}
         self._slug = ""
 
+    async def __aenter__(self) -> "Tokens":
+        """Keep one connection open: without this every call would make a client of its own."""
+        await self._app.__aenter__()  # type: ignore[no-untyped-call]
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._app.__aexit__(*error)
+
     async def slug(self) -> str:
         """The App's name in URLs; the bot's login is `<slug>[bot]`."""
         if not self._slug:

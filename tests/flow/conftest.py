@@ -1,0 +1,187 @@
+"""A whole Osiris against devhub, in one process, over real HTTP, with a real sandbox, database and git."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from osiris.bootstrap import Osiris
+from osiris.demo.people import Person
+from osiris.demo.stage import Stage, staged
+from osiris.queue.views import Failure
+from osiris.task import Task
+
+REPO = "acme/shop"
+FILES = {
+    "README.md": "# shop\n",
+    "AGENTS.md": "Use tabs.\n",
+    "shop.py": "def add(a, b):\n    return a - b\n",
+    "test_shop.py": "import unittest\nfrom shop import add\n\n\nclass T(unittest.TestCase):\n"
+    "    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n",
+}
+PEOPLE = {"alice": "maintain", "bob": "write", "tina": "triage", "mallory": "none"}
+
+
+def step(tool: str, /, expect: dict[str, Any] | None = None, **args: Any) -> dict[str, Any]:
+    return {"call": {tool: args}, "expect": expect or {}}
+
+
+def submit(summary: str = "Fixed.") -> dict[str, Any]:
+    return step("submit", summary=summary)
+
+
+FIX = [
+    step("edit_file", path="shop.py", old="a - b", new="a + b"),
+    step("run_command", {"exit_code": 0}, command="python3 -m unittest"),
+    submit("`add` subtracted. Now it adds."),
+]
+ANSWER = [
+    step("write_file", path="NOTES.md", content="Reviewed.\n"),
+    submit("Added the notes that the review asks for."),
+]
+
+
+def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
+    return {"when": when, "steps": list(steps)}
+
+
+STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The stage, one life of Osiris on it, and the people."""
+
+    stage: Stage
+    osiris: Osiris
+    alice: Person
+    bob: Person
+    tina: Person
+    mallory: Person
+
+    async def settled(self) -> None:
+        await self.stage.settled(self.osiris)
+
+    async def task(self) -> Task:
+        [line] = await self.osiris.views.tasks()
+        return line.task
+
+    async def failures(self) -> list[Failure]:
+        return await self.osiris.views.failures()
+
+    async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
+        issue = await self.alice.file_issue(title, body)
+        await self.alice.label(issue)
+        return issue
+
+    async def in_review(self) -> tuple[int, int]:
+        """An issue that was worked on: its number and that of its pull request."""
+        issue = await self.labelled()
+        await self.settled()
+        [pull] = await self.alice.pulls()
+        return issue, int(pull["number"])
+
+    async def said_by_osiris(self, number: int) -> list[str]:
+        return [c["body"] for c in await self.alice.comments(number) if c["user"]["login"] == "osiris[bot]"]
+
+    async def until_running(self) -> None:
+        """Wait until the agent is inside its first tool call."""
+        async with asyncio.timeout(20):
+            while True:
+                for line in await self.osiris.views.tasks():
+                    steps = await self.osiris.views.steps(line.id)
+                    if line.task.state == "running" and steps and steps[-1].message.role == "assistant":
+                        return
+                await asyncio.sleep(0.02)
+
+    def push(self, login: str, branch: str, files: dict[str, str]) -> None:
+        """A person clones, changes files on a branch, and pushes, with plain git."""
+        address = self.stage.hub.url.replace("://", f"://{login}:{self.stage.hub.world.user(login).token}@")
+        who = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
+        with tempfile.TemporaryDirectory() as folder:
+            plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
+            for path, text in files.items():
+                (Path(folder) / path).write_text(text)
+            plain_git("-C", folder, "add", "-A")
+            plain_git("-C", folder, *who, "commit", "-qm", "By hand")
+            plain_git("-C", folder, "push", "-q", "origin", branch)
+
+    def git(self, *args: str) -> str:
+        """Plain git in the hub's own repository."""
+        path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
+        return plain_git("--git-dir", str(path), *args)
+
+
+def plain_git(*args: str) -> str:
+    told = subprocess.run(["git", *args], capture_output=True, check=True)
+    return told.stdout.decode("utf-8", "backslashreplace")
+
+
+Start = Callable[..., contextlib.AbstractAsyncContextManager[World]]
+
+
+@pytest.fixture
+def start(place: Path) -> Start:
+    """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere."""
+
+    @contextlib.asynccontextmanager
+    async def started(
+        story: dict[str, Any] = STORY, *, files: dict[str, Any] | None = None, **replacements: Any
+    ) -> AsyncIterator[World]:
+        script = place / "script.yml"
+        script.write_text(yaml.safe_dump(story))
+        async with (
+            staged(place, repo=REPO, files=files or FILES, people=PEOPLE, model=f"scripted:{script}") as stage,
+            stage.osiris(**replacements) as osiris,
+            stage.person("alice") as alice,
+            stage.person("bob") as bob,
+            stage.person("tina") as tina,
+            stage.person("mallory") as mallory,
+        ):
+            yield World(stage=stage, osiris=osiris, alice=alice, bob=bob, tina=tina, mallory=mallory)
+            await _no_secret_anywhere(stage, alice)
+
+    return started
+
+
+async def _no_secret_anywhere(stage: Stage, alice: Person) -> None:
+    """The canary: App key, webhook secret and every token that was minted."""
+    secrets = [*stage.settings.secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
+    data = stage.settings.osiris_data_dir
+    kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*"))
+    said = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
+    said += [str(pull["body"]) for pull in await alice.pulls()]
+    for secret in secrets:
+        assert secret.encode() not in kept, "a secret is in the database"
+        assert not any(secret in words for words in said), "a secret was said"
+
+
+async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
+    import httpx
+
+    try:
+        return await person.comments(number)
+    except httpx.HTTPStatusError:
+        return []
+
+
+@pytest.fixture
+def command() -> Callable[..., Any]:
+    """Run `osiris …` as an operator does; gives (exit code, stdout, stderr)."""
+    import anyio
+
+    async def ran(*args: str, **environ: str) -> tuple[int, str, str]:
+        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ}
+        done = await anyio.run_process([sys.executable, "-m", "osiris", *args], env=env, check=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    return ran

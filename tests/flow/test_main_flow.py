@@ -1,0 +1,172 @@
+"""From the label to the merge, as people in GitHub see it."""
+
+import asyncio
+
+from tests.flow.conftest import FILES, STORY, Start, run, step, submit
+
+
+async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start: Start):
+    async with start() as world:
+        issue, number = await world.in_review()
+        pull = await world.alice.pull(number)
+        assert (pull["draft"], pull["title"]) == (True, "add subtracts")
+        assert pull["head"]["ref"] == f"osiris/{issue}-add-subtracts"
+        assert f"Closes #{issue}" in pull["body"]
+        assert "| `shop.py` | modified | +1 −1 |" in pull["body"]
+        assert "| `python3 -m unittest` | 0 |" in pull["body"]
+        assert "Instructions read from the base commit: `AGENTS.md`" in pull["body"]
+        assert "> `add` subtracted. Now it adds." in pull["body"]
+        assert (await world.task()).state == "review"
+
+
+async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start):
+    async with start() as world:
+        issue, number = await world.in_review()
+        [commit] = await world.alice.ask("GET", f"/pulls/{number}/commits")
+        message = commit["commit"]["message"]
+        assert message.startswith("add subtracts\n\n")
+        assert f"Osiris-Task: acme/shop#{issue}" in message
+        assert "Osiris-Model: scripted:script.yml" in message
+        assert "Co-authored-by: alice <" in message
+        assert commit["commit"]["author"]["name"] == "osiris[bot]"
+
+
+async def test_there_is_one_status_comment_and_it_is_edited_in_place(start: Start):
+    async with start() as world:
+        issue, number = await world.in_review()
+        for place in (issue, number):
+            [status] = await world.said_by_osiris(place)
+            assert "ready for review" in status
+        await world.bob.review(number, "APPROVE")
+        await world.settled()
+        await world.bob.merge(number)
+        await world.settled()
+        for place in (issue, number):
+            [status] = await world.said_by_osiris(place)
+            assert "merged" in status
+
+
+async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        await world.bob.review(
+            number, "REQUEST_CHANGES", "Nearly.", [{"path": "shop.py", "line": 2, "body": "Say why, in a note."}]
+        )
+        await world.settled()
+        assert len(await world.alice.pulls()) == 1
+        commits = await world.alice.ask("GET", f"/pulls/{number}/commits")
+        assert [c["commit"]["message"].partition("\n")[0] for c in commits] == [
+            "add subtracts",
+            "Answer the review of bob",
+        ]
+        [line] = await world.osiris.views.tasks()
+        briefs = [s.message.text for s in await world.osiris.views.steps(line.id) if s.message.role == "user"]
+        for piece in ("Nearly.", 'file="shop.py" line="2"', "+    return a + b", "Say why, in a note."):
+            assert piece in briefs[-1]
+
+
+async def test_line_comments_alone_start_a_run_and_a_mere_remark_does_not(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        await world.bob.review(number, "COMMENT", "Looks interesting.")
+        await world.settled()
+        assert (await world.task()).run == 1
+        await world.bob.review(number, "COMMENT", "", [{"path": "shop.py", "line": 2, "body": "A note, please."}])
+        await world.settled()
+        assert (await world.task()).run == 2
+        assert (await world.alice.pull(number))["commits"] == 2
+
+
+async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: Start):
+    async with start() as world:
+        issue, number = await world.in_review()
+        await world.bob.review(number, "APPROVE", "Good.")
+        await world.settled()
+        pull, task = await world.alice.pull(number), await world.task()
+        assert (pull["draft"], task.state, task.approved) == (False, "approved", pull["head"]["sha"])
+        await world.bob.merge(number)
+        await world.settled()
+        assert (await world.task()).state == "done"
+        assert (await world.alice.ask("GET", f"/issues/{issue}"))["state"] == "closed"
+
+
+async def test_new_commits_by_a_person_void_an_approval(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        await world.bob.review(number, "APPROVE")
+        await world.settled()
+        branch = (await world.alice.pull(number))["head"]["ref"]
+        await asyncio.to_thread(world.push, "bob", branch, {"extra.txt": "more"})
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.approved) == ("review", None)
+
+
+async def test_one_check_run_stands_on_each_head(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        head = (await world.alice.pull(number))["head"]["sha"]
+        runs = (await world.alice.ask("GET", f"/commits/{head}/check-runs"))["check_runs"]
+        assert [(r["name"], r["status"], r["conclusion"]) for r in runs] == [("Osiris", "completed", "neutral")]
+
+
+async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: Start):
+    async with start() as world:
+        issue, number = await world.in_review()
+        await world.bob.close_pull(number)
+        await world.settled()
+        assert (await world.task()).state == "rejected"
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        task, pulls = await world.task(), await world.alice.pulls()
+        assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-2")
+        assert [(p["number"], p["state"]) for p in sorted(pulls, key=lambda p: p["number"])] == [
+            (number, "closed"),
+            (task.pull, "open"),
+        ]
+
+
+async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
+    async with start({"runs": [run(step("run_command", command="sleep 60"), submit())]}) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        await world.alice.close_issue(issue, "not_planned")
+        await world.settled()
+        assert (await world.task()).state == "rejected"
+        assert await world.alice.pulls() == []
+
+
+async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
+    slow = run(
+        step("run_command", command="sleep 1"), step("write_file", path="A", content="a"), submit(), when="FIRST"
+    )
+    quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
+    async with start({"runs": [quick, slow, *STORY["runs"]]}) as world:
+        _, number = await world.in_review()
+        await world.bob.review(number, "REQUEST_CHANGES", "FIRST")
+        await world.until_running()
+        await world.bob.review(number, "REQUEST_CHANGES", "SECOND")
+        await world.settled()
+        files = await world.alice.ask("GET", f"/pulls/{number}/files")
+        assert {f["filename"] for f in files} == {"A", "B", "shop.py"}
+        assert (await world.alice.pull(number))["commits"] == 3
+
+
+async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(start: Start, command):
+    async with start() as world:
+        data = str(world.stage.settings.osiris_data_dir)
+        code, out, err = await command("request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data)
+        assert (code, err) == (0, ""), out
+        await world.settled()
+        issue = await world.alice.ask("GET", "/issues/1")
+        assert (issue["title"], issue["user"]["login"]) == ("Fix add", "osiris[bot]")
+        assert (await world.task()).state == "review"
+
+
+async def test_instructions_are_those_of_the_base_commit_nearest_named_first(start: Start):
+    files = {**FILES, "sub/AGENTS.md": "Deeper.\n", ".github/copilot-instructions.md": "C\n", "CLAUDE.md": "D\n"}
+    async with start(files=files) as world:
+        _, number = await world.in_review()
+        body = (await world.alice.pull(number))["body"]
+        for path in ("AGENTS.md", "CLAUDE.md", ".github/copilot-instructions.md", "sub/AGENTS.md"):
+            assert f"`{path}`" in body
