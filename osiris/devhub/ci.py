@@ -8,6 +8,7 @@ import yaml
 
 from osiris.devhub.things import App, CheckRun, Happening, Repo
 from osiris.devhub.world import World
+from osiris.errors import OsirisError
 
 RunCheck = Callable[[Path, str, str], Awaitable[tuple[int | None, str]]]
 FILE = ".github/devhub-ci.yml"
@@ -55,8 +56,11 @@ class CI:
                 self._queue.task_done()
 
     async def _check(self, run: CheckRun, command: str) -> None:
-        code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
-        said = f"`{command}` " + ("was cut off" if code is None else f"ended with exit code {code}")
+        try:
+            code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
+        except OsirisError as error:  # there is no place to run it in: the check says so
+            code, output = None, str(error)
+        said = f"`{command}` " + ("could not be finished" if code is None else f"ended with exit code {code}")
         self._world.update_check(
             run,
             conclusion="success" if code == 0 else "failure",
@@ -65,7 +69,11 @@ class CI:
 
     async def checked(self) -> None:
         """Wait until every push so far has been checked."""
-        await self._queue.join()
+        done = asyncio.ensure_future(self._queue.join())
+        await asyncio.wait([done, self._worker], return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        if self._worker.done():
+            self._worker.result()
 
     async def close(self) -> None:
         self._worker.cancel()

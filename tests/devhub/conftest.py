@@ -21,5 +21,6 @@ async def stage(place: Path) -> AsyncIterator[Stage]:
         installation = hub.install(app, "acme/shop")
         made = Stage(hub, clock, receiver, place, repo, app, installation, *people)
         yield made
+        receiver.leaving.set()  # both servers take their time to close: let them do it together
         for client in made.clients:
             await client.aclose()

@@ -59,6 +59,7 @@ class Receiver:
 
     url: str = ""
     status: int = 202
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
     got: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
 
     async def take(self, request: Request) -> Response:
@@ -81,14 +82,15 @@ class Receiver:
 
 
 class Quiet(uvicorn.Server):
-    """uvicorn without signals, that ends when `ended` is set."""
+    """uvicorn without signals, that ends when its receiver leaves."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, leaving: asyncio.Event) -> None:
         super().__init__(config)
-        self.ended = asyncio.Event()
+        self.leaving = leaving
 
     async def main_loop(self) -> None:
-        await self.ended.wait()
+        await self.leaving.wait()
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -101,13 +103,12 @@ async def receiving() -> AsyncIterator[Receiver]:
     listener = socket.create_server(("127.0.0.1", 0))
     receiver.url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
     app = Starlette(routes=[Route("/hooks", receiver.take, methods=["POST"])])
-    server = Quiet(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    server = Quiet(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1), receiver.leaving)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield receiver
     finally:
-        server.should_exit = True
-        server.ended.set()
+        receiver.leaving.set()
         await running
         listener.close()
 

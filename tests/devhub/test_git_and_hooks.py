@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.devhub.server import Cut, serving
+from osiris.errors import Refused
 from tests.devhub.stage import Stage
 
 REPO = "/repos/acme/shop"
@@ -131,6 +132,21 @@ async def test_a_pushed_commit_is_checked(stage: Stage, place: Path, code: int |
         assert (run.name, run.status, run.conclusion, run.app.slug) == ("ci", "completed", conclusion, "devhub-actions")
         assert len(run.output["text"] or "") == 60_000
     assert stage.receiver.names[-3:] == ["check_run.created", "check_run.completed", "check_suite.completed"]
+
+
+async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(stage: Stage, place: Path) -> None:
+    async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
+        raise Refused("there is no safe sandbox on this machine")
+
+    async with serving(place / "other", run_check=run_check) as hub:
+        stage.hub = hub
+        mia = hub.add_user("mia")
+        files = {".github/devhub-ci.yml": "command: make test\n"}
+        repo = hub.add_repo("acme/shop", files=files, collaborators={"mia": "write"})
+        await stage.branch("fix", {"a.txt": "a"}, mia.token)
+        await hub.checked()
+    (run,) = repo.checks
+    assert (run.conclusion, run.output["text"]) == ("failure", "there is no safe sandbox on this machine")
 
 
 async def test_interceptors_see_fail_and_cut_every_request(stage: Stage) -> None:
