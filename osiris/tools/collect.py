@@ -11,10 +11,11 @@ from pathlib import Path
 
 from osiris.errors import Refused
 from osiris.ports import Export, Result
-from osiris.tools.bubblewrap import Jail, View
+from osiris.tools.bubblewrap import Jail
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.clean import clean_text
 from osiris.tools.output import Output
+from osiris.tools.view import View
 
 FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")

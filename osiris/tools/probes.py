@@ -7,9 +7,10 @@ from typing import Final
 
 from osiris.ports import Probe
 from osiris.tools import cgroup, seccomp
-from osiris.tools.bubblewrap import BWRAP, Trial, View, attempt, attempt_plain, attempt_view, dropped_uid
+from osiris.tools.bubblewrap import BWRAP, Trial, attempt, attempt_plain, attempt_view, dropped_uid
 from osiris.tools.disk import can_bound
 from osiris.tools.limits import Limits
+from osiris.tools.view import View
 
 BOUNDED_DISK: Final = "size-limited disk"
 SYSTEM: Final = [

@@ -10,11 +10,12 @@ from osiris.errors import Refused, Unavailable
 from osiris.ports import Probe, Session
 from osiris.tools import cgroup as cgroups
 from osiris.tools import etc, probes
-from osiris.tools.bubblewrap import View, dropped_uid
+from osiris.tools.bubblewrap import dropped_uid
 from osiris.tools.collect import OBJECT_ID
 from osiris.tools.disk import Disk
 from osiris.tools.limits import Limits
 from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
+from osiris.tools.view import View
 
 __all__ = ["Bubblewrap", "Limits"]
 

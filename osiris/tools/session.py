@@ -12,11 +12,12 @@ from pathlib import Path
 from osiris.errors import Refused, Unavailable
 from osiris.ports import Export, Result
 from osiris.tools import cgroup as cgroups
-from osiris.tools.bubblewrap import Jail, View
+from osiris.tools.bubblewrap import Jail
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.collect import OBJECT_ID, collect
 from osiris.tools.disk import Disk
 from osiris.tools.output import Output
+from osiris.tools.view import View
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 

@@ -1,6 +1,7 @@
 """What a command in the jail can see, reach and use."""
 
 import asyncio
+import hashlib
 import os
 import resource
 import secrets
@@ -116,13 +117,16 @@ async def test_capabilities_are_gone(bash):
 async def test_standard_input_arrives_whole(session):
     data = os.urandom(3 << 20)
     result = await session.run(["sha256sum"], stdin=data)
-    import hashlib
-
     assert result.output.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
 async def test_a_command_that_does_not_read_its_input_ends_well(session):
     assert (await session.run(["true"], stdin=b"x" * (1 << 20))).exit_code == 0
+
+
+async def test_scripts_can_open_their_streams_by_name(bash):
+    said = await bash("echo one >/dev/stdout; echo two >/dev/stderr; cat /dev/stdin", stdin=b"three\n")
+    assert said == "one\ntwo\nthree\n"
 
 
 async def test_exit_codes_come_through(session):
@@ -239,7 +243,7 @@ async def test_ordinary_development_works(bash):
 
 
 def test_the_policy_is_a_list_that_can_be_read():
-    from osiris.tools.bubblewrap import View, arguments
+    from osiris.tools.view import View, arguments
 
     words = arguments(View(etc=Path("/e"), work=Path("/w"), work_writable=False))
     assert " ".join(words).endswith("--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace")

@@ -1,0 +1,90 @@
+"""What a jail sees of the host, and how bubblewrap is told so: values in, a list of options out."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from osiris.tools.limits import Limits
+
+SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+TMP: Final = "/tmp"  # noqa: S108  (inside a jail, where nobody else is)
+SHM: Final = "/dev/shm"  # noqa: S108
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "HOME": "/home/agent",
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+    "TMPDIR": TMP,
+    "CI": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "PAGER": "cat",
+    "PYTHONPYCACHEPREFIX": f"{TMP}/pycache",  # or the work of an agent that ran tests would hold compiled files
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a jail sees of the host; a missing `home` or `tmp` is a fresh tmpfs of `limits.scratch` bytes."""
+
+    etc: Path
+    work: Path
+    work_writable: bool = True
+    tmp: Path | None = None
+    home: Path | None = None
+    mirror: Path | None = None
+    extra: Sequence[tuple[Path, str, bool]] = ()  # (on the host, inside, writable)
+    toolchains: Sequence[Path] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+def arguments(view: View) -> list[str]:
+    """The view as bwrap's options: a pure function, so that the whole policy can be read and tested as a list."""
+    return [*_namespaces(), *_environment(view), *_system(view), *_folders(view), *_lock_down()]
+
+
+def _namespaces() -> list[str]:
+    spaces = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    spaces += ["--unshare-cgroup-try", "--disable-userns", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+    return [*spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+
+
+def _environment(view: View) -> list[str]:
+    path = ":".join([*(str(chain / "bin") for chain in view.toolchains), SYSTEM_PATH])
+    return [word for name, value in {"PATH": path, **ENVIRONMENT}.items() for word in ("--setenv", name, value)]
+
+
+def _system(view: View) -> list[str]:
+    options = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            options += ["--symlink", f"usr/{name}", f"/{name}"]
+        elif os.path.isdir(f"/{name}"):
+            options += ["--ro-bind", f"/{name}", f"/{name}"]
+    return [*options, "--ro-bind", str(view.etc), "/etc", "--proc", "/proc", "--dev", "/dev"]
+
+
+def _folders(view: View) -> list[str]:
+    limits = view.limits
+    options = _tmpfs(SHM, limits.shared_memory, "1777")
+    for path, inside, mode in ((view.tmp, TMP, "1777"), (view.home, "/home/agent", "0700")):
+        options += ["--bind", str(path), inside] if path else _tmpfs(inside, limits.scratch, mode)
+    options += ["--bind" if view.work_writable else "--ro-bind", str(view.work), "/workspace"]
+    if view.mirror:
+        options += ["--ro-bind", str(view.mirror), "/base.git"]
+    for chain in view.toolchains:
+        options += ["--ro-bind", str(chain), str(chain)]
+    for path, inside, writable in view.extra:
+        options += ["--bind" if writable else "--ro-bind", str(path), inside]
+    return options
+
+
+def _tmpfs(path: str, size: int, mode: str) -> list[str]:
+    return ["--size", str(size), "--perms", mode, "--tmpfs", path]  # without a size it is half of the host's memory
+
+
+def _lock_down() -> list[str]:
+    return ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/workspace"]
