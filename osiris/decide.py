@@ -73,7 +73,7 @@ def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
 def _noted(task: Task, event: e.TaskEvent) -> Decision:
     """The state stays; some facts are kept all the same, and a person who wrote a command gets an answer."""
     match event:
-        case e.PullOpened(number=number):
+        case e.PullOpened(number=number) if number != task.pull:
             return replace(task, pull=number), [Report(issue=task.issue)]
         case e.PatchPushed(head=head) | e.CommitsPushed(head=head) if head != task.head:
             return replace(task, head=head), [Report(issue=task.issue)]

@@ -15,7 +15,7 @@ from osiris.queue.store import Due, Store
 
 log = logging.getLogger(__name__)
 
-_IDLE = 5.0  # seconds between two looks when nothing woke us
+_IDLE = 1.0  # seconds between two looks when nothing woke us
 _HANDLES = 4
 
 

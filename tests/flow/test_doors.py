@@ -1,0 +1,113 @@
+"""The webhook door, the health pages, and what bad input comes to."""
+
+import hashlib
+import hmac
+import json
+
+import httpx
+
+from tests.flow.conftest import REPO, Start, World
+
+
+def signed(world: World, body: bytes, kind: str = "issues", id: str = "d-1") -> dict[str, str]:
+    secret = world.stage.settings.github_webhook_secret.get_secret_value().encode()
+    digest = hmac.new(secret, body, hashlib.sha256).hexdigest()
+    return {
+        "X-Hub-Signature-256": f"sha256={digest}",
+        "X-GitHub-Event": kind,
+        "X-GitHub-Delivery": id,
+        "Content-Type": "application/json",
+    }
+
+
+async def post(world: World, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
+        return await http.post("/webhooks/github", content=body, headers=headers)
+
+
+async def get(world: World, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
+        return await http.get(path)
+
+
+LABELLED = {
+    "action": "labeled",
+    "issue": {"number": 1, "title": "T", "body": None},
+    "label": {"name": "osiris"},
+    "repository": {"full_name": REPO},
+    "sender": {"login": "alice", "type": "User"},
+}
+
+
+async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start: Start):
+    async with start() as world:
+        body = json.dumps(LABELLED).encode()
+        good = signed(world, body)
+        for headers in ({}, {**good, "X-Hub-Signature-256": "sha256=00"}, {**good, "X-Hub-Signature-256": "ü"}):
+            headers = {k: v.encode("utf-8") for k, v in headers.items()}
+            assert (await post(world, body, headers)).status_code == 401
+        assert (await post(world, body + b" ", good)).status_code == 401
+        await world.settled()
+        assert await world.osiris.views.tasks() == []
+        assert not await world.osiris.views.handled("github", "d-1")
+
+
+async def test_a_good_delivery_is_202_and_a_duplicate_as_well(start: Start):
+    async with start() as world:
+        body = b'{"zen": "Keep it simple."}'
+        for _ in range(2):
+            answer = await post(world, body, signed(world, body, "ping"))
+            assert (answer.status_code, answer.json()) == (202, {"delivery": "d-1"})
+        await world.settled()
+        assert await world.failures() == []
+
+
+async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed(start: Start, command):
+    async with start() as world:
+        for n, body in enumerate((b"{not json", b"[]", b'{"action": "labeled"}', b'{"issue": 3}', b"\xff\xfe")):
+            assert (await post(world, body, signed(world, body, id=f"bad-{n}"))).status_code == 202
+        await world.settled()
+        assert {failure.id for failure in await world.failures()} == {f"bad-{n}" for n in range(5)}
+        data = str(world.stage.settings.osiris_data_dir)
+        code, out, _ = await command("task", "list", "--failed", OSIRIS_DATA_DIR=data)
+        assert (code, "bad-3" in out, "not what github sends as issues" in out) == (0, True, True)
+
+
+async def test_a_delivery_without_githubs_headers_is_400_and_a_huge_one_413(start: Start):
+    async with start() as world:
+        body = b"{}"
+        headers = signed(world, body)
+        del headers["X-GitHub-Delivery"]
+        assert (await post(world, body, headers)).status_code == 400
+        huge = b" " * (25 * 1024 * 1024 + 1)
+        assert (await post(world, huge, signed(world, huge))).status_code == 413
+
+
+async def test_unknown_events_are_taken_and_ignored(start: Start):
+    async with start() as world:
+        for n, kind in enumerate(("star", "watch", "brand_new_event", "issues")):
+            body = json.dumps({**LABELLED, "action": "pinned"}).encode()
+            assert (await post(world, body, signed(world, body, kind, f"u-{n}"))).status_code == 202
+        await world.settled()
+        assert (await world.failures(), await world.osiris.views.tasks()) == ([], [])
+
+
+async def test_the_health_pages_say_what_is_missing(start: Start):
+    async with start() as world:
+        assert (await get(world, "/healthz")).json() == {"ok": True}
+        ready = await get(world, "/readyz")
+        assert (ready.status_code, ready.json()) == (200, {"ready": True, "missing": []})
+
+
+async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Start):
+    async with start() as world:
+        issue, _ = await world.in_review()
+        before = [await world.said_by_osiris(issue), await world.task()]
+        async with httpx.AsyncClient() as http:
+            for delivery in list(world.stage.app.deliveries):
+                address = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
+                sent = await http.post(address, content=delivery.body, headers=delivery.request_headers)
+                assert sent.status_code == 202
+        await world.settled()
+        assert [await world.said_by_osiris(issue), await world.task()] == before
+        assert len(await world.alice.pulls()) == 1

@@ -1,0 +1,121 @@
+"""The rules of the house, read from the code itself."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "osiris"
+CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports"}
+PARTS = {"bot", "agents", "tools", "queue", "mcp", "devhub"}
+COMPOSITION = {"__main__", "cli", "bootstrap", "status", "demo"}
+SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
+
+
+def imported(source: str) -> set[str]:
+    """Every module name a source imports, `from a import b` as a.b; a relative import is an error by itself."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                names.add("relative")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def trespasses(place: str, source: str) -> list[str]:
+    """What `source` may not import where it stands; `place` is its path below osiris/ without the ending."""
+    room = place.partition("/")[0]
+    found = []
+    for name in imported(source):
+        top, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if name == "relative":
+            found.append("a relative import")
+        elif room in COMPOSITION or place == "__init__":
+            continue
+        elif room in CORE:
+            if top not in sys.stdlib_module_names and not (top == "osiris" and target in CORE):
+                found.append(name)
+        elif top == "osiris" and target not in CORE | {room, "config", "__version__"}:
+            found.append(name)
+    return found
+
+
+def place_of(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=place_of)
+def test_a_module_imports_only_what_its_place_allows(path: Path):
+    assert trespasses(place_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "planted"),
+    [
+        ("decide", "import httpx"),
+        ("decide", "import osiris.queue.store"),
+        ("events", "from osiris.bot import comments"),
+        ("agents/loop", "from osiris.bot.tokens import Tokens"),
+        ("tools/shell", "from osiris.queue import store"),
+        ("queue/jobs", "from osiris.agents.run import Runner"),
+        ("devhub/world", "from osiris.bot.github import GitHub"),
+        ("config/settings", "from osiris.queue.store import Store"),
+        ("bot/app", "from osiris import bootstrap"),
+        ("bot/app", "from . import webhook"),
+    ],
+)
+def test_a_planted_import_is_found(place: str, planted: str):
+    assert trespasses(place, planted) != []
+
+
+ONE_KNOWER = {
+    "githubkit": {"bot/github", "bot/tokens"},
+    "typer": {"cli"},
+    "os.environ": {"config/settings", "devhub/repos"},  # devhub hands git its PATH
+    "dotenv": {"config/settings"},
+}
+
+
+@pytest.mark.parametrize("thing", ONE_KNOWER)
+def test_some_things_have_one_knower(thing: str):
+    knowers = {
+        place_of(path)
+        for path in SOURCES
+        if thing in {name.partition(".")[0] for name in imported(path.read_text())} or f"{thing}." in path.read_text()
+    }
+    assert knowers == ONE_KNOWER[thing]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=place_of)
+def test_a_module_says_what_it_is_for_and_stays_readable(path: Path):
+    source = path.read_text()
+    assert "migrations" in path.parts or ast.get_docstring(ast.parse(source)), "no docstring"
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "migrations" not in path.parts:
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+
+
+def test_only_the_workers_edge_catches_everything():
+    broad = {
+        place_of(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler) and (node.type is None or getattr(node.type, "id", "") == "Exception")
+    }
+    assert broad <= {"queue/jobs"}
+
+
+def test_the_commands_load_nothing_heavy():
+    """`osiris --help` is quick because it imports little."""
+    import subprocess
+
+    heavy = ("githubkit", "fastapi", "sqlalchemy", "alembic", "pydantic", "uvloop", "rich")
+    code = f"import sys, osiris.cli; print([m for m in {heavy} if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
