@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -32,6 +33,7 @@ BWRAP: Final = "/usr/bin/bwrap"
 SETPRIV: Final = "/usr/bin/setpriv"
 SANDBOX_UID: Final = 61000
 CHUNK: Final = 1 << 16
+CHILD: Final = re.compile(rb'"child-pid": (\d+)')
 PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be gone after SIGKILL
 
 # The first program inside. It sets the limits (from outside that needs CAP_SYS_RESOURCE; as a bash builtin it is
@@ -169,9 +171,10 @@ class Jail:
                     loop.remove_reader(fd)
             if self._stdin in self._open:
                 loop.remove_writer(self._stdin)
+        self._meet_child()
         self.kill()
         self._process.wait()
-        self._close(*(self._open - {self._inside}))  # one that we do not know yet runs into their ends and leaves
+        self._close(*(self._open - {self._inside}))
         if self._inside in self._open:
             _is_readable(self._inside, PATIENCE)
         self._close(*self._open)
@@ -200,6 +203,17 @@ class Jail:
         child = int(json.loads(text)["child-pid"])
         self._inside = self._own(os.pidfd_open(child))
         return child
+
+    def _meet_child(self) -> None:
+        """Learn who pid 1 inside is, for a jail that ends early: killed before bwrap has let its child go, the child
+        would wait for that word for ever."""
+        while self._inside is None and self._info in self._open and _is_readable(self._info, 1):
+            text = os.read(self._info, CHUNK)
+            if found := CHILD.search(text):
+                with contextlib.suppress(ProcessLookupError):
+                    self._inside = self._own(os.pidfd_open(int(found[1])))
+            if found or not text:
+                return
 
     def _release(self, argv: Sequence[str]) -> None:
         os.pwrite(self._command, b"".join(os.fsencode(word) + b"\0" for word in argv), 0)

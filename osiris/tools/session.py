@@ -74,12 +74,12 @@ class OpenSession:
         jail = await self._jail()
         killed = self._cgroup.out_of_memory() if self._cgroup else 0
         try:
+            self._prepare()  # while this one runs: 6.4 ms from command to command instead of 13
             result = await jail.run(argv, stdin, timeout, output)
         finally:
             jail.discard()
         if keep_as:
             self._keep(keep_as, bytes(output.kept))
-        self._prepare()
         if self._cgroup and self._cgroup.out_of_memory() > killed:
             return replace(result, out_of_memory=True)
         return result
@@ -131,7 +131,8 @@ class OpenSession:
         self._prepare()
 
     def _prepare(self) -> None:
-        self._next = asyncio.get_running_loop().create_task(self._set_up_early())
+        if self._next is None and not self._closed:
+            self._next = asyncio.get_running_loop().create_task(self._set_up_early())
 
     async def _set_up_early(self) -> Jail | None:
         """None when it failed: the next command tries again, and is the one to say so."""
