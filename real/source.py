@@ -52,5 +52,5 @@ def toolchain(place: Path) -> Path:
 def _run(argv: Sequence[str], told: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = " ".join((done.stderr.strip() or done.stdout.strip()).split())
-        raise Refused(f"{told}: {words[-300:]}")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise Refused(f"{told}: {lines[-1].removeprefix('ERROR: ')[:300] if lines else 'it does not say why'}")

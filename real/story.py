@@ -42,7 +42,7 @@ async def play() -> None:
     """Play it for real, and check every claim. Raises Refused when anything is not as it should be."""
     began = time.monotonic()
     out = Console(soft_wrap=True, highlight=False)
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # what was refused is told once, at the end
     place = Path(tempfile.mkdtemp(prefix="osiris-real-"))
     place.chmod(0o711)  # the sandbox's own user passes through
     try:
