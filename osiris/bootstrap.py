@@ -29,7 +29,7 @@ from osiris.errors import OsirisError, Refused
 from osiris.ports import Brain, Probe, Sandbox
 from osiris.queue.database import connect, migrate
 from osiris.queue.intake import Intake
-from osiris.queue.jobs import Jobs
+from osiris.queue.jobs import PAUSES, Jobs
 from osiris.queue.local import LocalWake
 from osiris.queue.store import Store
 from osiris.queue.sweep import Worker
@@ -126,8 +126,9 @@ def build(
     *,
     sandbox: Sandbox | None = None,
     brain: Callable[[], Brain] | None = None,
+    pauses: Sequence[float] = PAUSES,
 ) -> Osiris:
-    """Join the parts. Raises Refused for settings that cannot be right."""
+    """Join the parts; what is given here stands in for our own choice. Raises Refused for settings that cannot be right."""
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
     engine = connect(settings.database)
     wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
@@ -146,7 +147,7 @@ def build(
             inbox=intake,
         )
         performers = Performers(github, Depot(desk, tokens, settings.github_url), desk, runner)
-        jobs = Jobs(store, {"github": Lookup(github, store)}, github.policy, performers.table())
+        jobs = Jobs(store, {"github": Lookup(github, store)}, github.policy, performers.table(), pauses=pauses)
         worker = Worker(store, jobs, wake, runs=settings.osiris_runs)
     readiness = Readiness(settings, store, jail)
     secret = settings.github_webhook_secret.get_secret_value()

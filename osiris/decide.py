@@ -75,7 +75,10 @@ def _noted(task: Task, event: e.TaskEvent) -> Decision:
     match event:
         case e.PullOpened(number=number) if number != task.pull:
             return replace(task, pull=number), [Report(issue=task.issue)]
-        case e.PatchPushed(head=head) | e.CommitsPushed(head=head) if head != task.head:
+        case e.PatchPushed(run=run, head=head):
+            answered = () if run == task.run else task.reviews  # only now: a refused push leaves them to be answered
+            return replace(task, head=head, reviews=answered), [Report(issue=task.issue)]
+        case e.CommitsPushed(head=head) if head != task.head:
             return replace(task, head=head), [Report(issue=task.issue)]
         case e.ChangesRequested(review=review) if task.state is not State.DONE:
             return replace(task, waiting=(*task.waiting, review)), _seen(event)
@@ -124,7 +127,7 @@ def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
     """The facts an event leaves on the task beside the new state."""
     match event:
         case e.PatchReady(work=work):
-            return replace(task, work=work, reviews=(), approved=None, approved_by=None)
+            return replace(task, work=work, approved=None, approved_by=None)
         case e.NothingToChange():
             return replace(task, reviews=())
         case e.Approved(commit=commit, pull=pull, actor=actor):

@@ -239,6 +239,9 @@ class OrderRefused(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchPushed(TaskEvent):
+    """The work of run number `run` is on GitHub, as commit `head`."""
+
+    run: int
     head: str
 
 

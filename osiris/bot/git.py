@@ -52,7 +52,7 @@ _MODES = {b"100644", b"100755", b"120000", b"000000"}
 
 
 class GitFailed(Exception):
-    """git ended with an error; `told` is the end of what it said."""
+    """git ended with an error; `told` is the end of what it said, on both its outputs."""
 
     def __init__(self, command: str, told: str) -> None:
         super().__init__(f"git {command}: {told}")
@@ -97,7 +97,7 @@ async def git(
             raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
         raise
     if process.returncode:
-        raise GitFailed(args[0], told.decode("utf-8", "replace")[-600:].strip())
+        raise GitFailed(args[0], (told + out[:2000]).decode("utf-8", "replace")[-3000:].strip())
     return out
 
 
@@ -247,10 +247,10 @@ def _file(path: bytes, status: bytes, additions: int | None, deletions: int | No
 def outage(error: GitFailed, what: str) -> Refused | Unavailable:
     """What a failed fetch or push means: for good, or only now."""
     told = error.told
-    if re.search(r"non-fast-forward|fetch first|stale info", told):
+    if re.search(r"non-fast-forward|fetch first|stale info|Updates were rejected", told):
         return Refused("somebody else pushed to the branch while I worked, and I never force a push")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
         return Refused(f"GitHub rejected the {what}: {match[0]}")
     if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
         return Refused(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
-    return Unavailable(f"git could not {what}: {told.splitlines()[-1] if told else 'no answer'}")
+    return Unavailable(f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}")

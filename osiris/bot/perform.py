@@ -81,7 +81,7 @@ class Performers:
             repo, tree=order.tree, base=order.base, message=message, author=login, email=email, at=order.at
         )
         await self._depot.push(repo, commit, order.branch)
-        return [e.PatchPushed(issue=order.issue, head=commit)]
+        return [e.PatchPushed(issue=order.issue, run=order.run, head=commit)]
 
     async def _coauthor(self, repo: str, login: str) -> str:
         id = await self._github.user_id(repo, login)

@@ -16,6 +16,7 @@ from osiris.devhub.server import Hub
 from osiris.devhub.server import serving as hub_serving
 from osiris.devhub.things import App
 from osiris.ports import Sandbox
+from osiris.queue.store import Store
 from osiris.status import APP_EVENTS, APP_PERMISSIONS
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
@@ -49,12 +50,12 @@ class Stage:
             serving.cancel()
             await asyncio.gather(serving, waiting, return_exceptions=True)
 
-    async def settled(self, osiris: Osiris) -> None:
+    async def settled(self, store: Store) -> None:
         """Wait until nothing is on its way: no webhook unsent, no row undone."""
         async with asyncio.timeout(_PATIENCE):
             while True:
                 await self.hub.drained()
-                if await osiris.store.next_due() is None:
+                if await store.next_due() is None:
                     return
                 await asyncio.sleep(0.02)
 

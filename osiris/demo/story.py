@@ -78,21 +78,21 @@ class Demo:
             await alice.label(issue)
             self._say("2", f"alice filed issue #{issue} and gave it the label osiris: “{_TITLE}”")
             async with self._working():
-                await self._stage.settled(self._osiris)
+                await self._stage.settled(self._osiris.store)
             pull = (await self._pulls(alice))[0]["number"]
             self._say("3", f"Osiris opened draft pull request #{pull}, with its evidence")
             thread = {"path": "shop/cart.py", "line": 13, "body": "Another price must be refused. With a test, please."}
             await bob.review(pull, "REQUEST_CHANGES", "Good. One case is missing.", [thread])
             self._say("4", f"bob asked for changes, at a line: “{thread['body']}”")
             async with self._working():
-                await self._stage.settled(self._osiris)
+                await self._stage.settled(self._osiris.store)
             commits = await bob.ask("GET", f"/pulls/{pull}/commits")
             self._say("5", f"Osiris answered on the same pull request: {len(commits)} commits now")
             await bob.review(pull, "APPROVE", "Thank you.")
-            await self._stage.settled(self._osiris)
+            await self._stage.settled(self._osiris.store)
             await self._stage.hub.checked()
             await bob.merge(pull)
-            await self._stage.settled(self._osiris)
+            await self._stage.settled(self._osiris.store)
             await self._end(alice, issue)
             return int(pull)
 

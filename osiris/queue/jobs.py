@@ -23,9 +23,10 @@ Performer = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
 
 log = logging.getLogger(__name__)
 
-_PAUSES = (1, 2, 5, 10, 30, 60, 120, 300)
+PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds before the next attempt, by the attempts so far; the last one goes on."""
 _BUG_ATTEMPTS = 3
-_OUTAGE_ATTEMPTS = 40  # with the pauses above about three hours
+_OUTAGE_ATTEMPTS = 40  # with the pauses above about two and a half hours
 
 
 class Jobs:
@@ -37,9 +38,11 @@ class Jobs:
         interpreters: Mapping[str, Interpret],
         policy_of: PolicyOf,
         performers: Mapping[type, Performer],
+        *,
+        pauses: Sequence[float] = PAUSES,
     ) -> None:
         self._store, self._interpreters = store, interpreters
-        self._policy_of, self._performers = policy_of, performers
+        self._policy_of, self._performers, self._pauses = policy_of, performers, pauses
 
     async def handle(self, id: int) -> None:
         """Decide one inbox row. Everything that must be asked of others is asked before the transaction."""
@@ -53,13 +56,13 @@ class Jobs:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))
         except Unavailable as outage:
-            await self._store.postpone_inbox(id, str(outage), _pause(row.attempts, outage))
+            await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
         except Exception as bug:
             log.exception("a bug in handling %s (%s)", id, row.kind)
             if row.attempts + 1 >= _BUG_ATTEMPTS:
                 await self._store.fail_inbox(id, f"a bug in Osiris: {type(bug).__name__}: {bug}")
             else:
-                await self._store.postpone_inbox(id, str(bug), _pause(row.attempts))
+                await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
 
     async def _event(self, row: Happening) -> Event | None:
         if row.source == OWN:
@@ -94,21 +97,20 @@ class Jobs:
             if attempts + 1 >= _OUTAGE_ATTEMPTS:
                 await self._give_up(id, order, f"{outage} (tried {attempts + 1} times)")
             else:
-                await self._store.postpone_order(id, str(outage), _pause(attempts, outage))
+                await self._store.postpone_order(id, str(outage), self._pause(attempts, outage))
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
                 await self._give_up(id, order, f"a bug in Osiris: {type(bug).__name__}: {bug}")
             else:
-                await self._store.postpone_order(id, str(bug), _pause(attempts))
+                await self._store.postpone_order(id, str(bug), self._pause(attempts))
 
     async def _give_up(self, id: int, order: Effect, reason: str) -> None:
         log.warning("%s was refused: %s", type(order).__name__, reason)
         facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
         await self._store.finish(id, facts, error=reason)
 
-
-def _pause(attempts: int, outage: Unavailable | None = None) -> float:
-    if outage is not None and outage.retry_in is not None:
-        return outage.retry_in
-    return _PAUSES[min(attempts, len(_PAUSES) - 1)]
+    def _pause(self, attempts: int, outage: Unavailable | None = None) -> float:
+        if outage is not None and outage.retry_in is not None:
+            return outage.retry_in
+        return self._pauses[min(attempts, len(self._pauses) - 1)]

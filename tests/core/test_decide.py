@@ -41,7 +41,13 @@ def kinds(orders: list[f.Effect]) -> list[str]:
 
 
 STARTED = e.RunStarted(issue=ISSUE, run=1)
-IN_REVIEW = (requested(), STARTED, patch(), e.PatchPushed(issue=ISSUE, head="h1"), e.PullOpened(issue=ISSUE, number=9))
+IN_REVIEW = (
+    requested(),
+    STARTED,
+    patch(),
+    e.PatchPushed(issue=ISSUE, run=1, head="h1"),
+    e.PullOpened(issue=ISSUE, number=9),
+)
 CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "R1"))
 
 
@@ -76,7 +82,6 @@ def test_a_patch_is_pushed_and_opened_as_a_draft():
 def test_what_was_pushed_and_opened_is_remembered_and_reported():
     task, orders = play(*IN_REVIEW)
     assert (task.pull, task.head, kinds(orders)) == (9, "h1", ["Report"])
-    assert play(*IN_REVIEW, e.PatchPushed(issue=ISSUE, head="h1"))[1] == []
 
 
 def test_a_review_starts_one_run_with_the_whole_review_as_its_brief():
@@ -88,7 +93,20 @@ def test_a_review_starts_one_run_with_the_whole_review_as_its_brief():
 
 def test_the_answer_to_a_review_names_the_reviewer_and_the_open_pull_request():
     task, orders = play(*IN_REVIEW, CHANGES, patch(2))
-    assert (orders[0].pull, orders[0].reviewers, task.reviews) == (9, ("bob",), ())
+    assert (orders[0].pull, orders[0].reviewers) == (9, ("bob",))
+    assert play(e.PatchPushed(issue=ISSUE, run=2, head="h2"), task=task)[0].reviews == ()
+
+
+def test_a_review_whose_answer_could_not_be_pushed_is_still_to_be_answered():
+    refused = e.OrderRefused(issue=ISSUE, reason="somebody else pushed")
+    _, orders = play(*IN_REVIEW, CHANGES, patch(2), refused, asked(e.RetryRequested))
+    assert orders[0].reviews == (REVIEW,)
+
+
+def test_a_push_that_is_recorded_late_leaves_the_next_rounds_reviews_alone():
+    late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    pushed = e.PatchPushed(issue=ISSUE, run=2, head="h2")
+    assert play(*IN_REVIEW, CHANGES, late, patch(2), pushed)[0].reviews == (late.review,)
 
 
 def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():

@@ -69,7 +69,7 @@ class World:
     mallory: Person
 
     async def settled(self) -> None:
-        await self.stage.settled(self.osiris)
+        await self.stage.settled(self.osiris.store)
 
     async def task(self) -> Task:
         [line] = await self.osiris.views.tasks()
@@ -141,7 +141,7 @@ def start(place: Path) -> Start:
         script.write_text(yaml.safe_dump(story))
         async with (
             staged(place, repo=REPO, files=files or FILES, people=PEOPLE, model=f"scripted:{script}") as stage,
-            stage.osiris(**replacements) as osiris,
+            stage.osiris(**{"pauses": (0.05,), **replacements}) as osiris,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,

@@ -1,0 +1,46 @@
+"""Osiris as a process of its own that can be killed for real, and started again quickly."""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from multiprocessing.process import BaseProcess
+
+from osiris.bootstrap import build, serve
+from osiris.config.settings import Settings
+
+_forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
+_forks.set_forkserver_preload(["tests.flow.lives"])
+
+
+def live(settings: Settings) -> None:
+    """A whole life: web and worker, until killed."""
+    logging.disable(logging.CRITICAL)
+    asyncio.run(serve(build(settings, pauses=(0.05,))))
+
+
+class Lives:
+    """One life after the other on the same settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: BaseProcess | None = None
+        self.count = 0
+
+    def begin(self) -> None:
+        self._process = _forks.Process(target=live, args=(self._settings,), daemon=True)
+        self._process.start()
+        self.count += 1
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.join()
+            self._process.close()
+            self._process = None
+
+    def again(self) -> None:
+        self.kill()
+        self.begin()

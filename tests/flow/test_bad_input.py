@@ -1,0 +1,196 @@
+"""Whatever is wrong, the task ends in a stated state with a sentence for the person it concerns."""
+
+import asyncio
+import os
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tests.flow.conftest import FILES, FIX, Start, World, run, step, submit
+
+
+def story(*steps: dict) -> dict:
+    return {"runs": [run(*steps)]}
+
+
+async def ended(world: World) -> str:
+    """Let a labelled issue be worked on; the status comment that remains."""
+    issue = await world.labelled()
+    await world.settled()
+    [status] = await world.said_by_osiris(issue)
+    return status
+
+
+async def test_an_empty_change_is_said_and_opens_nothing(start: Start):
+    async with start(story(submit("There is nothing to do."))) as world:
+        status = await ended(world)
+        assert "could not finish" in status
+        assert "The agent changed no file; it said: There is nothing to do" in status
+        assert await world.alice.pulls() == []
+
+
+async def test_a_review_answered_without_a_change_is_answered_in_words(start: Start):
+    answer = run(submit("It is right as it is: see line 2."), when="<review")
+    async with start({"runs": [answer, run(*FIX)]}) as world:
+        _, number = await world.in_review()
+        await world.bob.review(number, "REQUEST_CHANGES", "Is this right?")
+        await world.settled()
+        assert (await world.task()).state == "review"
+        assert any("> It is right as it is" in words for words in await world.said_by_osiris(number))
+
+
+async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start: Start):
+    steps = (step("write_file", path="a.txt", content="a"), submit("Added a file."))
+    async with start(story(*steps), files={"README.md": "x"}) as world:
+        _, number = await world.in_review()
+        body = (await world.alice.pull(number))["body"]
+        assert "Nothing was run, so nothing shows that it works." in body
+        assert "No test was changed or added." in body
+
+
+async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
+    odd = "touch \"$(printf 'caf\\351.txt')\" 'with space.txt' && head -c 3000 /dev/urandom > blob.bin && rm README.md"
+    async with start(story(step("run_command", {"exit_code": 0}, command=odd), submit("Odd."))) as world:
+        _, number = await world.in_review()
+        body = (await world.alice.pull(number))["body"]
+        assert "| `blob.bin` | added | binary |" in body
+        assert r"caf\xe9.txt" in body
+        names = world.git("ls-tree", "-z", "--name-only", (await world.task()).branch)
+        assert {r"caf\xe9.txt", "with space.txt", "blob.bin"} <= set(names.split("\0"))
+        assert "README.md" not in names
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("touch \"$(printf 'a\\nb')\"", "has a control character in it"),
+        ("mkdir -p .github/workflows && echo 'on: push' > .github/workflows/x.yml", "is protected in this repository"),
+        ("ln -s /etc/passwd link", "The link `link` leaves the repository"),
+        ("git init -q inner && git -C inner commit -q --allow-empty -m x", "is a submodule or a repository in the"),
+        ("head -c 30000000 /dev/zero > big", "is larger than 20 MiB"),
+    ],
+)
+async def test_work_that_needs_a_person_is_not_pushed(start: Start, command: str, sentence: str):
+    async with start(story(step("run_command", {"exit_code": 0}, command=command), submit("Done."))) as world:
+        assert sentence in await ended(world)
+        assert "osiris/" not in world.git("branch", "--list")
+
+
+async def test_a_script_that_meets_another_world_fails_loudly(start: Start):
+    async with start(story(step("read_file", {"contains": "unicorn"}, path="shop.py"), submit())) as world:
+        status = await ended(world)
+        assert (
+            "The world differs from the script scripted:script.yml at step 1: 'unicorn' is not in the answer" in status
+        )
+
+
+async def test_a_spent_budget_pauses_and_retry_goes_on_where_it_stopped(start: Start):
+    files = {**FILES, ".github/osiris.yml": "budget: {steps: 2}\n"}
+    async with start(files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.reason) == ("paused", "the budget of 2 steps is spent")
+        await world.bob.comment(issue, "/osiris retry")
+        await world.settled()
+        assert (await world.task()).state == "review"
+        assert len(await world.osiris.views.steps(1)) == 2 + 2 * len(FIX) - 1
+
+
+async def test_a_policy_file_with_a_mistake_starts_nothing_and_says_where(start: Start):
+    async with start(files={**FILES, ".github/osiris.yml": "budget: {steps: many}\n"}) as world:
+        issue = await world.labelled()
+        await world.settled()
+        [words] = await world.said_by_osiris(issue)
+        assert "`.github/osiris.yml`: budget.steps: input should be a valid integer" in words
+        assert await world.osiris.views.tasks() == []
+
+
+async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Start):
+    slow = run(
+        step("run_command", command="sleep 2"), step("write_file", path="A", content="a"), submit(), when="<review"
+    )
+    async with start({"runs": [slow, run(*FIX)]}) as world:
+        _, number = await world.in_review()
+        branch = (await world.alice.pull(number))["head"]["ref"]
+        await world.bob.review(number, "REQUEST_CHANGES", "More.")
+        await world.until_running()
+        await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
+        await world.settled()
+        task = await world.task()
+        assert task.reason == "somebody else pushed to the branch while I worked, and I never force a push"
+        assert "by-hand.txt" in world.git("ls-tree", "--name-only", branch)
+        await world.bob.comment(number, "/osiris retry")
+        await world.settled()
+        assert {"A", "by-hand.txt"} <= set(world.git("ls-tree", "--name-only", branch).split())
+
+
+async def test_a_push_that_github_refuses_is_said(start: Start):
+    async with start() as world:
+
+        async def refuse(request: Request, forward) -> Response:
+            if request.url.path.endswith("git-receive-pack"):
+                return Response("no", 403)
+            return await forward()
+
+        world.stage.hub.interceptors.append(refuse)
+        assert "does not let Osiris push here; the App needs Contents: write" in await ended(world)
+
+
+async def test_a_token_that_is_refused_is_said_to_the_operator(start: Start):
+    async with start() as world:
+
+        async def refuse(request: Request, forward) -> Response:
+            if request.url.path.endswith("access_tokens"):
+                return JSONResponse({"message": "This installation has been suspended"}, 403)
+            return await forward()
+
+        world.stage.hub.interceptors.append(refuse)
+        await world.labelled()
+        await world.settled()
+        [failure] = await world.failures()
+        assert "This installation has been suspended" in failure.error
+
+
+async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_ever(start: Start):
+    async with start(story(step("run_command", command="sleep 1"), *FIX)) as world:
+
+        async def gone(request: Request, forward) -> Response:
+            if "/acme/shop" in request.url.path:
+                return JSONResponse({"message": "Not Found"}, 404)
+            return await forward()
+
+        await world.labelled()
+        await world.until_running()
+        world.stage.hub.interceptors.append(gone)
+        await world.settled()
+        world.stage.hub.interceptors.clear()
+        assert (await world.task()).state == "failed"
+        assert {failure.what for failure in await world.failures()} >= {"Push"}
+
+
+async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):
+    from osiris.tools.sandbox import Bubblewrap
+
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    if os.geteuid() != 0:
+        closed = place / "file"
+        closed.write_text("")
+    async with start(sandbox=Bubblewrap(closed / "sessions")) as world:
+        status = await ended(world)
+        assert "could not finish" in status
+        assert "sandbox" in status
+        import httpx
+
+        async with httpx.AsyncClient() as http:
+            ready = await http.get(f"http://127.0.0.1:{world.stage.settings.osiris_port}/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+
+
+async def test_no_model_is_a_sentence(start: Start):
+    from osiris.agents.brain import brain
+
+    async with start(brain=lambda: brain("")) as world:
+        assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)

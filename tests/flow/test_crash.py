@@ -1,0 +1,172 @@
+"""kill -9 at every write to the outside, and at random moments: the visible result is always the same."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import jwt
+import yaml
+from starlette.requests import Request
+from starlette.responses import Response
+
+from osiris.demo.people import Person
+from osiris.demo.stage import Stage, staged
+from osiris.queue.database import connect
+from osiris.queue.store import Store
+from osiris.queue.views import Views
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY
+from tests.flow.lives import Lives
+from tests.flow.test_outages import from_osiris, is_write
+
+
+@dataclass(kw_only=True)
+class Killer:
+    """Kills the process when a write arrives, and once more after it was done but not yet answered."""
+
+    lives: Lives
+    seen: dict[str, int] = field(default_factory=dict)
+
+    async def __call__(self, request: Request, forward) -> Response:
+        if not is_write(request) or not from_osiris(request):
+            return await forward()
+        body = b"" if "receive-pack" in request.url.path else await request.body()
+        write = f"{request.method} {request.url.path} {hashlib.sha256(body).hexdigest()[:8]}"
+        self.seen[write] = self.seen.get(write, 0) + 1
+        if self.seen[write] > 2:
+            return await forward()
+        if self.seen[write] == 2:
+            await forward()
+        await asyncio.to_thread(self.lives.again)
+        return Response(status_code=502)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The stage with a process to kill instead of a life in this one."""
+
+    stage: Stage
+    lives: Lives
+    store: Store
+    views: Views
+    alice: Person
+    bob: Person
+
+    async def settled(self) -> None:
+        """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its API allows."""
+        while True:
+            await self.stage.settled(self.store)
+            if not await self._redeliver():
+                return
+
+    async def _redeliver(self) -> bool:
+        now = int(time.time())
+        claims = {"iat": now - 60, "exp": now + 300, "iss": str(self.stage.app.id)}
+        headers = {"Authorization": f"Bearer {jwt.encode(claims, self.stage.app.private_key, 'RS256')}"}
+        async with httpx.AsyncClient(base_url=f"{self.stage.hub.api_url}/", headers=headers) as http:
+            deliveries = (await http.get("app/hook/deliveries", params={"per_page": 100})).json()
+            arrived = {d["guid"] for d in deliveries if d["status_code"] == 202}
+            lost = {d["guid"]: d["id"] for d in deliveries if d["guid"] not in arrived}
+            for id in lost.values():
+                (await http.post(f"app/hook/deliveries/{id}/attempts")).raise_for_status()
+        return bool(lost)
+
+    async def whole_life(self) -> dict[str, object]:
+        """From the label to the merge; what is visible at the end."""
+        issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
+        await self.alice.label(issue)
+        await self.settled()
+        [pull] = await self.alice.pulls()
+        number = pull["number"]
+        await self.bob.review(number, "REQUEST_CHANGES", "Nearly.")
+        await self.settled()
+        await self.bob.review(number, "APPROVE")
+        await self.settled()
+        await self.bob.merge(number)
+        await self.settled()
+        return await self._visible(issue, number)
+
+    async def _visible(self, issue: int, number: int) -> dict[str, object]:
+        commits = await self.alice.ask("GET", f"/pulls/{number}/commits")
+        heads = [commit["sha"] for commit in commits]
+        checks = [await self.alice.ask("GET", f"/commits/{head}/check-runs") for head in heads]
+        [line] = await self.views.tasks()
+        steps = [step.message for step in await self.views.steps(line.id) if step.message.role == "assistant"]
+        interrupted = sum("interrupted" in step.message.text for step in await self.views.steps(line.id))
+        return {
+            "task": (line.task.state, line.task.run, line.waiting),
+            "issue": (await self.alice.ask("GET", f"/issues/{issue}"))["state"],
+            "pulls": len(await self.alice.pulls()),
+            "commits": [commit["commit"]["message"].partition("\n")[0] for commit in commits],
+            "comments": [len(await self.alice.comments(n)) for n in (issue, number)],
+            "check runs": [[run["conclusion"] for run in check["check_runs"]] for check in checks],
+            "model calls": len(steps) - interrupted,
+            "failures": [failure.error for failure in await self.views.failures()],
+        }
+
+
+EXPECTED = {
+    "task": ("done", 2, 0),
+    "issue": "closed",
+    "pulls": 1,
+    "commits": ["add subtracts", "Answer the review of bob"],
+    "comments": [1, 1],
+    "check runs": [["neutral"], ["success"]],
+    "model calls": 5,
+    "failures": [],
+}
+
+
+@contextlib.asynccontextmanager
+async def ground(place: Path) -> AsyncIterator[Ground]:
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump(STORY))
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
+        lives, engine = Lives(stage.settings), connect(stage.settings.database)
+        lives.begin()
+        try:
+            while not await _answers(stage):
+                await asyncio.sleep(0.02)
+            async with stage.person("alice") as alice, stage.person("bob") as bob:
+                yield Ground(stage=stage, lives=lives, store=Store(engine), views=Views(engine), alice=alice, bob=bob)
+        finally:
+            lives.kill()
+            await engine.dispose()
+
+
+async def _answers(stage: Stage) -> bool:
+    async with httpx.AsyncClient() as http:
+        try:
+            return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success
+        except httpx.TransportError:
+            return False
+
+
+async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path):
+    async with ground(place) as it:
+        killer = Killer(lives=it.lives)
+        it.stage.hub.interceptors.append(killer)
+        assert await it.whole_life() == EXPECTED
+        both_ways = [write for write, times in killer.seen.items() if times >= 2]
+        assert len(both_ways) >= 8  # the rest was made needless by what came after the restart
+        assert it.lives.count > 2 * len(both_ways)
+
+
+async def test_killed_at_random_moments_the_result_is_the_same(place: Path):
+    chance = random.Random(20)
+    async with ground(place) as it:
+
+        async def reap() -> None:
+            for _ in range(15):
+                await asyncio.sleep(chance.uniform(0.1, 0.7))
+                await asyncio.to_thread(it.lives.again)
+
+        reaping = asyncio.create_task(reap())
+        assert await it.whole_life() == EXPECTED
+        await reaping
+        assert (await it.views.tasks())[0].task.state == "done"

@@ -1,0 +1,85 @@
+"""GitHub as an enemy: nothing is lost and nothing is doubled."""
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tests.flow.conftest import Start, World
+
+
+def is_write(request: Request) -> bool:
+    """A write to the repository; minting a token, fetching, and what the operator asks of the App are none."""
+    path = request.url.path
+    return request.method not in ("GET", "HEAD") and "/app/" not in path and not path.endswith("git-upload-pack")
+
+
+def from_osiris(request: Request) -> bool:
+    """People use tokens of another kind; Osiris's git sends its token as Basic."""
+    authority = request.headers.get("authorization", "")
+    return "ghp_" not in authority
+
+
+async def whole_life(world: World) -> None:
+    """From the label to the merge; then exactly one of everything."""
+    issue, number = await world.in_review()
+    await world.bob.review(number, "REQUEST_CHANGES", "Nearly.")
+    await world.settled()
+    await world.bob.review(number, "APPROVE")
+    await world.settled()
+    await world.bob.merge(number)
+    await world.settled()
+    assert (await world.task()).state == "done"
+    assert len(await world.alice.pulls()) == 1
+    assert len(await world.alice.ask("GET", f"/pulls/{number}/commits")) == 2
+    assert len(await world.said_by_osiris(issue)) == 1
+    assert len(await world.said_by_osiris(number)) == 1
+    assert await world.failures() == []
+
+
+@pytest.mark.parametrize("after_the_write", [False, True], ids=["before the write", "after it was done"])
+async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_write: bool):
+    async with start() as world:
+        seen: set[str] = set()
+
+        async def lose(request: Request, forward) -> Response:
+            what = f"{request.method} {request.url.path}"
+            if not is_write(request) or not from_osiris(request) or what in seen:
+                return await forward()
+            seen.add(what)
+            if after_the_write:
+                await forward()
+            return JSONResponse({"message": "Server Error"}, 502)
+
+        world.stage.hub.interceptors.append(lose)
+        await whole_life(world)
+        assert len(seen) > 8
+
+
+async def test_a_secondary_limit_is_obeyed(start: Start):
+    async with start() as world:
+        refused: list[str] = []
+
+        async def limit(request: Request, forward) -> Response:
+            if is_write(request) and from_osiris(request) and request.url.path.endswith("/comments") and not refused:
+                refused.append(request.url.path)
+                return JSONResponse({"message": "secondary rate limit"}, 403, headers={"retry-after": "1"})
+            return await forward()
+
+        world.stage.hub.interceptors.append(limit)
+        await whole_life(world)
+        assert refused
+
+
+async def test_a_read_token_that_was_revoked_is_replaced(start: Start):
+    async with start() as world:
+        hit: list[str] = []
+
+        async def revoke(request: Request, forward) -> Response:
+            if request.method == "GET" and "/collaborators/" in request.url.path and len(hit) < 1:
+                hit.append(request.url.path)
+                return JSONResponse({"message": "Bad credentials"}, 401)
+            return await forward()
+
+        world.stage.hub.interceptors.append(revoke)
+        await world.in_review()
+        assert hit
