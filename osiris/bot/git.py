@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -82,6 +83,7 @@ async def git(
             stdin=source or (asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # so that its helpers, which hold our pipes, can be ended with it
         )
     finally:
         if source:
@@ -91,7 +93,7 @@ async def git(
             out, told = await process.communicate(stdin if isinstance(stdin, bytes) and stdin else None)
     except BaseException as error:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         if isinstance(error, TimeoutError):
             raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
@@ -213,7 +215,7 @@ class HostDesk:
         """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
         who: dict[str, str] = {}
         for role in ("AUTHOR", "COMMITTER"):
-            who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"{at} +0000"}
+            who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"@{at} +0000"}
         made = await git(
             self.desk(repo),
             "commit-tree",

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from osiris.errors import Refused
@@ -12,10 +13,17 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_t
 
 
 def connect(url: str) -> AsyncEngine:
-    """An engine for `url` (SQLite through aiosqlite). Connections are opened when first used."""
-    engine = create_async_engine(url)
-    if engine.dialect.name != "sqlite":
-        raise Refused(f"DATABASE_URL names {engine.dialect.name}; this version of Osiris works on SQLite")
+    """An engine for `url` (SQLite through aiosqlite). Connections are opened when first used.
+
+    Raises Refused for an address that is none, or of another database.
+    """
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        raise Refused("DATABASE_URL is no database address; leave it out, or write sqlite:////path/to/file.db") from None
+    if address.get_backend_name() != "sqlite":
+        raise Refused(f"DATABASE_URL names {address.get_backend_name()}; this version of Osiris works on SQLite")
+    engine = create_async_engine(address.set(drivername="sqlite+aiosqlite"))
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine

@@ -1,0 +1,126 @@
+"""Git on the host: what comes out of a sandbox is a stranger's push."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
+from osiris.errors import Refused, Unavailable
+from osiris.ports import Export
+
+REPO = "acme/shop"
+
+
+def plain(folder: Path, *args: str, stdin: bytes = b"") -> str:
+    who = ["-c", "user.name=t", "-c", "user.email=t@x", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *who, *args], cwd=folder, input=stdin, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+Make = Callable[[str], Export]
+
+
+@pytest.fixture
+async def desk(place: Path) -> tuple[HostDesk, str, Path]:
+    """A desk whose mirror has one commit, that commit, and a clone a stranger works in."""
+    made = HostDesk(place / "git")
+    await made.prepare(REPO)
+    work = place / "work"
+    work.mkdir()
+    plain(work, "init", "-q")
+    (work / "a.txt").write_text("one\n")
+    plain(work, "add", "-A")
+    plain(work, "commit", "-qm", "base")
+    plain(work, "push", "-q", str(made.mirror(REPO)), "HEAD:refs/heads/main")
+    return made, plain(work, "rev-parse", "HEAD"), work
+
+
+def export_of(work: Path, base: str, tree: str) -> Export:
+    wanted = f"{tree}\n^{base}\n".encode()
+    pack = subprocess.run(
+        ["git", "pack-objects", "-q", "--revs", "--thin", "--stdout"],
+        cwd=work,
+        input=wanted,
+        capture_output=True,
+        check=True,
+    ).stdout
+    (work.parent / "pack").write_bytes(pack)
+    return Export(tree=tree, pack=work.parent / "pack")
+
+
+async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
+    made, base, work = desk
+    (work / "a.txt").write_text("two\n")
+    plain(work, "add", "-A")
+    tree = plain(work, "write-tree")
+    taken = await made.take(REPO, base, export_of(work, base, tree), ())
+    assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [("a.txt", "modified", 1, 1)]
+    commits = {
+        await made.commit(REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1) for _ in range(2)
+    }
+    assert len(commits) == 1
+
+
+async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
+    made, base, work = desk
+    (work / "a.txt").write_text("two\n")
+    plain(work, "add", "-A")
+    export = export_of(work, base, plain(work, "write-tree"))
+    whole = export.pack.read_bytes()
+    for bad in (whole[: len(whole) // 2], b"garbage", b""):
+        export.pack.write_bytes(bad)
+        with pytest.raises(Refused, match="the work could not be taken over"):
+            await made.take(REPO, base, export, ())
+
+
+async def test_a_tree_with_a_dot_git_entry_is_refused(desk):
+    made, base, work = desk
+    blob = plain(work, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = evil\n")
+    inner = plain(work, "mktree", stdin=f"100644 blob {blob}\tconfig\n".encode())
+    tree = plain(work, "mktree", stdin=f"040000 tree {inner}\t.git\n".encode())
+    with pytest.raises(Refused, match="could not be taken over"):
+        await made.take(REPO, base, export_of(work, base, tree), ())
+
+
+async def test_a_tree_that_is_a_commit_or_missing_is_refused(desk):
+    made, base, work = desk
+    export = export_of(work, base, plain(work, "write-tree"))
+    for tree in (base, "1" * 40):
+        with pytest.raises(Refused):
+            await made.take(REPO, base, Export(tree=tree, pack=export.pack), ())
+
+
+async def test_a_token_is_in_no_argv_and_no_error(desk):
+    made, _, _ = desk
+    config = {"http.extraHeader": "Authorization: Basic canary", "protocol.http.allow": "always"}
+    with pytest.raises(GitFailed) as failed:
+        await git(made.desk(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config)
+    assert "canary" not in str(failed.value)
+
+
+async def test_git_that_hangs_is_ended(desk):
+    made, _, _ = desk
+    with pytest.raises(GitFailed, match="no answer"):
+        await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        ("! [rejected] main -> main (fetch first)", Refused),
+        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", Refused),
+        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", Refused),
+        ("remote: Repository not found.", Refused),
+        ("fatal: unable to access 'https://x/': Could not resolve host: x", Unavailable),
+        ("fatal: unable to access 'https://x/': The requested URL returned error: 502", Unavailable),
+        ("", Unavailable),
+    ],
+)
+def test_what_git_says_decides_between_never_and_later(told: str, kind: type[Exception]):
+    assert type(outage(GitFailed("push", told), "push")) is kind
+
+
+def test_any_file_name_can_be_shown():
+    assert shown(b"caf\xe9 \n\x1b[31m \xe2\x80\xae") == "caf\\xe9 \\n\\x1b[31m \\u202e"

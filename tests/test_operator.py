@@ -1,0 +1,176 @@
+"""What the operator meets: settings, the commands, and `serve` when something is missing or full."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from osiris.config.logging import redact
+from osiris.config.settings import load
+from osiris.demo.stage import free_port
+from osiris.errors import Refused
+
+
+def osiris(*args: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "osiris", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@asynccontextmanager
+async def serving(place: Path, **environ: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """`osiris serve` as its own process; gives a client and the process id."""
+    port = free_port()
+    env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data"), "OSIRIS_PORT": str(port), **environ}
+    process = await anyio.open_process([sys.executable, "-m", "osiris", "serve"], env=env, cwd=place, stdout=None)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            with anyio.fail_after(20):
+                while not await _up(http):
+                    await anyio.sleep(0.05)
+            yield http, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(10):
+            assert await process.wait() in (0, -signal.SIGTERM)
+        await process.aclose()
+
+
+async def _up(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/healthz")).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def test_serve_without_github_settings_starts_and_says_what_is_missing(place: Path):
+    async with serving(place) as (http, _):
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        missing = {item["what"] for item in ready.json()["missing"]}
+        assert missing == {
+            "setting GITHUB_APP_ID",
+            "setting GITHUB_PRIVATE_KEY or GITHUB_PRIVATE_KEY_FILE",
+            "setting GITHUB_WEBHOOK_SECRET",
+            "setting OSIRIS_MODEL",
+        }
+        answer = await http.post("/webhooks/github", content=b"{}")
+        assert (answer.status_code, "GITHUB_WEBHOOK_SECRET is not set" in answer.text) == (503, True)
+
+
+async def test_a_full_disk_is_503_at_the_door_and_work_goes_on_when_there_is_room(place: Path):
+    import hashlib
+    import hmac
+
+    def headers(id: str) -> dict[str, str]:
+        digest = hmac.new(b"s3cret", b"{}", hashlib.sha256).hexdigest()
+        return {"X-Hub-Signature-256": f"sha256={digest}", "X-GitHub-Event": "ping", "X-GitHub-Delivery": id}
+
+    async with serving(place, GITHUB_WEBHOOK_SECRET="s3cret") as (http, pid):
+        assert (await http.post("/webhooks/github", content=b"{}", headers=headers("1"))).status_code == 202
+        _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, most))
+        full = await http.post("/webhooks/github", content=b"{}", headers=headers("2"))
+        assert (full.status_code, "the database did not take it" in full.text) == (503, True)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+        assert (await http.post("/webhooks/github", content=b"{}", headers=headers("2"))).status_code == 202
+
+
+def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
+    told = osiris("doctor", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
+    assert told.returncode == 1
+    assert "FAIL setting GITHUB_APP_ID: not set" in told.stdout
+    assert "→ set it in the environment or in .env" in told.stdout
+    assert "ok   database" in told.stdout
+    as_json = osiris("doctor", "--json", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
+    assert json.loads(as_json.stdout)["healthy"] is False
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"OSIRIS_COLOUR": "red"}, "OSIRIS_COLOUR is not a setting of Osiris; known are: "),
+        ({"OSIRIS_PORT": "many"}, "OSIRIS_PORT Input should be a valid integer"),
+        ({"OSIRIS_MODEL": "gpt"}, "OSIRIS_MODEL is to be VENDOR:MODEL, for example scripted:script.yml"),
+        ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
+        ({"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"}, "GITHUB_PRIVATE_KEY is not a private key in PEM"),
+        ({"GITHUB_PRIVATE_KEY_FILE": "/no/such"}, "GITHUB_PRIVATE_KEY_FILE cannot be read: No such file"),
+        ({"DATABASE_URL": "postgresql://x/y"}, "this version of Osiris works on SQLite"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no database address"),
+    ],
+    ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) and len(value) == 1 else "",
+)
+def test_a_wrong_setting_stops_the_start_with_its_name_and_reason(place: Path, environ: dict[str, str], sentence: str):
+    told = osiris("serve", cwd=place, **{"OSIRIS_DATA_DIR": str(place / "data"), **environ})
+    assert told.returncode == 1
+    assert told.stderr.startswith("osiris: ")
+    assert sentence in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_bad_value_is_never_repeated_it_may_be_a_secret(place: Path):
+    told = osiris("serve", cwd=place, GITHUB_APP_ID="1", GITHUB_PRIVATE_KEY="canary-nonsense")
+    assert "canary" not in told.stderr
+
+
+def test_settings_come_from_a_file_and_the_environment_wins(place: Path):
+    (place / ".env").write_text('GITHUB_APP_ID=7\nOSIRIS_PORT=9\nGITHUB_PRIVATE_KEY="a\\nb"\n')
+    settings = load({"OSIRIS_PORT": "10"}, place / ".env")
+    assert (settings.github_app_id, settings.osiris_port, settings.private_key) == ("7", 10, "a\nb")
+
+
+def test_wrong_usage_is_2_and_an_expected_failure_is_1_with_one_sentence(place: Path):
+    assert osiris("nonsense").returncode == 2
+    assert osiris("task", "show").returncode == 2
+    told = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "none"))
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.strip().splitlines() == [
+        f"osiris: there is no database in {place / 'none'} yet; `osiris serve` makes it"
+    ]
+
+
+def test_a_data_folder_that_cannot_be_used_is_a_sentence(place: Path):
+    (place / "file").write_text("")
+    told = osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "file" / "data"))
+    assert (told.returncode, "cannot be used: Not a directory" in told.stderr) == (1, True)
+
+
+def test_migrating_twice_changes_nothing(place: Path):
+    for _ in range(2):
+        assert osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "data")).returncode == 0
+    told = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
+    assert told.stdout == "no tasks yet: label an issue, or `osiris request`\n"
+
+
+def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path):
+    data = {"OSIRIS_DATA_DIR": str(place / "data")}
+    told = osiris("request", "Do it", "--repo", "acme/shop", cwd=place, **data)
+    assert (told.returncode, told.stdout) == (0, "noted; it takes effect as soon as `osiris serve` runs\n")
+    assert "--repo is to be owner/name" in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "serve", "migrate", "doctor", "request", "task list", "task watch"])
+def test_every_command_explains_itself(command: str):
+    told = osiris(*command.split(), "--help")
+    assert (told.returncode, "Usage:" in told.stdout) == (0, True)
+
+
+def test_no_secret_gets_through_a_log():
+    text = "key hunter22 and ghs_1234567890abcdef and ghp_ABCDEFGH12345678, github_pat_11AAAAAAA0bbbbbbb"
+    assert redact(text, ["hunter22"]) == "key *** and *** and ***, ***"
+
+
+def test_an_unreadable_key_file_is_refused_in_words(place: Path):
+    settings = load({"GITHUB_PRIVATE_KEY_FILE": str(place)}, place / ".env")
+    with pytest.raises(Refused, match="cannot be read"):
+        _ = settings.private_key
