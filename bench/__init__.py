@@ -1,0 +1,1 @@
+"""What Osiris costs, each figure beside another side measured in the same run: `make bench`."""

@@ -1,0 +1,102 @@
+"""`python -m bench [--quick] [--only NAME]`: a table to read, and the same figures in build/bench.json."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench import command, door, first, memory, step, workspace
+from bench.row import Row, middle
+from osiris.errors import OsirisError
+
+OUT = Path(__file__).parent.parent / "build/bench.json"
+MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
+    "door": door.measure,
+    "first": first.measure,
+    "step": step.measure,
+    "workspace": workspace.measure,
+    "help": command.measure,
+    "memory": memory.measure,
+}
+
+
+def main() -> int:
+    asked = _arguments()
+    logging.disable(logging.WARNING)
+    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
+    rows: list[Row] = []
+    for name in asked.only or MEASURES:
+        began = time.monotonic()
+        try:
+            rows += uvloop.run(MEASURES[name](quick=asked.quick))
+        except (OsirisError, OSError, httpx.HTTPError, asyncio.TimeoutError) as error:
+            print(f"bench: {name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            return 1
+        print(f"bench: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+    _write(rows, quick=asked.quick)
+    _show(console, rows)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--only", action="append", choices=list(MEASURES), help="one measure; may be given again")
+    return parser.parse_args()
+
+
+def _write(rows: Sequence[Row], *, quick: bool) -> None:
+    machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
+    told = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "quick": quick, "machine": machine, "load": os.getloadavg()}
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps({**told, "rows": [row.figures() for row in rows]}, indent=2) + "\n")
+
+
+def _show(console: Console, rows: Sequence[Row]) -> None:
+    table = Table("WHAT", box=None, pad_edge=False)
+    for title in ("P50", "P99"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("BESIDE")
+    table.add_column("ITS P50", justify="right", no_wrap=True)
+    table.add_column("RATIO", justify="right")
+    table.add_column("TARGET")
+    table.add_column("MET")
+    for row in rows:
+        met = {True: Text("yes", style="green"), False: Text("NO", style="red"), None: Text("")}[row.met]
+        table.add_row(
+            row.what,
+            _figure(row.p50, row.unit),
+            "" if row.unit in ("/s", "MiB") else _figure(row.p99, row.unit),
+            row.other,
+            _figure(middle(row.theirs), row.unit),
+            f"{row.ratio:.2f}",
+            row.wanted(),
+            met,
+        )
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(Text(f"{row.name}: {row.note}", style="dim"))
+    console.print(Text(f"all figures: {OUT}", style="dim"))
+
+
+def _figure(value: float, unit: str) -> str:
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}".replace(" /s", "/s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

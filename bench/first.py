@@ -1,0 +1,82 @@
+"""Row 3: from the webhook until the model is asked for the first time."""
+
+import asyncio
+import shutil
+import sys
+import time
+from asyncio.subprocess import Process
+
+from bench.process import HERE, PATIENCE, a_place, environment, ran, running
+from bench.row import Row, Target
+from osiris.demo.people import Person
+from osiris.demo.stage import Stage, staged
+from osiris.errors import Refused
+from osiris.queue.database import connect
+from osiris.queue.store import Store
+
+REPO = "acme/shop"
+_WARM_UP = 2
+
+
+async def measure(*, quick: bool) -> list[Row]:
+    """Osiris is a process of its own; the hub is in this one, and says when it sent each webhook."""
+    files = {f"shop/part_{n % 10}/file_{n}.py": f"NUMBER = {n}\n" * (20 + n) for n in range(100)}
+    ours: list[float] = []
+    theirs: list[float] = []
+    with a_place() as place:
+        async with staged(place, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none") as stage:
+            argv = [sys.executable, str(HERE / "life.py")]
+            port = stage.settings.osiris_port
+            async with (
+                running(argv, environment(stage.settings), place, port=port) as life,
+                stage.person("alice") as alice,
+            ):
+                store = Store(connect(stage.settings.database))
+                for number in range(_WARM_UP + (4 if quick else 15)):
+                    took, cloned = await _issue(stage, alice, life), await _clone(stage, number)
+                    await _rest(stage, store)
+                    if number >= _WARM_UP:
+                        ours.append(took * 1e3)
+                        theirs.append(cloned * 1e3)
+    row = Row(
+        name="first",
+        what="webhook sent → model asked, warm, 100 files",
+        unit="ms",
+        ours=[ours],
+        other="plain git clone of it from the same hub",
+        theirs=[theirs],
+        target=Target(p50=300),
+        note="with the answer to the hook, the lookups at the hub, the mirror, a new sandbox and its checkout",
+    )
+    return [row]
+
+
+async def _issue(stage: Stage, alice: Person, life: Process) -> float:
+    issue = await alice.file_issue("Look", "Only look.")
+    await alice.label(issue)
+    if life.stdout is None:
+        raise Refused("Osiris has no output")
+    asked = float(await asyncio.wait_for(life.stdout.readline(), PATIENCE))
+    sent = [d.delivered for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")]
+    if sent[-1] is None:
+        raise Refused("the hub does not know when it sent the webhook")
+    return asked - sent[-1]
+
+
+async def _clone(stage: Stage, number: int) -> float:
+    place = stage.settings.osiris_data_dir.parent / f"clone-{number}"
+    began = time.perf_counter()
+    await asyncio.to_thread(ran, ["git", "clone", "-q", f"{stage.hub.url}/{REPO}.git", place])
+    took = time.perf_counter() - began
+    shutil.rmtree(place)
+    return took
+
+
+async def _rest(stage: Stage, store: Store) -> None:
+    """Wait until the run is over and everything about it is said."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await stage.hub.drained()
+            if await store.next_due() is None:
+                return
+            await asyncio.sleep(0.02)

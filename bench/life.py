@@ -1,0 +1,24 @@
+"""A life of Osiris whose model only notes when it is asked, and hands in nothing."""
+
+import time
+from collections.abc import Sequence
+
+import uvloop
+
+from osiris.bootstrap import build, serve
+from osiris.config.settings import load
+from osiris.ports import Message, ToolCall, ToolSpec
+
+
+class Noting:
+    name = "noting"
+
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+        print(time.time(), flush=True)
+        return Message(
+            role="assistant", text="", calls=(ToolCall(id="1", name="submit", args={"summary": "Nothing."}),)
+        )
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(build(load(), brain=Noting)))

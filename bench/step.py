@@ -1,0 +1,193 @@
+"""Row 4: what one agent step costs beyond the model and the command, early and late in a run."""
+
+import asyncio
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from uv import find_uv_bin
+
+from bench.process import BUILD, HERE, a_place, ran, told
+from bench.row import Row, Target
+from osiris.agents import brief
+from osiris.agents.run import Runner, run_name
+from osiris.bootstrap import Osiris, build, prepare
+from osiris.bot.git import HostDesk
+from osiris.config.settings import Settings
+from osiris.effects import Purpose, StartRun
+from osiris.errors import Refused
+from osiris.events import Actor, IssueRef, Role, RunFailed, TaskRequested
+from osiris.policy import Policy
+from osiris.ports import Checkout, Message, ToolCall, ToolSpec
+from osiris.queue.store import own_row
+from osiris.tools.toolbox import Tools
+
+MINI = "mini-swe-agent==2.4.6"
+REPO = "acme/shop"
+_PLACES = (50, 200)
+_AROUND = 5  # steps before and after a place that count for it
+_NOISE = 1.05
+
+
+class Scripted:
+    """A model that answers at once; `spans` is the time between an answer of its and the next question."""
+
+    name = "at once"
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._left = 0.0
+        self.spans: list[float] = []
+
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+        if self._left:
+            self.spans.append(time.perf_counter() - self._left)
+        done = len(self.spans) == self._steps
+        call = ("submit", {"summary": "Nothing."}) if done else ("run_command", {"command": "true"})
+        answer = ToolCall(id=f"call-{len(self.spans)}", name=call[0], args=call[1])
+        self._left = time.perf_counter()
+        return Message(role="assistant", text="On with it.", calls=(answer,))
+
+
+async def measure(*, quick: bool) -> list[Row]:
+    """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in between."""
+    python = await asyncio.to_thread(_mini)
+    ours: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
+    theirs: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
+    bare = []
+    with a_place() as place:
+        bench = await Bench.at(place)
+        for number in range(1, (2 if quick else 5) + 1):
+            bare.append(command := await asyncio.to_thread(_command))
+            order = _order(number)
+            spans, other = await bench.run(order), await _their_run(python, place, order)
+            for at in _PLACES:
+                around = slice(at - 1 - _AROUND, at + _AROUND)
+                ours[at].append([(span - command) * 1e3 for span in spans[around]])
+                theirs[at].append([(span - command) * 1e3 for span in other[around]])
+        await bench.osiris.engine.dispose()
+    early = statistics.median(statistics.median(samples) for samples in ours[_PLACES[0]])
+    targets = {_PLACES[0]: Target(p50=12), _PLACES[1]: Target(p50=round(min(12, early * _NOISE), 2))}
+    note = (
+        f"a step minus a bare `bash -c true` ({statistics.median(bare) * 1e3:.1f} ms) on both sides; the model answers "
+        "at once, so that the next jail's set-up, which else happens while it thinks, counts in full"
+    )
+    return [
+        Row(
+            name=f"step-{at}",
+            what=f"one agent step's own cost, at step {at}",
+            unit="ms",
+            ours=ours[at],
+            other="mini-swe-agent 2.4.6, bubblewrap, trajectory file",
+            theirs=theirs[at],
+            target=targets[at],
+            note=note
+            if at == _PLACES[0]
+            else f"the target is step {_PLACES[0]}'s figure and 5 % for noise, at most 12",
+        )
+        for at in _PLACES
+    ]
+
+
+def _mini() -> Path:
+    """The python of an environment with mini-swe-agent, made when it is not there yet."""
+    place = BUILD / "mini"
+    python, done = place / "bin/python", place / f".{MINI}"
+    if not done.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        ran([find_uv_bin(), "venv", "--quiet", "--no-project", "--clear", "--python", "/usr/bin/python3", place])
+        ran([find_uv_bin(), "pip", "install", "--quiet", "--python", place, MINI])
+        done.touch()
+    return python
+
+
+def _command() -> float:
+    """The command itself, outside any sandbox: the median of 40."""
+    took = []
+    for _ in range(40):
+        began = time.perf_counter()
+        subprocess.run(
+            ["/bin/bash", "-c", "true"], env={}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True
+        )
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def _order(number: int) -> StartRun:
+    issue, purpose = IssueRef(REPO, 1), Purpose.BUILD
+    return StartRun(
+        issue=issue,
+        run=number,
+        purpose=purpose,
+        title="Look",
+        body="Only look.",
+        reviews=(),
+        branch="look",
+        steps=1000,
+        minutes=60,
+    )
+
+
+class Bench:
+    """A run of ours with everything real but the model; the runner gets a new one each time."""
+
+    def __init__(self, osiris: Osiris, desk: HostDesk, checkout: Checkout) -> None:
+        self.osiris, self._desk, self._checkout = osiris, desk, checkout
+
+    @classmethod
+    async def at(cls, place: Path) -> "Bench":
+        """The database on SQLite, the sandbox, the mirror, and a task to run on."""
+        settings = Settings(osiris_data_dir=place / "osiris")
+        await prepare(settings, (osiris := build(settings)).engine)
+        desk = HostDesk(settings.osiris_data_dir / "git")
+        await desk.prepare(REPO)
+        commit = await asyncio.to_thread(_commit, place, desk.mirror(REPO))
+        actor = Actor("alice", Role.ADMIN)
+        asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
+        await osiris.store.receive([own_row("bench", asked)])
+        [row] = await osiris.store.inbox_due(1)
+        await osiris.store.settle(row, asked, Policy())
+        return cls(osiris, desk, Checkout(mirror=desk.mirror(REPO), commit=commit))
+
+    async def run(self, order: StartRun) -> list[float]:
+        """The seconds of each step."""
+        brain = Scripted(_PLACES[-1] + _AROUND)
+        runner = Runner(
+            brain=lambda: brain,
+            sandbox=self.osiris.sandbox,
+            tools=Tools,
+            desk=self._desk,
+            transcripts=self.osiris.transcripts,
+            inbox=self.osiris.intake,
+        )
+        fact = await runner.run(order, self._checkout, ())
+        if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
+            raise Refused(f"the run did not end as it should: {fact}")
+        stored = await self.osiris.transcripts.load(run_name(order.issue, order.run))
+        codes = [message.ran.exit_code for message in stored if message.ran]
+        if codes != [0] * len(brain.spans):
+            raise Refused(f"{len(codes)} commands of {len(brain.spans)} are in the database")
+        return brain.spans
+
+
+async def _their_run(python: Path, place: Path, order: StartRun) -> list[float]:
+    system, user = (message.text for message in brief.messages(order, {}))
+    job = {"place": str(place), "steps": _PLACES[-1] + _AROUND, "system": system, "brief": user}
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "MSWEA_SILENT_STARTUP": "1"}
+    done = await told([str(python), str(HERE / "mini_side.py")], job, env)
+    if done["codes"] != [0]:
+        raise Refused(f"mini-swe-agent's commands ended with {done['codes']}")
+    return [float(span) for span in done["took"]]
+
+
+def _commit(place: Path, mirror: Path) -> str:
+    work = place / "seed"
+    ran(["git", "init", "-q", work])
+    (work / "README.md").write_text("shop\n")
+    who = ["-c", "user.name=alice", "-c", "user.email=alice@example.org"]
+    ran(["git", "-C", work, "add", "-A"])
+    ran(["git", "-C", work, *who, "commit", "-qm", "Begin"])
+    ran(["git", "-C", work, "push", "-q", mirror, "HEAD:refs/heads/main"])
+    return ran(["git", "-C", work, "rev-parse", "HEAD"]).strip()
