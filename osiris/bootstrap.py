@@ -128,7 +128,7 @@ def build(
     brain: Callable[[], Brain] | None = None,
     pauses: Sequence[float] = PAUSES,
 ) -> Osiris:
-    """Join the parts; what is given here stands in for our own choice. Raises Refused for settings that cannot be right."""
+    """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings."""
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
     engine = connect(settings.database)
     wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
@@ -222,7 +222,7 @@ async def github_probes(osiris: Osiris, wanted: dict[str, str], events: Sequence
     if osiris.tokens is None:
         return []
     try:
-        app = await osiris.tokens.app()
+        app, delivery = await osiris.tokens.app(), await osiris.tokens.last_delivery()
     except OsirisError as error:
         fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
         return [Probe(name="GitHub App", ok=False, detail=str(error), fix=fix)]
@@ -233,7 +233,18 @@ async def github_probes(osiris: Osiris, wanted: dict[str, str], events: Sequence
         Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
         Probe(name="permissions", ok=not lacks, detail=", ".join(lacks), fix="grant them on the App's page"),
         Probe(name="events", ok=not deaf, detail=", ".join(deaf), fix="subscribe to them on the App's page"),
+        _webhook_probe(delivery),
     ]
+
+
+def _webhook_probe(delivery: dict[str, Any] | None) -> Probe:
+    """Whether GitHub reached our door the last time it tried."""
+    if delivery is None:
+        fix = "label an issue, or press 'Redeliver' on the App's page under Advanced"
+        return Probe(name="webhooks", ok=False, needed=False, detail="GitHub has sent none yet", fix=fix)
+    told = f"the last one ({delivery['event']}) was answered {delivery['status_code']} {delivery['status']}"
+    fix = "see that the App's webhook URL reaches this server, and that the secret is the same"
+    return Probe(name="webhooks", ok=delivery["status_code"] == 202, needed=False, detail=told, fix=fix)
 
 
 @contextlib.asynccontextmanager

@@ -68,17 +68,16 @@ async def git(
     config: Mapping[str, str] | None = None,
     timeout: float = 120,
 ) -> bytes:
-    """Run git on a repository of our own; configuration goes through the environment, so no token is in an argv."""
-    settings = {**_CONFIG, **(config or {})}
-    count = {"GIT_CONFIG_COUNT": str(len(settings)), "GIT_DIR": str(repo)}
-    pairs = {f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(settings)}
-    values = {f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(settings.values())}
+    """Run git on a repository of our own; what it printed. Raises GitFailed.
+
+    Configuration goes through the environment, so that no token is ever in an argv.
+    """
     source = stdin.open("rb") if isinstance(stdin, Path) else None
     try:
         process = await asyncio.create_subprocess_exec(
             "git",
             *args,
-            env={**_ENV, **count, **pairs, **values, **(env or {})},
+            env={**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})},
             cwd="/",
             stdin=source or (asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL),
             stdout=asyncio.subprocess.PIPE,
@@ -91,16 +90,23 @@ async def git(
     try:
         async with asyncio.timeout(timeout):
             out, told = await process.communicate(stdin if isinstance(stdin, bytes) and stdin else None)
-    except BaseException as error:
+    except TimeoutError:
+        raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
+    finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        if isinstance(error, TimeoutError):
-            raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
-        raise
     if process.returncode:
         raise GitFailed(args[0], (told + out[:2000]).decode("utf-8", "replace")[-3000:].strip())
     return out
+
+
+def _settings(config: Mapping[str, str]) -> dict[str, str]:
+    """git's configuration as environment variables."""
+    pairs = {"GIT_CONFIG_COUNT": str(len(config))}
+    for i, (key, value) in enumerate(config.items()):
+        pairs |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
+    return pairs
 
 
 class HostDesk:

@@ -44,12 +44,18 @@ class Tokens:
     async def slug(self) -> str:
         """The App's name in URLs; the bot's login is `<slug>[bot]`."""
         if not self._slug:
-            self._slug = (await self._call("GET", "/app"))["slug"]
+            self._slug = str((await self._call("GET", "/app"))["slug"])
         return self._slug
 
     async def app(self) -> dict[str, Any]:
         """The App as GitHub describes it, its permissions and events among it."""
-        return await self._call("GET", "/app")
+        app: dict[str, Any] = await self._call("GET", "/app")
+        return app
+
+    async def last_delivery(self) -> dict[str, Any] | None:
+        """The webhook delivery that GitHub tried last."""
+        deliveries = await self._call("GET", "/app/hook/deliveries?per_page=1")
+        return deliveries[0] if deliveries else None
 
     async def mint(self, repo: str, **permissions: str) -> str:
         """A fresh token for `repo` with just these permissions. Raises Refused or Unavailable."""
@@ -75,12 +81,12 @@ class Tokens:
 
     async def _installation(self, repo: str) -> int:
         if repo not in self._installations:
-            self._installations[repo] = (await self._call("GET", f"/repos/{repo}/installation"))["id"]
+            self._installations[repo] = int((await self._call("GET", f"/repos/{repo}/installation"))["id"])
         return self._installations[repo]
 
-    async def _call(self, method: str, path: str, sent: object = None) -> dict[str, Any]:
+    async def _call(self, method: str, path: str, sent: object = None) -> Any:
         try:
-            answer: dict[str, Any] = (await self._app.arequest(method, path, json=sent)).json()
+            answer = (await self._app.arequest(method, path, json=sent)).json()
         except FAILURES as error:
             raise translate(error, f"{method} {path}") from None
         return answer

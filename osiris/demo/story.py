@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -157,5 +159,11 @@ def _farewell(out: Console, stage: Stage, pull: int, place: Path, *, keep: bool)
         out.print(f"Look at it:            {stage.hub.user_url('bob', f'/{REPO}/pull/{pull}')}")
         out.print("Ctrl-C ends it and removes everything.")
     else:
-        out.print(f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} osiris task show 1")
-        out.print("`osiris demo --keep` leaves it running, for a look in the browser.")
+        out.print(f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_command()} task show 1")
+        out.print(f"`{_command()} demo --keep` leaves it running, for a look in the browser.")
+
+
+def _command() -> str:
+    """How `osiris` is called from where the person stands."""
+    beside = Path(sys.executable).with_name("osiris")
+    return os.path.relpath(beside) if beside.exists() else "osiris"

@@ -20,7 +20,9 @@ def connect(url: str) -> AsyncEngine:
     try:
         address = make_url(url)
     except ArgumentError:
-        raise Refused("DATABASE_URL is no database address; leave it out, or write sqlite:////path/to/file.db") from None
+        raise Refused(
+            "DATABASE_URL is no database address; leave it out, or write sqlite:////path/to/file.db"
+        ) from None
     if address.get_backend_name() != "sqlite":
         raise Refused(f"DATABASE_URL names {address.get_backend_name()}; this version of Osiris works on SQLite")
     engine = create_async_engine(address.set(drivername="sqlite+aiosqlite"))

@@ -111,3 +111,31 @@ async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Sta
         await world.settled()
         assert [await world.said_by_osiris(issue), await world.task()] == before
         assert len(await world.alice.pulls()) == 1
+
+
+async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(start: Start, command, place):
+    async with start() as world:
+        await world.in_review()
+        settings = world.stage.settings
+        (place / "key.pem").write_text(settings.private_key)
+        environ = {
+            "GITHUB_APP_ID": settings.github_app_id,
+            "GITHUB_PRIVATE_KEY_FILE": str(place / "key.pem"),
+            "GITHUB_WEBHOOK_SECRET": settings.github_webhook_secret.get_secret_value(),
+            "GITHUB_API_URL": settings.github_api_url,
+            "GITHUB_URL": settings.github_url,
+            "OSIRIS_DATA_DIR": str(settings.osiris_data_dir),
+            "OSIRIS_MODEL": settings.osiris_model,
+        }
+        code, out, err = await command("doctor", **environ)
+        assert (code, err) == (0, ""), out
+        for line in (
+            "ok   GitHub App: osiris",
+            "ok   permissions",
+            "ok   webhooks: the last one (",
+            "ok   model: scripted:",
+        ):
+            assert line in out
+        world.stage.app.permissions.pop("checks")
+        code, out, _ = await command("doctor", **environ)
+        assert (code, "FAIL permissions: checks: write" in out) == (1, True)
