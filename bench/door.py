@@ -121,7 +121,7 @@ async def _bodies(stage: Stage) -> list[str]:
     """`issues` deliveries as the hub makes them, of 8 to 20 kB; the label is none that starts work."""
     async with stage.person("alice") as alice:
         for number in range(8):
-            issue = await alice.file_issue(f"Quantity {number}", _WORDS * (60 + 24 * number))
+            issue = await alice.file_issue(f"Quantity {number}", _WORDS * (number * 22))
             await alice.label(issue, "bug")
     made = [d.body.decode() for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")]
     if len(made) != 8:
@@ -155,7 +155,7 @@ async def _load(side: Side, bodies: list[str], name: str, *, rate: int | None, s
         "prefix": f"bench-{name}",
         "rate": rate,
         "seconds": seconds,
-        "connections": _LINES if rate is None else 64,
+        "connections": _LINES if rate is None else 256,
     }
     return await told([sys.executable, "-S", str(HERE / "load.py")], job)
 

@@ -21,7 +21,6 @@ from osiris.errors import Refused
 from osiris.events import Actor, IssueRef, Role, RunFailed, TaskRequested
 from osiris.policy import Policy
 from osiris.ports import Checkout, Message, ToolCall, ToolSpec
-from osiris.queue.store import own_row
 from osiris.tools.toolbox import Tools
 
 MINI = "mini-swe-agent==2.4.6"
@@ -146,7 +145,7 @@ class Bench:
         commit = await asyncio.to_thread(_commit, place, desk.mirror(REPO))
         actor = Actor("alice", Role.ADMIN)
         asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
-        await osiris.store.receive([own_row("bench", asked)])
+        await osiris.intake.note("bench", asked)
         [row] = await osiris.store.inbox_due(1)
         await osiris.store.settle(row, asked, Policy())
         return cls(osiris, desk, Checkout(mirror=desk.mirror(REPO), commit=commit))

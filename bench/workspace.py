@@ -1,17 +1,18 @@
 """Row 5: a new workspace of a large repository with a warm mirror, and its end."""
 
 import asyncio
-import shutil
 import time
 from pathlib import Path
 
 from bench.process import a_place, ran
 from bench.row import Row, Target
 from osiris.errors import Refused
+from osiris.tools.disk import Disk, can_bound
+from osiris.tools.limits import Limits
 from osiris.tools.sandbox import Bubblewrap
 
 _FILES = 5000
-_OTHER = "git clone --shared on the same disk"
+_OTHER = "git clone --shared, a disk like the session's"
 
 
 async def measure(*, quick: bool) -> list[Row]:
@@ -26,7 +27,8 @@ async def measure(*, quick: bool) -> list[Row]:
             ready = time.perf_counter()
             await session.close()
             ours = (ready - began, time.perf_counter() - ready)
-            theirs = await asyncio.to_thread(_clone, mirror, place / "plain")
+            theirs = await asyncio.to_thread(_clone, mirror, place / "sessions")
+            outside = await asyncio.to_thread(_plain, mirror, place / "plain")
             if number >= 0:  # the first of both warms what there is to warm
                 for kept, seconds in zip((opened, closed, cloned, removed), (*ours, *theirs), strict=True):
                     kept.append(seconds * 1e3)
@@ -40,7 +42,8 @@ async def measure(*, quick: bool) -> list[Row]:
             other=_OTHER,
             theirs=[cloned],
             target=Target(p50=400),
-            note="until the first command could run; its disk image made and mounted, and the clone made in the jail",
+            note="with the disk image made and mounted (not so for the plain clone), and the clone made in the jail; "
+            f"a plain clone straight onto this machine's disk took {outside[0] * 1e3:.0f} ms",
         ),
         Row(
             name="close",
@@ -71,11 +74,21 @@ def _mirror(place: Path) -> tuple[Path, str]:
     return mirror, ran(["git", "-C", mirror, "rev-parse", "main"]).strip()
 
 
-def _clone(mirror: Path, place: Path) -> tuple[float, float]:
+def _clone(mirror: Path, root: Path) -> tuple[float, float]:
+    """On a new disk of the kind that sessions have, which is not timed."""
+    disk = Disk(root, "plain", uid=None)
+    disk.make(Limits(), bounded=not can_bound(root))
+    try:
+        return _plain(mirror, disk.folder / "work/plain")
+    finally:
+        disk.remove()
+
+
+def _plain(mirror: Path, place: Path) -> tuple[float, float]:
     began = time.perf_counter()
     ran(["git", "clone", "-q", "--shared", mirror, place])
     made = time.perf_counter()
-    shutil.rmtree(place)
+    ran(["rm", "-rf", place])
     return made - began, time.perf_counter() - made
 
 
