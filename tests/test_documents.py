@@ -1,0 +1,236 @@
+"""The documents say what the code does, as far as a machine can tell."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from pydantic import BaseModel
+
+from osiris.cli import app
+from osiris.config import repo
+from osiris.config.settings import Settings
+from osiris.policy import Policy
+from osiris.status import APP_EVENTS, APP_PERMISSIONS
+
+ROOT = Path(__file__).parents[1]
+TRACKED = sorted(
+    path
+    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    if name and (path := ROOT / name.decode()).is_file()
+)
+PAGES = [path for path in TRACKED if path.suffix == ".md" and not {"sample", "prompts"} & set(path.parts)]
+RECORDS = [path for path in PAGES if path.parent.name == "decisions"]
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def code(page: Path) -> list[str]:
+    """Every line of code and every code span of a page."""
+    return [*SPAN.findall(prose(page)), *"\n".join(FENCE.findall(page.read_text())).splitlines()]
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    section = text.partition(f"## {heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert table, f"there is no table below {heading}"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+# ── settings ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_setting_is_documented_and_every_documented_one_exists():
+    documented = [row[0].strip("`") for row in rows(CONFIGURATION, "Settings")]
+    assert documented == [name.upper() for name in Settings.model_fields]
+
+
+def test_the_documented_defaults_are_the_real_ones():
+    settings = Settings()
+    for name, default, _meaning in rows(CONFIGURATION, "Settings"):
+        if name == "`OSIRIS_DATA_DIR`":
+            continue  # another one for root
+        value = getattr(settings, name.strip("`").lower())
+        value = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+        assert default.strip("`") == (str(value) if value else ""), name
+
+
+def test_every_setting_the_readme_names_exists():
+    spans = " ".join(code(ROOT / "README.md"))
+    named = set(re.findall(r"\b(?:OSIRIS|GITHUB|DATABASE)_[A-Z_]+\b", spans))
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+def keys(model: type[BaseModel], before: str = "") -> dict[str, object]:
+    """Every key of the repository's file, as a.b, with its default."""
+    found: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found |= keys(type(field.default), f"{before}{name}.")
+        else:
+            found[before + name] = field.default
+    return found
+
+
+def test_every_key_of_the_repositorys_file_is_documented_with_its_default():
+    documented = {row[0].strip("`"): row[1].strip("`") for row in rows(CONFIGURATION, "`.github/osiris.yml`")}
+    shown = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in keys(repo._File).items()}
+    assert documented == shown
+
+
+def test_the_example_of_the_repositorys_file_is_a_good_one():
+    [example] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
+    policy = repo.parse(example)
+    assert policy.deny == (".github/workflows/", "migrations/")
+    assert policy != Policy()
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its words; a group of commands is none."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        is_group = hasattr(command, "commands")
+        found |= commands(command, f"{before}{name} ") if is_group else {before + name: command}
+    return found
+
+
+ALL = commands(typer.main.get_command(app))
+CALL = re.compile(r"(?:(?:\.venv/bin/|docker exec osiris )?osiris (?=[a-z])|(?=task ))((?:task )?[a-z]+)(.*)")
+
+
+def calls(page: Path) -> list[tuple[str, str]]:
+    """(command, what stands behind it) for each call of osiris in a page's code."""
+    return [(match[1], match[2]) for line in code(page) if (match := CALL.fullmatch(line))]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/operations.md"], ids=name_of)
+def test_every_command_a_page_calls_exists_with_its_options(page: Path):
+    assert calls(page)
+    for words, rest in calls(page):
+        command = ALL[words]
+        told = command.get_help(command.make_context(words, [], resilient_parsing=True))
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in told, f"{words} {option}"
+
+
+def test_every_command_is_in_the_table_of_commands():
+    table = rows((ROOT / "docs/operations.md").read_text(), "Commands")
+    assert {row[0].strip("`").removeprefix("osiris ") for row in table} == set(ALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_make_target_a_page_names_exists(page: str):
+    named = {target for line in code(ROOT / page) for target in re.findall(r"^make ([a-z-]+)", line)}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_what_every_change_must_pass_are_the_commands_of_the_readme():
+    run = re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert run == ["make demo", "make check", "make test"]
+    assert set(run) <= set(code(ROOT / "README.md"))
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_app_file_asks_for_what_osiris_needs():
+    manifest = yaml.safe_load((ROOT / "app.yml").read_text())
+    assert manifest["default_permissions"] == APP_PERMISSIONS
+    assert tuple(manifest["default_events"]) == APP_EVENTS
+    assert manifest["hook_attributes"]["url"].endswith("/webhooks/github")
+
+
+def test_the_image_keeps_osiris_awake_and_is_no_root_by_default():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    fly = tomllib.loads((ROOT / "fly.toml").read_text())
+    assert 'CMD ["osiris", "serve"]' in lines
+    assert [line for line in lines if line.startswith(("FROM", "USER"))][-1] == "USER osiris"
+    assert f" AS {fly['build']['build-target']}" in "\n".join(lines)
+    assert fly["http_service"]["auto_stop_machines"] == "off"
+    assert fly["http_service"]["internal_port"] == Settings.model_fields["osiris_port"].default
+    assert fly["http_service"]["checks"][0]["path"] == "/readyz"
+
+
+def anchor(heading: str) -> str:
+    """A heading as GitHub makes an anchor of it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        file, _, part = target.partition("#")
+        found = (page.parent / file) if file else page
+        assert found.exists(), target
+        if part:
+            assert part in [anchor(h) for h in re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)], target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_path_of_ours_a_page_names_exists(page: Path):
+    named = [span for span in SPAN.findall(prose(page)) if re.fullmatch(r"(osiris|tests|docs|scripts)/[\w./-]+", span)]
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name_of)
+def test_a_decision_has_its_three_parts(record: Path):
+    parts = re.findall(r"^## (.*)\n\n(.+)", record.read_text(), re.MULTILINE)
+    assert [name for name, _ in parts] == ["Context", "Choice", "What would change our mind"]
+    assert re.match(rf"# {record.name[:4]}\. \S", record.read_text())
+
+
+def test_decisions_are_numbered_without_a_gap():
+    assert [record.name[:4] for record in RECORDS] == [f"{n:04}" for n in range(1, len(RECORDS) + 1)]
+
+
+def test_every_runtime_dependency_has_its_line_in_a_decision():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [re.split(r"[^\w-]", line)[0] for line in wanted]
+    told = rows((ROOT / "docs/decisions/0006-dependencies.md").read_text(), "Choice")
+    assert sorted(row[0] for row in told) == sorted(names)
+
+
+REGISTRIES = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pypi", "python", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("npmjs", "com"),
+        ("yarnpkg", "com"),
+        ("crates", "io"),
+        ("rubygems", "org"),
+        ("proxy", "golang", "org"),
+        ("maven", "org"),
+    )
+]
+
+
+def test_no_tracked_file_names_a_package_registry():
+    named = [
+        (name_of(path), host) for path in TRACKED for host in REGISTRIES if host.encode() in path.read_bytes().lower()
+    ]
+    assert named == []
