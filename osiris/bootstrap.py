@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
@@ -62,10 +65,11 @@ class Osiris:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring the database to this version, tidy up after a crash, and work until left."""
-        await prepare(self.settings, self.engine)
-        await self._tidy()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.engine.dispose)
+            stack.enter_context(_alone_in(self.settings.osiris_data_dir))
+            await prepare(self.settings, self.engine)
+            await self._tidy()
             if self.github is not None and self.worker is not None:
                 await stack.enter_async_context(self.github)
                 await stack.enter_async_context(_background(self.worker.work()))
@@ -83,11 +87,8 @@ class Osiris:
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
     """Web and worker in one process, until SIGINT or SIGTERM; `ready` is told the address once it is open."""
-    settings = osiris.settings
     config = uvicorn.Config(
         osiris.app,
-        host=settings.osiris_host,
-        port=settings.osiris_port,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -95,12 +96,21 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
     )
     server = uvicorn.Server(config)
     async with osiris.running(), _background(_announce(server, ready)):
-        serving = asyncio.create_task(server.serve())
+        serving = asyncio.create_task(server.serve(sockets=[_listener(osiris.settings)]))
         try:
             await asyncio.shield(serving)
         finally:
             server.should_exit = True  # whoever cancels us still gets every socket closed
             await serving
+
+
+def _listener(settings: Settings) -> socket.socket:
+    where = (settings.osiris_host, settings.osiris_port)
+    try:
+        return socket.create_server(where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise Refused(f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT") from None
 
 
 async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> None:
@@ -112,13 +122,33 @@ async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> Non
 
 async def prepare(settings: Settings, engine: AsyncEngine) -> None:
     """Make the data folder and the schema. Raises Refused when the disk or the database does not allow it."""
+    _make_data_folder(settings)
+    try:
+        await migrate(engine)
+        if (file := Path(engine.url.database or "")).is_file():
+            file.chmod(0o600)  # it holds the words of private repositories
+    except (OSError, SQLAlchemyError) as error:
+        told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error))
+        raise Refused(f"the database {engine.url.database} cannot be used: {told}") from None
+
+
+def _make_data_folder(settings: Settings) -> None:
     try:
         settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
         settings.osiris_data_dir.chmod(0o711)  # the sandbox's own user passes through, and sees nothing
-        await migrate(engine)
-    except (OSError, SQLAlchemyError) as error:
-        told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error))
-        raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {told}") from None
+    except OSError as error:
+        raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a data folder for one worker; the lock goes with the process. Raises Refused when another holds it."""
+    with (folder / "serve.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another `osiris serve` works in {folder}; end it, or set OSIRIS_DATA_DIR") from None
+        yield
 
 
 def build(
@@ -130,6 +160,7 @@ def build(
 ) -> Osiris:
     """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings."""
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
+    _make_data_folder(settings)
     engine = connect(settings.database)
     wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
     intake = Intake(store, wake)

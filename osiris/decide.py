@@ -194,8 +194,8 @@ def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterat
             yield _open_pull(was, event)
         case e.NothingToChange(summary=summary):
             yield Reply(issue=task.issue, topic=Topic.ANSWER, once=f"answer:{task.run}", detail=summary, on_pull=True)
-        case e.Approved(pull=pull):
-            yield MarkReady(issue=task.issue, pull=pull)
+        case e.Approved(pull=pull, commit=commit):
+            yield MarkReady(issue=task.issue, pull=pull, commit=commit)
         case e.ChecksFailed():
             yield _start(task, policy, Purpose.FIX_CHECKS)
         case e.Conflicted():

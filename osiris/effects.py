@@ -91,9 +91,10 @@ class OpenDraftPull(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkReady(Order):
-    """Take the draft mark off: a person approved."""
+    """Take the draft mark off: a person approved `commit`, and it must still be the head."""
 
     pull: int
+    commit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ from uuid import uuid4
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from osiris import bootstrap
 from osiris import events as e
-from osiris.bootstrap import Osiris
 from osiris.bot.comments import review_page
 from osiris.config.settings import Settings
 from osiris.errors import Refused
@@ -56,6 +56,9 @@ async def _views(settings: Settings) -> AsyncIterator[Views]:
     engine = connect(settings.database)
     try:
         yield Views(engine)
+    except SQLAlchemyError as error:
+        told = str(getattr(error, "orig", error)).splitlines()[0]
+        raise Refused(f"the database cannot be read ({told}); `osiris migrate` brings it up to date") from None
     finally:
         await engine.dispose()
 
@@ -137,8 +140,8 @@ def _print_head(settings: Settings, line: TaskLine) -> None:
 
 
 async def _find(views: Views, id: str) -> TaskLine:
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d+)", id)
-    if not match and not id.isdecimal():
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d{1,15})", id)
+    if not match and not re.fullmatch(r"\d{1,15}", id):
         raise Refused(f"{id!r} is no task: give its number from `osiris task list`, or owner/name#N")
     line = await views.task(e.IssueRef(match[1], int(match[2])) if match else int(id))
     if line is None:
@@ -228,7 +231,7 @@ async def _ask(
         console().print(f"{line.task.issue} is now {line.task.state.value}" if taken else _LATER)
 
 
-_LATER = "noted; it takes effect as soon as `osiris serve` runs"
+_LATER = "noted; it takes effect as soon as `osiris serve` runs with all its settings"
 
 
 async def file_request(settings: Settings, text: str, repo: str) -> None:
@@ -243,7 +246,7 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
     await bootstrap.prepare(settings, engine := connect(settings.database))
     await engine.dispose()
     taken = await _note(settings, made)
-    console().print(f"filed; the issue appears in {repo}" if taken else _LATER)
+    console().print(f"taken up; the issue will appear in {repo}" if taken else _LATER)
 
 
 async def _note(settings: Settings, event: e.Event) -> bool:
@@ -266,9 +269,7 @@ async def _note(settings: Settings, event: e.Event) -> bool:
 
 async def doctor(settings: Settings, *, as_json: bool) -> bool:
     """Print one line for each thing Osiris needs; True when all that is needed is there."""
-    osiris = bootstrap.build(settings)
-    probes = await _examine(osiris)
-    await osiris.engine.dispose()
+    probes = await _examine(settings)
     healthy = all(probe.ok or not probe.needed for probe in probes)
     if as_json:
         _json({"healthy": healthy, "probes": [asdict(probe) for probe in probes]})
@@ -283,12 +284,15 @@ async def doctor(settings: Settings, *, as_json: bool) -> bool:
     return healthy
 
 
-async def _examine(osiris: Osiris) -> list[Probe]:
+async def _examine(settings: Settings) -> list[Probe]:
     try:
+        osiris = bootstrap.build(settings)
         await bootstrap.prepare(osiris.settings, osiris.engine)
     except Refused as refused:
-        data = Probe(name="data folder", ok=False, detail=str(refused), fix="set OSIRIS_DATA_DIR to a folder of yours")
-        return [data]
-    readiness = bootstrap.Readiness(osiris.settings, osiris.store, osiris.sandbox)
-    github = await bootstrap.github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
-    return [*(await readiness()), *github]
+        return [Probe(name="settings", ok=False, detail=str(refused))]
+    try:
+        readiness = bootstrap.Readiness(osiris.settings, osiris.store, osiris.sandbox)
+        github = await bootstrap.github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
+        return [*(await readiness()), *github]
+    finally:
+        await osiris.engine.dispose()

@@ -131,7 +131,8 @@ _ENDS = ("failed", "cancelled", "rejected", "done")
 _PAGE_HEAD = (
     "# The states of a task",
     "",
-    "Drawn from `MOVES` in `osiris/task.py` by `make docs`; a test compares. A pair that is not listed changes nothing.",
+    "Drawn from `MOVES` in `osiris/task.py` by `make docs`; a test compares.",
+    "A pair that is not listed changes nothing.",
     "The picture leaves out the moves to the four ends; the table has them all.",
     "",
     "```mermaid",

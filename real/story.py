@@ -111,7 +111,7 @@ class Real(Demo):
 
     async def _work(self) -> None:
         async with self._working():
-            await self._stage.settled(self._osiris)
+            await self._stage.settled(self._osiris.store)
         [line] = await self._osiris.views.tasks()
         insist(line.task.state == "review", f"the task is {line.task.state} after the run: {line.task.reason}")
 
@@ -161,11 +161,11 @@ class Real(Demo):
 
     async def _merged(self, bob: Person, pull: int) -> None:
         await bob.review(pull, "APPROVE", "Thank you.")
-        await self._stage.settled(self._osiris)
+        await self._stage.settled(self._osiris.store)
         insist(not (await bob.pull(pull))["draft"], "the approved pull request is still a draft")
         self.tell("5", f"bob approved: pull request #{pull} is no draft any more")
         await bob.merge(pull)
-        await self._stage.settled(self._osiris)
+        await self._stage.settled(self._osiris.store)
         insist((await bob.pull(pull))["merged"], "the pull request is not merged")
 
     async def _end(self, alice: Person, issue: int) -> None:

@@ -9,6 +9,8 @@ packages=()
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 command -v bwrap >/dev/null || packages+=(bubblewrap)
 command -v git >/dev/null || packages+=(git)
+PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fsprogs)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 [ "$kind" = dev ] && ! command -v chromium >/dev/null && packages+=(chromium)
 
 if [ ${#packages[@]} -gt 0 ]; then

@@ -145,6 +145,30 @@ def test_a_data_folder_that_cannot_be_used_is_a_sentence(place: Path):
     assert (told.returncode, "cannot be used: Not a directory" in told.stderr) == (1, True)
 
 
+def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: Path):
+    told = osiris("migrate", cwd=place, OSIRIS_DATA_DIR="data", GITHUB_PRIVATE_KEY_FILE="", OSIRIS_MODEL="")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert (place / "data/osiris.db").stat().st_mode & 0o777 == 0o600
+    assert load({"OSIRIS_DATA_DIR": "x", "OSIRIS_TOOLCHAINS": "~/a:b"}, place / ".env").osiris_data_dir.is_absolute()
+
+
+async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(place: Path):
+    async with serving(place) as (http, _):
+        second = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "data"), OSIRIS_PORT="0")
+        assert (second.returncode, "another `osiris serve` works in" in second.stderr) == (1, True)
+        port = str(http.base_url.port)
+        taken = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "other"), OSIRIS_PORT=port)
+        assert (taken.returncode, f"cannot listen on 127.0.0.1:{port}: " in taken.stderr) == (1, True)
+
+
+def test_a_database_that_is_none_and_an_impossible_number_are_sentences(place: Path):
+    (place / "osiris.db").write_bytes(b"")
+    for arguments in (["list"], ["show", "1"], ["show", "9" * 30], ["show", "a/b#" + "9" * 30]):
+        told = osiris("task", *arguments, cwd=place, OSIRIS_DATA_DIR=str(place))
+        assert (told.returncode, told.stderr.count("\n")) == (1, 1), told.stderr
+        assert told.stderr.startswith("osiris: ")
+
+
 def test_migrating_twice_changes_nothing(place: Path):
     for _ in range(2):
         assert osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "data")).returncode == 0
@@ -155,7 +179,7 @@ def test_migrating_twice_changes_nothing(place: Path):
 def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path):
     data = {"OSIRIS_DATA_DIR": str(place / "data")}
     told = osiris("request", "Do it", "--repo", "acme/shop", cwd=place, **data)
-    assert (told.returncode, told.stdout) == (0, "noted; it takes effect as soon as `osiris serve` runs\n")
+    assert (told.returncode, told.stdout) == (0, "noted; it takes effect as soon as `osiris serve` runs with all its settings\n")
     assert "--repo is to be owner/name" in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
 
 

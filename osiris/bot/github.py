@@ -83,11 +83,12 @@ class GitHub:
     async def _fetch_policy(self, repo: str) -> Policy:
         try:
             text = await self._read(repo, f"/contents/{repo_file.PATH}", accept="application/vnd.github.raw+json")
-            return repo_file.parse(text)
         except _NotFound:
             return Policy()
-        except Refused as refused:
-            return Policy(broken=str(refused))
+        try:
+            return repo_file.parse(text)
+        except Refused as mistake:
+            return Policy(broken=str(mistake))
 
     async def pull(self, repo: str, number: int) -> Pull:
         return _pull(await self._read(repo, f"/pulls/{number}"))
@@ -154,10 +155,10 @@ class GitHub:
         sent = {"head": branch, "base": await self.default_branch(repo), "title": title, "body": body, "draft": True}
         return int((await self._send("POST", repo, "/pulls", token, sent))["number"])
 
-    async def mark_ready(self, repo: str, number: int) -> None:
-        """Take the draft mark off; nothing happens when it is off."""
+    async def mark_ready(self, repo: str, number: int, commit: str) -> None:
+        """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head any more."""
         pull = await self.pull(repo, number)
-        if pull.open and pull.draft:
+        if pull.open and pull.draft and pull.head == commit:
             token = await self._tokens.mint(repo, pull_requests="write")
             await self._graphql(_READY, {"id": pull.node}, token)
 

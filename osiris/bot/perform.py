@@ -94,7 +94,7 @@ class Performers:
         return [e.PullOpened(issue=order.issue, number=number)]
 
     async def _mark_ready(self, order: f.MarkReady, _task: Task | None) -> Facts:
-        await self._github.mark_ready(order.issue.repo, order.pull)
+        await self._github.mark_ready(order.issue.repo, order.pull, order.commit)
         return []
 
     async def _report(self, order: f.Report, task: Task | None) -> Facts:

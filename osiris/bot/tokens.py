@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from githubkit import AppAuthStrategy, GitHub
+from githubkit import AppAuthStrategy, GitHub, Response
 from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
 
 from osiris.errors import OsirisError, Refused, Unavailable
@@ -97,12 +97,24 @@ def translate(error: GitHubException, what: str) -> OsirisError:
     if not isinstance(error, RequestFailed):
         return Unavailable(f"GitHub cannot be reached ({what})")
     response = error.response
-    wait = response.headers.get("retry-after")
-    if wait or response.status_code == 429 or response.headers.get("x-ratelimit-remaining") == "0":
-        return Unavailable(f"GitHub asks for a pause ({what})", retry_in=float(wait or 60))
+    if response.status_code in (403, 429) and (wait := _pause(response)) is not None:
+        return Unavailable(f"GitHub asks for a pause ({what})", retry_in=wait)
     if response.status_code >= 500:
         return Unavailable(f"GitHub answered {response.status_code} ({what})")
     return Refused(f"GitHub refused {what}: {response.status_code} {_message(response.text)}")
+
+
+def _pause(response: Response[Any]) -> float | None:
+    """The seconds a rate limit asks for; None when it is none.
+
+    https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
+    """
+    headers, limited = response.headers, "rate limit" in response.text.lower()
+    if (wait := headers.get("retry-after", "")).isdecimal():
+        return float(wait)
+    if headers.get("x-ratelimit-remaining") == "0" and headers.get("x-ratelimit-reset", "").isdecimal():
+        return max(1.0, float(headers["x-ratelimit-reset"]) - time.time())
+    return 60.0 if limited or response.status_code == 429 or wait else None
 
 
 def _message(text: str) -> str:

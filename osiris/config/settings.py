@@ -44,6 +44,14 @@ class Settings(BaseModel):
     def _split(cls, value: Any) -> Any:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
+    @field_validator("osiris_data_dir", "osiris_toolchains", "github_private_key_file", mode="after")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
+        """Processes that are started elsewhere must find the same place."""
+        if isinstance(value, tuple):
+            return tuple(path.expanduser().absolute() for path in value)
+        return value and value.expanduser().absolute()
+
     @field_validator("osiris_model")
     @classmethod
     def _vendor_and_model(cls, value: str) -> str:
@@ -84,12 +92,12 @@ class Settings(BaseModel):
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Settings:
-    """The settings from `env_file` and the environment, which wins.
+    """The settings from `env_file` and the environment, which wins; an empty value is none.
 
     Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.
     """
     stored = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
-    given = {**stored, **(os.environ if environ is None else environ)}
+    given = {name: value for name, value in {**stored, **(os.environ if environ is None else environ)}.items() if value}
     known = {name.upper(): name for name in Settings.model_fields}
     for name in given:
         if name.startswith("OSIRIS_") and name not in known:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds before the next attempt, by the attempts so far; the last one goes on."""
 _BUG_ATTEMPTS = 3
-_OUTAGE_ATTEMPTS = 40  # with the pauses above about two and a half hours
+_OUTAGE_ATTEMPTS = 40  # with the pauses above somewhat less than three hours
 
 
 class Jobs:

@@ -46,6 +46,14 @@ class Due:
     owner: str
 
 
+_new = insert(InboxRow)
+_RECEIVE = _new.on_conflict_do_update(
+    index_elements=["source", "delivery"],
+    set_={"not_before": _new.excluded.not_before, "attempts": 0, "error": None},
+    where=InboxRow.not_before.is_(None) & InboxRow.handled.is_(None),
+)
+
+
 class Store:
     """Every transaction on inbox, tasks and outbox."""
 
@@ -56,14 +64,17 @@ class Store:
     # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def receive(self, rows: Sequence[tuple[str, str, str, bytes]]) -> None:
-        """Write down (source, delivery, kind, body) rows in one transaction; known deliveries change nothing."""
+        """Write down (source, delivery, kind, body) rows in one transaction.
+
+        A known delivery changes nothing, but one that was given up is taken up again: somebody had it redelivered.
+        """
         at = now()
         values = [
             {"source": s, "delivery": d, "kind": k, "body": b, "received": at, "not_before": at, "attempts": 0}
             for s, d, k, b in rows
         ]
         async with self._write.begin() as session:
-            await session.execute(insert(InboxRow.__table__).on_conflict_do_nothing(), values)  # type: ignore[arg-type]
+            await session.execute(_RECEIVE, values)
 
     async def inbox_due(self, limit: int) -> list[int]:
         query = select(InboxRow.id).where(InboxRow.not_before <= now()).order_by(InboxRow.id).limit(limit)

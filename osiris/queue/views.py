@@ -79,7 +79,7 @@ class Views:
 
     async def failures(self, limit: int = 50) -> list[Failure]:
         """Deliveries and orders that were given up, newest first."""
-        inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.handled.is_(None))
+        inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
         outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.done.is_not(None))
         async with self._read() as session:
             lost = await session.scalars(inbox.order_by(InboxRow.id.desc()).limit(limit))

@@ -5,6 +5,8 @@ import hmac
 import json
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from tests.flow.conftest import REPO, Start, World
 
@@ -71,6 +73,26 @@ async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed
         data = str(world.stage.settings.osiris_data_dir)
         code, out, _ = await command("task", "list", "--failed", OSIRIS_DATA_DIR=data)
         assert (code, "bad-3" in out, "not what github sends as issues" in out) == (0, True, True)
+
+
+async def test_a_delivery_that_was_given_up_is_taken_up_when_it_is_redelivered(start: Start):
+    async with start() as world:
+        issue = await world.alice.file_issue("add subtracts")
+        down: list[bool] = [True]
+
+        async def refuse(request: Request, forward) -> Response:
+            suspended = down and request.url.path.endswith("access_tokens")
+            return JSONResponse({"message": "suspended"}, 403) if suspended else await forward()
+
+        world.stage.hub.interceptors.append(refuse)
+        await world.alice.label(issue)
+        await world.settled()
+        [failure] = await world.failures()
+        down.clear()
+        [delivery] = [d for d in world.stage.app.deliveries if d.guid == failure.id]
+        await post(world, delivery.body, delivery.request_headers)
+        await world.settled()
+        assert (await world.failures(), (await world.task()).state) == ([], "review")
 
 
 async def test_a_delivery_without_githubs_headers_is_400_and_a_huge_one_413(start: Start):

@@ -55,14 +55,15 @@ async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_wr
         assert len(seen) > 8
 
 
-async def test_a_secondary_limit_is_obeyed(start: Start):
+@pytest.mark.parametrize("headers", [{"retry-after": "1"}, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}])
+async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
     async with start() as world:
         refused: list[str] = []
 
         async def limit(request: Request, forward) -> Response:
             if is_write(request) and from_osiris(request) and request.url.path.endswith("/comments") and not refused:
                 refused.append(request.url.path)
-                return JSONResponse({"message": "secondary rate limit"}, 403, headers={"retry-after": "1"})
+                return JSONResponse({"message": "secondary rate limit"}, 403, headers=headers)
             return await forward()
 
         world.stage.hub.interceptors.append(limit)
