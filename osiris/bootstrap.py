@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import socket
@@ -95,6 +96,8 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
+    gc.collect()
+    gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
     async with osiris.running(), _background(_announce(server, ready)):
         serving = asyncio.create_task(server.serve(sockets=[_listener(osiris.settings)]))
         try:

@@ -12,20 +12,21 @@ from osiris.errors import Refused
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 
 
-def connect(url: str) -> AsyncEngine:
-    """An engine for `url` (SQLite through aiosqlite). Connections are opened when first used.
+def connect(database: str) -> AsyncEngine:
+    """An engine for the address `database` (SQLite through aiosqlite). Connections are opened when first used.
 
     Raises Refused for an address that is none, or of another database.
     """
     try:
-        address = make_url(url)
+        address = make_url(database)
     except ArgumentError:
         raise Refused(
             "DATABASE_URL is no database address; leave it out, or write sqlite:////path/to/file.db"
         ) from None
     if address.get_backend_name() != "sqlite":
         raise Refused(f"DATABASE_URL names {address.get_backend_name()}; this version of Osiris works on SQLite")
-    engine = create_async_engine(address.set(drivername="sqlite+aiosqlite"))
+    url = address.set(drivername="sqlite+aiosqlite")
+    engine = create_async_engine(url, pool_size=16)  # a connection is a thread: dear to open, cheap to keep
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine

@@ -12,6 +12,7 @@ from osiris.errors import Refused, Unavailable
 from osiris.events import Event, OrderRefused, RequestMade
 from osiris.policy import Policy
 from osiris.queue import codec
+from osiris.queue.batch import Batch
 from osiris.queue.store import OWN, Happening, Store
 from osiris.task import Task
 
@@ -43,15 +44,16 @@ class Jobs:
     ) -> None:
         self._store, self._interpreters = store, interpreters
         self._policy_of, self._performers, self._pauses = policy_of, performers, pauses
+        self._needless = Batch[int](store.ignore)
 
-    async def handle(self, id: int) -> None:
+    async def handle(self, row: Happening) -> None:
         """Decide one inbox row. Everything that must be asked of others is asked before the transaction."""
-        if (row := await self._store.happening(id)) is None:
-            return
+        id = row.id
         try:
-            event = await self._event(row)
-            policy = await self._policy(event)
-            await self._store.settle(id, event, policy)
+            if (event := await self._event(row)) is None:
+                await self._needless.add(id)
+            else:
+                await self._store.settle(id, event, await self._policy(event))
         except Refused as refused:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))
@@ -74,8 +76,8 @@ class Jobs:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise Refused(f"the body is not what {row.source} sends as {row.kind}: {first}") from None
 
-    async def _policy(self, event: Event | None) -> Policy:
-        if event is None or isinstance(event, RequestMade):
+    async def _policy(self, event: Event) -> Policy:
+        if isinstance(event, RequestMade):
             return Policy()
         return await self._policy_of(event.issue.repo)
 

@@ -1,11 +1,11 @@
 """The unit of work: one inbox row in, one task moved, its orders out, all or nothing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -23,6 +23,15 @@ from osiris.task import Task
 
 OWN = "osiris"
 """The source of our own facts in the inbox."""
+
+
+class Received(NamedTuple):
+    """What arrived; `delivery` is its sender's own name for it."""
+
+    source: str
+    delivery: str
+    kind: str
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,13 @@ class Due:
     owner: str
 
 
+# Statements of the busy paths are built once, and run without the ORM.
+_HAPPENING = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
+_IGNORE = (
+    update(InboxRow.__table__)  # type: ignore[arg-type]
+    .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
+    .values(handled=bindparam("at"), not_before=None, error=None)
+)
 _new = insert(InboxRow)
 _RECEIVE = _new.on_conflict_do_update(
     index_elements=["source", "delivery"],
@@ -58,38 +74,36 @@ class Store:
     """Every transaction on inbox, tasks and outbox."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self._engine, self._reader = engine, engine.execution_options(readonly=True)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._read = async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._read = async_sessionmaker(self._reader, expire_on_commit=False)
 
     # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def receive(self, rows: Sequence[tuple[str, str, str, bytes]]) -> None:
-        """Write down (source, delivery, kind, body) rows in one transaction.
+    async def receive(self, rows: Sequence[Received]) -> None:
+        """Write down what arrived, in one transaction.
 
         A known delivery changes nothing, but one that was given up is taken up again: somebody had it redelivered.
         """
         at = now()
-        values = [
-            {"source": s, "delivery": d, "kind": k, "body": b, "received": at, "not_before": at, "attempts": 0}
-            for s, d, k, b in rows
-        ]
-        async with self._write.begin() as session:
-            await session.execute(_RECEIVE, values)
+        values = [{**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows]
+        async with self._engine.begin() as connection:
+            await connection.execute(_RECEIVE, values)
 
-    async def inbox_due(self, limit: int) -> list[int]:
-        query = select(InboxRow.id).where(InboxRow.not_before <= now()).order_by(InboxRow.id).limit(limit)
-        async with self._read() as session:
-            return list(await session.scalars(query))
+    async def inbox_due(self, limit: int, without: Collection[int] = ()) -> list[Happening]:
+        """The oldest rows that wait to be decided, but for those that are `without`."""
+        due = select(*_HAPPENING).where(InboxRow.not_before <= now(), InboxRow.id.not_in(without))
+        async with self._reader.connect() as connection:
+            rows = await connection.execute(due.order_by(InboxRow.id).limit(limit))
+            return [Happening(**row._mapping) for row in rows]
 
-    async def happening(self, id: int) -> Happening | None:
-        """The inbox row, unless it was handled already."""
-        async with self._read() as session:
-            row = await session.get(InboxRow, id)
-        if row is None or row.not_before is None:
-            return None
-        return Happening(id=row.id, source=row.source, kind=row.kind, body=row.body, attempts=row.attempts)
+    async def ignore(self, ids: Sequence[int]) -> None:
+        """Close rows that concern nobody, in one transaction."""
+        at = now()
+        async with self._engine.begin() as connection:
+            await connection.execute(_IGNORE, [{"row": id, "at": at} for id in ids])
 
-    async def settle(self, id: int, event: Event | None, policy: Policy) -> None:
+    async def settle(self, id: int, event: Event, policy: Policy) -> None:
         """Decide one inbox row: task state, orders, journal and the row itself, in one transaction."""
         try:
             async with self._write.begin() as session:
@@ -97,8 +111,7 @@ class Store:
                 if row.not_before is None:
                     return
                 row.handled, row.not_before, row.error = now(), None, None
-                if event is not None:
-                    await self._decide(session, row, event, policy)
+                await self._decide(session, row, event, policy)
         except (StaleDataError, IntegrityError):
             raise Unavailable("another worker moved the task first", retry_in=0.05) from None
 
@@ -178,7 +191,7 @@ class Store:
                 return
             row.done, row.not_before, row.error = now(), None, error
             for n, fact in enumerate(facts):
-                session.add(own_row(f"{row.key}/{n}", fact))
+                session.add(InboxRow(**own_row(f"{row.key}/{n}", fact)._asdict(), received=now(), not_before=now()))
             if row.task_id is not None:
                 detail = {"key": row.key, **({"refused": error} if error else {})}
                 await journal.write(session, row.task_id, ("done", row.kind, detail))
@@ -192,9 +205,9 @@ class Store:
 
     async def next_due(self) -> float | None:
         """When the earliest waiting row wants to be looked at, in seconds since 1970."""
-        async with self._read() as session:
-            inbox = await session.scalar(select(func.min(InboxRow.not_before)))
-            outbox = await session.scalar(select(func.min(OutboxRow.not_before)))
+        async with self._reader.connect() as connection:
+            inbox = await connection.scalar(select(func.min(InboxRow.not_before)))
+            outbox = await connection.scalar(select(func.min(OutboxRow.not_before)))
         return min((at for at in (inbox, outbox) if at is not None), default=None)
 
     # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,12 +228,10 @@ class Store:
             await session.execute(delete(InboxRow).where(InboxRow.id < 0))
 
 
-def own_row(key: str, fact: Event) -> InboxRow:
-    """A fact of our own as an inbox row; `key` keeps it single."""
-    at, body = now(), codec.dump(fact)
-    return InboxRow(
-        source=OWN, delivery=key, kind=body["type"], body=json.dumps(body).encode(), received=at, not_before=at
-    )
+def own_row(key: str, fact: Event) -> Received:
+    """A fact of our own as it enters the inbox; `key` keeps it single."""
+    body = codec.dump(fact)
+    return Received(OWN, key, body["type"], json.dumps(body).encode())
 
 
 async def _task_row(session: AsyncSession, issue: IssueRef) -> TaskRow | None:

@@ -16,7 +16,9 @@ from osiris.queue.store import Due, Store
 log = logging.getLogger(__name__)
 
 _IDLE = 1.0  # seconds between two looks when nothing woke us
-_HANDLES = 4
+_HANDLES = 16
+_CROWD = 8  # so many new rows at once are a rush
+_BREATH = 0.02  # seconds we leave to the web side in a rush: answering comes first, working later
 
 
 class Worker:
@@ -41,20 +43,27 @@ class Worker:
     async def _look(self) -> float:
         """Start what is due; returns how long nothing more will be, in seconds."""
         try:
-            await self._start_handles()
+            rush = await self._start_handles() >= _CROWD
             await self._start_orders()
+            if rush:
+                await asyncio.sleep(_BREATH)
+            if self._handling or self._performing:
+                return _IDLE  # whatever ends first wakes us
             at = await self._store.next_due()
         except SQLAlchemyError as error:
             log.error("the database does not answer: %s", type(error).__name__)
             return _IDLE
-        if at is None or self._handling or self._performing:
+        if at is None:
             return _IDLE
         return max(0.01, min(_IDLE, at - time.time()))
 
-    async def _start_handles(self) -> None:
-        for id in await self._store.inbox_due(_HANDLES * 2):
-            if id not in self._handling and len(self._handling) < _HANDLES:
-                self._handling[id] = self._job(self._jobs.handle(id), partial(self._handling.pop, id))
+    async def _start_handles(self) -> int:
+        """Start deciding what is due, as far as there is room; how many were started."""
+        room = _HANDLES - len(self._handling)
+        rows = await self._store.inbox_due(room, without=list(self._handling)) if room else []
+        for row in rows:
+            self._handling[row.id] = self._job(self._jobs.handle(row), partial(self._handling.pop, row.id))
+        return len(rows)
 
     async def _start_orders(self) -> None:
         for due in await self._store.orders_due(50):

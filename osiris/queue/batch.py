@@ -1,0 +1,38 @@
+"""Things that come together are done together, and each caller is answered when its own thing is done."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+_MOST = 200
+
+
+class Batch(Generic[Item]):
+    """While one batch is being done, the next one gathers: nobody waits for a timer, and load makes batches larger."""
+
+    def __init__(self, do: Callable[[list[Item]], Awaitable[None]]) -> None:
+        self._do = do
+        self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self._doing: asyncio.Task[None] | None = None
+
+    async def add(self, item: Item) -> None:
+        """Return when `item` is done. Raises what doing its batch raised."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._doing is None or self._doing.done():
+            self._doing = asyncio.create_task(self._work())
+        await done
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            [outcome] = await asyncio.gather(self._do([item for item, _ in batch]), return_exceptions=True)
+            for _, done in batch:
+                if done.done():  # its caller has gone
+                    continue
+                if isinstance(outcome, BaseException):
+                    done.set_exception(outcome)
+                else:
+                    done.set_result(None)
