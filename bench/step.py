@@ -66,7 +66,7 @@ async def measure(*, quick: bool) -> list[Row]:
                 around = slice(at - 1 - _AROUND, at + _AROUND)
                 ours[at].append([(span - command) * 1e3 for span in spans[around]])
                 theirs[at].append([(span - command) * 1e3 for span in other[around]])
-        await bench.osiris.engine.dispose()
+        await bench.osiris.store.close()
     early = statistics.median(statistics.median(samples) for samples in ours[_PLACES[0]])
     targets = {_PLACES[0]: Target(p50=12), _PLACES[1]: Target(p50=round(min(12, early * _NOISE), 2))}
     note = (
@@ -147,7 +147,7 @@ class Bench:
         asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
         await osiris.intake.note("bench", asked)
         [row] = await osiris.store.inbox_due(1)
-        await osiris.store.settle(row, asked, Policy())
+        await osiris.store.settle(row.id, asked, Policy())
         return cls(osiris, desk, Checkout(mirror=desk.mirror(REPO), commit=commit))
 
     async def run(self, order: StartRun) -> list[float]:

@@ -67,7 +67,7 @@ class Osiris:
     async def running(self) -> AsyncIterator[None]:
         """Bring the database to this version, tidy up after a crash, and work until left."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self.engine.dispose)
+            stack.push_async_callback(self.store.close)
             stack.enter_context(_alone_in(self.settings.osiris_data_dir))
             await prepare(self.settings, self.engine)
             await self._tidy()

@@ -251,9 +251,9 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
 
 async def _note(settings: Settings, event: e.Event) -> bool:
     """Put an event into the inbox; True when a worker took it up within a few seconds."""
-    engine, key = connect(settings.database), f"operator/{uuid4().hex}"
+    store, key = Store(engine := connect(settings.database)), f"operator/{uuid4().hex}"
     try:
-        await Intake(Store(engine), LocalWake()).note(key, event)
+        await Intake(store, LocalWake()).note(key, event)
         views, until = Views(engine), time.monotonic() + _PATIENCE
         while time.monotonic() < until:
             if await views.handled(OWN, key):
@@ -261,7 +261,7 @@ async def _note(settings: Settings, event: e.Event) -> bool:
             await asyncio.sleep(_LOOK)
         return False
     finally:
-        await engine.dispose()
+        await store.close()
 
 
 # ── the doctor ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,4 +295,4 @@ async def _examine(settings: Settings) -> list[Probe]:
         github = await bootstrap.github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
         return [*(await readiness()), *github]
     finally:
-        await osiris.engine.dispose()
+        await osiris.store.close()

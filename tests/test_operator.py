@@ -179,7 +179,10 @@ def test_migrating_twice_changes_nothing(place: Path):
 def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path):
     data = {"OSIRIS_DATA_DIR": str(place / "data")}
     told = osiris("request", "Do it", "--repo", "acme/shop", cwd=place, **data)
-    assert (told.returncode, told.stdout) == (0, "noted; it takes effect as soon as `osiris serve` runs with all its settings\n")
+    assert (told.returncode, told.stdout) == (
+        0,
+        "noted; it takes effect as soon as `osiris serve` runs with all its settings\n",
+    )
     assert "--repo is to be owner/name" in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
 
 

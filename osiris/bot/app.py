@@ -1,25 +1,25 @@
 """The web side: verify, write it down, wake a worker, answer. Nothing else happens in a request."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from osiris.bot.webhook import BadHeaders, BadSignature, verify
 from osiris.errors import Unavailable
 from osiris.ports import Inbox, Probe
 
+_GITHUB = "/webhooks/github"
 BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 
 Ready = Callable[[], Awaitable[Sequence[Probe]]]
 
 
 def create_app(inbox: Inbox, *, secret: str, ready: Ready) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    app.router.routes.append(Route("/webhooks/github", _Door(inbox, secret), methods=["POST"]))
+    app = _App(_Door(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -34,23 +34,42 @@ def create_app(inbox: Inbox, *, secret: str, ready: Ready) -> FastAPI:
     return app
 
 
+class _App(FastAPI):
+    """FastAPI with the one busy route in front of it: routing and middleware would cost as much as the work itself."""
+
+    def __init__(self, door: "_Door", **settings: Any) -> None:
+        super().__init__(**settings)
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == _GITHUB and scope["method"] == "POST":
+            await self._door(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 class _Door:
-    """`POST /webhooks/github` as plain ASGI: the one busy route takes no detour."""
+    """`POST /webhooks/github` as plain ASGI."""
 
     def __init__(self, inbox: Inbox, secret: str) -> None:
         self._inbox, self._secret = inbox, secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._answer(Request(scope, receive))
-        await response(scope, receive, send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        status, said = await self._answer(headers, receive)
+        kind = b"application/json" if status == 202 else b"application/problem+json"
+        body = json.dumps(said).encode()
+        lengths = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": lengths})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, headers: Mapping[str, str], receive: Receive) -> tuple[int, dict[str, Any]]:
         if not self._secret:
             return _problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
-        if (body := await _body(request)) is None:
+        if (body := await _body(headers, receive)) is None:
             return _problem(413, "a delivery has at most 25 MB")
         try:
-            delivery = verify(request.headers, body, secret=self._secret)
+            delivery = verify(headers, body, secret=self._secret)
             await self._inbox.accept("github", delivery.id, delivery.kind, delivery.body)
         except BadSignature:
             return _problem(401, "the signature does not fit the body and the secret")
@@ -58,20 +77,25 @@ class _Door:
             return _problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
         except Unavailable as outage:
             return _problem(503, str(outage))
-        return JSONResponse({"delivery": delivery.id}, 202)
+        return 202, {"delivery": delivery.id}
 
 
-async def _body(request: Request) -> bytes | None:
-    """The raw body; None as soon as it is more than we take."""
-    if int(request.headers.get("content-length") or 0) > BODY_LIMIT:
+async def _body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
+    """The raw body; None as soon as it is more than we take, or when the sender is gone."""
+    told = headers.get("content-length", "")
+    if told.isdecimal() and int(told) > BODY_LIMIT:
         return None
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        more = message.get("more_body", False)
+        if size > BODY_LIMIT:
             return None
-    return bytes(body)
+    return b"".join(chunks)
 
 
-def _problem(status: int, detail: str) -> Response:
-    return JSONResponse({"status": status, "detail": detail}, status, media_type="application/problem+json")
+def _problem(status: int, detail: str) -> tuple[int, dict[str, Any]]:
+    """A refusal in the form of RFC 9457."""
+    return status, {"status": status, "detail": detail}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -27,9 +27,20 @@ def connect(database: str) -> AsyncEngine:
         raise Refused(f"DATABASE_URL names {address.get_backend_name()}; this version of Osiris works on SQLite")
     url = address.set(drivername="sqlite+aiosqlite")
     engine = create_async_engine(url, pool_size=16)  # a connection is a thread: dear to open, cheap to keep
-    event.listen(engine.sync_engine, "connect", _prepare)
-    event.listen(engine.sync_engine, "begin", _begin)
+    _prepare_all(engine.sync_engine)
     return engine
+
+
+def blocking(engine: AsyncEngine) -> Engine:
+    """A second engine on the same database, for a thread that does a whole transaction in one go."""
+    twin = create_engine(engine.url.set(drivername="sqlite"))
+    _prepare_all(twin)
+    return twin
+
+
+def _prepare_all(engine: Engine) -> None:
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
 
 
 def _prepare(connection: Any, _record: Any) -> None:

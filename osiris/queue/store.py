@@ -1,7 +1,9 @@
 """The unit of work: one inbox row in, one task moved, its orders out, all or nothing."""
 
+import asyncio
 import json
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from osiris.errors import Unavailable
 from osiris.events import Event, IssueRef, RequestMade
 from osiris.policy import Policy
 from osiris.queue import codec, journal
+from osiris.queue.database import blocking
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, now
 from osiris.task import Task
 
@@ -74,6 +77,7 @@ class Store:
     """Every transaction on inbox, tasks and outbox."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self._door, self._blocking = ThreadPoolExecutor(1, "door"), blocking(engine)
         self._engine, self._reader = engine, engine.execution_options(readonly=True)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
@@ -87,8 +91,12 @@ class Store:
         """
         at = now()
         values = [{**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows]
-        async with self._engine.begin() as connection:
-            await connection.execute(_RECEIVE, values)
+        await asyncio.get_running_loop().run_in_executor(self._door, self._receive, values)
+
+    def _receive(self, values: list[dict[str, Any]]) -> None:
+        """In the door's own thread: one hand-over a batch, where the async engine needs one a statement."""
+        with self._blocking.begin() as connection:
+            connection.execute(_RECEIVE, values)
 
     async def inbox_due(self, limit: int, without: Collection[int] = ()) -> list[Happening]:
         """The oldest rows that wait to be decided, but for those that are `without`."""
@@ -221,6 +229,12 @@ class Store:
         async with self._read() as session:
             row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
         return codec.load_task(row.data) if row else None
+
+    async def close(self) -> None:
+        """Close every connection to the database."""
+        self._door.shutdown()
+        self._blocking.dispose()
+        await self._engine.dispose()
 
     async def ready(self) -> None:
         """Raises when the database does not answer."""

@@ -127,16 +127,16 @@ async def ground(place: Path) -> AsyncIterator[Ground]:
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
-        lives, engine = Lives(stage.settings), connect(stage.settings.database)
+        lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             while not await _answers(stage):
                 await asyncio.sleep(0.02)
             async with stage.person("alice") as alice, stage.person("bob") as bob:
-                yield Ground(stage=stage, lives=lives, store=Store(engine), views=Views(engine), alice=alice, bob=bob)
+                yield Ground(stage=stage, lives=lives, store=store, views=Views(engine), alice=alice, bob=bob)
         finally:
             lives.kill()
-            await engine.dispose()
+            await store.close()
 
 
 async def _answers(stage: Stage) -> bool:
