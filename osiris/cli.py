@@ -88,7 +88,7 @@ def migrate() -> None:
 @app.command()
 def doctor(json: Json = False) -> None:
     """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is missing."""
-    from osiris.status import doctor as examine
+    from osiris.console.doctor import doctor as examine
 
     if not _run(examine(_settings(), as_json=json)):
         raise typer.Exit(1)
@@ -100,7 +100,7 @@ def request(
     repo: Annotated[str, typer.Option(help="The repository, as owner/name.")],
 ) -> None:
     """File a request, as any channel would."""
-    from osiris.status import file_request
+    from osiris.console.ask import file_request
 
     _run(file_request(_settings(), text, repo))
 
@@ -111,7 +111,7 @@ def task_list(
     json: Json = False,
 ) -> None:
     """The tasks that moved last."""
-    from osiris.status import list_failures, list_tasks
+    from osiris.console.show import list_failures, list_tasks
 
     _run((list_failures if failed else list_tasks)(_settings(), as_json=json))
 
@@ -119,7 +119,7 @@ def task_list(
 @task_app.command("show")
 def task_show(id: TaskId, json: Json = False) -> None:
     """One task, with its whole story."""
-    from osiris.status import show
+    from osiris.console.show import show
 
     _run(show(_settings(), id, as_json=json))
 
@@ -127,7 +127,7 @@ def task_show(id: TaskId, json: Json = False) -> None:
 @task_app.command("watch")
 def task_watch(id: TaskId, json: Json = False) -> None:
     """Follow a task until it waits for a person or has ended."""
-    from osiris.status import watch
+    from osiris.console.show import watch
 
     _run(watch(_settings(), id, as_json=json))
 
@@ -135,7 +135,7 @@ def task_watch(id: TaskId, json: Json = False) -> None:
 @task_app.command("cancel")
 def task_cancel(id: TaskId, json: Json = False) -> None:
     """Stop a task; what was pushed stays."""
-    from osiris.status import cancel
+    from osiris.console.ask import cancel
 
     _run(cancel(_settings(), id, as_json=json))
 
@@ -143,7 +143,7 @@ def task_cancel(id: TaskId, json: Json = False) -> None:
 @task_app.command("retry")
 def task_retry(id: TaskId, json: Json = False) -> None:
     """Let a stopped, failed or paused task go on."""
-    from osiris.status import retry
+    from osiris.console.ask import retry
 
     _run(retry(_settings(), id, as_json=json))
 

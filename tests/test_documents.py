@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from osiris.cli import app
 from osiris.config import repo
+from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.policy import Policy
-from osiris.status import APP_EVENTS, APP_PERMISSIONS
 
 ROOT = Path(__file__).parents[1]
 TRACKED = sorted(

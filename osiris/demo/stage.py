@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 from osiris.bootstrap import Osiris, build, serve
+from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.demo.people import Person
 from osiris.devhub.server import Hub
@@ -17,7 +18,6 @@ from osiris.devhub.server import serving as hub_serving
 from osiris.devhub.things import App
 from osiris.ports import Sandbox
 from osiris.queue.store import Store
-from osiris.status import APP_EVENTS, APP_PERMISSIONS
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
 

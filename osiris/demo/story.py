@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 from osiris.bootstrap import Osiris
+from osiris.console.show import told_steps
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.errors import Refused
-from osiris.status import told_steps
 from osiris.tools.sandbox import Bubblewrap
 
 REPO = "acme/shop"

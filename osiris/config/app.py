@@ -1,0 +1,10 @@
+"""What the GitHub App must be allowed and told; `app.yml` says the same to GitHub."""
+
+APP_PERMISSIONS = {
+    "contents": "write",
+    "pull_requests": "write",
+    "issues": "write",
+    "checks": "write",
+    "metadata": "read",
+}
+APP_EVENTS = ("issues", "issue_comment", "pull_request", "pull_request_review")

@@ -1,0 +1,43 @@
+"""The doctor: one line for each thing Osiris needs, and what to do about a red one."""
+
+from dataclasses import asdict
+
+from rich.text import Text
+
+from osiris.bootstrap import Readiness, build, github_probes, prepare
+from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
+from osiris.config.settings import Settings
+from osiris.console.common import console, print_json
+from osiris.errors import Refused
+from osiris.ports import Probe
+
+
+async def doctor(settings: Settings, *, as_json: bool) -> bool:
+    """Print one line for each thing Osiris needs; True when all that is needed is there."""
+    probes = await _examine(settings)
+    healthy = all(probe.ok or not probe.needed for probe in probes)
+    if as_json:
+        print_json({"healthy": healthy, "probes": [asdict(probe) for probe in probes]})
+        return healthy
+    out = console()
+    for probe in probes:
+        mark, style = ("ok  ", "green") if probe.ok else ("FAIL", "red") if probe.needed else ("weak", "yellow")
+        detail = f": {probe.detail}" if probe.detail else ""
+        out.print(Text(mark, style=style), Text(f"{probe.name}{detail}"))
+        if not probe.ok and probe.fix:
+            out.print(Text(f"     → {probe.fix}"))
+    return healthy
+
+
+async def _examine(settings: Settings) -> list[Probe]:
+    try:
+        osiris = build(settings)
+        await prepare(osiris.settings, osiris.engine)
+    except Refused as refused:
+        return [Probe(name="settings", ok=False, detail=str(refused))]
+    try:
+        readiness = Readiness(osiris.settings, osiris.store, osiris.sandbox)
+        github = await github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
+        return [*(await readiness()), *github]
+    finally:
+        await osiris.store.close()

@@ -1,0 +1,139 @@
+"""Looking: lists of tasks and failures, one task's story, and a task followed live."""
+
+import asyncio
+import json
+import time
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from osiris.bot.comments import review_page
+from osiris.config.settings import Settings
+from osiris.console.common import LOOK, console, find, open_views, print_json, summary
+from osiris.ports import Message
+from osiris.queue.views import Line, Step, TaskLine
+from osiris.task import ENDED, UNDER_REVIEW, State
+
+_RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
+
+
+async def list_tasks(settings: Settings, *, as_json: bool) -> None:
+    async with open_views(settings) as views:
+        lines = await views.tasks()
+    if as_json:
+        print_json([summary(settings, line) for line in lines])
+        return
+    table = Table("ID", "ISSUE", "STATE", "PULL", "MOVED", "TITLE", box=None, pad_edge=False)
+    for line in lines:
+        task = line.task
+        pull = f"#{task.pull}" if task.pull else ""
+        table.add_row(str(line.id), str(task.issue), task.state.value, pull, _ago(line.updated), Text(task.title))
+    console().print(table if lines else "no tasks yet: label an issue, or `osiris request`")
+
+
+async def list_failures(settings: Settings, *, as_json: bool) -> None:
+    async with open_views(settings) as views:
+        failures = await views.failures()
+    if as_json:
+        print_json([asdict(failure) for failure in failures])
+        return
+    table = Table("WHAT", "ID", "WHEN", "WHY", box=None, pad_edge=False)
+    for failure in failures:
+        table.add_row(failure.what, failure.id, _ago(failure.at), Text(failure.error))
+    console().print(table if failures else "nothing has failed")
+
+
+async def show(settings: Settings, id: str, *, as_json: bool) -> None:
+    async with open_views(settings) as views:
+        line = await find(views, id)
+        story, steps = await views.story(line.id), await views.steps(line.id)
+    if as_json:
+        told = [asdict(one) for one in story]
+        print_json({**summary(settings, line), "journal": told, "steps": [asdict(step) for step in steps]})
+        return
+    _print_head(settings, line)
+    for _at, words in sorted([*map(_told, story), *filter(None, map(_step, steps))], key=lambda pair: pair[0]):
+        console().print(Text(words))
+
+
+async def watch(settings: Settings, id: str, *, as_json: bool) -> None:
+    """Print what is new until the task waits for a person or has ended."""
+    async with open_views(settings) as views:
+        line, seen, at = await find(views, id), 0, 0.0
+        if not as_json:
+            _print_head(settings, line)
+        while True:
+            story, steps = await views.story(line.id, seen), await views.steps(line.id, at)
+            seen, at = max([seen, *(one.seq for one in story)]), max([at, *(step.at for step in steps)])
+            _print_new(story, steps, as_json=as_json)
+            line = await find(views, id)
+            if line.task.state in _RESTING and not line.waiting:
+                break
+            await asyncio.sleep(LOOK)
+    if not as_json:
+        _print_head(settings, line)
+
+
+def _print_new(story: list[Line], steps: list[Step], *, as_json: bool) -> None:
+    if as_json:
+        for told in (*map(asdict, story), *map(asdict, steps)):
+            print(json.dumps(told), flush=True)
+        return
+    for _at, words in sorted([*map(_told, story), *filter(None, map(_step, steps))], key=lambda pair: pair[0]):
+        console().print(Text(words))
+
+
+def _print_head(settings: Settings, line: TaskLine) -> None:
+    task, out = line.task, console()
+    out.print(Text(f"{line.id}  {task.issue}  {task.title}", style="bold"))
+    out.print(Text(f"   {task.state.value}" + (f": {task.reason}" if task.reason else "")))
+    out.print(Text(f"   {review_page(settings.github_url, task.issue, task.pull)}"))
+
+
+def _told(line: Line) -> tuple[float, str]:
+    match line.kind:
+        case "decided":
+            orders = ", ".join(line.detail["orders"]) or "nothing to do"
+            return line.at, f"{_clock(line.at)}    → {line.detail['state']}: {orders}"
+        case "done":
+            refused = f" refused: {line.detail['refused']}" if "refused" in line.detail else " done"
+            return line.at, f"{_clock(line.at)}    {line.what}{refused}"
+    return line.at, f"{_clock(line.at)}  {line.what}"
+
+
+def _step(step: Step) -> tuple[float, str] | None:
+    message: Message = step.message
+    first = message.text.partition("\n")[0][:100]
+    match message.role:
+        case "assistant":
+            calls = "; ".join(f"{call.name} {_short(dict(call.args))}" for call in message.calls)
+            return step.at, f"{_clock(step.at)}      {first + '  ' if first else ''}{calls}"
+        case "tool":
+            return step.at, f"{_clock(step.at)}        {first}"
+    return None
+
+
+def told_steps(steps: list[Step]) -> list[str]:
+    """A transcript's messages, a line each."""
+    return [told[1].partition("  ")[2] for step in steps if (told := _step(step))]
+
+
+def _short(args: dict[str, Any]) -> str:
+    """The first argument says what a call is about: a path, a pattern, a command, a summary."""
+    words = " ".join(str(next(iter(args.values()), "")).split())
+    return words if len(words) <= 70 else words[:69] + "…"
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
+
+
+def _ago(at: float) -> str:
+    seconds = max(0, int(time.time() - at))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
