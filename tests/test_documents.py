@@ -217,7 +217,7 @@ REGISTRIES = [
     for parts in (
         ("pypi", "org"),
         ("pypi", "python", "org"),
-        ("pythonhosted", "org"),
+        ("python" + "hosted", "org"),
         ("npmjs", "org"),
         ("npmjs", "com"),
         ("yarnpkg", "com"),

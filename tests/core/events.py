@@ -26,7 +26,7 @@ def requested(actor: e.Actor = OWNER, said: e.Said | None = None) -> e.Ask:
     return asked(e.TaskRequested, actor, said, title="Fix the cart!", body="It loses items.")
 
 
-def patch(run: int = 1) -> e.PatchReady:
+def patch_ready(run: int = 1) -> e.PatchReady:
     return e.PatchReady(issue=ISSUE, run=run, tree="t" * 40, base="b" * 40, at=1_700_000_000, work=WORK)
 
 
@@ -50,7 +50,7 @@ def one_of_each(run: int = 1) -> list[e.TaskEvent]:
         e.RunStarted(issue=ISSUE, run=run),
         e.PlanReady(issue=ISSUE, run=run, plan="first this"),
         e.QuestionAsked(issue=ISSUE, run=run, question="Which cart?"),
-        patch(run),
+        patch_ready(run),
         e.NothingToChange(issue=ISSUE, run=run, summary="It is right as it is."),
         e.RunFailed(issue=ISSUE, run=run, reason="the tests hang"),
         e.BudgetSpent(issue=ISSUE, run=run, reason="the budget of 60 steps is spent"),

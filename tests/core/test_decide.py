@@ -20,7 +20,7 @@ from tests.core.events import (
     approved,
     asked,
     one_of_each,
-    patch,
+    patch_ready,
     requested,
 )
 
@@ -44,7 +44,7 @@ STARTED = e.RunStarted(issue=ISSUE, run=1)
 IN_REVIEW = (
     requested(),
     STARTED,
-    patch(),
+    patch_ready(),
     e.PatchPushed(issue=ISSUE, run=1, head="h1"),
     e.PullOpened(issue=ISSUE, number=9),
 )
@@ -73,7 +73,7 @@ def test_a_request_without_an_issue_becomes_an_issue_first():
 
 
 def test_a_patch_is_pushed_and_opened_as_a_draft():
-    task, orders = play(requested(), STARTED, patch())
+    task, orders = play(requested(), STARTED, patch_ready())
     assert task.state is State.REVIEW
     assert kinds(orders) == ["Push", "OpenDraftPull", "Report"]
     assert (orders[0].pull, orders[0].reviewers, orders[1].request) == (None, (), "It loses items.")
@@ -92,28 +92,28 @@ def test_a_review_starts_one_run_with_the_whole_review_as_its_brief():
 
 
 def test_the_answer_to_a_review_names_the_reviewer_and_the_open_pull_request():
-    task, orders = play(*IN_REVIEW, CHANGES, patch(2))
+    task, orders = play(*IN_REVIEW, CHANGES, patch_ready(2))
     assert (orders[0].pull, orders[0].reviewers) == (9, ("bob",))
     assert play(e.PatchPushed(issue=ISSUE, run=2, head="h2"), task=task)[0].reviews == ()
 
 
 def test_a_review_whose_answer_could_not_be_pushed_is_still_to_be_answered():
     refused = e.OrderRefused(issue=ISSUE, reason="somebody else pushed")
-    _, orders = play(*IN_REVIEW, CHANGES, patch(2), refused, asked(e.RetryRequested))
+    _, orders = play(*IN_REVIEW, CHANGES, patch_ready(2), refused, asked(e.RetryRequested))
     assert orders[0].reviews == (REVIEW,)
 
 
 def test_a_push_that_is_recorded_late_leaves_the_next_rounds_reviews_alone():
     late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
     pushed = e.PatchPushed(issue=ISSUE, run=2, head="h2")
-    assert play(*IN_REVIEW, CHANGES, late, patch(2), pushed)[0].reviews == (late.review,)
+    assert play(*IN_REVIEW, CHANGES, late, patch_ready(2), pushed)[0].reviews == (late.review,)
 
 
 def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
     late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
     task, orders = play(*IN_REVIEW, CHANGES, late)
     assert (task.waiting, kinds(orders)) == ((late.review,), [])
-    task, orders = play(patch(2), task=task)
+    task, orders = play(patch_ready(2), task=task)
     assert (task.state, task.run, task.reviews, task.waiting) == (State.RUNNING, 3, (late.review,), ())
     assert kinds(orders) == ["Push", "OpenDraftPull", "Report", "StartRun"]
 
@@ -238,7 +238,7 @@ def test_an_unknown_command_is_named_in_the_help():
 
 
 def test_a_fact_of_another_run_is_void():
-    assert play(requested(), STARTED, patch(2))[1] == []
+    assert play(requested(), STARTED, patch_ready(2))[1] == []
 
 
 def test_a_policy_that_cannot_be_read_starts_nothing_and_says_why():
