@@ -83,7 +83,7 @@ class Load:
 
     def open(self) -> None:
         """`rate` a second, whether or not the answers keep up."""
-        total, sent, idle, busy = int(self._rate * self._seconds), 0, list(self._lines), set[Line]()
+        total, sent, idle, busy = int(self._rate * self._seconds), 0, deque(self._lines), set[Line]()
         waiting: deque[float] = deque()
         start = time.perf_counter() + 0.05
         due = [start + n / self._rate for n in range(total)]
@@ -92,7 +92,7 @@ class Load:
             while (n := sent + len(waiting)) < total and due[n] <= now:
                 waiting.append(due[n])
             while waiting and idle:
-                line = idle.pop()
+                line = idle.popleft()  # by turns: a server hangs up on a line that rests for seconds
                 line.send(self._data(sent), moment := waiting.popleft())
                 self.late.append(time.perf_counter() - moment)
                 busy.add(line)
