@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from osiris.agents.brain import brain as brain_of
-from osiris.agents.run import Runner
+from osiris.agents.run import Runner, run_name
 from osiris.bot.app import create_app
 from osiris.bot.depot import Depot
 from osiris.bot.git import HostDesk
@@ -79,10 +79,10 @@ class Osiris:
             yield
 
     async def _tidy(self) -> None:
-        """Remove the workspaces of runs that came to an end while nobody looked."""
-        ended = await self.transcripts.ended()
+        """Remove the workspaces that no run will come back to."""
+        current = {run_name(task.issue, task.run) for task in await self.store.living()}
         for name in self.sandbox.names():
-            if name in ended:
+            if name not in current:
                 await self.sandbox.remove(name)
 
 

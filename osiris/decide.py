@@ -75,15 +75,17 @@ def _noted(task: Task, event: e.TaskEvent) -> Decision:
     match event:
         case e.PullOpened(number=number) if number != task.pull:
             return replace(task, pull=number), [Report(issue=task.issue)]
-        case e.PatchPushed(run=run, head=head):
-            answered = () if run == task.run else task.reviews  # only now: a refused push leaves them to be answered
-            return replace(task, head=head, reviews=answered), [Report(issue=task.issue)]
+        case e.PatchPushed():
+            task = _pushed(task, event)
+            return task, [*_opening(task), Report(issue=task.issue)]
         case e.CommitsPushed(head=head) if head != task.head:
             return replace(task, head=head), [Report(issue=task.issue)]
         case e.ChangesRequested(review=review) if task.state is not State.DONE:
             return replace(task, waiting=(*task.waiting, review)), _seen(event)
         case e.HelpAsked():
             return task, [_help(event)]
+        case e.TaskRequested(said=None) if task.state is State.DONE:
+            return task, [Reply(issue=task.issue, topic=Topic.STATUS, once="status:done")]
         case e.Ask(said=e.Said(kind="comment", id=id)):
             return task, [Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
         case _:
@@ -106,8 +108,8 @@ def _target(task: Task, event: e.TaskEvent) -> State | None:
             void = commit != head
         case e.ChecksFailed(head=head) | e.Conflicted(head=head):
             void = head != task.head
-        case e.CommitsPushed(head=head):
-            void = head == task.head  # our own push, told to us afterwards
+        case e.CommitsPushed(head=head) | e.PatchPushed(head=head):
+            void = head == task.approved  # it was approved before we were told that it was pushed
         case _:
             void = False
     return None if void else landing(task, event)
@@ -134,6 +136,8 @@ def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
             return replace(task, approved=commit, approved_by=actor.login, head=commit, pull=pull)
         case e.CommitsPushed(head=head):
             return replace(task, head=head, approved=None, approved_by=None)
+        case e.PatchPushed():
+            return replace(_pushed(task, event), approved=None, approved_by=None)
         case e.ApprovalDismissed():
             return replace(task, approved=None, approved_by=None)
         case e.ChangesRequested(review=review):
@@ -152,6 +156,19 @@ def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
             return _again(was, replace(task, title=title, body=body))
         case _:
             return replace(task, reason=_reason(event))
+
+
+def _pushed(task: Task, event: e.PatchPushed) -> Task:
+    """Only what was pushed is answered: a refused push leaves its reviews to the next run."""
+    rest = tuple(review for review in task.reviews if review not in event.answered)
+    return replace(task, head=event.head, reviews=rest)
+
+
+def _opening(task: Task) -> list[Effect]:
+    """The pull request is opened once the work is on GitHub, and only then."""
+    if task.pull is not None or task.work is None or task.state in ENDED:
+        return []
+    return [_open_pull(task, task.work)]
 
 
 def _reason(event: e.TaskEvent) -> str:
@@ -190,9 +207,12 @@ def _again(was: Task, task: Task) -> Task:
 def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterator[Effect]:
     match event:
         case e.PatchReady():
+            yield StopRun(issue=task.issue, run=event.run)
             yield _push(was, event)
-            yield _open_pull(was, event)
+        case e.PatchPushed():
+            yield from _opening(task)
         case e.NothingToChange(summary=summary):
+            yield StopRun(issue=task.issue, run=event.run)
             yield Reply(issue=task.issue, topic=Topic.ANSWER, once=f"answer:{task.run}", detail=summary, on_pull=True)
         case e.Approved(pull=pull, commit=commit):
             yield MarkReady(issue=task.issue, pull=pull, commit=commit)
@@ -201,15 +221,17 @@ def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterat
         case e.Conflicted():
             yield _start(task, policy, Purpose.RESOLVE_CONFLICT)
         case e.Ask() if task.state in (State.QUEUED, State.PLANNING, State.RUNNING):
+            if task.run != was.run and was.state in HALTED:
+                yield StopRun(issue=task.issue, run=was.run)
             yield _start(task, policy)
         case _ if task.state in ENDED and was.state not in ENDED:
             yield StopRun(issue=task.issue, run=task.run)
 
 
 def _next_round(task: Task, policy: Policy) -> tuple[Task, list[Effect]]:
-    """A review came while the agent worked: it is the next run's brief."""
-    task = _round(replace(task, state=State.RUNNING), *task.waiting)
-    return task, [_start(task, policy)]
+    """A review came while the agent worked: it is the next run's brief. What is being pushed is not answered yet."""
+    task = _round(replace(task, state=State.RUNNING), *task.reviews, *(brief := task.waiting))
+    return task, [replace(_start(task, policy), reviews=brief)]
 
 
 def _start(task: Task, policy: Policy, purpose: Purpose | None = None) -> StartRun:
@@ -243,19 +265,19 @@ def _push(task: Task, event: e.PatchReady) -> Push:
         at=event.at,
         title=task.title,
         requester=task.requester,
-        reviewers=tuple(dict.fromkeys(review.by for review in task.reviews)),
+        reviews=task.reviews,
         work=event.work,
     )
 
 
-def _open_pull(task: Task, event: e.PatchReady) -> OpenDraftPull:
+def _open_pull(task: Task, work: e.Work) -> OpenDraftPull:
     return OpenDraftPull(
         issue=task.issue,
         branch=task.branch,
         title=task.title,
         request=task.body,
         requester=task.requester,
-        work=event.work,
+        work=work,
     )
 
 

@@ -58,6 +58,8 @@ class StartRun(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRun(Order):
+    """End a run if it is under way, and remove its workspace."""
+
     run: int
 
 
@@ -76,7 +78,7 @@ class Push(Order):
     at: int
     title: str
     requester: str
-    reviewers: tuple[str, ...]
+    reviews: tuple[Review, ...]
     work: Work
 
 

@@ -90,7 +90,10 @@ class CommandRan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a run handed in: the model's words, and the facts the harness saw."""
+    """What a run handed in: the model's words, and the facts the harness saw.
+
+    `edited_last` is True when files were changed after the last command ran.
+    """
 
     summary: str
     files: tuple[FileChange, ...]
@@ -99,6 +102,7 @@ class Work:
     model: str
     steps: int
     seconds: float
+    edited_last: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,10 +243,10 @@ class OrderRefused(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchPushed(TaskEvent):
-    """The work of run number `run` is on GitHub, as commit `head`."""
+    """Work is on GitHub, as commit `head`; `answered` are the reviews it answers."""
 
-    run: int
     head: str
+    answered: tuple[Review, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

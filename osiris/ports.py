@@ -139,10 +139,14 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkout:
-    """Where work starts: a bare mirror on this machine and a commit in it."""
+    """Where work starts: a bare mirror on this machine and a commit in it.
+
+    `trusted` is the end of the default branch: what people merged, and no agent wrote alone.
+    """
 
     mirror: Path
     commit: str
+    trusted: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

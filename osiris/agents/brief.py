@@ -1,5 +1,6 @@
 """What a run is told: the prompt as a text file, and its brief made of facts."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
@@ -29,16 +30,25 @@ def messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
 
 def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
     yield _TASKS[order.purpose]
-    yield f'<issue number="{order.issue.number}">\n{order.title}\n\n{order.body[:_LIMIT]}\n</issue>'
+    yield f'<issue number="{order.issue.number}">\n{_inert(order.title)}\n\n{_inert(order.body)}\n</issue>'
     for review in order.reviews:
         yield _review(review)
     for path, text in instructions.items():
-        yield f'<instructions path="{path}">\n{text}\n</instructions>'
+        yield f'<instructions path="{_inert(path)}">\n{_inert(text)}\n</instructions>'
 
 
 def _review(review: Review) -> str:
     threads = "\n\n".join(
-        f'<thread file="{thread.path}" line="{thread.line or "?"}">\n{thread.hunk}\n---\n{thread.text}\n</thread>'
+        f'<thread file="{_inert(thread.path)}" line="{thread.line or "?"}">\n'
+        f"{_inert(thread.hunk)}\n---\n{_inert(thread.text)}\n</thread>"
         for thread in review.threads
     )
-    return f'<review by="{review.by}">\n{review.text}\n{threads}\n</review>'[:_LIMIT]
+    return f'<review by="{_inert(review.by)}">\n{_inert(review.text)}\n{threads[:_LIMIT]}\n</review>'
+
+
+def _inert(text: str) -> str:
+    """Foreign text that cannot open or close one of our own tags, and so cannot pass for another kind of text."""
+    return _TAG.sub(r"‹\1\2", text[:_LIMIT])
+
+
+_TAG = re.compile(r"(?i)<(/?)(issue|review|thread|instructions)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from osiris import events as e
 from osiris.agents import brief
 from osiris.agents.budget import Budget
-from osiris.agents.loop import Tape, work
+from osiris.agents.loop import INTERRUPTED, Tape, work
 from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused
 from osiris.ports import (
@@ -75,6 +75,8 @@ class Runner:
         When the worker itself is cancelled the run is not over: the same order resumes it.
         """
         name = run_name(order.issue, order.run)
+        if name in self._stopped:  # while its checkout was made
+            return None
         self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny))
         try:
             return await job
@@ -83,7 +85,6 @@ class Runner:
             await asyncio.gather(job, return_exceptions=True)
             if name not in self._stopped:
                 raise
-            self._stopped.discard(name)
             await self._sandbox.remove(name)
             await self._transcripts.end(name, "stopped")
             return None
@@ -91,13 +92,14 @@ class Runner:
             del self._under_way[name]
 
     async def stop(self, issue: e.IssueRef, run: int) -> None:
-        """End a run that is under way; nothing happens when there is none."""
+        """End a run, under way or not, and remove its workspace."""
         name = run_name(issue, run)
+        self._stopped.add(name)  # for good: a run number is never used again
         if (job := self._under_way.get(name)) is not None:
-            self._stopped.add(name)
             job.cancel()
         else:
             await self._sandbox.remove(name)
+            await self._transcripts.end(name, "over")
 
     async def _to_the_end(self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact:
         run = await self._open(name, order, checkout)
@@ -106,17 +108,14 @@ class Runner:
             fact = await self._fact(run, outcome, deny)
         except Refused as refused:
             fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
-        if not isinstance(fact, e.BudgetSpent):  # a paused run goes on in the same workspace
-            await run.session.close()
-            await self._transcripts.end(name, type(fact).__name__)
-        return fact
+        return fact  # the workspace stays until the fact is recorded: a crash before that comes back to it
 
     async def _open(self, name: str, order: StartRun, checkout: Checkout) -> _Run:
         brain = self._brain()
         base, spent = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
         session, is_new = await self._sandbox.open(name, mirror=checkout.mirror, base=base)
         toolbox = self._tools(session)
-        instructions = await self._desk.instructions(order.issue.repo, base)
+        instructions = await self._desk.instructions(order.issue.repo, checkout.trusted)
         budget = Budget(steps=order.steps, minutes=order.minutes, spent_seconds=spent)
         tape = Tape(name, self._transcripts, await self._transcripts.load(name), budget)
         if is_new and tape.messages:
@@ -161,6 +160,7 @@ class Runner:
             summary=summary,
             files=taken.files,
             commands=tuple(message.ran for message in run.tape.messages if message.ran),
+            edited_last=_edited_last(run.tape.messages),
             instructions=tuple(run.instructions),
             model=run.brain.name,
             steps=run.tape.steps,
@@ -175,10 +175,29 @@ def run_name(issue: e.IssueRef, run: int) -> str:
     return f"{issue.repo.replace('/', '.')}-{issue.number}-{run}"
 
 
+def _edited_last(messages: Sequence[Message]) -> bool:
+    """Whether a file was changed after the last command ran."""
+    answers = {message.call: message for message in messages if message.role == "tool"}
+    for message in reversed(messages):
+        for call in reversed(message.calls):
+            if call.id in answers and answers[call.id].ran:
+                return False
+            if call.id in answers and call.name in ("write_file", "edit_file"):
+                return True
+    return False
+
+
 async def _replay(toolbox: Toolbox, messages: Sequence[Message]) -> None:
-    """Do again, in a new workspace, what a lost one held: every answered tool call, in order. No model is asked."""
-    answered = {message.call for message in messages if message.role == "tool"}
-    calls = [call for message in messages for call in message.calls if call.id in answered]
+    """Do again, in a new workspace, what a lost one held: every answered tool call, in order. No model is asked.
+
+    Raises Refused when a command ends otherwise than it did: the transcript would tell of another workspace.
+    """
+    answers = {message.call: message for message in messages if message.role == "tool"}
+    calls = [call for message in messages for call in message.calls if call.id in answers]
     log.info("replaying %d tool calls in a new workspace", len(calls))
     for call in calls:
-        await toolbox.call(call.name, call.args)
+        if answers[call.id].text == INTERRUPTED:
+            continue
+        then, now = answers[call.id].ran, (await toolbox.call(call.name, call.args)).ran
+        if then and now and then.exit_code != now.exit_code:
+            raise Refused("the workspace was lost, and doing the steps again ended otherwise; a retry begins anew")

@@ -28,7 +28,7 @@ def find(text: str, bot: str) -> Command | None:
     address = re.compile(rf"(?:/osiris|@{re.escape(name)}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
     for line in _lines(text):
         if match := address.match(line):
-            word = match[1].strip().partition(" ")[0].lower().rstrip(".!,")
+            word = re.split(r"[^\w-]", match[1].strip(), maxsplit=1)[0].lower()
             return Command(word, known=not word or word in KNOWN)
     return None
 

@@ -11,6 +11,7 @@ from osiris.task import State, Task
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
 _ROOM = BODY_LIMIT - 2_000  # what is left for the marker and for what is added around
 _ROWS = 30
+_QUOTE = 8_000  # characters a quotation may take: it must never push the evidence out
 
 USAGE = """I understand these, at the start of a line:
 
@@ -108,7 +109,7 @@ def _sentence(task: Task) -> str:
 
 def _half(reason: str) -> str:
     """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a stranger."""
-    words = plain(reason).strip().rstrip(".")
+    words = " ".join(plain(_printable(reason)).split()).rstrip(".")
     return words[:1].upper() + words[1:2000]
 
 
@@ -186,24 +187,36 @@ def _not_done(work: Work) -> str:
         lines.append("- Nothing was run, so nothing shows that it works.")
     elif work.commands[-1].exit_code != 0:
         lines.append("- The last command that was run did not succeed.")
-    if not any("test" in file.path.lower() for file in work.files):
+    if work.commands and work.edited_last:
+        lines.append("- Files were changed after the last command had run.")
+    if not any(_TEST.search(file.path) for file in work.files):
         lines.append("- No test was changed or added.")
     return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
 
 
+_TEST = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
+
+
 def commit_message(order: Push, coauthors: Iterable[str]) -> str:
     """Subject, the agent's summary, and the trailers people and programs rely on."""
-    subject = order.title if not order.reviewers else f"Answer the review of {', '.join(order.reviewers)}"
+    reviewers = ", ".join(dict.fromkeys(review.by for review in order.reviews))
+    subject = f"Answer the review of {reviewers}" if reviewers else order.title
     trailers = [
         f"Osiris-Task: {order.issue}",
         f"Osiris-Model: {order.work.model}",
         *(f"Co-authored-by: {person}" for person in coauthors),
     ]
-    body = _TRAILER.sub(r"\1 ", plain(order.work.summary))[:4000].strip()
-    return f"{' '.join(plain(subject).split())[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
+    body = _TRAILER.sub(r"\1 ", harmless(_printable(order.work.summary)))[:4000].strip()
+    return f"{title(subject)[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
 
 
 _TRAILER = re.compile(r"(?mi)^([a-z-]+-by|osiris-\w+):")
+
+
+def still_a_draft(reason: str) -> str:
+    return (
+        f"It is approved, but I could not take the draft mark off ({plain(reason)}). Please press *Ready for review*."
+    )
 
 
 def issue_body(order: OpenIssue) -> str:
@@ -214,22 +227,43 @@ def issue_body(order: OpenIssue) -> str:
 
 
 def plain(text: str) -> str:
-    """Foreign text that can mention nobody, close nothing, and carry no HTML, image or link of its own."""
+    """Foreign text for Markdown: `harmless`, and with no HTML, entity, image, link or footnote of its own."""
     text = re.sub(r"<!--.*?(?:-->|\Z)", "", text, flags=re.DOTALL)
-    text = re.sub(r"!?\[([^\]\n]*)\]\([^)\n]*\)", r"\1", text)
-    text = text.replace("<", "&lt;")
-    text = re.sub(r"@(?=[A-Za-z0-9])", "@\u2060", text)
-    return re.sub(r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)(?=[\w./-]*#\d|https?:)", "\\1\\2\u2060", text)
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    text = re.sub(r"\](?=[(\[:])", f"]{_JOINER}", text)
+    text = re.sub(r"\[(?=\^)", f"[{_JOINER}", text)
+    return harmless(text)
+
+
+def harmless(text: str) -> str:
+    """Foreign text that can mention nobody and refer to, and so close, nothing. It still looks the same."""
+    text = re.sub(r"@(?=[A-Za-z0-9])", f"@{_JOINER}", text)
+    text = re.sub(r"(?i)(#|\bGH-)(?=\d)", f"\\1{_JOINER}", text)
+    return re.sub(r"(?i)\b(https?:)(?=//)", f"\\1{_JOINER}", text)
+
+
+_JOINER = "\u2060"  # the word joiner: it is not seen, and takes the meaning out of what stands before it
+
+
+def title(text: str) -> str:
+    """Foreign text as one line: a pull request's title or a commit's subject."""
+    return " ".join(harmless(_printable(text)).split())
+
+
+def _printable(text: str) -> str:
+    """Without control and invisible characters, those that turn the writing direction among them."""
+    return "".join(c for c in text if c.isprintable() or c.isspace())
 
 
 def quoted(text: str) -> str:
     """Foreign text as a quotation."""
-    return "\n".join(f"> {line}" for line in plain(text)[:20_000].splitlines()) or "> (nothing)"
+    lines = re.sub(r"\n\s*\n+", "\n\n", plain(_printable(text)).strip()).splitlines()
+    return "\n".join(f"> {line}" for line in lines)[:_QUOTE] or "> (nothing)"
 
 
 def _code(text: str, limit: int = 160) -> str:
     """Foreign text inside a code span in a table."""
-    text = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
+    text = " ".join(_printable(text).split()).replace("`", "'").replace("|", "\\|")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

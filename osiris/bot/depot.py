@@ -24,22 +24,26 @@ class Depot:
             await self._desk.prepare(repo)
             token = await self._tokens.reader(repo)
             try:
-                ref, commit = await self._tip(repo, branch, token)
-                if not await self._desk.mirrored(repo, commit):
-                    await self._fetch(repo, ref, token)
+                tips = await self._tips(repo, branch, token)
+                for ref, commit in tips.items():
+                    if not await self._desk.mirrored(repo, commit):
+                        await self._fetch(repo, ref, token)
             except GitFailed as error:
                 self._tokens.forget_reader(repo)
                 raise outage(error, "fetch") from None
-        return Checkout(mirror=self._desk.mirror(repo), commit=commit)
+        trusted = tips["HEAD"]
+        return Checkout(
+            mirror=self._desk.mirror(repo), commit=tips.get(f"refs/heads/{branch}", trusted), trusted=trusted
+        )
 
-    async def _tip(self, repo: str, branch: str, token: str) -> tuple[str, str]:
+    async def _tips(self, repo: str, branch: str, token: str) -> dict[str, str]:
+        """The commits of HEAD (the default branch) and, if it exists, of `branch`."""
         args = ("ls-remote", "--quiet", "--", self._address(repo), "HEAD", f"refs/heads/{branch}")
         told = await git(self._desk.desk(repo), *args, config=self._authority(token))
         refs = {ref: commit for commit, ref in (line.split("\t") for line in told.decode().splitlines())}
-        for ref in (f"refs/heads/{branch}", "HEAD"):
-            if ref in refs:
-                return ref, refs[ref]
-        raise Refused("the repository is empty; it needs a first commit before I can work in it")
+        if "HEAD" not in refs:
+            raise Refused("the repository is empty; it needs a first commit before I can work in it")
+        return refs
 
     async def _fetch(self, repo: str, ref: str, token: str) -> None:
         kept = ref if ref != "HEAD" else "refs/heads/osiris-base"

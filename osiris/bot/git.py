@@ -208,10 +208,8 @@ class HostDesk:
 
     async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
         desk, found, room = self.desk(repo), {}, _INSTRUCTIONS_LIMIT
-        names = (await git(desk, "ls-tree", "-r", "-z", "--name-only", commit)).split(b"\0")
-        paths = [name.decode("utf-8", "replace") for name in names]
-        for path in sorted((p for p in paths if _INSTRUCTIONS.fullmatch(p)), key=lambda p: (p.count("/"), p))[:20]:
-            text = (await git(desk, "cat-file", "blob", f"{commit}:{path}")).decode("utf-8", "replace")
+        for path, blob in _instruction_files(await git(desk, "ls-tree", "-r", "-z", commit))[:20]:
+            text = (await git(desk, "cat-file", "blob", blob)).decode("utf-8", "replace")
             if room > 0:
                 found[path] = text[:room] + ("\n… cut" if len(text) > room else "")
                 room -= len(text)
@@ -236,6 +234,16 @@ class HostDesk:
         return made.decode().strip()
 
 
+def _instruction_files(listing: bytes) -> list[tuple[str, str]]:
+    """(path, blob id) of the regular files that hold instructions, those nearest the root first."""
+    found = []
+    for line in filter(None, listing.split(b"\0")):
+        (mode, _kind, blob), name = line.partition(b"\t")[0].split(b" "), line.partition(b"\t")[2]
+        if mode in (b"100644", b"100755") and _INSTRUCTIONS.fullmatch(path := shown(name)):
+            found.append((path, blob.decode()))
+    return sorted(found, key=lambda file: (file[0].count("/"), file[0]))
+
+
 def shown(path: bytes) -> str:
     """A file name as text; what is no UTF-8 or not printable is escaped."""
     text = path.decode("utf-8", "backslashreplace")
@@ -257,6 +265,8 @@ def outage(error: GitFailed, what: str) -> Refused | Unavailable:
     told = error.told
     if re.search(r"non-fast-forward|fetch first|stale info|Updates were rejected", told):
         return Refused("somebody else pushed to the branch while I worked, and I never force a push")
+    if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
+        return Unavailable(f"git could not {what}: GitHub had a fault of its own")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
         return Refused(f"GitHub rejected the {what}: {match[0]}")
     if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):

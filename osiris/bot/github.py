@@ -1,8 +1,10 @@
 """GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from json import dumps, loads
 from time import monotonic
 from typing import Any
 
@@ -10,8 +12,9 @@ import githubkit
 from githubkit import TokenAuthStrategy, UnauthAuthStrategy
 from githubkit.exception import GitHubException, GraphQLFailed, RequestFailed
 
-from osiris.bot.tokens import FAILURES, Tokens, translate
+from osiris.bot.tokens import FAILURES, PATIENCE, Tokens, translate
 from osiris.config import repo as repo_file
+from osiris.config.logging import redact
 from osiris.errors import OsirisError, Refused, Unavailable
 from osiris.events import IssueRef, Role, Said, Thread
 from osiris.policy import Policy
@@ -27,7 +30,7 @@ _READY = """mutation Ready($id: ID!) {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pull:
-    """A pull request as it is now."""
+    """A pull request as it is now; `branch` is "" when it is in a fork."""
 
     number: int
     node: str
@@ -38,13 +41,25 @@ class Pull:
     branch: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issue:
+    """An issue as it is now; its labels in lower case."""
+
+    open: bool
+    labels: frozenset[str]
+
+
 class GitHub:
     """Reads with a token that can only read; writes each with a token minted for it."""
 
     def __init__(self, tokens: Tokens, api_url: str) -> None:
         self._tokens = tokens
         self._api = githubkit.GitHub(
-            UnauthAuthStrategy(), base_url=api_url.rstrip("/") + "/", auto_retry=False, http_cache=False
+            UnauthAuthStrategy(),
+            base_url=api_url.rstrip("/") + "/",
+            auto_retry=False,
+            http_cache=False,
+            timeout=PATIENCE,
         )
         self._policies: dict[str, tuple[Policy, float]] = {}
 
@@ -102,6 +117,11 @@ class GitHub:
     async def default_branch(self, repo: str) -> str:
         return str((await self._read(repo, ""))["default_branch"])
 
+    async def issue(self, repo: str, number: int) -> Issue:
+        data = await self._read(repo, f"/issues/{number}")
+        labels = frozenset(label["name"].casefold() for label in data["labels"])
+        return Issue(open=data["state"] == "open", labels=labels)
+
     async def review_threads(self, repo: str, pull: int, review: int) -> tuple[Thread, ...]:
         """The line comments of one review."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
@@ -121,7 +141,8 @@ class GitHub:
         body = f"{words}\n\n{marker}"
         token = await self._tokens.mint(issue.repo, issues="write", pull_requests="write")
         async for comment in self._pages(issue.repo, f"/issues/{number}/comments"):
-            if marker in (comment["body"] or "") and comment["user"]["login"] == await self.login():
+            ours = comment["user"]["login"] == await self.login()
+            if ours and (comment["body"] or "").rstrip().endswith(marker):
                 if comment["body"] != body:
                     await self._send("PATCH", issue.repo, f"/issues/comments/{comment['id']}", token, {"body": body})
                 return
@@ -153,14 +174,22 @@ class GitHub:
             return pull.number
         token = await self._tokens.mint(repo, pull_requests="write")
         sent = {"head": branch, "base": await self.default_branch(repo), "title": title, "body": body, "draft": True}
-        return int((await self._send("POST", repo, "/pulls", token, sent))["number"])
+        try:
+            made = await self._send("POST", repo, "/pulls", token, sent)
+        except Refused as refused:
+            if "draft pull requests are not supported" not in str(refused).lower():
+                raise
+            plain = {**sent, "draft": False, "title": f"[WIP] {title}"}  # private repositories of free plans
+            made = await self._send("POST", repo, "/pulls", token, plain)
+        return int(made["number"])
 
-    async def mark_ready(self, repo: str, number: int, commit: str) -> None:
+    async def mark_ready(self, repo: str, number: int, commit: str) -> Pull:
         """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head any more."""
         pull = await self.pull(repo, number)
         if pull.open and pull.draft and pull.head == commit:
-            token = await self._tokens.mint(repo, pull_requests="write")
+            token = await self._tokens.mint(repo, pull_requests="write", contents="write")
             await self._graphql(_READY, {"id": pull.node}, token)
+        return pull
 
     async def check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
         """The one check run "Osiris" of a commit, made or brought up to date."""
@@ -195,7 +224,9 @@ class GitHub:
             page, more = page + 1, len(rows) == _PAGE
 
     async def _send(self, method: str, repo: str, path: str, token: str, json: object) -> Any:
-        return await self._request(method, f"/repos/{repo}{path}", token, json=json)
+        """A write. Nothing shaped like a secret leaves this way, whatever it was that put it into the words."""
+        clean = loads(redact(dumps(json)))
+        return await self._request(method, f"/repos/{repo}{path}", token, json=clean)
 
     async def _request(
         self,
@@ -219,6 +250,8 @@ class GitHub:
             await self._api.with_auth(TokenAuthStrategy(token)).async_graphql(query, variables)
         except GraphQLFailed as error:
             told = "; ".join(e.message for e in error.response.errors or [])
+            if re.search(r"(?i)rate limit|something went wrong|timed? ?out", told):
+                raise Unavailable(f"GitHub could not answer a GraphQL request now: {told[:200]}") from None
             raise Refused(f"GitHub refused a GraphQL request: {told[:200]}") from None
         except FAILURES as error:
             raise translate(error, "GraphQL") from None
@@ -249,8 +282,14 @@ def _pull(data: dict[str, Any]) -> Pull:
         merged=bool(data.get("merged") or data.get("merged_at")),
         draft=data["draft"],
         head=data["head"]["sha"],
-        branch=data["head"]["ref"],
+        branch=data["head"]["ref"] if _at_home(data) else "",
     )
+
+
+def _at_home(pull: dict[str, Any]) -> bool:
+    """Whether the branch is in this repository: a fork's may have any name."""
+    home, head = pull["base"]["repo"]["full_name"], pull["head"]["repo"]
+    return bool(head) and head["full_name"] == home
 
 
 def _thread(comment: dict[str, Any]) -> Thread:

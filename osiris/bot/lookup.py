@@ -7,6 +7,7 @@ from osiris import events as e
 from osiris.bot import commands, payloads
 from osiris.bot.github import GitHub
 from osiris.bot.payloads import Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
+from osiris.errors import Refused
 from osiris.ports import Tasks
 from osiris.task import Task
 
@@ -18,8 +19,12 @@ class Lookup:
         self._github, self._tasks = github, tasks
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
-        """The event behind a delivery, or None. Raises ValueError for a body GitHub would not send, Unavailable."""
-        notice = payloads.read(kind, body)
+        """The event behind a delivery, or None. Raises Refused for a body GitHub would not send, and Unavailable."""
+        try:
+            notice = payloads.read(kind, body)
+        except ValueError as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Refused(f"the body is not what GitHub sends as {kind}: {first}") from None
         match notice:
             case None:
                 return None
@@ -44,17 +49,30 @@ class Lookup:
         return e.Actor(notice.sender, await self._github.role(notice.repo, notice.sender))
 
     async def _labelled(self, notice: Labelled) -> e.Event | None:
-        if notice.label != (await self._github.policy(notice.repo)).label:
+        if not await self._is_trigger(notice):
             return None
+        now = await self._github.issue(notice.repo, notice.issue.number)
+        if not now.open or notice.label.casefold() not in now.labels:
+            return None  # it was taken off again meanwhile
         actor = await self._actor(notice)
         return e.TaskRequested(issue=notice.issue, actor=actor, title=notice.title, body=notice.body)
 
     async def _withdrawn(self, notice: Unlabelled) -> e.Event | None:
-        if notice.label != (await self._github.policy(notice.repo)).label:
+        """Only people with write access steer, though GitHub lets others take labels off and close what they opened."""
+        if not await self._is_trigger(notice) or not (await self._actor(notice)).may_steer:
+            return None
+        now = await self._github.issue(notice.repo, notice.issue.number)
+        if notice.label.casefold() in now.labels:
             return None
         return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
 
-    async def _issue_closed(self, notice: IssueClosed) -> e.Event:
+    async def _is_trigger(self, notice: Labelled | Unlabelled) -> bool:
+        return notice.label.casefold() == (await self._github.policy(notice.repo)).label.casefold()
+
+    async def _issue_closed(self, notice: IssueClosed) -> e.Event | None:
+        now = await self._github.issue(notice.repo, notice.issue.number)
+        if now.open or not (await self._actor(notice)).may_steer:
+            return None
         if notice.not_planned:
             return e.IssueDropped(issue=notice.issue, by=notice.sender)
         return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
@@ -85,7 +103,7 @@ class Lookup:
             return task
         if match := re.match(r"osiris/(\d+)-", branch):
             task = await self._tasks.get(e.IssueRef(repo, int(match[1])))
-            return task if task and task.branch == branch else None
+            return task if task and task.branch == branch and task.pull is None else None
         return None
 
     # ── pull requests ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -41,6 +41,7 @@ class _Comment(BaseModel):
 
 class _Head(BaseModel):
     ref: str
+    repo: _Repository | None = None
 
 
 class _Pull(BaseModel):
@@ -170,13 +171,18 @@ def _notice(kind: str, said: _Payload, repo: str, sender: _User) -> Notice | Non
         case "pull_request", _Payload(
             action="closed" | "reopened" | "synchronize" as how, pull_request=_Pull() as pull
         ):
-            return PullMoved(**who, pull=pull.number, branch=pull.head.ref, how=how)  # type: ignore[arg-type]
+            return PullMoved(**who, pull=pull.number, branch=_branch(pull, repo), how=how)  # type: ignore[arg-type]
         case (
             "pull_request_review",
             _Payload(action="submitted" | "dismissed", pull_request=_Pull() as pull, review=_Review() as review),
         ):
             return _reviewed(said.action, pull, review, who)
     return None
+
+
+def _branch(pull: _Pull, repo: str) -> str:
+    """The branch in this repository; a fork's branch may have any name, so it has none here."""
+    return pull.head.ref if pull.head.repo and pull.head.repo.full_name == repo else ""
 
 
 def _reviewed(action: str, pull: _Pull, review: _Review, who: dict[str, object]) -> Reviewed | None:
@@ -186,7 +192,7 @@ def _reviewed(action: str, pull: _Pull, review: _Review, who: dict[str, object])
     return Reviewed(
         **who,  # type: ignore[arg-type]
         pull=pull.number,
-        branch=pull.head.ref,
+        branch=_branch(pull, str(who["repo"])),
         review=review.id,
         node=review.node_id,
         state=state,  # type: ignore[arg-type]

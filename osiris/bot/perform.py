@@ -59,6 +59,7 @@ class Performers:
 
     async def _start_run(self, order: f.StartRun, task: Task | None) -> Facts:
         if task is None or task.run != order.run or task.state not in ("queued", "running", "planning"):
+            await self._runner.stop(order.issue, order.run)
             return []  # overtaken: stopped, merged, or another run has its place
         await self._runner.begin(order)
         policy = await self._github.policy(order.issue.repo)
@@ -81,7 +82,7 @@ class Performers:
             repo, tree=order.tree, base=order.base, message=message, author=login, email=email, at=order.at
         )
         await self._depot.push(repo, commit, order.branch)
-        return [e.PatchPushed(issue=order.issue, run=order.run, head=commit)]
+        return [e.PatchPushed(issue=order.issue, head=commit, answered=order.reviews)]
 
     async def _coauthor(self, repo: str, login: str) -> str:
         id = await self._github.user_id(repo, login)
@@ -89,13 +90,17 @@ class Performers:
 
     async def _open_draft_pull(self, order: f.OpenDraftPull, _task: Task | None) -> Facts:
         number = await self._github.open_draft_pull(
-            order.issue.repo, order.branch, order.title[:250], comments.pull_body(order)
+            order.issue.repo, order.branch, comments.title(order.title)[:250], comments.pull_body(order)
         )
         return [e.PullOpened(issue=order.issue, number=number)]
 
     async def _mark_ready(self, order: f.MarkReady, _task: Task | None) -> Facts:
-        await self._github.mark_ready(order.issue.repo, order.pull, order.commit)
-        return []
+        try:
+            pull = await self._github.mark_ready(order.issue.repo, order.pull, order.commit)
+        except Refused as refused:
+            await self._github.say(order.issue, order.pull, comments.still_a_draft(str(refused)), kind="draft")
+            raise
+        return [] if pull.head == order.commit else [e.CommitsPushed(issue=order.issue, head=pull.head)]
 
     async def _report(self, order: f.Report, task: Task | None) -> Facts:
         if task is None:

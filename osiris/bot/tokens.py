@@ -18,6 +18,7 @@ READ = {
     "checks": "read",
 }
 FAILURES = (RequestFailed, RequestError, RequestTimeout)
+PATIENCE = 30.0  # seconds for one answer of GitHub
 _READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
 
 
@@ -26,7 +27,11 @@ class Tokens:
 
     def __init__(self, app_id: str, private_key: str, api_url: str, *, clock: Callable[[], float] = time.time) -> None:
         self._app = GitHub(
-            AppAuthStrategy(app_id, private_key), base_url=_slash(api_url), auto_retry=False, http_cache=False
+            AppAuthStrategy(app_id, private_key),
+            base_url=_slash(api_url),
+            auto_retry=False,
+            http_cache=False,
+            timeout=PATIENCE,
         )
         self._clock = clock
         self._installations: dict[str, int] = {}

@@ -33,11 +33,13 @@ class _File(BaseModel):
 def parse(text: str) -> Policy:
     """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
     try:
-        file = _File.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # yaml lets the last three through
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise Refused(f"`{PATH}` is not YAML{where}; mend it on the default branch") from None
+    try:
+        file = _File.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"

@@ -5,11 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from osiris.effects import ESSENTIAL, Effect, Report
 from osiris.errors import Refused, Unavailable
-from osiris.events import Event, OrderRefused, RequestMade
+from osiris.events import Ask, Event, OrderRefused, RequestMade
 from osiris.policy import Policy
 from osiris.queue import codec
 from osiris.queue.batch import Batch
@@ -58,11 +56,14 @@ class Jobs:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))
         except Unavailable as outage:
-            await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
+            if row.attempts + 1 >= _OUTAGE_ATTEMPTS and row.source != OWN:
+                await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
+            else:
+                await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
         except Exception as bug:
             log.exception("a bug in handling %s (%s)", id, row.kind)
             if row.attempts + 1 >= _BUG_ATTEMPTS:
-                await self._store.fail_inbox(id, f"a bug in Osiris: {type(bug).__name__}: {bug}")
+                await self._store.fail_inbox(id, _bug(bug))
             else:
                 await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
 
@@ -70,20 +71,27 @@ class Jobs:
         if row.source == OWN:
             fact: Event = codec.load(json.loads(row.body))
             return fact
-        try:
-            return await self._interpreters[row.source](row.kind, row.body)
-        except (ValidationError, ValueError, KeyError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise Refused(f"the body is not what {row.source} sends as {row.kind}: {first}") from None
+        return await self._interpreters[row.source](row.kind, row.body)
 
     async def _policy(self, event: Event) -> Policy:
         if isinstance(event, RequestMade):
             return Policy()
-        return await self._policy_of(event.issue.repo)
+        try:
+            return await self._policy_of(event.issue.repo)
+        except Refused:
+            if isinstance(event, Ask):
+                raise
+            return Policy()  # a fact of our own is never lost because the policy cannot be read now
 
     async def perform(self, id: int) -> None:
         """Do one order, unless a later one makes it needless."""
-        if (found := await self._store.order(id)) is None:
+        try:
+            found = await self._store.order(id)
+        except (ValueError, KeyError) as error:
+            log.error("order %s cannot be read and is given up: %s", id, error)
+            await self._store.finish(id, error="it cannot be read")
+            return
+        if found is None:
             return
         order, task, attempts = found
         if isinstance(order, Report) and await self._store.superseded(id):
@@ -103,7 +111,7 @@ class Jobs:
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
-                await self._give_up(id, order, f"a bug in Osiris: {type(bug).__name__}: {bug}")
+                await self._give_up(id, order, _bug(bug))
             else:
                 await self._store.postpone_order(id, str(bug), self._pause(attempts))
 
@@ -116,3 +124,8 @@ class Jobs:
         if outage is not None and outage.retry_in is not None:
             return outage.retry_in
         return self._pauses[min(attempts, len(self._pauses) - 1)]
+
+
+def _bug(error: Exception) -> str:
+    """What people are told of a bug: its text may hold anything, so that stays in the operator's log."""
+    return f"a bug in Osiris ({type(error).__name__}); the operator's log has the rest"

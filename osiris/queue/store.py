@@ -15,14 +15,19 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.orm.exc import StaleDataError
 
 from osiris.decide import decide
-from osiris.effects import Effect, StartRun
+from osiris.effects import Effect, React, StartRun, StopRun
 from osiris.errors import Unavailable
 from osiris.events import Event, IssueRef, RequestMade
 from osiris.policy import Policy
 from osiris.queue import codec, journal
 from osiris.queue.database import blocking
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, now
-from osiris.task import Task
+from osiris.task import LIVING, Task
+
+WRITES, RUNS, REACTIONS, STOPS = range(4)
+"""Lanes of the outbox. Only a write holds up what comes after it; a reaction and a stop wait for nothing."""
+
+_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS}
 
 OWN = "osiris"
 """The source of our own facts in the inbox."""
@@ -147,19 +152,23 @@ class Store:
 
     # ── outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def orders_due(self, limit: int) -> list[Due]:
-        """Orders whose time has come and before which no order of the same task is still to be done."""
+    async def orders_due(self, limit: int, lanes: Collection[int], without: Collection[int]) -> list[Due]:
+        """Orders whose time has come, but for those that are `without`, of the given lanes.
+
+        In the lanes 0 and 1 an order waits for every earlier order of its task in lane 0.
+        """
         earlier = aliased(OutboxRow)
         blocked = exists().where(
             earlier.task_id == OutboxRow.task_id,
             earlier.id < OutboxRow.id,
             earlier.not_before.is_not(None),
-            earlier.lane == 0,
+            earlier.lane == WRITES,
         )
         query = (
             select(OutboxRow, TaskRow.repo)
             .outerjoin(TaskRow, TaskRow.id == OutboxRow.task_id)
-            .where(OutboxRow.not_before <= now(), ~blocked)
+            .where(OutboxRow.not_before <= now(), OutboxRow.lane.in_(lanes), OutboxRow.id.not_in(without))
+            .where(~blocked | (OutboxRow.lane > RUNS))
             .order_by(OutboxRow.id)
             .limit(limit)
         )
@@ -230,6 +239,12 @@ class Store:
             row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
         return codec.load_task(row.data) if row else None
 
+    async def living(self) -> list[Task]:
+        """Every task that has not ended."""
+        query = select(TaskRow.data).where(TaskRow.state.in_([state.value for state in LIVING]))
+        async with self._read() as session:
+            return [codec.load_task(data) for data in await session.scalars(query)]
+
     async def close(self) -> None:
         """Close every connection to the database."""
         self._door.shutdown()
@@ -268,7 +283,7 @@ def _order_row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> Ou
         key=f"{inbox_id}.{n}",
         task_id=task.id if task else None,
         kind=type(order).__name__,
-        lane=1 if isinstance(order, StartRun) else 0,
+        lane=_LANES.get(type(order), WRITES),
         body=codec.dump(order),
         not_before=now(),
     )

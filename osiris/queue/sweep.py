@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.ports import Wake
 from osiris.queue.jobs import Jobs
-from osiris.queue.store import Due, Store
+from osiris.queue.store import REACTIONS, RUNS, STOPS, WRITES, Due, Store
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ class Worker:
         except SQLAlchemyError as error:
             log.error("the database does not answer: %s", type(error).__name__)
             return _IDLE
+        except Exception:
+            log.exception("a bug in looking for work")  # the worker must not end of it
+            return _IDLE
         if at is None:
             return _IDLE
         return max(0.01, min(_IDLE, at - time.time()))
@@ -66,15 +69,21 @@ class Worker:
         return len(rows)
 
     async def _start_orders(self) -> None:
-        for due in await self._store.orders_due(50):
-            if due not in self._performing and self._has_room(due):
+        """Start what is due, each kind by itself: many runs that wait must not hide a write that could be done."""
+        under_way = [due.id for due in self._performing]
+        room = self._runs - sum(due.lane == RUNS for due in self._performing)
+        dues = await self._store.orders_due(50, (WRITES, REACTIONS, STOPS), under_way)
+        if room > 0:
+            dues += await self._store.orders_due(room, (RUNS,), under_way)
+        for due in dues:
+            if self._has_room(due):
                 self._performing[due] = self._job(self._jobs.perform(due.id), partial(self._performing.pop, due))
 
     def _has_room(self, due: Due) -> bool:
-        same_lane = [other for other in self._performing if other.lane == due.lane]
-        if due.lane == 1:
-            return len(same_lane) < self._runs
-        return all(other.owner != due.owner for other in same_lane)
+        """Writes and reactions go one at a time through each account."""
+        if due.lane in (RUNS, STOPS):
+            return True
+        return all((other.lane, other.owner) != (due.lane, due.owner) for other in self._performing)
 
     def _job(self, work: Coroutine[Any, Any, None], forget: Callable[[], object]) -> asyncio.Task[None]:
         job = asyncio.create_task(work)

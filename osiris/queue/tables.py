@@ -60,7 +60,7 @@ class TaskRow(Table):
 
 
 class OutboxRow(Table):
-    """What is to be done. A task's orders of lane 0 are done one after another; lane 1 (runs) holds nobody up."""
+    """What is to be done; `lane` says what waits for what (`store.py`)."""
 
     __tablename__ = "outbox"
     __table_args__ = (Index("ix_outbox_due", "not_before", "id"), Index("ix_outbox_task", "task_id", "done"))

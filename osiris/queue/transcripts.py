@@ -43,8 +43,3 @@ class DatabaseTranscripts:
     async def end(self, run: str, outcome: str) -> None:
         async with self._engine.begin() as connection:
             await connection.execute(update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome))
-
-    async def ended(self) -> set[str]:
-        """The names of all runs that came to an end."""
-        async with self._read() as session:
-            return set(await session.scalars(select(RunRow.name).where(RunRow.ended.is_not(None))))

@@ -55,7 +55,7 @@ def one_of_each(run: int = 1) -> list[e.TaskEvent]:
         e.RunFailed(issue=ISSUE, run=run, reason="the tests hang"),
         e.BudgetSpent(issue=ISSUE, run=run, reason="the budget of 60 steps is spent"),
         e.OrderRefused(issue=ISSUE, reason="the push was refused"),
-        e.PatchPushed(issue=ISSUE, run=1, head="h1"),
+        e.PatchPushed(issue=ISSUE, head="h1"),
         e.PullOpened(issue=ISSUE, number=9),
         e.CommitsPushed(issue=ISSUE, head="h2"),
         e.ChecksFailed(issue=ISSUE, head="h1", summary="2 tests fail"),

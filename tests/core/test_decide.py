@@ -45,7 +45,7 @@ IN_REVIEW = (
     requested(),
     STARTED,
     patch_ready(),
-    e.PatchPushed(issue=ISSUE, run=1, head="h1"),
+    e.PatchPushed(issue=ISSUE, head="h1"),
     e.PullOpened(issue=ISSUE, number=9),
 )
 CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "R1"))
@@ -72,11 +72,19 @@ def test_a_request_without_an_issue_becomes_an_issue_first():
     assert decide(None, made, POLICY) == (None, [order])
 
 
-def test_a_patch_is_pushed_and_opened_as_a_draft():
+def test_a_patch_is_pushed_and_only_then_opened_as_a_draft():
     task, orders = play(requested(), STARTED, patch_ready())
     assert task.state is State.REVIEW
-    assert kinds(orders) == ["Push", "OpenDraftPull", "Report"]
-    assert (orders[0].pull, orders[0].reviewers, orders[1].request) == (None, (), "It loses items.")
+    assert kinds(orders) == ["StopRun", "Push", "Report"]
+    assert (orders[1].pull, orders[1].reviews) == (None, ())
+    task, orders = play(e.PatchPushed(issue=ISSUE, head="h1"), task=task)
+    assert (kinds(orders), orders[0].request, orders[0].work) == (["OpenDraftPull", "Report"], "It loses items.", WORK)
+
+
+def test_a_push_that_was_refused_or_overtaken_opens_nothing():
+    ready = (requested(), STARTED, patch_ready())
+    assert kinds(play(*ready, e.OrderRefused(issue=ISSUE, reason="no"))[1]) == ["StopRun", "Report"]
+    assert kinds(play(*ready, asked(e.StopRequested), e.PatchPushed(issue=ISSUE, head="h1"))[1]) == ["Report"]
 
 
 def test_what_was_pushed_and_opened_is_remembered_and_reported():
@@ -93,8 +101,10 @@ def test_a_review_starts_one_run_with_the_whole_review_as_its_brief():
 
 def test_the_answer_to_a_review_names_the_reviewer_and_the_open_pull_request():
     task, orders = play(*IN_REVIEW, CHANGES, patch_ready(2))
-    assert (orders[0].pull, orders[0].reviewers) == (9, ("bob",))
-    assert play(e.PatchPushed(issue=ISSUE, run=2, head="h2"), task=task)[0].reviews == ()
+    assert (orders[1].pull, orders[1].reviews) == (9, (REVIEW,))
+    pushed = e.PatchPushed(issue=ISSUE, head="h2", answered=orders[1].reviews)
+    task, orders = play(pushed, task=task)
+    assert (task.reviews, task.head, kinds(orders)) == ((), "h2", ["Report"])
 
 
 def test_a_review_whose_answer_could_not_be_pushed_is_still_to_be_answered():
@@ -103,10 +113,36 @@ def test_a_review_whose_answer_could_not_be_pushed_is_still_to_be_answered():
     assert orders[0].reviews == (REVIEW,)
 
 
-def test_a_push_that_is_recorded_late_leaves_the_next_rounds_reviews_alone():
+def test_a_refused_push_loses_neither_the_review_it_answers_nor_the_one_that_waits():
     late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
-    pushed = e.PatchPushed(issue=ISSUE, run=2, head="h2")
-    assert play(*IN_REVIEW, CHANGES, late, patch_ready(2), pushed)[0].reviews == (late.review,)
+    task, orders = play(*IN_REVIEW, CHANGES, late, patch_ready(2))
+    assert (orders[-1].reviews, task.reviews) == ((late.review,), (REVIEW, late.review))
+    assert play(e.PatchPushed(issue=ISSUE, head="h2", answered=(REVIEW,)), task=task)[0].reviews == (late.review,)
+    refused = e.OrderRefused(issue=ISSUE, reason="somebody else pushed")
+    assert play(refused, asked(e.RetryRequested), task=task)[1][0].reviews == (REVIEW, late.review)
+
+
+def test_an_approval_of_the_old_commit_does_not_cover_what_is_being_pushed():
+    task, _ = play(*IN_REVIEW, CHANGES, patch_ready(2), approved("h1", "h1"))
+    assert task.state is State.APPROVED
+    task, orders = play(e.PatchPushed(issue=ISSUE, head="h2"), task=task)
+    assert (task.state, task.head, task.approved, kinds(orders)) == (State.REVIEW, "h2", None, ["Report"])
+
+
+def test_an_approval_that_came_before_our_own_word_of_the_push_stands():
+    task, _ = play(*IN_REVIEW, CHANGES, patch_ready(2), approved("h2", "h2"))
+    task, _orders = play(e.PatchPushed(issue=ISSUE, head="h2", answered=(REVIEW,)), task=task)
+    assert (task.state, task.approved, task.reviews) == (State.APPROVED, "h2", ())
+
+
+def test_a_review_of_a_paused_task_ends_the_paused_run():
+    _task, orders = play(*IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), CHANGES)
+    assert (kinds(orders)[:2], orders[0].run, orders[1].run) == (["StopRun", "StartRun"], 2, 3)
+
+
+def test_a_label_on_merged_work_is_answered_with_what_it_is():
+    [reply] = play(*IN_REVIEW, e.Merged(issue=ISSUE, by="bob"), requested())[1]
+    assert (reply.topic, reply.once) == (f.Topic.STATUS, "status:done")
 
 
 def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
@@ -114,8 +150,8 @@ def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
     task, orders = play(*IN_REVIEW, CHANGES, late)
     assert (task.waiting, kinds(orders)) == ((late.review,), [])
     task, orders = play(patch_ready(2), task=task)
-    assert (task.state, task.run, task.reviews, task.waiting) == (State.RUNNING, 3, (late.review,), ())
-    assert kinds(orders) == ["Push", "OpenDraftPull", "Report", "StartRun"]
+    assert (task.state, task.run, task.waiting) == (State.RUNNING, 3, ())
+    assert kinds(orders) == ["StopRun", "Push", "Report", "StartRun"]
 
 
 def test_a_review_of_finished_work_changes_nothing():
@@ -124,8 +160,8 @@ def test_a_review_of_finished_work_changes_nothing():
 
 def test_a_review_answered_without_a_change_is_answered_in_words():
     task, orders = play(*IN_REVIEW, CHANGES, e.NothingToChange(issue=ISSUE, run=2, summary="It is right."))
-    assert (task.state, task.reviews, kinds(orders)) == (State.REVIEW, (), ["Reply", "Report"])
-    assert orders[0].on_pull
+    assert (task.state, task.reviews, kinds(orders)) == (State.REVIEW, (), ["StopRun", "Reply", "Report"])
+    assert orders[1].on_pull
 
 
 def test_an_approval_counts_for_the_commit_it_was_given_for():
@@ -206,7 +242,7 @@ def test_a_plan_waits_for_approval_and_a_question_for_its_answer():
     task, _ = play(*planning, e.QuestionAsked(issue=ISSUE, run=1, question="Which?"))
     assert (task.state, task.before, task.reason) == (State.ASKING, State.PLANNING, "Which?")
     task, orders = play(asked(e.Answered, text="the big one"), task=task)
-    assert (task.state, orders[0].purpose) == (State.PLANNING, f.Purpose.PLAN)
+    assert (task.state, orders[1].purpose) == (State.PLANNING, f.Purpose.PLAN)
 
 
 def test_a_pull_request_that_is_opened_again_is_under_review_again():

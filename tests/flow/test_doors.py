@@ -72,7 +72,7 @@ async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed
         assert {failure.id for failure in await world.failures()} == {f"bad-{n}" for n in range(5)}
         data = str(world.stage.settings.osiris_data_dir)
         code, out, _ = await command("task", "list", "--failed", OSIRIS_DATA_DIR=data)
-        assert (code, "bad-3" in out, "not what github sends as issues" in out) == (0, True, True)
+        assert (code, "bad-3" in out, "not what GitHub sends as issues" in out) == (0, True, True)
 
 
 async def test_a_delivery_that_was_given_up_is_taken_up_when_it_is_redelivered(start: Start):
