@@ -170,3 +170,32 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path):
         assert await it.whole_life() == EXPECTED
         await reaping
         assert (await it.views.tasks())[0].task.state == "done"
+
+
+async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(place: Path):
+    steps = [
+        {"call": {"write_file": {"path": "first.txt", "content": "1\n"}}},
+        {
+            "call": {"run_command": {"command": "echo 2 >> second.txt; grep -c . second.txt"}},
+            "expect": {"exit_code": 0},
+        },
+        {"call": {"run_command": {"command": "sleep 2; cat first.txt second.txt"}}, "expect": {"contains": "1\n2"}},
+        {"call": {"submit": {"summary": "Done."}}},
+    ]
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
+        async with stage.osiris(pauses=(0.05,)) as first, stage.person("alice") as alice:
+            issue = await alice.file_issue("x")
+            await alice.label(issue)
+            while sum(step.message.role == "assistant" for step in await first.views.steps(1)) < 3:
+                await asyncio.sleep(0.02)
+        for name in first.sandbox.names():
+            await first.sandbox.remove(name)
+        async with stage.osiris(pauses=(0.05,)) as second, stage.person("alice") as alice:
+            await stage.settled(second.store)
+            [pull] = await alice.pulls()
+            files = await alice.ask("GET", f"/pulls/{pull['number']}/files")
+            assert {(f["filename"], f["additions"]) for f in files} == {("first.txt", 1), ("second.txt", 1)}
+            answers = [step.message.text for step in await second.views.steps(1) if step.message.role == "tool"]
+            assert sum("interrupted" in answer for answer in answers) == 1
