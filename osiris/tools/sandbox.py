@@ -33,9 +33,12 @@ class Bubblewrap:
         for chain in self._toolchains:
             if not chain.is_absolute():
                 raise Refused(f"the toolchain {chain} must be an absolute path")
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._root.chmod(0o711)
-        self._etc = etc.prepare(self._root)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.chmod(0o711)
+            self._etc = etc.prepare(self._root)
+        except OSError as error:
+            raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
 
     async def open(self, name: str, *, mirror: Path, base: str) -> tuple[Session, bool]:
         """The session `name`, found again or made new with a clone of `mirror` at commit `base`; and whether it is new.
