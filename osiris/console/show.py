@@ -101,7 +101,8 @@ def _told(line: Line) -> tuple[float, str]:
         case "done":
             refused = f" refused: {line.detail['refused']}" if "refused" in line.detail else " done"
             return line.at, f"{_clock(line.at)}    {line.what}{refused}"
-    return line.at, f"{_clock(line.at)}  {line.what}"
+    who = (line.detail.get("actor") or {}).get("login") or line.detail.get("by")
+    return line.at, f"{_clock(line.at)}  {line.what}" + (f" ({who})" if who else "")
 
 
 def _step(step: Step) -> tuple[float, str] | None:
