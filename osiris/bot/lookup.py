@@ -70,6 +70,8 @@ class Lookup:
         return notice.label.casefold() == (await self._github.policy(notice.repo)).label.casefold()
 
     async def _issue_closed(self, notice: IssueClosed) -> e.Event | None:
+        if await self._tasks.get(notice.issue) is None:
+            return None  # not ours: GitHub is asked nothing about it
         now = await self._github.issue(notice.repo, notice.issue.number)
         if now.open or not (await self._actor(notice)).may_steer:
             return None
@@ -101,7 +103,7 @@ class Lookup:
         """Our task behind a pull request: by its number, or by its branch while we do not know the number yet."""
         if task := await self._tasks.by_pull(repo, pull):
             return task
-        if match := re.match(r"osiris/(\d+)-", branch):
+        if match := re.match(r"osiris/(\d{1,9})-", branch):
             task = await self._tasks.get(e.IssueRef(repo, int(match[1])))
             return task if task and task.branch == branch and task.pull is None else None
         return None
