@@ -120,16 +120,15 @@ async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> Non
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     host, port = server.servers[0].sockets[0].getsockname()[:2]
-    ready(f"http://{host}:{port}")
+    ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
 
 async def prepare(settings: Settings, engine: AsyncEngine) -> None:
     """Make the data folder and the schema. Raises Refused when the disk or the database does not allow it."""
     _make_data_folder(settings)
     try:
-        await migrate(engine)
-        if (file := Path(engine.url.database or "")).is_file():
-            file.chmod(0o600)  # it holds the words of private repositories
+        os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
+        await migrate(engine)  # SQLite gives its other files the same mode: all hold words of private repositories
     except (OSError, SQLAlchemyError) as error:
         told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error))
         raise Refused(f"the database {engine.url.database} cannot be used: {told}") from None

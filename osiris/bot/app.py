@@ -81,7 +81,7 @@ class _Door:
 
 
 async def _body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
-    """The raw body; None as soon as it is more than we take, or when the sender is gone."""
+    """The raw body; None as soon as it is more than we take."""
     told = headers.get("content-length", "")
     if told.isdecimal() and int(told) > BODY_LIMIT:
         return None

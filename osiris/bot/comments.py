@@ -153,7 +153,7 @@ def evidence(work: Work) -> str:
         [
             _files(work.files),
             _commands(work.commands),
-            f"Instructions read from the base commit: {read or 'none'}.",
+            f"Instructions read from the base branch: {read or 'none'}.",
         ]
     )
 

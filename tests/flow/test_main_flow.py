@@ -14,7 +14,7 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
         assert f"Closes #{issue}" in pull["body"]
         assert "| `shop.py` | modified | +1 −1 |" in pull["body"]
         assert "| `python3 -m unittest` | 0 |" in pull["body"]
-        assert "Instructions read from the base commit: `AGENTS.md`" in pull["body"]
+        assert "Instructions read from the base branch: `AGENTS.md`" in pull["body"]
         assert "> `add` subtracted. Now it adds." in pull["body"]
         assert (await world.task()).state == "review"
 
@@ -163,7 +163,7 @@ async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_reque
         assert (await world.task()).state == "review"
 
 
-async def test_instructions_are_those_of_the_base_commit_nearest_named_first(start: Start):
+async def test_instructions_are_those_of_the_base_branch_nearest_named_first(start: Start):
     files = {**FILES, "sub/AGENTS.md": "Deeper.\n", ".github/copilot-instructions.md": "C\n", "CLAUDE.md": "D\n"}
     async with start(files=files) as world:
         _, number = await world.in_review()
