@@ -152,8 +152,8 @@ class Store:
 
     # ── outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def orders_due(self, limit: int, lane: int, without: Collection[int]) -> list[Due]:
-        """Orders of one lane whose time has come, but for those that are `without`.
+    async def orders_due(self, limit: int, lanes: Collection[int], without: Collection[int]) -> list[Due]:
+        """Orders of some lanes whose time has come, but for those that are `without`.
 
         In the lanes 0 and 1 an order waits for every earlier order of its task in lane 0.
         """
@@ -167,7 +167,7 @@ class Store:
         query = (
             select(OutboxRow, TaskRow.repo)
             .outerjoin(TaskRow, TaskRow.id == OutboxRow.task_id)
-            .where(OutboxRow.not_before <= now(), OutboxRow.lane == lane, OutboxRow.id.not_in(without))
+            .where(OutboxRow.not_before <= now(), OutboxRow.lane.in_(lanes), OutboxRow.id.not_in(without))
             .where(~blocked | (OutboxRow.lane > RUNS))
             .order_by(OutboxRow.id)
             .limit(limit)

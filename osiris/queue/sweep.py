@@ -72,8 +72,8 @@ class Worker:
         """Start what is due, each kind by itself: many runs that wait must not hide a write that could be done."""
         under_way = [due.id for due in self._performing]
         room = self._runs - sum(due.lane == RUNS for due in self._performing)
-        wanted = [(STOPS, 50), (WRITES, 500), (REACTIONS, 50), *([(RUNS, room)] if room > 0 else [])]
-        dues = [due for lane, most in wanted for due in await self._store.orders_due(most, lane, under_way)]
+        wanted = [((STOPS, REACTIONS), 200), ((WRITES,), 200), *([((RUNS,), room)] if room > 0 else [])]
+        dues = [due for lanes, most in wanted for due in await self._store.orders_due(most, lanes, under_way)]
         for due in dues:
             if self._has_room(due):
                 self._performing[due] = self._job(self._jobs.perform(due.id), partial(self._performing.pop, due))
