@@ -1,8 +1,9 @@
 """The two jobs of a worker, handle and perform. Each may run twice; each does its work once."""
 
+import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from osiris.effects import ESSENTIAL, Effect, Report
@@ -44,14 +45,20 @@ class Jobs:
         self._policy_of, self._performers, self._pauses = policy_of, performers, pauses
         self._needless = Batch[int](store.ignore)
 
-    async def handle(self, row: Happening) -> None:
-        """Decide one inbox row. Everything that must be asked of others is asked before the transaction."""
+    async def handle(self, row: Happening, *, after: Collection[asyncio.Task[None]] = ()) -> None:
+        """Decide one inbox row, once the jobs `after` which it stands are over.
+
+        Everything that must be asked of others is asked before, outside the transaction.
+        """
         id = row.id
         try:
             if (event := await self._event(row)) is None:
                 await self._needless.add(id)
             else:
-                await self._store.settle(id, event, await self._policy(event))
+                policy = await self._policy(event)
+                if after:
+                    await asyncio.wait(after)
+                await self._store.settle(id, event, policy)
         except Refused as refused:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))

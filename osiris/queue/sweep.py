@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, store: Store, jobs: Jobs, wake: Wake, *, runs: int) -> None:
         self._store, self._jobs, self._wake, self._runs = store, jobs, wake, runs
-        self._handling: dict[int, asyncio.Task[None]] = {}
+        self._handling: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._performing: dict[Due, asyncio.Task[None]] = {}
 
     async def work(self) -> None:
@@ -35,7 +35,7 @@ class Worker:
             while True:
                 await self._wake.wait(await self._look())
         finally:
-            under_way = [*self._handling.values(), *self._performing.values()]
+            under_way = [*(job for _, job in self._handling.values()), *self._performing.values()]
             for job in under_way:
                 job.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
@@ -61,11 +61,17 @@ class Worker:
         return max(0.01, min(_IDLE, at - time.time()))
 
     async def _start_handles(self) -> int:
-        """Start deciding what is due, as far as there is room; how many were started."""
+        """Start deciding what is due, as far as there is room; how many were started.
+
+        Look-ups go on side by side, but what one source said first is decided first: a stop must not overtake the
+        label it follows.
+        """
         room = _HANDLES - len(self._handling)
         rows = await self._store.inbox_due(room, without=list(self._handling)) if room else []
         for row in rows:
-            self._handling[row.id] = self._job(self._jobs.handle(row), partial(self._handling.pop, row.id))
+            before = [job for source, job in self._handling.values() if source == row.source]
+            job = self._job(self._jobs.handle(row, after=before), partial(self._handling.pop, row.id))
+            self._handling[row.id] = row.source, job
         return len(rows)
 
     async def _start_orders(self) -> None:

@@ -53,6 +53,22 @@ async def test_a_stop_while_the_checkout_is_made_is_a_stop(start: Start):
         assert await world.alice.pulls() == []
 
 
+async def test_a_stop_never_overtakes_the_label_it_follows(start: Start):
+    async with start() as world:
+        issue = await world.alice.file_issue("x")
+        gate = Gate(world, f"/issues/{issue}")
+        await world.alice.label(issue)
+        await asyncio.wait_for(gate.reached.wait(), 20)
+        looked_up = Gate(world, "/collaborators/bob/permission")
+        looked_up.open.set()
+        await world.bob.comment(issue, "/osiris stop")
+        await asyncio.wait_for(looked_up.reached.wait(), 20)  # the stop could be decided now, the label not yet
+        gate.open.set()
+        await world.settled()
+        assert (await world.task()).state == "cancelled"
+        assert await world.alice.pulls() == []
+
+
 async def test_a_stop_during_the_push_opens_no_pull_request(start: Start):
     async with start() as world:
         gate = Gate(world, "git-receive-pack")
