@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from multiprocessing.process import BaseProcess
 
 from osiris.bootstrap import build, serve
@@ -26,6 +27,7 @@ class Lives:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: BaseProcess | None = None
+        self._one_at_a_time = threading.Lock()  # two writes may be cut off at the same moment
         self.count = 0
 
     def begin(self) -> None:
@@ -42,5 +44,6 @@ class Lives:
             self._process = None
 
     def again(self) -> None:
-        self.kill()
-        self.begin()
+        with self._one_at_a_time:
+            self.kill()
+            self.begin()
