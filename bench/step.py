@@ -162,6 +162,7 @@ class Bench:
             inbox=self.osiris.intake,
         )
         fact = await runner.run(order, self._checkout, ())
+        await runner.stop(order.issue, order.run)
         if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
             raise Refused(f"the run did not end as it should: {fact}")
         stored = await self.osiris.transcripts.load(run_name(order.issue, order.run))

@@ -83,6 +83,9 @@ async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, mirro
     await session.run(["touch", "mine"])
     await session._stand_down()
     subprocess.run(["umount", root / "shop-7-1"], check=True)
+    async with asyncio.timeout(10):  # the kernel lets go of a disk only when the last jail's namespace has gone
+        while not sandbox._disk("shop-7-1")._is_clean():
+            await asyncio.sleep(0.02)
     again, is_new = await open_(sandbox, mirror)
     assert not is_new
     assert (await again.run(["ls", "mine"])).exit_code == 0
