@@ -1,5 +1,6 @@
 """Sessions: made, found again, thrown away, and never half there."""
 
+import asyncio
 import os
 import signal
 import subprocess
