@@ -36,17 +36,20 @@ async def until(condition, patience: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_it_is(state: str, world: World) -> None:
+    async def reached() -> bool:
+        return (await world.task()).state == state
+
+    await until(reached)
+
+
 async def test_a_stop_while_the_checkout_is_made_is_a_stop(start: Start):
     async with start() as world:
         gate = Gate(world, "git-upload-pack")
         issue = await world.labelled()
         await asyncio.wait_for(gate.reached.wait(), 20)
         await world.bob.comment(issue, "/osiris stop")
-
-        async def stopped() -> bool:
-            return (await world.task()).state == "cancelled"
-
-        await until(stopped)
+        await until_it_is("cancelled", world)
         gate.open.set()
         await world.settled()
         assert (await world.osiris.views.steps(1), world.osiris.sandbox.names()) == ([], [])
@@ -75,11 +78,7 @@ async def test_a_stop_during_the_push_opens_no_pull_request(start: Start):
         issue = await world.labelled()
         await asyncio.wait_for(gate.reached.wait(), 20)
         await world.bob.comment(issue, "/osiris stop")
-
-        async def stopped() -> bool:
-            return (await world.task()).state == "cancelled"
-
-        await until(stopped)
+        await until_it_is("cancelled", world)
         gate.open.set()
         await world.settled()
         assert await world.alice.pulls() == []
@@ -92,11 +91,7 @@ async def test_an_approval_of_the_old_commit_during_a_push_does_not_cover_the_ne
         await world.bob.review(number, "REQUEST_CHANGES", "More.")
         await asyncio.wait_for(gate.reached.wait(), 20)
         await world.alice.review(number, "APPROVE", "Fine as it was.")
-
-        async def approved() -> bool:
-            return (await world.task()).state == "approved"
-
-        await until(approved)
+        await until_it_is("approved", world)
         gate.open.set()
         await world.settled()
         task, head = await world.task(), (await world.alice.pull(number))["head"]["sha"]
