@@ -13,6 +13,7 @@ LOCKS = {
     "build": ["--group", "build"],
     "runtime": ["pyproject.toml"],
     "dev": ["pyproject.toml", "--group", "dev", "--constraints", "requirements/runtime.txt"],
+    "fidelity": ["--group", "fidelity", "--constraints", "requirements/dev.txt"],
 }
 
 
