@@ -7,18 +7,20 @@ import uvloop
 
 from osiris.bootstrap import build, serve
 from osiris.config.settings import load
-from osiris.ports import Message, ToolCall, ToolSpec
+from osiris.ports import Brain, Hear, Message, ToolCall, ToolSpec, deaf
 
 
 class Noting:
-    name = "noting"
-
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
         print(time.time(), flush=True)
         return Message(
             role="assistant", text="", calls=(ToolCall(id="1", name="submit", args={"summary": "Nothing."}),)
         )
 
 
+async def _choose(model: str) -> Brain:
+    return Noting()
+
+
 if __name__ == "__main__":
-    uvloop.run(serve(build(load(), brain=Noting)))
+    uvloop.run(serve(build(load(), choose=_choose)))

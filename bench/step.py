@@ -20,7 +20,7 @@ from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused
 from osiris.events import Actor, IssueRef, Role, RunFailed, TaskRequested
 from osiris.policy import Policy
-from osiris.ports import Checkout, Message, ToolCall, ToolSpec
+from osiris.ports import Brain, Checkout, Hear, Message, ToolCall, ToolSpec, deaf
 from osiris.tools.toolbox import Tools
 
 MINI = "mini-swe-agent==2.4.6"
@@ -33,14 +33,15 @@ _NOISE = 1.05
 class Scripted:
     """A model that answers at once; `spans` is the time between an answer of its and the next question."""
 
-    name = "at once"
-
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._left = 0.0
         self.spans: list[float] = []
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+    async def choose(self, model: str) -> Brain:
+        return self
+
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
         if self._left:
             self.spans.append(time.perf_counter() - self._left)
         done = len(self.spans) == self._steps
@@ -154,12 +155,13 @@ class Bench:
         """The seconds of each step."""
         brain = Scripted(_PLACES[-1] + _AROUND)
         runner = Runner(
-            brain=lambda: brain,
+            choose=brain.choose,
             sandbox=self.osiris.sandbox,
             tools=Tools,
             desk=self._desk,
             transcripts=self.osiris.transcripts,
             inbox=self.osiris.intake,
+            journal=self.osiris.journal,
         )
         fact = await runner.run(order, self._checkout, ())
         await runner.stop(order.issue, order.run)

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.agents.brain import brain as brain_of
+from osiris.agents.brain import Access, Brains
 from osiris.agents.run import Runner, run_name
 from osiris.bot.app import create_app
 from osiris.bot.depot import Depot
@@ -28,13 +28,15 @@ from osiris.bot.github import GitHub
 from osiris.bot.lookup import Lookup
 from osiris.bot.perform import Performers
 from osiris.bot.tokens import Tokens
+from osiris.config.logging import redact
 from osiris.config.settings import Settings
-from osiris.errors import OsirisError, Refused
-from osiris.ports import Brain, Probe, Sandbox
+from osiris.errors import OsirisError, Refused, Unavailable
+from osiris.policy import Policy
+from osiris.ports import Choose, Probe, Sandbox
 from osiris.queue.database import connect, migrate
 from osiris.queue.intake import Intake
-from osiris.queue.jobs import PAUSES, Jobs
-from osiris.queue.local import LocalWake
+from osiris.queue.jobs import PAUSES, Jobs, PolicyOf
+from osiris.queue.local import LocalJournal, LocalWake
 from osiris.queue.store import Store
 from osiris.queue.sweep import Worker
 from osiris.queue.transcripts import DatabaseTranscripts
@@ -57,6 +59,8 @@ class Osiris:
     intake: Intake
     views: Views
     sandbox: Sandbox
+    brains: Brains
+    journal: LocalJournal
     tokens: Tokens | None
     github: GitHub | None
     worker: Worker | None
@@ -68,6 +72,7 @@ class Osiris:
         """Bring the database to this version, tidy up after a crash, and work until left."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.store.close)
+            stack.push_async_callback(self.brains.close)
             stack.enter_context(_alone_in(self.settings.osiris_data_dir))
             await prepare(self.settings, self.engine)
             await self._tidy()
@@ -157,7 +162,7 @@ def build(
     settings: Settings,
     *,
     sandbox: Sandbox | None = None,
-    brain: Callable[[], Brain] | None = None,
+    choose: Choose | None = None,
     pauses: Sequence[float] = PAUSES,
 ) -> Osiris:
     """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings."""
@@ -167,22 +172,26 @@ def build(
     wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
     intake = Intake(store, wake)
     jail = sandbox or Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
+    brains, journal = brains_of(settings), LocalJournal()
     tokens = _tokens(settings)
     github = worker = None
     if tokens is not None:
         github, desk = GitHub(tokens, settings.github_api_url), HostDesk(settings.osiris_data_dir / "git")
         runner = Runner(
-            brain=brain or (lambda: brain_of(settings.osiris_model)),
+            choose=choose or brains.choose,
             sandbox=jail,
             tools=Tools,
             desk=desk,
             transcripts=transcripts,
             inbox=intake,
+            journal=journal,
         )
         performers = Performers(github, Depot(desk, tokens, settings.github_url), desk, runner)
-        jobs = Jobs(store, {"github": Lookup(github, store)}, github.policy, performers.table(), pauses=pauses)
+        lookup = Lookup(github, store, brains.trouble)
+        policy_of = _bounded(github.policy, settings.osiris_run_usd)
+        jobs = Jobs(store, {"github": lookup}, policy_of, performers.table(), pauses=pauses)
         worker = Worker(store, jobs, wake, runs=settings.osiris_runs)
-    readiness = Readiness(settings, store, jail)
+    readiness = Readiness(settings, store, jail, brains)
     secret = settings.github_webhook_secret.get_secret_value()
     return Osiris(
         settings=settings,
@@ -191,12 +200,39 @@ def build(
         intake=intake,
         views=Views(engine),
         sandbox=jail,
+        brains=brains,
+        journal=journal,
         tokens=tokens,
         github=github,
         worker=worker,
         transcripts=transcripts,
         app=create_app(intake, secret=secret, ready=readiness),
     )
+
+
+def _bounded(policy_of: PolicyOf, usd: float | None) -> PolicyOf:
+    """The policies of repositories, with the operator's bound on what a run may cost."""
+
+    async def bounded(repo: str) -> Policy:
+        return replace(await policy_of(repo), usd=usd)
+
+    return bounded
+
+
+def brains_of(settings: Settings) -> Brains:
+    """The models that the settings allow. Raises Refused for one that they name and that is not configured."""
+    secrets = settings.secrets()
+    brains = Brains(
+        settings.osiris_model,
+        {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.vendors().items()},
+        second=settings.osiris_second_model,
+        patience=settings.osiris_model_patience,
+        window=settings.osiris_model_window,
+        hide=lambda words: redact(words, secrets),
+    )
+    for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
+        brains.check(model)
+    return brains
 
 
 def _tokens(settings: Settings) -> Tokens | None:
@@ -216,8 +252,8 @@ def _tokens(settings: Settings) -> Tokens | None:
 class Readiness:
     """What is missing for the work, asked at most once a minute where asking is dear."""
 
-    def __init__(self, settings: Settings, store: Store, sandbox: Sandbox) -> None:
-        self._settings, self._store, self._sandbox = settings, store, sandbox
+    def __init__(self, settings: Settings, store: Store, sandbox: Sandbox, brains: Brains) -> None:
+        self._settings, self._store, self._sandbox, self._brains = settings, store, sandbox, brains
         self._probes: Sequence[Probe] = ()
         self._until = 0.0
 
@@ -225,21 +261,28 @@ class Readiness:
         if monotonic() >= self._until:
             self._probes = await self._sandbox.probe()
             self._until = monotonic() + _PROBE_LIFE
-        return [*self.settings(), await self.database(), *self.model(), *self._probes]
+        return [*self.settings(), await self.database(), *self._probes]
 
     def settings(self) -> list[Probe]:
         missing = self._settings.missing()
         fix = "set it in the environment or in .env; README, section 'A GitHub App by hand'"
         return [Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing]
 
-    def model(self) -> list[Probe]:
-        if not self._settings.osiris_model:
-            return []
+    async def models(self) -> list[Probe]:
+        """Whether the operator's models answer and can call tools, found out by asking each: it costs a few tokens."""
+        wanted = filter(None, (self._settings.osiris_model, self._settings.osiris_second_model))
+        return [await self._model(model) for model in wanted]
+
+    async def _model(self, model: str) -> Probe:
+        name = f"model {model}"
         try:
-            brain_of(self._settings.osiris_model)
+            await self._brains.probe(model)
         except Refused as refused:
-            return [Probe(name="model", ok=False, detail=str(refused), fix="mend OSIRIS_MODEL")]
-        return [Probe(name="model", ok=True, detail=self._settings.osiris_model)]
+            return Probe(name=name, ok=False, detail=str(refused), fix="mend OSIRIS_MODEL, the vendor's key or address")
+        except Unavailable as outage:
+            fix = "see that this machine reaches the vendor; runs wait until it answers"
+            return Probe(name=name, ok=False, needed=False, detail=str(outage), fix=fix)
+        return Probe(name=name, ok=True, detail="it calls tools")
 
     async def database(self) -> Probe:
         try:

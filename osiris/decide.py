@@ -17,6 +17,7 @@ from osiris.effects import (
     Report,
     StartRun,
     StopRun,
+    SwitchModel,
     Topic,
 )
 from osiris.policy import Policy
@@ -64,7 +65,7 @@ def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
                 issue=event.issue, title=event.title, body=event.body, requester=event.actor.login, branch=branch
             )
             return task, [_start(task, policy), *_seen(event), Report(issue=task.issue)]
-        case e.HelpAsked() | e.StatusAsked() | e.StopRequested() | e.RetryRequested():
+        case e.HelpAsked() | e.StatusAsked() | e.StopRequested() | e.RetryRequested() | e.ModelChosen():
             return None, [_help(event)]
         case _:
             return None, []
@@ -84,12 +85,25 @@ def _noted(task: Task, event: e.TaskEvent) -> Decision:
             return replace(task, waiting=(*task.waiting, review)), _seen(event)
         case e.HelpAsked():
             return task, [_help(event)]
+        case e.ModelChosen() if task.state is not State.DONE:
+            return _choose(task, event)
         case e.TaskRequested(said=None) if task.state is State.DONE:
             return task, [Reply(issue=task.issue, topic=Topic.STATUS, once="status:done")]
         case e.Ask(said=e.Said(kind="comment", id=id)):
             return task, [Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
         case _:
             return task, []
+
+
+def _choose(task: Task, event: e.ModelChosen) -> Decision:
+    """A run under way takes the model over at its next step; a task at rest remembers it for its next run."""
+    if event.trouble:
+        once = f"model:{event.said.id if event.said else event.model}"
+        return task, [Reply(issue=task.issue, topic=Topic.MODEL, once=once, detail=event.trouble)]
+    task = replace(task, model=event.model, model_by=event.actor.login)
+    at_work = task.state in (State.QUEUED, State.PLANNING, State.RUNNING)
+    switch = [SwitchModel(issue=task.issue, run=task.run, model=task.model)] if at_work else []
+    return task, [*switch, *_seen(event), Report(issue=task.issue)]
 
 
 def _help(event: e.Ask) -> Effect:
@@ -148,8 +162,10 @@ def _remember(was: Task, task: Task, event: e.TaskEvent) -> Task:
             return _round(task, e.Review(by="the checks", text=summary))
         case e.Conflicted() | e.PlanApproved():
             return _round(task, *task.reviews)
+        case e.BudgetSpent(reason=reason):
+            return replace(task, grants=task.grants + 1, reason=reason)
         case e.RetryRequested() if was.state is State.PAUSED:
-            return replace(task, grants=task.grants + 1)
+            return task
         case e.RetryRequested():
             return _again(was, task)
         case e.TaskRequested(title=title, body=body):
@@ -174,7 +190,7 @@ def _opening(task: Task) -> list[Effect]:
 def _reason(event: e.TaskEvent) -> str:
     """Why the task is where it is, as half a sentence."""
     match event:
-        case e.RunFailed(reason=text) | e.BudgetSpent(reason=text) | e.OrderRefused(reason=text):
+        case e.RunFailed(reason=text) | e.RunHalted(reason=text) | e.OrderRefused(reason=text):
             return text
         case e.QuestionAsked(question=text) | e.PlanReady(plan=text):
             return text
@@ -235,16 +251,20 @@ def _next_round(task: Task, policy: Policy) -> tuple[Task, list[Effect]]:
 
 
 def _start(task: Task, policy: Policy, purpose: Purpose | None = None) -> StartRun:
+    purpose = purpose or _purpose(task)
+    role = "plan" if purpose is Purpose.PLAN else "build"
     return StartRun(
         issue=task.issue,
         run=task.run,
-        purpose=purpose or _purpose(task),
+        purpose=purpose,
         title=task.title,
         body=task.body,
         reviews=task.reviews,
         branch=task.branch,
         steps=policy.steps * task.grants,
         minutes=policy.minutes * task.grants,
+        usd=policy.usd and policy.usd * task.grants,
+        model=task.model or policy.models.get(role, ""),
     )
 
 

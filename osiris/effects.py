@@ -24,6 +24,7 @@ class Topic(StrEnum):
     STATUS = "status"
     ANSWER = "answer"
     BROKEN = "broken"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRun(Order):
-    """Let an agent work. `steps` and `minutes` bound the run as a whole, all its grants together."""
+    """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: any) bound the run as a whole, all its grants
+    together. `model` is VENDOR:MODEL, or "" for the operator's.
+    """
 
     run: int
     purpose: Purpose
@@ -54,6 +57,16 @@ class StartRun(Order):
     branch: str
     steps: int
     minutes: int
+    usd: float | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchModel(Order):
+    """Let `model` think from the next step of a run on, if it is under way."""
+
+    run: int
+    model: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +135,7 @@ class React(Order):
     said: Said
 
 
-Effect = OpenIssue | StartRun | StopRun | Push | OpenDraftPull | MarkReady | Report | Reply | React
+Effect = OpenIssue | StartRun | SwitchModel | StopRun | Push | OpenDraftPull | MarkReady | Report | Reply | React
 
 ESSENTIAL = (StartRun, Push, OpenDraftPull)
 """Orders a task cannot do without: when one is refused, the task fails and says why."""

@@ -18,11 +18,14 @@ class Refused(OsirisError):
 
 
 class Unavailable(OsirisError):
-    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause)."""
+    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause).
 
-    def __init__(self, sentence: str, *, retry_in: float | None = None) -> None:
+    `got_on` is True when the job came further than it was at its last try: earlier tries then count for nothing.
+    """
+
+    def __init__(self, sentence: str, *, retry_in: float | None = None, got_on: bool = False) -> None:
         super().__init__(sentence)
-        self.retry_in = retry_in
+        self.retry_in, self.got_on = retry_in, got_on
 
 
 class RunEnded(OsirisError):

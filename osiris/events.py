@@ -4,7 +4,7 @@ Three families: an `Ask` is a person's wish and needs authority; a `RunFact` com
 when another run has taken its place; every other event is a plain fact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -89,10 +89,24 @@ class CommandRan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a model counted, and their price in US dollars; None: no price is known.
+
+    `cached` are those of `input` that the vendor had kept from an earlier request.
+    """
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    usd: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a run handed in: the model's words, and the facts the harness saw.
 
-    `edited_last` is True when files were changed after the last command ran.
+    `model` names every model that worked on it; `edited_last` is True when files were changed after the last command
+    ran.
     """
 
     summary: str
@@ -102,6 +116,7 @@ class Work:
     model: str
     steps: int
     seconds: float
+    usage: Usage = field(default_factory=Usage)
     edited_last: bool = False
 
 
@@ -168,6 +183,14 @@ class RetryRequested(Ask): ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChosen(Ask):
+    """A person wants `model` to think from the next step on; `trouble` says why that model cannot."""
+
+    model: str
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusAsked(Ask): ...
 
 
@@ -228,6 +251,13 @@ class RunFailed(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpent(RunFact):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHalted(RunFact):
+    """A run that goes on where it stopped once a person has mended what halted it, for example a refused key."""
+
     reason: str
 
 

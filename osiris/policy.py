@@ -1,18 +1,22 @@
 """What a repository allows: gates, budgets and limits, as one value."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The settings of one repository (`.github/osiris.yml`), each with its default.
 
-    `steps` and `minutes` are the budget of one run; `deny` are path prefixes a run may not change; `broken` says why
-    the repository's file could not be read, and no run starts until it is mended.
+    `steps`, `minutes` and `usd` (US dollars; None: any) are the budget of one run; `models` names who thinks, as
+    VENDOR:MODEL by role (`plan`, `build`); `deny` are path prefixes a run may not change; `broken` says why the
+    repository's file could not be read, and no run starts until it is mended.
     """
 
     label: str = "osiris"
     steps: int = 60
     minutes: int = 30
+    usd: float | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
     deny: tuple[str, ...] = (".github/workflows/",)
     broken: str = ""

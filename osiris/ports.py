@@ -1,11 +1,11 @@
 """What the parts ask of each other, in as few methods as they need. `bootstrap` joins them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from osiris.events import CommandRan, Event, FileChange, IssueRef
+from osiris.events import CommandRan, Event, FileChange, IssueRef, Usage
 from osiris.task import Task
 
 # ── the conversation with a model ─────────────────────────────────────────────────────────────────────────────────
@@ -13,16 +13,21 @@ from osiris.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
+    """What a model wants done; `broken` says why its arguments cannot be read, and then nothing may be done."""
+
     id: str
     name: str
     args: Mapping[str, Any]
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One line of a transcript; `call` names the tool call that a `tool` message answers.
 
-    `ran` is the command the harness saw behind a tool's answer; `usage` counts tokens by the vendor's own names.
+    `ran` is the command the harness saw behind a tool's answer. Of a reply, `model` is who said it (VENDOR:MODEL),
+    `end` why it is not whole (cut at the vendor's limit, or refused), and `state` its form at the vendor, which goes
+    back to the vendor verbatim: signatures and encrypted thoughts are in it.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -30,7 +35,10 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     call: str = ""
     ran: CommandRan | None = None
-    usage: Mapping[str, int] = field(default_factory=dict)
+    model: str = ""
+    end: Literal["", "cut", "refused"] = ""
+    usage: Usage = field(default_factory=Usage)
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +56,47 @@ class ToolAnswer:
     ran: CommandRan | None = None
 
 
+Kind = Literal["text", "thinking", "call", "again"]
+"""What a piece of a reply is; "again": what came of this reply is void, it is said once more."""
+
+Hear = Callable[[Kind, str], None]
+"""Is told each piece of a reply as it comes."""
+
+
+def deaf(kind: Kind, text: str) -> None:
+    """Hear nothing."""
+
+
 class Brain(Protocol):
-    """A model. `name` is what a commit's `Osiris-Model` trailer says."""
+    """A model."""
 
-    @property
-    def name(self) -> str: ...
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+        """The next assistant message.
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
-        """The next assistant message. Raises Unavailable (come back later) or Refused (it never will)."""
+        Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it never will), or
+        Refused.
+        """
         ...
+
+
+Choose = Callable[[str], Awaitable[Brain]]
+"""VENDOR:MODEL ("" for the operator's) -> its brain. Raises Refused when there is no such model, or it cannot work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """A piece of a reply that is under way: the reply that will be message `seq` of `run`."""
+
+    run: str
+    seq: int
+    kind: Kind
+    text: str
+
+
+class Journal(Protocol):
+    """Where replies go as they come, for people who watch. What is lost here is in the transcript soon after."""
+
+    def hear(self, delta: Delta) -> None: ...
 
 
 class Toolbox(Protocol):
@@ -110,7 +150,14 @@ class SpentBudget:
     reason: str
 
 
-Outcome = Submitted | GaveUp | SpentBudget
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halted:
+    """The run waits for a person to mend something outside of it; `reason` is half a sentence."""
+
+    reason: str
+
+
+Outcome = Submitted | GaveUp | SpentBudget | Halted
 
 
 # ── hands ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -66,6 +66,7 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     (State.QUEUED, e.BudgetSpent): State.PAUSED,
     (State.PLANNING, e.BudgetSpent): State.PAUSED,
     (State.RUNNING, e.BudgetSpent): State.PAUSED,
+    **{(state, e.RunHalted): State.PAUSED for state in (State.QUEUED, State.PLANNING, State.RUNNING)},
     # a person found another way: the pull request was merged although we had given up
     (State.FAILED, e.Merged): State.DONE,
     (State.CANCELLED, e.Merged): State.DONE,
@@ -87,9 +88,10 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
 class Task:
     """One issue, one task, one branch, one pull request.
 
-    `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` counts how often the
-    current run was given its budget; `generation` counts how often work was begun anew after a rejection; `reviews`
-    is what the current run works on and `waiting` what came meanwhile; `approved` is the commit a person approved.
+    `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how often the current
+    run is given its budget; `model` is what `model_by` chose, "" when nobody chose; `generation` counts how often
+    work was begun anew after a rejection; `reviews` is what the current run works on and `waiting` what came
+    meanwhile; `approved` is the commit a person approved.
     """
 
     issue: e.IssueRef
@@ -100,6 +102,8 @@ class Task:
     before: State = State.RUNNING
     run: int = 1
     grants: int = 1
+    model: str = ""
+    model_by: str = ""
     generation: int = 1
     branch: str
     pull: int | None = None

@@ -101,7 +101,7 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
     [
         ({"OSIRIS_COLOUR": "red"}, "OSIRIS_COLOUR is not a setting of Osiris; known are: "),
         ({"OSIRIS_PORT": "many"}, "OSIRIS_PORT Input should be a valid integer"),
-        ({"OSIRIS_MODEL": "gpt"}, "OSIRIS_MODEL is to be VENDOR:MODEL, for example scripted:script.yml"),
+        ({"OSIRIS_MODEL": "gpt"}, "OSIRIS_MODEL is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5"),
         ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
         ({"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"}, "GITHUB_PRIVATE_KEY is not a private key in PEM"),
         ({"GITHUB_PRIVATE_KEY_FILE": "/no/such"}, "GITHUB_PRIVATE_KEY_FILE cannot be read: No such file"),

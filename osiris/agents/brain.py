@@ -1,20 +1,200 @@
-"""Which model thinks: the only file that knows vendors."""
+"""Which model thinks: the only file that knows vendors. Each one's library is loaded when it is first chosen."""
 
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from osiris.agents.scripted import ScriptedBrain
-from osiris.errors import Refused
+from osiris.agents.second import WithSecond
+from osiris.errors import OsirisError, Refused, RunEnded, Unavailable
 from osiris.ports import Brain
 
-VENDORS = ("scripted",)
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from osiris.agents.asking import ModelBrain
+
+PATIENCE = 180.0  # seconds
+_CHECK = 15.0  # seconds a person's choice of a model may take to be tried
 
 
-def brain(model: str) -> Brain:
-    """The brain that OSIRIS_MODEL names as VENDOR:MODEL. Raises Refused for one that does not exist here."""
-    vendor, _, name = model.partition(":")
-    match vendor:
-        case "scripted":
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a vendor is reached: with which key, and where; an empty `url` is the vendor's own."""
+
+    key: str
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vendor:
+    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list, `window` the tokens a
+    model takes that is not in it."""
+
+    make: Callable[[str, Access, Any], "Model"]
+    url: str
+    priced: str
+    window: int
+    settings: Mapping[str, Any]
+
+
+def _anthropic(name: str, access: Access, http: Any) -> "Model":
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
+    provider = AnthropicProvider(api_key=access.key, base_url=access.url, http_client=http)
+    return AnthropicModel(name, provider=provider)
+
+
+def _openai(name: str, access: Access, http: Any) -> "Model":
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return OpenAIResponsesModel(name, provider=OpenAIProvider(access.url, access.key, http_client=http))
+
+
+def _compatible(name: str, access: Access, http: Any) -> "Model":
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return OpenAIChatModel(name, provider=OpenAIProvider(access.url, access.key or "none", http_client=http))
+
+
+def _google(name: str, access: Access, http: Any) -> "Model":
+    from pydantic_ai.models.google import GoogleModel
+    from pydantic_ai.providers.google import GoogleProvider
+
+    return GoogleModel(name, provider=GoogleProvider(api_key=access.key, base_url=access.url, http_client=http))
+
+
+VENDORS: Mapping[str, Vendor] = {
+    "anthropic": Vendor(
+        make=_anthropic,
+        url="https://api.anthropic.com",
+        priced="anthropic",
+        window=200_000,
+        settings={"thinking": True, "cache": True, "max_tokens": 16_000},
+    ),
+    "openai": Vendor(
+        make=_openai,
+        url="https://api.openai.com/v1",
+        priced="openai",
+        window=128_000,
+        settings={"openai_store": False},  # nothing stays there; the encrypted reasoning comes back to us instead
+    ),
+    "google": Vendor(
+        make=_google,
+        url="https://generativelanguage.googleapis.com",
+        priced="google",
+        window=1_000_000,
+        settings={"thinking": True},
+    ),
+    "openai-compatible": Vendor(make=_compatible, url="", priced="", window=32_000, settings={}),
+}
+
+
+class Brains:
+    """The brains of this process, each made when it is first chosen."""
+
+    def __init__(
+        self,
+        own: str,
+        access: Mapping[str, Access],
+        *,
+        second: str = "",
+        patience: float = PATIENCE,
+        window: int | None = None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
+        """`own` is the operator's model and `second` stands in for it, both VENDOR:MODEL; `access` has the vendors
+        that are configured; `window` (tokens) overrides what is known of each model."""
+        self._own, self._second, self._access = own, second, access
+        self._patience, self._window, self._hide = patience, window, hide
+        self._made: dict[str, Brain] = {}
+        self._clients: list[Any] = []
+
+    async def choose(self, model: str = "") -> Brain:
+        """The brain of VENDOR:MODEL; without one the operator's. Raises Refused with the list of those configured."""
+        wanted = model or self._own
+        self.check(wanted)
+        if wanted == self._own and self._second:
+            self.check(self._second)
+            if (both := self._made.get(f"{wanted} {self._second}")) is None:
+                both = WithSecond(await self._brain(wanted), await self._brain(self._second))
+                self._made[f"{wanted} {self._second}"] = both
+            return both
+        return await self._brain(wanted)
+
+    def check(self, model: str) -> None:
+        """Raises Refused when this is no model that can be chosen here. Nobody is asked."""
+        vendor, _, name = model.partition(":")
+        if not model:
+            raise Refused(
+                "no model is configured; the operator sets OSIRIS_MODEL, for example anthropic:claude-sonnet-5"
+            )
+        if vendor == "scripted" and model in (self._own, self._second):
+            return  # a file of the operator's: nobody else may name one
+        if vendor not in self._access or not name:
+            raise Refused(f"there is no model {model[:100]!r} here; configured are: {self._choices()}")
+
+    async def trouble(self, model: str) -> str:
+        """Why `model` cannot think, found out by asking it; "" when it can, or does not answer now."""
+        try:
+            async with asyncio.timeout(_CHECK):
+                await self.probe(model)
+        except (Unavailable, TimeoutError):
+            return ""
+        except OsirisError as error:
+            return str(error)
+        return ""
+
+    async def probe(self, model: str = "") -> None:
+        """Let a model call a tool. Raises Refused with what is wrong, or Unavailable."""
+        await self.choose(model)
+        if (brain := self._made.get(model or self._own)) is None or isinstance(brain, ScriptedBrain):
+            return
+        try:
+            await brain.probe()  # type: ignore[attr-defined]
+        except RunEnded as end:
+            raise Refused(getattr(end.outcome, "reason", str(end))) from None
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    def _choices(self) -> str:
+        own = [model for model in (self._own, self._second) if model]
+        return ", ".join(dict.fromkeys([*own, *(f"{vendor}:…" for vendor in self._access)])) or "none"
+
+    async def _brain(self, model: str) -> Brain:
+        vendor, _, name = model.partition(":")
+        if vendor == "scripted":
             return ScriptedBrain.from_file(Path(name))
-        case "":
-            raise Refused("no model is configured; the operator sets OSIRIS_MODEL, for example scripted:script.yml")
-    raise Refused(f"there is no model vendor {vendor!r} here; there are: {', '.join(VENDORS)}")
+        if model not in self._made:
+            made = await asyncio.to_thread(self._make, vendor, name)  # the libraries take a second to load
+            self._made.setdefault(model, made)
+        return self._made[model]
+
+    def _make(self, vendor: str, name: str) -> "ModelBrain":
+        from pydantic_ai.models import create_async_httpx2_client
+
+        from osiris.agents.asking import ModelBrain, Terms
+        from osiris.agents.prices import priced, window
+
+        known, access = VENDORS[vendor], self._access[vendor]
+        access = Access(key=access.key, url=access.url or known.url)
+        self._clients.append(http := create_async_httpx2_client(timeout=int(self._patience) + 1))
+        room = self._window or window(known.priced, name, access.url) or known.window
+        terms = Terms(
+            name=f"{vendor}:{name}",
+            settings=known.settings,  # type: ignore[arg-type]
+            patience=self._patience,
+            room=int(room * 0.75),  # the rest is for the tools and the reply
+            price=partial(priced, known.priced, name, access.url),
+            others=self._choices(),
+            hide=self._hide,
+        )
+        return ModelBrain(known.make(name, access, http), terms)

@@ -1,24 +1,26 @@
 """What a run may spend, held before every model call."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from osiris.errors import RunEnded
-from osiris.ports import SpentBudget
+from osiris.events import Usage
+from osiris.ports import Halted, SpentBudget
 
 
 class Budget:
-    """`steps` model calls and `minutes` of work; `spent_steps` and `spent_seconds` are what earlier lives used."""
+    """`steps` model calls, `minutes` of work and `usd` US dollars (None: any); `spent_seconds` are of earlier lives."""
 
     def __init__(
         self,
         *,
         steps: int,
         minutes: int,
+        usd: float | None = None,
         spent_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._steps, self._minutes, self._clock = steps, minutes, clock
+        self._steps, self._minutes, self._usd, self._clock = steps, minutes, usd, clock
         self._since = clock() - spent_seconds
 
     @property
@@ -26,9 +28,27 @@ class Budget:
         """The run's active time so far."""
         return self._clock() - self._since
 
-    def check(self, steps: int) -> None:
-        """Before one more model call, with `steps` already made. Raises RunEnded when that is too many or too late."""
+    def check(self, steps: int, usage: Usage) -> None:
+        """Before one more model call, with `steps` already made and `usage` spent. Raises RunEnded when that is too
+        much; a price that is not known cannot be held, and halts the run as well."""
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
         if self.seconds >= self._minutes * 60:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._minutes} minutes is spent"))
+        if self._usd is None:
+            return
+        if usage.usd is None:
+            raise RunEnded(Halted(reason="no price is known for this model, so a budget in dollars cannot be held"))
+        if usage.usd >= self._usd:
+            raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:.2f} US dollars is spent"))
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """All of them together; one unknown price makes the sum unknown."""
+    prices = [usage.usd for usage in usages]
+    return Usage(
+        input=sum(usage.input for usage in usages),
+        cached=sum(usage.cached for usage in usages),
+        output=sum(usage.output for usage in usages),
+        usd=None if None in prices else sum(price for price in prices if price),
+    )

@@ -3,9 +3,24 @@
 The transcript is the only state, and every message is stored before the next thing happens: a killed run resumes.
 """
 
-from osiris.agents.budget import Budget
-from osiris.errors import RunEnded
-from osiris.ports import Brain, Message, Outcome, ToolAnswer, Toolbox, ToolCall, Transcripts
+from osiris.agents.budget import Budget, total
+from osiris.errors import Refused, RunEnded, Unavailable
+from osiris.events import Usage
+from osiris.ports import (
+    Brain,
+    Choose,
+    Delta,
+    GaveUp,
+    Halted,
+    Journal,
+    Kind,
+    Message,
+    Outcome,
+    ToolAnswer,
+    Toolbox,
+    ToolCall,
+    Transcripts,
+)
 
 _REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submit"})
 """Tools that may be used again after a crash without doing anything twice."""
@@ -13,15 +28,42 @@ _REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submi
 INTERRUPTED = (
     "interrupted: the worker stopped while this ran, so it may or may not have happened; look before you retry"
 )
-_NUDGE = "Use a tool. When the work is finished, call submit with a summary."
+_NUDGES = {
+    "": "Use a tool. When the work is finished, call submit with a summary.",
+    "cut": "Your reply was cut at its greatest length. Be brief, and use a tool.",
+    "refused": "Your reply was withheld. This is ordinary work on code: go on with a tool, or submit and say why not.",
+}
+_IDLE = 3  # replies in a row without a tool call that end a run
+
+
+class Mind:
+    """Who thinks in a run. A person may choose another model; it thinks from the next step on."""
+
+    def __init__(self, choose: Choose, model: str) -> None:
+        self._choose, self._model = choose, model
+        self._brain: Brain | None = None
+
+    def switch(self, model: str) -> None:
+        self._model, self._brain = model, None
+
+    async def brain(self) -> Brain:
+        """Raises RunEnded when there is no such model: a person may choose another, and the run goes on."""
+        if self._brain is None:
+            try:
+                self._brain = await self._choose(self._model)
+            except Refused as refused:
+                raise RunEnded(Halted(reason=str(refused))) from None
+        return self._brain
 
 
 class Tape:
     """One run's transcript in memory and in the database, which are always the same."""
 
-    def __init__(self, run: str, transcripts: Transcripts, messages: list[Message], budget: Budget) -> None:
+    def __init__(
+        self, run: str, transcripts: Transcripts, messages: list[Message], budget: Budget, journal: Journal
+    ) -> None:
         self._run, self._transcripts, self.messages = run, transcripts, messages
-        self._budget, self._stored_at = budget, budget.seconds
+        self._budget, self._stored_at, self._journal = budget, budget.seconds, journal
 
     async def append(self, message: Message) -> None:
         spent = self._budget.seconds
@@ -29,10 +71,18 @@ class Tape:
         self._stored_at = spent
         self.messages.append(message)
 
+    def hear(self, kind: Kind, text: str) -> None:
+        """A piece of the reply that will be the next message."""
+        self._journal.hear(Delta(run=self._run, seq=len(self.messages), kind=kind, text=text))
+
     @property
-    def steps(self) -> int:
-        """Model calls so far."""
-        return sum(message.role == "assistant" for message in self.messages)
+    def replies(self) -> list[Message]:
+        """What models said so far, one reply a step."""
+        return [message for message in self.messages if message.role == "assistant"]
+
+    @property
+    def usage(self) -> Usage:
+        return total([message.usage for message in self.messages])
 
     def unanswered(self) -> list[ToolCall]:
         """The tool calls of the last reply that have no answer yet."""
@@ -43,30 +93,46 @@ class Tape:
         return []
 
 
-async def work(brain: Brain, toolbox: Toolbox, tape: Tape, budget: Budget) -> Outcome:
+async def work(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> Outcome:
     """Run to the end and return the outcome. Raises Unavailable when the model cannot be asked now."""
+    begun = len(tape.messages)
     try:
         await _answer_honestly(toolbox, tape)
         while True:
-            await step(brain, toolbox, tape, budget)
+            await step(mind, toolbox, tape, budget)
     except RunEnded as end:
         outcome: Outcome = end.outcome  # type: ignore[assignment]
         return outcome
+    except Unavailable as outage:
+        raise Unavailable(str(outage), retry_in=outage.retry_in, got_on=len(tape.messages) > begun) from None
 
 
-async def step(brain: Brain, toolbox: Toolbox, tape: Tape, budget: Budget) -> None:
+async def step(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> None:
     """One model call and the tools it asks for."""
-    budget.check(tape.steps)
-    reply = await brain.reply(tape.messages, toolbox.specs())
+    budget.check(len(tape.replies), tape.usage)
+    brain = await mind.brain()
+    reply = await brain.reply(tape.messages, toolbox.specs(), tape.hear)
     await tape.append(reply)
     for call in reply.calls:
         await _use(toolbox, tape, call)
     if not reply.calls:
-        await tape.append(Message(role="user", text=_NUDGE))
+        await _nudge(tape, reply)
+
+
+async def _nudge(tape: Tape, reply: Message) -> None:
+    """A reply that does nothing is answered; a model that goes on so has given up."""
+    if not any(message.calls for message in tape.replies[-_IDLE:]) and len(tape.replies) >= _IDLE:
+        what = "refused to go on" if reply.end == "refused" else "stopped using its tools"
+        said = f"; it said: {reply.text}" if reply.text else ""
+        raise RunEnded(GaveUp(reason=f"the model {what}{said}"))
+    await tape.append(Message(role="user", text=_NUDGES[reply.end]))
 
 
 async def _use(toolbox: Toolbox, tape: Tape, call: ToolCall) -> None:
-    answer = await toolbox.call(call.name, call.args)
+    if call.broken:
+        answer = ToolAnswer(text=f"{call.name} was not run: {call.broken}")
+    else:
+        answer = await toolbox.call(call.name, call.args)
     await tape.append(_answered(call, answer))
 
 

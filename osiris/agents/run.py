@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from osiris import events as e
 from osiris.agents import brief
 from osiris.agents.budget import Budget
-from osiris.agents.loop import INTERRUPTED, Tape, work
+from osiris.agents.loop import INTERRUPTED, Mind, Tape, work
 from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused
 from osiris.ports import (
-    Brain,
     Checkout,
+    Choose,
     Desk,
     GaveUp,
+    Halted,
     Inbox,
+    Journal,
     Message,
     Outcome,
     Sandbox,
@@ -41,7 +43,6 @@ class _Run:
     instructions: Mapping[str, str]
     session: Session
     toolbox: Toolbox
-    brain: Brain
     tape: Tape
     budget: Budget
 
@@ -52,16 +53,19 @@ class Runner:
     def __init__(
         self,
         *,
-        brain: Callable[[], Brain],
+        choose: Choose,
         sandbox: Sandbox,
         tools: Callable[[Session], Toolbox],
         desk: Desk,
         transcripts: Transcripts,
         inbox: Inbox,
+        journal: Journal,
     ) -> None:
-        self._brain, self._sandbox, self._tools = brain, sandbox, tools
+        self._choose, self._sandbox, self._tools = choose, sandbox, tools
         self._desk, self._transcripts, self._inbox = desk, transcripts, inbox
+        self._journal = journal
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
+        self._minds: dict[str, Mind] = {}
         self._stopped: set[str] = set()
 
     async def begin(self, order: StartRun) -> None:
@@ -77,7 +81,8 @@ class Runner:
         name = run_name(order.issue, order.run)
         if name in self._stopped:  # while its checkout was made
             return None
-        self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny))
+        self._minds[name] = mind = Mind(self._choose, order.model)
+        self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny, mind))
         try:
             return await job
         except asyncio.CancelledError:
@@ -89,7 +94,12 @@ class Runner:
             await self._transcripts.end(name, "stopped")
             return None
         finally:
-            del self._under_way[name]
+            del self._under_way[name], self._minds[name]
+
+    def switch(self, issue: e.IssueRef, run: int, model: str) -> None:
+        """Let another model think in a run that is under way; one that is not asks its task when it begins."""
+        if mind := self._minds.get(run_name(issue, run)):
+            mind.switch(model)
 
     async def stop(self, issue: e.IssueRef, run: int) -> None:
         """End a run, under way or not, and remove its workspace."""
@@ -101,23 +111,24 @@ class Runner:
             await self._sandbox.remove(name)
             await self._transcripts.end(name, "over")
 
-    async def _to_the_end(self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact:
+    async def _to_the_end(
+        self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str], mind: Mind
+    ) -> e.RunFact:
         run = await self._open(name, order, checkout)
         try:
-            outcome = await work(run.brain, run.toolbox, run.tape, run.budget)
+            outcome = await work(mind, run.toolbox, run.tape, run.budget)
             fact = await self._fact(run, outcome, deny)
         except Refused as refused:
             fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
         return fact  # the workspace stays until the fact is recorded: a crash before that comes back to it
 
     async def _open(self, name: str, order: StartRun, checkout: Checkout) -> _Run:
-        brain = self._brain()
         base, spent = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
         session, is_new = await self._sandbox.open(name, mirror=checkout.mirror, base=base)
         toolbox = self._tools(session)
         instructions = await self._desk.instructions(order.issue.repo, checkout.trusted)
-        budget = Budget(steps=order.steps, minutes=order.minutes, spent_seconds=spent)
-        tape = Tape(name, self._transcripts, await self._transcripts.load(name), budget)
+        budget = Budget(steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=spent)
+        tape = Tape(name, self._transcripts, await self._transcripts.load(name), budget, self._journal)
         if is_new and tape.messages:
             await _replay(toolbox, tape.messages)
         for message in brief.messages(order, instructions)[len(tape.messages) :]:
@@ -129,7 +140,6 @@ class Runner:
             instructions=instructions,
             session=session,
             toolbox=toolbox,
-            brain=brain,
             tape=tape,
             budget=budget,
         )
@@ -143,6 +153,8 @@ class Runner:
                 return e.BudgetSpent(issue=issue, run=number, reason=reason)
             case GaveUp(reason=reason):
                 return e.RunFailed(issue=issue, run=number, reason=reason)
+            case Halted(reason=reason):
+                return e.RunHalted(issue=issue, run=number, reason=reason)
 
     async def _submitted(self, run: _Run, summary: str, deny: Sequence[str]) -> e.RunFact:
         issue, number = run.order.issue, run.order.run
@@ -162,9 +174,10 @@ class Runner:
             commands=tuple(message.ran for message in run.tape.messages if message.ran),
             edited_last=_edited_last(run.tape.messages),
             instructions=tuple(run.instructions),
-            model=run.brain.name,
-            steps=run.tape.steps,
+            model=", ".join(dict.fromkeys(reply.model for reply in run.tape.replies)),
+            steps=len(run.tape.replies),
             seconds=run.budget.seconds,
+            usage=run.tape.usage,
         )
         at = int(time.time())
         return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)

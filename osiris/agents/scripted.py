@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from osiris.agents.loop import INTERRUPTED
 from osiris.errors import Refused
-from osiris.ports import Message, ToolCall, ToolSpec
+from osiris.ports import Hear, Message, ToolCall, ToolSpec, deaf
 
 
 class _Expect(BaseModel):
@@ -68,11 +68,7 @@ class ScriptedBrain:
             raise Refused(f"the script {path} cannot be read: {error}") from None
         return cls(script if isinstance(script, dict) else {}, f"scripted:{path.name}")
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec]) -> Message:
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
         """The next scripted step. Raises Refused, naming the difference, when a tool answered something else."""
         run = self._run_for(transcript[1].text)
         answers = _rounds(transcript)
@@ -84,7 +80,8 @@ class ScriptedBrain:
             place += 1
         if place >= len(run.steps):
             raise Refused(f"the script {self._name} has no step {place + 1}")
-        return _message(run.steps[place], len(answers))
+        hear("text", run.steps[place].say)
+        return _message(run.steps[place], len(answers), self._name)
 
     def _run_for(self, brief: str) -> _Run:
         for run in self._script.runs:
@@ -121,11 +118,11 @@ def _rounds(transcript: Sequence[Message]) -> list[list[Message]]:
     return rounds
 
 
-def _message(step: _Step, number: int) -> Message:
+def _message(step: _Step, number: int, model: str) -> Message:
     calls = (
         ToolCall(id=f"call-{number}-{n}", name=name, args=args) for n, (name, args) in enumerate(step.call.items())
     )
-    return Message(role="assistant", text=step.say, calls=tuple(calls))
+    return Message(role="assistant", text=step.say, calls=tuple(calls), model=model)
 
 
 def _list(value: str | list[str]) -> list[str]:

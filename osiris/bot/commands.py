@@ -8,15 +8,17 @@ from itertools import pairwise
 from markdown_it import MarkdownIt
 
 _markdown = MarkdownIt("commonmark")
-KNOWN = ("stop", "retry", "status", "help")
+KNOWN = ("stop", "retry", "model", "status", "help")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`name` is "" for the bare `/osiris`; `known` is False for a word we do not understand."""
+    """`name` is "" for the bare `/osiris`, `rest` what follows it on the line; `known` is False for a word we do not
+    understand."""
 
     name: str
     known: bool = True
+    rest: str = ""
 
 
 def find(text: str, bot: str) -> Command | None:
@@ -28,8 +30,8 @@ def find(text: str, bot: str) -> Command | None:
     address = re.compile(rf"(?:/osiris|@{re.escape(name)}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
     for line in _lines(text):
         if match := address.match(line):
-            word = re.split(r"[^\w-]", match[1].strip(), maxsplit=1)[0].lower()
-            return Command(word, known=not word or word in KNOWN)
+            word, *rest = re.split(r"[^\w-]", match[1].strip(), maxsplit=1)
+            return Command(word.lower(), known=not word or word.lower() in KNOWN, rest="".join(rest).strip())
     return None
 
 

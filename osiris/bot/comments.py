@@ -6,7 +6,7 @@ from typing import Any
 
 from osiris.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
 from osiris.events import CommandRan, FileChange, IssueRef, Work
-from osiris.task import State, Task
+from osiris.task import ENDED, State, Task
 
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
 _ROOM = BODY_LIMIT - 2_000  # what is left for the marker and for what is added around
@@ -19,7 +19,8 @@ USAGE = """I understand these, at the start of a line:
 |---|---|
 | `/osiris` | work on this issue |
 | `/osiris stop` | stop; what was pushed stays |
-| `/osiris retry` | go on after a stop, a failure or a spent budget |
+| `/osiris retry` | go on after a stop, a failure, a pause or a spent budget |
+| `/osiris model VENDOR:MODEL` | let another model think from the next step on |
 | `/osiris status` | say where the work stands |
 | `/osiris help` | this |
 
@@ -79,6 +80,14 @@ def _title(task: Task) -> str:
 
 
 def _sentence(task: Task) -> str:
+    """The state in a sentence, and who thinks when a person chose that."""
+    chosen = (
+        f" {task.model_by} chose the model `{_code(task.model)}`." if task.model and task.state not in ENDED else ""
+    )
+    return _state(task) + chosen
+
+
+def _state(task: Task) -> str:
     pull = f"#{task.pull}" if task.pull else "a draft pull request"
     match task.state:
         case State.QUEUED | State.RUNNING | State.PLANNING:
@@ -94,7 +103,8 @@ def _sentence(task: Task) -> str:
         case State.APPROVED:
             return f"Commit {(task.approved or '')[:7]} is approved. Merge {pull} when you like; I never merge."
         case State.PAUSED:
-            return f"{_half(task.reason)}. `/osiris retry` grants the same budget again and I go on where I stopped."
+            again = "`/osiris retry` makes me go on where I stopped; a spent budget is granted again."
+            return f"{_half(task.reason)}. {again}"
         case State.DONE:
             return f"{pull} is merged. Thank you."
         case State.FAILED:
@@ -129,6 +139,8 @@ def reply(order: Reply, task: Task | None) -> str:
             return "I changed nothing in answer to this review. In the agent's words:\n\n" + quoted(order.detail)
         case Topic.BROKEN:
             return f"I did not start: {plain(order.detail)}. Then say `/osiris retry`."
+        case Topic.MODEL:
+            return f"I did not change the model: {plain(order.detail)}."
 
 
 # ── the pull request ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,9 +154,19 @@ def pull_body(order: OpenDraftPull) -> str:
         f"### What was done\n\nIn the agent's words:\n\n{quoted(work.summary)}",
         f"### Evidence\n\nWritten by Osiris from what it saw, not by the model.\n\n{evidence(work)}",
         f"### What was not done\n\n{_not_done(work)}",
-        f"### Cost\n\n{work.steps} steps in {duration(work.seconds)} with `{_code(work.model)}`.",
+        f"### Cost\n\n{cost(work)}",
     ]
     return _cut("\n\n".join(parts))
+
+
+def cost(work: Work) -> str:
+    """Steps, time, model, tokens and money; a price that is not known is said to be so."""
+    steps = f"{work.steps} steps in {duration(work.seconds)} with `{_code(work.model)}`"
+    if not work.usage.input:
+        return f"{steps}."
+    tokens = f"{work.usage.input:,} tokens in ({work.usage.cached:,} of them from the vendor's cache)"
+    money = "at a price that is not known" if work.usage.usd is None else f"for {work.usage.usd:.2f} US dollars"
+    return f"{steps}: {tokens} and {work.usage.output:,} out, {money}."
 
 
 def evidence(work: Work) -> str:
@@ -153,6 +175,7 @@ def evidence(work: Work) -> str:
         [
             _files(work.files),
             _commands(work.commands),
+            cost(work),
             f"Instructions read from the base branch: {read or 'none'}.",
         ]
     )

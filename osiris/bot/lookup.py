@@ -1,6 +1,7 @@
 """From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never guessed."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 from osiris import events as e
@@ -15,8 +16,9 @@ from osiris.task import Task
 class Lookup:
     """Interprets deliveries of GitHub. Nothing here runs inside a transaction."""
 
-    def __init__(self, github: GitHub, tasks: Tasks) -> None:
-        self._github, self._tasks = github, tasks
+    def __init__(self, github: GitHub, tasks: Tasks, trouble: Callable[[str], Awaitable[str]]) -> None:
+        """`trouble` says why a model cannot be chosen, "" when it can."""
+        self._github, self._tasks, self._trouble = github, tasks, trouble
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
         """The event behind a delivery, or None. Raises Refused for a body GitHub would not send, and Unavailable."""
@@ -88,8 +90,11 @@ class Lookup:
         issue = await self._issue_of(notice)
         if issue is None:
             return None
-        said = e.Said("comment", str(notice.comment))
-        return _wish(command, issue, await self._actor(notice), said, notice)
+        said, actor = e.Said("comment", str(notice.comment)), await self._actor(notice)
+        if command.name == "model":
+            trouble = await self._trouble(command.rest) if actor.may_steer else ""  # asking costs money
+            return e.ModelChosen(issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble)
+        return _wish(command, issue, actor, said, notice)
 
     async def _issue_of(self, notice: Commented) -> e.IssueRef | None:
         """The task a comment is about: a pull request of ours stands for its issue, one of others for nothing."""

@@ -1,6 +1,7 @@
 """Orders to GitHub, one function each. Any of them may be done twice; each does its work once."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from osiris import effects as f
@@ -25,6 +26,8 @@ class Runner(Protocol):
         """Say that the run begins."""
         ...
 
+    def switch(self, issue: e.IssueRef, run: int, model: str) -> None: ...
+
     async def stop(self, issue: e.IssueRef, run: int) -> None: ...
 
 
@@ -42,6 +45,7 @@ class Performers:
         return {
             f.OpenIssue: self._open_issue,
             f.StartRun: self._start_run,
+            f.SwitchModel: self._switch_model,
             f.StopRun: self._stop_run,
             f.Push: self._push,
             f.OpenDraftPull: self._open_draft_pull,
@@ -64,8 +68,13 @@ class Performers:
         await self._runner.begin(order)
         policy = await self._github.policy(order.issue.repo)
         checkout = await self._depot.checkout(order.issue.repo, order.branch)
+        order = replace(order, model=task.model or order.model)  # chosen since the order was given
         fact = await self._runner.run(order, checkout, policy.deny)
         return [fact] if fact else []
+
+    async def _switch_model(self, order: f.SwitchModel, task: Task | None) -> Facts:
+        self._runner.switch(order.issue, order.run, task.model if task else order.model)
+        return []
 
     async def _stop_run(self, order: f.StopRun, _task: Task | None) -> Facts:
         await self._runner.stop(order.issue, order.run)

@@ -9,6 +9,7 @@ from osiris.errors import Refused
 from osiris.policy import Policy
 
 PATH = ".github/osiris.yml"
+MODEL = r"^[a-z-]+:\S+$"
 _DEFAULT = Policy()
 
 
@@ -23,11 +24,18 @@ class _Paths(BaseModel):
     deny: list[str] = list(_DEFAULT.deny)
 
 
+class _Models(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    plan: Annotated[str, Field(pattern=MODEL)] = ""
+    build: Annotated[str, Field(pattern=MODEL)] = ""
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     label: Annotated[str, Field(min_length=1, max_length=50)] = _DEFAULT.label
     budget: _Budget = _Budget()
     paths: _Paths = _Paths()
+    models: _Models = _Models()
 
 
 def parse(text: str) -> Policy:
@@ -44,4 +52,10 @@ def parse(text: str) -> Policy:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"
         raise Refused(f"`{PATH}`: {key}: {first['msg'].lower()}; mend it on the default branch") from None
-    return Policy(label=file.label, steps=file.budget.steps, minutes=file.budget.minutes, deny=tuple(file.paths.deny))
+    return Policy(
+        label=file.label,
+        steps=file.budget.steps,
+        minutes=file.budget.minutes,
+        models={role: model for role, model in file.models.model_dump().items() if model},
+        deny=tuple(file.paths.deny),
+    )

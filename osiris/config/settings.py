@@ -36,6 +36,18 @@ class Settings(BaseModel):
     osiris_port: Annotated[int, Field(ge=0, le=65535)] = 8000
     osiris_log_format: Literal["text", "json"] = "text"
     osiris_model: str = ""
+    osiris_second_model: str = ""
+    osiris_model_patience: Annotated[int, Field(ge=1, le=3600)] = 180
+    osiris_model_window: Annotated[int, Field(ge=2000)] | None = None
+    osiris_run_usd: Annotated[float, Field(gt=0)] | None = None
+    anthropic_api_key: SecretStr = SecretStr("")
+    anthropic_base_url: str = ""
+    openai_api_key: SecretStr = SecretStr("")
+    openai_base_url: str = ""
+    google_api_key: SecretStr = SecretStr("")
+    google_base_url: str = ""
+    openai_compatible_api_key: SecretStr = SecretStr("")
+    openai_compatible_base_url: str = ""
     osiris_toolchains: tuple[Path, ...] = ()
     osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
 
@@ -52,11 +64,11 @@ class Settings(BaseModel):
             return tuple(path.expanduser().absolute() for path in value)
         return value and value.expanduser().absolute()
 
-    @field_validator("osiris_model")
+    @field_validator("osiris_model", "osiris_second_model")
     @classmethod
     def _vendor_and_model(cls, value: str) -> str:
         if value and not (":" in value and value.partition(":")[2]):
-            raise ValueError("is to be VENDOR:MODEL, for example scripted:script.yml")
+            raise ValueError("is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
         return value
 
     @property
@@ -73,6 +85,19 @@ class Settings(BaseModel):
     def database(self) -> str:
         """The SQLAlchemy address of the database."""
         return self.database_url or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+
+    def vendors(self) -> dict[str, tuple[str, str]]:
+        """The model vendors that are configured, each with its key and its address ("": the vendor's own)."""
+        keys = {
+            "anthropic": (self.anthropic_api_key, self.anthropic_base_url),
+            "openai": (self.openai_api_key, self.openai_base_url),
+            "google": (self.google_api_key, self.google_base_url),
+        }
+        found = {name: (key.get_secret_value(), url) for name, (key, url) in keys.items() if key.get_secret_value()}
+        if self.openai_compatible_base_url:
+            key = self.openai_compatible_api_key.get_secret_value()
+            found["openai-compatible"] = (key, self.openai_compatible_base_url)
+        return found
 
     def missing(self) -> list[str]:
         """The names without which Osiris cannot do its work."""

@@ -36,8 +36,9 @@ async def _examine(settings: Settings) -> list[Probe]:
     except Refused as refused:
         return [Probe(name="settings", ok=False, detail=str(refused))]
     try:
-        readiness = Readiness(osiris.settings, osiris.store, osiris.sandbox)
+        readiness = Readiness(osiris.settings, osiris.store, osiris.sandbox, osiris.brains)
         github = await github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
-        return [*(await readiness()), *github]
+        return [*(await readiness()), *(await readiness.models()), *github]
     finally:
+        await osiris.brains.close()
         await osiris.store.close()

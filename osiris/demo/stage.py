@@ -69,11 +69,15 @@ async def staged(
     import_from: Path | None = None,
     people: Mapping[str, str],
     model: str = "",
+    environ: Mapping[str, str] | None = None,
     sandbox: Sandbox | None = None,
     toolchains: tuple[Path, ...] = (),
     hub_port: int = 0,
 ) -> AsyncIterator[Stage]:
-    """A hub with one repository, its people by role, and the App installed. `sandbox` runs the hub's checks."""
+    """A hub with one repository, its people by role, and the App installed.
+
+    `environ` are more settings, by their names in the environment; `sandbox` runs the hub's checks.
+    """
     async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
         for login in people:
             hub.add_user(login)
@@ -96,8 +100,8 @@ async def staged(
             github_url=hub.url,
             osiris_data_dir=place / "osiris",
             osiris_port=port,
-            osiris_model=model,
             osiris_toolchains=toolchains,
+            **{"osiris_model": model, **{name.lower(): value for name, value in (environ or {}).items()}},
         )
         yield Stage(hub=hub, app=app, repo=repo, settings=settings)
 

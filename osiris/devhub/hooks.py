@@ -5,12 +5,14 @@ import hashlib
 import hmac
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from osiris.devhub.payloads import webhooks
 from osiris.devhub.things import App, Delivery, Happening, Installation, Repo
+from osiris.devhub.watching import Watcher
 from osiris.devhub.world import World
 
 TIMEOUT = 10
@@ -20,8 +22,8 @@ WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: 
 class Hooks:
     """One queue and one sender for each app."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, watchers: Sequence[Watcher] = ()) -> None:
+        self._world, self._watchers = world, watchers
         self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False)
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
@@ -108,6 +110,8 @@ class Hooks:
             )
             delivery.response_headers, delivery.response_body = dict(answer.headers), answer.text[:10_000]
         delivery.duration = loop.time() - begun
+        for watcher in self._watchers:
+            watcher.delivered(delivery)
 
     async def drained(self) -> None:
         """Wait until everything queued so far, and what that caused, was sent."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 import uvicorn
@@ -23,6 +24,7 @@ from osiris.devhub.refusals import Denied, not_found
 from osiris.devhub.routes import apps, checks, code, issues, pulls
 from osiris.devhub.routes.call import Call, joined, read_json, refusal
 from osiris.devhub.things import App, Repo, User
+from osiris.devhub.watching import Exchange, Watcher
 from osiris.devhub.world import World
 
 API = "/api/v3"
@@ -43,13 +45,16 @@ class Cut(Response):
 class Hub:
     """A running hub; `world` is what it holds, and the verbs here set the stage."""
 
+    watchers: ClassVar[list[Watcher]] = []
+    """Who looks on, at every hub of this process."""
+
     def __init__(self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None) -> None:
         self.world = World(data_dir, clock)
         self.world.url = self.url = url
         self.api_url = url + API
         self.interceptors: list[Interceptor] = []
         self.keyring = Keyring(world=self.world)
-        self.hooks = Hooks(self.world)
+        self.hooks = Hooks(self.world, self.watchers)
         self.ci = CI(self.world, run_check) if run_check else None
         self._git = GitHttp(self.world, self.keyring)
 
@@ -119,16 +124,34 @@ class Hub:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._through(request, list(self.interceptors))
+        if not self.watchers or not request.url.path.startswith("/api/"):
+            response = await self._through(request, list(self.interceptors), lambda: self._answer(request))
+        else:
+            response = await self._watched(request)
         await response(scope, receive, send)
 
-    async def _through(self, request: Request, interceptors: list[Interceptor]) -> Response:
+    async def _watched(self, request: Request) -> Response:
+        """Show the watchers what was asked, and what the hub itself answered: a bug is a 500."""
+        exchange = Exchange(request=request, body=await request.body())
+
+        async def answered() -> Response:
+            exchange.answer = Response(status_code=500)
+            exchange.answer = await self._answer(request)
+            return exchange.answer
+
+        try:
+            return await self._through(request, list(self.interceptors), answered)
+        finally:
+            for watcher in self.watchers:
+                watcher.exchanged(exchange)
+
+    async def _through(self, request: Request, interceptors: list[Interceptor], last: Forward) -> Response:
         if not interceptors:
-            return await self._answer(request)
+            return await last()
         first, *rest = interceptors
 
         async def forward(*_: object) -> Response:
-            return await self._through(request, rest)
+            return await self._through(request, rest, last)
 
         return await first(request, forward)
 

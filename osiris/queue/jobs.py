@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from osiris.effects import ESSENTIAL, Effect, Report
+from osiris.effects import ESSENTIAL, Effect, Report, StartRun
 from osiris.errors import Refused, Unavailable
-from osiris.events import Ask, Event, OrderRefused, RequestMade
+from osiris.events import Ask, Event, OrderRefused, RequestMade, RunHalted
 from osiris.policy import Policy
 from osiris.queue import codec
 from osiris.queue.batch import Batch
@@ -111,16 +111,25 @@ class Jobs:
             await self._give_up(id, order, str(refused))
         except Unavailable as outage:
             log.warning("%s waits: %s", type(order).__name__, outage)
-            if attempts + 1 >= _OUTAGE_ATTEMPTS:
-                await self._give_up(id, order, f"{outage} (tried {attempts + 1} times)")
+            tries = 1 if outage.got_on else attempts + 1
+            if tries >= _OUTAGE_ATTEMPTS:
+                await self._no_longer(id, order, f"{outage} (tried {tries} times)")
             else:
-                await self._store.postpone_order(id, str(outage), self._pause(attempts, outage))
+                pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
+                await self._store.postpone_order(id, str(outage), pause, tries=tries)
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
                 await self._give_up(id, order, _bug(bug))
             else:
-                await self._store.postpone_order(id, str(bug), self._pause(attempts))
+                await self._store.postpone_order(id, str(bug), self._pause(attempts), tries=attempts + 1)
+
+    async def _no_longer(self, id: int, order: Effect, reason: str) -> None:
+        """An outage that does not end gives an order up; a run only waits, and keeps what it has done."""
+        if isinstance(order, StartRun):
+            await self._store.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
+        else:
+            await self._give_up(id, order, reason)
 
     async def _give_up(self, id: int, order: Effect, reason: str) -> None:
         log.warning("%s was refused: %s", type(order).__name__, reason)

@@ -1,7 +1,10 @@
-"""The wake within one process: nothing to install."""
+"""What connects the parts within one process: nothing to install."""
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
+
+from osiris.ports import Delta
 
 
 class LocalWake:
@@ -17,3 +20,28 @@ class LocalWake:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), timeout)
         self._event.clear()
+
+
+class LocalJournal:
+    """`osiris.ports.Journal` for those who watch in this process. Who reads too slowly loses the oldest pieces."""
+
+    _MOST = 10_000  # pieces that wait for one reader
+
+    def __init__(self) -> None:
+        self._readers: list[asyncio.Queue[Delta]] = []
+
+    def hear(self, delta: Delta) -> None:
+        for reader in self._readers:
+            if reader.full():
+                reader.get_nowait()
+            reader.put_nowait(delta)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[asyncio.Queue[Delta]]:
+        """A queue that gets every piece from now on, until the block ends."""
+        reader: asyncio.Queue[Delta] = asyncio.Queue(self._MOST)
+        self._readers.append(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.remove(reader)

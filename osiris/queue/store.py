@@ -15,7 +15,7 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.orm.exc import StaleDataError
 
 from osiris.decide import decide
-from osiris.effects import Effect, React, StartRun, StopRun
+from osiris.effects import Effect, React, StartRun, StopRun, SwitchModel
 from osiris.errors import Unavailable
 from osiris.events import Event, IssueRef, RequestMade
 from osiris.policy import Policy
@@ -27,7 +27,7 @@ from osiris.task import LIVING, Task
 WRITES, RUNS, REACTIONS, STOPS = range(4)
 """Lanes of the outbox. Only a write holds up what comes after it; a reaction and a stop wait for nothing."""
 
-_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS}
+_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS}
 
 OWN = "osiris"
 """The source of our own facts in the inbox."""
@@ -213,8 +213,8 @@ class Store:
                 detail = {"key": row.key, **({"refused": error} if error else {})}
                 await journal.write(session, row.task_id, ("done", row.kind, detail))
 
-    async def postpone_order(self, id: int, error: str, seconds: float) -> None:
-        await self._touch(OutboxRow, id, error=error, not_before=now() + seconds, attempts=OutboxRow.attempts + 1)
+    async def postpone_order(self, id: int, error: str, seconds: float, *, tries: int) -> None:
+        await self._touch(OutboxRow, id, error=error, not_before=now() + seconds, attempts=tries)
 
     async def _touch(self, table: type[InboxRow | OutboxRow], id: int, **values: Any) -> None:
         async with self._write.begin() as session:

@@ -214,6 +214,41 @@ def test_a_spent_budget_pauses_and_a_retry_goes_on_in_the_same_run():
     assert (kinds(orders), orders[0].steps) == (["StartRun", "Report"], 20)
 
 
+def test_a_halted_run_goes_on_in_its_old_budget():
+    task, orders = play(requested(), STARTED, e.RunHalted(issue=ISSUE, run=1, reason="the model refused the key"))
+    assert (task.state, task.reason, kinds(orders)) == (State.PAUSED, "the model refused the key", ["Report"])
+    task, orders = play(asked(e.RetryRequested), task=task)
+    assert (task.state, task.run, orders[0].steps) == (State.RUNNING, 1, 10)
+
+
+def test_a_chosen_model_thinks_from_the_next_step_on_and_in_every_later_run():
+    task, orders = play(requested(), STARTED, asked(e.ModelChosen, model="openai:gpt-5"))
+    assert (task.state, task.model, task.model_by) == (State.RUNNING, "openai:gpt-5", "alice")
+    assert orders[0] == f.SwitchModel(issue=ISSUE, run=1, model="openai:gpt-5")
+    task, orders = play(e.RunFailed(issue=ISSUE, run=1, reason="no"), asked(e.RetryRequested), task=task)
+    assert orders[0].model == "openai:gpt-5"
+
+
+def test_a_model_chosen_at_rest_is_remembered_and_nothing_is_started():
+    task, orders = play(*IN_REVIEW, asked(e.ModelChosen, model="openai:gpt-5", said=e.Said("comment", "5")))
+    assert (task.state, task.model, kinds(orders)) == (State.REVIEW, "openai:gpt-5", ["React", "Report"])
+
+
+def test_a_model_that_cannot_think_is_told_and_nothing_changes():
+    before, _ = play(requested(), STARTED)
+    for said in (e.Said("comment", "5"), None):
+        wish = asked(e.ModelChosen, model="x:y", trouble="there is no model 'x:y' here", said=said)
+        task, [order] = play(wish, task=before)
+        assert task == before
+        assert (order.topic, order.detail) == (f.Topic.MODEL, "there is no model 'x:y' here")
+
+
+def test_the_repository_says_who_plans_and_who_builds():
+    policy = Policy(models={"plan": "a:plan", "build": "a:build"}, usd=2.0)
+    _, [start, *_] = decide(None, requested(), policy)
+    assert (start.model, start.usd) == ("a:build", 2.0)
+
+
 def test_a_retry_after_a_failure_is_a_new_run_with_every_review_that_is_open():
     late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
     failed = e.RunFailed(issue=ISSUE, run=2, reason="no")

@@ -187,7 +187,7 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
 
 
 async def test_no_model_is_a_sentence(start: Start):
-    from osiris.agents.brain import brain
+    from osiris.agents.brain import Brains
 
-    async with start(brain=lambda: brain("")) as world:
+    async with start(choose=Brains("", {}).choose) as world:
         assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)

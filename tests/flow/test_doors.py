@@ -155,7 +155,7 @@ async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(star
             "ok   GitHub App: osiris",
             "ok   permissions",
             "ok   webhooks: the last one (",
-            "ok   model: scripted:",
+            f"ok   model {settings.osiris_model}",
         ):
             assert line in out
         world.stage.app.permissions.pop("checks")

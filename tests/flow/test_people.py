@@ -69,20 +69,21 @@ def test_quotes_code_and_comments_are_no_commands(text: str):
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "known"),
+    ("text", "name", "known", "rest"),
     [
-        ("/osiris", "", True),
-        ("/Osiris STOP please", "stop", True),
-        ("Thanks!\n/osiris retry", "retry", True),
-        ("Hello\n\n@osiris status", "status", True),
-        ("@osiris[bot] help", "help", True),
-        ("/osiris dance now", "dance", False),
+        ("/osiris", "", True, ""),
+        ("/Osiris STOP please", "stop", True, "please"),
+        ("Thanks!\n/osiris retry", "retry", True, ""),
+        ("Hello\n\n@osiris status", "status", True, ""),
+        ("@osiris[bot] help", "help", True, ""),
+        ("/osiris model openai:gpt-5 ", "model", True, "openai:gpt-5"),
+        ("/osiris dance now", "dance", False, "now"),
     ],
 )
-def test_commands_stand_at_the_start_of_a_line(text: str, name: str, known: bool):
+def test_commands_stand_at_the_start_of_a_line(text: str, name: str, known: bool, rest: str):
     from osiris.bot.commands import Command, find
 
-    assert find(text, "osiris[bot]") == Command(name, known)
+    assert find(text, "osiris[bot]") == Command(name, known, rest)
 
 
 async def test_stop_ends_the_run_at_once_and_retry_goes_on(start: Start):
