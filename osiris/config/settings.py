@@ -46,8 +46,8 @@ class Settings(BaseModel):
     openai_base_url: str = ""
     google_api_key: SecretStr = SecretStr("")
     google_base_url: str = ""
-    openai_compatible_api_key: SecretStr = SecretStr("")
     openai_compatible_base_url: str = ""
+    openai_compatible_api_key: SecretStr = SecretStr("")
     osiris_toolchains: tuple[Path, ...] = ()
     osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
 
