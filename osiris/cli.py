@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -60,6 +61,20 @@ def demo(
     from osiris.demo.story import play
 
     _run(play(keep=keep))
+
+
+@app.command()
+def local(
+    path: Annotated[Path, typer.Argument(help="A git repository of yours.")],
+    request: Annotated[str, typer.Argument(help="What is to be done; without it, unfinished work goes on.")] = "",
+    model: Annotated[str, typer.Option(help="Who thinks, as VENDOR:MODEL, in OSIRIS_MODEL's place.")] = "",
+    budget: Annotated[float | None, typer.Option(help="US dollars that a run may cost.", min=0.01)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")] = False,
+) -> None:
+    """The whole loop on your own repository; on your approval a branch appears there, and nothing else changes."""
+    from osiris.local.session import Wish, play
+
+    _run(play(_settings(), Wish(path=path, request=request, model=model, budget=budget, yes=yes)))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "osiris"
 CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports"}
 PARTS = {"bot", "agents", "tools", "queue", "mcp", "devhub"}
-COMPOSITION = {"__main__", "cli", "bootstrap", "console", "demo"}
+COMPOSITION = {"__main__", "cli", "bootstrap", "console", "demo", "local"}
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
 

@@ -16,6 +16,7 @@ class Depot:
 
     def __init__(self, desk: HostDesk, tokens: Tokens, url: str) -> None:
         self._desk, self._tokens, self._url = desk, tokens, url.rstrip("/")
+        self.noreply = f"users.noreply.{urlsplit(url).hostname}"  # so that a commit names nobody of another GitHub
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def checkout(self, repo: str, branch: str) -> Checkout:

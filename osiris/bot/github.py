@@ -12,7 +12,7 @@ import githubkit
 from githubkit import TokenAuthStrategy, UnauthAuthStrategy
 from githubkit.exception import GitHubException, GraphQLFailed, RequestFailed
 
-from osiris.bot.tokens import FAILURES, PATIENCE, Tokens, translate
+from osiris.bot.tokens import FAILURES, PATIENCE, NotInstalled, Tokens, translate
 from osiris.config import repo as repo_file
 from osiris.config.logging import redact
 from osiris.errors import OsirisError, Refused, Unavailable
@@ -88,10 +88,16 @@ class GitHub:
         return Role(name) if name in list(Role) else Role(answer["permission"])
 
     async def policy(self, repo: str) -> Policy:
-        """What `.github/osiris.yml` of the default branch says; at most a minute old."""
+        """What `.github/osiris.yml` of the default branch says; at most a minute old.
+
+        Where the App is not installed (any more) no label starts anything: what GitHub still delivers is no failure.
+        """
         policy, until = self._policies.get(repo, (Policy(), 0.0))
         if monotonic() >= until:
-            policy = await self._fetch_policy(repo)
+            try:
+                policy = await self._fetch_policy(repo)
+            except NotInstalled:
+                return Policy(label="")
             self._policies[repo] = (policy, monotonic() + _POLICY_LIFE)
         return policy
 

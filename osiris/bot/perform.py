@@ -86,7 +86,7 @@ class Performers:
             raise Refused(f"pull request #{order.pull} was closed while I worked, so I pushed nothing")
         login = await self._github.login()
         message = comments.commit_message(order, [await self._coauthor(repo, order.requester)])
-        email = f"{login}@users.noreply.github.com"
+        email = f"{login}@{self._depot.noreply}"
         commit = await self._desk.commit(
             repo, tree=order.tree, base=order.base, message=message, author=login, email=email, at=order.at
         )
@@ -95,7 +95,7 @@ class Performers:
 
     async def _coauthor(self, repo: str, login: str) -> str:
         id = await self._github.user_id(repo, login)
-        return f"{login} <{f'{id}+' if id else ''}{login}@users.noreply.github.com>"
+        return f"{login} <{f'{id}+' if id else ''}{login}@{self._depot.noreply}>"
 
     async def _open_draft_pull(self, order: f.OpenDraftPull, _task: Task | None) -> Facts:
         number = await self._github.open_draft_pull(

@@ -22,6 +22,10 @@ PATIENCE = 30.0  # seconds for one answer of GitHub
 _READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
 
 
+class NotInstalled(Refused):
+    """The App is not installed on a repository, or not any more; the text names it."""
+
+
 class Tokens:
     """The only holder of the App's private key."""
 
@@ -63,14 +67,20 @@ class Tokens:
         return deliveries[0] if deliveries else None
 
     async def mint(self, repo: str, **permissions: str) -> str:
-        """A fresh token for `repo` with just these permissions. Raises Refused or Unavailable."""
+        """A fresh token for `repo` with just these permissions. Raises Refused (NotInstalled is one) or Unavailable."""
+        remembered = repo in self._installations
+        try:
+            return await self._mint(repo, permissions)
+        except Refused:
+            self._installations.pop(repo, None)
+            if not remembered:
+                raise
+            return await self._mint(repo, permissions)  # it may have been installed anew, or taken off
+
+    async def _mint(self, repo: str, permissions: dict[str, str]) -> str:
         installation = await self._installation(repo)
         narrowed = {"repositories": [repo.partition("/")[2]], "permissions": permissions}
-        try:
-            answer = await self._call("POST", f"/app/installations/{installation}/access_tokens", narrowed)
-        except Refused:
-            self._installations.pop(repo, None)  # it may have been installed anew
-            raise
+        answer = await self._call("POST", f"/app/installations/{installation}/access_tokens", narrowed)
         return str(answer["token"])
 
     async def reader(self, repo: str) -> str:
@@ -86,13 +96,18 @@ class Tokens:
 
     async def _installation(self, repo: str) -> int:
         if repo not in self._installations:
-            self._installations[repo] = int((await self._call("GET", f"/repos/{repo}/installation"))["id"])
+            missing = f"the App is not installed on {repo}"
+            found = await self._call("GET", f"/repos/{repo}/installation", missing=missing)
+            self._installations[repo] = int(found["id"])
         return self._installations[repo]
 
-    async def _call(self, method: str, path: str, sent: object = None) -> Any:
+    async def _call(self, method: str, path: str, sent: object = None, *, missing: str = "") -> Any:
+        """`missing` is what it means when GitHub answers 404: NotInstalled."""
         try:
             answer = (await self._app.arequest(method, path, json=sent)).json()
         except FAILURES as error:
+            if missing and isinstance(error, RequestFailed) and error.response.status_code == 404:
+                raise NotInstalled(missing) from None
             raise translate(error, f"{method} {path}") from None
         return answer
 
@@ -125,8 +140,8 @@ def _pause(response: Response[Any]) -> float | None:
 def _message(text: str) -> str:
     try:
         body = json.loads(text)
-        details = [str(e.get("message", e.get("code", ""))) for e in body.get("errors", []) if isinstance(e, dict)]
-        return " ".join([str(body.get("message", "")), *filter(None, details)])[:300]
+        errors = [e.get("message", e.get("code", "")) if isinstance(e, dict) else e for e in body.get("errors", [])]
+        return " ".join(str(part) for part in (body.get("message", ""), *errors) if part)[:300]
     except (ValueError, AttributeError):
         return text[:100]
 

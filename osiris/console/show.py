@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from osiris.console.common import LOOK, console, find, open_views, print_json, s
 from osiris.ports import Message
 from osiris.queue.views import Line, Step, TaskLine
 from osiris.task import ENDED, UNDER_REVIEW, State
+from osiris.tools.clean import clean_text
 
 _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
 
@@ -105,21 +107,22 @@ def _told(line: Line) -> tuple[float, str]:
     return line.at, f"{_clock(line.at)}  {line.what}" + (f" ({who})" if who else "")
 
 
-def _step(step: Step) -> tuple[float, str] | None:
+def _step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
     message: Message = step.message
-    first = message.text.partition("\n")[0][:100]
+    first = clean_text(message.text).partition("\n")[0][:100]
     match message.role:
         case "assistant":
             calls = "; ".join(f"{call.name} {_short(dict(call.args))}" for call in message.calls)
-            return step.at, f"{_clock(step.at)}      {first + '  ' if first else ''}{calls}"
+            words = f"{first}  " if first and said else ""
+            return step.at, f"{_clock(step.at)}      {words}{clean_text(calls)}"
         case "tool":
             return step.at, f"{_clock(step.at)}        {first}"
     return None
 
 
-def told_steps(steps: list[Step]) -> list[str]:
-    """A transcript's messages, a line each."""
-    return [told[1].partition("  ")[2] for step in steps if (told := _step(step))]
+def told_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
+    """A transcript's messages, a line each; with what the model said beside what it did, or without."""
+    return [told[1].partition("  ")[2] for step in steps if (told := _step(step, said=said))]
 
 
 def _short(args: dict[str, Any]) -> str:

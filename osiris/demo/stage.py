@@ -69,41 +69,57 @@ async def staged(
     import_from: Path | None = None,
     people: Mapping[str, str],
     model: str = "",
-    environ: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
     sandbox: Sandbox | None = None,
     toolchains: tuple[Path, ...] = (),
     hub_port: int = 0,
+    keep: bool = False,
 ) -> AsyncIterator[Stage]:
     """A hub with one repository, its people by role, and the App installed.
 
-    `environ` are more settings, by their names in the environment; `sandbox` runs the hub's checks.
+    `more` are further settings, by their fields; `sandbox` runs the hub's checks. With `keep` the hub's world stays in
+    `place`, and a stage that stood there before is set up again as it was left.
     """
     async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
-        for login in people:
-            hub.add_user(login)
-        insiders = {login: role for login, role in people.items() if role != "none"}
-        hub.add_repo(repo, files=files, import_from=import_from, collaborators=insiders)
-        port, secret = free_port(), token_hex(16)
-        app = hub.add_app(
-            slug="osiris",
-            webhook_url=f"http://127.0.0.1:{port}/webhooks/github",
-            webhook_secret=secret,
-            permissions=APP_PERMISSIONS,
-            events=APP_EVENTS,
-        )
-        hub.install(app, repo)
+        if not (keep and hub.keep(place / "hub.world")):
+            _set(hub, repo, files, import_from, people)
+        [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
+        port = free_port()
+        app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
+        hub.save()
         settings = Settings(
             github_app_id=str(app.id),
             github_private_key=app.private_key,
-            github_webhook_secret=secret,
+            github_webhook_secret=app.webhook_secret,
             github_api_url=hub.api_url,
             github_url=hub.url,
             osiris_data_dir=place / "osiris",
             osiris_port=port,
-            osiris_toolchains=toolchains,
-            **{"osiris_model": model, **{name.lower(): value for name, value in (environ or {}).items()}},
+            **{"osiris_model": model, "osiris_toolchains": toolchains, **(more or {})},
         )
         yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+
+
+def _set(
+    hub: Hub,
+    repo: str,
+    files: Mapping[str, bytes | str] | None,
+    import_from: Path | None,
+    people: Mapping[str, str],
+) -> None:
+    """People, a repository, and the App installed on it."""
+    for login in people:
+        hub.add_user(login)
+    insiders = {login: role for login, role in people.items() if role != "none"}
+    hub.add_repo(repo, files=files, import_from=import_from, collaborators=insiders)
+    app = hub.add_app(
+        slug="osiris",
+        webhook_url="http://127.0.0.1/",
+        webhook_secret=token_hex(16),
+        permissions=APP_PERMISSIONS,
+        events=APP_EVENTS,
+    )
+    hub.install(app, repo)
 
 
 def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from osiris.devhub import tokens
-from osiris.devhub.refusals import Denied, forbidden, not_found, unauthorized, unprocessable
+from osiris.devhub.refusals import Denied, forbidden, not_found, unauthorized, unfit
 from osiris.devhub.things import ROLES, App, Installation, Repo, User
 from osiris.devhub.world import World
 
@@ -137,7 +137,7 @@ class Keyring:
         held = installation.app.permissions
         for name, level in (permissions or {}).items():
             if level not in LEVELS or not _covers(held, f"{name}:{level}"):
-                raise unprocessable("The permissions requested are not granted to this installation.")
+                raise unfit("The permissions requested are not granted to this installation.")
         chosen = _chosen(installation, list(names), list(ids))
         given = {"metadata": "read", **permissions} if permissions else dict(held)
         grant = Grant(
@@ -157,7 +157,7 @@ def _chosen(installation: Installation, names: list[str], ids: list[int]) -> tup
     by_id = {repo.id: repo for repo in installation.repos}
     found = [by_name.get(str(name).lower()) for name in names] + [by_id.get(number) for number in ids]
     if any(repo is None for repo in found):
-        raise unprocessable(
+        raise unfit(
             "There is at least one repository that does not exist or is not accessible to the parent installation."
         )
     return tuple(repo for repo in found if repo is not None)

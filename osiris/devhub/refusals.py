@@ -41,5 +41,10 @@ def invalid(resource: str, field: str, code: str = "invalid", message: str = "")
 
 
 def unprocessable(message: str) -> Denied:
-    """GitHub's 422 whose errors are sentences."""
+    """GitHub's 422 whose errors are sentences: that of pull requests and reviews."""
     return Denied(422, "Unprocessable Entity", [message])
+
+
+def unfit(message: str) -> Denied:
+    """GitHub's 422 that is one sentence."""
+    return Denied(422, message)

@@ -119,14 +119,17 @@ class Git:
         return f"{mode} {blob}\t{path}".encode("utf-8", "surrogateescape") + b"\0"
 
     def copy_from(self, source: Path) -> None:
-        """A copy of the branch that is checked out in another repository, with its whole history."""
+        """A copy of what is checked out in another repository, with its whole history; `main` when it is no branch."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        options = ("--quiet", "--bare", "--no-local", "--single-branch", "--config", "core.sharedRepository=0644")
-        self.run("clone", *options, str(source), str(self.path))
-        self.run("remote", "remove", "origin")
+        self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
         self._settle()
-        if self.resolve("HEAD") is None or not self.heads():
-            raise Refused(f"{source} has no branch with a commit checked out")
+        try:
+            [head, *_] = self._line("ls-remote", "--symref", "--", str(source), "HEAD").splitlines() or [""]
+            branch = head.split()[1].removeprefix("refs/heads/") if head.startswith("ref: ") else "main"
+            self.run("fetch", "--quiet", "--no-tags", "--", str(source), f"HEAD:refs/heads/{branch}")
+        except GitFailed as error:
+            raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {error}") from None
+        self.run("symbolic-ref", "HEAD", f"refs/heads/{branch}")
 
     def _settle(self) -> None:
         for name, value in SETTINGS.items():

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from osiris.devhub import graphql, page
+from osiris.devhub import graphql, page, saved
 from osiris.devhub.access import Keyring
 from osiris.devhub.ci import CI, RunCheck
 from osiris.devhub.git_http import GitHttp, wants_git
@@ -57,6 +57,17 @@ class Hub:
         self.hooks = Hooks(self.world, self.watchers)
         self.ci = CI(self.world, run_check) if run_check else None
         self._git = GitHttp(self.world, self.keyring)
+        self._kept: Path | None = None
+
+    def keep(self, path: Path) -> bool:
+        """Keep the world in a file from now on; True when it held one already, and the hub goes on with that."""
+        self._kept = path
+        return saved.load(self.world, path)
+
+    def save(self) -> None:
+        """Write the world down, if it is kept. Requests that may change it do so by themselves."""
+        if self._kept is not None:
+            saved.save(self.world, self._kept)
 
     # ── the stage ──
 
@@ -104,6 +115,16 @@ class Hub:
         user = self.world.user(login)
         return f"{self.url}/_enter?key={quote(user.key)}&to={quote(path)}"
 
+    async def resend(self) -> None:
+        """Send again what no app has taken: a hub or an app was not there."""
+        await self.drained()
+        for app in self.world.apps.values():
+            last = {delivery.guid: delivery for delivery in app.deliveries}
+            for delivery in last.values():
+                if not 200 <= delivery.status_code < 300:
+                    self.hooks.redeliver(delivery)
+        await self.drained()
+
     async def drained(self) -> None:
         """Wait until every queued webhook was sent, and those that the sending caused."""
         await self.hooks.drained()
@@ -128,6 +149,8 @@ class Hub:
             response = await self._through(request, list(self.interceptors), lambda: self._answer(request))
         else:
             response = await self._watched(request)
+        if request.method != "GET":
+            self.save()  # before the answer: what was answered is never forgotten
         await response(scope, receive, send)
 
     async def _watched(self, request: Request) -> Response:

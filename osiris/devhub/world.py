@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from osiris.devhub import tokens
-from osiris.devhub.refusals import Denied, invalid, not_found, unprocessable
+from osiris.devhub.refusals import Denied, invalid, not_found
 from osiris.devhub.repos import Git, Person
 from osiris.devhub.things import (
     ROLES,
@@ -382,7 +382,7 @@ def check_title(title: str) -> None:
     if not title.strip():
         raise invalid("Issue", "title", "missing_field")
     if len(title) > LONGEST_TITLE:
-        raise unprocessable(f"title is too long (maximum is {LONGEST_TITLE} characters)")
+        raise invalid("Issue", "title", "custom", f"title is too long (maximum is {LONGEST_TITLE} characters)")
 
 
 def check_body(body: str, resource: str, *, needed: bool = False) -> None:

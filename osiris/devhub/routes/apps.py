@@ -68,7 +68,7 @@ async def access_token(call: Call) -> Response:
 async def installation_repositories(call: Call) -> Response:
     if call.who.grant is None:
         raise Denied(403, "You must authenticate with an installation access token in order to list repositories.")
-    shape = lambda repo: basics.full_repository(call.world, repo, call.by)  # noqa: E731
+    shape = lambda repo: basics.repository(call.world, repo)  # noqa: E731
     return call.paged(call.who.grant.repos, shape, "repositories", repository_selection="selected")
 
 

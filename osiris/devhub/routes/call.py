@@ -14,7 +14,7 @@ from starlette.routing import compile_path
 
 from osiris.devhub.access import Who
 from osiris.devhub.payloads.basics import Json
-from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.refusals import Denied, not_found, unfit
 from osiris.devhub.things import App, Issue, Pull, Repo, User
 from osiris.devhub.world import World
 
@@ -97,7 +97,7 @@ class Call:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             sentence = f"For 'properties/{name}', {json.dumps(value)} is not {NAMES[kind]}."
-            raise Denied(422, "Invalid request.\n\n" + sentence, [sentence])
+            raise unfit(f"Invalid request.\n\n{sentence}")
         return value
 
     def text(self, name: str, default: str = "") -> str:
@@ -112,7 +112,7 @@ class Call:
     def required(self, name: str) -> str:
         if not isinstance(self.body, dict) or self.body.get(name) is None:
             sentence = f'"{name}" wasn\'t supplied.'
-            raise Denied(422, f"Invalid request.\n\n{sentence}", [sentence])
+            raise unfit(f"Invalid request.\n\n{sentence}")
         return self.text(name)
 
     def query(self, name: str, default: str = "") -> str:

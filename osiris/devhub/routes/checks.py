@@ -5,7 +5,7 @@ from typing import Any
 from starlette.responses import Response
 
 from osiris.devhub.payloads import apps
-from osiris.devhub.refusals import Denied, invalid, not_found, unprocessable
+from osiris.devhub.refusals import Denied, invalid, not_found, unfit
 from osiris.devhub.routes.call import Call, Table, answer
 from osiris.devhub.routes.code import commit_named
 from osiris.devhub.things import App, CheckRun
@@ -40,7 +40,7 @@ def _facts(call: Call) -> dict[str, Any]:
     if (actions := call.get("actions", list)) is not None:
         facts["actions"] = _actions(actions)
     if facts.get("status") == "completed" and "conclusion" not in facts:
-        raise unprocessable("A completed check run needs a conclusion")
+        raise unfit("A completed check run needs a conclusion")
     return facts
 
 
@@ -56,10 +56,10 @@ def _output(given: dict[str, Any]) -> dict[str, str | None]:
 def _actions(given: list[Any]) -> list[dict[str, str]]:
     limits = (("label", 20), ("description", 40), ("identifier", 20))
     if len(given) > 3:
-        raise unprocessable("Only 3 actions are allowed")
+        raise unfit("Only 3 actions are allowed")
     for action in given:
         if any(len(str(action.get(name, ""))) > limit for name, limit in limits):
-            raise unprocessable("An action's label, description or identifier is too long")
+            raise unfit("An action's label, description or identifier is too long")
     return given
 
 
@@ -68,7 +68,7 @@ async def started(call: Call) -> Response:
     app = _app(call)
     name, sha = call.required("name"), call.required("head_sha")
     if call.repo.git.resolve(sha) is None:
-        raise unprocessable(f"No commit found for SHA: {sha}")
+        raise unfit(f"No commit found for SHA: {sha}")
     run = call.world.start_check(call.repo, app, sha, name, **_facts(call))
     return answer(apps.check_run(call.world, run), 201)
 

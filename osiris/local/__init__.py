@@ -1,0 +1,1 @@
+"""`osiris local`: the whole loop on a repository of the person's own, with devhub in GitHub's place."""

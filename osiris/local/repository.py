@@ -1,0 +1,77 @@
+"""The person's own repository: looked at with care, and changed by one new branch at the very end."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from osiris.errors import Refused
+
+_QUIET = ("core.hooksPath=/dev/null", "gc.auto=0", "maintenance.auto=false", "fetch.writeCommitGraph=false")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """`branch` is "" when no branch is checked out; `dirty` counts the paths that differ from `commit`."""
+
+    path: Path
+    commit: str
+    branch: str
+    dirty: int
+
+    @classmethod
+    def at(cls, path: Path) -> "Repository":
+        """The repository that holds `path`. Raises Refused when there is none to work on."""
+        if not path.is_dir():
+            raise Refused(f"{path} is no folder")
+        try:
+            top = Path(_git(path, "rev-parse", "--show-toplevel"))
+        except Refused as refused:
+            raise Refused(f"{path} is in no git repository with files ({refused}); `git init` makes one") from None
+        try:
+            commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except Refused:
+            raise Refused(f"{top} has no commit yet; make a first one, it is what the work starts from") from None
+        if _git(top, "rev-parse", "--is-shallow-repository") == "true":
+            raise Refused(f"{top} is a shallow clone; `git fetch --unshallow` makes it whole")
+        branch = _git(top, "branch", "--show-current")
+        changed = _git(top, "--no-optional-locks", "status", "--porcelain", "--untracked-files=normal")
+        return cls(path=top, commit=commit, branch=branch, dirty=len(changed.splitlines()))
+
+    def take(self, source: Path, commit: str, branch: str) -> str:
+        """Bring `commit` from another repository in as a new branch; its name, with a number if `branch` is taken.
+
+        Nothing else changes: not the work tree, not the index, no other branch. Doing it again changes nothing.
+        """
+        name, number = branch, 1
+        while (there := self._tip(name)) not in ("", commit):
+            number += 1
+            name = f"{branch}-{number}"
+        if not there:
+            flags = (
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--no-recurse-submodules",
+                "--no-auto-maintenance",
+            )
+            config = [word for setting in _QUIET for word in ("-c", setting)]
+            _git(self.path, *config, "fetch", *flags, "--", str(source), f"{commit}:refs/heads/{name}")
+        return name
+
+    def _tip(self, branch: str) -> str:
+        try:
+            return _git(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
+        except Refused:
+            return ""
+
+
+def _git(at: Path, *args: str) -> str:
+    """git as the person runs it, with their settings. Raises Refused with its first line."""
+    try:
+        done = subprocess.run(["git", "-C", str(at), *args], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise Refused("git is not installed") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"git {args[0]} ended with {done.returncode}"]
+        raise Refused(said[0].removeprefix("fatal: "))
+    return done.stdout.removesuffix("\n")

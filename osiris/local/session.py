@@ -1,0 +1,303 @@
+"""One piece of local work, from the request to the branch; ended at any point, it goes on where it was."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+import webbrowser
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+from shlex import quote
+
+from osiris.bootstrap import Osiris, brains_of
+from osiris.bot.comments import cost
+from osiris.config.settings import Settings
+from osiris.demo.people import Person
+from osiris.demo.stage import Stage, staged
+from osiris.errors import Refused, Unavailable
+from osiris.local.places import Places
+from osiris.local.repository import Repository
+from osiris.local.screen import Left, Screen
+from osiris.task import ENDED, State, Task
+from osiris.tools.sandbox import Bubblewrap
+
+_LOOK = 0.2  # seconds between two looks at the task
+_CARRIED = re.compile(r"osiris_(model|second|run|toolchains)|(anthropic|openai|google)_")
+_CHOICES = "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the person asked for on the command line; without a `request` the newest unfinished work goes on."""
+
+    path: Path
+    request: str
+    model: str
+    budget: float | None
+    yes: bool
+
+    @property
+    def later(self) -> str:
+        model = f" --model {quote(self.model)}" if self.model else ""
+        return f"Nothing is lost. Go on with:  osiris local {quote(str(self.path))}{model}"
+
+
+async def play(settings: Settings, wish: Wish) -> None:
+    """Work until the branch is there, or the person leaves. Raises Refused with what is missing or went wrong."""
+    screen, repository = Screen(), Repository.at(wish.path)
+    if not (wish.yes or screen.is_terminal):
+        raise Refused("there is no terminal to ask you on; --yes approves what the agent hands in")
+    settings = _chosen(settings, wish)
+    await _ready(settings)
+    places = Places.of(settings.osiris_data_dir, repository.path)
+    place = _begun(places, wish, repository) if wish.request else places.unfinished()
+    logging.disable(logging.WARNING)  # what matters is told
+    try:
+        await _on_stage(settings, wish, repository, place, screen)
+    except Left:
+        screen.say(wish.later, "bold")
+    except asyncio.CancelledError:
+        screen.say(f"\nStopped. {wish.later}", "bold")
+        raise
+
+
+def _chosen(settings: Settings, wish: Wish) -> Settings:
+    changes = {"osiris_model": wish.model or settings.osiris_model, "osiris_run_usd": wish.budget}
+    if not changes["osiris_model"]:
+        raise Refused(
+            "no model is chosen; give --model anthropic:claude-sonnet-5 (or openai:…, google:…, openai-compatible:…) "
+            "or set OSIRIS_MODEL, and set the vendor's key, for example ANTHROPIC_API_KEY"
+        )
+    return settings.model_copy(update={name: value for name, value in changes.items() if value})
+
+
+async def _ready(settings: Settings) -> None:
+    """Raises Refused when the model or the sandbox would stop the work anyway."""
+    brains = brains_of(settings)
+    try:
+        await brains.probe()
+    except Unavailable as outage:
+        raise Refused(f"the model cannot be asked now: {outage}") from None
+    finally:
+        await brains.close()
+    settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
+    sandbox = Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
+    for probe in await sandbox.probe():
+        if probe.needed and not probe.ok:
+            raise Refused(f"no safe sandbox on this machine: {probe.name}: {probe.detail}; {probe.fix}")
+
+
+def _begun(places: Places, wish: Wish, repository: Repository) -> Path:
+    """A folder with the request in it: from here on the work can go on after anything."""
+    place = places.new()
+    asked = {"request": wish.request, "commit": repository.commit, "branch": repository.branch}
+    (place / "request.json").write_text(json.dumps(asked))
+    return place
+
+
+async def _on_stage(settings: Settings, wish: Wish, repository: Repository, place: Path, screen: Screen) -> None:
+    me = _login()
+    name = f"{me}/{re.sub(r'[^A-Za-z0-9._-]+', '-', repository.path.name)}"
+    carried = {field: getattr(settings, field) for field in Settings.model_fields if _CARRIED.match(field)}
+    async with (
+        staged(place, repo=name, import_from=repository.path, people={me: "admin"}, more=carried, keep=True) as stage,
+        stage.osiris() as osiris,
+        stage.person(me) as person,
+    ):
+        await stage.hub.resend()
+        session = Session(stage, osiris, person, repository, screen, wish)
+        await session.play(json.loads((place / "request.json").read_text()))
+    Places.finish(place)
+
+
+def _login() -> str:
+    """The person's name on the hub."""
+    try:
+        name = getuser()
+    except (KeyError, OSError):  # a user id that this machine has no name for
+        name = ""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "me"
+
+
+class Session:
+    """The acts. Each looks at what is there already, so that they can be played again."""
+
+    def __init__(
+        self, stage: Stage, osiris: Osiris, person: Person, repository: Repository, screen: Screen, wish: Wish
+    ) -> None:
+        self._stage, self._osiris, self._person = stage, osiris, person
+        self._repository, self._screen, self._wish = repository, screen, wish
+        self._seen = time.time()
+
+    async def play(self, asked: dict[str, str]) -> None:
+        self._tell_base(asked)
+        await self._file(asked["request"])
+        if (task := await self._task()) and task.state in (State.PAUSED, State.FAILED):
+            await self._person.comment(1, "/osiris retry")  # the person came back for that
+        while True:
+            task = await self._work()
+            match task.state:
+                case State.APPROVED | State.DONE:
+                    return await self._deliver(task)
+                case State.REVIEW:
+                    await self._review(task)
+                case State.PAUSED | State.FAILED:
+                    await self._go_on(task)
+                case _:
+                    raise Refused(f"the work ended without a branch: {task.reason or task.state}")
+
+    def _tell_base(self, asked: dict[str, str]) -> None:
+        now, dirty = self._repository, self._repository.dirty
+        on = f"branch {asked['branch']}" if asked["branch"] else "no branch"
+        self._screen.head("1", f"the base is commit {asked['commit'][:9]} of {now.path} ({on})")
+        if dirty:
+            what = "1 path has" if dirty == 1 else f"{dirty} paths have"
+            self._screen.say(f"   {what} uncommitted changes: they are no part of the work, and stay as they are")
+        if now.commit != asked["commit"]:
+            self._screen.say(f"   meanwhile you are at {now.commit[:9]}; the work still starts from its base")
+
+    async def _file(self, request: str) -> None:
+        """The request as a labelled issue, once."""
+        issues = self._stage.hub.world.repo(self._stage.repo).issues
+        if not issues:
+            title, _, body = request.strip().partition("\n")
+            await self._person.file_issue(title[:250], body.strip() or title)
+        if not issues[1].labels:
+            await self._person.label(1)
+        self._screen.head("2", f"the request is issue #1: “{issues[1].title}”; `Ctrl-C` stops, and you can go on later")
+
+    async def _work(self) -> Task:
+        """Show what the agent does until the task waits for a person, or has ended."""
+        following = asyncio.create_task(self._follow())
+        try:
+            while True:
+                await self._stage.hub.drained()
+                if await self._osiris.store.next_due() is None and (task := await self._task()):
+                    return task
+                await asyncio.sleep(_LOOK)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await self._look()
+
+    async def _follow(self) -> None:
+        with self._osiris.journal.reading() as deltas:
+            while True:
+                delta = None
+                with contextlib.suppress(TimeoutError):
+                    delta = await asyncio.wait_for(deltas.get(), _LOOK)
+                if delta is None or self._screen.is_new(delta):
+                    await self._look()  # what came before it is shown before it
+                if delta is not None:
+                    self._screen.delta(delta)
+
+    async def _look(self) -> None:
+        for line in await self._osiris.views.tasks():
+            steps = await self._osiris.views.steps(line.id, self._seen)
+            self._seen = max([self._seen, *(step.at for step in steps)])
+            self._screen.steps(steps)
+
+    async def _task(self) -> Task | None:
+        for line in await self._osiris.views.tasks():
+            return line.task
+        return None
+
+    # ── the person's turn ──
+
+    async def _review(self, task: Task) -> None:
+        pull = await self._person.pull(task.pull or 0)
+        self._screen.head("3", f"the agent handed in {pull['commits']} commit(s): “{pull['title']}”")
+        self._show(task, pull)
+        if self._wish.yes:
+            await self._person.review(pull["number"], "APPROVE")
+            return
+        async with self._until_moved(task) as moved:
+            await self._answer(task, pull, moved)
+
+    def _show(self, task: Task, pull: dict[str, object]) -> None:
+        self._diff(pull)
+        if task.work:
+            self._screen.say(f"\n{task.work.summary}\n")
+            for command in task.work.commands[-10:]:
+                code = "cut off" if command.exit_code is None else f"exit code {command.exit_code}"
+                self._screen.say(f"   {code:<14}{command.command.splitlines()[0][:100]}")
+            self._screen.say(f"   {cost(task.work).replace('`', '')}", "dim")
+
+    def _diff(self, pull: dict[str, object]) -> None:
+        changes = self._stage.hub.world.repo(self._stage.repo).pulls[int(str(pull["number"]))]
+        git = self._stage.hub.world.repo(self._stage.repo).git
+        text = git.run("diff", "--no-ext-diff", "--no-color", changes.base_sha, changes.head_sha)
+        self._screen.diff(text.decode("utf-8", "replace"))
+
+    async def _answer(self, task: Task, pull: dict[str, object], moved: "asyncio.Task[None]") -> None:
+        """One answer to the work, here or in the browser, whichever comes first."""
+        number = int(str(pull["number"]))
+        while (said := await self._typed(_CHOICES, moved)) is not None:
+            match said[:1].lower():
+                case "a":
+                    await self._person.review(number, "APPROVE")
+                    return
+                case "c":
+                    if wish := await self._typed("What is to be changed?", moved):
+                        await self._person.review(number, "REQUEST_CHANGES", wish)
+                        return
+                case "d":
+                    self._diff(pull)
+                case "o":
+                    address = self._stage.hub.user_url(self._person.login, f"/{self._stage.repo}/pull/{number}")
+                    self._screen.say(f"   {address}")
+                    await asyncio.to_thread(webbrowser.open, address)
+                case "q":
+                    raise Left
+        self._screen.say("\n   answered in the browser")
+
+    async def _typed(self, question: str, moved: "asyncio.Task[None]") -> str | None:
+        """What the person types; None when the task moved before. At the end of the input the person has left."""
+        typing = asyncio.create_task(self._screen.ask(question))
+        await asyncio.wait({typing, moved}, return_when=asyncio.FIRST_COMPLETED)
+        if typing.done():
+            return typing.result()
+        typing.cancel()
+        return None
+
+    @contextlib.asynccontextmanager
+    async def _until_moved(self, task: Task) -> AsyncIterator["asyncio.Task[None]"]:
+        moved = asyncio.create_task(self._moved(task))
+        try:
+            yield moved
+        finally:
+            moved.cancel()
+
+    async def _moved(self, task: Task) -> None:
+        while (now := await self._task()) is None or now.state is task.state:  # noqa: ASYNC110 - it is in a database
+            await asyncio.sleep(_LOOK)
+
+    async def _go_on(self, task: Task) -> None:
+        """A run that paused or failed: once more, or not."""
+        self._screen.head("!", f"{'paused' if task.state is State.PAUSED else 'failed'}: {task.reason}")
+        if self._wish.yes:
+            raise Refused(f"the agent could not finish: {task.reason}. {self._wish.later}")
+        async with self._until_moved(task) as moved:
+            said = await self._typed("[r]etry (a spent budget is granted again)   [q]uit for now:", moved)
+        if said is None:
+            return
+        if said[:1].lower() != "r":
+            raise Left
+        await self._person.comment(1, "/osiris retry")
+
+    # ── the end ──
+
+    async def _deliver(self, task: Task) -> None:
+        world = self._stage.hub.world.repo(self._stage.repo)
+        pull = world.pulls[task.pull or 0]
+        name = self._repository.take(world.git.path, pull.head_sha, pull.head_ref)
+        if task.state not in ENDED:
+            await self._person.merge(pull.number)
+            await self._work()
+        self._screen.head("4", f"the branch {name} is in {self._repository.path}; nothing else there has changed")
+        self._screen.say(f"   look at it:  git diff HEAD...{name}")
+        self._screen.say(f"   take it:     git merge {name}")
