@@ -26,11 +26,18 @@ check: setup  ## format, lint, types, locks
 	@$(PY) -m mypy
 	@$(PY) scripts/lock.py --check
 
-real: setup  ## a real bug in a real project (tenacity), from the issue to the merged fix
-	@$(PY) -m real
+VENDOR := scripted
+real: setup  ## a real bug in a real project (tenacity), from issue to merge; VENDOR=anthropic|openai|google|openai-compatible
+	@$(PY) -m real $(VENDOR)
 
 bench: setup  ## measure, each figure beside another side in the same run
 	@$(PY) -m bench
+
+fidelity-setup:
+	@scripts/setup.sh fidelity
+
+fidelity: fidelity-setup  ## how GitHub-shaped devhub is, and whether Osiris asks GitHub for what GitHub knows
+	@$(PY) -m fidelity
 
 lock: setup  ## write requirements/*.txt anew from pyproject.toml
 	@PATH=$$PWD/.venv/bin:$$PATH $(PY) scripts/lock.py
@@ -38,4 +45,4 @@ lock: setup  ## write requirements/*.txt anew from pyproject.toml
 docs: setup  ## draw docs/states.md from the state table
 	@$(PY) scripts/states.py
 
-.PHONY: help setup run-setup demo test check real bench lock docs
+.PHONY: help setup run-setup demo test check real bench fidelity-setup fidelity lock docs

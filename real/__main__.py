@@ -1,17 +1,21 @@
-"""`python -m real`: exit 0 when the fix was merged and every claim holds, else 1 and one sentence."""
+"""`python -m real [VENDOR]`: exit 0 when the fix was merged and every claim holds, else 1 and one sentence."""
 
+import argparse
 import sys
 
 import httpx
 import uvloop
 
+from loopback.server import WIRES
 from osiris.errors import OsirisError
-from real.story import play
+from real.story import SCRIPTED, play
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="real", description=__doc__)
+    parser.add_argument("vendor", nargs="?", default=SCRIPTED, choices=[SCRIPTED, *WIRES])
     try:
-        uvloop.run(play())
+        uvloop.run(play(parser.parse_args().vendor))
     except (OsirisError, httpx.HTTPError, TimeoutError) as error:
         print(f"real: {' '.join(str(error).split()) or 'it took too long'}", file=sys.stderr)
         return 1

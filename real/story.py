@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from loopback.server import Vendors, serving
 from osiris.bootstrap import Osiris
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
@@ -20,6 +21,8 @@ from osiris.devhub.server import Hub
 from real import source
 from real.clone import Clone, insist
 
+SCRIPTED = "scripted"
+REPEATED = 0.9  # of the input tokens from the second step on, at least
 REPO = "jd/tenacity"
 TEST = "tests/test_utils.py"
 _TITLE = "The 111th attempt is logged as 111st"
@@ -38,8 +41,12 @@ _WISH = "112 and 113 go the same way. Please have both in this test."
 _SUITE = "python -m pytest -q"
 
 
-async def play() -> None:
-    """Play it for real, and check every claim. Raises Refused when anything is not as it should be."""
+async def play(vendor: str) -> None:
+    """Play it for real, and check every claim. Raises Refused when anything is not as it should be.
+
+    The script is followed by Osiris' own scripted brain, or, with a `vendor`, by a server on this machine that speaks
+    that vendor's wire: then the vendor's own library is in between, as it is in use.
+    """
     began = time.monotonic()
     out = Console(soft_wrap=True, highlight=False)
     logging.disable(logging.WARNING)  # what was refused is told once, at the end
@@ -48,15 +55,29 @@ async def play() -> None:
     try:
         files = await asyncio.to_thread(source.release)
         tools = await asyncio.to_thread(source.toolchain, place / "toolchain")
-        await _on_stage(place, files, tools, out, began)
+        if vendor == SCRIPTED:
+            await _on_stage(place, files, tools, out, began, None, vendor)
+        else:
+            async with serving(source.HERE / "script.yml") as vendors:
+                await _on_stage(place, files, tools, out, began, vendors, vendor)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-async def _on_stage(place: Path, files: Mapping[str, bytes], tools: Path, out: Console, began: float) -> None:
-    script, people = source.HERE / "script.yml", {"alice": "maintain", "bob": "write"}
+async def _on_stage(
+    place: Path,
+    files: Mapping[str, bytes],
+    tools: Path,
+    out: Console,
+    began: float,
+    vendors: Vendors | None,
+    vendor: str,
+) -> None:
+    people, model = {"alice": "maintain", "bob": "write"}, {"osiris_model": f"scripted:{source.HERE / 'script.yml'}"}
+    if vendors:
+        model = {name.lower(): value for name, value in vendors.environ(vendor).items()}
     async with (
-        staged(place, repo=REPO, files=files, people=people, model=f"scripted:{script}", toolchains=(tools,)) as stage,
+        staged(place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model) as stage,
         stage.osiris() as osiris,
     ):
         story = Real(stage, osiris, out)
@@ -68,17 +89,26 @@ async def _on_stage(place: Path, files: Mapping[str, bytes], tools: Path, out: C
         after = await story.clone(place / "after", tools)
         now = after.check(TEST)
         story.tell("7", f"a plain git clone elsewhere, outside the sandbox: to_ordinal(111) is 111th, {now}")
-    _summary(out, pull, was, now, time.monotonic() - began)
-
-
-def _summary(out: Console, pull: int, was: str, now: str, seconds: float) -> None:
-    out.print()
-    for name, value in {
+    told = {
         "suite before": was,
         "suite after": now,
         "pull request": f"#{pull}, 2 commits, merged; its issue is closed",
-        "elapsed": f"{seconds:.1f} s",
-    }.items():
+        "model": model["osiris_model"],
+        **(_wire(vendors, vendor) if vendors else {}),
+        "elapsed": f"{time.monotonic() - began:.1f} s",
+    }
+    _summary(out, told)
+
+
+def _wire(vendors: Vendors, vendor: str) -> dict[str, str]:
+    share = vendors.repeated(vendor)
+    insist(share >= REPEATED, f"only {share:.1%} of the input tokens were a repeated prefix")
+    return {"requests": str(len(vendors.requests)), "repeated": f"{share:.1%} of the input tokens from step 2 on"}
+
+
+def _summary(out: Console, told: Mapping[str, str]) -> None:
+    out.print()
+    for name, value in told.items():
         out.print(Text.assemble((f"   {name:<14}", "dim"), value))
 
 

@@ -91,7 +91,10 @@ class ModelBrain:
         if self._probed:
             return
         for _ in range(2):
-            answer = await self._ask(_ASK_READY, [_READY], deaf)
+            try:
+                answer = await self._ask(_ASK_READY, [_READY], deaf)
+            except RunEnded as end:
+                raise _halted(getattr(end.outcome, "reason", "")) from None
             if any(call.name == _READY.name for call in answer.calls):
                 self._probed = True
                 return

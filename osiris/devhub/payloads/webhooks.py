@@ -8,6 +8,9 @@ from osiris.devhub.pulls import NO_COMMIT
 from osiris.devhub.things import Happening, Installation, LineComment, Pull, Review, Thread
 from osiris.devhub.world import World
 
+OF_SUITES_ALONE = ("check_runs_url", "head_commit", "latest_check_runs_count", "rerequestable", "runs_rerequestable")
+"""What GitHub says of a suite, but not where it tells of one of its runs."""
+
 
 def payload(world: World, happening: Happening, installation: Installation) -> Json:
     """The whole body of one webhook, as things stand at this moment."""
@@ -31,7 +34,9 @@ def _more(world: World, happening: Happening) -> Json:
 
 
 def _issues(world: World, happening: Happening) -> Json:
-    return {"issue": basics.issue(world, happening.subject["issue"]), **_more(world, happening)}
+    issue = basics.issue(world, happening.subject["issue"])
+    del issue["closed_by"]  # REST alone tells
+    return {"issue": issue, **_more(world, happening)}
 
 
 def _issue_comment(world: World, happening: Happening) -> Json:
@@ -97,7 +102,7 @@ def _pushed(world: World, happening: Happening, before: str, after: str) -> list
 
 def _check_run(world: World, happening: Happening) -> Json:
     run = happening.subject["run"]
-    suite = apps.check_suite(world, run.suite)
+    suite = {name: value for name, value in apps.check_suite(world, run.suite).items() if name not in OF_SUITES_ALONE}
     ended = run.status == "completed"
     suite |= {"status": run.status, "conclusion": suite["conclusion"] if ended else None}
     return {"check_run": apps.check_run(world, run) | {"check_suite": suite}}

@@ -1,0 +1,240 @@
+"""`osiris local` as a person runs it, on a repository of their own."""
+
+import asyncio
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.flow.conftest import ANSWER, FILES, FIX, plain_git, run, step, submit
+
+STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
+SLOW = {"runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]}
+WHO = ("-c", "user.name=ann", "-c", "user.email=ann@example.org")
+
+
+@pytest.fixture
+def mine(place: Path) -> Path:
+    """A repository with one commit, a dirty work tree, an untracked file, a stash and a hook that tells."""
+    path = place / "mine"
+    path.mkdir()
+    plain_git("init", "-q", "-b", "trunk", str(path))
+    for name, text in FILES.items():
+        (path / name).write_text(text)
+    plain_git("-C", str(path), "add", "-A")
+    plain_git("-C", str(path), *WHO, "commit", "-qm", "One")
+    (path / "README.md").write_text("stashed\n")
+    plain_git("-C", str(path), *WHO, "stash", "-q")
+    (path / "shop.py").write_text("def add(a, b):\n    return 'not mine to touch'\n")
+    (path / "notes.txt").write_text("untracked\n")
+    hook = path / ".git/hooks/reference-transaction"
+    hook.write_text(f"#!/bin/sh\ntouch {place}/hook-ran\n")
+    hook.chmod(0o755)
+    return path
+
+
+def script(place: Path, story: dict[str, Any]) -> str:
+    (place / "script.yml").write_text(yaml.safe_dump(story))
+    return f"scripted:{place / 'script.yml'}"
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    """All that a person has in a repository, but git's objects, which only grow."""
+    files = (file for file in path.rglob("*") if file.is_file() and ".git/objects" not in str(file))
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def environ(place: Path) -> dict[str, str]:
+    return {"OSIRIS_DATA_DIR": str(place / "data")}
+
+
+async def test_on_approval_a_branch_appears_and_nothing_else_changes(command, place: Path, mine: Path):
+    before = everything(mine)
+    code, out, err = await command(
+        "local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes", **environ(place)
+    )
+    assert (code, err) == (0, ""), out
+    assert "(branch trunk)" in out
+    assert "2 paths have uncommitted changes: they are no part of the work" in out
+    assert "exit code 0   python3 -m unittest" in out
+    assert plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py") == "def add(a, b):\n    return a + b\n"
+    assert plain_git("-C", str(mine), "log", "-1", "--format=%s", "osiris/1-add-subtracts~1") == "One\n"
+    after = everything(mine)
+    assert not (place / "hook-ran").exists()
+    new = {name for name in after if after[name] != before.get(name)}
+    assert new <= {".git/refs/heads/osiris/1-add-subtracts", ".git/logs/refs/heads/osiris/1-add-subtracts"}
+    assert before.keys() <= after.keys()
+
+
+async def test_a_second_request_takes_a_new_branch_name(command, place: Path, mine: Path):
+    plain_git("-C", str(mine), "branch", "osiris/1-add-subtracts")
+    model = script(place, STORY)
+    code, out, _ = await command("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place))
+    assert (code, "the branch osiris/1-add-subtracts-2 is in" in out) == (0, True)
+
+
+async def test_without_a_branch_checked_out_the_commit_is_the_base(command, place: Path, mine: Path):
+    plain_git("-C", str(mine), "checkout", "-q", "--detach")
+    model = script(place, STORY)
+    code, out, _ = await command("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place))
+    assert (code, "(no branch)" in out) == (0, True)
+
+
+@contextlib.contextmanager
+def started(*args: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **more}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "osiris", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def until(stream: Any, words: str) -> str:
+    """Read until `words` have come; what was read."""
+    seen = b""
+    async with asyncio.timeout(60):
+        while words.encode() not in seen:
+            seen += (piece := await asyncio.to_thread(os.read, stream.fileno(), 4096))
+            assert piece, f"it ended before it said {words!r}: {seen.decode()}"
+    return seen.decode()
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, mine: Path, by: signal.Signals):
+    model = script(place, SLOW)
+    with started("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)) as process:
+        assert process.stdout
+        await until(process.stdout, "sleep 2")
+        process.send_signal(by)
+        out, _ = await asyncio.to_thread(process.communicate)
+    if by is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"Nothing is lost. Go on with:  osiris local {mine} --model {model}" in out.decode()
+    code, out, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
+    assert (code, err) == (0, ""), out
+    assert "edit_file" not in out  # what was done is not done again
+    assert plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py") == "def add(a, b):\n    return a + b\n"
+    code, _, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
+    assert code == 1
+    assert "no unfinished work" in err
+
+
+class Terminal:
+    """A person at a pseudo-terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    async def sees(self, words: str) -> str:
+        return await until(self, words)
+
+    def types(self, line: str) -> None:
+        os.write(self._fd, line.encode() + b"\n")
+
+
+@contextlib.asynccontextmanager
+async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[Terminal, subprocess.Popen[bytes]]]:
+    outer, inner = pty.openpty()
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TERM": "xterm", "BROWSER": "true", **more}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "osiris", *args],
+        env=env,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+    try:
+        yield Terminal(outer), process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(outer)
+
+
+async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: Path, mine: Path):
+    args = ("local", str(mine), "add subtracts", "--model", script(place, STORY))
+    async with at_a_terminal(*args, **environ(place)) as (terminal, process):
+        await terminal.sees("[a]pprove")
+        terminal.types("nonsense")
+        await terminal.sees("[a]pprove")
+        terminal.types("c")
+        await terminal.sees("What is to be changed?")
+        terminal.types("Some notes, please.")
+        assert "NOTES.md" in await terminal.sees("handed in 2 commit(s)")
+        await terminal.sees("[a]pprove")
+        terminal.types("q")
+        await terminal.sees("Nothing is lost.")
+        assert await asyncio.to_thread(process.wait) == 0
+    async with at_a_terminal("local", str(mine), "--model", args[-1], **environ(place)) as (terminal, process):
+        await terminal.sees("[a]pprove")
+        terminal.types("a")
+        await terminal.sees("git merge osiris/1-add-subtracts")
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_an_answer_in_the_browser_is_as_good(place: Path, mine: Path):
+    import httpx
+
+    args = ("local", str(mine), "add subtracts", "--model", script(place, STORY))
+    async with at_a_terminal(*args, **environ(place)) as (terminal, process):
+        await terminal.sees("[a]pprove")
+        terminal.types("o")
+        shown = await terminal.sees("/pull/2")
+        address = next(word for word in shown.split() if word.startswith("http"))
+        async with httpx.AsyncClient(follow_redirects=True, trust_env=False) as browser:
+            page, origin = await browser.get(address), {"Origin": address.partition("/_enter")[0]}
+            assert page.status_code == 200
+            sent = await browser.post(f"{page.url}/review", data={"event": "APPROVE", "body": ""}, headers=origin)
+            assert sent.status_code == 200
+        await terminal.sees("git merge osiris/1-add-subtracts")
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_what_cannot_be_worked_on_is_a_sentence(command, place: Path, mine: Path):
+    model = script(place, STORY)
+    (place / "plain").mkdir()
+    (place / "empty").mkdir()
+    plain_git("init", "-q", str(place / "empty"))
+    plain_git("clone", "-q", "--depth=1", f"file://{mine}", str(place / "shallow"))
+    for path, told in {
+        "missing": "is no folder",
+        "plain": "is in no git repository",
+        "empty": "has no commit yet",
+        "shallow": "is a shallow clone; `git fetch --unshallow` makes it whole",
+    }.items():
+        code, _, err = await command("local", str(place / path), "x", "--model", model, "--yes", **environ(place))
+        assert (code, told in err, "Traceback" in err) == (1, True, False), err
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("x", "--yes"), "no model is chosen; give --model"),
+        (("x", "--yes", "--model", "nobody:x"), "there is no model 'nobody:x' here; configured are"),
+        (("x", "--yes", "--model", "anthropic:claude-sonnet-5"), "there is no model 'anthropic:claude-sonnet-5' here"),
+        (("x", "--model", "scripted:none.yml"), "there is no terminal to ask you on"),
+        (("x", "--yes", "--model", "scripted:none.yml"), "the script none.yml cannot be read"),
+        (("--yes", "--model", "SCRIPT"), "there is no unfinished work here"),
+    ],
+)
+async def test_what_is_missing_is_a_sentence(command, place: Path, mine: Path, args: tuple[str, ...], told: str):
+    given = [script(place, STORY) if word == "SCRIPT" else word for word in args]
+    code, _, err = await command("local", str(mine), *given, **environ(place))
+    assert (code, told in err, "Traceback" in err) == (1, True, False), err
