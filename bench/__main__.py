@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import command, door, first, memory, step, workspace
+from bench import command, door, first, memory, model, prompt, step, workspace
 from bench.row import Row, middle
 from osiris.errors import OsirisError
 
@@ -29,6 +29,8 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "workspace": workspace.measure,
     "help": command.measure,
     "memory": memory.measure,
+    "model": model.measure,
+    "prompt": prompt.measure,
 }
 
 
@@ -78,7 +80,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
         table.add_row(
             row.what,
             _figure(row.p50, row.unit),
-            "" if row.unit in ("/s", "MiB") else _figure(row.p99, row.unit),
+            "" if row.unit in ("/s", "MiB", "tokens") else _figure(row.p99, row.unit),
             row.other,
             _figure(middle(row.theirs), row.unit),
             f"{row.ratio:.2f}",

@@ -20,7 +20,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`unit` is ms, MiB or /s; `ours` and `theirs` are in it. `note` says what one has to know to read the figures."""
+    """`unit` is ms, MiB, tokens or /s; `ours` and `theirs` are in it. `note` says what must be known to read them."""
 
     name: str
     what: str

@@ -53,7 +53,7 @@ class Scripted:
 
 async def measure(*, quick: bool) -> list[Row]:
     """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in between."""
-    python = await asyncio.to_thread(_mini)
+    python = await asyncio.to_thread(mini)
     ours: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
     theirs: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
     bare = []
@@ -91,7 +91,7 @@ async def measure(*, quick: bool) -> list[Row]:
     ]
 
 
-def _mini() -> Path:
+def mini() -> Path:
     """The python of an environment with mini-swe-agent, made when it is not there yet."""
     place = BUILD / "mini"
     python, done = place / "bin/python", place / f".{MINI}"

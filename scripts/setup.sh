@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install what is missing: `setup.sh run` for what Osiris runs with, `setup.sh dev` for its tests as well.
+# Install what is missing: `setup.sh run` for what Osiris runs with, `setup.sh dev` for its tests as well,
+# `setup.sh fidelity` for `make fidelity` on top of that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:-run}
@@ -11,7 +12,8 @@ command -v bwrap >/dev/null || packages+=(bubblewrap)
 command -v git >/dev/null || packages+=(git)
 PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fsprogs)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
-[ "$kind" = dev ] && ! command -v chromium >/dev/null && packages+=(chromium)
+[ "$kind" != run ] && ! command -v chromium >/dev/null && packages+=(chromium)
+[ "$kind" = fidelity ] && ! command -v npm >/dev/null && packages+=(nodejs npm)
 
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ]; then as_root=(); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else
@@ -34,7 +36,8 @@ if [ ! -e "$stamp" ]; then
     [ -x .venv/bin/python ] || python3 -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
     files=(-r requirements/runtime.txt)
-    [ "$kind" = dev ] && files=(-r requirements/dev.txt)
+    [ "$kind" != run ] && files=(-r requirements/dev.txt)
+    [ "$kind" = fidelity ] && files+=(-r requirements/fidelity.txt)
     VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --compile-bytecode --require-hashes "${files[@]}"
     VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
     touch "$stamp"

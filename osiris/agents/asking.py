@@ -102,7 +102,7 @@ class ModelBrain:
 
     async def _ask(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear) -> Message:
         """Raises ModelContextWindowExceededError beside our own errors."""
-        messages, parameters = forms.history(transcript), forms.parameters(tools)
+        messages, parameters = forms.history(transcript, self._terms.vendor), forms.parameters(tools)
         try:
             try:
                 return await self._once(messages, parameters, hear)

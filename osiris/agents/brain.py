@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +53,49 @@ def _openai(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIResponsesModel(name, provider=OpenAIProvider(access.url, access.key, http_client=http))
+    return OpenAIResponsesModel(name, provider=OpenAIProvider(openai_client=_openai_client(access, http)))
 
 
 def _compatible(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIChatModel(name, provider=OpenAIProvider(access.url, access.key or "none", http_client=http))
+    return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=_openai_client(access, http)))
+
+
+def _openai_client(access: Access, http: Any) -> Any:
+    """OpenAI's client, which is given a conversation as something extra.
+
+    It holds every item of a conversation against every type that it might have (60 ms at 50 steps), to rename fields
+    that need no renaming. What is extra it sends as it is, in the same place of the body.
+    """
+    from openai import AsyncOpenAI
+    from openai.resources.chat import AsyncChat, AsyncCompletions
+    from openai.resources.responses import AsyncResponses
+
+    class Responses(AsyncResponses):
+        async def create(self, **params: Any) -> Any:
+            return await super().create(**_as_extra(params, "input"))
+
+    class Completions(AsyncCompletions):
+        async def create(self, **params: Any) -> Any:
+            return await super().create(**_as_extra(params, "messages"))
+
+    class Chat(AsyncChat):
+        @cached_property
+        def completions(self) -> Any:
+            return Completions(self._client)
+
+    class Client(AsyncOpenAI):
+        @cached_property
+        def responses(self) -> Any:
+            return Responses(self)
+
+        @cached_property
+        def chat(self) -> Any:
+            return Chat(self)
+
+    return Client(api_key=access.key or "none", base_url=access.url, http_client=http, max_retries=0)
 
 
 def _google(name: str, access: Access, http: Any) -> "Model":
@@ -68,6 +103,10 @@ def _google(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.providers.google import GoogleProvider
 
     return GoogleModel(name, provider=GoogleProvider(api_key=access.key, base_url=access.url, http_client=http))
+
+
+def _as_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**params, name: [], "extra_body": {**(params.get("extra_body") or {}), name: params[name]}}
 
 
 VENDORS: Mapping[str, Vendor] = {

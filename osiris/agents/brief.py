@@ -21,11 +21,15 @@ _TASKS = {
 
 def messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
     """The first two messages of a transcript."""
-    prompt = files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
     return [
-        Message(role="system", text=prompt),
+        Message(role="system", text=prompt()),
         Message(role="user", text="\n\n".join(_brief(order, instructions))),
     ]
+
+
+def prompt() -> str:
+    """What every agent is told first."""
+    return files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
 
 
 def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:

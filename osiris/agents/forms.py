@@ -37,14 +37,17 @@ _CUT = "the reply was cut at its greatest length in the middle of this call, so 
 _NO_JSON = "the arguments are no JSON object, so nothing was done; call it once more"
 
 
-def history(transcript: Sequence[Message]) -> list[ModelMessage]:
-    """The transcript as requests and responses; a reply with nothing in it is left out, for no vendor takes it back."""
+def history(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
+    """The transcript as requests and responses for a vendor.
+
+    A reply with nothing in it is left out, for no vendor takes it back.
+    """
     names = {call.id: call.name for message in transcript for call in message.calls}
     found: list[ModelMessage] = []
     for message in transcript:
         if message.role == "assistant":
             if message.text or message.calls:
-                found.append(_response(message))
+                found.append(_response(message, vendor))
         elif found and isinstance(found[-1], ModelRequest):
             found[-1].parts = [*found[-1].parts, _part(message, names)]
         else:
@@ -62,9 +65,9 @@ def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
             return UserPromptPart(message.text)
 
 
-def _response(message: Message) -> ModelResponse:
-    """A reply as its vendor said it; one of our own making has no such form and is put together."""
-    if message.state:
+def _response(message: Message, vendor: str) -> ModelResponse:
+    """A reply as its vendor said it; for another vendor, who could not read its state, only what was said and done."""
+    if message.state and message.model.startswith(f"{vendor}:"):
         [response] = ModelMessagesTypeAdapter.validate_python([message.state])
         if isinstance(response, ModelResponse):
             return response

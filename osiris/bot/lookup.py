@@ -8,6 +8,7 @@ from osiris import events as e
 from osiris.bot import commands, payloads
 from osiris.bot.github import GitHub
 from osiris.bot.payloads import Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
+from osiris.bot.tokens import NotInstalled
 from osiris.errors import Refused
 from osiris.ports import Tasks
 from osiris.task import Task
@@ -27,6 +28,12 @@ class Lookup:
         except ValueError as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise Refused(f"the body is not what GitHub sends as {kind}: {first}") from None
+        try:
+            return await self._event(notice)
+        except NotInstalled:
+            return None  # it was taken off a repository after the delivery was sent: nobody there listens any more
+
+    async def _event(self, notice: Notice | None) -> e.Event | None:
         match notice:
             case None:
                 return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -50,6 +51,14 @@ TOOLS: Mapping[str, Tool] = {
 }
 
 
+@cache
+def specs() -> Sequence[ToolSpec]:
+    """The tools as a model sees them."""
+    return [
+        ToolSpec(name=name, description=tool.description, parameters=_schema(tool.args)) for name, tool in TOOLS.items()
+    ]
+
+
 class Tools:
     """Implements `ports.Toolbox` over one session."""
 
@@ -57,10 +66,7 @@ class Tools:
         self._session = session
 
     def specs(self) -> Sequence[ToolSpec]:
-        return [
-            ToolSpec(name=name, description=tool.description, parameters=_schema(tool.args))
-            for name, tool in TOOLS.items()
-        ]
+        return specs()
 
     async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
         """Use a tool. Unknown tools, bad arguments and failures of a tool are answers.

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.devhub.server import Cut, serving
+from osiris.devhub.things import Delivery
+from osiris.devhub.watching import Exchange
 from osiris.errors import Refused
 from tests.devhub.stage import Stage
 
@@ -174,6 +176,46 @@ async def test_interceptors_see_fail_and_cut_every_request(stage: Stage) -> None
     stage.hub.interceptors[:] = [count]
     await stage.git("ls-remote", stage.address(stage.mia.token))
     assert "/acme/shop.git/info/refs" in seen
+
+
+class Watching:
+    """Notes each exchange with the hub's own answer, and each webhook."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.sent: list[tuple[str, int]] = []
+
+    def exchanged(self, exchange: Exchange) -> None:
+        self.seen.append((exchange.request.method, exchange.answer.status_code if exchange.answer else 0))
+
+    def delivered(self, delivery: Delivery) -> None:
+        self.sent.append((delivery.event, delivery.status_code))
+
+
+async def test_a_watcher_sees_what_the_hub_itself_answered(stage: Stage) -> None:
+    mia, watching = stage.client(stage.mia.token), Watching()
+
+    async def fail(request: Request, forward) -> Response:
+        return JSONResponse({"message": "Bad Gateway"}, 502)
+
+    async def lose(request: Request, forward) -> Response:
+        await forward()
+        return JSONResponse({"message": "Bad Gateway"}, 502)
+
+    await stage.hub.drained()
+    stage.hub.watchers.append(watching)
+    try:
+        await mia.post(f"{REPO}/issues", json={"title": "x"})
+        await stage.hub.drained()
+        for interceptor in (fail, lose):
+            stage.hub.interceptors[:] = [interceptor]
+            await mia.get(f"{REPO}/issues")
+        stage.hub.interceptors.clear()
+        await stage.git("ls-remote", stage.address(stage.mia.token))
+    finally:
+        stage.hub.watchers.remove(watching)
+    assert watching.seen == [("POST", 201), ("GET", 0), ("GET", 200)]
+    assert watching.sent == [("issues", 202)]
 
 
 async def test_an_existing_repository_is_imported_with_its_history(stage: Stage, place: Path) -> None:

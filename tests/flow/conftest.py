@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from loopback import server as loopback
+from loopback.server import Vendors
 from osiris.bootstrap import Osiris
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
+from osiris.ports import Message
 from osiris.queue.views import Failure
 from osiris.task import Task
 
@@ -67,6 +71,12 @@ class World:
     bob: Person
     tina: Person
     mallory: Person
+    vendors: Vendors | None
+    said_in_logs: list[str]
+
+    async def transcript(self) -> list[Message]:
+        """Every message of the first task, in order."""
+        return [step.message for step in await self.osiris.views.steps(1)]
 
     async def settled(self) -> None:
         await self.stage.settled(self.osiris.store)
@@ -131,30 +141,86 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[World]]
 
 @pytest.fixture
 def start(place: Path) -> Start:
-    """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere."""
+    """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere.
+
+    With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also` is configured as
+    well; `more` are further settings.
+    """
 
     @contextlib.asynccontextmanager
     async def started(
-        story: dict[str, Any] = STORY, *, files: dict[str, Any] | None = None, **replacements: Any
+        story: dict[str, Any] = STORY,
+        *,
+        files: dict[str, Any] | None = None,
+        vendor: str = "",
+        also: str = "",
+        more: dict[str, Any] | None = None,
+        **replacements: Any,
     ) -> AsyncIterator[World]:
         script = place / "script.yml"
         script.write_text(yaml.safe_dump(story))
         async with (
-            staged(place, repo=REPO, files=files or FILES, people=PEOPLE, model=f"scripted:{script}") as stage,
+            loopback.serving(story) if vendor else contextlib.nullcontext() as vendors,
+            staged(
+                place,
+                repo=REPO,
+                files=files or FILES,
+                people=PEOPLE,
+                model=f"scripted:{script}",
+                more={**(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
+            ) as stage,
+            _listening() as said_in_logs,
             stage.osiris(**{"pauses": (0.05,), **replacements}) as osiris,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,
             stage.person("mallory") as mallory,
         ):
-            yield World(stage=stage, osiris=osiris, alice=alice, bob=bob, tina=tina, mallory=mallory)
-            await _no_secret_anywhere(stage, alice)
+            yield World(
+                stage=stage,
+                osiris=osiris,
+                alice=alice,
+                bob=bob,
+                tina=tina,
+                mallory=mallory,
+                vendors=vendors,
+                said_in_logs=said_in_logs,
+            )
+            await _no_secret_anywhere(stage, alice, said_in_logs)
 
     return started
 
 
-async def _no_secret_anywhere(stage: Stage, alice: Person) -> None:
-    """The canary: App key, webhook secret and every token that was minted."""
+def settings_of(vendors: Vendors, vendor: str) -> dict[str, str]:
+    return {name.lower(): value for name, value in vendors.environ(vendor).items()}
+
+
+def _both(vendors: Vendors, vendor: str, also: str) -> dict[str, str]:
+    return {**(settings_of(vendors, also) if also else {}), **settings_of(vendors, vendor)}
+
+
+@contextlib.asynccontextmanager
+async def _listening() -> AsyncIterator[list[str]]:
+    """Every line that is logged, as it would be without our own redaction."""
+    lines: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    root, ear = logging.getLogger(), Ear()
+    level = root.level
+    root.addHandler(ear)
+    root.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        root.removeHandler(ear)
+        root.setLevel(level)
+
+
+async def _no_secret_anywhere(stage: Stage, alice: Person, logged: list[str]) -> None:
+    """The canary: App key, webhook secret, the models' keys and every token that was minted."""
     secrets = [*stage.settings.secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
     data = stage.settings.osiris_data_dir
     kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*"))
@@ -163,6 +229,7 @@ async def _no_secret_anywhere(stage: Stage, alice: Person) -> None:
     for secret in secrets:
         assert secret.encode() not in kept, "a secret is in the database"
         assert not any(secret in words for words in said), "a secret was said"
+        assert not any(secret in line for line in logged), "a secret was logged"
 
 
 async def _comments(person: Person, number: int) -> list[dict[str, Any]]:

@@ -114,6 +114,16 @@ async def test_unknown_events_are_taken_and_ignored(start: Start):
         assert (await world.failures(), await world.osiris.views.tasks()) == ([], [])
 
 
+async def test_a_label_where_the_app_is_not_installed_is_no_failure(start: Start):
+    async with start() as world:
+        world.stage.hub.world.installations.clear()
+        body = json.dumps(LABELLED).encode()
+        assert (await post(world, body, signed(world, body))).status_code == 202
+        await world.settled()
+        assert await world.osiris.views.handled("github", "d-1")
+        assert (await world.failures(), await world.osiris.views.tasks()) == ([], [])
+
+
 async def test_the_health_pages_say_what_is_missing(start: Start):
     async with start() as world:
         assert (await get(world, "/healthz")).json() == {"ok": True}

@@ -1,0 +1,40 @@
+"""Row 8: what every request begins with: the system prompt and the tools' descriptions, in tokens."""
+
+import asyncio
+import json
+
+from bench.process import ran
+from bench.row import Row, Target
+from bench.step import mini
+from osiris.agents.brief import prompt
+from osiris.tools.toolbox import specs
+
+_THEIRS = """
+import json, yaml, minisweagent
+from minisweagent.models.utils.actions_toolcall import BASH_TOOL
+agent = yaml.safe_load((minisweagent.package_dir / "config/mini.yaml").read_text())["agent"]
+print(json.dumps([agent["system_template"], agent["instance_template"], BASH_TOOL]))
+"""
+
+
+async def measure(*, quick: bool) -> list[Row]:
+    """One figure a side: nothing in it varies."""
+    tools = [{"name": s.name, "description": s.description, "parameters": s.parameters} for s in specs()]
+    python = await asyncio.to_thread(mini)
+    system, brief, bash = json.loads(ran([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"}))
+    return [
+        Row(
+            name="prompt",
+            what="system prompt and tool descriptions",
+            unit="tokens",
+            ours=[[_tokens(prompt(), json.dumps(tools))]],
+            other="mini-swe-agent 2.4.6: both its templates, and its tool",
+            theirs=[[_tokens(system, brief, json.dumps(bash))]],
+            target=Target(p50=2500),
+            note="a token is taken as four characters of the text, and of the tools as JSON",
+        )
+    ]
+
+
+def _tokens(*texts: str) -> float:
+    return float(sum(map(len, texts)) // 4)

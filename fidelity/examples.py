@@ -1,0 +1,114 @@
+"""GitHub's recorded payloads: through Osiris' real door, and through its parser."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import tempfile
+import uuid
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from fidelity import packages
+from fidelity.finding import Outcome
+from osiris.bot import payloads
+from osiris.demo.stage import Stage, staged
+
+NOTICES = Path(__file__).parent / "notices.yml"
+AT_ONCE = 20
+
+
+def parsed() -> Outcome:
+    """Each payload becomes the notice that the table says, and all others become nothing."""
+    outcome = Outcome(check="payloads", promise="a recorded payload becomes the notice in the table, or none")
+    expected = {(row.pop("event"), row.pop("example")): row for row in yaml.safe_load(NOTICES.read_text())}
+    known = set()
+    for event, number, body in packages.webhook_examples():
+        outcome.looked += 1
+        known.add((event, number))
+        where = _name(event, number, body)
+        try:
+            notice = payloads.read(event, json.dumps(body).encode())
+        except ValueError as error:
+            outcome.blame(where, f"cannot be read: {error}")
+            continue
+        got = {"notice": type(notice).__name__, **_flat(asdict(notice))} if notice else None
+        for reason in _differences(expected.get((event, number)), got):
+            outcome.blame(where, reason)
+    for event, number in expected.keys() - known:
+        outcome.blame(f"{NOTICES.name}: {event} {number}", "there is no such payload")
+    outcome.seen = f"payloads, {len(expected)} of them a notice"
+    return outcome
+
+
+def _differences(wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> list[str]:
+    """The table names the main fields; those it does not name are not compared."""
+    if wanted is None or got is None:
+        return [] if wanted == got else [f"expected {wanted}, got {got}"]
+    return [
+        f"{name} is {got.get(name)!r}, expected {value!r}" for name, value in wanted.items() if got.get(name) != value
+    ]
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """An issue is written by its number."""
+    return {name: value["number"] if isinstance(value, dict) else value for name, value in fields.items()}
+
+
+def _name(event: str, number: int, body: dict[str, Any]) -> str:
+    return f"{event} {body.get('action', '')} (example {number})".replace("  ", " ")
+
+
+async def through_the_door() -> Outcome:
+    """A running Osiris takes each payload, handles it, and gives none up."""
+    outcome = Outcome(check="door", promise="Osiris takes every recorded payload of GitHub and fails at none")
+    with tempfile.TemporaryDirectory(prefix="osiris-fidelity-") as folder:
+        place, people = Path(folder), {"alice": "maintain"}
+        async with (
+            staged(place, repo="acme/shop", people=people, model="scripted:none") as stage,
+            stage.osiris(pauses=(0.05,)) as osiris,
+        ):
+            names = await _deliver(stage, outcome)
+            await stage.settled(osiris.store)
+            for failure in await osiris.views.failures(limit=1000):
+                outcome.blame(names.get(failure.id, failure.what), f"given up: {failure.error}")
+            for line in await osiris.views.tasks():
+                outcome.blame(str(line.task.issue), "a payload about a stranger's repository became a task")
+            for id, name in names.items():
+                if not await osiris.views.handled("github", id):
+                    outcome.blame(name, "was never taken up")
+    return outcome
+
+
+async def _deliver(stage: Stage, outcome: Outcome) -> dict[str, str]:
+    """Send every payload, signed, some at once; gives the name of each by its delivery's id."""
+    answered: Counter[int] = Counter()
+    names: dict[str, str] = {}
+    few = asyncio.Semaphore(AT_ONCE)
+    secret = stage.settings.github_webhook_secret.get_secret_value()
+
+    async def send(http: httpx.AsyncClient, event: str, number: int, payload: dict[str, Any]) -> None:
+        body, id = json.dumps(payload).encode(), str(uuid.uuid4())
+        names[id] = _name(event, number, payload)
+        headers = {
+            "Content-Type": "application/json",
+            "X-GitHub-Delivery": id,
+            "X-GitHub-Event": event,
+            "X-Hub-Signature-256": "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest(),
+        }
+        async with few:
+            answer = await http.post(stage.app.webhook_url, content=body, headers=headers)
+        answered[answer.status_code] += 1
+        if answer.status_code != 202:
+            outcome.blame(names[id], f"answered {answer.status_code} {answer.text[:200]}")
+
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        await asyncio.gather(*(send(http, *example) for example in packages.webhook_examples()))
+    outcome.looked = answered.total()
+    outcome.seen = f"payloads, {answered[202]} answered 202"
+    return names

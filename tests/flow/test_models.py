@@ -1,0 +1,252 @@
+"""Real vendors' libraries against servers that speak their wires: what goes right, and all that goes wrong."""
+
+import asyncio
+
+import pytest
+
+from loopback.server import WIRES
+from loopback.troubles import (
+    BadArguments,
+    BreakMidway,
+    CutInCall,
+    Empty,
+    Hang,
+    HangMidway,
+    Refusal,
+    Say,
+    Status,
+    UnknownTool,
+)
+from osiris.ports import Delta, Message
+from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, settings_of, step
+
+VENDORS = tuple(WIRES)
+every_vendor = pytest.mark.parametrize("vendor", VENDORS)
+
+
+async def status(world: World, issue: int = 1) -> str:
+    [words] = [said for said in await world.said_by_osiris(issue) if said.startswith("**Osiris")]
+    return words
+
+
+PARALLEL = {
+    "say": "I look first.",
+    "call": {"read_file": {"path": "shop.py"}, "list_dir": {"path": "."}},
+    "expect": {"contains": ["a - b", "README.md"]},
+}
+STORY = {"runs": [run(*ANSWER, when="<review"), run(PARALLEL, *FIX)]}
+
+
+@every_vendor
+async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str):
+    async with start(STORY, vendor=vendor) as world:
+        with world.osiris.journal.reading() as deltas:
+            _, pull = await world.in_review()
+            heard = [deltas.get_nowait() for _ in range(deltas.qsize())]
+        transcript, model = await world.transcript(), world.stage.settings.osiris_model
+        _heard_as_said(heard, transcript)
+        first, *answers = transcript[2:5]
+        assert [answer.call for answer in answers] == [call.id for call in first.calls]
+        body = (await world.bob.pull(pull))["body"]
+        assert all(piece in body for piece in ("4 steps in", f"with `{model}`: ", "tokens in", "| 0 |"))
+        assert ("at a price that is not known" if vendor == "openai-compatible" else "US dollars.") in body
+        await world.bob.review(pull, "REQUEST_CHANGES", "Notes, please.")
+        await world.settled()
+        assert (await world.task()).state == "review"
+        commits = await world.bob.ask("GET", f"/pulls/{pull}/commits")
+        assert [f"Osiris-Model: {model}" in commit["commit"]["message"] for commit in commits] == [True, True]
+        assert await world.failures() == []
+
+
+def _heard_as_said(heard: list[Delta], transcript: list[Message]) -> None:
+    replies = {number: message for number, message in enumerate(transcript) if message.role == "assistant"}
+    assert {delta.seq for delta in heard} == replies.keys()
+    for number, reply in replies.items():
+        told = "".join(delta.text for delta in heard if delta.seq == number and delta.kind == "call")
+        assert all(call.name in told for call in reply.calls)
+        assert "".join(d.text for d in heard if d.seq == number and d.kind == "text") == reply.text
+
+
+LONG = [step("run_command", {"exit_code": 0}, command=f"echo {n}") for n in range(12)]
+
+
+@every_vendor
+async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(start: Start, vendor: str):
+    async with start({"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}) as world:
+        silent = [Hang(), HangMidway()] if vendor == "anthropic" else []  # each takes all our patience
+        await world.osiris.brains.probe()
+        world.vendors.troubles += [
+            Status(429, retry_after=0.1),
+            Status(503),
+            *silent,
+            Status(500),
+            BreakMidway(),
+            Say("I think I should look first."),
+            BadArguments("run_command", '{"command": '),
+            CutInCall("write_file", '{"path": "shop.py", "content": "def ad'),
+            UnknownTool("browse"),
+            Empty(),
+            Refusal("I would rather not."),
+            BreakMidway(),
+            BreakMidway(),  # twice in a row: the run comes back later
+            Status(529),
+        ]
+        _, pull = await world.in_review()
+        assert world.vendors.troubles == []
+        task, transcript = await world.task(), await world.transcript()
+        assert [ran.command for ran in task.work.commands] == [*(f"echo {n}" for n in range(12)), "python3 -m unittest"]
+        answers = [message.text for message in transcript if message.role == "tool"]
+        assert any("run_command was not run" in answer for answer in answers)
+        assert any("write_file was not run" in answer for answer in answers)
+        assert any("no tool named browse" in answer for answer in answers)
+        assert len(await world.bob.ask("GET", f"/pulls/{pull}/commits")) == 1
+        assert await world.failures() == []
+
+
+async def test_once_the_key_is_mended_a_retry_goes_on_where_it_stopped(start: Start):
+    async with start({"runs": [run(*LONG[:2], *FIX)]}, vendor="anthropic") as world:
+        await world.osiris.brains.probe()
+        world.vendors.troubles.append(Status(401))
+        issue = await world.labelled()
+        await world.settled()
+        assert (await world.task()).state == "paused"
+        asked = len(world.vendors.requests)
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run) == ("review", 1)
+        assert len(world.vendors.requests) - asked == 5
+
+
+async def test_a_model_that_only_talks_ends_the_run_with_its_words(start: Start):
+    async with start(vendor="anthropic") as world:
+        await world.osiris.brains.probe()
+        world.vendors.troubles += [Say("Let us talk.")] * 3
+        issue = await world.labelled()
+        await world.settled()
+        assert "The model stopped using its tools; it said: Let us talk" in await status(world, issue)
+
+
+BIG = step("run_command", command="head -c 14000 /dev/zero | tr '\\0' x")
+
+
+async def test_a_full_window_is_met_by_leaving_old_outputs_out(start: Start):
+    async with start(
+        {"runs": [run(*[BIG] * 8, *FIX)]}, vendor="anthropic", more={"osiris_model_window": 24_000}
+    ) as world:
+        await world.labelled()
+        await world.settled()
+        assert (await world.task()).state == "review", (await world.task()).reason
+        bodies = [str(asked.body) for asked in world.vendors.requests]
+        assert "this older output was left out" in bodies[-1]
+        assert max(map(len, bodies)) < 24_000 * 4
+        assert all("add(1, 2) is -1" in body for body in bodies[1:])
+
+
+WAIT = step("run_command", {"exit_code": 0}, command="sleep 1.5")
+
+
+async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_transcript(start: Start):
+    two = {"osiris_second_model": f"openai:{WIRES['openai'].model}"}
+    async with start({"runs": [run(WAIT, *FIX)]}, vendor="anthropic", also="openai", more=two) as world:
+        await world.labelled()
+        await world.until_running()
+        world.vendors.troubles += [Status(529)] * 3
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run) == ("review", 1)
+        assert task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
+        assert [ran.command for ran in task.work.commands] == ["sleep 1.5", "python3 -m unittest"]
+
+
+@pytest.mark.parametrize(("first", "other"), [("anthropic", "openai"), ("openai", "google"), ("google", "anthropic")])
+async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, first: str, other: str):
+    async with start({"runs": [run(WAIT, *FIX)]}, vendor=first, also=other) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        chosen = settings_of(world.vendors, other)["osiris_model"]
+        await world.alice.comment(issue, f"/osiris model {chosen}")
+        await world.settled()
+        task = await world.task()
+        assert task.state == "review"
+        assert task.work.model == f"{world.stage.settings.osiris_model}, {chosen}"
+        assert f"alice chose the model `{chosen}`" in await status(world, issue)
+        [commit] = await world.bob.ask("GET", f"/pulls/{task.pull}/commits")
+        assert f"Osiris-Model: {task.work.model}" in commit["commit"]["message"]
+
+
+async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_are(start: Start):
+    async with start(vendor="anthropic", also="openai") as world:
+        issue, _pull = await world.in_review()
+        for wish, told in {
+            "nobody:x": "there is no model 'nobody:x' here; configured are: anthropic:claude-sonnet-5, anthropic:…,",
+            "openai:missing": "there is no model openai:missing; configured are: anthropic:claude-sonnet-5",
+            "openai:toolless": "openai:toolless cannot call tools",
+            "scripted:/etc/passwd": "there is no model 'scripted:/etc/passwd' here",
+        }.items():
+            await world.alice.comment(issue, f"/osiris model {wish}")
+            await world.settled()
+            assert f"I did not change the model: {told}" in (await world.said_by_osiris(issue))[-1]
+        assert (await world.task()).model == ""
+
+
+async def test_an_outsiders_choice_asks_no_model(start: Start):
+    async with start(vendor="anthropic", also="openai") as world:
+        issue, _pull = await world.in_review()
+        asked = len(world.vendors.requests)
+        await world.tina.comment(issue, "/osiris model openai:gpt-5")
+        await world.settled()
+        assert (len(world.vendors.requests), (await world.task()).model) == (asked, "")
+
+
+async def test_the_repository_says_who_builds(start: Start):
+    files = {**FILES, ".github/osiris.yml": f"models:\n  build: openai:{WIRES['openai'].model}\n"}
+    async with start(vendor="anthropic", also="openai", files=files) as world:
+        await world.in_review()
+        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+
+
+async def test_a_vendor_that_the_operator_has_not_configured_pauses_the_task(start: Start):
+    files = {**FILES, ".github/osiris.yml": "models:\n  build: google:gemini-3-pro-preview\n"}
+    async with start(vendor="anthropic", files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        assert "There is no model 'google:gemini-3-pro-preview' here; configured are: anthropic:" in await status(world)
+        await world.alice.comment(issue, f"/osiris model {world.stage.settings.osiris_model}")
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        assert (await world.task()).state == "review"
+
+
+async def test_a_budget_in_dollars_is_held_and_granted_again(start: Start):
+    async with start(vendor="anthropic", more={"osiris_run_usd": 0.000_001}) as world:
+        issue = await world.labelled()
+        await world.settled()
+        assert (await world.task()).state == "paused"
+        assert "US dollars is spent" in await status(world, issue)
+
+
+async def test_a_price_that_is_not_known_cannot_be_held(start: Start):
+    async with start(vendor="openai-compatible", more={"osiris_run_usd": 5}) as world:
+        issue = await world.labelled()
+        await world.settled()
+        assert "No price is known for this model" in await status(world, issue)
+
+
+async def test_only_the_chosen_vendors_library_is_loaded():
+    """In a process of its own, for each vendor."""
+    import subprocess
+    import sys
+
+    libraries = {"anthropic": "anthropic", "openai": "openai", "google": "google.genai", "openai-compatible": "openai"}
+    for vendor, own in libraries.items():
+        code = (
+            "import asyncio, sys\nfrom osiris.agents.brain import Access, Brains\n"
+            f"brains = Brains('{vendor}:x', {{'{vendor}': Access(key='k', url='http://127.0.0.1:9')}})\n"
+            "async def main():\n    await brains.choose()\n    await brains.close()\nasyncio.run(main())\n"
+            f"print([name for name in {sorted(set(libraries.values()))} if name in sys.modules])"
+        )
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str([own])
