@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fidelity import examples, graph, hooks, packages, recordings, rest
+from fidelity import examples, graph, hooks, models, packages, recordings, rest
 from fidelity.finding import Allowance, Outcome, load_allowances
 from fidelity.recordings import Recordings
 
 ALONE: Mapping[str, Callable[[], Outcome]] = {
     "door": lambda: asyncio.run(examples.through_the_door()),
     "payloads": examples.parsed,
+    "models": models.requests,
 }
 """Checks that stand by themselves."""
 

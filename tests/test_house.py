@@ -101,6 +101,11 @@ def test_a_module_says_what_it_is_for_and_stays_readable(path: Path):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
 
 
+def test_nobody_waits_in_the_way_that_loses_a_cancellation():
+    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that comes as the thing happens: a stop that hangs."""
+    assert [place_of(path) for path in SOURCES if "wait_for(" in path.read_text()] == []
+
+
 def test_only_the_workers_edge_catches_everything():
     broad = {
         place_of(path)

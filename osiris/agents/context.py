@@ -29,7 +29,7 @@ def fitted(transcript: Sequence[Message], room: int) -> list[Message]:
         if total > room:
             gone, total = _cut(transcript, sizes, gone, at, total, room)
     return [
-        replace(message, text=GONE) if at < gone and message.role == "tool" else message
+        replace(message, text=GONE) if at < gone and sizes[at] == _LEFT and message.role == "tool" else message
         for at, message in enumerate(transcript)
     ]
 
@@ -38,9 +38,9 @@ def _cut(transcript: Sequence[Message], sizes: list[int], gone: int, at: int, to
     """Leave answers out, from the oldest on, until half of the room is free; where that ended, and what is left."""
     last = max(gone, at + 1 - _NEWEST)
     while gone < last and total > room // 2:
-        if transcript[gone].role == "tool" and sizes[gone] > (small := len(GONE) // 3):
-            total -= sizes[gone] - small
-            sizes[gone] = small
+        if transcript[gone].role == "tool" and sizes[gone] > _LEFT:
+            total -= sizes[gone] - _LEFT
+            sizes[gone] = _LEFT
         gone += 1
     return gone, total
 
@@ -49,3 +49,6 @@ def tokens(message: Message) -> int:
     """About how many tokens a message takes."""
     words = len(message.text) + sum(len(json.dumps(dict(call.args), ensure_ascii=False)) for call in message.calls)
     return int(words / _CHARACTERS) + 8
+
+
+_LEFT = tokens(Message(role="tool", text=GONE))  # what an output that was left out still takes

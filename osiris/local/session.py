@@ -189,7 +189,8 @@ class Session:
             while True:
                 delta = None
                 with contextlib.suppress(TimeoutError):
-                    delta = await asyncio.wait_for(deltas.get(), _LOOK)
+                    async with asyncio.timeout(_LOOK):
+                        delta = await deltas.get()
                 if delta is None or self._screen.is_new(delta):
                     await self._look()  # what came before it is shown before it
                 if delta is not None:

@@ -1,0 +1,63 @@
+"""What Osiris asks of models, held against the request types of the vendors' own libraries."""
+
+import asyncio
+from collections.abc import Sequence
+
+from fidelity.finding import Outcome
+from loopback.server import WIRES, Asked, Vendors, serving
+from loopback.shapes import misfits
+from loopback.troubles import BadArguments, BreakMidway, ContextFull, CutInCall, Say, UnknownTool
+from osiris.agents.brain import Access, Brains
+from osiris.agents.brief import prompt
+from osiris.ports import Message
+from osiris.tools.toolbox import specs
+
+_BOTH = {"say": "Two at once.", "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}}}
+_ONE = {"say": "One.", "call": {"run_command": {"command": "echo 😀"}}}
+_SCRIPT = {"runs": [{"steps": [_BOTH, *[_ONE] * 30]}]}
+_TROUBLES = (Say("Well."), UnknownTool("browse"), BadArguments("read_file", '{"pa'), CutInCall("read_file", '{"pa'))
+
+
+def requests() -> Outcome:
+    """Whole conversations with each vendor, and one that goes from each vendor to each other."""
+    outcome = Outcome(check="models", promise="requests to models fit the types of the vendors' own libraries")
+    for asked in asyncio.run(_conversations()):
+        outcome.looked += 1
+        for misfit in misfits(asked):
+            outcome.blame(f"{asked.vendor} {asked.path}", misfit)
+    outcome.seen = f"requests to {len(WIRES)} vendors"
+    return outcome
+
+
+async def _conversations() -> Sequence[Asked]:
+    async with serving(_SCRIPT) as vendors:
+        for vendor in WIRES:
+            await _talk(vendors, [vendor] * 8, troubled=True)
+            for other in WIRES:
+                if other != vendor:
+                    await _talk(vendors, [vendor, other, vendor, other])
+        return list(vendors.requests)
+
+
+async def _talk(vendors: Vendors, who: Sequence[str], *, troubled: bool = False) -> None:
+    """A conversation in which each of `who` says one thing; with every trouble between two of them."""
+    brains = {vendor: _brains(vendors, vendor) for vendor in who}
+    for one in brains.values():
+        await one.probe()
+    transcript = [Message(role="system", text=prompt()), Message(role="user", text="The brief.")]
+    troubles = [*_TROUBLES, BreakMidway(), ContextFull()] if troubled else []
+    for vendor in who:
+        vendors.troubles += [troubles.pop(0)] if troubles else []
+        reply = await (await brains[vendor].choose()).reply(transcript, specs())
+        answers = [
+            Message(role="tool", text="exit code 0 in 0.1 s\n" + "x" * 3000, call=call.id) for call in reply.calls
+        ]
+        transcript += [reply, *(answers or [Message(role="user", text="Use a tool.")])]
+    for one in brains.values():
+        await one.close()
+
+
+def _brains(vendors: Vendors, vendor: str) -> Brains:
+    environ, name = vendors.environ(vendor), vendor.upper().replace("-", "_")
+    access = Access(key=environ[f"{name}_API_KEY"], url=environ[f"{name}_BASE_URL"])
+    return Brains(environ["OSIRIS_MODEL"], {vendor: access}, window=8_000)
