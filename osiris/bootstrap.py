@@ -91,8 +91,19 @@ class Osiris:
                 await self.sandbox.remove(name)
 
 
-async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Web and worker in one process, until SIGINT or SIGTERM; `ready` is told the address once it is open."""
+class _Guest(uvicorn.Server):
+    """A server that leaves the signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None, own_signals: bool = True) -> None:
+    """Web and worker in one process, until SIGINT or SIGTERM, or, without `own_signals`, until cancelled.
+
+    `ready` is told the address once it is open.
+    """
     config = uvicorn.Config(
         osiris.app,
         lifespan="off",
@@ -100,7 +111,7 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
         access_log=False,
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config) if own_signals else _Guest(config)
     gc.collect()
     gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
     async with osiris.running(), _background(_announce(server, ready)):

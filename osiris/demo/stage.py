@@ -38,7 +38,7 @@ class Stage:
     async def osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
         """One life of Osiris: web and worker in this process, until the block ends."""
         life, opened = build(self.settings, **replacements), asyncio.Event()
-        serving = asyncio.create_task(serve(life, ready=lambda _url: opened.set()))
+        serving = asyncio.create_task(serve(life, ready=lambda _url: opened.set(), own_signals=False))
         waiting = asyncio.create_task(opened.wait())
         try:
             await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)

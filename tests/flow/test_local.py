@@ -92,7 +92,11 @@ async def test_without_a_branch_checked_out_the_commit_is_the_base(command, plac
 def started(*args: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **more}
     process = subprocess.Popen(
-        [sys.executable, "-m", "osiris", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "osiris", *args],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )
     try:
         yield process
@@ -118,7 +122,7 @@ async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, m
         assert process.stdout
         await until(process.stdout, "sleep 2")
         process.send_signal(by)
-        out, _ = await asyncio.to_thread(process.communicate)
+        out, _ = await asyncio.to_thread(process.communicate, timeout=30)
     if by is signal.SIGINT:
         assert process.returncode == 130
         assert f"Nothing is lost. Go on with:  osiris local {mine} --model {model}" in out.decode()
