@@ -1,6 +1,7 @@
 """Which model thinks: the only file that knows vendors. Each one's library is loaded when it is first chosen."""
 
 import asyncio
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -102,7 +103,58 @@ def _google(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.google import GoogleModel
     from pydantic_ai.providers.google import GoogleProvider
 
-    return GoogleModel(name, provider=GoogleProvider(api_key=access.key, base_url=access.url, http_client=http))
+    inner = GoogleProvider(api_key=access.key, base_url=access.url, http_client=http).client
+    return GoogleModel(name, provider=GoogleProvider(client=_Google(inner)))  # type: ignore[call-overload]
+
+
+class _Through:
+    """Stands in front of a part of Google's client, and is that part but for what a subclass changes."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _Google(_Through):
+    """Google's client, which is given a conversation as something extra, for the same reason (20 ms at step 50)."""
+
+    @cached_property
+    def aio(self) -> Any:
+        return _GoogleAio(self._inner.aio)
+
+
+class _GoogleAio(_Through):
+    @cached_property
+    def models(self) -> Any:
+        return _GoogleModels(self._inner.models)
+
+
+class _GoogleModels(_Through):
+    async def generate_content_stream(self, *, model: str, contents: list[Any], config: Any) -> Any:
+        extra = {"extra_body": {"contents": [_on_googles_wire(content) for content in contents]}}
+        config = {**config, "http_options": {**(config.get("http_options") or {}), **extra}}
+        return await self._inner.generate_content_stream(model=model, contents=contents[:1], config=config)
+
+
+_GOOGLES_NAMES = {
+    "function_call": "functionCall",
+    "function_response": "functionResponse",
+    "thought_signature": "thoughtSignature",
+}
+
+
+def _on_googles_wire(content: dict[str, Any]) -> dict[str, Any]:
+    """One message as its JSON is; of texts, thoughts, calls and their answers, which is all we send."""
+    return {**content, "parts": [_part_on_googles_wire(part) for part in content["parts"]]}
+
+
+def _part_on_googles_wire(part: dict[str, Any]) -> dict[str, Any]:
+    found = {_GOOGLES_NAMES.get(name, name): value for name, value in part.items() if value is not None}
+    if isinstance(signature := found.get("thoughtSignature"), bytes):
+        found["thoughtSignature"] = urlsafe_b64encode(signature).decode()
+    return found
 
 
 def _as_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
