@@ -5,13 +5,11 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
-
-import uvicorn
 
 from loopback.caching import Cache
 from loopback.chat import Chat
@@ -23,6 +21,7 @@ from loopback.responses import Responses
 from loopback.sending import Client
 from loopback.troubles import BreakMidway, ContextFull, Hang, HangMidway, Status, Trouble
 from loopback.wire import MISSING, Ask, Counts, Denied, Reply, Wire, compact
+from osiris.config.guest import listening
 
 WIRES: Mapping[str, Wire] = {wire.vendor: wire for wire in (Messages(), Responses(), Gemini(), Chat())}
 
@@ -179,37 +178,6 @@ def _retry(after: float) -> dict[str, str]:
     return {"retry-after": f"{after:g}"}
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that leaves the signals to whoever runs it, says when it is ready, and ends when told."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready, self.ended = asyncio.Event(), asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    async def main_loop(self) -> None:
-        await self.ended.wait()
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's own rests a tenth of a second for clients to leave; ours have been sent away."""
-        for server in self.servers:
-            server.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                while self.server_state.connections:
-                    for connection in list(self.server_state.connections):
-                        connection.shutdown()
-                    await asyncio.sleep(0)
-
-
 @contextlib.asynccontextmanager
 async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
     """The vendors on a port of 127.0.0.1, until the block ends. Raises Refused when the script is not one."""
@@ -226,23 +194,8 @@ async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         await vendors.answer(Client(receive, send, closing), scope["path"], query, headers)
 
-    server = _Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    await server.ready.wait()
-    try:
-        yield vendors
-    finally:
-        closing.set()
-        server.ended.set()
-        await running
-        listener.close()
+    async with listening(app, listener, grace=1):
+        try:
+            yield vendors
+        finally:
+            closing.set()

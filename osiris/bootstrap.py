@@ -28,6 +28,7 @@ from osiris.bot.github import GitHub
 from osiris.bot.lookup import Lookup
 from osiris.bot.perform import Performers
 from osiris.bot.tokens import Tokens
+from osiris.config.guest import listening
 from osiris.config.logging import redact
 from osiris.config.settings import Settings
 from osiris.errors import OsirisError, Refused, Unavailable
@@ -91,19 +92,8 @@ class Osiris:
                 await self.sandbox.remove(name)
 
 
-class _Guest(uvicorn.Server):
-    """A server that leaves the signals to whoever runs it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None, own_signals: bool = True) -> None:
-    """Web and worker in one process, until SIGINT or SIGTERM, or, without `own_signals`, until cancelled.
-
-    `ready` is told the address once it is open.
-    """
+async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Web and worker in one process, until SIGINT or SIGTERM; `ready` is told the address once it is open."""
     config = uvicorn.Config(
         osiris.app,
         lifespan="off",
@@ -111,7 +101,7 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
         access_log=False,
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config) if own_signals else _Guest(config)
+    server = uvicorn.Server(config)
     gc.collect()
     gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
     async with osiris.running(), _background(_announce(server, ready)):
@@ -121,6 +111,13 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
         finally:
             server.should_exit = True  # whoever cancels us still gets every socket closed
             await serving
+
+
+@contextlib.asynccontextmanager
+async def as_guest(osiris: Osiris) -> AsyncIterator[None]:
+    """Web and worker inside somebody else's process, until the block ends."""
+    async with osiris.running(), listening(osiris.app, _listener(osiris.settings), grace=5):
+        yield
 
 
 def _listener(settings: Settings) -> socket.socket:

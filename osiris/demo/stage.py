@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from osiris.bootstrap import Osiris, build, serve
+from osiris.bootstrap import Osiris, as_guest, build
 from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.demo.people import Person
@@ -37,18 +37,8 @@ class Stage:
     @contextlib.asynccontextmanager
     async def osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
         """One life of Osiris: web and worker in this process, until the block ends."""
-        life, opened = build(self.settings, **replacements), asyncio.Event()
-        serving = asyncio.create_task(serve(life, ready=lambda _url: opened.set(), own_signals=False))
-        waiting = asyncio.create_task(opened.wait())
-        try:
-            await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                await serving
+        async with as_guest(life := build(self.settings, **replacements)):
             yield life
-        finally:
-            waiting.cancel()
-            serving.cancel()
-            await asyncio.gather(serving, waiting, return_exceptions=True)
 
     async def settled(self, store: Store) -> None:
         """Wait until nothing is on its way: no webhook unsent, no row undone."""

@@ -1,20 +1,18 @@
 """The hub: one loopback server with REST, GraphQL, git and the review page around one world."""
 
-import asyncio
-import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from osiris.config.guest import listening
 from osiris.devhub import graphql, page, saved
 from osiris.devhub.access import Keyring
 from osiris.devhub.ci import CI, RunCheck
@@ -201,30 +199,6 @@ class Hub:
         return await handler(Call(hub=self, request=request, who=who, params=params, body=body))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that leaves the signals to whoever runs it, says when it is ready, and ends when told, not ticked."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-        self.ended = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    async def main_loop(self) -> None:
-        await self.ended.wait()
-
-    def end(self) -> None:
-        self.should_exit = True
-        self.ended.set()
-
-
 @asynccontextmanager
 async def serving(
     data_dir: Path,
@@ -236,22 +210,8 @@ async def serving(
     """A hub on a loopback port, until the block ends."""
     listener = socket.create_server(("127.0.0.1", port))
     hub = Hub(data_dir, f"http://127.0.0.1:{listener.getsockname()[1]}", clock, run_check)
-    config = uvicorn.Config(
-        hub,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    await server.ready.wait()
     try:
-        yield hub
+        async with listening(hub, listener, grace=1):
+            yield hub
     finally:
-        server.end()
-        await running
         await hub.close()
-        listener.close()

@@ -1,0 +1,70 @@
+"""An HTTP server inside somebody else's process."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
+
+
+class GuestServer(uvicorn.Server):
+    """uvicorn that leaves the signals to its host, says when it is ready, and ends when told, not at the next tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready, self._ended = asyncio.Event(), asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self._ended.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's own, which rests for tenths of a second: guests come and go in milliseconds."""
+        for server in self.servers:
+            server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while self.server_state.connections or self.server_state.tasks:
+                    for connection in list(self.server_state.connections):
+                        connection.shutdown()
+                    await asyncio.sleep(0.002)
+        for task in self.server_state.tasks:
+            task.cancel()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ended.set()
+
+
+@contextlib.asynccontextmanager
+async def listening(app: Any, listener: socket.socket, *, grace: int) -> AsyncIterator[None]:
+    """Serve an ASGI app on a socket until the block ends; `grace` are the seconds its last answers may take."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=grace,
+    )
+    server = GuestServer(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    await server.ready.wait()
+    try:
+        yield
+    finally:
+        server.end()
+        await running
+        listener.close()
