@@ -15,12 +15,13 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
+from loopback import server as loopback
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.queue.database import connect
 from osiris.queue.store import Store
 from osiris.queue.views import Views
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, settings_of
 from tests.flow.lives import Lives
 from tests.flow.test_outages import from_osiris, is_write
 
@@ -123,10 +124,11 @@ EXPECTED = {
 
 
 @contextlib.asynccontextmanager
-async def ground(place: Path) -> AsyncIterator[Ground]:
+async def ground(place: Path, more: dict[str, str] | None = None) -> AsyncIterator[Ground]:
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
+    model = more or {"osiris_model": f"scripted:{script}"}
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=model) as stage:
         lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
@@ -170,6 +172,20 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path):
         assert await it.whole_life() == EXPECTED
         await reaping
         assert (await it.views.tasks())[0].task.state == "done"
+
+
+async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(place: Path):
+    async with loopback.serving(STORY) as vendors, ground(place, settings_of(vendors, "anthropic")) as it:
+
+        async def reap() -> None:
+            for asked in (3, 7):
+                while len(vendors.requests) < asked:
+                    await asyncio.sleep(0.001)
+                await asyncio.to_thread(it.lives.again)
+
+        reaping = asyncio.create_task(reap())
+        assert await it.whole_life() == EXPECTED  # the server insists on every signature of the lives before
+        await reaping
 
 
 async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(place: Path):
