@@ -149,10 +149,15 @@ async def prepare(settings: Settings, engine: AsyncEngine) -> None:
 
 def _make_data_folder(settings: Settings) -> None:
     try:
-        settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
-        settings.osiris_data_dir.chmod(0o711)  # the sandbox's own user passes through, and sees nothing
+        settings.osiris_data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        passable(settings.osiris_data_dir)
     except OSError as error:
         raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}") from None
+
+
+def passable(folder: Path) -> None:
+    """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's choice."""
+    folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
 
 
 @contextlib.contextmanager
@@ -172,8 +177,12 @@ def build(
     sandbox: Sandbox | None = None,
     choose: Choose | None = None,
     pauses: Sequence[float] = PAUSES,
+    repositories_choose: bool = True,
 ) -> Osiris:
-    """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings."""
+    """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings.
+
+    Unless `repositories_choose`, the models that repositories name do not count.
+    """
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
     _make_data_folder(settings)
     engine = connect(settings.database)
@@ -196,7 +205,7 @@ def build(
         )
         performers = Performers(github, Depot(desk, tokens, settings.github_url), desk, runner)
         lookup = Lookup(github, store, brains.trouble)
-        policy_of = _bounded(github.policy, settings.osiris_run_usd)
+        policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
         jobs = Jobs(store, {"github": lookup}, policy_of, performers.table(), pauses=pauses)
         worker = Worker(store, jobs, wake, runs=settings.osiris_runs)
     readiness = Readiness(settings, store, jail, brains)
@@ -218,11 +227,12 @@ def build(
     )
 
 
-def _bounded(policy_of: PolicyOf, usd: float | None) -> PolicyOf:
+def _bounded(policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool) -> PolicyOf:
     """The policies of repositories, with the operator's bound on what a run may cost."""
 
     async def bounded(repo: str) -> Policy:
-        return replace(await policy_of(repo), usd=usd)
+        policy = await policy_of(repo)
+        return replace(policy, usd=usd, models=policy.models if repositories_choose else {})
 
     return bounded
 

@@ -72,9 +72,11 @@ def local(
     yes: Annotated[bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")] = False,
 ) -> None:
     """The whole loop on your own repository; on your approval a branch appears there, and nothing else changes."""
+    from osiris.config.settings import load
     from osiris.local.session import Wish, play
 
-    _run(play(_settings(), Wish(path=path, request=request, model=model, budget=budget, yes=yes)))
+    settings = load(env_file=None)  # a .env where we stand may be a stranger's, and could send the key elsewhere
+    _run(play(settings, Wish(path=path.expanduser(), request=request.strip(), model=model, budget=budget, yes=yes)))
 
 
 @app.command()

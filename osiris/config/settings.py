@@ -116,12 +116,13 @@ class Settings(BaseModel):
         return [secret for value in values if (secret := value.get_secret_value())]
 
 
-def load(environ: Mapping[str, str] | None = None, env_file: Path = Path(".env")) -> Settings:
-    """The settings from `env_file` and the environment, which wins; an empty value is none.
+def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+    """The settings from `env_file` (None: from no file) and the environment, which wins; an empty value is none.
 
     Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.
     """
-    stored = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+    found = dotenv_values(env_file) if env_file else {}
+    stored = {name: value for name, value in found.items() if value is not None}
     given = {name: value for name, value in {**stored, **(os.environ if environ is None else environ)}.items() if value}
     known = {name.upper(): name for name in Settings.model_fields}
     for name in given:

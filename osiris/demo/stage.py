@@ -56,7 +56,7 @@ async def staged(
     *,
     repo: str,
     files: Mapping[str, bytes | str] | None = None,
-    import_from: Path | None = None,
+    import_from: tuple[Path, str] | None = None,
     people: Mapping[str, str],
     model: str = "",
     more: Mapping[str, Any] | None = None,
@@ -67,12 +67,15 @@ async def staged(
 ) -> AsyncIterator[Stage]:
     """A hub with one repository, its people by role, and the App installed.
 
-    `more` are further settings, by their fields; `sandbox` runs the hub's checks. With `keep` the hub's world stays in
+    The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
+    `sandbox` runs the hub's checks. With `keep` the hub's world stays in
     `place`, and a stage that stood there before is set up again as it was left.
     """
     async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
         if not (keep and hub.keep(place / "hub.world")):
             _set(hub, repo, files, import_from, people)
+        if keep:
+            (place / "hub").chmod(0o700)  # no jail needs it, and it may hold what only its owner should read
         [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
         port = free_port()
         app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
@@ -94,7 +97,7 @@ def _set(
     hub: Hub,
     repo: str,
     files: Mapping[str, bytes | str] | None,
-    import_from: Path | None,
+    import_from: tuple[Path, str] | None,
     people: Mapping[str, str],
 ) -> None:
     """People, a repository, and the App installed on it."""

@@ -26,6 +26,10 @@ SETTINGS = {
 }
 
 
+_SERVE = "--upload-pack=git -c 'safe.directory=*' -c uploadpack.allowAnySHA1InWant=true upload-pack"
+"""How a repository of this machine is read: any commit of it, whoever owns it."""
+
+
 class GitFailed(Refused):
     """A git command failed; the text is what git said."""
 
@@ -118,18 +122,16 @@ class Git:
         mode = "100755" if data.startswith(b"#!") else "100644"
         return f"{mode} {blob}\t{path}".encode("utf-8", "surrogateescape") + b"\0"
 
-    def copy_from(self, source: Path) -> None:
-        """A copy of what is checked out in another repository, with its whole history; `main` when it is no branch."""
+    def copy_from(self, source: Path, commit: str = "HEAD") -> None:
+        """A copy of a commit of another repository, with its whole history, as the branch `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
         self._settle()
         try:
-            [head, *_] = self._line("ls-remote", "--symref", "--", str(source), "HEAD").splitlines() or [""]
-            branch = head.split()[1].removeprefix("refs/heads/") if head.startswith("ref: ") else "main"
-            self.run("fetch", "--quiet", "--no-tags", "--", str(source), f"HEAD:refs/heads/{branch}")
+            self.run("fetch", "--quiet", "--no-tags", _SERVE, "--", str(source), f"+{commit}:refs/heads/main")
         except GitFailed as error:
-            raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {error}") from None
-        self.run("symbolic-ref", "HEAD", f"refs/heads/{branch}")
+            said = str(error).splitlines()[0].removeprefix("fatal: ")
+            raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {said}") from None
 
     def _settle(self) -> None:
         for name, value in SETTINGS.items():

@@ -77,7 +77,7 @@ class Hub:
         full_name: str,
         *,
         files: Mapping[str, bytes | str] | None = None,
-        import_from: Path | None = None,
+        import_from: tuple[Path, str] | None = None,
         collaborators: Mapping[str, str],
         private: bool = False,
     ) -> Repo:

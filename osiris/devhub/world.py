@@ -105,7 +105,7 @@ class World:
         full_name: str,
         *,
         files: Mapping[str, bytes | str] | None,
-        import_from: Path | None,
+        import_from: tuple[Path, str] | None,
         collaborators: Mapping[str, str],
         private: bool,
     ) -> Repo:
@@ -115,7 +115,7 @@ class World:
         if import_from is None:
             git.seed(files or {"README.md": f"# {name}\n"}, self.person(owner), self.now())
         else:
-            git.copy_from(import_from)
+            git.copy_from(*import_from)
         repo = Repo(
             id=self.next_id(),
             owner=owner,

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from osiris.errors import Refused
 
-_QUIET = ("core.hooksPath=/dev/null", "gc.auto=0", "maintenance.auto=false", "fetch.writeCommitGraph=false")
+_QUIET = (
+    "core.hooksPath=/dev/null",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "fetch.writeCommitGraph=false",
+    "protocol.allow=never",  # no setting of the repository makes another address, or a command, of our path
+    "protocol.file.allow=always",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,22 +33,34 @@ class Repository:
         try:
             top = Path(_git(path, "rev-parse", "--show-toplevel"))
         except Refused as refused:
-            raise Refused(f"{path} is in no git repository with files ({refused}); `git init` makes one") from None
+            hint = "" if "ownership" in str(refused) else "; `git init` makes one"
+            raise Refused(f"{path} is in no git repository that you may use ({refused}){hint}") from None
         try:
             commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except Refused:
             raise Refused(f"{top} has no commit yet; make a first one, it is what the work starts from") from None
         if _git(top, "rev-parse", "--is-shallow-repository") == "true":
             raise Refused(f"{top} is a shallow clone; `git fetch --unshallow` makes it whole")
+        if _git(top, "rev-parse", "--show-object-format") != "sha1" or _is_partial(top):
+            raise Refused(f"{top} is a partial clone, or one with other hashes than SHA-1: I cannot work on it")
         branch = _git(top, "branch", "--show-current")
-        changed = _git(top, "--no-optional-locks", "status", "--porcelain", "--untracked-files=normal")
-        return cls(path=top, commit=commit, branch=branch, dirty=len(changed.splitlines()))
+        changed = _git(top, "--no-optional-locks", "status", "-z", "--porcelain", "--no-renames")
+        return cls(path=top, commit=commit, branch=branch, dirty=changed.count("\0"))
+
+    def file(self, commit: str, path: str) -> str:
+        """A text file as it is in a commit, "" when it is not there."""
+        try:
+            return _git(self.path, "cat-file", "blob", f"{commit}:{path}")
+        except Refused:
+            return ""
 
     def take(self, source: Path, commit: str, branch: str) -> str:
         """Bring `commit` from another repository in as a new branch; its name, with a number if `branch` is taken.
 
         Nothing else changes: not the work tree, not the index, no other branch. Doing it again changes nothing.
         """
+        if self._in_the_way(branch):
+            branch = branch.replace("/", "-")
         name, number = branch, 1
         while (there := self._tip(name)) not in ("", commit):
             number += 1
@@ -58,6 +77,11 @@ class Repository:
             _git(self.path, *config, "fetch", *flags, "--", str(source), f"{commit}:refs/heads/{name}")
         return name
 
+    def _in_the_way(self, branch: str) -> bool:
+        """Whether a branch has the name of a folder of this one, or the other way round: git keeps them as files."""
+        names = _git(self.path, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads").splitlines()
+        return any(branch.startswith(f"{name}/") or name.startswith(f"{branch}/") for name in names)
+
     def _tip(self, branch: str) -> str:
         try:
             return _git(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
@@ -65,10 +89,19 @@ class Repository:
             return ""
 
 
+def _is_partial(top: Path) -> bool:
+    """Whether a clone lacks objects that it would fetch when they are needed."""
+    try:
+        return bool(_git(top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"))
+    except Refused:
+        return False
+
+
 def _git(at: Path, *args: str) -> str:
     """git as the person runs it, with their settings. Raises Refused with its first line."""
     try:
-        done = subprocess.run(["git", "-C", str(at), *args], capture_output=True, text=True, check=False)
+        command = ["git", "-C", str(at), *args]
+        done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape", check=False)
     except FileNotFoundError:
         raise Refused("git is not installed") from None
     if done.returncode:

@@ -1,8 +1,10 @@
 """What the person sees and types. Everything a model or a stranger wrote is made harmless first."""
 
 import asyncio
+import contextlib
 import os
 import sys
+import termios
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.text import Text
 from osiris.console.show import told_steps
 from osiris.ports import Delta
 from osiris.queue.views import Step
-from osiris.tools.clean import clean_text
+from osiris.tools.clean import clean_text, visible
 
 _STYLES = {"text": "", "thinking": "dim italic"}
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -28,7 +30,6 @@ class Screen:
         self._out = Console(soft_wrap=True, highlight=False)
         self._open = ""  # the kind of a streamed line that is not ended yet
         self._streamed: set[tuple[str, int]] = set()  # the replies that were shown as they came
-        self._typed = b""  # what was typed and not asked for yet
 
     @property
     def is_terminal(self) -> bool:
@@ -75,21 +76,32 @@ class Screen:
 
     # ── what came of it ──
 
-    def diff(self, text: str) -> None:
-        for line in clean_text(text).splitlines():
+    def diff(self, text: str, most: int | None = None) -> None:
+        """Each line as it is, with nothing hidden; of a long one the first `most`."""
+        lines = text.removesuffix("\n").split("\n")
+        for line in lines[:most]:
             bold = line.startswith(("diff ", "+++", "---"))
-            self._out.print(Text(line, style="bold" if bold else _COLOURS.get(line[:1], "")))
+            self._out.print(Text(visible(line), style="bold" if bold else _COLOURS.get(line[:1], "")))
+        if most is not None and len(lines) > most:
+            self.say(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 
-    async def ask(self, question: str) -> str:
-        """One line that the person types. Raises Left at the end of the input."""
+    async def ask(self, question: str, *, until: bytes = b"\n") -> str:
+        """What the person types from now on, up to an end of line, or to another `until`. Raises Left at the end of
+        the input."""
         self._end_line()
+        typed = self._forget()
         self._out.print(Text(question, style="bold"), end=" ")
         self._open = "question"
-        while b"\n" not in self._typed:
-            self._typed += await self._read()
-        line, _, self._typed = self._typed.partition(b"\n")
+        while not typed.endswith(until):
+            typed += await self._read()
         self._open = ""
-        return clean_text(line).strip()
+        return clean_text(typed).strip()
+
+    def _forget(self) -> bytes:
+        """Throw away what was typed before the question was there to be answered."""
+        with contextlib.suppress(termios.error):
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        return b""
 
     async def _read(self) -> bytes:
         """Wait for the terminal without a thread, so that whoever waits can be cancelled."""

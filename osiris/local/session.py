@@ -13,13 +13,16 @@ from getpass import getuser
 from pathlib import Path
 from shlex import quote
 
+import httpx
+
 from osiris.bootstrap import Osiris, brains_of
 from osiris.bot.comments import cost
+from osiris.config import repo
 from osiris.config.settings import Settings
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.errors import Refused, Unavailable
-from osiris.local.places import Places
+from osiris.local.places import REQUEST, Places
 from osiris.local.repository import Repository
 from osiris.local.screen import Left, Screen
 from osiris.task import ENDED, State, Task
@@ -27,7 +30,11 @@ from osiris.tools.sandbox import Bubblewrap
 
 _LOOK = 0.2  # seconds between two looks at the task
 _CARRIED = re.compile(r"osiris_(model|second|run|toolchains)|(anthropic|openai|google)_")
-_CHOICES = "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now:"
+_CHOICES = "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now   [x] drop it:"
+_TITLE = 250  # characters
+_EMPTY = b"\n\n"
+_LONGEST = 60_000  # characters of a request
+_LINES = 300  # of a diff that are shown unasked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,8 @@ class Wish:
     @property
     def later(self) -> str:
         model = f" --model {quote(self.model)}" if self.model else ""
-        return f"Nothing is lost. Go on with:  osiris local {quote(str(self.path))}{model}"
+        budget = f" --budget {self.budget:g}" if self.budget else ""
+        return f"Nothing is lost. Go on with:  osiris local {quote(str(self.path))}{model}{budget}"
 
 
 async def play(settings: Settings, wish: Wish) -> None:
@@ -51,13 +59,19 @@ async def play(settings: Settings, wish: Wish) -> None:
     screen, repository = Screen(), Repository.at(wish.path)
     if not (wish.yes or screen.is_terminal):
         raise Refused("there is no terminal to ask you on; --yes approves what the agent hands in")
+    if len(wish.request) > _LONGEST:
+        raise Refused(f"the request has more than {_LONGEST} characters; put the rest into a file of the repository")
+    repo.parse(repository.file(repository.commit, repo.PATH))  # a mistake in it would let nothing start
     settings = _chosen(settings, wish)
     await _ready(settings)
     places = Places.of(settings.osiris_data_dir, repository.path)
     place = _begun(places, wish, repository) if wish.request else places.unfinished()
     logging.disable(logging.WARNING)  # what matters is told
     try:
-        await _on_stage(settings, wish, repository, place, screen)
+        with places.alone_in(place):
+            await _on_stage(settings, wish, repository, place, screen)
+    except httpx.HTTPStatusError as error:
+        raise Refused(f"the hub refused: {error.response.text[:300]}. {wish.later}") from None
     except Left:
         screen.say(wish.later, "bold")
     except asyncio.CancelledError:
@@ -95,7 +109,10 @@ def _begun(places: Places, wish: Wish, repository: Repository) -> Path:
     """A folder with the request in it: from here on the work can go on after anything."""
     place = places.new()
     asked = {"request": wish.request, "commit": repository.commit, "branch": repository.branch}
-    (place / "request.json").write_text(json.dumps(asked))
+    begun = place / f".{REQUEST}"
+    begun.touch(mode=0o600)
+    begun.write_text(json.dumps(asked))
+    begun.rename(place / REQUEST)
     return place
 
 
@@ -103,15 +120,23 @@ async def _on_stage(settings: Settings, wish: Wish, repository: Repository, plac
     me = _login()
     name = f"{me}/{re.sub(r'[^A-Za-z0-9._-]+', '-', repository.path.name)}"
     carried = {field: getattr(settings, field) for field in Settings.model_fields if _CARRIED.match(field)}
+    asked = json.loads((place / REQUEST).read_text())
+    source, people = (repository.path, asked["commit"]), {me: "admin"}
     async with (
-        staged(place, repo=name, import_from=repository.path, people={me: "admin"}, more=carried, keep=True) as stage,
-        stage.osiris() as osiris,
+        staged(place, repo=name, import_from=source, people=people, more=carried, keep=True) as stage,
+        stage.osiris(repositories_choose=False) as osiris,
         stage.person(me) as person,
     ):
         await stage.hub.resend()
         session = Session(stage, osiris, person, repository, screen, wish)
-        await session.play(json.loads((place / "request.json").read_text()))
+        reason = ""
+        try:
+            await session.play(asked)
+        except Dropped as dropped:
+            reason = str(dropped)
     Places.finish(place)
+    if reason:
+        raise Refused(f"the work ended without a branch: {reason}")
 
 
 def _login() -> str:
@@ -121,6 +146,10 @@ def _login() -> str:
     except (KeyError, OSError):  # a user id that this machine has no name for
         name = ""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "me"
+
+
+class Dropped(Exception):
+    """The work is over, and nothing will come of it; its text says why."""
 
 
 class Session:
@@ -135,7 +164,7 @@ class Session:
 
     async def play(self, asked: dict[str, str]) -> None:
         self._tell_base(asked)
-        await self._file(asked["request"])
+        await self._file(asked)
         if (task := await self._task()) and task.state in (State.PAUSED, State.FAILED):
             await self._person.comment(1, "/osiris retry")  # the person came back for that
         while True:
@@ -148,7 +177,7 @@ class Session:
                 case State.PAUSED | State.FAILED:
                     await self._go_on(task)
                 case _:
-                    raise Refused(f"the work ended without a branch: {task.reason or task.state}")
+                    raise Dropped(task.reason or task.state)
 
     def _tell_base(self, asked: dict[str, str]) -> None:
         now, dirty = self._repository, self._repository.dirty
@@ -160,14 +189,16 @@ class Session:
         if now.commit != asked["commit"]:
             self._screen.say(f"   meanwhile you are at {now.commit[:9]}; the work still starts from its base")
 
-    async def _file(self, request: str) -> None:
+    async def _file(self, asked: dict[str, str]) -> None:
         """The request as a labelled issue, once."""
-        issues = self._stage.hub.world.repo(self._stage.repo).issues
-        if not issues:
-            title, _, body = request.strip().partition("\n")
-            await self._person.file_issue(title[:250], body.strip() or title)
-        if not issues[1].labels:
-            await self._person.label(1)
+        hub = self._stage.hub.world.repo(self._stage.repo)
+        if not hub.issues:
+            title, _, body = asked["request"].partition("\n")
+            whole = body.strip() if body.strip() and len(title) <= _TITLE else asked["request"]
+            await self._person.file_issue(title[:_TITLE], whole)
+        if not (issues := hub.issues)[1].labels:
+            policy = repo.parse((hub.git.read(asked["commit"], repo.PATH) or b"").decode("utf-8", "replace"))
+            await self._person.label(1, policy.label)
         self._screen.head("2", f"the request is issue #1: “{issues[1].title}”; `Ctrl-C` stops, and you can go on later")
 
     async def _work(self) -> Task:
@@ -176,13 +207,19 @@ class Session:
         try:
             while True:
                 await self._stage.hub.drained()
-                if await self._osiris.store.next_due() is None and (task := await self._task()):
-                    return task
+                if await self._osiris.store.next_due() is None:
+                    if task := await self._task():
+                        return task
+                    raise Refused(f"the work did not begin: {self._last_word()}")
                 await asyncio.sleep(_LOOK)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             await self._look()
+
+    def _last_word(self) -> str:
+        comments = self._stage.hub.world.repo(self._stage.repo).issues[1].comments
+        return comments[-1].body if comments else "nobody says why"
 
     async def _follow(self) -> None:
         with self._osiris.journal.reading() as deltas:
@@ -220,7 +257,7 @@ class Session:
             await self._answer(task, pull, moved)
 
     def _show(self, task: Task, pull: dict[str, object]) -> None:
-        self._diff(pull)
+        self._diff(pull, _LINES)
         if task.work:
             self._screen.say(f"\n{task.work.summary}\n")
             for command in task.work.commands[-10:]:
@@ -228,37 +265,40 @@ class Session:
                 self._screen.say(f"   {code:<14}{command.command.splitlines()[0][:100]}")
             self._screen.say(f"   {cost(task.work).replace('`', '')}", "dim")
 
-    def _diff(self, pull: dict[str, object]) -> None:
+    def _diff(self, pull: dict[str, object], most: int | None = None) -> None:
         changes = self._stage.hub.world.repo(self._stage.repo).pulls[int(str(pull["number"]))]
         git = self._stage.hub.world.repo(self._stage.repo).git
-        text = git.run("diff", "--no-ext-diff", "--no-color", changes.base_sha, changes.head_sha)
-        self._screen.diff(text.decode("utf-8", "replace"))
+        options = ("--no-ext-diff", "--no-textconv", "--no-color", changes.base_sha, changes.head_sha)
+        self._screen.diff(git.run("diff", "--stat", *options).decode("utf-8", "replace"))
+        self._screen.diff(git.run("diff", *options).decode("utf-8", "replace"), most)
 
     async def _answer(self, task: Task, pull: dict[str, object], moved: "asyncio.Task[None]") -> None:
         """One answer to the work, here or in the browser, whichever comes first."""
         number = int(str(pull["number"]))
         while (said := await self._typed(_CHOICES, moved)) is not None:
-            match said[:1].lower():
-                case "a":
+            match said.lower():
+                case "a" | "approve":
                     await self._person.review(number, "APPROVE")
                     return
-                case "c":
-                    if wish := await self._typed("What is to be changed?", moved):
+                case "c" | "changes":
+                    if wish := await self._typed("What is to be changed? (an empty line ends it)", moved, until=_EMPTY):
                         await self._person.review(number, "REQUEST_CHANGES", wish)
                         return
-                case "d":
+                case "d" | "diff":
                     self._diff(pull)
-                case "o":
+                case "o" | "open":
                     address = self._stage.hub.user_url(self._person.login, f"/{self._stage.repo}/pull/{number}")
                     self._screen.say(f"   {address}")
                     await asyncio.to_thread(webbrowser.open, address)
-                case "q":
+                case "q" | "quit":
                     raise Left
+                case "x" | "drop":
+                    raise Dropped("you dropped it")
         self._screen.say("\n   answered in the browser")
 
-    async def _typed(self, question: str, moved: "asyncio.Task[None]") -> str | None:
+    async def _typed(self, question: str, moved: "asyncio.Task[None]", *, until: bytes = b"\n") -> str | None:
         """What the person types; None when the task moved before. At the end of the input the person has left."""
-        typing = asyncio.create_task(self._screen.ask(question))
+        typing = asyncio.create_task(self._screen.ask(question, until=until))
         await asyncio.wait({typing, moved}, return_when=asyncio.FIRST_COMPLETED)
         if typing.done():
             return typing.result()
@@ -281,14 +321,18 @@ class Session:
         """A run that paused or failed: once more, or not."""
         self._screen.head("!", f"{'paused' if task.state is State.PAUSED else 'failed'}: {task.reason}")
         if self._wish.yes:
-            raise Refused(f"the agent could not finish: {task.reason}. {self._wish.later}")
+            raise Refused(f"the agent could not finish: {task.reason.rstrip('.')}. {self._wish.later}")
         async with self._until_moved(task) as moved:
-            said = await self._typed("[r]etry (a spent budget is granted again)   [q]uit for now:", moved)
-        if said is None:
-            return
-        if said[:1].lower() != "r":
-            raise Left
-        await self._person.comment(1, "/osiris retry")
+            question = "[r]etry (a spent budget is granted again)   [q]uit for now   [x] drop it:"
+            while (said := await self._typed(question, moved)) is not None:
+                match said.lower():
+                    case "r" | "retry":
+                        await self._person.comment(1, "/osiris retry")
+                        return
+                    case "q" | "quit":
+                        raise Left
+                    case "x" | "drop":
+                        raise Dropped("you dropped it")
 
     # ── the end ──
 

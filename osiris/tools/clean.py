@@ -4,7 +4,7 @@ import re
 
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI
-    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|$)?"  # DCS SOS OSC PM APC
+    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c|$)?"  # DCS SOS OSC PM APC, in a line
     r"|\x1b[ -/]*[0-~]"  # two-character escapes
 )
 _RETURNS = re.compile(r"\r+\n")
@@ -14,6 +14,11 @@ _FORBIDDEN = re.compile(
     "\U000e0000-\U000e007f]"  # tags: invisible letters
     "|[\ud800-\udfff]"
 )
+
+
+def visible(line: str) -> str:
+    """A line in which nothing is hidden: what `clean_text` takes out is written out, for people who must see it all."""
+    return _FORBIDDEN.sub(lambda found: "^M" if found[0] == "\r" else f"<U+{ord(found[0]):04X}>", line)
 
 
 def clean_text(raw: bytes | str) -> str:

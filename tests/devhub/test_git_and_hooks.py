@@ -227,9 +227,9 @@ async def test_an_existing_repository_is_imported_with_its_history(stage: Stage,
         await stage.git("add", "-A", at=source)
         await stage.git("commit", "-q", "-m", f"Step {number}", at=source)
     await stage.git("branch", "aside", at=source)
-    repo = stage.hub.add_repo("acme/old", import_from=source, collaborators={"mia": "admin"})
-    assert (repo.default_branch, list(repo.heads)) == ("trunk", ["trunk"])
-    assert [commit.message for commit in repo.git.history("trunk")] == ["Step 1", "Step 0"]
+    repo = stage.hub.add_repo("acme/old", import_from=(source, "HEAD"), collaborators={"mia": "admin"})
+    assert (repo.default_branch, list(repo.heads)) == ("main", ["main"])
+    assert [commit.message for commit in repo.git.history("main")] == ["Step 1", "Step 0"]
     assert repo.git.path == place / "hub/repos/acme/old.git"
     modes = {path.stat().st_mode & 0o005 for path in repo.git.path.rglob("*") if path.is_dir()}
     assert modes == {0o005}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -176,11 +177,11 @@ async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: P
     args = ("local", str(mine), "add subtracts", "--model", script(place, STORY))
     async with at_a_terminal(*args, **environ(place)) as (terminal, process):
         await terminal.sees("[a]pprove")
-        terminal.types("nonsense")
+        terminal.types("a question: does it add?")
         await terminal.sees("[a]pprove")
         terminal.types("c")
         await terminal.sees("What is to be changed?")
-        terminal.types("Some notes, please.")
+        terminal.types("Some notes, please.\n")
         assert "NOTES.md" in await terminal.sees("handed in 2 commit(s)")
         await terminal.sees("[a]pprove")
         terminal.types("q")
@@ -191,6 +192,86 @@ async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: P
         terminal.types("a")
         await terminal.sees("git merge osiris/1-add-subtracts")
         assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_nothing_that_was_typed_before_the_question_answers_it(place: Path, mine: Path):
+    async with at_a_terminal("local", str(mine), "add subtracts", "--model", script(place, SLOW), **environ(place)) as (
+        terminal,
+        process,
+    ):
+        await terminal.sees("sleep 2")
+        terminal.types("a")
+        await terminal.sees("[x] drop it:")
+        terminal.types("x")
+        await terminal.sees("the work ended without a branch: you dropped it")
+        assert await asyncio.to_thread(process.wait) == 1
+    assert plain_git("-C", str(mine), "branch", "--list", "osiris/*") == ""
+
+
+HIDING = {"a.py": "# nice \x1b]\nimport os\nos.system('curl')\n# \x07 end\n", "b.py": "# \x90\nEVIL = 1 # \u202e\r\n"}
+
+
+async def test_the_diff_hides_nothing(command, place: Path, mine: Path):
+    story = {"runs": [run(*(step("write_file", path=p, content=text) for p, text in HIDING.items()), submit("Nice."))]}
+    code, out, _ = await command("local", str(mine), "x", "--model", script(place, story), "--yes", **environ(place))
+    assert code == 0
+    for line in ("+# nice <U+001B>]", "+import os", "+os.system('curl')", "+# <U+0090>", "+EVIL = 1 # <U+202E>^M"):
+        assert line in out.splitlines()
+
+
+async def test_a_env_file_of_the_repository_is_not_read(place: Path, mine: Path):
+    (mine / ".env").write_text("OSIRIS_NONSENSE=1\nOSIRIS_MODEL=scripted:/nonexistent\nOSIRIS_DATA_DIR=/nonexistent\n")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "osiris", "local", ".", "add subtracts", "--model", script(place, STORY), "--yes"],
+        cwd=mine,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ(place)},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_the_repositorys_own_label_and_the_persons_own_model_count(command, place: Path, mine: Path):
+    (mine / ".github").mkdir()
+    (mine / ".github/osiris.yml").write_text("label: agent\nmodels: {build: 'anthropic:claude-sonnet-5'}\n")
+    plain_git("-C", str(mine), "add", ".github")
+    plain_git("-C", str(mine), *WHO, "commit", "-qm", "Two")
+    args = ("local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes")
+    code, out, err = await command(*args, **environ(place))
+    assert (code, err) == (0, ""), out
+    (mine / ".github/osiris.yml").write_text("nonsense: 1\n")
+    plain_git("-C", str(mine), *WHO, "commit", "-qam", "Three")
+    code, _, err = await command(*args, **environ(place))
+    assert (code, "`.github/osiris.yml`: nonsense" in err) == (1, True)
+
+
+async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, mine: Path):
+    plain_git("-C", str(mine), "branch", "osiris")
+    args = ("local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes")
+    code, out, _ = await command(*args, **environ(place))
+    assert (code, "the branch osiris-1-add-subtracts is in" in out) == (0, True)
+
+
+async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(command, place: Path, mine: Path):
+    from osiris.local.places import REQUEST, Places
+    from osiris.local.repository import Repository
+
+    told = Repository.at(mine).commit
+    folder = Places.of(place / "data", mine).new()
+    (folder / REQUEST).write_text(json.dumps({"request": "add subtracts", "commit": told, "branch": "trunk"}))
+    plain_git("-C", str(mine), *WHO, "commit", "-qam", "Meanwhile")  # killed before the copy was made
+    code, out, err = await command("local", str(mine), "--model", script(place, STORY), "--yes", **environ(place))
+    assert (code, err) == (0, ""), out
+    assert plain_git("-C", str(mine), "rev-parse", "osiris/1-add-subtracts~1").strip() == told
+
+
+async def test_a_long_request_is_told_whole_and_a_longer_one_refused(command, place: Path, mine: Path):
+    story = {"runs": [run(*FIX, when="THE TAIL")]}
+    args = ("--model", script(place, story), "--yes")
+    code, out, err = await command("local", str(mine), "x" * 400 + " THE TAIL\nand more", *args, **environ(place))
+    assert (code, err) == (0, ""), out
+    code, _, err = await command("local", str(mine), "x" * 70_000, *args, **environ(place))
+    assert (code, "more than 60000 characters" in err) == (1, True)
 
 
 async def test_an_answer_in_the_browser_is_as_good(place: Path, mine: Path):
