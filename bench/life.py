@@ -11,6 +11,8 @@ from osiris.ports import Brain, Hear, Message, ToolCall, ToolSpec, deaf
 
 
 class Noting:
+    priced = True
+
     async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
         print(time.time(), flush=True)
         return Message(

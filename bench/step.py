@@ -33,6 +33,8 @@ _NOISE = 1.05
 class Scripted:
     """A model that answers at once; `spans` is the time between an answer of its and the next question."""
 
+    priced = True
+
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._left = 0.0

@@ -239,7 +239,7 @@ def _bounded(policy_of: PolicyOf, usd: float | None, *, repositories_choose: boo
 
 def brains_of(settings: Settings) -> Brains:
     """The models that the settings allow. Raises Refused for one that they name and that is not configured."""
-    secrets = settings.secrets()
+    secrets = [secret for secret in settings.secrets() if len(secret) >= 6]
     brains = Brains(
         settings.osiris_model,
         {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.vendors().items()},

@@ -68,7 +68,10 @@ def deaf(kind: Kind, text: str) -> None:
 
 
 class Brain(Protocol):
-    """A model."""
+    """A model; `priced` says whether it is known what it costs."""
+
+    @property
+    def priced(self) -> bool: ...
 
     async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
         """The next assistant message.

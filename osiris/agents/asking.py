@@ -18,16 +18,19 @@ from pydantic_ai.exceptions import (
     ModelRequestTimeout,
     UnexpectedModelBehavior,
 )
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
 from osiris.agents import forms
 from osiris.agents.context import fitted
 from osiris.errors import OsirisError, RunEnded, Unavailable
-from osiris.ports import GaveUp, Halted, Hear, Message, ToolSpec, deaf
+from osiris.events import Usage
+from osiris.ports import Halted, Hear, Message, ToolSpec, deaf
 
 log = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 300.0  # seconds we leave a vendor alone at most, whatever it asks for
 
 _READY = ToolSpec(
     name="ready",
@@ -68,6 +71,7 @@ class ModelBrain:
     def __init__(self, model: Model, terms: Terms) -> None:
         self._model, self._terms = model, terms
         self._probed = False
+        self.priced = terms.price(Usage(input=1000), 0).usd is not None
         self._settings: ModelSettings = {
             **terms.settings,
             "timeout": terms.patience,
@@ -84,7 +88,9 @@ class ModelBrain:
                 return await self._ask(fitted(transcript, room), tools, hear)
             except ModelContextWindowExceededError:
                 log.info("%s says the conversation is too long; trying with half of it", self._terms.name)
-        raise RunEnded(GaveUp(reason="the conversation no longer fits into the model's window"))
+        raise _halted(
+            f"the conversation no longer fits into the window of {self._terms.name}; another model may take it"
+        )
 
     async def probe(self) -> None:
         """Let the model call a tool, once in a process. Raises as `reply` does; Halted when it does not call it."""
@@ -93,8 +99,8 @@ class ModelBrain:
         for _ in range(2):
             try:
                 answer = await self._ask(_ASK_READY, [_READY], deaf)
-            except RunEnded as end:
-                raise _halted(getattr(end.outcome, "reason", "")) from None
+            except ModelContextWindowExceededError:
+                raise _halted(f"{self._terms.name} has too small a window for any work") from None
             if any(call.name == _READY.name for call in answer.calls):
                 self._probed = True
                 return
@@ -129,7 +135,7 @@ class ModelBrain:
                 response = stream.get()
         except ContentFilterError:
             return Message(role="assistant", text="", model=self._terms.name, end="refused")
-        if response.finish_reason is None:
+        if response.finish_reason is None and not _is_whole(response):
             raise _Broken
         return forms.reply(response, self._terms.name, self._terms.price)
 
@@ -138,20 +144,21 @@ class ModelBrain:
         vendor, name = self._terms.vendor, self._terms.name
         match error:
             case ModelAuthenticationError():
-                return _halted(f"the model refused the key: the operator's key for {vendor} is wrong or may not use it")
+                return _halted(f"the model refused the key: the operator's key or address for {vendor} is wrong")
             case ModelQuotaExceededError():
                 return _halted(f"the operator's account at {vendor} has no credit left")
             case ModelNotFoundError():
-                return _halted(f"there is no model {name}; configured are: {self._terms.others}")
+                return _halted(f"there is no model {name} at its address; configured are: {self._terms.others}")
             case ModelRequestRejectedError():
-                return RunEnded(GaveUp(reason=f"{name} refused the request: {self._words(error)}"))
+                return _halted(f"{name} refused the request: {self._words(error)}")
             case ModelRateLimitError():
-                return Unavailable(f"{vendor} asks for a pause", retry_in=error.retry_after)
+                return Unavailable(f"{vendor} asks for a pause", retry_in=_bounded(error.retry_after))
             case ModelRequestTimeout():
-                return Unavailable(f"{name} said nothing for {error.timeout:g} s and was cut off")
+                silent = "said nothing for" if error.setting == "first_event_timeout" else "was not done after"
+                return Unavailable(f"{name} {silent} {error.timeout:g} s and was cut off")
             case ModelConnectionError():
                 return Unavailable(f"{vendor} cannot be reached, or broke off")
-        return Unavailable(f"{vendor} has trouble ({self._words(error)})", retry_in=error.retry_after)
+        return Unavailable(f"{vendor} has trouble ({self._words(error)})", retry_in=_bounded(error.retry_after))
 
     def _words(self, error: ModelAPIError) -> str:
         """What the vendor says of it, in a line, without secrets."""
@@ -159,6 +166,16 @@ class ModelBrain:
         inner = body.get("error", body)
         told = inner.get("message") if isinstance(inner, dict) else inner
         return " ".join(self._terms.hide(str(told or error.message)).split())[:300]
+
+
+def _is_whole(response: ModelResponse) -> bool:
+    """Whether a reply that ends for a reason we do not know can be taken: it calls, and every call can be read."""
+    calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
+    return bool(calls) and response.provider_details is not None and "finish_reason" in response.provider_details
+
+
+def _bounded(seconds: float | None) -> float | None:
+    return None if seconds is None else min(seconds, LONGEST_PAUSE)
 
 
 def _halted(reason: str) -> RunEnded:

@@ -1,6 +1,7 @@
 """Which model thinks: the only file that knows vendors. Each one's library is loaded when it is first chosen."""
 
 import asyncio
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from osiris.agents.asking import ModelBrain
 
 PATIENCE = 180.0  # seconds
-_CHECK = 15.0  # seconds a person's choice of a model may take to be tried
+_CHECK = 5.0  # seconds a person's choice of a model may take to be tried: other deliveries wait for it
+_NAME = re.compile(r"[a-z-]+:[A-Za-z0-9._:/@+-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +206,9 @@ class Brains:
         that are configured; `window` (tokens) overrides what is known of each model."""
         self._own, self._second, self._access = own, second, access
         self._patience, self._window, self._hide = patience, window, hide
-        self._made: dict[str, Brain] = {}
+        self._made: dict[str, ModelBrain] = {}
+        self._both: WithSecond | None = None
+        self._making = asyncio.Lock()
         self._clients: list[Any] = []
 
     async def choose(self, model: str = "") -> Brain:
@@ -213,22 +217,21 @@ class Brains:
         self.check(wanted)
         if wanted == self._own and self._second:
             self.check(self._second)
-            if (both := self._made.get(f"{wanted} {self._second}")) is None:
-                both = WithSecond(await self._brain(wanted), await self._brain(self._second))
-                self._made[f"{wanted} {self._second}"] = both
-            return both
+            if self._both is None:
+                self._both = WithSecond(await self._brain(wanted), await self._brain(self._second))
+            return self._both
         return await self._brain(wanted)
 
     def check(self, model: str) -> None:
         """Raises Refused when this is no model that can be chosen here. Nobody is asked."""
-        vendor, _, name = model.partition(":")
+        vendor = model.partition(":")[0]
         if not model:
             raise Refused(
                 "no model is configured; the operator sets OSIRIS_MODEL, for example anthropic:claude-sonnet-5"
             )
         if vendor == "scripted" and model in (self._own, self._second):
             return  # a file of the operator's: nobody else may name one
-        if vendor not in self._access or not name:
+        if vendor not in self._access or not _NAME.fullmatch(model):
             raise Refused(f"there is no model {model[:100]!r} here; configured are: {self._choices()}")
 
     async def trouble(self, model: str) -> str:
@@ -245,10 +248,10 @@ class Brains:
     async def probe(self, model: str = "") -> None:
         """Let a model call a tool. Raises Refused with what is wrong, or Unavailable."""
         await self.choose(model)
-        if (brain := self._made.get(model or self._own)) is None or isinstance(brain, ScriptedBrain):
-            return
+        if (brain := self._made.get(model or self._own)) is None:
+            return  # a script
         try:
-            await brain.probe()  # type: ignore[attr-defined]
+            await brain.probe()
         except RunEnded as end:
             raise Refused(getattr(end.outcome, "reason", str(end))) from None
 
@@ -264,9 +267,9 @@ class Brains:
         vendor, _, name = model.partition(":")
         if vendor == "scripted":
             return ScriptedBrain.from_file(Path(name))
-        if model not in self._made:
-            made = await asyncio.to_thread(self._make, vendor, name)  # the libraries take a second to load
-            self._made.setdefault(model, made)
+        async with self._making:
+            if model not in self._made:  # off the loop: the libraries take a second to load
+                self._made[model] = await asyncio.to_thread(self._make, vendor, name)
         return self._made[model]
 
     def _make(self, vendor: str, name: str) -> "ModelBrain":

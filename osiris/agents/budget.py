@@ -28,18 +28,22 @@ class Budget:
         """The run's active time so far."""
         return self._clock() - self._since
 
-    def check(self, steps: int, usage: Usage) -> None:
-        """Before one more model call, with `steps` already made and `usage` spent. Raises RunEnded when that is too
-        much; a price that is not known cannot be held, and halts the run as well."""
+    def check(self, steps: int, usd: float, *, priced: bool) -> None:
+        """Before one more model call, with `steps` made and `usd` spent as far as prices are known.
+
+        Raises RunEnded when that is too much. A model whose price is not known (`priced`) halts the run as well: what
+        it costs cannot be held.
+        """
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
         if self.seconds >= self._minutes * 60:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._minutes} minutes is spent"))
         if self._usd is None:
             return
-        if usage.usd is None:
-            raise RunEnded(Halted(reason="no price is known for this model, so a budget in dollars cannot be held"))
-        if usage.usd >= self._usd:
+        if not priced:
+            reason = "no price is known for this model, so the budget in dollars cannot be held; another model may do"
+            raise RunEnded(Halted(reason=reason))
+        if usd >= self._usd:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:.2f} US dollars is spent"))
 
 

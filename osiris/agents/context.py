@@ -13,7 +13,7 @@ from dataclasses import replace
 from osiris.ports import Message
 
 GONE = "[this older output was left out; look again if you need it]"
-_CHARACTERS = 3.0  # a token has more of them in prose and code: this errs to the safe side
+_BYTES = 3.0  # a token has more of them in prose and code: this errs to the safe side
 _NEWEST = 4  # messages at the end that always stay
 
 
@@ -36,7 +36,8 @@ def fitted(transcript: Sequence[Message], room: int) -> list[Message]:
 
 def _cut(transcript: Sequence[Message], sizes: list[int], gone: int, at: int, total: int, room: int) -> tuple[int, int]:
     """Leave answers out, from the oldest on, until half of the room is free; where that ended, and what is left."""
-    last = max(gone, at + 1 - _NEWEST)
+    newest = next((n for n in range(at, -1, -1) if transcript[n].role == "assistant"), at)
+    last = max(gone, min(at + 1 - _NEWEST, newest))  # all answers to the last reply stay: nobody has seen them yet
     while gone < last and total > room // 2:
         if transcript[gone].role == "tool" and sizes[gone] > _LEFT:
             total -= sizes[gone] - _LEFT
@@ -47,8 +48,8 @@ def _cut(transcript: Sequence[Message], sizes: list[int], gone: int, at: int, to
 
 def tokens(message: Message) -> int:
     """About how many tokens a message takes."""
-    words = len(message.text) + sum(len(json.dumps(dict(call.args), ensure_ascii=False)) for call in message.calls)
-    return int(words / _CHARACTERS) + 8
+    words = message.text + "".join(json.dumps(dict(call.args), ensure_ascii=False) for call in message.calls)
+    return int(len(words.encode("utf-8", "replace")) / _BYTES) + 8
 
 
 _LEFT = tokens(Message(role="tool", text=GONE))  # what an output that was left out still takes

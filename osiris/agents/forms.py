@@ -1,8 +1,10 @@
 """Our transcript in the form of the model layer, and its replies in ours. No vendor is named here."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -42,17 +44,43 @@ def history(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
 
     A reply with nothing in it is left out, for no vendor takes it back.
     """
+    transcript = _translated(transcript, vendor)
     names = {call.id: call.name for message in transcript for call in message.calls}
     found: list[ModelMessage] = []
     for message in transcript:
         if message.role == "assistant":
             if message.text or message.calls:
-                found.append(_response(message, vendor))
+                found.append(_response(message))
         elif found and isinstance(found[-1], ModelRequest):
             found[-1].parts = [*found[-1].parts, _part(message, names)]
         else:
             found.append(ModelRequest(parts=[_part(message, names)]))
     return found
+
+
+def _translated(transcript: Sequence[Message], vendor: str) -> list[Message]:
+    """What other vendors said, without its state, and with ids and names that every vendor takes."""
+    strange = [m for m in transcript if m.role == "assistant" and not m.model.startswith(f"{vendor}:")]
+    ids = {call.id: _plain(call.id) for message in strange for call in message.calls}
+
+    def call_of(call: ToolCall) -> ToolCall:
+        return replace(call, id=ids[call.id], name=_plain(call.name)) if call.id in ids else call
+
+    return [
+        replace(
+            message,
+            calls=tuple(map(call_of, message.calls)),
+            call=ids.get(message.call, message.call),
+            state={} if message in strange else message.state,
+        )
+        if message.calls or message.call in ids
+        else message
+        for message in transcript
+    ]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
 
 
 def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
@@ -65,9 +93,9 @@ def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
             return UserPromptPart(message.text)
 
 
-def _response(message: Message, vendor: str) -> ModelResponse:
-    """A reply as its vendor said it; for another vendor, who could not read its state, only what was said and done."""
-    if message.state and message.model.startswith(f"{vendor}:"):
+def _response(message: Message) -> ModelResponse:
+    """A reply as its vendor said it; without that, what was said and done."""
+    if message.state:
         [response] = ModelMessagesTypeAdapter.validate_python([message.state])
         if isinstance(response, ModelResponse):
             return response
@@ -87,12 +115,15 @@ def parameters(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
 
 def reply(response: ModelResponse, model: str, price: Price) -> Message:
     """A vendor's reply as a line of the transcript, said by `model`."""
+    [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
+    state.pop("provider_url", None)  # it is the operator's, not the vendor's
+    if (whole := _without_half_characters(state)) != state:
+        state, response = whole, cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
     cut = response.finish_reason == "length"
     parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
     calls = [_call(part, cut=cut and part is parts[-1]) for part in parts]
     usage = response.usage
     tokens = Usage(input=usage.input_tokens, cached=usage.cache_read_tokens, output=usage.output_tokens)
-    [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
     return Message(
         role="assistant",
         text="\n\n".join(part.content for part in response.parts if isinstance(part, TextPart)),
@@ -102,6 +133,12 @@ def reply(response: ModelResponse, model: str, price: Price) -> Message:
         usage=price(tokens, usage.cache_write_tokens),
         state=state,
     )
+
+
+def _without_half_characters(state: dict[str, Any]) -> dict[str, Any]:
+    """A stream can cut a character in two; half of one can neither be stored nor sent."""
+    whole: dict[str, Any] = json.loads(json.dumps(state, ensure_ascii=False).encode("utf-8", "replace"))
+    return whole
 
 
 def _call(part: ToolCallPart, *, cut: bool) -> ToolCall:

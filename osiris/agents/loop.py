@@ -3,6 +3,8 @@
 The transcript is the only state, and every message is stored before the next thing happens: a killed run resumes.
 """
 
+from dataclasses import replace
+
 from osiris.agents.budget import Budget, total
 from osiris.errors import Refused, RunEnded, Unavailable
 from osiris.events import Usage
@@ -48,11 +50,14 @@ class Mind:
 
     async def brain(self) -> Brain:
         """Raises RunEnded when there is no such model: a person may choose another, and the run goes on."""
-        if self._brain is None:
+        while self._brain is None:
+            wanted = self._model
             try:
-                self._brain = await self._choose(self._model)
+                brain = await self._choose(wanted)
             except Refused as refused:
                 raise RunEnded(Halted(reason=str(refused))) from None
+            if wanted == self._model:  # else another was chosen while this one's library was loaded
+                self._brain = brain
         return self._brain
 
 
@@ -109,14 +114,28 @@ async def work(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> Outc
 
 async def step(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> None:
     """One model call and the tools it asks for."""
-    budget.check(len(tape.replies), tape.usage)
     brain = await mind.brain()
-    reply = await brain.reply(tape.messages, toolbox.specs(), tape.hear)
+    known = sum(message.usage.usd or 0.0 for message in tape.messages)
+    budget.check(len(tape.replies), known, priced=brain.priced)
+    reply = _named_apart(await brain.reply(tape.messages, toolbox.specs(), tape.hear), tape)
     await tape.append(reply)
     for call in reply.calls:
         await _use(toolbox, tape, call)
     if not reply.calls:
         await _nudge(tape, reply)
+
+
+def _named_apart(reply: Message, tape: Tape) -> Message:
+    """No vendor promises that a call's id is its own: those of a reply with one that was there before are made so.
+
+    The vendor's form of such a reply would hold the old ids, so it is left.
+    """
+    before = {call.id for message in tape.messages for call in message.calls}
+    ids = [call.id for call in reply.calls]
+    if len(set(ids)) == len(ids) and not before & set(ids):
+        return reply
+    calls = (replace(call, id=f"call-{len(tape.messages)}-{n}") for n, call in enumerate(reply.calls))
+    return replace(reply, calls=tuple(calls), state={})
 
 
 async def _nudge(tape: Tape, reply: Message) -> None:
@@ -138,6 +157,8 @@ async def _use(toolbox: Toolbox, tape: Tape, call: ToolCall) -> None:
 
 async def _answer_honestly(toolbox: Toolbox, tape: Tape) -> None:
     """After a crash: what can be repeated is repeated; of the rest the first may have run, the others have not."""
+    if tape.messages and tape.messages[-1].role == "assistant" and not tape.messages[-1].calls:
+        await _nudge(tape, tape.messages[-1])
     for n, call in enumerate(tape.unanswered()):
         if call.name in _REPEATABLE or n > 0:
             await _use(toolbox, tape, call)

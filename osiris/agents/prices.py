@@ -22,7 +22,7 @@ def priced(vendor: str, model: str, url: str, usage: Usage, written: int = 0) ->
             price = calc_price(counted, model, provider_id=vendor)
         else:
             price = calc_price(counted, model, provider_api_url=url)
-    except LookupError:
+    except (LookupError, ValueError):  # not in the list, or counts that cannot be right
         return Usage(input=usage.input, cached=usage.cached, output=usage.output, usd=None)
     return Usage(input=usage.input, cached=usage.cached, output=usage.output, usd=float(price.total_price))
 

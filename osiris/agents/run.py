@@ -66,6 +66,7 @@ class Runner:
         self._journal = journal
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
         self._minds: dict[str, Mind] = {}
+        self._chosen: dict[str, str] = {}
         self._stopped: set[str] = set()
 
     async def begin(self, order: StartRun) -> None:
@@ -81,7 +82,7 @@ class Runner:
         name = run_name(order.issue, order.run)
         if name in self._stopped:  # while its checkout was made
             return None
-        self._minds[name] = mind = Mind(self._choose, order.model)
+        self._minds[name] = mind = Mind(self._choose, self._chosen.pop(name, order.model))
         self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny, mind))
         try:
             return await job
@@ -97,9 +98,11 @@ class Runner:
             del self._under_way[name], self._minds[name]
 
     def switch(self, issue: e.IssueRef, run: int, model: str) -> None:
-        """Let another model think in a run that is under way; one that is not asks its task when it begins."""
-        if mind := self._minds.get(run_name(issue, run)):
+        """Let another model think in a run from its next step on, or from its begin if it has not begun."""
+        if mind := self._minds.get(name := run_name(issue, run)):
             mind.switch(model)
+        else:
+            self._chosen[name] = model
 
     async def stop(self, issue: e.IssueRef, run: int) -> None:
         """End a run, under way or not, and remove its workspace."""

@@ -59,6 +59,7 @@ class ScriptedBrain:
             where = ".".join(map(str, first["loc"]))
             raise Refused(f"the script of {name} is not right at {where}: {first['msg']}") from None
         self._name = name
+        self.priced = True  # it costs nothing
 
     @classmethod
     def from_file(cls, path: Path) -> "ScriptedBrain":

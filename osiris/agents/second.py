@@ -18,6 +18,7 @@ class WithSecond:
 
     def __init__(self, first: Brain, second: Brain, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._first, self._second, self._clock = first, second, clock
+        self.priced = first.priced and second.priced
         self._failures = 0
         self._rests_until = 0.0
 

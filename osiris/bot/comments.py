@@ -119,8 +119,12 @@ def _state(task: Task) -> str:
 
 def _half(reason: str) -> str:
     """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a stranger."""
-    words = " ".join(plain(_printable(reason)).split()).rstrip(".")
-    return words[:1].upper() + words[1:2000]
+    words = _line(reason)
+    return words[:1].upper() + words[1:]
+
+
+def _line(words: str) -> str:
+    return " ".join(plain(_printable(words)).split()).rstrip(".")[:2000]
 
 
 # ── one-off replies ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,9 +142,9 @@ def reply(order: Reply, task: Task | None) -> str:
         case Topic.ANSWER:
             return "I changed nothing in answer to this review. In the agent's words:\n\n" + quoted(order.detail)
         case Topic.BROKEN:
-            return f"I did not start: {plain(order.detail)}. Then say `/osiris retry`."
+            return f"I did not start: {_line(order.detail)}. Then say `/osiris retry`."
         case Topic.MODEL:
-            return f"I did not change the model: {plain(order.detail)}."
+            return f"I did not change the model: {_line(order.detail)}."
 
 
 # ── the pull request ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,7 +230,7 @@ def commit_message(order: Push, coauthors: Iterable[str]) -> str:
     subject = f"Answer the review of {reviewers}" if reviewers else order.title
     trailers = [
         f"Osiris-Task: {order.issue}",
-        f"Osiris-Model: {order.work.model}",
+        f"Osiris-Model: {title(order.work.model)}",
         *(f"Co-authored-by: {person}" for person in coauthors),
     ]
     body = _TRAILER.sub(r"\1 ", harmless(_printable(order.work.summary)))[:4000].strip()

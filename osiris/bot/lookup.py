@@ -98,7 +98,7 @@ class Lookup:
         if issue is None:
             return None
         said, actor = e.Said("comment", str(notice.comment)), await self._actor(notice)
-        if command.name == "model":
+        if command.name == "model" and "\0" not in command.rest and command.rest:
             trouble = await self._trouble(command.rest) if actor.may_steer else ""  # asking costs money
             return e.ModelChosen(issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble)
         return _wish(command, issue, actor, said, notice)
@@ -172,6 +172,6 @@ def _wish(
             return e.RetryRequested(issue=issue, actor=actor, said=said)
         case commands.Command(name="status"):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
-        case commands.Command(name="help"):
+        case commands.Command(name="help" | "model"):  # a model without a name, or with marks in it
             return e.HelpAsked(issue=issue, actor=actor, said=said)
     return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)

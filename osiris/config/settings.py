@@ -1,6 +1,7 @@
 """The operator's settings: the only reader of the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +71,21 @@ class Settings(BaseModel):
         if value and not (":" in value and value.partition(":")[2]):
             raise ValueError("is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
         return value
+
+    @field_validator("anthropic_api_key", "openai_api_key", "google_api_key", "openai_compatible_api_key")
+    @classmethod
+    def _one_word(cls, key: SecretStr) -> SecretStr:
+        word = key.get_secret_value().strip()
+        if not re.fullmatch(r"[!-~]*", word):
+            raise ValueError("is to be one word of ASCII characters")
+        return SecretStr(word)
+
+    @field_validator("anthropic_base_url", "openai_base_url", "google_base_url", "openai_compatible_base_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("is to be an address like https://HOST/PATH, without a name or password in it")
+        return url
 
     @property
     def private_key(self) -> str:

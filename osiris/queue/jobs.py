@@ -120,12 +120,12 @@ class Jobs:
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
-                await self._give_up(id, order, _bug(bug))
+                await self._no_longer(id, order, _bug(bug))
             else:
                 await self._store.postpone_order(id, str(bug), self._pause(attempts), tries=attempts + 1)
 
     async def _no_longer(self, id: int, order: Effect, reason: str) -> None:
-        """An outage that does not end gives an order up; a run only waits, and keeps what it has done."""
+        """What does not end gives an order up; a run only waits for a person, and keeps what it has done."""
         if isinstance(order, StartRun):
             await self._store.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
         else:

@@ -63,6 +63,12 @@ class Due:
     owner: str
 
 
+_WAKE_RUN = (
+    update(OutboxRow.__table__)  # type: ignore[arg-type]
+    .where(OutboxRow.task_id == bindparam("task"), OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None))
+    .values(not_before=bindparam("now"), attempts=0)
+)
+
 # Statements of the busy paths are built once, and run without the ORM.
 _HAPPENING = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
 _IGNORE = (
@@ -137,6 +143,8 @@ class Store:
             session.add(kept)
             await session.flush()
         session.add_all(_order_row(row.id, n, order, kept) for n, order in enumerate(orders))
+        if kept is not None and any(isinstance(order, SwitchModel) for order in orders):
+            await session.execute(_WAKE_RUN, {"task": kept.id, "now": now()})  # it may wait for the other model
         if kept is not None and (task != before or orders):
             detail = {"state": kept.state, "orders": [type(order).__name__ for order in orders]}
             happened = ("happened", type(event).__name__, codec.dump(event))

@@ -63,6 +63,8 @@ def test_a_short_conversation_is_sent_as_it_is():
 class Flaky:
     """A brain that fails while `down`."""
 
+    priced = True
+
     def __init__(self, name: str, *, down: bool = False) -> None:
         self.name, self.down, self.asked = name, down, 0
 
@@ -71,6 +73,15 @@ class Flaky:
         if self.down:
             raise Unavailable("down")
         return Message(role="assistant", text=self.name)
+
+
+def test_all_answers_to_the_newest_reply_stay_however_many():
+    calls = tuple(ToolCall(id=f"p{n}", name="read_file", args={"path": f"{n}.py"}) for n in range(8))
+    answers = [Message(role="tool", text="y" * 3000, call=call.id) for call in calls]
+    whole = [*conversation([2000] * 4), Message(role="assistant", text="", calls=calls), *answers]
+    sent = fitted(whole, ROOM)
+    assert sent[-8:] == answers
+    assert [message.text for message in sent if message.role == "tool"][:4] == [GONE] * 4
 
 
 async def test_the_second_model_rests_again_as_soon_as_the_first_is_back():
