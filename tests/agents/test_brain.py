@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 
 from loopback.server import WIRES, Vendors, serving
 from loopback.shapes import misfits
@@ -24,9 +25,13 @@ from loopback.troubles import (
     Trouble,
     UnknownTool,
 )
+from osiris.agents import forms
+from osiris.agents.asking import LONGEST_PAUSE
 from osiris.agents.brain import Access, Brains
+from osiris.agents.prices import priced
 from osiris.errors import Refused, RunEnded, Unavailable
-from osiris.ports import Halted, Kind, Message, ToolSpec
+from osiris.events import Usage
+from osiris.ports import Halted, Kind, Message, ToolCall, ToolSpec
 from osiris.queue import codec
 
 STRING = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -302,3 +307,38 @@ async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
             transcript += [reply, *(Message(role="tool", text="done", call=call.id) for call in reply.calls)]
             await brains.close()
         assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
+
+
+async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
+    call = ToolCall(id="functions.read_file:0", name="read file<|x|>", args={"path": "a"})
+    said = Message(role="assistant", text="", calls=(call,), model="openai-compatible:kimi", state={"kind": "response"})
+    transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
+    async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
+        brains = brains_at(vendors, "anthropic")
+        await (await brains.choose()).reply(transcript, TOOLS)
+        sent = json.dumps(vendors.requests[-1].body["messages"])
+        assert sent.count("functions_read_file_0") == 2
+        assert "read_file__x__" in sent
+        await brains.close()
+
+
+async def test_half_a_character_poisons_nothing():
+    half = ModelResponse(
+        parts=[TextPart("cut: \ud83d"), ToolCallPart("read_file", {"path": "\udc00"}, tool_call_id="c")]
+    )
+    message = forms.reply(half, "openai-compatible:x", lambda usage, written: usage)
+    assert (message.text, dict(message.calls[0].args)) == ("cut: ?", {"path": "?"})
+    json.dumps(codec.dump_message(message)).encode()
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "openai", "google"])
+def test_counts_that_cannot_be_right_have_no_price(vendor: str):
+    model = WIRES[vendor].model
+    assert priced(vendor, model, "", Usage(input=10, cached=500, output=1), 700).usd is None
+
+
+async def test_a_pause_that_a_vendor_wants_is_bounded():
+    async with talking("anthropic") as talk:
+        with pytest.raises(Unavailable) as outage:
+            await talk.step(Status(429, retry_after=900_000))
+        assert outage.value.retry_in == LONGEST_PAUSE

@@ -180,7 +180,7 @@ async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_ar
         issue, _pull = await world.in_review()
         for wish, told in {
             "nobody:x": "there is no model 'nobody:x' here; configured are: anthropic:claude-sonnet-5, anthropic:…,",
-            "openai:missing": "there is no model openai:missing; configured are: anthropic:claude-sonnet-5",
+            "openai:missing": "there is no model openai:missing at its address; configured are: anthropic:",
             "openai:toolless": "openai:toolless cannot call tools",
             "scripted:/etc/passwd": "there is no model 'scripted:/etc/passwd' here",
         }.items():
@@ -226,11 +226,61 @@ async def test_a_budget_in_dollars_is_held_and_granted_again(start: Start):
         assert "US dollars is spent" in await status(world, issue)
 
 
-async def test_a_price_that_is_not_known_cannot_be_held(start: Start):
-    async with start(vendor="openai-compatible", more={"osiris_run_usd": 5}) as world:
+async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_on(start: Start):
+    async with start(vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}) as world:
         issue = await world.labelled()
         await world.settled()
         assert "No price is known for this model" in await status(world, issue)
+        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        assert (await world.task()).state == "review"
+
+
+async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(start: Start):
+    async with start(vendor="anthropic", also="openai") as world:
+        await world.osiris.brains.probe()
+        world.vendors.troubles.append(Status(429, retry_after=250))
+        issue = await world.labelled()
+        async with asyncio.timeout(20):
+            while world.vendors.troubles:
+                await asyncio.sleep(0.02)
+        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await world.settled()
+        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+
+
+async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start):
+    async with start(vendor="anthropic", also="openai") as world:
+        reached, go = asyncio.Event(), asyncio.Event()
+
+        async def gate(request, forward):
+            if request.url.path.endswith("/git-upload-pack"):
+                reached.set()
+                await go.wait()
+            return await forward()
+
+        world.stage.hub.interceptors.append(gate)
+        issue = await world.labelled()
+        async with asyncio.timeout(20):
+            await reached.wait()
+        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        async with asyncio.timeout(20):
+            while (await world.task()).model == "":
+                await asyncio.sleep(0.02)
+        go.set()
+        await world.settled()
+        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+
+
+async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: Start):
+    async with start(vendor="anthropic") as world:
+        issue, _pull = await world.in_review()
+        for words in ("/osiris model", "/osiris model `anthropic:x`"):
+            await world.alice.comment(issue, words)
+            await world.settled()
+            assert "`/osiris model VENDOR:MODEL`" in (await world.said_by_osiris(issue))[-1]
+        assert (await world.task()).model == ""
 
 
 async def test_only_the_chosen_vendors_library_is_loaded():
