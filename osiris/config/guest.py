@@ -3,10 +3,18 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from typing import Any
 
 import uvicorn
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """The machine's trusted certificates, read once in a process: a client for each guest would read them anew."""
+    return ssl.create_default_context()
 
 
 class GuestServer(uvicorn.Server):

@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx
 
+from osiris.config.guest import tls
+
 
 class Person:
     """One person at a hub. Every verb raises httpx.HTTPStatusError when the hub refuses."""
@@ -12,7 +14,11 @@ class Person:
     def __init__(self, api_url: str, login: str, token: str, repo: str) -> None:
         self.login, self._repo = login, repo
         self._http = httpx.AsyncClient(
-            base_url=f"{api_url}/", headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+            base_url=f"{api_url}/",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+            trust_env=False,
+            verify=tls(),
         )
 
     async def __aenter__(self) -> "Person":

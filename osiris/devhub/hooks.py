@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from osiris.config.guest import tls
 from osiris.devhub.payloads import webhooks
 from osiris.devhub.things import App, Delivery, Happening, Installation, Repo
 from osiris.devhub.watching import Watcher
@@ -24,7 +25,7 @@ class Hooks:
 
     def __init__(self, world: World, watchers: Sequence[Watcher] = ()) -> None:
         self._world, self._watchers = world, watchers
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False)
+        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=tls())
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
         self._unsent = 0
