@@ -164,9 +164,8 @@ async def test_long_output_is_cut_and_kept(use):
     text = await use("run_command", command="seq 100000")
     assert len(text) < 16_300
     name = text.split("/tmp/outputs/")[1].split("]")[0]
-    assert await use("run_command", command=f"wc -l </tmp/outputs/{name}") == (
-        await use("run_command", command="echo 100000")
-    )
+    counted = await use("run_command", command=f"wc -l </tmp/outputs/{name}")
+    assert counted.splitlines()[1:] == ["100000"]
     assert "50000" in await use("read_file", path=f"/tmp/outputs/{name}", start=50000, lines=1)
 
 
