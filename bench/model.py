@@ -12,10 +12,9 @@ import httpx2
 
 from bench.process import HERE
 from bench.row import Row, Target
+from bench.step import order_of
 from osiris.agents.brain import Access, Brains
 from osiris.agents.brief import messages
-from osiris.effects import Purpose, StartRun
-from osiris.events import IssueRef
 from osiris.ports import Message
 from osiris.tools.toolbox import specs
 
@@ -88,7 +87,7 @@ async def _run(vendor: str, environ: Mapping[str, str]) -> list[float]:
     brains = Brains(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
     brain, tools, took = await brains.choose(), specs(), []
     await brains.probe()
-    transcript = list(messages(_ORDER, {}))
+    transcript = list(messages(order_of(1), {}))
     for _ in range(_PLACE + _AROUND):
         began = time.perf_counter()
         reply = await brain.reply(transcript, tools)
@@ -113,16 +112,3 @@ async def _bare(environ: Mapping[str, str], requests: Sequence[Mapping[str, Any]
                         json.loads(line[6:])
             took.append(time.perf_counter() - began)
     return took
-
-
-_ORDER = StartRun(
-    issue=IssueRef("acme/shop", 1),
-    run=1,
-    purpose=Purpose.BUILD,
-    title="Look",
-    body="Only look.",
-    reviews=(),
-    branch="look",
-    steps=1000,
-    minutes=60,
-)

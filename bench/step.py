@@ -63,7 +63,7 @@ async def measure(*, quick: bool) -> list[Row]:
         bench = await Bench.at(place)
         for number in range(1, (2 if quick else 5) + 1):
             bare.append(command := await asyncio.to_thread(_command))
-            order = _order(number)
+            order = order_of(number)
             spans, other = await bench.run(order), await _their_run(python, place, order)
             for at in _PLACES:
                 around = slice(at - 1 - _AROUND, at + _AROUND)
@@ -117,7 +117,7 @@ def _command() -> float:
     return statistics.median(took)
 
 
-def _order(number: int) -> StartRun:
+def order_of(number: int) -> StartRun:
     issue, purpose = IssueRef(REPO, 1), Purpose.BUILD
     return StartRun(
         issue=issue,

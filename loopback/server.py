@@ -66,7 +66,7 @@ class Vendors:
     def __init__(self, url: str, mind: Mind) -> None:
         self.url = url
         self.requests: list[Asked] = []
-        self.troubles: list[Trouble] = []
+        self.troubles: list[Trouble | None] = []  # for each coming request; None: it is answered as the script says
         self._mind, self._ledger = mind, Ledger()
         self._caches = {vendor: Cache() for vendor in WIRES}
         self._tallies = {vendor: _Tally() for vendor in WIRES}

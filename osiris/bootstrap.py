@@ -36,7 +36,7 @@ from osiris.policy import Policy
 from osiris.ports import Choose, Probe, Sandbox
 from osiris.queue.database import connect, migrate
 from osiris.queue.intake import Intake
-from osiris.queue.jobs import PAUSES, Jobs, PolicyOf
+from osiris.queue.jobs import PAUSES, TRIES, Jobs, PolicyOf
 from osiris.queue.local import LocalJournal, LocalWake
 from osiris.queue.store import Store
 from osiris.queue.sweep import Worker
@@ -177,6 +177,7 @@ def build(
     sandbox: Sandbox | None = None,
     choose: Choose | None = None,
     pauses: Sequence[float] = PAUSES,
+    tries: int = TRIES,
     repositories_choose: bool = True,
 ) -> Osiris:
     """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings.
@@ -189,28 +190,9 @@ def build(
     wake, store, transcripts = LocalWake(), Store(engine), DatabaseTranscripts(engine)
     intake = Intake(store, wake)
     jail = sandbox or Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
-    brains, journal = brains_of(settings), LocalJournal()
-    tokens = _tokens(settings)
-    github = worker = None
-    if tokens is not None:
-        github, desk = GitHub(tokens, settings.github_api_url), HostDesk(settings.osiris_data_dir / "git")
-        runner = Runner(
-            choose=choose or brains.choose,
-            sandbox=jail,
-            tools=Tools,
-            desk=desk,
-            transcripts=transcripts,
-            inbox=intake,
-            journal=journal,
-        )
-        performers = Performers(github, Depot(desk, tokens, settings.github_url), desk, runner)
-        lookup = Lookup(github, store, brains.trouble)
-        policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
-        jobs = Jobs(store, {"github": lookup}, policy_of, performers.table(), pauses=pauses)
-        worker = Worker(store, jobs, wake, runs=settings.osiris_runs)
-    readiness = Readiness(settings, store, jail, brains)
-    secret = settings.github_webhook_secret.get_secret_value()
-    return Osiris(
+    brains, tokens = brains_of(settings), _tokens(settings)
+    ready, secret = Readiness(settings, store, jail, brains), settings.github_webhook_secret.get_secret_value()
+    osiris = Osiris(
         settings=settings,
         engine=engine,
         store=store,
@@ -218,13 +200,36 @@ def build(
         views=Views(engine),
         sandbox=jail,
         brains=brains,
-        journal=journal,
+        journal=LocalJournal(),
         tokens=tokens,
-        github=github,
-        worker=worker,
+        github=None,
+        worker=None,
         transcripts=transcripts,
-        app=create_app(intake, secret=secret, ready=readiness),
+        app=create_app(intake, secret=secret, ready=ready),
     )
+    if tokens is None:
+        return osiris
+    osiris = replace(osiris, github=(github := GitHub(tokens, settings.github_api_url)))
+    policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
+    performers = _performers(osiris, github, tokens, choose or brains.choose)
+    lookup = Lookup(github, store, brains.trouble)
+    jobs = Jobs(store, {"github": lookup}, policy_of, performers.table(), pauses=pauses, tries=tries)
+    return replace(osiris, worker=Worker(store, jobs, wake, runs=settings.osiris_runs))
+
+
+def _performers(osiris: Osiris, github: GitHub, tokens: Tokens, choose: Choose) -> Performers:
+    """The doing side; only the depot has tokens, and the runner gets neither it nor them."""
+    desk = HostDesk(osiris.settings.osiris_data_dir / "git")
+    runner = Runner(
+        choose=choose,
+        sandbox=osiris.sandbox,
+        tools=Tools,
+        desk=desk,
+        transcripts=osiris.transcripts,
+        inbox=osiris.intake,
+        journal=osiris.journal,
+    )
+    return Performers(github, Depot(desk, tokens, osiris.settings.github_url), desk, runner)
 
 
 def _bounded(policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool) -> PolicyOf:

@@ -169,7 +169,7 @@ class ModelBrain:
 
 
 def _is_whole(response: ModelResponse) -> bool:
-    """Whether a reply that ends for a reason we do not know can be taken: it calls, and every call can be read."""
+    """Whether a reply that ended for a reason the model layer does not know is all there: it calls, and it did end."""
     calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
     return bool(calls) and response.provider_details is not None and "finish_reason" in response.provider_details
 

@@ -44,7 +44,7 @@ class Budget:
             reason = "no price is known for this model, so the budget in dollars cannot be held; another model may do"
             raise RunEnded(Halted(reason=reason))
         if usd >= self._usd:
-            raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:.2f} US dollars is spent"))
+            raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:g} US dollars is spent"))
 
 
 def total(usages: Sequence[Usage]) -> Usage:

@@ -59,24 +59,18 @@ def history(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
 
 
 def _translated(transcript: Sequence[Message], vendor: str) -> list[Message]:
-    """What other vendors said, without its state, and with ids and names that every vendor takes."""
-    strange = [m for m in transcript if m.role == "assistant" and not m.model.startswith(f"{vendor}:")]
-    ids = {call.id: _plain(call.id) for message in strange for call in message.calls}
-
-    def call_of(call: ToolCall) -> ToolCall:
-        return replace(call, id=ids[call.id], name=_plain(call.name)) if call.id in ids else call
-
-    return [
-        replace(
-            message,
-            calls=tuple(map(call_of, message.calls)),
-            call=ids.get(message.call, message.call),
-            state={} if message in strange else message.state,
-        )
-        if message.calls or message.call in ids
-        else message
-        for message in transcript
-    ]
+    """The transcript with what other vendors said made plain: none of their state, ids and names that all take."""
+    ids: dict[str, str] = {}
+    found = []
+    for message in transcript:
+        if message.role == "assistant" and not message.model.startswith(f"{vendor}:"):
+            ids |= {call.id: _plain(call.id) for call in message.calls}
+            calls = (replace(call, id=ids[call.id], name=_plain(call.name)) for call in message.calls)
+            message = replace(message, calls=tuple(calls), state={})
+        elif message.call in ids:
+            message = replace(message, call=ids[message.call])
+        found.append(message)
+    return found
 
 
 def _plain(name: str) -> str:

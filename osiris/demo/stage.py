@@ -68,8 +68,8 @@ async def staged(
     """A hub with one repository, its people by role, and the App installed.
 
     The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
-    `sandbox` runs the hub's checks. With `keep` the hub's world stays in
-    `place`, and a stage that stood there before is set up again as it was left.
+    `sandbox` runs the hub's checks. With `keep` the hub's world stays in `place`, and a stage that stood there before
+    is set up again as it was left.
     """
     async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
         if not (keep and hub.keep(place / "hub.world")):

@@ -1,6 +1,5 @@
 """The hub's world on disk, so that a hub that was ended, or killed, goes on where it was."""
 
-import contextlib
 import itertools
 import os
 import pickle
@@ -25,10 +24,8 @@ def save(world: World, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    finally:
+        Path(name).unlink(missing_ok=True)  # what could not be written whole
 
 
 def load(world: World, path: Path) -> bool:

@@ -100,7 +100,7 @@ def _is_partial(top: Path) -> bool:
 def _git(at: Path, *args: str) -> str:
     """git as the person runs it, with their settings. Raises Refused with its first line."""
     try:
-        command = ["git", "-C", str(at), *args]
+        command = ["git", "-C", str(at), "-c", "core.fsmonitor=false", *args]  # no program that the repository names
         done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape", check=False)
     except FileNotFoundError:
         raise Refused("git is not installed") from None

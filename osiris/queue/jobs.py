@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds before the next attempt, by the attempts so far; the last one goes on."""
 _BUG_ATTEMPTS = 3
-_OUTAGE_ATTEMPTS = 40  # with the pauses above somewhat less than three hours
+TRIES = 40
+"""How often an outage is met before an order is given up: with the pauses above somewhat less than three hours."""
 
 
 class Jobs:
@@ -40,9 +41,11 @@ class Jobs:
         performers: Mapping[type, Performer],
         *,
         pauses: Sequence[float] = PAUSES,
+        tries: int = TRIES,
     ) -> None:
         self._store, self._interpreters = store, interpreters
-        self._policy_of, self._performers, self._pauses = policy_of, performers, pauses
+        self._policy_of, self._performers = policy_of, performers
+        self._pauses, self._tries = pauses, tries
         self._needless = Batch[int](store.ignore)
 
     async def handle(self, row: Happening, *, after: Collection[asyncio.Task[None]] = ()) -> None:
@@ -63,7 +66,7 @@ class Jobs:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))
         except Unavailable as outage:
-            if row.attempts + 1 >= _OUTAGE_ATTEMPTS and row.source != OWN:
+            if row.attempts + 1 >= self._tries and row.source != OWN:
                 await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
             else:
                 await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
@@ -112,7 +115,7 @@ class Jobs:
         except Unavailable as outage:
             log.warning("%s waits: %s", type(order).__name__, outage)
             tries = 1 if outage.got_on else attempts + 1
-            if tries >= _OUTAGE_ATTEMPTS:
+            if tries >= self._tries:
                 await self._no_longer(id, order, f"{outage} (tried {tries} times)")
             else:
                 pause = max(self._pause(tries - 1), outage.retry_in or 0.0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,7 @@ from osiris.agents import forms
 from osiris.agents.asking import LONGEST_PAUSE
 from osiris.agents.brain import Access, Brains
 from osiris.agents.prices import priced
+from osiris.config.guest import listening
 from osiris.errors import Refused, RunEnded, Unavailable
 from osiris.events import Usage
 from osiris.ports import Halted, Kind, Message, ToolCall, ToolSpec
@@ -342,3 +344,22 @@ async def test_a_pause_that_a_vendor_wants_is_bounded():
         with pytest.raises(Unavailable) as outage:
             await talk.step(Status(429, retry_after=900_000))
         assert outage.value.retry_in == LONGEST_PAUSE
+
+
+async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "ready", "arguments": '{"word": "yes"}'}}
+    chunks = [{"delta": {"role": "assistant", "tool_calls": [call]}}, {"delta": {}, "finish_reason": "eos_token"}]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        row = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        told = [f"data: {json.dumps({**row, 'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks]
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": "".join([*told, "data: [DONE]\n\n"]).encode()})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    async with listening(app, listener, grace=1):
+        brains = Brains("openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2)
+        await brains.probe()
+        await brains.close()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from loopback import server as loopback
 from tests.flow.conftest import ANSWER, FILES, FIX, plain_git, run, step, submit
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
@@ -323,3 +324,19 @@ async def test_what_is_missing_is_a_sentence(command, place: Path, mine: Path, a
     given = [script(place, STORY) if word == "SCRIPT" else word for word in args]
     code, _, err = await command("local", str(mine), *given, **environ(place))
     assert (code, told in err, "Traceback" in err) == (1, True, False), err
+
+
+async def test_over_a_vendors_wire_with_a_budget_that_is_spent_and_granted_again(command, place: Path, mine: Path):
+    async with loopback.serving(STORY) as vendors:
+        environs = {**environ(place), **vendors.environ("anthropic")}
+        code, _, err = await command("local", str(mine), "add subtracts", "--yes", "--budget", "0.01", **environs)
+        assert (code, err) == (0, "")
+        plain_git("-C", str(mine), "branch", "-D", "osiris/1-add-subtracts")
+        tight = ("local", str(mine), "add subtracts", "--yes")
+        code, _, err = await command(*tight, **environs, OSIRIS_RUN_USD="0.001")
+        assert (code, "the budget of 0.001 US dollars is spent. Nothing is lost." in err) == (1, True), err
+        code, out, err = await command("local", str(mine), "--yes", "--budget", "1", **environs)
+        assert (code, err) == (0, ""), out
+        assert "US dollars." in out
+        code, _, err = await command(*tight, **{**environs, "ANTHROPIC_API_KEY": "sk-wrong-canary"})
+        assert (code, "the model refused the key" in err, "canary" in err) == (1, True, False)

@@ -1,9 +1,11 @@
 """Real vendors' libraries against servers that speak their wires: what goes right, and all that goes wrong."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from loopback import server as loopback
 from loopback.server import WIRES
 from loopback.troubles import (
     BadArguments,
@@ -17,7 +19,8 @@ from loopback.troubles import (
     Status,
     UnknownTool,
 )
-from osiris.ports import Delta, Message
+from osiris.agents.scripted import ScriptedBrain
+from osiris.ports import Delta, Message, deaf
 from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, settings_of, step
 
 VENDORS = tuple(WIRES)
@@ -300,3 +303,82 @@ async def test_only_the_chosen_vendors_library_is_loaded():
             subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == str([own])
+
+
+async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
+    async with start({"runs": [run(WAIT, *FIX)]}, vendor="anthropic", tries=4) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        world.vendors.troubles += [Status(503)] * 4
+        await world.settled()
+        assert (await world.task()).state == "paused"
+        assert "Anthropic has trouble" in await status(world, issue)
+        assert "(tried 4 times)" in await status(world, issue)
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
+
+
+async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
+    async with start({"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", tries=3) as world:
+        await world.osiris.brains.probe()
+        world.vendors.troubles += [Status(503), Status(503), None] * 6  # three in a row would be too many
+        await world.in_review()
+        assert (await world.task()).run == 1
+
+
+async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
+    broken = {"now": False}
+
+    class Brittle(ScriptedBrain):
+        async def reply(self, transcript, tools, hear=deaf):
+            if broken["now"] and len(transcript) > 4:
+                raise RuntimeError("what this says stays in the log")
+            return await super().reply(transcript, tools, hear)
+
+    brain = Brittle({"runs": [run(*LONG[:1], *FIX)]})
+
+    async def choose(model: str) -> ScriptedBrain:
+        return brain
+
+    broken["now"] = True
+    async with start(choose=choose) as world:
+        issue = await world.labelled()
+        await world.settled()
+        assert (await world.task()).state == "paused"
+        assert "A bug in Osiris (RuntimeError)" in await status(world, issue)
+        broken["now"] = False
+        await world.alice.comment(issue, "/osiris retry")
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
+
+
+async def test_calls_that_share_an_id_are_each_done(start: Start):
+    class SameIds(ScriptedBrain):
+        async def reply(self, transcript, tools, hear=deaf):
+            said = await super().reply(transcript, tools, hear)
+            return replace(said, calls=tuple(replace(call, id="same") for call in said.calls))
+
+    brain = SameIds({"runs": [run(PARALLEL, *FIX)]})
+
+    async def choose(model: str) -> ScriptedBrain:
+        return brain
+
+    async with start(choose=choose) as world:
+        await world.in_review()
+        transcript = await world.transcript()
+        ids = [call.id for message in transcript for call in message.calls]
+        assert len(ids) == len(set(ids)) == 5
+        assert {message.call for message in transcript if message.role == "tool"} == set(ids[:-1])
+
+
+async def test_the_doctor_asks_the_model(command, place):
+    async with loopback.serving({"runs": [run(*FIX)]}) as vendors:
+        environ = {**vendors.environ("anthropic"), "OSIRIS_DATA_DIR": str(place / "data")}
+        _, out, _ = await command("doctor", **environ)
+        assert "ok   model anthropic:claude-sonnet-5: it calls tools" in out
+        _, out, _ = await command("doctor", **{**environ, "ANTHROPIC_API_KEY": "sk-wrong"})
+        assert "FAIL model anthropic:claude-sonnet-5: the model refused the key" in out
+        assert "Traceback" not in out
