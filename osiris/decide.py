@@ -18,12 +18,15 @@ from osiris.effects import (
     StartRun,
     StopRun,
     SwitchModel,
+    TakeUp,
     Topic,
 )
 from osiris.policy import Policy
 from osiris.task import ENDED, HALTED, State, Task, landing
 
 Decision = tuple[Task | None, list[Effect]]
+
+_AT_WORK = (State.QUEUED, State.PLANNING, State.RUNNING)
 
 
 def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
@@ -36,8 +39,9 @@ def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
         return task, [_broken(event, policy)]
     if task is None:
         return _without_task(event, policy)
-    if isinstance(event, e.RunFact) and event.run != task.run:
+    if (isinstance(event, e.RunFact) and event.run != task.run) or _is_heard(task, event):
         return task, []
+    task = _hear(task, event)
     if (target := _target(task, event)) is None:
         return _noted(task, event)
     return _moved(task, target, event, policy)
@@ -55,6 +59,17 @@ def _turn_away(event: e.Ask) -> list[Effect]:
 
 def _broken(event: e.Ask, policy: Policy) -> Reply:
     return Reply(issue=event.issue, topic=Topic.BROKEN, once=f"broken:{policy.broken}", detail=policy.broken)
+
+
+def _is_heard(task: Task, event: e.TaskEvent) -> bool:
+    """A review may be told twice: by its delivery, and by who looks what was missed."""
+    return isinstance(event, e.ChangesRequested) and event.said is not None and event.said.id in task.heard
+
+
+def _hear(task: Task, event: e.TaskEvent) -> Task:
+    if isinstance(event, e.ChangesRequested) and event.said:
+        return replace(task, heard=(*task.heard, event.said.id))
+    return task
 
 
 def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
@@ -90,9 +105,16 @@ def _noted(task: Task, event: e.TaskEvent) -> Decision:
         case e.TaskRequested(said=None) if task.state is State.DONE:
             return task, [Reply(issue=task.issue, topic=Topic.STATUS, once="status:done")]
         case e.Ask(said=e.Said(kind="comment", id=id)):
-            return task, [Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
+            return task, [*_taken_up(event), Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
+        case e.RetryRequested():
+            return task, _taken_up(event)
         case _:
             return task, []
+
+
+def _taken_up(event: e.TaskEvent) -> list[Effect]:
+    """A retry takes up what was parked, also where it moves nothing; a new run begins without it."""
+    return [TakeUp(issue=event.issue)] if isinstance(event, e.RetryRequested) else []
 
 
 def _choose(task: Task, event: e.ModelChosen) -> Decision:
@@ -101,7 +123,7 @@ def _choose(task: Task, event: e.ModelChosen) -> Decision:
         once = f"model:{event.said.id if event.said else event.model}"
         return task, [Reply(issue=task.issue, topic=Topic.MODEL, once=once, detail=event.trouble)]
     task = replace(task, model=event.model, model_by=event.actor.login)
-    at_work = task.state in (State.QUEUED, State.PLANNING, State.RUNNING)
+    at_work = task.state in _AT_WORK
     switch = [SwitchModel(issue=task.issue, run=task.run, model=task.model)] if at_work else []
     return task, [*switch, *_seen(event), Report(issue=task.issue)]
 
@@ -124,6 +146,8 @@ def _target(task: Task, event: e.TaskEvent) -> State | None:
             void = head != task.head
         case e.CommitsPushed(head=head) | e.PatchPushed(head=head):
             void = head == task.approved  # it was approved before we were told that it was pushed
+        case e.AccessRegained():
+            void = not task.barred  # it is paused for another reason
         case _:
             void = False
     return None if void else landing(task, event)
@@ -131,8 +155,13 @@ def _target(task: Task, event: e.TaskEvent) -> State | None:
 
 def _moved(task: Task, target: State, event: e.TaskEvent, policy: Policy) -> Decision:
     halted_in = task.state if target in HALTED else task.before
-    moved = _remember(task, replace(task, state=target, before=halted_in, reason=""), event)
-    orders = [*_orders(task, moved, event, policy), *_seen(event), Report(issue=task.issue)]
+    barred = isinstance(event, e.AccessLost)
+    moved = _remember(task, replace(task, state=target, before=halted_in, reason="", barred=barred), event)
+    orders = [*_orders(task, moved, event, policy), *_seen(event)]
+    if moved.run == task.run:
+        orders += _taken_up(event)
+    if not barred:
+        orders.append(Report(issue=task.issue))
     if moved.state is State.REVIEW and moved.waiting:
         moved, more = _next_round(moved, policy)
         orders += more
@@ -190,7 +219,9 @@ def _opening(task: Task) -> list[Effect]:
 def _reason(event: e.TaskEvent) -> str:
     """Why the task is where it is, as half a sentence."""
     match event:
-        case e.RunFailed(reason=text) | e.RunHalted(reason=text) | e.OrderRefused(reason=text):
+        case e.RunFailed(reason=text) | e.RunHalted(reason=text):
+            return text
+        case e.OrderRefused(reason=text) | e.OrderParked(reason=text) | e.AccessLost(reason=text):
             return text
         case e.QuestionAsked(question=text) | e.PlanReady(plan=text):
             return text
@@ -236,7 +267,9 @@ def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterat
             yield _start(task, policy, Purpose.FIX_CHECKS)
         case e.Conflicted():
             yield _start(task, policy, Purpose.RESOLVE_CONFLICT)
-        case e.Ask() if task.state in (State.QUEUED, State.PLANNING, State.RUNNING):
+        case e.AccessLost():
+            yield StopRun(issue=task.issue, run=task.run, keep=True)
+        case e.Ask() | e.AccessRegained() if task.state in _AT_WORK:
             if task.run != was.run and was.state in HALTED:
                 yield StopRun(issue=task.issue, run=was.run)
             yield _start(task, policy)

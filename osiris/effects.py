@@ -71,9 +71,15 @@ class SwitchModel(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRun(Order):
-    """End a run if it is under way, and remove its workspace."""
+    """End a run if it is under way, and remove its workspace; with `keep` it is only cut off, and can go on later."""
 
     run: int
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeUp(Order):
+    """Try again what was parked since the task's last run began. It is done with the decision itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +141,11 @@ class React(Order):
     said: Said
 
 
-Effect = OpenIssue | StartRun | SwitchModel | StopRun | Push | OpenDraftPull | MarkReady | Report | Reply | React
+Effect = (
+    OpenIssue | StartRun | SwitchModel | StopRun | TakeUp | Push | OpenDraftPull | MarkReady | Report | Reply | React
+)
 
 ESSENTIAL = (StartRun, Push, OpenDraftPull)
-"""Orders a task cannot do without: when one is refused, the task fails and says why."""
+"""Orders a task cannot do without: when one is refused, the task fails, and when one is parked, it pauses; both say
+why.
+"""

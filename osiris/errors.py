@@ -2,7 +2,9 @@
 
 OsirisError
 ├── Refused        a person asked for what cannot be done: they are told the sentence, nothing is retried
+│   └── Mendable   the same, but once a person has mended it the same job can be tried again: it is parked
 ├── Unavailable    the other side may recover: the same job is tried again later
+├── Fenced         another worker has taken the job over: this one leaves it, and writes nothing more
 └── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
 
 Anything else that is raised is a bug in Osiris.
@@ -15,6 +17,14 @@ class OsirisError(Exception):
 
 class Refused(OsirisError):
     """It will not be done, and trying again would change nothing; the text says why and what to do."""
+
+
+class Mendable(Refused):
+    """It will not be done before a person has mended what the text says; then the same thing can be tried again."""
+
+
+class Fenced(OsirisError):
+    """This worker no longer holds what it works on; whoever holds it now goes on with it."""
 
 
 class Unavailable(OsirisError):

@@ -272,6 +272,25 @@ class OrderRefused(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderParked(TaskEvent):
+    """An order that the task cannot do without waits for a person: once it is mended, a retry takes the order up."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLost(TaskEvent):
+    """Nothing can be written in the repository for now: archived, the App suspended or taken off."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRegained(TaskEvent):
+    """The repository can be written again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PatchPushed(TaskEvent):
     """Work is on GitHub, as commit `head`; `answered` are the reviews it answers."""
 

@@ -1,6 +1,7 @@
 """What the parts ask of each other, in as few methods as they need. `bootstrap` joins them."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -294,6 +295,44 @@ class Tasks(Protocol):
     async def get(self, issue: IssueRef) -> Task | None: ...
 
     async def by_pull(self, repo: str, pull: int) -> Task | None: ...
+
+
+class Records(Protocol):
+    """What the database knows, for who compares it with GitHub."""
+
+    async def living(self) -> Sequence[tuple[Task, float]]:
+        """Every task that has not ended, and when it was made (seconds since 1970)."""
+        ...
+
+    async def missing(self, source: str, deliveries: Collection[str]) -> set[str]:
+        """Those of some deliveries of a source that never came into the inbox."""
+        ...
+
+    async def recall(self, name: str) -> str:
+        """What was remembered under a name; "" when nothing was."""
+        ...
+
+    async def remember(self, name: str, value: str) -> None: ...
+
+    async def rename(self, old: str, new: str) -> None:
+        """A repository has another name from now on, in all that is known of it."""
+        ...
+
+
+class Pace(Protocol):
+    """Leave to write to GitHub: through each account one at a time, and no faster than GitHub allows."""
+
+    def turn(self, account: str) -> AbstractAsyncContextManager[None]:
+        """Wait for leave to send one write through the installation of `account`; the block is the sending.
+
+        Raises Unavailable when the wait would be long (`retry_in` says how long), and Fenced when this worker no longer
+        holds its lease: then nothing may be sent.
+        """
+        ...
+
+    async def hold(self, account: str, seconds: float) -> None:
+        """GitHub asked for a pause: no worker gets leave to write through `account` for so many seconds."""
+        ...
 
 
 class Wake(Protocol):

@@ -60,6 +60,9 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     **{(state, e.StopRequested): State.CANCELLED for state in LIVING},
     **{(state, e.RequestWithdrawn): State.CANCELLED for state in LIVING if state not in UNDER_REVIEW},
     **{(state, e.OrderRefused): State.FAILED for state in LIVING},
+    **{(state, e.OrderParked): State.PAUSED for state in LIVING if state not in HALTED},
+    **{(state, e.AccessLost): State.PAUSED for state in LIVING if state not in HALTED},
+    (State.PAUSED, e.AccessRegained): Back.BACK,
     (State.PLANNING, e.RunFailed): State.FAILED,
     (State.RUNNING, e.RunFailed): State.FAILED,
     (State.QUEUED, e.RunFailed): State.FAILED,
@@ -91,7 +94,8 @@ class Task:
     `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how often the current
     run is given its budget; `model` is what `model_by` chose, "" when nobody chose; `generation` counts how often
     work was begun anew after a rejection; `reviews` is what the current run works on and `waiting` what came
-    meanwhile; `approved` is the commit a person approved.
+    meanwhile; `heard` names the reviews that were taken in; `approved` is the commit a person approved; `barred` is
+    True while nothing can be written in the repository.
     """
 
     issue: e.IssueRef
@@ -112,6 +116,8 @@ class Task:
     approved_by: str | None = None
     reviews: tuple[e.Review, ...] = ()
     waiting: tuple[e.Review, ...] = ()
+    heard: tuple[str, ...] = ()
+    barred: bool = False
     reason: str = ""
     work: e.Work | None = None
 

@@ -136,7 +136,8 @@ def test_an_approval_that_came_before_our_own_word_of_the_push_stands():
 
 
 def test_a_review_of_a_paused_task_ends_the_paused_run():
-    _task, orders = play(*IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), CHANGES)
+    another = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "another"))
+    _task, orders = play(*IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), another)
     assert (kinds(orders)[:2], orders[0].run, orders[1].run) == (["StopRun", "StartRun"], 2, 3)
 
 
@@ -211,7 +212,7 @@ def test_a_spent_budget_pauses_and_a_retry_goes_on_in_the_same_run():
     assert (task.state, task.before) == (State.PAUSED, State.RUNNING)
     task, orders = play(asked(e.RetryRequested), task=task)
     assert (task.state, task.run, task.grants) == (State.RUNNING, 1, 2)
-    assert (kinds(orders), orders[0].steps) == (["StartRun", "Report"], 20)
+    assert (kinds(orders), orders[0].steps) == (["StartRun", "TakeUp", "Report"], 20)
 
 
 def test_a_halted_run_goes_on_in_its_old_budget():
@@ -330,3 +331,37 @@ def test_errors_carry_what_the_worker_needs():
     assert RunEnded(SpentBudget(reason="x")).outcome == SpentBudget(reason="x")
     assert str(ISSUE) == "acme/shop#7"
     assert WORK.model == "scripted:x"
+
+
+def test_a_review_that_is_told_twice_is_heard_once():
+    once, first = play(*IN_REVIEW, CHANGES)
+    twice, second = play(CHANGES, task=once)
+    assert (twice, second) == (once, [])
+    assert kinds(first)[0] == "StartRun"
+
+
+def test_a_parked_order_pauses_the_task_and_a_retry_takes_it_up_without_a_new_run():
+    task, orders = play(requested(), STARTED, patch_ready(), e.OrderParked(issue=ISSUE, reason="the App may not push"))
+    assert (task.state, task.reason, kinds(orders)) == (State.PAUSED, "the App may not push", ["Report"])
+    task, orders = play(asked(e.RetryRequested), task=task)
+    assert (task.state, task.run, kinds(orders)) == (State.REVIEW, 1, ["TakeUp", "Report"])
+
+
+def test_a_retry_takes_up_what_is_parked_even_where_it_moves_nothing():
+    task, orders = play(*IN_REVIEW, asked(e.RetryRequested))
+    assert (task.state, kinds(orders)) == (State.REVIEW, ["TakeUp"])
+    task, orders = play(asked(e.RetryRequested, said=e.Said("comment", "5")), task=task)
+    assert kinds(orders) == ["TakeUp", "Reply"]
+
+
+def test_without_access_the_task_rests_silently_and_goes_on_where_it_was():
+    task, orders = play(requested(), STARTED, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
+    assert (task.state, task.barred, task.reason) == (State.PAUSED, True, "the repository is archived")
+    assert orders == [f.StopRun(issue=ISSUE, run=1, keep=True)]
+    task, orders = play(e.AccessRegained(issue=ISSUE), task=task)
+    assert (task.state, task.barred, task.run, kinds(orders)) == (State.RUNNING, False, 1, ["StartRun", "Report"])
+
+
+def test_access_that_comes_back_wakes_no_task_that_is_paused_for_another_reason():
+    before, _ = play(requested(), STARTED, e.BudgetSpent(issue=ISSUE, run=1, reason="spent"))
+    assert play(e.AccessRegained(issue=ISSUE), task=before) == (before, [])
