@@ -14,9 +14,9 @@ RUN apt-get update \
 
 FROM base AS built
 WORKDIR /opt/osiris
-COPY requirements/build.txt requirements/runtime.txt requirements/
+COPY requirements/build.txt requirements/machines.txt requirements/
 RUN python3 -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt -r requirements/runtime.txt
+    && .venv/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt -r requirements/machines.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY osiris osiris
 RUN .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .

@@ -12,7 +12,8 @@ FLAGS = ("--universal", "--generate-hashes", "--no-emit-index-url", "--no-strip-
 LOCKS = {
     "build": ["--group", "build"],
     "runtime": ["pyproject.toml"],
-    "dev": ["pyproject.toml", "--group", "dev", "--constraints", "requirements/runtime.txt"],
+    "machines": ["pyproject.toml", "--extra", "machines", "--constraints", "requirements/runtime.txt"],
+    "dev": ["pyproject.toml", "--extra", "machines", "--group", "dev", "--constraints", "requirements/machines.txt"],
     "fidelity": ["--group", "fidelity", "--constraints", "requirements/dev.txt"],
 }
 
@@ -20,7 +21,9 @@ LOCKS = {
 def wanted() -> str:
     """The fingerprint of everything that decides what is locked."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    deciding = [project["project"]["dependencies"], project["project"]["requires-python"], project["dependency-groups"]]
+    package = project["project"]
+    names = ("dependencies", "optional-dependencies", "requires-python")
+    deciding = [*(package[name] for name in names), project["dependency-groups"]]
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
 
 
@@ -29,7 +32,8 @@ def head() -> str:
 
 
 def check() -> int:
-    stale = [name for name in LOCKS if not (ROOT / f"requirements/{name}.txt").read_text().startswith(head())]
+    files = {name: ROOT / f"requirements/{name}.txt" for name in LOCKS}
+    stale = [name for name, path in files.items() if not path.exists() or not path.read_text().startswith(head())]
     if stale:
         print(f"stale: requirements/{', '.join(stale)}.txt; run `make lock`", file=sys.stderr)
     return 1 if stale else 0

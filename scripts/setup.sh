@@ -13,7 +13,27 @@ command -v git >/dev/null || packages+=(git)
 PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fsprogs)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 [ "$kind" != run ] && ! command -v chromium >/dev/null && packages+=(chromium)
+[ "$kind" != run ] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && packages+=(postgresql)
+[ "$kind" != run ] && ! command -v redis-server >/dev/null && packages+=(redis-server)
 [ "$kind" = fidelity ] && ! command -v npm >/dev/null && packages+=(nodejs npm)
+
+# Tests start servers of their own: while apt installs, none is started, and PostgreSQL makes no database for everybody.
+no_start=/usr/sbin/policy-rc.d
+no_cluster=/etc/postgresql-common/createcluster.d/osiris-setup.conf
+
+keep_quiet() {
+    [ -e $no_start ] && no_start=
+    trap 'loud_again' EXIT
+    [ -z "$no_start" ] || printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin $no_start
+    "${as_root[@]}" mkdir -p ${no_cluster%/*}
+    echo 'create_main_cluster = false' | "${as_root[@]}" install -m 644 /dev/stdin $no_cluster
+}
+
+loud_again() {
+    trap - EXIT
+    "${as_root[@]}" rm -f $no_start $no_cluster
+    "${as_root[@]}" rmdir --ignore-fail-on-non-empty --parents ${no_cluster%/*} 2>/dev/null || true
+}
 
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ]; then as_root=(); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else
@@ -22,6 +42,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     fi
     echo "setup: installing ${packages[*]} with apt"
     log=$(mktemp)
+    keep_quiet
     if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
         tail -n 5 "$log" >&2
@@ -29,6 +50,9 @@ if [ ${#packages[@]} -gt 0 ]; then
         exit 1
     fi
     rm -f "$log"
+    loud_again
+    # nor at the machine's next start
+    [[ " ${packages[*]} " != *" redis-server "* ]] || "${as_root[@]}" update-rc.d redis-server disable >/dev/null
 fi
 
 if [ ! -e "$stamp" ]; then

@@ -1,11 +1,19 @@
 """What every test may use."""
 
+import asyncio
+import contextlib
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from osiris.queue.database import connect, migrate
+from tests.servers import Postgres, Redis, running_postgres, running_redis
+
+NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,65 @@ def place() -> Iterator[Path]:
             subprocess.run(["umount", "-l", mounted], check=True)
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
     subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of this test process, started by the first test that asks; see also `database`."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis of this test process, started by the first test that asks; who wants it empty calls `flush`."""
+    with running_redis() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def a_database(postgres: Postgres, template: str | None = None) -> Iterator[str]:
+    """The address of a new PostgreSQL database; a server that the test stopped or froze runs again afterwards."""
+    name = f"test_{next(NUMBERS)}"
+    postgres.create(name, template)
+    yield postgres.url(name)
+    postgres.thaw()
+    postgres.start()
+    postgres.drop(name)
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """The address of an empty PostgreSQL database."""
+    with a_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a PostgreSQL database of this version, to make others from."""
+    postgres.create("migrated")
+
+    async def make() -> None:
+        await migrate(engine := connect(postgres.url("migrated")))
+        await engine.dispose()
+
+    asyncio.run(make())
+    return "migrated"
+
+
+PAIRS = ("embedded", "servers")
+"""What Osiris may stand on: SQLite and one process, or PostgreSQL and Redis."""
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The settings of a pair; a test that uses this runs on both. A module whose tests are not about what Osiris
+    stands on overrides it (`EMBEDDED`)."""
+    if request.param == "embedded":
+        yield {}
+        return
+    redis = request.getfixturevalue("redis_server")
+    redis.flush()
+    with a_database(request.getfixturevalue("postgres"), request.getfixturevalue("migrated")) as url:
+        yield {"database_url": url, "redis_url": redis.url}

@@ -1,5 +1,6 @@
 """The documents say what the code does, as far as a machine can tell."""
 
+import itertools
 import re
 import subprocess
 import tomllib
@@ -206,10 +207,21 @@ def test_decisions_are_numbered_without_a_gap():
 
 
 def test_every_runtime_dependency_has_its_line_in_a_decision():
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = [re.split(r"[^\w-]", line)[0] for line in wanted]
     told = rows((ROOT / "docs/decisions/0006-dependencies.md").read_text(), "Choice")
     assert sorted(row[0] for row in told) == sorted(names)
+
+
+def locked(name: str) -> set[str]:
+    """What a lock file installs, as NAME==VERSION."""
+    return set(re.findall(r"^([\w.-]+==[^ ;]+)", (ROOT / f"requirements/{name}.txt").read_text(), re.MULTILINE))
+
+
+def test_each_lock_file_has_all_of_the_smaller_one():
+    """So one file is enough to install from, and the tests run with the versions that are installed elsewhere."""
+    assert locked("runtime") < locked("machines") < locked("dev")
 
 
 REGISTRIES = [

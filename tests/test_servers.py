@@ -1,0 +1,142 @@
+"""The servers that tests start: they are private, they can be stopped and frozen, and they leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from tests import keeper
+from tests.servers import Postgres, Redis, Server
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["postgres", "redis_server"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each kind of server in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def until(happens: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 10
+    while not happens():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def ask(url: str, statement: str) -> list[tuple]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_no_process_of_a_server_is_roots(server: Server):
+    owners = {os.stat(f"/proc/{pid}").st_uid for pid in server.processes}
+    assert len(owners) == 1
+    assert owners.isdisjoint({0})
+
+
+def test_a_server_listens_to_this_machine_alone(server: Server):
+    told = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {local for _, local, _, state, *_ in told if state == "0A" and local.endswith(f":{server.port:04X}")}
+    assert listening == {f"0100007F:{server.port:04X}"}
+    assert not list(server.folder.rglob(".s.PGSQL*"))
+
+
+def test_a_database_is_fresh_for_each_test_and_a_copy_has_what_its_template_has(postgres: Postgres, database: str):
+    assert ask(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    ask(database, "CREATE TABLE found AS SELECT 7 AS seven")
+    postgres.create("copied", template=urlsplit(database).path.strip("/"))
+    assert ask(postgres.url("copied"), "SELECT seven FROM found") == [(7,)]
+    with psycopg.connect(postgres.url("copied")):
+        postgres.drop("copied")
+    with pytest.raises(psycopg.OperationalError, match="does not exist"):
+        ask(postgres.url("copied"), "SELECT 1")
+
+
+def test_a_stopped_postgres_refuses_and_comes_back_with_what_was_committed(postgres: Postgres, database: str):
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        postgres.stop()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        ask(database, "SELECT 1")
+    postgres.start()
+    assert ask(database, "SELECT one FROM kept") == [(1,)]
+
+
+def test_a_stopped_redis_refuses_and_comes_back_empty(redis_server: Redis):
+    assert redis_server._say("SET word here") == "+OK"
+    redis_server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        redis_server.flush()
+    redis_server.start()
+    assert redis_server._say("EXISTS word") == ":0"
+    assert redis_server._say("SET word here") == "+OK"
+    redis_server.flush()
+    assert redis_server._say("EXISTS word") == ":0"
+
+
+def states(pids: set[int]) -> set[str]:
+    """How the system describes processes: T is stopped."""
+    return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids}
+
+
+def test_a_frozen_server_stands_still_with_all_its_connections_and_goes_on_afterwards(
+    postgres: Postgres, database: str
+):
+    with psycopg.connect(database, autocommit=True) as connection:
+        [(backend,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+        postgres.freeze()
+        assert backend in postgres.processes
+        assert states(postgres.processes) == {"T"}
+        postgres.thaw()
+        assert "T" not in states(postgres.processes)
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("how", ["stop", "thaw"])
+def test_a_frozen_server_can_be_brought_back_either_way(server: Server, how: str):
+    server.freeze()
+    getattr(server, how)()
+    server.start()
+    assert server._answers()
+
+
+OWNER = """
+import sys
+from tests.servers import running_postgres, running_redis
+with running_postgres() as postgres, running_redis() as redis:
+    if "frozen" in sys.argv:
+        postgres.freeze(), redis.freeze()
+    print(postgres.folder, redis.folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("state", ["running", "frozen"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(number: signal.Signals, state: str):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, state],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with owner:
+        assert owner.stdout
+        folders = [Path(name) for name in owner.stdout.readline().split()]
+        assert all(keeper.at_home(folder) for folder in folders)
+        owner.send_signal(number)
+    for folder in folders:
+        until(lambda folder=folder: not keeper.at_home(folder) and not folder.exists())
