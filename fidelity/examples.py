@@ -16,6 +16,7 @@ import yaml
 
 from fidelity import packages
 from fidelity.finding import Outcome
+from osiris.bootstrap import Patience
 from osiris.bot import payloads
 from osiris.demo.stage import Stage, staged
 
@@ -71,7 +72,7 @@ async def through_the_door() -> Outcome:
         place, people = Path(folder), {"alice": "maintain"}
         async with (
             staged(place, repo="acme/shop", people=people, model="scripted:none") as stage,
-            stage.osiris(pauses=(0.05,)) as osiris,
+            stage.osiris(patience=Patience(pauses=(0.05,))) as osiris,
         ):
             names = await _deliver(stage, outcome)
             await stage.settled(osiris.store)

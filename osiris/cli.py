@@ -82,24 +82,49 @@ def local(
 @app.command()
 def serve() -> None:
     """Web and worker in one process."""
+    _serve(works=True)
+
+
+@app.command()
+def web() -> None:
+    """The web side alone; `osiris worker` does the work, here or on other machines."""
+    _serve(works=False)
+
+
+def _serve(*, works: bool) -> None:
     from osiris.bootstrap import build
-    from osiris.bootstrap import serve as serve_osiris
     from osiris.config.logging import configure
+    from osiris.serving import serve as serve_osiris
 
     settings = _settings()
     configure(settings.osiris_log_format, settings.secrets())
-    _run(serve_osiris(build(settings), ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
+    osiris = build(settings, works=works)
+    _run(serve_osiris(osiris, ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
+
+
+@app.command()
+def worker() -> None:
+    """The worker alone: any number of them, each in a data folder of its own."""
+    from osiris.bootstrap import build
+    from osiris.config.logging import configure
+    from osiris.serving import work
+
+    settings = _settings()
+    configure(settings.osiris_log_format, settings.secrets())
+    _run(work(build(settings), ready=lambda name: print(f"osiris works on {name}", file=sys.stderr)))
 
 
 @app.command()
 def migrate() -> None:
     """Bring the database to this version (`serve` does it itself on SQLite)."""
-    from osiris.bootstrap import prepare
+    from osiris.bootstrap import bring_up_to_date, make_data_folder
     from osiris.queue.database import connect
 
     settings = _settings()
-    _run(prepare(settings, connect(settings.database)))
-    print(f"{settings.database} is up to date")
+    if settings.is_embedded:
+        make_data_folder(settings)
+    _run(bring_up_to_date(settings, connect(settings.database)))
+    print(f"{settings.database_shown} is up to date")
 
 
 @app.command()

@@ -97,10 +97,21 @@ class Delta:
     text: str
 
 
-class Journal(Protocol):
-    """Where replies go as they come, for people who watch. What is lost here is in the transcript soon after."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """The journal of task number `task` has a new last line, number `seq`."""
 
-    def hear(self, delta: Delta) -> None: ...
+    task: int
+    seq: int
+
+
+News = Delta | Noted
+
+
+class Journal(Protocol):
+    """Where news go as they come, for people who watch. What is lost here is in the database soon after."""
+
+    def hear(self, news: News) -> None: ...
 
 
 class Toolbox(Protocol):
@@ -113,11 +124,33 @@ class Toolbox(Protocol):
         ...
 
 
-class Transcripts(Protocol):
-    """The append-only record of runs, in the database."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A run's files, put away off this machine: `commit` holds them as they were after `steps` messages."""
 
-    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> tuple[str, float]:
-        """Note a run's begin, once; returns its base commit (the first one given) and its active seconds so far."""
+    commit: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A run that this worker goes on with.
+
+    `base` is the commit it stands on (the first one given), `seconds` its active time so far; `here` says whether this
+    machine was the last to work on it, so that its workspace is what it was.
+    """
+
+    base: str
+    seconds: float
+    here: bool
+    kept: Kept | None
+
+
+class Transcripts(Protocol):
+    """The append-only record of runs, in the database. Only who began a run last may add to it: else it is Fenced."""
+
+    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> Begun:
+        """Take a run over, and note its begin if it is new."""
         ...
 
     async def load(self, run: str) -> list[Message]: ...
@@ -129,7 +162,13 @@ class Transcripts(Protocol):
         """
         ...
 
-    async def end(self, run: str, outcome: str) -> None: ...
+    async def keep(self, run: str, kept: Kept) -> None:
+        """Note where a run's files were put away."""
+        ...
+
+    async def end(self, run: str, outcome: str) -> None:
+        """Note a run's end. Anybody may: a run that is stopped need not be under way."""
+        ...
 
 
 # ── how a run ends ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,6 +259,25 @@ class Desk(Protocol):
         ...
 
 
+class Vault(Protocol):
+    """Where the files of a run are put away, so that another machine can go on with it. It is no place of the agent."""
+
+    async def keep(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
+        """Put a tree of the host's own repository away, after what was put away `before` ("": nothing yet).
+
+        Returns its commit. Raises Fenced when another worker put something away since; Refused, and Unavailable.
+        """
+        ...
+
+    async def fetch(self, repo: str, run: str) -> None:
+        """Bring what was put away to this machine. Raises Refused when it is not there, and Unavailable."""
+        ...
+
+    async def drop(self, repo: str, runs: Collection[str]) -> None:
+        """Throw away what was put away for some runs; fine when there is nothing. Raises Refused or Unavailable."""
+        ...
+
+
 class Session(Protocol):
     """One workspace in one sandbox. Paths are relative to the workspace."""
 
@@ -253,10 +311,11 @@ class Probe:
 class Sandbox(Protocol):
     """A place where commands of strangers may run."""
 
-    async def open(self, name: str, *, mirror: Path, base: str) -> tuple[Session, bool]:
+    async def open(self, name: str, *, mirror: Path, base: str, files: str = "") -> tuple[Session, bool]:
         """The session `name`, with a clone of `mirror` (a bare repository) at commit `base` when it is new.
 
-        Returns the session and whether it was new. Raises Refused when there is no safe sandbox on this machine.
+        The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Returns the
+        session and whether it was new. Raises Refused when there is no safe sandbox on this machine.
         """
         ...
 
@@ -295,6 +354,16 @@ class Tasks(Protocol):
     async def get(self, issue: IssueRef) -> Task | None: ...
 
     async def by_pull(self, repo: str, pull: int) -> Task | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Something counted, for who watches over Osiris; `label` and `value` say of which."""
+
+    name: str
+    count: float
+    label: str = ""
+    value: str = ""
 
 
 class Records(Protocol):
@@ -338,7 +407,9 @@ class Pace(Protocol):
 class Wake(Protocol):
     """A hint that the database holds something due. Losing one costs time, never work."""
 
-    def wake(self) -> None: ...
+    def wake(self) -> None:
+        """Tell every worker, on this machine and on others."""
+        ...
 
     async def wait(self, timeout: float) -> None:
         """Return when woken, or after `timeout` seconds."""

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "osiris"
 CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports"}
 PARTS = {"bot", "agents", "tools", "queue", "mcp", "devhub"}
-COMPOSITION = {"__main__", "cli", "bootstrap", "console", "demo", "local"}
+COMPOSITION = {"__main__", "cli", "bootstrap", "serving", "health", "upkeep", "console", "demo", "local"}
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
 
@@ -78,6 +78,7 @@ ONE_KNOWER = {
     "typer": {"cli"},
     "os.environ": {"config/settings", "devhub/repos"},  # devhub hands git its PATH
     "dotenv": {"config/settings"},
+    "arq": {"queue/arq"},
 }
 
 

@@ -28,6 +28,14 @@ class Budget:
         """The run's active time so far."""
         return self._clock() - self._since
 
+    @property
+    def left(self) -> float:
+        """The seconds that are left; fewer than none when time is over."""
+        return self._minutes * 60 - self.seconds
+
+    def out_of_time(self) -> SpentBudget:
+        return SpentBudget(reason=f"the budget of {self._minutes} minutes is spent")
+
     def check(self, steps: int, usd: float, *, priced: bool) -> None:
         """Before one more model call, with `steps` made and `usd` spent as far as prices are known.
 
@@ -36,8 +44,8 @@ class Budget:
         """
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
-        if self.seconds >= self._minutes * 60:
-            raise RunEnded(SpentBudget(reason=f"the budget of {self._minutes} minutes is spent"))
+        if self.left <= 0:
+            raise RunEnded(self.out_of_time())
         if self._usd is None:
             return
         if not priced:

@@ -3,6 +3,8 @@
 The transcript is the only state, and every message is stored before the next thing happens: a killed run resumes.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from osiris.agents.budget import Budget, total
@@ -35,6 +37,7 @@ _NUDGES = {
     "cut": "Your reply was cut at its greatest length. Be brief, and use a tool.",
     "refused": "Your reply was withheld. This is ordinary work on code: go on with a tool, or submit and say why not.",
 }
+_GRACE = 300.0  # seconds a step may still take when the time is over; then it is cut off
 _IDLE = 3  # replies in a row without a tool call that end a run
 
 
@@ -98,16 +101,33 @@ class Tape:
         return []
 
 
-async def work(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> Outcome:
-    """Run to the end and return the outcome. Raises Unavailable when the model cannot be asked now."""
+async def work(
+    mind: Mind,
+    toolbox: Toolbox,
+    tape: Tape,
+    budget: Budget,
+    *,
+    between: Callable[[], Awaitable[None]],
+    news: Message | None = None,
+) -> Outcome:
+    """Run to the end and return the outcome; `news` is said before the first step, `between` called after each.
+
+    Raises Unavailable when the model cannot be asked now.
+    """
     begun = len(tape.messages)
     try:
-        await _answer_honestly(toolbox, tape)
-        while True:
-            await step(mind, toolbox, tape, budget)
+        async with asyncio.timeout(max(0.0, budget.left) + _GRACE):
+            await _answer_honestly(toolbox, tape)
+            if news:
+                await tape.append(news)
+            while True:
+                await step(mind, toolbox, tape, budget)
+                await between()
     except RunEnded as end:
         outcome: Outcome = end.outcome  # type: ignore[assignment]
         return outcome
+    except TimeoutError:
+        return budget.out_of_time()
     except Unavailable as outage:
         raise Unavailable(str(outage), retry_in=outage.retry_in, got_on=len(tape.messages) > begun) from None
 

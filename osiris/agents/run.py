@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from osiris import events as e
 from osiris.agents import brief
 from osiris.agents.budget import Budget
-from osiris.agents.loop import INTERRUPTED, Mind, Tape, work
+from osiris.agents.keeping import Place, Shelf, do_again, moved, tells_of_difference
+from osiris.agents.loop import Mind, Tape, work
 from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused
 from osiris.ports import (
@@ -28,6 +29,7 @@ from osiris.ports import (
     Submitted,
     Toolbox,
     Transcripts,
+    Vault,
 )
 
 log = logging.getLogger(__name__)
@@ -45,29 +47,37 @@ class _Run:
     toolbox: Toolbox
     tape: Tape
     budget: Budget
+    shelf: Shelf
+    news: Message | None
+
+    async def put_away(self) -> None:
+        await self.shelf.now_and_then(self.session, self.tape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hands:
+    """What runs work with. Without a `vault` a run can go on only on this machine, or from its begin."""
+
+    sandbox: Sandbox
+    tools: Callable[[Session], Toolbox]
+    desk: Desk
+    vault: Vault | None = None
 
 
 class Runner:
     """Runs agents, at most one for an issue at a time."""
 
     def __init__(
-        self,
-        *,
-        choose: Choose,
-        sandbox: Sandbox,
-        tools: Callable[[Session], Toolbox],
-        desk: Desk,
-        transcripts: Transcripts,
-        inbox: Inbox,
-        journal: Journal,
+        self, *, choose: Choose, hands: Hands, transcripts: Transcripts, inbox: Inbox, journal: Journal
     ) -> None:
-        self._choose, self._sandbox, self._tools = choose, sandbox, tools
-        self._desk, self._transcripts, self._inbox = desk, transcripts, inbox
-        self._journal = journal
+        self._choose, self._sandbox, self._tools = choose, hands.sandbox, hands.tools
+        self._desk, self._vault = hands.desk, hands.vault
+        self._transcripts, self._inbox, self._journal = transcripts, inbox, journal
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
         self._minds: dict[str, Mind] = {}
         self._chosen: dict[str, str] = {}
         self._stopped: set[str] = set()
+        self._held: set[str] = set()
 
     async def begin(self, order: StartRun) -> None:
         """Say that the run begins, once."""
@@ -75,7 +85,7 @@ class Runner:
         await self._inbox.note(f"{run_name(order.issue, order.run)}/started/{order.steps}", fact)
 
     async def run(self, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact | None:
-        """Let an agent work until its run ends; None when a person stopped it. Raises Refused or Unavailable.
+        """Let an agent work until its run ends; None when it was stopped. Raises Refused or Unavailable.
 
         When the worker itself is cancelled the run is not over: the same order resumes it.
         """
@@ -89,13 +99,15 @@ class Runner:
         except asyncio.CancelledError:
             job.cancel()
             await asyncio.gather(job, return_exceptions=True)
-            if name not in self._stopped:
+            if name in self._stopped:
+                await self._sandbox.remove(name)
+                await self._transcripts.end(name, "stopped")
+            elif name not in self._held:
                 raise
-            await self._sandbox.remove(name)
-            await self._transcripts.end(name, "stopped")
             return None
         finally:
             del self._under_way[name], self._minds[name]
+            self._held.discard(name)
 
     def switch(self, issue: e.IssueRef, run: int, model: str) -> None:
         """Let another model think in a run from its next step on, or from its begin if it has not begun."""
@@ -104,11 +116,17 @@ class Runner:
         else:
             self._chosen[name] = model
 
-    async def stop(self, issue: e.IssueRef, run: int) -> None:
-        """End a run, under way or not, and remove its workspace."""
+    async def stop(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None:
+        """End a run, under way or not, and remove its workspace; with `keep` only cut it off: it can go on later."""
         name = run_name(issue, run)
+        job = self._under_way.get(name)
+        if keep:
+            if job is not None:
+                self._held.add(name)
+                job.cancel()
+            return
         self._stopped.add(name)  # for good: a run number is never used again
-        if (job := self._under_way.get(name)) is not None:
+        if job is not None:
             job.cancel()
         else:
             await self._sandbox.remove(name)
@@ -119,32 +137,41 @@ class Runner:
     ) -> e.RunFact:
         run = await self._open(name, order, checkout)
         try:
-            outcome = await work(mind, run.toolbox, run.tape, run.budget)
+            outcome = await work(mind, run.toolbox, run.tape, run.budget, between=run.put_away, news=run.news)
             fact = await self._fact(run, outcome, deny)
         except Refused as refused:
             fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
+        except asyncio.CancelledError:
+            if name not in self._stopped:
+                await run.shelf.put_at_last(run.session, run.tape)
+            raise
         return fact  # the workspace stays until the fact is recorded: a crash before that comes back to it
 
     async def _open(self, name: str, order: StartRun, checkout: Checkout) -> _Run:
-        base, spent = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
-        session, is_new = await self._sandbox.open(name, mirror=checkout.mirror, base=base)
+        begun = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
+        place = Place(repo=order.issue.repo, ref=f"{order.issue.number}-{order.run}", run=name)
+        shelf = Shelf(place, self._vault, self._desk, self._transcripts)
+        session, redo = await shelf.open(self._sandbox, begun, checkout)
         toolbox = self._tools(session)
         instructions = await self._desk.instructions(order.issue.repo, checkout.trusted)
-        budget = Budget(steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=spent)
+        budget = Budget(steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=begun.seconds)
         tape = Tape(name, self._transcripts, await self._transcripts.load(name), budget, self._journal)
-        if is_new and tape.messages:
-            await _replay(toolbox, tape.messages)
+        news = None
+        if redo is not None and tape.messages:
+            news = moved(await do_again(toolbox, tape.messages, redo), restored=redo > 0)
         for message in brief.messages(order, instructions)[len(tape.messages) :]:
             await tape.append(message)
         return _Run(
             name=name,
             order=order,
-            base=base,
+            base=begun.base,
             instructions=instructions,
             session=session,
             toolbox=toolbox,
             tape=tape,
             budget=budget,
+            shelf=shelf,
+            news=news,
         )
 
     async def _fact(self, run: _Run, outcome: Outcome, deny: Sequence[str]) -> e.RunFact:
@@ -166,6 +193,7 @@ class Runner:
             taken = await self._desk.take(issue.repo, run.base, export, deny)
         finally:
             export.pack.unlink(missing_ok=True)
+        await self._put_away(run, taken.tree)
         if not taken.files and run.order.purpose is Purpose.REVISE:
             return e.NothingToChange(issue=issue, run=number, summary=summary)
         if not taken.files:
@@ -185,6 +213,13 @@ class Runner:
         at = int(time.time())
         return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)
 
+    async def _put_away(self, run: _Run, tree: str) -> None:
+        """What is handed in may be pushed by another machine, or this one may be gone by then."""
+        try:
+            await run.shelf.put_taken(tree, len(run.tape.messages))
+        except Refused as refused:
+            log.warning("the work of %s could not be put away: %s", run.name, refused)
+
 
 def run_name(issue: e.IssueRef, run: int) -> str:
     """The name of a run, of its transcript and of its session."""
@@ -192,28 +227,14 @@ def run_name(issue: e.IssueRef, run: int) -> str:
 
 
 def _edited_last(messages: Sequence[Message]) -> bool:
-    """Whether a file was changed after the last command ran."""
+    """Whether a file was changed after the last command ran, or a command had another end when it was run again."""
     answers = {message.call: message for message in messages if message.role == "tool"}
     for message in reversed(messages):
+        if tells_of_difference(message):
+            return True
         for call in reversed(message.calls):
             if call.id in answers and answers[call.id].ran:
                 return False
             if call.id in answers and call.name in ("write_file", "edit_file"):
                 return True
     return False
-
-
-async def _replay(toolbox: Toolbox, messages: Sequence[Message]) -> None:
-    """Do again, in a new workspace, what a lost one held: every answered tool call, in order. No model is asked.
-
-    Raises Refused when a command ends otherwise than it did: the transcript would tell of another workspace.
-    """
-    answers = {message.call: message for message in messages if message.role == "tool"}
-    calls = [call for message in messages for call in message.calls if call.id in answers]
-    log.info("replaying %d tool calls in a new workspace", len(calls))
-    for call in calls:
-        if answers[call.id].text == INTERRUPTED:
-            continue
-        then, now = answers[call.id].ran, (await toolbox.call(call.name, call.args)).ran
-        if then and now and then.exit_code != now.exit_code:
-            raise Refused("the workspace was lost, and doing the steps again ended otherwise; a retry begins anew")

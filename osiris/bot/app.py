@@ -1,6 +1,7 @@
 """The web side: verify, write it down, wake a worker, answer. Nothing else happens in a request."""
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,17 +9,20 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from osiris.bot.metrics import CONTENT_TYPE_LATEST, exposition
 from osiris.bot.webhook import BadHeaders, BadSignature, verify
 from osiris.errors import Unavailable
-from osiris.ports import Inbox, Probe
+from osiris.ports import Figure, Inbox, Probe
 
 _GITHUB = "/webhooks/github"
+_AGAIN = 5.0  # seconds after which a delivery that could not be stored may be sent again
 BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 
 Ready = Callable[[], Awaitable[Sequence[Probe]]]
+Count = Callable[[], Awaitable[Sequence[Figure]]]
 
 
-def create_app(inbox: Inbox, *, secret: str, ready: Ready) -> FastAPI:
+def create_app(inbox: Inbox, *, secret: str, ready: Ready, count: Count) -> FastAPI:
     app = _App(_Door(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
@@ -30,6 +34,13 @@ def create_app(inbox: Inbox, *, secret: str, ready: Ready) -> FastAPI:
         probes = await ready()
         missing = [{"what": p.name, "why": p.detail, "fix": p.fix} for p in probes if p.needed and not p.ok]
         return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        try:
+            return Response(exposition(await count()), media_type=CONTENT_TYPE_LATEST)
+        except Unavailable as outage:
+            return JSONResponse({"status": 503, "detail": str(outage)}, 503)
 
     return app
 
@@ -56,14 +67,22 @@ class _Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        status, said = await self._answer(headers, receive)
+        again = ""
+        try:
+            status, said = await self._answer(headers, receive)
+        except Unavailable as outage:
+            status, said = _problem(503, str(outage))
+            again = str(math.ceil(outage.retry_in or _AGAIN))
         kind = b"application/json" if status == 202 else b"application/problem+json"
         body = json.dumps(said).encode()
-        lengths = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": lengths})
+        told = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        if again:
+            told.append((b"retry-after", again.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, headers: Mapping[str, str], receive: Receive) -> tuple[int, dict[str, Any]]:
+        """Status and body. Raises Unavailable when the delivery could not be stored."""
         if not self._secret:
             return _problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
         if (body := await _body(headers, receive)) is None:
@@ -75,8 +94,6 @@ class _Door:
             return _problem(401, "the signature does not fit the body and the secret")
         except BadHeaders:
             return _problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
-        except Unavailable as outage:
-            return _problem(503, str(outage))
         return 202, {"delivery": delivery.id}
 
 

@@ -2,20 +2,25 @@
 
 import asyncio
 import base64
+import time
 from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
-from osiris.bot.git import GitFailed, HostDesk, git, outage
+from osiris.bot.git import OVERTAKEN, GitFailed, HostDesk, git, outage
 from osiris.bot.tokens import Tokens
 from osiris.errors import Refused
 from osiris.ports import Checkout
+
+_PUSH = ("--no-verify", "--porcelain", "--no-recurse-submodules", "--no-follow-tags", "--no-signed")
 
 
 class Depot:
     """Mirrors brought up to date, and commits pushed, by URL."""
 
-    def __init__(self, desk: HostDesk, tokens: Tokens, url: str) -> None:
-        self._desk, self._tokens, self._url = desk, tokens, url.rstrip("/")
+    def __init__(self, desk: HostDesk, tokens: Tokens, url: str, leave: Callable[[], Awaitable[None]]) -> None:
+        """`leave` raises Fenced when this worker may not write any more; it is asked before each push."""
+        self._desk, self._tokens, self._url, self._leave = desk, tokens, url.rstrip("/"), leave
         self.noreply = f"users.noreply.{urlsplit(url).hostname}"  # so that a commit names nobody of another GitHub
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -51,17 +56,71 @@ class Depot:
         args = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", self._address(repo), f"+{ref}:{kept}")
         await git(self._desk.mirror(repo), *args, config=self._authority(token), timeout=600)
 
+    async def forget(self, repo: str) -> None:
+        """Remove a repository from this machine; nobody is fetching into it meanwhile."""
+        async with self._locks[repo]:
+            await asyncio.to_thread(self._desk.forget, repo)
+
     async def push(self, repo: str, commit: str, branch: str) -> None:
         """Push one commit to one branch, never by force. The same push again changes nothing."""
-        ref = f"refs/heads/{branch}"
-        flags = ("--no-verify", "--porcelain", "--no-recurse-submodules", "--no-follow-tags", "--no-signed")
-        token = await self._tokens.mint(repo, contents="write")
         try:
-            await git(self._desk.desk(repo), "check-ref-format", ref)
-            args = ("push", *flags, "--", self._address(repo), f"{commit}:{ref}")
-            await git(self._desk.desk(repo), *args, config=self._authority(token), timeout=600)
+            await self._push(repo, f"{commit}:refs/heads/{branch}")
         except GitFailed as error:
             raise outage(error, "push") from None
+
+    async def _push(self, repo: str, *changes: str) -> None:
+        """Push changes of refs, each FROM:TO. Raises GitFailed, or Fenced when this worker may not write any more."""
+        token = await self._tokens.mint(repo, contents="write")
+        for change in changes:
+            await git(self._desk.desk(repo), "check-ref-format", change.partition(":")[2])
+        args = ("push", *_PUSH, "--", self._address(repo), *changes)
+        await self._leave()
+        await git(self._desk.desk(repo), *args, config=self._authority(token), timeout=600)
+
+    # ── `osiris.ports.Vault`: hidden refs, which no clone fetches and no webhook tells of ──
+
+    async def keep(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
+        """Each commit stands on the one before it, so a push that does not fit says that another worker was here.
+
+        If it is dead by now, what it put away without having noted it in the database is written over.
+        """
+        who, email = "osiris", f"osiris@{self.noreply}"
+        message, at = f"Unfinished work of run {run}\n", int(time.time())
+        commit = await self._desk.commit(
+            repo, tree=tree, base=before or base, message=message, author=who, email=email, at=at
+        )
+        try:
+            try:
+                await self._push(repo, f"{commit}:{_hidden(run)}")
+            except GitFailed as error:
+                if not OVERTAKEN.search(error.told):
+                    raise
+                await self._push(repo, f"+{commit}:{_hidden(run)}")
+        except GitFailed as error:
+            raise outage(error, "put work away") from None
+        return commit
+
+    async def fetch(self, repo: str, run: str) -> None:
+        token, ref = await self._tokens.reader(repo), _hidden(run)
+        async with self._locks[repo]:
+            await self._desk.prepare(repo)
+            try:
+                await self._fetch(repo, ref, token)
+            except GitFailed as error:
+                if "couldn't find remote ref" in error.told:
+                    raise Refused("there is nothing put away for this run") from None
+                raise outage(error, "fetch") from None
+
+    async def drop(self, repo: str, runs: Collection[str]) -> None:
+        token = await self._tokens.reader(repo)
+        await self._desk.prepare(repo)
+        try:
+            args = ("ls-remote", "--quiet", "--", self._address(repo), *map(_hidden, runs))
+            told = await git(self._desk.desk(repo), *args, config=self._authority(token))
+            if refs := [line.split("\t")[1] for line in told.decode().splitlines()]:
+                await self._push(repo, *(f":{ref}" for ref in refs))
+        except GitFailed as error:
+            raise outage(error, "tidy up") from None
 
     def _address(self, repo: str) -> str:
         return f"{self._url}/{repo}.git"
@@ -70,3 +129,7 @@ class Depot:
         basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
         scheme = urlsplit(self._url).scheme
         return {"http.extraHeader": f"Authorization: Basic {basic}", f"protocol.{scheme}.allow": "always"}
+
+
+def _hidden(run: str) -> str:
+    return f"refs/osiris/{run}"

@@ -1,13 +1,15 @@
 """Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
 
 import asyncio
+import contextlib
 import os
 import re
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from osiris.errors import Refused, Unavailable
+from osiris.errors import Mendable, Refused, Unavailable
 from osiris.events import FileChange
 from osiris.ports import Export, Taken
 
@@ -122,7 +124,7 @@ class HostDesk:
         return self._root / "desks" / f"{repo}.git"
 
     async def prepare(self, repo: str) -> None:
-        """Make mirror and desk when they are missing."""
+        """Make mirror and desk when they are missing; from now on they count as just used."""
         mirror, desk = self.mirror(repo), self.desk(repo)
         for path in (mirror, desk):
             if not (path / "config").exists():
@@ -130,13 +132,36 @@ class HostDesk:
                 await git(path, "init", "-q", "--bare", "--template=")
         for parent in (self._root, *mirror.relative_to(self._root).parents):
             (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
+        os.utime(mirror)
         (desk / "objects/info").mkdir(parents=True, exist_ok=True)
         (desk / "objects/info/alternates").write_text(f"{mirror}/objects\n")
+
+    def cached(self) -> list[tuple[str, int, float]]:
+        """The repositories on this machine: (name, bytes on the disk, when it was fetched into last)."""
+        found = []
+        for mirror in sorted((self._root / "mirrors").glob("*/*.git")):
+            repo = str(mirror.relative_to(self._root / "mirrors")).removesuffix(".git")
+            size = sum(_size(folder) for folder in (mirror, self.desk(repo)))
+            found.append((repo, size, mirror.stat().st_mtime))
+        return found
+
+    def forget(self, repo: str) -> None:
+        """Remove a repository from this machine; it is fetched anew when it is needed."""
+        for folder in (self.desk(repo), self.mirror(repo)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def mirrored(self, repo: str, commit: str) -> bool:
         """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
         try:
             await git(self.mirror(repo), "cat-file", "-e", f"{commit}^{{commit}}")
+        except GitFailed:
+            return False
+        return True
+
+    async def has_tree(self, repo: str, tree: str) -> bool:
+        """Whether this machine has a tree that was taken, maybe on another one."""
+        try:
+            await git(self.desk(repo), "cat-file", "-e", f"{tree}^{{tree}}")
         except GitFailed:
             return False
         return True
@@ -234,6 +259,16 @@ class HostDesk:
         return made.decode().strip()
 
 
+def _size(folder: Path) -> int:
+    """Bytes on the disk below a folder; files may go while it is looked at."""
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(top, name)).st_blocks * 512
+    return total
+
+
 def _instruction_files(listing: bytes) -> list[tuple[str, str]]:
     """(path, blob id) of the regular files that hold instructions, those nearest the root first."""
     found = []
@@ -260,15 +295,19 @@ def _file(path: bytes, status: bytes, additions: int | None, deletions: int | No
     return FileChange(path=name, status="modified", additions=additions, deletions=deletions)
 
 
+OVERTAKEN = re.compile(r"non-fast-forward|fetch first|stale info|Updates were rejected")
+"""What git says when the end of a branch is not the one it knew."""
+
+
 def outage(error: GitFailed, what: str) -> Refused | Unavailable:
     """What a failed fetch or push means: for good, or only now."""
     told = error.told
-    if re.search(r"non-fast-forward|fetch first|stale info|Updates were rejected", told):
+    if OVERTAKEN.search(told):
         return Refused("somebody else pushed to the branch while I worked, and I never force a push")
     if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
         return Unavailable(f"git could not {what}: GitHub had a fault of its own")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
-        return Refused(f"GitHub rejected the {what}: {match[0]}")
+        return Mendable(f"GitHub rejected the {what}: {match[0]}")
     if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
-        return Refused(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
+        return Mendable(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
     return Unavailable(f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}")

@@ -1,26 +1,45 @@
 """GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
 
+import contextlib
+import copy
 import hashlib
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from json import dumps, loads
 from time import monotonic
 from typing import Any
 
 import githubkit
-from githubkit import TokenAuthStrategy, UnauthAuthStrategy
+from githubkit import Response, TokenAuthStrategy, UnauthAuthStrategy
 from githubkit.exception import GitHubException, GraphQLFailed, RequestFailed
 
-from osiris.bot.tokens import FAILURES, PATIENCE, NotInstalled, Tokens, translate
+from osiris.bot import shapes
+from osiris.bot.rates import Rates
+from osiris.bot.shapes import Issue, LabelTurn, Pull, Standing, Submitted, Touched
+from osiris.bot.tokens import (
+    FAILURES,
+    PATIENCE,
+    VERSION,
+    Limited,
+    NotInstalled,
+    Suspended,
+    Tokens,
+    refusal,
+    translate,
+)
 from osiris.config import repo as repo_file
 from osiris.config.logging import redact
 from osiris.errors import OsirisError, Refused, Unavailable
 from osiris.events import IssueRef, Role, Said, Thread
 from osiris.policy import Policy
+from osiris.ports import Pace
 
 _POLICY_LIFE = 60.0  # seconds
 _PAGE = 100
+_JSON, _RAW = "application/vnd.github+json", "application/vnd.github.raw+json"
+_MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
 
 _REACT = "mutation React($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { clientMutationId } }"
 _READY = """mutation Ready($id: ID!) {
@@ -28,32 +47,23 @@ _READY = """mutation Ready($id: ID!) {
 }"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pull:
-    """A pull request as it is now; `branch` is "" when it is in a fork."""
+class _NoPace:
+    """Writes as they come."""
 
-    number: int
-    node: str
-    open: bool
-    merged: bool
-    draft: bool
-    head: str
-    branch: str
+    @contextlib.asynccontextmanager
+    async def turn(self, account: str) -> AsyncIterator[None]:
+        yield
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Issue:
-    """An issue as it is now; its labels in lower case."""
-
-    open: bool
-    labels: frozenset[str]
+    async def hold(self, account: str, seconds: float) -> None: ...
 
 
 class GitHub:
-    """Reads with a token that can only read; writes each with a token minted for it."""
+    """Reads with a token that can only read; writes each in its turn, with a token minted for it."""
 
-    def __init__(self, tokens: Tokens, api_url: str) -> None:
+    def __init__(self, tokens: Tokens, api_url: str, pace: Pace | None = None) -> None:
         self._tokens = tokens
+        self._pace: Pace = pace or _NoPace()
+        self._rates, self._can_wait = Rates(), False
         self._api = githubkit.GitHub(
             UnauthAuthStrategy(),
             base_url=api_url.rstrip("/") + "/",
@@ -71,6 +81,12 @@ class GitHub:
     async def __aexit__(self, *error: Any) -> None:
         await self._api.__aexit__(*error)
         await self._tokens.__aexit__(*error)
+
+    def patient(self) -> "GitHub":
+        """The same for who can wait: its questions leave the last part of each hour's to others."""
+        other = copy.copy(self)
+        other._can_wait = True
+        return other
 
     async def login(self) -> str:
         """The bot's own login."""
@@ -103,7 +119,7 @@ class GitHub:
 
     async def _fetch_policy(self, repo: str) -> Policy:
         try:
-            text = await self._read(repo, f"/contents/{repo_file.PATH}", accept="application/vnd.github.raw+json")
+            text = await self._read(repo, f"/contents/{repo_file.PATH}", accept=_RAW)
         except _NotFound:
             return Policy()
         try:
@@ -112,57 +128,95 @@ class GitHub:
             return Policy(broken=str(mistake))
 
     async def pull(self, repo: str, number: int) -> Pull:
-        return _pull(await self._read(repo, f"/pulls/{number}"))
+        return shapes.pull(await self._read(repo, f"/pulls/{number}"))
 
     async def pull_of(self, repo: str, branch: str) -> Pull | None:
         """The open pull request of one of our branches."""
         owner = repo.partition("/")[0]
         found = await self._read(repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"})
-        return _pull(found[0]) if found else None
+        return shapes.pull(found[0]) if found else None
 
     async def default_branch(self, repo: str) -> str:
         return str((await self._read(repo, ""))["default_branch"])
 
     async def issue(self, repo: str, number: int) -> Issue:
-        data = await self._read(repo, f"/issues/{number}")
-        labels = frozenset(label["name"].casefold() for label in data["labels"])
-        return Issue(open=data["state"] == "open", labels=labels)
+        return shapes.issue(await self._read(repo, f"/issues/{number}"))
+
+    async def label_turn(self, repo: str, number: int, label: str) -> LabelTurn | None:
+        """What was last done with a label (in any case) on an issue; None when nothing was."""
+        events = self._pages(repo, f"/issues/{number}/events")
+        turns = [turn async for event in events if (turn := shapes.label_turn(event, label.casefold()))]
+        return turns[-1] if turns else None
+
+    async def reviews(self, repo: str, pull: int) -> list[Submitted]:
+        """The reviews of a pull request, in the order they were given."""
+        rows = self._pages(repo, f"/pulls/{pull}/reviews")
+        return [review async for row in rows if (review := shapes.submitted(row))]
 
     async def review_threads(self, repo: str, pull: int, review: int) -> tuple[Thread, ...]:
         """The line comments of one review."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
-        return tuple([_thread(comment) async for comment in self._pages(repo, path)])
+        return tuple([shapes.thread(comment) async for comment in self._pages(repo, path)])
 
     async def user_id(self, repo: str, login: str) -> int | None:
         try:
-            return int((await self._request("GET", f"/users/{login}", await self._tokens.reader(repo)))["id"])
+            answer = await self._request("GET", repo, f"/users/{login}", await self._tokens.reader(repo))
         except _NotFound:
             return None
+        return int(answer.json()["id"])
+
+    async def standing(self, repo: str) -> Standing:
+        """Whether and where a repository can be written, asked anew. Raises Unavailable."""
+        try:
+            token = await self._tokens.scout(repo)
+            answer = await self._request("GET", repo, f"/repos/{repo}", token)
+        except (NotInstalled, Suspended) as refused:
+            return Standing(repo=repo, trouble=str(refused))
+        except _NotFound:
+            return Standing(repo=repo, trouble=f"the repository {repo} is gone")
+        found = answer.json()
+        name, at = str(found["full_name"]), _clock(answer)
+        shut = next((word for word in ("archived", "disabled") if found.get(word)), "")
+        return Standing(repo=name, trouble=f"the repository {name} is {shut}" if shut else "", at=at)
+
+    async def touched(self, repo: str, since: str, etag: str = "") -> Touched:
+        """What was touched since a moment. `etag` is that of the last answer: the same again costs GitHub's limit
+        nothing.
+        """
+        params = {"state": "all", "sort": "updated", "since": since, "per_page": _PAGE}
+        answer = await self._get(repo, "/issues", params, etag=etag)
+        at, moved = _clock(answer), bool(answer.raw_response.history)
+        if answer.status_code == 304:
+            return Touched(rows={}, etag=etag, at=at, same=True, moved=moved)
+        rows, page = answer.json(), 1
+        while len(rows) == _PAGE * page:
+            page += 1
+            rows += await self._read(repo, "/issues", {**params, "page": page})
+        told = {int(row["number"]): str(row["updated_at"]) for row in reversed(rows)}
+        return Touched(rows=told, etag=answer.headers.get("etag", ""), at=at, moved=moved)
 
     # ── writes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def say(self, issue: IssueRef, number: int, words: str, *, kind: str) -> None:
         """One comment on issue or pull request `number`, known by its hidden marker: said once, or edited in place."""
-        marker = _marker(issue, kind)
-        body = f"{words}\n\n{marker}"
-        token = await self._tokens.mint(issue.repo, issues="write", pull_requests="write")
+        body = f"{words}\n\n{_marker(issue, kind)}"
+        may = {"issues": "write", "pull_requests": "write"}
         async for comment in self._pages(issue.repo, f"/issues/{number}/comments"):
-            ours = comment["user"]["login"] == await self.login()
-            if ours and (comment["body"] or "").rstrip().endswith(marker):
+            ours = shapes.login(comment["user"]) == await self.login()
+            if ours and _is_marked(comment["body"] or "", issue, kind):
                 if comment["body"] != body:
-                    await self._send("PATCH", issue.repo, f"/issues/comments/{comment['id']}", token, {"body": body})
+                    path = f"/issues/comments/{comment['id']}"
+                    await self._send("PATCH", issue.repo, path, {"body": body}, may)
                 return
-        await self._send("POST", issue.repo, f"/issues/{number}/comments", token, {"body": body})
+        await self._send("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
 
     async def react(self, repo: str, said: Said) -> None:
         """👀; GitHub keeps a reaction single by itself."""
         if said.kind == "review":
-            token = await self._tokens.mint(repo, pull_requests="write")
-            await self._graphql(_REACT, {"id": said.id}, token)
+            await self._mutate(repo, _REACT, {"id": said.id}, {"pull_requests": "write"})
         else:
-            token = await self._tokens.mint(repo, issues="write")
             path = f"/issues/comments/{said.id}/reactions"
-            await self._send("POST", repo, path, token, {"content": "eyes"})
+            await self._send("POST", repo, path, {"content": "eyes"}, {"issues": "write"})
 
     async def open_issue(self, repo: str, title: str, body: str, *, key: str) -> int:
         """The issue of a request, known by the hidden marker in its body."""
@@ -170,56 +224,58 @@ class GitHub:
         async for issue in self._pages(repo, "/issues", {"state": "all", "creator": await self.login()}):
             if marker in (issue["body"] or ""):
                 return int(issue["number"])
-        token = await self._tokens.mint(repo, issues="write")
         sent = {"title": title, "body": f"{body}\n\n{marker}"}
-        return int((await self._send("POST", repo, "/issues", token, sent))["number"])
+        return int((await self._send("POST", repo, "/issues", sent, {"issues": "write"}))["number"])
 
     async def open_draft_pull(self, repo: str, branch: str, title: str, body: str) -> int:
         """The pull request of `branch`: the open one, or a new draft against the default branch."""
         if pull := await self.pull_of(repo, branch):
             return pull.number
-        token = await self._tokens.mint(repo, pull_requests="write")
+        may = {"pull_requests": "write"}
         sent = {"head": branch, "base": await self.default_branch(repo), "title": title, "body": body, "draft": True}
         try:
-            made = await self._send("POST", repo, "/pulls", token, sent)
+            made = await self._send("POST", repo, "/pulls", sent, may)
         except Refused as refused:
             if "draft pull requests are not supported" not in str(refused).lower():
                 raise
             plain = {**sent, "draft": False, "title": f"[WIP] {title}"}  # private repositories of free plans
-            made = await self._send("POST", repo, "/pulls", token, plain)
+            made = await self._send("POST", repo, "/pulls", plain, may)
         return int(made["number"])
 
     async def mark_ready(self, repo: str, number: int, commit: str) -> Pull:
         """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head any more."""
         pull = await self.pull(repo, number)
         if pull.open and pull.draft and pull.head == commit:
-            token = await self._tokens.mint(repo, pull_requests="write", contents="write")
-            await self._graphql(_READY, {"id": pull.node}, token)
+            await self._mutate(repo, _READY, {"id": pull.node}, {"pull_requests": "write", "contents": "write"})
         return pull
 
     async def check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
         """The one check run "Osiris" of a commit, made or brought up to date."""
-        token = await self._tokens.mint(issue.repo, checks="write")
         found = await self._read(issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"})
-        ours = [run for run in found["check_runs"] if run["external_id"] == str(issue)]
-        sent = {"name": "Osiris", "external_id": str(issue), **fields}
+        ours = [run for run in found["check_runs"] if _number(run["external_id"] or "") == str(issue.number)]
+        sent, may = {"name": "Osiris", "external_id": str(issue), **fields}, {"checks": "write"}
         if ours:
-            await self._send("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", token, sent)
+            await self._send("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may)
         else:
-            await self._send("POST", issue.repo, "/check-runs", token, {**sent, "head_sha": head})
+            await self._send("POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may)
 
     # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read(
-        self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = "application/vnd.github+json"
-    ) -> Any:
-        token = await self._tokens.reader(repo)
+    async def _read(self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON) -> Any:
+        answer = await self._get(repo, path, params, accept)
+        return answer.text if accept == _RAW else answer.json()
+
+    async def _get(
+        self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON, etag: str = ""
+    ) -> Response[Any]:
+        asked: dict[str, Any] = {"params": params, "headers": {"Accept": accept, **_if_changed(etag)}}
         try:
-            return await self._request("GET", f"/repos/{repo}{path}", token, params=params, accept=accept)
-        except _Unauthorized:  # revoked or older than GitHub thinks it may be: once more with a new one
+            token = await self._tokens.reader(repo)
+            return await self._request("GET", repo, f"/repos/{repo}{path}", token, **asked)
+        except (_Unauthorized, Suspended):  # revoked, or older than GitHub thinks it may be: once more with a new one
             self._tokens.forget_reader(repo)
             token = await self._tokens.reader(repo)
-            return await self._request("GET", f"/repos/{repo}{path}", token, params=params, accept=accept)
+            return await self._request("GET", repo, f"/repos/{repo}{path}", token, **asked)
 
     async def _pages(self, repo: str, path: str, params: dict[str, Any] | None = None) -> AsyncIterator[dict[str, Any]]:
         page, more = 1, True
@@ -229,38 +285,66 @@ class GitHub:
                 yield row
             page, more = page + 1, len(rows) == _PAGE
 
-    async def _send(self, method: str, repo: str, path: str, token: str, json: object) -> Any:
-        """A write. Nothing shaped like a secret leaves this way, whatever it was that put it into the words."""
+    async def _send(self, method: str, repo: str, path: str, json: object, may: dict[str, str]) -> Any:
+        """A write, with a token that `may` do just that.
+
+        Nothing shaped like a secret leaves this way, whatever it was that put it into the words.
+        """
         clean = loads(redact(dumps(json)))
-        return await self._request(method, f"/repos/{repo}{path}", token, json=clean)
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        token: str,
-        *,
-        params: dict[str, Any] | None = None,
-        json: object = None,
-        accept: str = "application/vnd.github+json",
-    ) -> Any:
-        headers = {"Authorization": f"Bearer {token}", "Accept": accept}
+        async def send(token: str) -> Any:
+            return (await self._request(method, repo, f"/repos/{repo}{path}", token, json=clean)).json()
+
+        return await self._in_turn(repo, may, send)
+
+    async def _mutate(self, repo: str, query: str, variables: dict[str, Any], may: dict[str, str]) -> None:
+        await self._in_turn(repo, may, lambda token: self._graphql(repo, query, variables, token))
+
+    async def _in_turn(self, repo: str, may: dict[str, str], send: Callable[[str], Awaitable[Any]]) -> Any:
+        """Send when it is this account's turn; once more when the token turns out to be good no longer."""
+        account, token = repo.partition("/")[0], await self._tokens.mint(repo, **may)
         try:
-            answer = await self._api.arequest(method, path, params=params, json=json, headers=headers)
-        except FAILURES as error:
-            raise _narrow(error, f"{method} {path}") from None
-        return answer.text if accept.endswith("raw+json") else answer.json()
+            async with self._pace.turn(account):
+                return await send(token)
+        except _Unauthorized:
+            token = await self._tokens.mint(repo, **may)
+            async with self._pace.turn(account):
+                return await send(token)
 
-    async def _graphql(self, query: str, variables: dict[str, Any], token: str) -> None:
+    async def _request(self, method: str, repo: str, path: str, token: str, **asked: Any) -> Response[Any]:
+        account = repo.partition("/")[0]
+        self._rates.check(account, can_wait=self._can_wait)
+        headers = {"Authorization": f"Bearer {token}", "Accept": _JSON, **VERSION, **asked.pop("headers", {})}
+        try:
+            answer: Response[Any] = await self._api.arequest(method, path, headers=headers, **asked)
+        except FAILURES as error:
+            raise await self._failure(account, error, f"{method} {path}") from None
+        self._rates.heard(account, answer.headers)
+        return answer
+
+    async def _graphql(self, repo: str, query: str, variables: dict[str, Any], token: str) -> None:
+        account = repo.partition("/")[0]
         try:
             await self._api.with_auth(TokenAuthStrategy(token)).async_graphql(query, variables)
         except GraphQLFailed as error:
-            told = "; ".join(e.message for e in error.response.errors or [])
-            if re.search(r"(?i)rate limit|something went wrong|timed? ?out", told):
-                raise Unavailable(f"GitHub could not answer a GraphQL request now: {told[:200]}") from None
-            raise Refused(f"GitHub refused a GraphQL request: {told[:200]}") from None
+            told = "; ".join(e.message for e in error.response.errors or [])[:200]
+            if re.search(r"(?i)rate limit", told):
+                await self._pace.hold(account, _MINUTE)
+                raise Limited(f"GitHub asks for a pause (GraphQL): {told}", retry_in=_MINUTE) from None
+            if re.search(r"(?i)something went wrong|timed? ?out", told):
+                raise Unavailable(f"GitHub could not answer a GraphQL request now: {told}") from None
+            raise refusal("GitHub refused a GraphQL request:", told, 200) from None
         except FAILURES as error:
-            raise translate(error, "GraphQL") from None
+            raise await self._failure(account, error, "POST GraphQL") from None
+
+    async def _failure(self, account: str, error: GitHubException, what: str) -> OsirisError:
+        """What a failed request means; a limit holds back every write through that account."""
+        if isinstance(error, RequestFailed):
+            self._rates.heard(account, error.response.headers)
+        meant = _narrow(error, what)
+        if isinstance(meant, Limited):
+            await self._pace.hold(account, meant.retry_in or _MINUTE)
+        return meant
 
 
 class _NotFound(Refused):
@@ -280,32 +364,33 @@ def _narrow(error: GitHubException, what: str) -> OsirisError:
     return translate(error, what)
 
 
-def _pull(data: dict[str, Any]) -> Pull:
-    return Pull(
-        number=data["number"],
-        node=data["node_id"],
-        open=data["state"] == "open",
-        merged=bool(data.get("merged") or data.get("merged_at")),
-        draft=data["draft"],
-        head=data["head"]["sha"],
-        branch=data["head"]["ref"] if _at_home(data) else "",
-    )
+def _if_changed(etag: str) -> dict[str, str]:
+    return {"If-None-Match": etag} if etag else {}
 
 
-def _at_home(pull: dict[str, Any]) -> bool:
-    """Whether the branch is in this repository: a fork's may have any name."""
-    home, head = pull["base"]["repo"]["full_name"], pull["head"]["repo"]
-    return bool(head) and head["full_name"] == home
-
-
-def _thread(comment: dict[str, Any]) -> Thread:
-    line = comment.get("line") or comment.get("original_line")
-    return Thread(path=comment["path"], line=line, hunk=comment["diff_hunk"], text=comment["body"])
+def _clock(answer: Response[Any]) -> float:
+    """GitHub's own time of an answer, in seconds since 1970; ours, when it does not say."""
+    told = answer.headers.get("date", "")
+    return parsedate_to_datetime(told).timestamp() if told else time.time()
 
 
 def _marker(issue: IssueRef, kind: str) -> str:
-    kind = kind if kind == "status" else f"reply-{_digest(kind)}"
-    return f"<!-- osiris:task={issue} kind={kind} -->"
+    return f"<!-- osiris:task={issue} kind={_kind(kind)} -->"
+
+
+def _is_marked(body: str, issue: IssueRef, kind: str) -> bool:
+    """Whether a comment ends with this marker; the repository may have had another name when it was written."""
+    marker = rf"<!-- osiris:task=\S*#{issue.number} kind={_kind(kind)} -->\s*\Z"
+    return re.search(marker, body) is not None
+
+
+def _kind(kind: str) -> str:
+    return kind if kind == "status" else f"reply-{_digest(kind)}"
+
+
+def _number(task: str) -> str:
+    """The issue's number in the name of a task, whatever its repository was called then."""
+    return task.rpartition("#")[2]
 
 
 def _digest(key: str) -> str:

@@ -6,20 +6,35 @@ from typing import assert_never
 
 from osiris import events as e
 from osiris.bot import commands, payloads
+from osiris.bot.facts import Fact, Facts
 from osiris.bot.github import GitHub
-from osiris.bot.payloads import Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
+from osiris.bot.payloads import AccessMoved, Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
 from osiris.bot.tokens import NotInstalled
 from osiris.errors import Refused
 from osiris.ports import Tasks
 from osiris.task import Task
 
 
+async def _unheard(key: str) -> None:
+    """Nobody looks later."""
+
+
 class Lookup:
     """Interprets deliveries of GitHub. Nothing here runs inside a transaction."""
 
-    def __init__(self, github: GitHub, tasks: Tasks, trouble: Callable[[str], Awaitable[str]]) -> None:
-        """`trouble` says why a model cannot be chosen, "" when it can."""
+    def __init__(
+        self,
+        github: GitHub,
+        tasks: Tasks,
+        trouble: Callable[[str], Awaitable[str]],
+        soon: Callable[[str], None] = lambda account: None,
+        heard: Callable[[str], Awaitable[None]] = _unheard,
+    ) -> None:
+        """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose repositories may be reached
+        otherwise than before ("": anybody's), and `heard` the keys of facts that must not be told again later.
+        """
         self._github, self._tasks, self._trouble = github, tasks, trouble
+        self._soon, self._heard, self._facts = soon, heard, Facts(github)
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
         """The event behind a delivery, or None. Raises Refused for a body GitHub would not send, and Unavailable."""
@@ -33,29 +48,42 @@ class Lookup:
         except NotInstalled:
             return None  # it was taken off a repository after the delivery was sent: nobody there listens any more
 
-    async def _event(self, notice: Notice | None) -> e.Event | None:
+    async def _event(self, notice: Notice | AccessMoved | None) -> e.Event | None:
         match notice:
             case None:
                 return None
+            case AccessMoved():
+                self._soon(notice.account)
+                return None
             case Labelled() if not notice.by_bot:
                 return await self._labelled(notice)
-            case Unlabelled() if not notice.by_bot:
-                return await self._withdrawn(notice)
             case Commented() if not notice.by_bot:
                 return await self._commented(notice)
+            case Notice():
+                return await self._told(await self._fact(notice))
+            case unknown:
+                assert_never(unknown)
+
+    async def _fact(self, notice: Notice) -> Fact | None:
+        match notice:
+            case Unlabelled() if not notice.by_bot:
+                return await self._unlabelled(notice)
             case IssueClosed():
                 return await self._issue_closed(notice)
             case PullMoved():
                 return await self._pull_moved(notice)
             case Reviewed() if not notice.by_bot:
                 return await self._reviewed(notice)
-            case Notice():
-                return None
-            case unknown:
-                assert_never(unknown)
+        return None
+
+    async def _told(self, fact: Fact | None) -> e.Event | None:
+        """The event of a fact; who looks at GitHub later is told that it is known."""
+        if fact is not None and fact.passes and fact.key:
+            await self._heard(fact.key)
+        return fact.event if fact else None
 
     async def _actor(self, notice: Notice) -> e.Actor:
-        return e.Actor(notice.sender, await self._github.role(notice.repo, notice.sender))
+        return await self._facts.actor(notice.repo, notice.sender)
 
     async def _labelled(self, notice: Labelled) -> e.Event | None:
         if not await self._is_trigger(notice):
@@ -66,27 +94,16 @@ class Lookup:
         actor = await self._actor(notice)
         return e.TaskRequested(issue=notice.issue, actor=actor, title=notice.title, body=notice.body)
 
-    async def _withdrawn(self, notice: Unlabelled) -> e.Event | None:
-        """Only people with write access steer, though GitHub lets others take labels off and close what they opened."""
-        if not await self._is_trigger(notice) or not (await self._actor(notice)).may_steer:
-            return None
-        now = await self._github.issue(notice.repo, notice.issue.number)
-        if notice.label.casefold() in now.labels:
-            return None
-        return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
+    async def _unlabelled(self, notice: Unlabelled) -> Fact | None:
+        return await self._facts.unlabelled(notice) if await self._is_trigger(notice) else None
 
     async def _is_trigger(self, notice: Labelled | Unlabelled) -> bool:
         return notice.label.casefold() == (await self._github.policy(notice.repo)).label.casefold()
 
-    async def _issue_closed(self, notice: IssueClosed) -> e.Event | None:
+    async def _issue_closed(self, notice: IssueClosed) -> Fact | None:
         if await self._tasks.get(notice.issue) is None:
             return None  # not ours: GitHub is asked nothing about it
-        now = await self._github.issue(notice.repo, notice.issue.number)
-        if now.open or not (await self._actor(notice)).may_steer:
-            return None
-        if notice.not_planned:
-            return e.IssueDropped(issue=notice.issue, by=notice.sender)
-        return e.RequestWithdrawn(issue=notice.issue, by=notice.sender)
+        return await self._facts.issue_closed(notice)
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -122,40 +139,14 @@ class Lookup:
 
     # ── pull requests ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _pull_moved(self, notice: PullMoved) -> e.Event | None:
+    async def _pull_moved(self, notice: PullMoved) -> Fact | None:
         if (task := await self._task_of(notice.repo, notice.pull, notice.branch)) is None:
             return None
-        pull = await self._github.pull(notice.repo, notice.pull)
-        if pull.merged:
-            return e.Merged(issue=task.issue, by=notice.sender)
-        match notice.how:
-            case "closed" if not pull.open:
-                return e.PullClosed(issue=task.issue, by=notice.sender)
-            case "reopened" if pull.open:
-                return e.PullReopened(issue=task.issue, by=notice.sender)
-            case "synchronize":
-                return e.CommitsPushed(issue=task.issue, head=pull.head)
-        return None
+        return self._facts.pull_moved(task, notice, await self._github.pull(notice.repo, notice.pull))
 
-    async def _reviewed(self, notice: Reviewed) -> e.Event | None:
-        if (task := await self._task_of(notice.repo, notice.pull, notice.branch)) is None:
-            return None
-        if notice.state == "dismissed":
-            return e.ApprovalDismissed(issue=task.issue) if task.approved == notice.commit else None
-        actor = await self._actor(notice)
-        if notice.state == "approved":
-            pull = await self._github.pull(notice.repo, notice.pull)
-            return e.Approved(issue=task.issue, actor=actor, commit=notice.commit, head=pull.head, pull=pull.number)
-        return await self._changes(task, notice, actor)
-
-    async def _changes(self, task: Task, notice: Reviewed, actor: e.Actor) -> e.Event | None:
-        """The whole review is one brief; a comment without threads asks for nothing."""
-        threads = await self._github.review_threads(notice.repo, notice.pull, notice.review)
-        if notice.state == "commented" and not threads:
-            return None
-        review = e.Review(by=notice.sender, text=notice.text, threads=threads)
-        said = e.Said("review", notice.node)
-        return e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review)
+    async def _reviewed(self, notice: Reviewed) -> Fact | None:
+        task = await self._task_of(notice.repo, notice.pull, notice.branch)
+        return await self._facts.reviewed(task, notice) if task else None
 
 
 def _wish(

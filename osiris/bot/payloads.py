@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from osiris.bot.shapes import Verdict
 from osiris.events import IssueRef
 
 
@@ -59,8 +60,17 @@ class _Review(BaseModel):
     user: _User | None = None
 
 
+class _Account(BaseModel):
+    login: str = ""
+
+
+class _Installation(BaseModel):
+    account: _Account | None = None
+
+
 class _Payload(BaseModel):
     action: str = ""
+    installation: _Installation | None = None
     repository: _Repository | None = None
     sender: _User | None = None
     label: _Label | None = None
@@ -117,7 +127,7 @@ class Reviewed(Notice):
     branch: str
     review: int
     node: str
-    state: Literal["approved", "changes_requested", "commented", "dismissed"]
+    state: Verdict
     text: str
     commit: str
 
@@ -131,7 +141,21 @@ class PullMoved(Notice):
     how: Literal["closed", "reopened", "synchronize"]
 
 
-def read(kind: str, body: bytes) -> Notice | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessMoved:
+    """Where Osiris may read and write has changed for repositories of `account` ("": of anybody)."""
+
+    account: str
+
+
+_ACCESS = {
+    "installation": ("created", "deleted", "suspend", "unsuspend", "new_permissions_accepted"),
+    "installation_repositories": ("added", "removed"),
+    "repository": ("archived", "unarchived", "renamed", "transferred", "deleted"),
+}
+
+
+def read(kind: str, body: bytes) -> Notice | AccessMoved | None:
     """What a delivery says; None for all that does not concern Osiris.
 
     Raises ValueError (pydantic's among them) when the body is not what GitHub sends.
@@ -139,12 +163,25 @@ def read(kind: str, body: bytes) -> Notice | None:
     payload = json.loads(body)
     if not isinstance(payload, dict):
         raise ValueError("not a JSON object")
+    if kind in _ACCESS:
+        return _access(kind, _Payload.model_validate(payload))
     if kind not in ("issues", "issue_comment", "pull_request", "pull_request_review"):
         return None
     said = _Payload.model_validate(payload)
     if said.repository is None or said.sender is None:
         raise ValueError("no repository or no sender")
     return _notice(kind, said, said.repository.full_name, said.sender)
+
+
+def _access(kind: str, said: _Payload) -> AccessMoved | None:
+    if said.action not in _ACCESS[kind]:
+        return None
+    if said.action == "transferred":  # the account it belonged to is another one
+        return AccessMoved(account="")
+    if said.repository is not None:
+        return AccessMoved(account=said.repository.full_name.partition("/")[0])
+    account = said.installation and said.installation.account
+    return AccessMoved(account=account.login if account else "")
 
 
 def _notice(kind: str, said: _Payload, repo: str, sender: _User) -> Notice | None:

@@ -28,7 +28,7 @@ class Runner(Protocol):
 
     def switch(self, issue: e.IssueRef, run: int, model: str) -> None: ...
 
-    async def stop(self, issue: e.IssueRef, run: int) -> None: ...
+    async def stop(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None: ...
 
 
 Facts = Sequence[e.Event]
@@ -77,13 +77,15 @@ class Performers:
         return []
 
     async def _stop_run(self, order: f.StopRun, _task: Task | None) -> Facts:
-        await self._runner.stop(order.issue, order.run)
+        await self._runner.stop(order.issue, order.run, keep=order.keep)
         return []
 
     async def _push(self, order: f.Push, _task: Task | None) -> Facts:
         repo = order.issue.repo
         if order.pull is not None and not (await self._github.pull(repo, order.pull)).open:
             raise Refused(f"pull request #{order.pull} was closed while I worked, so I pushed nothing")
+        if not await self._desk.has_tree(repo, order.tree):  # the run was on another machine
+            await self._depot.fetch(repo, f"{order.issue.number}-{order.run}")
         login = await self._github.login()
         message = comments.commit_message(order, [await self._coauthor(repo, order.requester)])
         email = f"{login}@{self._depot.noreply}"

@@ -7,4 +7,6 @@ APP_PERMISSIONS = {
     "checks": "write",
     "metadata": "read",
 }
-APP_EVENTS = ("issues", "issue_comment", "pull_request", "pull_request_review")
+APP_EVENTS = ("issues", "issue_comment", "pull_request", "pull_request_review", "repository")
+READ_EVENTS = (*APP_EVENTS, "installation", "installation_repositories")
+"""What Osiris reads: the last two come to every App, and cannot be subscribed to."""

@@ -46,5 +46,5 @@ def configure(style: str, secrets: Sequence[str] = (), level: int = logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(secrets) if style == "json" else _Redacted(secrets))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpx2", "google_genai", "httpcore", "uvicorn.access", "githubkit", "alembic"):
+    for noisy in ("httpx", "httpx2", "google_genai", "httpcore", "uvicorn.access", "githubkit", "alembic", "arq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

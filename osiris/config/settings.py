@@ -30,7 +30,8 @@ class Settings(BaseModel):
     github_webhook_secret: SecretStr = SecretStr("")
     github_api_url: str = "https://api.github.com"
     github_url: str = "https://github.com"
-    database_url: str = ""
+    database_url: SecretStr = SecretStr("")
+    redis_url: SecretStr = SecretStr("")
     osiris_data_dir: Path = Field(default_factory=_default_data_dir)
     osiris_base_url: str = ""
     osiris_host: str = "127.0.0.1"
@@ -51,6 +52,10 @@ class Settings(BaseModel):
     openai_compatible_api_key: SecretStr = SecretStr("")
     osiris_toolchains: tuple[Path, ...] = ()
     osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
+    osiris_repository_runs: Annotated[int, Field(ge=0, le=64)] = 0
+    osiris_github_limits: Literal["on", "off"] = "on"
+    osiris_keep_days: Annotated[int, Field(ge=4, le=3650)] = 30
+    osiris_cache_gib: Annotated[float, Field(gt=0)] = 20.0
 
     @field_validator("osiris_toolchains", mode="before")
     @classmethod
@@ -87,6 +92,13 @@ class Settings(BaseModel):
             raise ValueError("is to be an address like https://HOST/PATH, without a name or password in it")
         return url
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() and not re.fullmatch(r"(rediss?|unix)://\S+", url.get_secret_value()):
+            raise ValueError("is to be an address like redis://HOST:6379/0")
+        return url
+
     @property
     def private_key(self) -> str:
         """The App's key in PEM; raises Refused when its file cannot be read."""
@@ -100,7 +112,17 @@ class Settings(BaseModel):
     @property
     def database(self) -> str:
         """The SQLAlchemy address of the database."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+        return self.database_url.get_secret_value() or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+
+    @property
+    def database_shown(self) -> str:
+        """The same, to be read by people: without a password."""
+        return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", self.database)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the database is SQLite: a file on this machine."""
+        return self.database.startswith("sqlite")
 
     def vendors(self) -> dict[str, tuple[str, str]]:
         """The model vendors that are configured, each with its key and its address ("": the vendor's own)."""
@@ -128,8 +150,10 @@ class Settings(BaseModel):
 
     def secrets(self) -> list[str]:
         """Every value that must never be written anywhere."""
-        values = [value for value in self.__dict__.values() if isinstance(value, SecretStr)]
-        return [secret for value in values if (secret := value.get_secret_value())]
+        values = {name: value for name, value in self.__dict__.items() if isinstance(value, SecretStr)}
+        urls = [values.pop(name).get_secret_value() for name in ("database_url", "redis_url")]
+        passwords = [match[1] for url in urls if (match := re.search(r"://[^:@/]*:([^@/]+)@", url))]
+        return [*(secret for value in values.values() if (secret := value.get_secret_value())), *passwords]
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:

@@ -11,10 +11,11 @@ from osiris.bootstrap import prepare
 from osiris.config.settings import Settings
 from osiris.console.common import LOOK, console, find, open_views, print_json, summary
 from osiris.errors import Refused
+from osiris.queue.arrival import OWN
 from osiris.queue.database import connect
 from osiris.queue.intake import Intake
 from osiris.queue.local import LocalWake
-from osiris.queue.store import OWN, Store
+from osiris.queue.store import Store
 from osiris.queue.views import Views
 
 _PATIENCE = 3.0  # seconds to wait for a worker to take something up

@@ -27,7 +27,11 @@ def console() -> Console:
 
 @contextlib.asynccontextmanager
 async def open_views(settings: Settings) -> AsyncIterator[Views]:
-    if not settings.database_url and not (settings.osiris_data_dir / "osiris.db").exists():
+    if (
+        settings.is_embedded
+        and not settings.database_url.get_secret_value()
+        and not (settings.osiris_data_dir / "osiris.db").exists()
+    ):
         raise Refused(f"there is no database in {settings.osiris_data_dir} yet; `osiris serve` makes it")
     engine = connect(settings.database)
     try:

@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from osiris.bootstrap import Readiness, build, github_probes, prepare
+from osiris.bootstrap import build, prepare
 from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.console.common import console, print_json
 from osiris.errors import Refused
+from osiris.health import Readiness, github_probes
 from osiris.ports import Probe
 
 
@@ -36,8 +37,8 @@ async def _examine(settings: Settings) -> list[Probe]:
     except Refused as refused:
         return [Probe(name="settings", ok=False, detail=str(refused))]
     try:
-        readiness = Readiness(osiris.settings, osiris.store, osiris.sandbox, osiris.brains)
-        github = await github_probes(osiris, APP_PERMISSIONS, APP_EVENTS)
+        readiness = Readiness(settings, osiris.store, osiris.sandbox, osiris.brains, osiris.wake)
+        github = await github_probes(osiris.tokens, APP_PERMISSIONS, APP_EVENTS)
         return [*(await readiness()), *(await readiness.models()), *github]
     finally:
         await osiris.brains.close()

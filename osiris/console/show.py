@@ -15,7 +15,7 @@ from osiris.bot.comments import review_page
 from osiris.config.settings import Settings
 from osiris.console.common import LOOK, console, find, open_views, print_json, summary
 from osiris.ports import Message
-from osiris.queue.views import Line, Step, TaskLine
+from osiris.queue.views import Line, Step, TaskLine, Waiting
 from osiris.task import ENDED, UNDER_REVIEW, State
 from osiris.tools.clean import clean_text
 
@@ -51,14 +51,16 @@ async def list_failures(settings: Settings, *, as_json: bool) -> None:
 async def show(settings: Settings, id: str, *, as_json: bool) -> None:
     async with open_views(settings) as views:
         line = await find(views, id)
-        story, steps = await views.story(line.id), await views.steps(line.id)
+        story, steps, waiting = await views.story(line.id), await views.steps(line.id), await views.waiting(line.id)
     if as_json:
-        told = [asdict(one) for one in story]
-        print_json({**summary(settings, line), "journal": told, "steps": [asdict(step) for step in steps]})
+        told = {"journal": [asdict(one) for one in story], "steps": [asdict(step) for step in steps]}
+        print_json({**summary(settings, line), "waiting": [asdict(one) for one in waiting], **told})
         return
     _print_head(settings, line)
     for _at, words in sorted([*map(_told, story), *filter(None, map(_step, steps))], key=lambda pair: pair[0]):
         console().print(Text(words))
+    for one in waiting:
+        console().print(Text(f"   {_waits(one)}"))
 
 
 async def watch(settings: Settings, id: str, *, as_json: bool) -> None:
@@ -95,14 +97,24 @@ def _print_head(settings: Settings, line: TaskLine) -> None:
     out.print(Text(f"   {review_page(settings.github_url, task.issue, task.pull)}"))
 
 
+def _waits(one: Waiting) -> str:
+    why = f": {one.why}" if one.why else ""
+    if one.until is None:
+        return f"{one.what} is parked{why}; `osiris task retry` takes it up"
+    if one.worker:
+        return f"{one.what} is being done by {one.worker}"
+    later = f" until {_clock(one.until)}" if one.until > time.time() else " for its turn"
+    return f"{one.what} waits{later}{why}"
+
+
 def _told(line: Line) -> tuple[float, str]:
     match line.kind:
         case "decided":
             orders = ", ".join(line.detail["orders"]) or "nothing to do"
             return line.at, f"{_clock(line.at)}    → {line.detail['state']}: {orders}"
         case "done":
-            refused = f" refused: {line.detail['refused']}" if "refused" in line.detail else " done"
-            return line.at, f"{_clock(line.at)}    {line.what}{refused}"
+            ends = [f" {how}: {line.detail[how]}" for how in ("refused", "parked") if how in line.detail]
+            return line.at, f"{_clock(line.at)}    {line.what}{ends[0] if ends else ' done'}"
     who = (line.detail.get("actor") or {}).get("login") or line.detail.get("by")
     return line.at, f"{_clock(line.at)}  {line.what}" + (f" ({who})" if who else "")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from osiris.bootstrap import Osiris, as_guest, build
+from osiris.bootstrap import Osiris, build
 from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.demo.people import Person
@@ -18,6 +18,7 @@ from osiris.devhub.server import serving as hub_serving
 from osiris.devhub.things import App
 from osiris.ports import Sandbox
 from osiris.queue.store import Store
+from osiris.serving import as_guest
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
 
@@ -88,6 +89,7 @@ async def staged(
             github_url=hub.url,
             osiris_data_dir=place / "osiris",
             osiris_port=port,
+            osiris_github_limits="off",  # the hub has none
             **{"osiris_model": model, "osiris_toolchains": toolchains, **(more or {})},
         )
         yield Stage(hub=hub, app=app, repo=repo, settings=settings)

@@ -25,6 +25,7 @@ from osiris.errors import Refused, Unavailable
 from osiris.local.places import REQUEST, Places
 from osiris.local.repository import Repository
 from osiris.local.screen import Left, Screen
+from osiris.ports import Delta
 from osiris.task import ENDED, State, Task
 from osiris.tools.sandbox import Bubblewrap
 
@@ -222,16 +223,16 @@ class Session:
         return comments[-1].body if comments else "nobody says why"
 
     async def _follow(self) -> None:
-        with self._osiris.journal.reading() as deltas:
+        with self._osiris.journal.reading() as news:
             while True:
-                delta = None
+                piece = None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK):
-                        delta = await deltas.get()
-                if delta is None or self._screen.is_new(delta):
+                        piece = await news.get()
+                if not isinstance(piece, Delta) or self._screen.is_new(piece):
                     await self._look()  # what came before it is shown before it
-                if delta is not None:
-                    self._screen.delta(delta)
+                if isinstance(piece, Delta):
+                    self._screen.delta(piece)
 
     async def _look(self) -> None:
         for line in await self._osiris.views.tasks():

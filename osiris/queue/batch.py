@@ -17,6 +17,10 @@ class Batch(Generic[Item]):
         self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._doing: asyncio.Task[None] | None = None
 
+    def __len__(self) -> int:
+        """How many things wait for the next batch."""
+        return len(self._waiting)
+
     async def add(self, item: Item) -> None:
         """Return when `item` is done. Raises what doing its batch raised."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

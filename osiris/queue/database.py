@@ -1,41 +1,91 @@
 """The connection to the database, and its schema brought up to date."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from osiris.errors import Refused
+from osiris.errors import Refused, Unavailable
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+_MIGRATION_LOCK = 0x0517  # any number, the same for every Osiris
+
+# A database that hangs must be noticed: the door waits for it, and so does a worker's lease.
+_POSTGRESQL = {
+    "connect_timeout": 3,  # seconds
+    "tcp_user_timeout": 5000,  # milliseconds, as what follows
+    "options": "-c statement_timeout=20000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000",
+}
 
 
 def connect(database: str) -> AsyncEngine:
-    """An engine for the address `database` (SQLite through aiosqlite). Connections are opened when first used.
+    """An engine for the address `database` (SQLite or PostgreSQL). Connections are opened when first used.
 
-    Raises Refused for an address that is none, or of another database.
+    Raises Refused for an address that is none, of another database, or one whose driver is not installed.
     """
+    url = _address(database)
+    try:
+        if url.get_backend_name() == "sqlite":
+            engine = create_async_engine(url, pool_size=16)  # a connection is a thread: dear to open, cheap to keep
+            _prepare_all(engine.sync_engine)
+            return engine
+        return create_async_engine(url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL)
+    except ModuleNotFoundError:
+        raise Refused("DATABASE_URL needs the driver for PostgreSQL: install osiris[machines]") from None
+
+
+def _address(database: str) -> URL:
     try:
         address = make_url(database)
-    except ArgumentError:
+        driver = _DRIVERS.get(address.get_backend_name())
+    except (ArgumentError, NoSuchModuleError):
         raise Refused(
-            "DATABASE_URL is no database address; leave it out, or write sqlite:////path/to/file.db"
+            "DATABASE_URL is no database address; leave it out, or write postgresql://USER:PASSWORD@HOST/NAME"
         ) from None
-    if address.get_backend_name() != "sqlite":
-        raise Refused(f"DATABASE_URL names {address.get_backend_name()}; this version of Osiris works on SQLite")
-    url = address.set(drivername="sqlite+aiosqlite")
-    engine = create_async_engine(url, pool_size=16)  # a connection is a thread: dear to open, cheap to keep
-    _prepare_all(engine.sync_engine)
-    return engine
+    if driver is None:
+        raise Refused(
+            f"DATABASE_URL names {address.get_backend_name()}; Osiris works on PostgreSQL, and on SQLite without it"
+        )
+    return address.set(drivername=driver)
+
+
+def reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for reads only: no lock on SQLite, no transaction to begin and end on PostgreSQL."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(readonly=True)
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def blocking(engine: AsyncEngine) -> Engine:
     """A second engine on the same database, for a thread that does a whole transaction in one go."""
+    if engine.dialect.name != "sqlite":
+        return create_engine(engine.url, pool_size=1, max_overflow=0, connect_args=_POSTGRESQL)
     twin = create_engine(engine.url.set(drivername="sqlite"))
     _prepare_all(twin)
     return twin
+
+
+def insert(engine: AsyncEngine, table: type[Any]) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT with the ON CONFLICT of this database; both write it alike."""
+    target: Table = table.__table__
+    return sqlite.insert(target) if engine.dialect.name == "sqlite" else postgresql.insert(target)
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """A database that is away, or that let somebody else go first, is an outage and no bug."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except SQLAlchemyError as error:
+        raise Unavailable(f"the database does not answer ({type(error).__name__})", retry_in=1.0) from error
 
 
 def _prepare_all(engine: Engine) -> None:
@@ -58,11 +108,13 @@ def _begin(connection: Connection) -> None:
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the schema to this version; a second call changes nothing."""
+    """Bring the schema to this version; a second call, also one at the same time, changes nothing."""
     from alembic import command  # heavy, and only needed here
     from alembic.config import Config
 
     def upgrade(connection: Connection) -> None:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["connection"] = connection
@@ -70,3 +122,15 @@ async def migrate(engine: AsyncEngine) -> None:
 
     async with engine.begin() as connection:
         await connection.run_sync(upgrade)
+
+
+async def is_current(engine: AsyncEngine) -> bool:
+    """Whether the schema is that of this version."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory(str(Path(__file__).parent / "migrations")).get_current_head()
+    try:
+        async with reading(engine).connect() as connection:
+            return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == head)
+    except SQLAlchemyError:
+        return False

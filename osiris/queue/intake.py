@@ -1,19 +1,28 @@
 """The door of the inbox: rows that arrive together are committed together."""
 
+import asyncio
+
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.errors import Unavailable
 from osiris.events import Event
 from osiris.ports import Wake
+from osiris.queue.arrival import Received, own_row
 from osiris.queue.batch import Batch
-from osiris.queue.store import Received, Store, own_row
+from osiris.queue.store import Store
+
+_MOST = 2000  # rows that may wait for their commit
+_PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
 class Intake:
-    """`osiris.ports.Inbox`. A caller is answered after the commit that holds its row, never before."""
+    """`osiris.ports.Inbox`. A caller is answered after the commit that holds its row, never before.
 
-    def __init__(self, store: Store, wake: Wake) -> None:
-        self._wake = wake
+    At most `most` rows wait for their commit: who comes then is told at once to come again.
+    """
+
+    def __init__(self, store: Store, wake: Wake, *, most: int = _MOST) -> None:
+        self._wake, self._most = wake, most
         self._rows = Batch[Received](store.receive)
 
     async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
@@ -23,8 +32,13 @@ class Intake:
         await self._take(own_row(key, event))
 
     async def _take(self, row: Received) -> None:
+        if len(self._rows) >= self._most:
+            raise Unavailable("too much comes at once; come again", retry_in=5.0)
         try:
-            await self._rows.add(row)
+            async with asyncio.timeout(_PATIENCE):
+                await self._rows.add(row)
         except SQLAlchemyError as error:
-            raise Unavailable(f"the database did not take it: {type(error).__name__}") from None
+            raise Unavailable(f"the database did not take it: {type(error).__name__}", retry_in=5.0) from None
+        except TimeoutError:
+            raise Unavailable(f"the database did not answer in {_PATIENCE:.0f} s", retry_in=5.0) from None
         self._wake.wake()

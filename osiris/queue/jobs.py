@@ -4,15 +4,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from osiris.effects import ESSENTIAL, Effect, Report, StartRun
-from osiris.errors import Refused, Unavailable
-from osiris.events import Ask, Event, OrderRefused, RequestMade, RunHalted
+from osiris.errors import Fenced, Mendable, Refused, Unavailable
+from osiris.events import Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
 from osiris.policy import Policy
 from osiris.queue import codec
+from osiris.queue.arrival import OWN
 from osiris.queue.batch import Batch
-from osiris.queue.store import OWN, Happening, Store
+from osiris.queue.orders import Orders
+from osiris.queue.store import Happening, Store
+from osiris.queue.tables import now
 from osiris.task import Task
 
 Interpret = Callable[[str, bytes], Awaitable[Event | None]]
@@ -30,22 +34,31 @@ TRIES = 40
 """How often an outage is met before an order is given up: with the pauses above somewhat less than three hours."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for an outage, and the
+    seconds from one report of a task to its next; what comes meanwhile is one report."""
+
+    pauses: Sequence[float] = PAUSES
+    tries: int = TRIES
+    report_every: float = 0.0
+
+
 class Jobs:
     """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
 
     def __init__(
         self,
         store: Store,
+        orders: Orders,
         interpreters: Mapping[str, Interpret],
         policy_of: PolicyOf,
         performers: Mapping[type, Performer],
-        *,
-        pauses: Sequence[float] = PAUSES,
-        tries: int = TRIES,
+        manner: Manner,
     ) -> None:
-        self._store, self._interpreters = store, interpreters
+        self._store, self._orders, self._interpreters = store, orders, interpreters
         self._policy_of, self._performers = policy_of, performers
-        self._pauses, self._tries = pauses, tries
+        self._pauses, self._tries, self._report_every = manner.pauses, manner.tries, manner.report_every
         self._needless = Batch[int](store.ignore)
 
     async def handle(self, row: Happening, *, after: Collection[asyncio.Task[None]] = ()) -> None:
@@ -62,6 +75,8 @@ class Jobs:
                 if after:
                     await asyncio.wait(after)
                 await self._store.settle(id, event, policy)
+        except Fenced as fenced:
+            log.warning("delivery %s is left: %s", id, fenced)
         except Refused as refused:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
             await self._store.fail_inbox(id, str(refused))
@@ -94,50 +109,69 @@ class Jobs:
             return Policy()  # a fact of our own is never lost because the policy cannot be read now
 
     async def perform(self, id: int) -> None:
-        """Do one order, unless a later one makes it needless."""
+        """Do one order that this worker holds, unless a later one makes it needless."""
         try:
-            found = await self._store.order(id)
+            found = await self._orders.get(id)
         except (ValueError, KeyError) as error:
             log.error("order %s cannot be read and is given up: %s", id, error)
-            await self._store.finish(id, error="it cannot be read")
+            await self._orders.finish(id, error="it cannot be read")
             return
         if found is None:
             return
         order, task, attempts = found
-        if isinstance(order, Report) and await self._store.superseded(id):
-            await self._store.finish(id)
+        if isinstance(order, Report) and await self._is_needless(id):
             return
         try:
-            facts = await self._performers[type(order)](order, task)
-            await self._store.finish(id, facts)
+            await self._orders.finish(id, await self._performers[type(order)](order, task))
+        except Fenced as fenced:
+            log.warning("%s is left: %s", type(order).__name__, fenced)
+        except Mendable as refused:
+            await self._park(id, order, str(refused))
         except Refused as refused:
             await self._give_up(id, order, str(refused))
         except Unavailable as outage:
-            log.warning("%s waits: %s", type(order).__name__, outage)
-            tries = 1 if outage.got_on else attempts + 1
-            if tries >= self._tries:
-                await self._no_longer(id, order, f"{outage} (tried {tries} times)")
-            else:
-                pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
-                await self._store.postpone_order(id, str(outage), pause, tries=tries)
+            await self._wait(id, order, attempts, outage)
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
-                await self._no_longer(id, order, _bug(bug))
+                await self._park(id, order, _bug(bug))
             else:
-                await self._store.postpone_order(id, str(bug), self._pause(attempts), tries=attempts + 1)
+                await self._orders.postpone(id, str(bug), self._pause(attempts), tries=attempts + 1)
 
-    async def _no_longer(self, id: int, order: Effect, reason: str) -> None:
-        """What does not end gives an order up; a run only waits for a person, and keeps what it has done."""
-        if isinstance(order, StartRun):
-            await self._store.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
+    async def _is_needless(self, id: int) -> bool:
+        """Whether a report need not be made (now): a later one waits, or the last one was made just before."""
+        if await self._orders.is_superseded(id):
+            await self._orders.finish(id)
+            return True
+        rest = self._report_every and await self._orders.last_done(id) + self._report_every - now()
+        if not 0 < rest <= self._report_every:
+            return False
+        await self._orders.postpone(id, "it waits, so that several changes become one edit", rest, tries=1)
+        return True
+
+    async def _wait(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
+        """It is tried again later; what does not end parks the order."""
+        log.warning("%s waits: %s", type(order).__name__, outage)
+        tries = 1 if outage.got_on else attempts + 1
+        if tries >= self._tries:
+            await self._park(id, order, f"{outage} (tried {tries} times)")
         else:
-            await self._give_up(id, order, reason)
+            pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
+            await self._orders.postpone(id, str(outage), pause, tries=tries)
+
+    async def _park(self, id: int, order: Effect, reason: str) -> None:
+        """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""
+        log.warning("%s is parked: %s", type(order).__name__, reason)
+        if isinstance(order, StartRun):
+            await self._orders.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
+        else:
+            facts = [OrderParked(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+            await self._orders.park(id, reason, facts)
 
     async def _give_up(self, id: int, order: Effect, reason: str) -> None:
         log.warning("%s was refused: %s", type(order).__name__, reason)
         facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
-        await self._store.finish(id, facts, error=reason)
+        await self._orders.finish(id, facts, error=reason)
 
     def _pause(self, attempts: int, outage: Unavailable | None = None) -> float:
         if outage is not None and outage.retry_in is not None:

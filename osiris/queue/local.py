@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
-from osiris.ports import Delta
+from osiris.ports import News, Probe
 
 
 class LocalWake:
@@ -15,6 +15,14 @@ class LocalWake:
 
     def wake(self) -> None:
         self._event.set()
+
+    @contextlib.asynccontextmanager
+    async def connected(self, name: str = "") -> AsyncIterator[None]:
+        yield
+
+    async def probe(self) -> Probe | None:
+        """There is nothing that could be missing."""
+        return None
 
     async def wait(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -29,18 +37,22 @@ class LocalJournal:
     _MOST = 10_000  # pieces that wait for one reader
 
     def __init__(self) -> None:
-        self._readers: list[asyncio.Queue[Delta]] = []
+        self._readers: list[asyncio.Queue[News]] = []
 
-    def hear(self, delta: Delta) -> None:
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        yield
+
+    def hear(self, news: News) -> None:
         for reader in self._readers:
             if reader.full():
                 reader.get_nowait()
-            reader.put_nowait(delta)
+            reader.put_nowait(news)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[asyncio.Queue[Delta]]:
+    def reading(self) -> Iterator[asyncio.Queue[News]]:
         """A queue that gets every piece from now on, until the block ends."""
-        reader: asyncio.Queue[Delta] = asyncio.Queue(self._MOST)
+        reader: asyncio.Queue[News] = asyncio.Queue(self._MOST)
         self._readers.append(reader)
         try:
             yield reader

@@ -9,9 +9,13 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from osiris.errors import Fenced, Unavailable
 from osiris.ports import Wake
 from osiris.queue.jobs import Jobs
-from osiris.queue.store import REACTIONS, RUNS, STOPS, WRITES, Due, Store
+from osiris.queue.lease import BEAT, INBOX, Lease
+from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Due, Orders
+from osiris.queue.store import Store
+from osiris.queue.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -22,35 +26,87 @@ _BREATH = 0.02  # seconds we leave to the web side in a rush: answering comes fi
 
 
 class Worker:
-    """Handles the inbox and performs the outbox: `runs` agents at once, writes one at a time per account."""
+    """Handles the inbox while it is its turn, and performs the outbox: `runs` agents at once, and one write to GitHub
+    at a time per account. All that it does it does under its lease."""
 
-    def __init__(self, store: Store, jobs: Jobs, wake: Wake, *, runs: int) -> None:
-        self._store, self._jobs, self._wake, self._runs = store, jobs, wake, runs
+    def __init__(
+        self, store: Store, orders: Orders, jobs: Jobs, wake: Wake, lease: Lease, turns: Turns, *, runs: int
+    ) -> None:
+        self._store, self._orders, self._jobs, self._wake, self._runs = store, orders, jobs, wake, runs
+        self._lease, self._turns = lease, turns
         self._handling: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._performing: dict[Due, asyncio.Task[None]] = {}
+        self._decides, self._asked = False, 0.0
 
     async def work(self) -> None:
-        """Go on until cancelled; then cut off the jobs that are under way: their rows are still due."""
+        """Go on until cancelled; then cut off the jobs that are under way, and let others have them."""
+        await self._take_lease()
+        beating = asyncio.create_task(self._beat())
         try:
             while True:
+                if beating.done():
+                    await self._start_over(beating)
+                    beating = asyncio.create_task(self._beat())
                 await self._wake.wait(await self._look())
         finally:
-            under_way = [*(job for _, job in self._handling.values()), *self._performing.values()]
-            for job in under_way:
-                job.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            beating.cancel()
+            await self._cut_off()
+            await self._give_back()
+
+    async def _beat(self) -> None:
+        """Keep the lease alive; ends when it is lost."""
+        while True:
+            await asyncio.sleep(BEAT)
+            try:
+                if await self._lease.beat():
+                    self._wake.wake()
+            except Fenced as fenced:
+                log.warning("%s; this worker begins again with a new lease", fenced)
+                self._wake.wake()
+                return
+            except Unavailable as outage:
+                log.error("the lease cannot be kept alive: %s", outage)
+
+    async def _start_over(self, beating: asyncio.Task[None]) -> None:
+        beating.result()
+        await self._cut_off()
+        await self._take_lease()
+
+    async def _take_lease(self) -> None:
+        self._decides, self._asked = False, 0.0
+        while True:
+            try:
+                return await self._lease.take()
+            except SQLAlchemyError as error:
+                log.error("the database does not answer: %s", type(error).__name__)
+                await asyncio.sleep(_IDLE)
+
+    async def _cut_off(self) -> None:
+        under_way = [*(job for _, job in self._handling.values()), *self._performing.values()]
+        for job in under_way:
+            job.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _give_back(self) -> None:
+        try:
+            await self._lease.give_back()
+            self._wake.wake()
+        except Unavailable as outage:
+            log.warning("the lease could not be given back, so others wait until it is over: %s", outage)
 
     async def _look(self) -> float:
         """Start what is due; returns how long nothing more will be, in seconds."""
         try:
-            rush = await self._start_handles() >= _CROWD
+            rush = await self._may_decide() and await self._start_handles() >= _CROWD
             await self._start_orders()
             if rush:
                 await asyncio.sleep(_BREATH)
             if self._handling or self._performing:
                 return _IDLE  # whatever ends first wakes us
             at = await self._store.next_due()
-        except SQLAlchemyError as error:
+        except Fenced:
+            return BEAT  # the next beat tells what to do
+        except (SQLAlchemyError, Unavailable) as error:
             log.error("the database does not answer: %s", type(error).__name__)
             return _IDLE
         except Exception:
@@ -59,6 +115,12 @@ class Worker:
         if at is None:
             return _IDLE
         return max(0.01, min(_IDLE, at - time.time()))
+
+    async def _may_decide(self) -> bool:
+        """Whether it is our turn to decide; it stays so until the lease is over."""
+        if not self._decides and time.monotonic() >= self._asked + _IDLE:
+            self._decides, self._asked = await self._turns.take(INBOX), time.monotonic()
+        return self._decides
 
     async def _start_handles(self) -> int:
         """Start deciding what is due, as far as there is room; how many were started.
@@ -75,20 +137,13 @@ class Worker:
         return len(rows)
 
     async def _start_orders(self) -> None:
-        """Start what is due, each kind by itself: many runs that wait must not hide a write that could be done."""
-        under_way = [due.id for due in self._performing]
-        room = self._runs - sum(due.lane == RUNS for due in self._performing)
-        wanted = [((STOPS, REACTIONS), 200), ((WRITES,), 200), *([((RUNS,), room)] if room > 0 else [])]
-        dues = [due for lanes, most in wanted for due in await self._store.orders_due(most, lanes, under_way)]
-        for due in dues:
-            if self._has_room(due):
+        """Take and start what is due, each kind by itself: many waiting runs must hide no write that could be done."""
+        wanted = (((STOPS,), 50), ((REACTIONS, REPORTS), 10), ((WRITES,), 10), ((RUNS,), self._runs))
+        for lanes, most in wanted:
+            room = most - sum(due.lane in lanes for due in self._performing)
+            under_way = [due.id for due in self._performing]
+            for due in await self._orders.claim(room, lanes, under_way) if room > 0 else []:
                 self._performing[due] = self._job(self._jobs.perform(due.id), partial(self._performing.pop, due))
-
-    def _has_room(self, due: Due) -> bool:
-        """Writes and reactions go one at a time through each account."""
-        if due.lane in (RUNS, STOPS):
-            return True
-        return all((other.lane, other.owner) != (due.lane, due.owner) for other in self._performing)
 
     def _job(self, work: Coroutine[Any, Any, None], forget: Callable[[], object]) -> asyncio.Task[None]:
         job = asyncio.create_task(work)

@@ -3,12 +3,26 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-Json = JSON().with_variant(JSONB, "postgresql")
+Json = JSON()  # in PostgreSQL too, not JSONB: that refuses U+0000, which what a command printed may hold
 Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER column
+
+
+_LONGEST = 7200.0  # seconds; nothing is put off for longer
 
 
 def now() -> float:
@@ -19,13 +33,51 @@ def now() -> float:
 class Table(DeclarativeBase): ...
 
 
+def _only(name: str, column: str, where: str) -> Index:
+    """An index of the few rows that are looked for, in a table where most are over."""
+    return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
+
+
+class LeaseRow(Table):
+    """A living worker. Its number is the fence: it is never used again, and each write of the worker checks it.
+
+    `place` is the data folder it works in; `beat` grows as long as the worker lives.
+    """
+
+    __tablename__ = "leases"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    number: Mapped[int] = mapped_column(Key, primary_key=True)
+    place: Mapped[str] = mapped_column(String(64))
+    host: Mapped[str] = mapped_column(String(255))
+    since: Mapped[float]
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class TurnRow(Table):
+    """What only one worker may do at a time: `lease` is whose turn it is, `data` what the next one must know."""
+
+    __tablename__ = "turns"
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    lease: Mapped[int | None] = mapped_column(BigInteger)
+    data: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+
+
+class RecordRow(Table):
+    """A small thing to remember, under its name."""
+
+    __tablename__ = "records"
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
 class InboxRow(Table):
     """What happened. `handled` is when it was decided; `error` says why that will never be."""
 
     __tablename__ = "inbox"
     __table_args__ = (
         UniqueConstraint("source", "delivery", name="uq_inbox_source_delivery"),
-        Index("ix_inbox_due", "not_before", "id"),
+        _only("ix_inbox_waiting", "id", "not_before IS NOT NULL"),
+        _only("ix_inbox_failed", "id", "error IS NOT NULL"),
     )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     source: Mapped[str] = mapped_column(String(32))
@@ -40,7 +92,10 @@ class InboxRow(Table):
 
 
 class TaskRow(Table):
-    """One issue, one task; `data` is the whole `osiris.task.Task`, the columns are what is looked up."""
+    """One issue, one task; `data` is the whole `osiris.task.Task`, the columns are what is looked up.
+
+    `lease` is that of the worker which ran the task last: what its runs left is on that machine.
+    """
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -53,31 +108,47 @@ class TaskRow(Table):
     pull: Mapped[int | None]
     state: Mapped[str] = mapped_column(String(16), index=True)
     data: Mapped[dict[str, Any]] = mapped_column(Json)
+    lease: Mapped[int | None] = mapped_column(BigInteger)
     created: Mapped[float]
-    updated: Mapped[float]
+    updated: Mapped[float] = mapped_column(index=True)
     version: Mapped[int] = mapped_column()
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - the way SQLAlchemy declares it
 
 
 class OutboxRow(Table):
-    """What is to be done; `lane` says what waits for what (`store.py`)."""
+    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`orders.py`), `lease`
+    who does it now.
+
+    Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked: neither.
+    """
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("ix_outbox_due", "not_before", "id"), Index("ix_outbox_task", "task_id", "done"))
+    __table_args__ = (
+        Index("ix_outbox_task", "task_id", "done"),
+        _only("ix_outbox_waiting", "id", "not_before IS NOT NULL"),
+        _only("ix_outbox_waiting_about", "about", "not_before IS NOT NULL"),
+        _only("ix_outbox_failed", "id", "error IS NOT NULL"),
+    )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     key: Mapped[str] = mapped_column(String(64), unique=True)
     task_id: Mapped[int | None] = mapped_column(ForeignKey("tasks.id"))
     kind: Mapped[str] = mapped_column(String(32))
+    about: Mapped[str] = mapped_column(String(300))
     lane: Mapped[int]
     body: Mapped[dict[str, Any]] = mapped_column(Json)
     attempts: Mapped[int] = mapped_column(default=0)
     not_before: Mapped[float | None]
+    lease: Mapped[int | None] = mapped_column(BigInteger)
     done: Mapped[float | None]
     error: Mapped[str | None] = mapped_column(Text)
 
 
 class RunRow(Table):
-    """One run of an agent on a task; `name` is unique and also names its session."""
+    """One run of an agent on a task; `name` is unique and also names its session.
+
+    `lease` is that of the worker that runs it, and the fence of its transcript; `place` is the data folder where its
+    workspace lies; `kept` is the commit its files were last put away as, after `kept_steps` messages.
+    """
 
     __tablename__ = "runs"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -88,6 +159,10 @@ class RunRow(Table):
     seconds: Mapped[float] = mapped_column(default=0.0)
     ended: Mapped[float | None]
     outcome: Mapped[str | None] = mapped_column(String(32))
+    lease: Mapped[int | None] = mapped_column(BigInteger)
+    place: Mapped[str] = mapped_column(String(64), default="")
+    kept: Mapped[str] = mapped_column(String(64), default="")
+    kept_steps: Mapped[int] = mapped_column(default=0)
 
 
 class StepRow(Table):
@@ -113,3 +188,14 @@ class JournalRow(Table):
     what: Mapped[str] = mapped_column(String(64))
     detail: Mapped[dict[str, Any]] = mapped_column(Json)
     hash: Mapped[str] = mapped_column(String(64))
+
+
+def is_due(row: type[InboxRow | OutboxRow]) -> ColumnElement[bool]:
+    """Whether the time of a waiting row has come.
+
+    Clocks are set back, too: what was never put off is due whatever the clock says, and so is what is put off for
+    longer than anything ever is.
+    """
+    at = now()
+    soon = (row.not_before <= at) | (row.attempts == 0) | (row.not_before > at + _LONGEST)
+    return row.not_before.is_not(None) & soon

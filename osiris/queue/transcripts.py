@@ -1,45 +1,86 @@
-"""Runs and their transcripts: every message is committed before the next thing happens."""
+"""Runs and their transcripts: every message is committed before the next thing happens, by who runs the run."""
+
+from typing import Any
 
 from sqlalchemy import bindparam, select, update
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from osiris.errors import Fenced
 from osiris.events import IssueRef
-from osiris.ports import Message
+from osiris.ports import Begun, Kept, Message
 from osiris.queue import codec
+from osiris.queue.database import answering, insert, reading
+from osiris.queue.lease import Lease
 from osiris.queue.tables import RunRow, StepRow, TaskRow, now
 
+_HELD = (RunRow.name == bindparam("run_name"), RunRow.lease == bindparam("number"))
 _ADD_SECONDS = (
-    update(RunRow).where(RunRow.name == bindparam("run_name")).values(seconds=RunRow.seconds + bindparam("more"))
+    update(RunRow.__table__)  # type: ignore[arg-type]
+    .where(*_HELD)
+    .values(seconds=RunRow.seconds + bindparam("more"))
+)
+_KEEP = (
+    update(RunRow.__table__)  # type: ignore[arg-type]
+    .where(*_HELD)
+    .values(kept=bindparam("commit"), kept_steps=bindparam("steps"))
 )
 
 
 class DatabaseTranscripts:
-    """`osiris.ports.Transcripts` over the tables runs and steps."""
+    """`osiris.ports.Transcripts` over the tables runs and steps.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._read = async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+    The lease that began a run last is the fence of its transcript: nobody else can add to it.
+    """
 
-    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> tuple[str, float]:
-        task = select(TaskRow.id).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number).scalar_subquery()
-        values = {"name": run, "task_id": task, "purpose": purpose, "base": base, "started": now(), "seconds": 0.0}
-        async with self._engine.begin() as connection:
-            await connection.execute(insert(RunRow).values(**values).on_conflict_do_nothing())
-            row = (await connection.execute(select(RunRow.base, RunRow.seconds).where(RunRow.name == run))).one()
-        return row.base, row.seconds
+    def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
+        self._engine, self._lease = engine, lease
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._new_run = insert(engine, RunRow).on_conflict_do_nothing()
+        self._new_step = insert(engine, StepRow).on_conflict_do_nothing()
+
+    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> Begun:
+        with answering():
+            async with self._write.begin() as session:
+                await self._lease.insist(session)
+                task = await session.scalar(
+                    select(TaskRow.id).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
+                )
+                values = {"name": run, "task_id": task, "purpose": purpose, "base": base, "started": now()}
+                fresh = {"seconds": 0.0, "place": "", "kept": "", "kept_steps": 0}
+                await session.execute(self._new_run, values | fresh)
+                row = await session.get_one(RunRow, run, with_for_update=True)
+                here = row.place == self._lease.place
+                row.lease, row.place = self._lease.number, self._lease.place
+                await session.execute(update(TaskRow).where(TaskRow.id == task).values(lease=self._lease.number))
+                kept = Kept(commit=row.kept, steps=row.kept_steps) if row.kept else None
+                return Begun(base=row.base, seconds=row.seconds, here=here, kept=kept)
 
     async def load(self, run: str) -> list[Message]:
         query = select(StepRow.message).where(StepRow.run == run).order_by(StepRow.seq)
-        async with self._read() as session:
-            return [codec.load_message(message) for message in await session.scalars(query)]
+        with answering():
+            async with self._read() as session:
+                return [codec.load_message(message) for message in await session.scalars(query)]
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
         values = {"run": run, "seq": seq, "message": codec.dump_message(message), "at": now()}
-        async with self._engine.begin() as connection:
-            await connection.execute(insert(StepRow).on_conflict_do_nothing(), values)
-            await connection.execute(_ADD_SECONDS, {"run_name": run, "more": seconds})
+        with answering():
+            async with self._write.begin() as session:
+                await self._hold(session, _ADD_SECONDS, run, more=seconds)
+                await session.execute(self._new_step, values)
+
+    async def keep(self, run: str, kept: Kept) -> None:
+        with answering():
+            async with self._write.begin() as session:
+                await self._hold(session, _KEEP, run, commit=kept.commit, steps=kept.steps)
 
     async def end(self, run: str, outcome: str) -> None:
-        async with self._engine.begin() as connection:
-            await connection.execute(update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome))
+        with answering():
+            async with self._write.begin() as session:
+                await session.execute(update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome))
+
+    async def _hold(self, session: AsyncSession, statement: Any, run: str, **values: Any) -> None:
+        connection = await session.connection()
+        done = await connection.execute(statement, {"run_name": run, "number": self._lease.number, **values})
+        if done.rowcount == 0:
+            raise Fenced("another worker goes on with this run")

@@ -1,14 +1,17 @@
 """What the operator is shown: tasks, what failed, and the story of one task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.events import IssueRef
+from osiris.ports import Figure
 from osiris.queue import codec
-from osiris.queue.tables import InboxRow, JournalRow, OutboxRow, RunRow, StepRow, TaskRow
+from osiris.queue.database import reading
+from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow, now
 from osiris.task import Task
 
 
@@ -30,6 +33,20 @@ class Failure:
     id: str
     at: float
     error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """An order that is still to be done.
+
+    `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its turn), `worker` who
+    does it now ("": nobody).
+    """
+
+    what: str
+    until: float | None
+    why: str
+    worker: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +74,7 @@ class Views:
     """Reads only."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._read = async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
 
     async def tasks(self, limit: int = 50) -> list[TaskLine]:
         """The tasks that moved last, newest first."""
@@ -80,7 +97,7 @@ class Views:
     async def failures(self, limit: int = 50) -> list[Failure]:
         """Deliveries and orders that were given up, newest first."""
         inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
-        outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.done.is_not(None))
+        outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None))
         async with self._read() as session:
             lost = await session.scalars(inbox.order_by(InboxRow.id.desc()).limit(limit))
             refused = await session.scalars(outbox.order_by(OutboxRow.id.desc()).limit(limit))
@@ -89,6 +106,34 @@ class Views:
                 *(Failure(what=r.kind, id=r.key, at=r.done or 0.0, error=r.error or "") for r in refused),
             ]
         return sorted(found, key=lambda failure: -failure.at)[:limit]
+
+    async def waiting(self, task: int) -> list[Waiting]:
+        """The orders of a task that are still to be done, in their order."""
+        query = (
+            select(OutboxRow.kind, OutboxRow.not_before, OutboxRow.error, LeaseRow.host)
+            .outerjoin(LeaseRow, LeaseRow.number == OutboxRow.lease)
+            .where(OutboxRow.task_id == task, OutboxRow.done.is_(None))
+            .order_by(OutboxRow.id)
+        )
+        async with self._read() as session:
+            rows = await session.execute(query)
+            return [Waiting(what=kind, until=at, why=why or "", worker=host or "") for kind, at, why, host in rows]
+
+    async def figures(self) -> list[Figure]:
+        """What there is and what waits, counted now."""
+        waits = OutboxRow.not_before.is_not(None)
+        parked = OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
+        oldest = select(func.min(InboxRow.received)).where(InboxRow.not_before.is_not(None))
+        async with self._read() as session:
+            return [
+                *await _counted(session, "tasks", TaskRow.state),
+                *await _counted(session, "orders_waiting", OutboxRow.kind, waits),
+                *await _counted(session, "orders_parked", OutboxRow.kind, parked),
+                *await _counted(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
+                Figure("oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0),
+                Figure("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
+                *_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
+            ]
 
     async def story(self, task: int, after: int = 0) -> list[Line]:
         """The journal of a task beyond line `after`."""
@@ -114,6 +159,20 @@ class Views:
         query = select(InboxRow.not_before).where(InboxRow.source == source, InboxRow.delivery == delivery)
         async with self._read() as session:
             return (await session.execute(query)).one_or_none() == (None,)
+
+
+async def _counted(session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]) -> list[Figure]:
+    rows = await session.execute(select(by, func.count()).where(*only).group_by(by))
+    return [Figure(name, float(count), by.key, str(value)) for value, count in rows]
+
+
+def _writes(accounts: Sequence[TurnRow]) -> list[Figure]:
+    """Writes to GitHub in the last hour; it lets an account have 500."""
+    since = now() - 3600
+    return [
+        Figure("writes_last_hour", sum(at > since for at in row.data.get("sent", [])), "account", row.name[7:])
+        for row in accounts
+    ]
 
 
 async def _line(session: Any, row: TaskRow) -> TaskLine:

@@ -40,10 +40,11 @@ class Bubblewrap:
         except OSError as error:
             raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
 
-    async def open(self, name: str, *, mirror: Path, base: str) -> tuple[Session, bool]:
+    async def open(self, name: str, *, mirror: Path, base: str, files: str = "") -> tuple[Session, bool]:
         """The session `name`, found again or made new with a clone of `mirror` at commit `base`; and whether it is new.
 
-        Raises Refused when this machine has no safe sandbox, or the mirror or the commit cannot be used.
+        The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Raises Refused
+        when this machine has no safe sandbox, or the mirror or the commit cannot be used.
         """
         disk = self._disk(name)
         await self._insist()
@@ -51,12 +52,13 @@ class Bubblewrap:
         if found:
             self._end_processes(name)
             return self._session(name, disk, mirror), False
-        if not OBJECT_ID.fullmatch(base):
-            raise Refused(f"{base!r} is not the id of a commit")
+        for commit in filter(None, (base, files)):
+            if not OBJECT_ID.fullmatch(commit):
+                raise Refused(f"{commit!r} is not the id of a commit")
         if not (mirror / "HEAD").is_file():
             raise Refused(f"the mirror {mirror} is missing")
         await self.remove(name)
-        return await self._make(name, disk, mirror, base), True
+        return await self._make(name, disk, mirror, (base, files)), True
 
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes a few hundred milliseconds at most."""
@@ -76,12 +78,12 @@ class Bubblewrap:
         """The sessions that exist on disk."""
         return sorted(entry.name for entry in os.scandir(self._root) if PLAIN_NAME.fullmatch(entry.name))
 
-    async def _make(self, name: str, disk: Disk, mirror: Path, base: str) -> OpenSession:
+    async def _make(self, name: str, disk: Disk, mirror: Path, commits: tuple[str, str]) -> OpenSession:
         bounded = any(probe.name == probes.BOUNDED_DISK and probe.ok for probe in self._good)
         try:
             await asyncio.to_thread(disk.make, self._limits, bounded=bounded)
             session = self._session(name, disk, mirror)
-            await session.check_out(base)
+            await session.check_out(*commits)
         except Unavailable as error:
             await self.remove(name)
             if "find source path" in str(error):

@@ -30,6 +30,7 @@ git clone -q --shared --no-checkout --template= /base.git /workspace
 said=$(git checkout -q -b work "$1" -- 2>&1)
 case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
 cp -p .git/index /keep/index
+[ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
 """
 
 
@@ -112,14 +113,14 @@ class OpenSession:
         await asyncio.to_thread(self._ground.disk.remove)
         await remove_cgroup(self._ground.cgroup)
 
-    async def check_out(self, base: str) -> None:
-        """Fill a new session. Raises Refused."""
+    async def check_out(self, base: str, files: str = "") -> None:
+        """Fill a new session, with the files of commit `files` if that is given. Raises Refused."""
         ground = self._ground
         view = replace(ground.view, extra=((ground.disk.keep, "/keep", True),), toolchains=())
         jail = Jail(view)
         try:
             await jail.ready(self._cgroup)
-            argv = ["/bin/bash", "-c", CHECKOUT, "checkout", base]
+            argv = ["/bin/bash", "-c", CHECKOUT, "checkout", base, files]
             result = await jail.run(argv, b"", view.limits.open_seconds, Output(8192))
         finally:
             jail.discard()
@@ -127,7 +128,7 @@ class OpenSession:
         if not _is_plain_file(ground.disk.keep / "index"):
             raise Refused("the checkout left no index")
         ground.disk.seal(base)
-        self._untouched = True
+        self._untouched = not files  # else what differs may have the index's own second
         self._prepare()
 
     def _prepare(self) -> None:

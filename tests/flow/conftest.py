@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import create_engine
 
 from loopback import server as loopback
 from loopback.server import Vendors
-from osiris.bootstrap import Osiris
+from osiris.bootstrap import Osiris, Patience
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.ports import Message
+from osiris.queue.tables import Table
 from osiris.queue.views import Failure
 from osiris.task import Task
 
@@ -140,7 +142,7 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[World]]
 
 
 @pytest.fixture
-def start(place: Path) -> Start:
+def start(place: Path, pair: dict[str, str]) -> Start:
     """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere.
 
     With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also` is configured as
@@ -167,10 +169,10 @@ def start(place: Path) -> Start:
                 files=files or FILES,
                 people=PEOPLE,
                 model=f"scripted:{script}",
-                more={**(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
+                more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
             ) as stage,
             _listening() as said_in_logs,
-            stage.osiris(**{"pauses": (0.05,), **replacements}) as osiris,
+            stage.osiris(**{"patience": Patience(pauses=(0.05,)), **replacements}) as osiris,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,
@@ -223,13 +225,24 @@ async def _no_secret_anywhere(stage: Stage, alice: Person, logged: list[str]) ->
     """The canary: App key, webhook secret, the models' keys and every token that was minted."""
     secrets = [*stage.settings.secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
     data = stage.settings.osiris_data_dir
-    kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*"))
+    kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dumped(stage)
     said = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
     said += [str(pull["body"]) for pull in await alice.pulls()]
     for secret in secrets:
         assert secret.encode() not in kept, "a secret is in the database"
         assert not any(secret in words for words in said), "a secret was said"
         assert not any(secret in line for line in logged), "a secret was logged"
+
+
+def _dumped(stage: Stage) -> bytes:
+    """Everything that is in a PostgreSQL."""
+    if stage.settings.is_embedded:
+        return b""
+    engine = create_engine(stage.settings.database.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        rows = [str(connection.execute(table.select()).all()) for table in Table.metadata.sorted_tables]
+    engine.dispose()
+    return "".join(rows).encode()
 
 
 async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
@@ -242,12 +255,15 @@ async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def command() -> Callable[..., Any]:
+def command(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Run `osiris …` as an operator does; gives (exit code, stdout, stderr)."""
     import anyio
 
+    pair = request.getfixturevalue("pair") if "pair" in request.fixturenames else {}
+    stands_on = {name.upper(): value for name, value in pair.items()}
+
     async def ran(*args: str, **environ: str) -> tuple[int, str, str]:
-        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ}
+        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **stands_on, **environ}
         done = await anyio.run_process([sys.executable, "-m", "osiris", *args], env=env, check=False)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 

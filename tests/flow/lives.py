@@ -8,8 +8,9 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
-from osiris.bootstrap import build, serve
+from osiris.bootstrap import Patience, build
 from osiris.config.settings import Settings
+from osiris.serving import serve
 
 _forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
 _forks.set_forkserver_preload(["tests.flow.lives"])
@@ -18,7 +19,7 @@ _forks.set_forkserver_preload(["tests.flow.lives"])
 def live(settings: Settings) -> None:
     """A whole life: web and worker, until killed."""
     logging.disable(logging.CRITICAL)
-    asyncio.run(serve(build(settings, pauses=(0.05,))))
+    asyncio.run(serve(build(settings, patience=Patience(pauses=(0.05,)))))
 
 
 class Lives:

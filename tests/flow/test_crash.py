@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loopback import server as loopback
+from osiris.bootstrap import Patience
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.queue.database import connect
@@ -124,11 +125,11 @@ EXPECTED = {
 
 
 @contextlib.asynccontextmanager
-async def ground(place: Path, more: dict[str, str] | None = None) -> AsyncIterator[Ground]:
+async def ground(place: Path, pair: dict[str, str], model: dict[str, str] | None = None) -> AsyncIterator[Ground]:
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
-    model = more or {"osiris_model": f"scripted:{script}"}
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=model) as stage:
+    more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage:
         lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
@@ -149,8 +150,8 @@ async def _answers(stage: Stage) -> bool:
             return False
 
 
-async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path):
-    async with ground(place) as it:
+async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path, pair: dict[str, str]):
+    async with ground(place, pair) as it:
         killer = Killer(lives=it.lives)
         it.stage.hub.interceptors.append(killer)
         assert await it.whole_life() == EXPECTED
@@ -159,9 +160,9 @@ async def test_killed_before_and_after_every_write_the_result_is_the_same(place:
         assert it.lives.count >= 2 * len(both_ways)
 
 
-async def test_killed_at_random_moments_the_result_is_the_same(place: Path):
+async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair: dict[str, str]):
     chance = random.Random(20)
-    async with ground(place) as it:
+    async with ground(place, pair) as it:
 
         async def reap() -> None:
             for _ in range(15):
@@ -174,8 +175,8 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path):
         assert (await it.views.tasks())[0].task.state == "done"
 
 
-async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(place: Path):
-    async with loopback.serving(STORY) as vendors, ground(place, settings_of(vendors, "anthropic")) as it:
+async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(place: Path, pair: dict[str, str]):
+    async with loopback.serving(STORY) as vendors, ground(place, pair, settings_of(vendors, "anthropic")) as it:
 
         async def reap() -> None:
             for asked in (3, 7):
@@ -201,14 +202,14 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
     script = place / "script.yml"
     script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
     async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
-        async with stage.osiris(pauses=(0.05,)) as first, stage.person("alice") as alice:
+        async with stage.osiris(patience=Patience(pauses=(0.05,))) as first, stage.person("alice") as alice:
             issue = await alice.file_issue("x")
             await alice.label(issue)
             while sum(step.message.role == "assistant" for step in await first.views.steps(1)) < 3:
                 await asyncio.sleep(0.02)
         for name in first.sandbox.names():
             await first.sandbox.remove(name)
-        async with stage.osiris(pauses=(0.05,)) as second, stage.person("alice") as alice:
+        async with stage.osiris(patience=Patience(pauses=(0.05,))) as second, stage.person("alice") as alice:
             await stage.settled(second.store)
             [pull] = await alice.pulls()
             files = await alice.ask("GET", f"/pulls/{pull['number']}/files")

@@ -20,8 +20,16 @@ from loopback.troubles import (
     UnknownTool,
 )
 from osiris.agents.scripted import ScriptedBrain
+from osiris.bootstrap import Patience
 from osiris.ports import Delta, Message, deaf
 from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, settings_of, step
+
+
+@pytest.fixture
+def pair() -> dict[str, str]:
+    """Models do not know what Osiris stands on."""
+    return {}
+
 
 VENDORS = tuple(WIRES)
 every_vendor = pytest.mark.parametrize("vendor", VENDORS)
@@ -306,7 +314,9 @@ async def test_only_the_chosen_vendors_library_is_loaded():
 
 
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
-    async with start({"runs": [run(WAIT, *FIX)]}, vendor="anthropic", tries=4) as world:
+    async with start(
+        {"runs": [run(WAIT, *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=4)
+    ) as world:
         issue = await world.labelled()
         await world.until_running()
         world.vendors.troubles += [Status(503)] * 4
@@ -321,7 +331,9 @@ async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_
 
 
 async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
-    async with start({"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", tries=3) as world:
+    async with start(
+        {"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=3)
+    ) as world:
         await world.osiris.brains.probe()
         world.vendors.troubles += [Status(503), Status(503), None] * 6  # three in a row would be too many
         await world.in_review()

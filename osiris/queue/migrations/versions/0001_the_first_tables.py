@@ -2,7 +2,6 @@
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
@@ -37,9 +36,7 @@ def upgrade() -> None:
         sa.Column("issue", sa.Integer(), nullable=False),
         sa.Column("pull", sa.Integer(), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column(
-            "data", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
-        ),
+        sa.Column("data", sa.JSON(), nullable=False),
         sa.Column("created", sa.Double(), nullable=False),
         sa.Column("updated", sa.Double(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
@@ -58,9 +55,7 @@ def upgrade() -> None:
         sa.Column("at", sa.Double(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("what", sa.String(length=64), nullable=False),
-        sa.Column(
-            "detail", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
-        ),
+        sa.Column("detail", sa.JSON(), nullable=False),
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
             ["task_id"],
@@ -76,9 +71,7 @@ def upgrade() -> None:
         sa.Column("task_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("lane", sa.Integer(), nullable=False),
-        sa.Column(
-            "body", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
-        ),
+        sa.Column("body", sa.JSON(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("not_before", sa.Double(), nullable=True),
         sa.Column("done", sa.Double(), nullable=True),
@@ -117,9 +110,7 @@ def upgrade() -> None:
         "steps",
         sa.Column("run", sa.String(length=255), nullable=False),
         sa.Column("seq", sa.Integer(), nullable=False),
-        sa.Column(
-            "message", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=False
-        ),
+        sa.Column("message", sa.JSON(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["run"],

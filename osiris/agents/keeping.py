@@ -1,0 +1,138 @@
+"""A run's files put away now and then, so that another machine can go on with them; and had again there."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from osiris.agents.loop import INTERRUPTED, Tape
+from osiris.errors import Refused, Unavailable
+from osiris.ports import Begun, Checkout, Desk, Kept, Message, Sandbox, Session, Toolbox, Transcripts, Vault
+
+log = logging.getLogger(__name__)
+
+EVERY = 60.0  # seconds between two times that a run's files are put away
+_LAST = 6.0  # seconds that it may take when the worker is about to end
+
+MOVED = (
+    "This work was moved to another machine. The files of the repository are as they were. Gone are running processes, "
+    "what lay outside of the workspace, and what git ignores in it, such as installed packages."
+)
+DIFFERED = " Some commands were run again there, and ended otherwise than before, so look before you go on: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whose files they are: the repository, the run's name in it, and its transcript's name."""
+
+    repo: str
+    ref: str
+    run: str
+
+
+class Shelf:
+    """Where the files of one run are put away, taken the way finished work is taken.
+
+    Without a `vault` nothing is put away: then the database is on the same disk as the files.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        vault: Vault | None,
+        desk: Desk,
+        transcripts: Transcripts,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._place, self._vault, self._desk, self._transcripts = place, vault, desk, transcripts
+        self._clock, self._at = clock, clock()
+        self._base = self._before = ""
+
+    async def open(self, sandbox: Sandbox, begun: Begun, checkout: Checkout) -> tuple[Session, int | None]:
+        """The run's session, and the message from which on its steps must be done again in it (None: from none).
+
+        Raises Refused or Unavailable.
+        """
+        self._base, self._before = begun.base, begun.kept.commit if begun.kept else ""
+        if not begun.here:
+            await sandbox.remove(self._place.run)  # what an earlier visit of this run left here is out of date
+        files = await self._fetched(begun.kept) if self._place.run not in sandbox.names() else ""
+        session, is_new = await sandbox.open(self._place.run, mirror=checkout.mirror, base=begun.base, files=files)
+        if not is_new:
+            return session, None
+        return session, begun.kept.steps if begun.kept and files else 0
+
+    async def _fetched(self, kept: Kept | None) -> str:
+        if self._vault is None or kept is None:
+            return ""
+        try:
+            await self._vault.fetch(self._place.repo, self._place.ref)
+        except Refused as refused:
+            log.warning("what %s had done is not where it was put away: %s", self._place.run, refused)
+            return ""
+        return kept.commit
+
+    async def now_and_then(self, session: Session, tape: Tape) -> None:
+        """After a step: put the files away if that was not done for a while."""
+        if self._vault is not None and self._clock() - self._at >= EVERY:
+            await self.put(session, len(tape.messages))
+
+    async def put(self, session: Session, steps: int) -> None:
+        """Put the files away as they are after `steps` messages. What cannot be put away is done again instead."""
+        try:
+            export = await session.export(self._base)
+            try:
+                await self.put_taken((await self._desk.take(self._place.repo, self._base, export, ())).tree, steps)
+            finally:
+                export.pack.unlink(missing_ok=True)
+        except (Refused, Unavailable) as error:
+            log.warning("the files of %s could not be put away: %s", self._place.run, error)
+        self._at = self._clock()
+
+    async def put_taken(self, tree: str, steps: int) -> None:
+        """Put a tree away that was taken already. Raises Fenced, Refused or Unavailable."""
+        if self._vault is not None:
+            commit = await self._vault.keep(self._place.repo, self._place.ref, tree, self._base, self._before)
+            await self._transcripts.keep(self._place.run, Kept(commit=commit, steps=steps))
+            self._before = commit
+
+    async def put_at_last(self, session: Session, tape: Tape) -> None:
+        """The worker is about to end: put the files away, in a few seconds or not at all."""
+        if self._vault is None:
+            return
+        try:
+            async with asyncio.timeout(_LAST):
+                await self.put(session, len(tape.messages))
+        except TimeoutError:
+            log.warning("there was no time to put the files of %s away", self._place.run)
+
+
+async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:
+    """Do again, in a new workspace, the answered tool calls whose answers come from message `since` on.
+
+    No model is asked. Returns the commands that ended otherwise than they did.
+    """
+    calls = {call.id: call for message in messages for call in message.calls}
+    answers = [message for message in messages[since:] if message.role == "tool" and message.text != INTERRUPTED]
+    log.info("doing %d tool calls again in a new workspace", len(answers))
+    differed = []
+    for answer in answers:
+        if (call := calls[answer.call]).broken:
+            continue
+        ran = (await toolbox.call(call.name, call.args)).ran
+        if answer.ran and ran and answer.ran.exit_code != ran.exit_code:
+            differed.append(f"`{ran.command}` ended with {ran.exit_code}, before with {answer.ran.exit_code}")
+    return differed
+
+
+def moved(differed: Sequence[str], *, restored: bool) -> Message | None:
+    """What the agent is told of it; nothing when all that it had done was done again, with the same ends."""
+    if not restored and not differed:
+        return None
+    return Message(role="user", text=MOVED + (DIFFERED + "; ".join(differed) if differed else ""))
+
+
+def tells_of_difference(message: Message) -> bool:
+    return message.role == "user" and message.text.startswith(MOVED + DIFFERED)

@@ -1,0 +1,238 @@
+"""The outbox: who does which order, and what becomes of it. Each write holds the lease of the worker that does it."""
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import aliased
+
+from osiris.effects import Effect, OpenIssue, React, Report, StartRun, StopRun, SwitchModel
+from osiris.errors import Fenced
+from osiris.events import Event
+from osiris.ports import Journal, Noted
+from osiris.queue import codec, journal
+from osiris.queue.arrival import own_row
+from osiris.queue.database import answering, reading
+from osiris.queue.lease import Lease
+from osiris.queue.tables import InboxRow, LeaseRow, OutboxRow, TaskRow, is_due, now
+from osiris.task import Task
+
+WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
+"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a reaction and a
+stop wait for nothing.
+"""
+
+_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS, Report: REPORTS}
+_NEAR = 1.0  # seconds that an order waits for the worker which ran its task last: what it needs is on that machine
+
+_waiting_runs = (OutboxRow.task_id == bindparam("task"), OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None))
+WAKE_RUN = (
+    update(OutboxRow.__table__)  # type: ignore[arg-type]
+    .where(*_waiting_runs)
+    .values(not_before=bindparam("now"), attempts=0)
+)
+_run = aliased(OutboxRow)
+_last_run = (
+    select(func.coalesce(func.max(_run.id), 0)).where(_run.task_id == bindparam("task"), _run.lane == RUNS)
+).scalar_subquery()
+TAKE_UP = (
+    update(OutboxRow.__table__)  # type: ignore[arg-type]
+    .where(OutboxRow.task_id == bindparam("task"), OutboxRow.id > _last_run)
+    .where(OutboxRow.not_before.is_(None), OutboxRow.done.is_(None))
+    .values(not_before=bindparam("now"), attempts=0, error=None)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """An order that this worker holds; `owner` is the account whose installation it writes through."""
+
+    id: int
+    lane: int
+    owner: str
+
+
+def _due(id: int, lane: int, repo: str | None) -> Due:
+    return Due(id=id, lane=lane, owner=(repo or "").partition("/")[0])
+
+
+class Orders:
+    """The outbox as one worker sees it. Raises Fenced for what it does not hold, Unavailable without a database."""
+
+    def __init__(self, engine: AsyncEngine, lease: Lease, news: Journal, *, runs_per_repository: int = 0) -> None:
+        """`runs_per_repository`: so many runs at once in one repository, on all workers together; 0: any."""
+        self._lease, self._news, self._most = lease, news, runs_per_repository
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+
+    async def claim(self, limit: int, lanes: Collection[int], without: Collection[int]) -> list[Due]:
+        """Take up to `limit` orders of some lanes whose time has come, but for those that are `without`."""
+        query = self._due(lanes, without).limit(limit)
+        with answering():
+            async with self._read() as session:
+                if not (await session.execute(query)).first():
+                    return []
+            async with self._write.begin() as session:
+                await self._lease.insist(session)
+                rows = (await session.execute(query.with_for_update(of=OutboxRow, skip_locked=True))).all()
+                dues = [_due(*row) for row in rows]
+                ids = [due.id for due in dues]
+                await session.execute(update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number))
+        return dues
+
+    def _due(self, lanes: Collection[int], without: Collection[int]) -> Select[int, int, str]:
+        return (
+            select(OutboxRow.id, OutboxRow.lane, TaskRow.repo)
+            .outerjoin(TaskRow, TaskRow.id == OutboxRow.task_id)
+            .where(is_due(OutboxRow), OutboxRow.lane.in_(lanes), OutboxRow.id.not_in(without))
+            .where(self._lease.frees(OutboxRow.lease), self._is_near(), ~_is_held_up())
+            .where(*self._rules(lanes))
+            .order_by(OutboxRow.id)
+        )
+
+    def _is_near(self) -> ColumnElement[bool]:
+        """Whether it should be done on this machine: elsewhere the work would have to be fetched first."""
+        return or_(self._lease.frees(TaskRow.lease), OutboxRow.not_before <= now() - _NEAR)
+
+    def _rules(self, lanes: Collection[int]) -> list[ColumnElement[bool]]:
+        """One run of a task at a time, and only who runs it can stop it."""
+        other = aliased(OutboxRow)
+        elsewhere = exists().where(
+            other.task_id == OutboxRow.task_id,
+            other.id != OutboxRow.id,
+            other.lane == RUNS,
+            other.not_before.is_not(None),
+            other.lease.in_(select(LeaseRow.number)) if RUNS in lanes else self._lease.others(other.lease),
+        )
+        rules = [or_(OutboxRow.lane.not_in((RUNS, STOPS)), ~elsewhere)]
+        if RUNS in lanes and self._most:
+            rules.append(self._runs_in_repository() < self._most)
+        return rules
+
+    def _runs_in_repository(self) -> Any:
+        other, task = aliased(OutboxRow), aliased(TaskRow)
+        return (
+            select(func.count())
+            .select_from(other)
+            .join(task, task.id == other.task_id)
+            .where(other.lane == RUNS, other.not_before.is_not(None), task.repo == TaskRow.repo)
+            .where(other.lease.in_(select(LeaseRow.number)))
+            .correlate(TaskRow)
+            .scalar_subquery()
+        )
+
+    async def get(self, id: int) -> tuple[Effect, Task | None, int] | None:
+        """The order, its task as it is now, and the attempts so far; None when it is done."""
+        with answering():
+            async with self._read() as session:
+                row = await session.get(OutboxRow, id)
+                if row is None or row.not_before is None:
+                    return None
+                task = await session.get(TaskRow, row.task_id) if row.task_id else None
+                return codec.load(row.body), codec.load_task(task.data) if task else None, row.attempts
+
+    async def is_superseded(self, id: int) -> bool:
+        """Whether the same task has a later order of the same kind to be done: two reports are one."""
+        later = aliased(OutboxRow)
+        query = select(OutboxRow.id).where(
+            OutboxRow.id == id,
+            exists().where(
+                later.task_id == OutboxRow.task_id,
+                later.kind == OutboxRow.kind,
+                later.id > OutboxRow.id,
+                later.not_before.is_not(None),
+            ),
+        )
+        with answering():
+            async with self._read() as session:
+                return await session.scalar(query) is not None
+
+    async def last_done(self, id: int) -> float:
+        """When the order of the same kind before this one was done for its task (seconds since 1970; 0: never)."""
+        order = aliased(OutboxRow)
+        query = select(func.max(OutboxRow.done)).join(order, order.task_id == OutboxRow.task_id)
+        with answering():
+            async with self._read() as session:
+                return await session.scalar(query.where(order.id == id, OutboxRow.kind == order.kind)) or 0.0
+
+    async def finish(self, id: int, facts: Sequence[Event] = (), error: str | None = None) -> None:
+        """The order is done (or refused for good, with `error`); the facts it brought enter the inbox with that."""
+        noted = None
+        async with self._ending(id) as (session, row):
+            if row is not None:
+                row.done, row.not_before, row.error = now(), None, error and codec.plain(error)
+                noted = await _record(session, row, facts, {"refused": error} if error else {})
+        self._tell(noted)
+
+    async def park(self, id: int, error: str, facts: Sequence[Event] = ()) -> None:
+        """It waits for a person: a retry of its task takes it up again."""
+        noted = None
+        async with self._ending(id) as (session, row):
+            if row is not None:
+                row.not_before, row.error, row.lease = None, codec.plain(error), None
+                noted = await _record(session, row, facts, {"parked": error})
+        self._tell(noted)
+
+    async def postpone(self, id: int, error: str, seconds: float, *, tries: int) -> None:
+        """Again in `seconds`, by whoever is first."""
+        async with self._ending(id) as (_, row):
+            if row is not None:
+                row.not_before, row.error, row.attempts, row.lease = now() + seconds, codec.plain(error), tries, None
+
+    def _tell(self, noted: Noted | None) -> None:
+        if noted:
+            self._news.hear(noted)
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, id: int) -> AsyncIterator[tuple[AsyncSession, OutboxRow | None]]:
+        """A transaction on an order that this worker holds; None when it is over already."""
+        with answering():
+            async with self._write.begin() as session:
+                task = await session.scalar(select(OutboxRow.task_id).where(OutboxRow.id == id))
+                if task is not None:  # before the order: whoever decides locks in this order too
+                    await session.execute(select(TaskRow.id).where(TaskRow.id == task).with_for_update())
+                row = await session.get_one(OutboxRow, id, with_for_update=True)
+                if row.lease != self._lease.number:
+                    raise Fenced("another worker has this order by now")
+                yield session, row if row.not_before is not None else None
+
+
+async def _record(
+    session: AsyncSession, row: OutboxRow, facts: Sequence[Event], detail: dict[str, str]
+) -> Noted | None:
+    """What doing an order brought, and a line in the journal."""
+    for n, fact in enumerate(facts):
+        again = f"/{now()}" if "parked" in detail else ""  # it may be parked more than once
+        arrived = own_row(f"{row.key}/{n}{again}", fact)._asdict()
+        session.add(InboxRow(**arrived, received=now(), not_before=now()))
+    if row.task_id is None:
+        return None
+    return await journal.write(session, row.task_id, ("done", row.kind, {"key": row.key, **detail}))
+
+
+def row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:
+    """Order number `n` of a decision, as it enters the outbox."""
+    return OutboxRow(
+        key=f"{inbox_id}.{n}",
+        task_id=task.id if task else None,
+        kind=type(order).__name__,
+        about=order.repo if isinstance(order, OpenIssue) else str(order.issue),
+        lane=_LANES.get(type(order), WRITES),
+        body=codec.dump(order),
+        not_before=now(),
+    )
+
+
+def _is_held_up() -> ColumnElement[bool]:
+    """Whether an earlier order about the same issue must be done first."""
+    earlier = aliased(OutboxRow)
+    same = exists().where(
+        earlier.about == OutboxRow.about,
+        earlier.id < OutboxRow.id,
+        earlier.not_before.is_not(None),
+        or_(earlier.lane == WRITES, (earlier.lane == REPORTS) & (OutboxRow.lane == REPORTS)),
+    )
+    return OutboxRow.lane.in_((WRITES, RUNS, REPORTS)) & same

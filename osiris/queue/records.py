@@ -1,0 +1,75 @@
+"""`osiris.ports.Records`: what the database knows, for who compares it with GitHub."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from osiris.events import IssueRef
+from osiris.queue import codec, journal
+from osiris.queue.database import answering, insert, reading
+from osiris.queue.tables import InboxRow, OutboxRow, RecordRow, TaskRow
+from osiris.task import LIVING, Task
+
+_AT_ONCE = 500  # parameters in one statement
+
+
+class DatabaseRecords:
+    """Raises Unavailable when the database does not answer."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def living(self) -> Sequence[tuple[Task, float]]:
+        query = select(TaskRow.data, TaskRow.created).where(TaskRow.state.in_([state.value for state in LIVING]))
+        with answering():
+            async with self._read() as session:
+                return [(codec.load_task(data), created) for data, created in await session.execute(query)]
+
+    async def missing(self, source: str, deliveries: Collection[str]) -> set[str]:
+        wanted, known = list(deliveries), set[str]()
+        with answering():
+            async with self._read() as session:
+                for start in range(0, len(wanted), _AT_ONCE):
+                    some = InboxRow.delivery.in_(wanted[start : start + _AT_ONCE])
+                    known |= set(
+                        await session.scalars(select(InboxRow.delivery).where(InboxRow.source == source, some))
+                    )
+        return set(wanted) - known
+
+    async def recall(self, name: str) -> str:
+        with answering():
+            async with self._read() as session:
+                return await session.scalar(select(RecordRow.value).where(RecordRow.name == name)) or ""
+
+    async def remember(self, name: str, value: str) -> None:
+        new = insert(self._engine, RecordRow)
+        kept = new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
+        with answering():
+            async with self._write.begin() as session:
+                await session.execute(kept, {"name": name, "value": value})
+
+    async def rename(self, old: str, new: str) -> None:
+        """Tasks and waiting orders follow. A run under way goes on under its new name from what it has stored."""
+        with answering():
+            async with self._write.begin() as session:
+                rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
+                for row in list(rows):
+                    await _rename_task(session, row, new)
+
+
+async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
+    task = codec.load_task(row.data)
+    moved = replace(task, issue=IssueRef(repo, task.issue.number))
+    row.repo, row.data = repo, codec.dump_task(moved)
+    waiting = await session.scalars(select(OutboxRow).where(OutboxRow.task_id == row.id, OutboxRow.done.is_(None)))
+    for order in list(waiting):
+        body = {**order.body, "issue": {"repo": repo, "number": task.issue.number}}
+        await session.execute(
+            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(moved.issue))
+        )
+    detail = {"from": task.issue.repo, "to": repo}
+    await journal.write(session, row.id, ("happened", "RepositoryRenamed", detail))

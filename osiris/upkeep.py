@@ -1,0 +1,88 @@
+"""What a worker does beside its work: it clears away what nobody will come back to."""
+
+import asyncio
+import logging
+from collections import defaultdict
+
+from osiris.bot.depot import Depot
+from osiris.bot.git import HostDesk
+from osiris.config.settings import Settings
+from osiris.errors import OsirisError
+from osiris.ports import Sandbox
+from osiris.queue.lease import Lease
+from osiris.queue.prune import Pruned, Pruning, PutAway
+from osiris.queue.turns import Turns
+
+log = logging.getLogger(__name__)
+
+_EVERY = 60.0  # seconds
+_PRUNE = 6 * 3600.0
+_GIB = 1 << 30
+
+
+class Upkeep:
+    """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the disk."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lease: Lease,
+        turns: Turns,
+        sandbox: Sandbox,
+        desk: HostDesk,
+        depot: Depot,
+        pruning: Pruning,
+    ) -> None:
+        self._most, self._lease, self._turns = int(settings.osiris_cache_gib * _GIB), lease, turns
+        self._sandbox, self._desk, self._depot, self._pruning = sandbox, desk, depot, pruning
+
+    async def run(self) -> None:
+        """Go on until cancelled; what fails is tried again the next time."""
+        pruned = -_PRUNE
+        while True:
+            await asyncio.sleep(_EVERY)
+            try:
+                await self.tidy()
+                if await self._turns.take("upkeep"):
+                    await self.drop_needless()
+                    if asyncio.get_running_loop().time() - pruned >= _PRUNE:
+                        pruned = asyncio.get_running_loop().time()
+                        _say(await self._pruning.prune())
+                await self.trim()
+            except (OsirisError, OSError) as error:
+                log.warning("tidying up waits: %s", error)
+
+    async def tidy(self) -> None:
+        """Remove the workspaces on this machine that no run will come back to."""
+        names = self._sandbox.names()  # before the question: a run that begins meanwhile is in its answer
+        current = await self._pruning.current(self._lease.place)
+        for name in names:
+            if name not in current:
+                await self._sandbox.remove(name)
+
+    async def drop_needless(self) -> None:
+        """Remove from GitHub what was put away for runs that are over."""
+        by_repo: dict[str, list[PutAway]] = defaultdict(list)
+        for away in await self._pruning.needless():
+            by_repo[away.issue.repo].append(away)
+        for repo, some in by_repo.items():
+            await self._depot.drop(repo, [away.ref for away in some])
+            for away in some:
+                await self._pruning.forget(away.run)
+
+    async def trim(self) -> list[str]:
+        """Remove the repositories used longest ago until the rest fits into what the settings allow."""
+        cached = await asyncio.to_thread(self._desk.cached)
+        total, gone = sum(size for _, size, _ in cached), list[str]()
+        for repo, size, _ in sorted(cached, key=lambda found: found[2]):
+            if total > self._most and repo not in await self._pruning.busy():
+                await self._depot.forget(repo)
+                total, gone = total - size, [*gone, repo]
+        if gone:
+            log.info("removed from this machine to make room: %s", ", ".join(gone))
+        return gone
+
+
+def _say(pruned: Pruned) -> None:
+    if pruned.tasks or pruned.deliveries:
+        log.info("pruned %d tasks and %d deliveries", pruned.tasks, pruned.deliveries)
