@@ -33,7 +33,7 @@ from osiris.health import Readiness
 from osiris.policy import Policy
 from osiris.ports import Choose, Sandbox
 from osiris.queue.database import connect, is_current, migrate
-from osiris.queue.intake import Intake
+from osiris.queue.intake import WAITING, Intake
 from osiris.queue.jobs import PAUSES, TRIES, Jobs, Manner, PolicyOf
 from osiris.queue.lease import PATIENCE, Lease
 from osiris.queue.local import LocalJournal, LocalWake
@@ -152,11 +152,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How a worker waits: pauses (seconds) between tries and how many there are, and how long a silent worker lives."""
+    """How long things are waited for: the pauses (seconds) between tries and how many tries there are, the seconds that
+    a silent worker lives, and how many deliveries may wait at the door."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
     lease: float = PATIENCE
+    waiting: int = WAITING
 
 
 def build(
@@ -182,7 +184,7 @@ def build(
     if works and sandbox is None:
         sandbox = Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
     views = Views(engine)
-    intake, secret = Intake(store, wake), settings.github_webhook_secret.get_secret_value()
+    intake, secret = Intake(store, wake, most=patience.waiting), settings.github_webhook_secret.get_secret_value()
     ready = Readiness(settings, store, sandbox, brains, wake)
     osiris = Osiris(
         settings=settings,

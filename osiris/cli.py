@@ -128,6 +128,14 @@ def migrate() -> None:
 
 
 @app.command()
+def prune(json: Json = False) -> None:
+    """Remove what has been over for OSIRIS_KEEP_DAYS; journals are written to files before."""
+    from osiris.console.prune import prune as remove
+
+    _run(remove(_settings(), as_json=json))
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is missing."""
     from osiris.console.doctor import doctor as examine

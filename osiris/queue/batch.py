@@ -15,11 +15,12 @@ class Batch(Generic[Item]):
     def __init__(self, do: Callable[[list[Item]], Awaitable[None]]) -> None:
         self._do = do
         self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self._under_way = 0
         self._doing: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """How many things wait for the next batch."""
-        return len(self._waiting)
+        """How many things are not done yet."""
+        return len(self._waiting) + self._under_way
 
     async def add(self, item: Item) -> None:
         """Return when `item` is done. Raises what doing its batch raised."""
@@ -32,6 +33,7 @@ class Batch(Generic[Item]):
     async def _work(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            self._under_way = len(batch)
             [outcome] = await asyncio.gather(self._do([item for item, _ in batch]), return_exceptions=True)
             for _, done in batch:
                 if done.done():  # its caller has gone
@@ -40,3 +42,4 @@ class Batch(Generic[Item]):
                     done.set_exception(outcome)
                 else:
                     done.set_result(None)
+            self._under_way = 0

@@ -11,7 +11,9 @@ from osiris.queue.arrival import Received, own_row
 from osiris.queue.batch import Batch
 from osiris.queue.store import Store
 
-_MOST = 2000  # rows that may wait for their commit
+WAITING = 2000
+"""Rows that may wait for their commit."""
+
 _PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
@@ -21,9 +23,13 @@ class Intake:
     At most `most` rows wait for their commit: who comes then is told at once to come again.
     """
 
-    def __init__(self, store: Store, wake: Wake, *, most: int = _MOST) -> None:
+    def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
         self._wake, self._most = wake, most
         self._rows = Batch[Received](store.receive)
+
+    def __len__(self) -> int:
+        """How many rows wait for their commit."""
+        return len(self._rows)
 
     async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
         await self._take(Received(source, delivery, kind, body))

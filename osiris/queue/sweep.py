@@ -15,6 +15,7 @@ from osiris.queue.jobs import Jobs
 from osiris.queue.lease import BEAT, INBOX, Lease
 from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Due, Orders
 from osiris.queue.store import Store
+from osiris.queue.tables import now
 from osiris.queue.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Worker:
             return _IDLE
         if at is None:
             return _IDLE
-        return max(0.01, min(_IDLE, at - time.time()))
+        return max(0.01, min(_IDLE, at - now()))
 
     async def _may_decide(self) -> bool:
         """Whether it is our turn to decide; it stays so until the lease is over."""

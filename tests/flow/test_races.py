@@ -180,7 +180,7 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         await world.until_running()
         suspended.append(True)
         await world.settled()
-        assert (await world.task()).state == "failed"
+        assert (await world.task()).state == "paused"
         suspended.clear()
         await world.bob.comment(issue, "/osiris retry")
         await world.settled()

@@ -1,0 +1,30 @@
+"""Pruning by hand: the same that a worker does every few hours."""
+
+from dataclasses import asdict
+
+from osiris.bootstrap import prepare
+from osiris.config.settings import Settings
+from osiris.console.common import console, print_json
+from osiris.errors import Refused
+from osiris.queue.database import connect
+from osiris.queue.prune import Pruning
+
+
+async def prune(settings: Settings, *, as_json: bool) -> None:
+    """Remove what is over for longer than the settings say, and say how much that was."""
+    exports = settings.osiris_data_dir / "exports"
+    engine = connect(settings.database)
+    try:
+        await prepare(settings, engine)
+        pruned = await Pruning(engine, exports, days=settings.osiris_keep_days).prune()
+    except OSError as error:
+        raise Refused(f"the journals cannot be written to {exports}: {error.strerror}; nothing was removed") from None
+    finally:
+        await engine.dispose()
+    if as_json:
+        print_json(asdict(pruned))
+        return
+    console().print(
+        f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries} deliveries, and of "
+        f"{pruned.tasks} tasks {pruned.steps} messages and {pruned.lines} journal lines (now in {exports})"
+    )

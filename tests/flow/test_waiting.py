@@ -1,0 +1,145 @@
+"""What cannot be done now waits, says why, and is taken up again: nothing is lost by an outage."""
+
+import asyncio
+import sqlite3
+import time
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bench.load import _signed
+from osiris.bootstrap import Patience
+from osiris.queue import tables
+from tests.flow.conftest import FIX, Start, World, run, step
+from tests.flow.test_outages import from_osiris, is_write
+from tests.servers import Postgres
+
+
+def refusing(world: World, ending: str, answer: Response) -> list[Response]:
+    """From now on writes to addresses with this end are refused, as long as the list has an answer in it."""
+    answers = [answer]
+
+    async def refuse(request: Request, forward) -> Response:
+        if answers and is_write(request) and from_osiris(request) and str(request.url).endswith(ending):
+            return answers[0]
+        return await forward()
+
+    world.stage.hub.interceptors.append(refuse)
+    return answers
+
+
+FORBIDDEN = {"message": "Resource not accessible by integration"}
+
+
+async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_taken_up_by_a_retry(start: Start, command):
+    async with start() as world:
+        refused = refusing(world, "/pulls", JSONResponse(FORBIDDEN, 403))
+        issue = await world.labelled()
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run) == ("paused", 1)
+        [status] = await world.said_by_osiris(issue)
+        assert "not accessible by integration" in status
+        data = {"OSIRIS_DATA_DIR": str(world.stage.settings.osiris_data_dir)}
+        _, shown, _ = await command("task", "show", "1", **data)
+        assert "OpenDraftPull is parked: " in shown
+        assert "`osiris task retry` takes it up" in shown
+        refused.clear()
+        code, _, said = await command("task", "retry", "1", **data)
+        assert (code, said) == (0, "")
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run) == ("review", 1)  # no agent worked again
+        assert len(await world.alice.pulls()) == 1
+        assert len(await world.said_by_osiris(issue)) == 1
+
+
+async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_up(start: Start):
+    async with start(patience=Patience(pauses=(0.01,), tries=3)) as world:
+        refused = refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
+        issue = await world.labelled()
+        await world.settled()
+        assert await world.said_by_osiris(issue) == []
+        assert {failure.what for failure in await world.failures()} == {"Report"}
+        refused.clear()
+        await world.bob.comment(issue, "/osiris retry")
+        await world.settled()
+        assert any("review" in words for words in await world.said_by_osiris(issue))
+        assert await world.failures() == []
+
+
+@pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # the lock that it holds is SQLite's
+async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
+    async with start(patience=Patience(waiting=3)) as world:
+        head, body = _signed(b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value())
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:] if ": " in line)
+        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
+        path = world.stage.settings.osiris_data_dir / "osiris.db"
+        held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")  # whoever writes now must be able to end
+        try:
+            async with httpx.AsyncClient(timeout=10) as http:
+
+                async def send(number: int) -> httpx.Response:
+                    return await http.post(
+                        url, content=body, headers={**headers, "X-GitHub-Delivery": f"full-{number}"}
+                    )
+
+                first = [asyncio.create_task(send(n)) for n in range(3)]
+                async with asyncio.timeout(10):
+                    while len(world.osiris.intake) < 3:
+                        await asyncio.sleep(0.01)
+                began = time.monotonic()
+                refused = await send(9)
+                assert (refused.status_code, time.monotonic() - began < 1) == (503, True)
+                assert int(refused.headers["retry-after"]) > 0
+                held.execute("ROLLBACK")
+                assert {answer.status_code for answer in await asyncio.gather(*first)} == {202}
+        finally:
+            held.close()
+
+
+@pytest.mark.parametrize("pair", ["servers"], indirect=True)  # SQLite cannot be stopped
+async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_comes_back(
+    start: Start, postgres: Postgres
+):
+    async with start() as world:
+        issue = await world.alice.file_issue("add subtracts")
+        postgres.stop()
+        await world.alice.label(issue)
+        await world.stage.hub.drained()
+        assert world.stage.app.deliveries[-1].status_code == 503
+        assert world.stage.app.deliveries[-1].duration < 5
+        postgres.start()
+        await world.osiris.reconciler.look()
+        await world.settled()
+        [pull] = await world.alice.pulls()
+        assert pull["draft"]
+
+
+@pytest.mark.parametrize("jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"])
+async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, jump: int
+):
+    async with start({"runs": [run(step("run_command", command="sleep 1"), *FIX)]}) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + jump)
+        await world.settled()
+        assert (await world.task()).state == "review"
+        assert len(await world.said_by_osiris(issue)) == 1
+
+
+async def test_what_waits_is_counted(start: Start):
+    async with start(patience=Patience(pauses=(30.0,))) as world:
+        refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
+        await world.labelled()
+        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
+        async with httpx.AsyncClient() as http, asyncio.timeout(20):
+            while 'osiris_orders_waiting{kind="Report"} 1.0' not in (told := (await http.get(url)).text):
+                await asyncio.sleep(0.05)
+        assert "osiris_workers 1.0" in told
+        assert 'osiris_tasks{state="' in told
+        world.stage.hub.interceptors.clear()
