@@ -224,7 +224,7 @@ def _with_work(
     reconciler = Reconciler(github, tokens, osiris.intake, osiris.records)
     lookup = Lookup(github, osiris.store, osiris.brains.trouble, reconciler.soon, reconciler.heard)
     policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
-    orders = Orders(osiris.engine, lease, osiris.journal, runs_per_repository=settings.osiris_repository_runs)
+    orders = Orders(osiris.engine, lease, osiris.journal, runs_per_repository=settings.osiris_repository_runs or 0)
     manner = Manner(
         pauses=patience.pauses,
         tries=patience.tries,

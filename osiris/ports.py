@@ -80,7 +80,6 @@ class Brain(Protocol):
         Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it never will), or
         Refused.
         """
-        ...
 
 
 Choose = Callable[[str], Awaitable[Brain]]
@@ -121,7 +120,6 @@ class Toolbox(Protocol):
 
     async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
         """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends the run."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +149,6 @@ class Transcripts(Protocol):
 
     async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> Begun:
         """Take a run over, and note its begin if it is new."""
-        ...
 
     async def load(self, run: str) -> list[Message]: ...
 
@@ -160,15 +157,12 @@ class Transcripts(Protocol):
 
         Storing the same number again changes nothing.
         """
-        ...
 
     async def keep(self, run: str, kept: Kept) -> None:
         """Note where a run's files were put away."""
-        ...
 
     async def end(self, run: str, outcome: str) -> None:
         """Note a run's end. Anybody may: a run that is stopped need not be under way."""
-        ...
 
 
 # ── how a run ends ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,11 +246,9 @@ class Desk(Protocol):
 
     async def take(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> Taken:
         """Import a stranger's pack and hold it against policy. Raises Refused with the sentence for the person."""
-        ...
 
     async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
         """The repository's own instructions for agents at `commit`: path -> text, capped."""
-        ...
 
 
 class Vault(Protocol):
@@ -267,15 +259,12 @@ class Vault(Protocol):
 
         Returns its commit. Raises Fenced when another worker put something away since; Refused, and Unavailable.
         """
-        ...
 
     async def fetch(self, repo: str, run: str) -> None:
         """Bring what was put away to this machine. Raises Refused when it is not there, and Unavailable."""
-        ...
 
     async def drop(self, repo: str, runs: Collection[str]) -> None:
         """Throw away what was put away for some runs; fine when there is nothing. Raises Refused or Unavailable."""
-        ...
 
 
 class Session(Protocol):
@@ -286,15 +275,12 @@ class Session(Protocol):
 
         With `keep_as`, the full output (up to the session's cap) is kept as that file name below /tmp/outputs inside.
         """
-        ...
 
     async def export(self, base: str) -> Export:
         """Take the workspace as a pack against commit `base`, from a fresh read-only jail. Raises Refused."""
-        ...
 
     async def close(self) -> None:
         """End the session and remove what it left; closing twice is fine."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,19 +303,15 @@ class Sandbox(Protocol):
         The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Returns the
         session and whether it was new. Raises Refused when there is no safe sandbox on this machine.
         """
-        ...
 
     async def remove(self, name: str) -> None:
         """Throw a session away by its name; fine if there is none."""
-        ...
 
     def names(self) -> Sequence[str]:
         """The sessions that are on this machine."""
-        ...
 
     async def probe(self) -> Sequence[Probe]:
         """What this machine can do, each found out by doing it."""
-        ...
 
 
 # ── durability ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -341,11 +323,9 @@ class Inbox(Protocol):
 
         Raises Unavailable when the database did not take it.
         """
-        ...
 
     async def note(self, key: str, event: Event) -> None:
         """Accept a fact of our own, known by `key`."""
-        ...
 
 
 class Tasks(Protocol):
@@ -371,21 +351,17 @@ class Records(Protocol):
 
     async def living(self) -> Sequence[tuple[Task, float]]:
         """Every task that has not ended, and when it was made (seconds since 1970)."""
-        ...
 
     async def missing(self, source: str, deliveries: Collection[str]) -> set[str]:
         """Those of some deliveries of a source that never came into the inbox."""
-        ...
 
     async def recall(self, name: str) -> str:
         """What was remembered under a name; "" when nothing was."""
-        ...
 
     async def remember(self, name: str, value: str) -> None: ...
 
     async def rename(self, old: str, new: str) -> None:
         """A repository has another name from now on, in all that is known of it."""
-        ...
 
 
 class Pace(Protocol):
@@ -397,11 +373,9 @@ class Pace(Protocol):
         Raises Unavailable when the wait would be long (`retry_in` says how long), and Fenced when this worker no longer
         holds its lease: then nothing may be sent.
         """
-        ...
 
     async def hold(self, account: str, seconds: float) -> None:
         """GitHub asked for a pause: no worker gets leave to write through `account` for so many seconds."""
-        ...
 
 
 class Wake(Protocol):
@@ -409,8 +383,6 @@ class Wake(Protocol):
 
     def wake(self) -> None:
         """Tell every worker, on this machine and on others."""
-        ...
 
     async def wait(self, timeout: float) -> None:
         """Return when woken, or after `timeout` seconds."""
-        ...

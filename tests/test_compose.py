@@ -30,10 +30,11 @@ def test_osiris_is_one_web_door_two_workers_and_a_migration_each_a_command_that_
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_and_none_is_a_secret(name: str):
-    """Secrets come from the file, which is nobody's but the operator's."""
+    """Secrets come from the file, which is nobody's but the operator's; so does the password in an address."""
     assert OURS[name]["env_file"] == ".env"
-    for variable in OURS[name]["environment"]:
-        assert not isinstance(DEFAULTS[variable.lower()].default, SecretStr), variable
+    for variable, value in OURS[name]["environment"].items():
+        secret = isinstance(DEFAULTS[variable.lower()].default, SecretStr)
+        assert not secret or "PASSWORD:?" in value or "@" not in value, variable
 
 
 @pytest.mark.parametrize("name", OURS)

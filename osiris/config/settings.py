@@ -52,7 +52,7 @@ class Settings(BaseModel):
     openai_compatible_api_key: SecretStr = SecretStr("")
     osiris_toolchains: tuple[Path, ...] = ()
     osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
-    osiris_repository_runs: Annotated[int, Field(ge=0, le=64)] = 0
+    osiris_repository_runs: Annotated[int, Field(ge=1, le=64)] | None = None
     osiris_github_limits: Literal["on", "off"] = "on"
     osiris_keep_days: Annotated[int, Field(ge=4, le=3650)] = 30
     osiris_cache_gib: Annotated[float, Field(gt=0)] = 20.0

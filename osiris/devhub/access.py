@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from osiris.devhub import tokens
+from osiris.devhub.payloads.basics import iso
 from osiris.devhub.refusals import Denied, forbidden, not_found, unauthorized, unfit
 from osiris.devhub.things import ROLES, App, Installation, Repo, User
 from osiris.devhub.world import World
 
 LEVELS = ("none", "read", "write", "admin")
+ADMINISTRATION = "administration:write"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Who:
         if not self.sees(repo):
             raise not_found()
         if self.may(repo, needs, role):
+            if repo.archived and any(need.endswith(":write") and need != ADMINISTRATION for need in needs):
+                raise Denied(403, "Repository was archived so is read-only.")
             return
         if self.app is not None:
             raise forbidden()
@@ -115,6 +119,9 @@ class Keyring:
         app = grant.installation.app
         if grant.expires <= self.world.now() or grant.installation.id not in self.world.installations:
             raise unauthorized()
+        if grant.installation.suspended is not None:
+            owner, since = grant.installation.account.login, iso(grant.installation.suspended)
+            raise Denied(403, f"Sorry. This installation owned by {owner} suspended your access at {since}.")
         return Who(user=app.bot, app=app, grant=grant)
 
     def _app_of(self, token: str) -> App:
@@ -134,6 +141,8 @@ class Keyring:
         ids: Iterable[int],
     ) -> Grant:
         """A new installation token, never wider than the installation."""
+        if installation.suspended is not None:
+            raise Denied(403, "This installation has been suspended")
         held = installation.app.permissions
         for name, level in (permissions or {}).items():
             if level not in LEVELS or not _covers(held, f"{name}:{level}"):

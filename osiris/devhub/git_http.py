@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from osiris.devhub.access import Keyring, Who
 from osiris.devhub.pulls import notice_refs
@@ -45,6 +45,8 @@ class GitHttp:
             return PlainTextResponse("Please upgrade your git client.\n", 403)
         try:
             who = self._keyring.who(request.headers.get("authorization", ""))
+            if (moved := self._world.moved.get(name.lower())) is not None and who.sees(moved):
+                return RedirectResponse(f"{self._world.url}/{moved.full_name}.git{rest}?{request.url.query}", 301)
             repo = self._allowed(who, name, writes=service == "git-receive-pack")
         except Denied as denied:
             return _refusal(denied)
@@ -72,6 +74,8 @@ class GitHttp:
             raise Denied(404, "Repository not found.")
         if writes and not who.may(repo, ["contents:write"], "write"):
             raise Denied(403, f"Permission to {repo.full_name}.git denied to {who.name.login}.")
+        if writes and repo.archived:
+            raise Denied(403, "This repository was archived so it is read-only.")
         if not who.may(repo, ["contents:read"], "read"):
             raise Denied(403, "Write access to repository not granted.")
         return repo

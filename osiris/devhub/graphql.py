@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.devhub import pulls, reviews
-from osiris.devhub.access import Keyring, Who
+from osiris.devhub.access import Who
 from osiris.devhub.payloads.basics import Json, iso
 from osiris.devhub.refusals import Denied, not_found
 from osiris.devhub.routes.call import read_json
@@ -74,8 +74,7 @@ T = TypeVar("T")
 TYPES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND"}
 
 
-async def answer(request: Request, world: World, keyring: Keyring) -> Response:
-    who = keyring.who(request.headers.get("authorization", ""))
+async def answer(request: Request, world: World, who: Who) -> Response:
     if who.user is None:
         raise (
             Denied(401, "This endpoint requires you to be authenticated.")

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import httpx
@@ -20,15 +20,39 @@ TIMEOUT = 10
 WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: "timed out"}
 
 
+class Sending:
+    """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is called."""
+
+    def __init__(self, hooks: "Hooks", delivery: Delivery, rest: Sequence["Interceptor"]) -> None:
+        self._hooks, self._delivery, self._rest = hooks, delivery, rest
+
+    async def __call__(self) -> None:
+        await self._hooks.through(self._delivery, self._rest)
+
+    def after(self, moment: Awaitable[object]) -> None:
+        """Let it go once `moment` has come; what happens until then overtakes it."""
+        self._hooks.put_off(self._delivery, moment, self)
+
+    def lost(self) -> None:
+        """Let it be as if it had never been: it goes nowhere and is not on record."""
+        self._delivery.app.deliveries.remove(self._delivery)
+
+
+Interceptor = Callable[[Delivery, Sending], Awaitable[None]]
+"""Stands between a delivery and the wire. When it does nothing, the delivery failed."""
+
+
 class Hooks:
     """One queue and one sender for each app."""
 
     def __init__(self, world: World, watchers: Sequence[Watcher] = ()) -> None:
         self._world, self._watchers = world, watchers
+        self.interceptors: list[Interceptor] = []
         self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=tls())
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
-        self._unsent = 0
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._unsent, self._quiet = 0, asyncio.Event()
         world.listeners.append(self.hear)
 
     def hear(self, happening: Happening) -> None:
@@ -37,20 +61,28 @@ class Hooks:
             app = installation.app
             if not app.webhook_url or happening.event not in app.events or happening.repo not in installation.repos:
                 continue
+            if installation.suspended is not None:
+                continue
             body = webhooks.payload(self._world, happening, installation)
             self._queue(app, happening.event, body, installation, happening.repo)
 
-    def installed(self, installation: Installation, action: str = "created") -> None:
+    def installed(self, installation: Installation, action: str) -> None:
+        """Tell an app that it was installed or taken off, suspended or let in again."""
         body = webhooks.installed(self._world, installation, action)
-        if installation.app.webhook_url:
-            self._queue(installation.app, "installation", body, installation, None)
+        self._queue(installation.app, "installation", body, installation, None)
+
+    def selected(self, installation: Installation, *, added: Sequence[Repo] = (), removed: Sequence[Repo] = ()) -> None:
+        """Tell an app which repositories came to an installation of it, or were taken from it."""
+        body = webhooks.selected(self._world, installation, added, removed)
+        self._queue(installation.app, "installation_repositories", body, installation, None)
 
     def redeliver(self, old: Delivery) -> None:
         """Send the same body again under the same guid."""
         self._put(self._delivery(old.app, old.event, old.body, old.installation, old.repo, guid=old.guid))
 
     def _queue(self, app: App, event: str, body: dict[str, Any], installation: Installation, repo: Repo | None) -> None:
-        self._put(self._delivery(app, event, json.dumps(body).encode(), installation, repo))
+        if app.webhook_url:
+            self._put(self._delivery(app, event, json.dumps(body).encode(), installation, repo))
 
     def _delivery(
         self,
@@ -77,7 +109,7 @@ class Hooks:
     def _put(self, delivery: Delivery) -> None:
         app = delivery.app
         self._world.record(delivery)
-        self._unsent += 1
+        self._count(1)
         if app.id not in self._queues:
             self._queues[app.id] = asyncio.Queue()
             self._senders[app.id] = asyncio.create_task(self._send_all(self._queues[app.id]))
@@ -85,14 +117,41 @@ class Hooks:
 
     async def _send_all(self, queue: asyncio.Queue[Delivery]) -> None:
         while True:
-            delivery = await queue.get()
-            try:
-                await self._send(delivery)
-            finally:
-                self._unsent -= 1
-                queue.task_done()
+            await self._sent(delivery := await queue.get(), self.through(delivery, list(self.interceptors)))
 
-    async def _send(self, delivery: Delivery) -> None:
+    async def through(self, delivery: Delivery, interceptors: Sequence[Interceptor]) -> None:
+        if not interceptors:
+            await self._post(delivery)
+            return
+        first, *rest = interceptors
+        await first(delivery, Sending(self, delivery, rest))
+
+    def put_off(self, delivery: Delivery, moment: Awaitable[object], send: Sending) -> None:
+        async def later() -> None:
+            await moment
+            await send()
+
+        self._count(1)
+        delivery.status = "put off" if delivery.status == "pending" else delivery.status
+        self._waiting.add(task := asyncio.create_task(self._sent(delivery, later())))
+        task.add_done_callback(self._waiting.discard)
+
+    async def _sent(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
+        """Send; what nobody sent and nobody put off has failed."""
+        delivery.status = "pending"
+        try:
+            await sending
+            if delivery.status == "pending":
+                delivery.delivered, delivery.status_code = self._world.now(), 502
+                delivery.status = "failed to connect to host"
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._unsent += more
+        (self._quiet.clear if self._unsent else self._quiet.set)()
+
+    async def _post(self, delivery: Delivery) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         delivery.request_headers = _headers(delivery)
@@ -115,20 +174,20 @@ class Hooks:
             watcher.delivered(delivery)
 
     async def drained(self) -> None:
-        """Wait until everything queued so far, and what that caused, was sent."""
+        """Wait until everything queued so far or put off, and what that caused, was sent."""
         while self._unsent:
-            joins = [asyncio.ensure_future(queue.join()) for queue in self._queues.values()]
-            await asyncio.wait([*joins, *self._senders.values()], return_when=asyncio.FIRST_COMPLETED)
-            for task in joins:
-                task.cancel()
-            for sender in self._senders.values():
-                if sender.done():
-                    sender.result()
+            quiet = asyncio.ensure_future(self._quiet.wait())
+            tasks = [quiet, *self._senders.values(), *self._waiting]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            quiet.cancel()
+            for task in done:
+                task.result()  # a bug of an interceptor is the test's
 
     async def close(self) -> None:
-        for sender in self._senders.values():
-            sender.cancel()
-        await asyncio.gather(*self._senders.values(), return_exceptions=True)
+        tasks = [*self._senders.values(), *self._waiting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
 
 

@@ -113,8 +113,9 @@ def set_draft(world: World, pull: Pull, by: User, draft: bool) -> None:
         raise unprocessable("The pull request is closed")
     pull.draft = draft
     pull.issue.updated = world.now()
-    world.note(pull.issue, by, "marked this as a draft" if draft else "marked this ready for review")
     action = "converted_to_draft" if draft else "ready_for_review"
+    event = "convert_to_draft" if draft else "ready_for_review"
+    world.note(pull.issue, by, "marked this as a draft" if draft else "marked this ready for review", event)
     world.tell("pull_request", action, pull.repo, by, issue=pull.issue)
 
 
@@ -169,7 +170,8 @@ def _merged(world: World, pull: Pull, by: User, commit: str) -> None:
     issue, now = pull.issue, world.now()
     pull.merged_at, pull.merged_by, pull.merge_commit = now, by, commit
     issue.state, issue.closed, issue.closed_by, issue.updated = "closed", now, by, now
-    world.note(issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}")
+    world.note(issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}", "merged", commit=commit)
+    world.note(issue, by, "", "closed")
     world.tell("pull_request", "closed", pull.repo, by, issue=issue)
     for number in CLOSING.findall(pull.body):
         closed = pull.repo.issues.get(int(number))
@@ -204,6 +206,7 @@ def _follow(world: World, pull: Pull, by: User, branch: str, sha: str) -> None:
     if pull.head_ref != branch:
         return
     if sha == NO_COMMIT:
+        world.note(pull.issue, by, f"deleted the branch {branch}", "head_ref_deleted")
         world.close_issue(pull.issue, by)
         return
     before, pull.head_sha = pull.head_sha, sha

@@ -20,6 +20,14 @@ class Denied(Refused):
         return " ".join(filter(None, said)) or str(self)
 
 
+class Limited(Denied):
+    """Too many requests for this hour; `headers` say how many, and until when."""
+
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(403, message)
+        self.headers = headers
+
+
 def not_found() -> Denied:
     return Denied(404, "Not Found")
 

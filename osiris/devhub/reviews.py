@@ -202,6 +202,7 @@ def dismiss(world: World, done: Review, by: User, message: str) -> None:
         raise unprocessable("Message can't be blank")
     done.state = "DISMISSED"
     pull = done.pull
+    pull.issue.updated = world.now()
     world.note(pull.issue, by, f"dismissed {done.author.login}’s review: {message}")
     world.tell("pull_request_review", "dismissed", pull.repo, by, pull=pull, review=done)
 

@@ -1,9 +1,12 @@
 """The hub: one loopback server with REST, GraphQL, git and the review page around one world."""
 
+import hashlib
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -13,15 +16,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from osiris.config.guest import listening
-from osiris.devhub import graphql, page, saved
-from osiris.devhub.access import Keyring
+from osiris.devhub import graphql, page, saved, standing
+from osiris.devhub.access import Keyring, Who
 from osiris.devhub.ci import CI, RunCheck
 from osiris.devhub.git_http import GitHttp, wants_git
 from osiris.devhub.hooks import Hooks
-from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.rates import Rates
+from osiris.devhub.refusals import Denied, Limited, not_found
 from osiris.devhub.routes import apps, checks, code, issues, pulls
-from osiris.devhub.routes.call import Call, joined, read_json, refusal
-from osiris.devhub.things import App, Repo, User
+from osiris.devhub.routes.call import Call, joined, moved, read_json, refusal
+from osiris.devhub.things import App, Installation, Repo, User
 from osiris.devhub.watching import Exchange, Watcher
 from osiris.devhub.world import World
 
@@ -52,6 +56,7 @@ class Hub:
         self.api_url = url + API
         self.interceptors: list[Interceptor] = []
         self.keyring = Keyring(world=self.world)
+        self.rates = Rates(clock)
         self.hooks = Hooks(self.world, self.watchers)
         self.ci = CI(self.world, run_check) if run_check else None
         self._git = GitHttp(self.world, self.keyring)
@@ -104,9 +109,50 @@ class Hub:
 
     def install(self, app: App, *repos: str) -> int:
         """Install the app on repositories of one owner; gives the installation's id."""
+        before = {id: list(one.repos) for id, one in self.world.installations.items()}
         installation = self.world.install(app, [self.world.repo(name) for name in repos])
-        self.hooks.installed(installation)
+        if installation.id not in before:
+            self.hooks.installed(installation, "created")
+        elif added := [repo for repo in installation.repos if repo not in before[installation.id]]:
+            self.hooks.selected(installation, added=added)
         return installation.id
+
+    def installation(self, app: App, full_name: str) -> Installation:
+        """The app's installation on a repository."""
+        found = self.world.installation_of(app, self.world.repo(full_name))
+        if found is None:
+            raise not_found()
+        return found
+
+    def uninstall(self, app: App, *repos: str) -> None:
+        """Take these repositories out of the app's installations."""
+        for name in repos:
+            repo = self.world.repo(name)
+            installation = self.installation(app, name)
+            if standing.narrow(installation, repo):
+                self.hooks.selected(installation, removed=[repo])
+
+    def remove(self, installation: Installation) -> None:
+        """Take an app off an account."""
+        standing.uninstall(self.world, installation)
+        self.hooks.installed(installation, "deleted")
+
+    def suspend(self, installation: Installation, by: User | None = None) -> None:
+        """Let an app do nothing on an account, for now."""
+        standing.suspend(self.world, installation, by)
+        self.hooks.installed(installation, "suspend")
+
+    def unsuspend(self, installation: Installation) -> None:
+        standing.unsuspend(installation)
+        self.hooks.installed(installation, "unsuspend")
+
+    def transfer(self, full_name: str, owner: str, by: User | None = None) -> Repo:
+        """Give a repository to another account, where no app is installed on it yet."""
+        repo = self.world.repo(full_name)
+        new = self.world.add_user(owner, type="Organization")
+        for installation in standing.transfer(self.world, repo, by or new, new):
+            self.hooks.selected(installation, removed=[repo])
+        return repo
 
     def user_url(self, login: str, path: str) -> str:
         """An address that signs this person in on this hub, and then shows `path`."""
@@ -183,20 +229,65 @@ class Hub:
         if not path.startswith("/api/"):
             return await page.answer(self, request)
         try:
-            if path == "/api/graphql":
-                return await graphql.answer(request, self.world, self.keyring)
-            return await self._rest(request, path.removeprefix(API))
+            who = self.keyring.who(request.headers.get("authorization", ""))
         except Denied as denied:
-            return refusal(denied)
+            return self._dated(refusal(denied))
+        return self._dated(await self._api(request, who))
 
-    async def _rest(self, request: Request, path: str) -> Response:
-        who = self.keyring.who(request.headers.get("authorization", ""))
-        found = TABLE.find(request.method, path)
+    async def _api(self, request: Request, who: Who) -> Response:
+        """An answer of REST or GraphQL, counted: one that says that nothing changed costs nothing."""
+        path = request.url.path.removeprefix(API)
+        resource = "graphql" if path == "/api/graphql" else "core"
+        try:
+            if path != "/rate_limit":
+                self.rates.check(who, resource)
+            if resource == "graphql":
+                response = await graphql.answer(request, self.world, who)
+            else:
+                response = _conditional(request, await self._rest(request, path, who))
+        except Denied as denied:
+            response = refusal(denied)
+            if isinstance(denied, Limited):
+                response.headers.update(denied.headers)
+                return response
+        free = response.status_code == 304 or path == "/rate_limit"
+        response.headers.update(self.rates.spend(who, resource, 0 if free else 1))
+        return response
+
+    def _dated(self, response: Response) -> Response:
+        response.headers["Date"] = formatdate(self.world.now(), usegmt=True)
+        return response
+
+    async def _rest(self, request: Request, path: str, who: Who) -> Response:
+        if (redirect := moved(self, request, path, who)) is not None:
+            return redirect
+        found = TABLE.find(request.method, self._by_name(path))
         if found is None:
             raise not_found()
         handler, params = found
         body = await read_json(request)
         return await handler(Call(hub=self, request=request, who=who, params=params, body=body))
+
+    def _by_name(self, path: str) -> str:
+        """A path that names a repository by its id, where a redirect leads, as one that names it by its name."""
+        if (match := re.match(r"/repositories/(\d+)(?=/|$)", path)) is None:
+            return path
+        repo = next((repo for repo in self.world.repos.values() if repo.id == int(match[1])), None)
+        if repo is None:
+            raise not_found()
+        return f"/repos/{repo.full_name}{path[match.end() :]}"
+
+
+def _conditional(request: Request, response: Response) -> Response:
+    """GitHub's ETag, which is another one for another token; 304 when the caller has just this answer already."""
+    if request.method != "GET" or response.status_code != 200:
+        return response
+    seen = request.headers.get("authorization", "").encode() + bytes(response.body)
+    etag = f'W/"{hashlib.sha256(seen).hexdigest()}"'
+    if etag in request.headers.get("if-none-match", ""):
+        response = Response(status_code=304)
+    response.headers["ETag"] = etag
+    return response
 
 
 @asynccontextmanager

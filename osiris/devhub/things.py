@@ -93,12 +93,18 @@ class Issue(Said):
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A small line of a conversation: who closed, labeled, pushed or merged, and when."""
+    """A small line of a conversation: who closed, labeled, pushed or merged, and when.
+
+    `event` is its name among an issue's events, "" for what is none; `label` and `commit` are what it is about.
+    """
 
     id: int
     by: User
     text: str
     at: float
+    event: str = ""
+    label: Label | None = None
+    commit: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -241,6 +247,7 @@ class Repo(Thing):
     default_branch: str
     created: float
     private: bool = False
+    archived: bool = False
     collaborators: dict[str, str] = field(default_factory=dict)
     labels: dict[str, Label] = field(default_factory=dict)
     issues: dict[int, Issue] = field(default_factory=dict)
@@ -290,10 +297,14 @@ class App(Thing):
 
 @dataclass(kw_only=True, eq=False)
 class Installation(Thing):
+    """`suspended` is since when the account lets the app do nothing; None: it may."""
+
     kind = "MDIzOkluc3RhbGxhdGlvbg"
     app: App
     account: User
     created: float
+    suspended: float | None = None
+    suspended_by: User | None = None
     repos: list[Repo] = field(default_factory=list)
 
 

@@ -55,7 +55,7 @@ class Entry:
 def story(issue: Issue) -> list[Entry]:
     """Comments, reviews and small notes in the order they happened; a reply's own review is no entry."""
     entries = [Entry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments]
-    entries += [Entry(kind="note", at=one.at, id=one.id, what=one) for one in issue.timeline]
+    entries += [Entry(kind="note", at=one.at, id=one.id, what=one) for one in issue.timeline if one.text]
     for review in issue.pull.reviews if issue.pull else []:
         replies = review.comments and all(comment.reply_to for comment in review.comments) and not review.body
         if review.submitted is not None and not replies:

@@ -47,6 +47,7 @@ class World:
         self.url = ""
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
+        self.moved: dict[str, Repo] = {}  # by the names they had
         self.apps: dict[int, App] = {}
         self.installations: dict[int, Installation] = {}
         self.things: dict[str, Thing] = {}
@@ -129,6 +130,7 @@ class World:
         for login, role in collaborators.items():
             self.set_role(repo, login, role)
         self.repos[full_name.lower()] = repo
+        self.moved.pop(full_name.lower(), None)
         self.know(repo)
         return repo
 
@@ -198,7 +200,7 @@ class World:
             return
         issue.state, issue.closed, issue.closed_by = "closed", self.now(), by
         issue.state_reason = None if issue.pull else reason
-        self.note(issue, by, "closed this" + (" as not planned" if reason == "not_planned" else ""))
+        self.note(issue, by, "closed this" + (" as not planned" if reason == "not_planned" else ""), "closed")
         self._touched(issue, "closed", by)
 
     def reopen_issue(self, issue: Issue, by: User) -> None:
@@ -206,11 +208,12 @@ class World:
             return
         issue.state, issue.closed, issue.closed_by = "open", None, None
         issue.state_reason = None if issue.pull else "reopened"
-        self.note(issue, by, "reopened this")
+        self.note(issue, by, "reopened this", "reopened")
         self._touched(issue, "reopened", by)
 
-    def note(self, issue: Issue, by: User, text: str) -> None:
-        issue.timeline.append(Note(id=self.next_id(), by=by, text=text, at=self.now()))
+    def note(self, issue: Issue, by: User, text: str, event: str = "", **about: Any) -> None:
+        """Add a line to the conversation; `event` and what it is `about` are as in `Note`."""
+        issue.timeline.append(Note(id=self.next_id(), by=by, text=text, at=self.now(), event=event, **about))
 
     def _touched(self, issue: Issue, action: str, by: User, **more: Any) -> None:
         issue.updated = self.now()
@@ -225,7 +228,7 @@ class World:
             label = self._label_named(issue.repo, name)
             if label not in issue.labels:
                 issue.labels.append(label)
-                self.note(issue, by, f"added the label {label.name}")
+                self.note(issue, by, f"added the label {label.name}", "labeled", label=label)
                 self._touched(issue, "labeled", by, label=label)
 
     def unlabel(self, issue: Issue, by: User, name: str) -> None:
@@ -233,7 +236,7 @@ class World:
         if label is None or label not in issue.labels:
             raise Denied(404, "Label does not exist")
         issue.labels.remove(label)
-        self.note(issue, by, f"removed the label {label.name}")
+        self.note(issue, by, f"removed the label {label.name}", "unlabeled", label=label)
         self._touched(issue, "unlabeled", by, label=label)
 
     def _label_named(self, repo: Repo, name: str) -> Label:

@@ -141,7 +141,7 @@ class Jobs:
     async def _is_needless(self, id: int) -> bool:
         """Whether a report need not be made (now): a later one waits, or the last one was made just before."""
         if await self._orders.is_superseded(id):
-            await self._orders.finish(id)
+            await self._orders.skip(id)
             return True
         rest = self._report_every and await self._orders.last_done(id) + self._report_every - now()
         if not 0 < rest <= self._report_every:

@@ -22,8 +22,8 @@ from osiris.queue.tables import LeaseRow, TurnRow, now
 
 log = logging.getLogger(__name__)
 
-BEAT = 3.0  # seconds from beat to beat
-PATIENCE = 12.0  # seconds without a beat after which a worker counts as dead
+PATIENCE = 12.0
+"""Seconds without a beat after which a worker counts as dead."""
 
 INBOX = "inbox"
 """The turn to decide: one worker at a time, so that what was said first is decided first."""
@@ -36,6 +36,7 @@ class Lease:
         self, engine: AsyncEngine, place: str, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic
     ) -> None:
         self._engine, self.place, self._patience, self._clock = engine, place, patience, clock
+        self.rhythm = patience / 4  # seconds from beat to beat
         self.number = 0
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked = 0.0

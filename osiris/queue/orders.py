@@ -158,6 +158,12 @@ class Orders:
             async with self._read() as session:
                 return await session.scalar(query.where(order.id == id, OutboxRow.kind == order.kind)) or 0.0
 
+    async def skip(self, id: int) -> None:
+        """A later order makes it needless: it counts as done, but never was."""
+        async with self._ending(id) as (_, row):
+            if row is not None:
+                row.done, row.not_before = 0.0, None
+
     async def finish(self, id: int, facts: Sequence[Event] = (), error: str | None = None) -> None:
         """The order is done (or refused for good, with `error`); the facts it brought enter the inbox with that."""
         noted = None

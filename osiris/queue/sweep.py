@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from osiris.errors import Fenced, Unavailable
 from osiris.ports import Wake
 from osiris.queue.jobs import Jobs
-from osiris.queue.lease import BEAT, INBOX, Lease
+from osiris.queue.lease import INBOX, Lease
 from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Due, Orders
 from osiris.queue.store import Store
 from osiris.queue.tables import now
@@ -57,7 +57,7 @@ class Worker:
     async def _beat(self) -> None:
         """Keep the lease alive; ends when it is lost."""
         while True:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(self._lease.rhythm)
             try:
                 if await self._lease.beat():
                     self._wake.wake()
@@ -106,7 +106,7 @@ class Worker:
                 return _IDLE  # whatever ends first wakes us
             at = await self._store.next_due()
         except Fenced:
-            return BEAT  # the next beat tells what to do
+            return self._lease.rhythm  # the next beat tells what to do
         except (SQLAlchemyError, Unavailable) as error:
             log.error("the database does not answer: %s", type(error).__name__)
             return _IDLE

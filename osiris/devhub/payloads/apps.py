@@ -30,8 +30,8 @@ def installation(world: World, installation: Installation) -> Json:
         "single_file_name": None,
         "has_multiple_single_files": False,
         "single_file_paths": [],
-        "suspended_by": None,
-        "suspended_at": None,
+        "suspended_by": basics.user(world, installation.suspended_by) if installation.suspended_by else None,
+        "suspended_at": iso(installation.suspended),
     }
 
 

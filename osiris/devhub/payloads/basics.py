@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from osiris.devhub.things import ROLES, App, Comment, Issue, Label, Reaction, Repo, Said, User
+from osiris.devhub.things import ROLES, App, Comment, Issue, Label, Note, Reaction, Repo, Said, User
 from osiris.devhub.world import REACTIONS, World
 
 Json = dict[str, Any]
@@ -169,7 +169,8 @@ def _repo_facts(repo: Repo) -> Json:
         **dict.fromkeys(counts, 0),
         **dict.fromkeys(("homepage", "language", "mirror_url", "license")),
         **dict.fromkeys(("has_issues", "has_projects", "has_downloads", "has_wiki"), True),
-        **dict.fromkeys(("has_pages", "has_discussions", "archived", "disabled", "is_template"), False),
+        **dict.fromkeys(("has_pages", "has_discussions", "disabled", "is_template"), False),
+        "archived": repo.archived,
         "allow_forking": True,
         "web_commit_signoff_required": False,
         "topics": [],
@@ -317,6 +318,23 @@ def _pull_key(world: World, issue: Issue) -> Json:
         "merged_at": iso(issue.pull.merged_at) if issue.pull else None,
     }
     return {"pull_request": urls, "draft": bool(issue.pull and issue.pull.draft)}
+
+
+def issue_event(world: World, issue: Issue, note: Note) -> Json:
+    label = {"name": note.label.name, "color": note.label.color} if note.label else None
+    commit = f"{repo_api(world, issue.repo)}/commits/{note.commit}" if note.commit else None
+    return {
+        "id": note.id,
+        "node_id": f"LE_lADO{note.id}",
+        "url": f"{repo_api(world, issue.repo)}/issues/events/{note.id}",
+        "actor": user(world, note.by),
+        "event": note.event,
+        "commit_id": note.commit,
+        "commit_url": commit,
+        "created_at": iso(note.at),
+        "performed_via_github_app": None,
+        **({"label": label} if label else {}),
+    }
 
 
 def comment(world: World, comment: Comment) -> Json:

@@ -1,11 +1,11 @@
 """From something that happened to the JSON an app is sent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from osiris.devhub.payloads import apps, basics, code
 from osiris.devhub.payloads.basics import Json
 from osiris.devhub.pulls import NO_COMMIT
-from osiris.devhub.things import Happening, Installation, LineComment, Pull, Review, Thread
+from osiris.devhub.things import Happening, Installation, LineComment, Pull, Repo, Review, Thread
 from osiris.devhub.world import World
 
 OF_SUITES_ALONE = ("check_runs_url", "head_commit", "latest_check_runs_count", "rerequestable", "runs_rerequestable")
@@ -112,12 +112,34 @@ def _check_suite(world: World, happening: Happening) -> Json:
     return {"check_suite": apps.check_suite(world, happening.subject["suite"])}
 
 
+def _repository(world: World, happening: Happening) -> Json:
+    subject = happening.subject
+    if "old_name" in subject:
+        return {"changes": {"repository": {"name": {"from": subject["old_name"]}}}}
+    if "old_owner" in subject:
+        return {"changes": {"owner": {"from": {"organization": basics.organization(world, subject["old_owner"])}}}}
+    return {}
+
+
 def installed(world: World, installation: Installation, action: str) -> Json:
     """The body of `installation`, which is about no single repository."""
     return {
         "action": action,
         "installation": apps.installation(world, installation),
         "repositories": [apps.small_repository(repo) for repo in installation.repos],
+        "requester": None,
+        "sender": basics.user(world, installation.suspended_by or installation.account),
+    }
+
+
+def selected(world: World, installation: Installation, added: Sequence[Repo], removed: Sequence[Repo]) -> Json:
+    """The body of `installation_repositories`."""
+    return {
+        "action": "added" if added else "removed",
+        "installation": apps.installation(world, installation),
+        "repository_selection": "selected",
+        "repositories_added": [apps.small_repository(repo) for repo in added],
+        "repositories_removed": [apps.small_repository(repo) for repo in removed],
         "requester": None,
         "sender": basics.user(world, installation.account),
     }
@@ -133,4 +155,5 @@ SHAPES: dict[str, Callable[[World, Happening], Json]] = {
     "push": _push,
     "check_run": _check_run,
     "check_suite": _check_suite,
+    "repository": _repository,
 }

@@ -7,7 +7,6 @@ from osiris.devhub.payloads.basics import Json
 from osiris.devhub.refusals import Denied, not_found
 from osiris.devhub.routes.call import Call, Table, answer
 from osiris.devhub.things import Delivery, Installation
-from osiris.devhub.world import World
 
 table = Table()
 
@@ -34,6 +33,24 @@ async def installations(call: Call) -> Response:
 @table.on("GET", "/app/installations/{id:int}")
 async def installation(call: Call) -> Response:
     return answer(apps.installation(call.world, _installation(call)))
+
+
+@table.on("PUT", "/app/installations/{id:int}/suspended")
+async def suspended(call: Call) -> Response:
+    call.hub.suspend(_installation(call))
+    return Response(status_code=204)
+
+
+@table.on("DELETE", "/app/installations/{id:int}/suspended")
+async def unsuspended(call: Call) -> Response:
+    call.hub.unsuspend(_installation(call))
+    return Response(status_code=204)
+
+
+@table.on("DELETE", "/app/installations/{id:int}")
+async def uninstalled(call: Call) -> Response:
+    call.hub.remove(_installation(call))
+    return Response(status_code=204)
 
 
 @table.on("GET", "/repos/{owner}/{repo}/installation")
@@ -125,11 +142,8 @@ async def user(call: Call) -> Response:
 
 @table.on("GET", "/rate_limit")
 async def rate_limit(call: Call) -> Response:
-    return answer({"resources": dict.fromkeys(("core", "search", "graphql"), _plenty(call.world))})
-
-
-def _plenty(world: World) -> dict[str, int]:
-    return {"limit": 5000, "used": 0, "remaining": 5000, "reset": int(world.now()) + 3600}
+    """Looking costs nothing."""
+    return answer({"resources": {name: call.hub.rates.left(call.who, name) for name in ("core", "search", "graphql")}})
 
 
 @table.on("GET", "/versions")

@@ -29,6 +29,22 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return JSONResponse(body, status, headers)
 
 
+def moved(hub: "Hub", request: Request, path: str, who: Who) -> Response | None:
+    """The redirect of a repository's old name, for those who may see where it leads.
+
+    Of an app's own requests only the one for its installation is answered so: it sees no repository by itself.
+    """
+    _, repos, owner, name, *rest = [*path.split("/"), "", "", ""]
+    repo = hub.world.moved.get(f"{owner}/{name}".lower()) if repos == "repos" else None
+    if repo is None or not (who.sees(repo) or path.endswith("/installation")):
+        return None
+    tail = "/".join(["", *rest]).rstrip("/")
+    url = f"{hub.api_url}/repositories/{repo.id}{tail}"
+    query = f"?{request.url.query}" if request.url.query else ""
+    body = {"message": "Moved Permanently", "url": url + query, "documentation_url": f"{DOCUMENTATION}#http-redirects"}
+    return answer(body, 301 if request.method == "GET" else 307, {"Location": url + query})
+
+
 def refusal(denied: Denied) -> Response:
     """GitHub's error body."""
     body: Json = {"message": str(denied), "documentation_url": DOCUMENTATION, "status": str(denied.status)}

@@ -4,9 +4,11 @@ import base64
 
 from starlette.responses import Response
 
+from osiris.devhub import pulls, standing
+from osiris.devhub.access import ADMINISTRATION
 from osiris.devhub.payloads import basics, code
 from osiris.devhub.payloads.basics import Json, repo_api, repo_page
-from osiris.devhub.refusals import Denied, not_found
+from osiris.devhub.refusals import Denied, not_found, unfit
 from osiris.devhub.routes.call import Call, Table, answer
 from osiris.devhub.things import Repo
 
@@ -19,6 +21,43 @@ OLD_NAMES = {"maintain": "write", "triage": "read"}
 async def repo(call: Call) -> Response:
     call.need("metadata:read")
     return answer(basics.full_repository(call.world, call.repo, call.who.user))
+
+
+@table.on("PATCH", REPO)
+async def changed(call: Call) -> Response:
+    """Another name, or archived: what else GitHub lets an owner change is not modelled."""
+    call.need(ADMINISTRATION, role="admin")
+    if (archived := call.get("archived", bool)) is not None:
+        standing.archive(call.world, call.repo, call.by, archived)
+    if name := call.given("name"):
+        standing.rename(call.world, call.repo, call.by, name)
+    return answer(basics.full_repository(call.world, call.repo, call.who.user))
+
+
+@table.on("DELETE", REPO)
+async def deleted(call: Call) -> Response:
+    call.need(ADMINISTRATION, role="admin")
+    standing.delete(call.world, call.repo, call.by)
+    return Response(status_code=204)
+
+
+@table.on("POST", REPO + "/transfer")
+async def transferred(call: Call) -> Response:
+    call.need(ADMINISTRATION, role="admin")
+    repo = call.hub.transfer(call.repo.full_name, call.required("new_owner"), call.by)
+    return answer(basics.repository(call.world, repo), 202)
+
+
+@table.on("DELETE", REPO + "/git/refs/{ref:path}")
+async def ref_deleted(call: Call) -> Response:
+    """A branch, as by the button of a pull request that is over."""
+    call.need("contents:write", role="write")
+    name = f"refs/{call.params['ref']}"
+    if not name.startswith("refs/heads/") or call.repo.git.resolve(name) is None:
+        raise unfit("Reference does not exist")
+    call.repo.git.run("update-ref", "-d", name)
+    pulls.notice_refs(call.world, call.repo, call.by)
+    return Response(status_code=204)
 
 
 @table.on("GET", REPO + "/collaborators/{login}/permission")

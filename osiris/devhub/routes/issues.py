@@ -1,5 +1,7 @@
 """REST for issues, their comments, labels and reactions."""
 
+from collections.abc import Callable, Mapping
+
 from starlette.responses import Response
 
 from osiris.devhub.payloads import basics
@@ -10,12 +12,18 @@ from osiris.devhub.things import Comment, Issue, LineComment, Said
 table = Table()
 REPO = "/repos/{owner}/{repo}"
 ISSUE = REPO + "/issues/{number:int}"
+ORDERS: Mapping[str, Callable[[Issue], tuple[float, int]]] = {
+    "created": lambda issue: (issue.number, 0),
+    "updated": lambda issue: (int(issue.updated), issue.number),
+    "comments": lambda issue: (len(issue.comments), issue.number),
+}
 
 
 @table.on("GET", REPO + "/issues")
 async def listed(call: Call) -> Response:
     call.need("issues:read", "pull_requests:read")
-    found = sorted(call.repo.issues.values(), key=lambda issue: -issue.number)
+    up = call.query("direction", "desc") == "asc"
+    found = sorted(call.repo.issues.values(), key=ORDERS.get(call.query("sort"), ORDERS["created"]), reverse=not up)
     return call.paged([issue for issue in found if _wanted(call, issue)], lambda one: basics.issue(call.world, one))
 
 
@@ -61,6 +69,14 @@ async def changed(call: Call) -> Response:
     elif "state" in call.body:
         call.world.reopen_issue(issue, call.by)
     return answer(basics.issue(call.world, issue))
+
+
+@table.on("GET", ISSUE + "/events")
+async def events(call: Call) -> Response:
+    """Oldest first."""
+    call.need_on(call.issue, "read")
+    told = [note for note in call.issue.timeline if note.event]
+    return call.paged(told, lambda note: basics.issue_event(call.world, call.issue, note))
 
 
 # ── comments ──
