@@ -2,6 +2,7 @@
 
 import asyncio
 
+from osiris.ports import Delta, Noted
 from tests.flow.conftest import FILES, STORY, Start, run, step, submit
 
 
@@ -170,3 +171,13 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
         body = (await world.alice.pull(number))["body"]
         for path in ("AGENTS.md", "CLAUDE.md", ".github/copilot-instructions.md", "sub/AGENTS.md"):
             assert f"`{path}`" in body
+
+
+async def test_every_line_of_a_journal_is_news(start: Start):
+    async with start() as world, asyncio.timeout(30):
+        with world.osiris.journal.reading() as news:
+            await asyncio.sleep(0.2)  # a reader through Redis hears what comes from now on
+            await world.in_review()
+            last = (await world.osiris.views.story(1))[-1].seq
+            while (piece := await news.get()) != Noted(task=1, seq=last):
+                assert isinstance(piece, Noted | Delta)
