@@ -28,7 +28,7 @@ from osiris.bot.reconcile import Reconciler
 from osiris.bot.tokens import Tokens
 from osiris.config.logging import redact
 from osiris.config.settings import Settings
-from osiris.errors import Refused
+from osiris.errors import Refused, Unavailable
 from osiris.health import Readiness
 from osiris.policy import Policy
 from osiris.ports import Choose, Sandbox
@@ -106,9 +106,13 @@ async def prepare(settings: Settings, engine: AsyncEngine) -> None:
     make_data_folder(settings)
     if settings.is_embedded:
         await bring_up_to_date(settings, engine)
-    elif not await is_current(engine):
-        shown = settings.database_shown
-        raise Refused(f"the database {shown} does not answer or is not of this version; run `osiris migrate` first")
+        return
+    try:
+        current = await is_current(engine)
+    except Unavailable as outage:
+        raise Refused(f"the database {settings.database_shown} cannot be used: {outage}") from None
+    if not current:
+        raise Refused(f"the database {settings.database_shown} is not of this version; run `osiris migrate` first")
 
 
 async def bring_up_to_date(settings: Settings, engine: AsyncEngine) -> None:

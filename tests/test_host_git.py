@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
-from osiris.errors import Refused, Unavailable
+from osiris.errors import Mendable, Refused, Unavailable
 from osiris.ports import Export
 
 REPO = "acme/shop"
@@ -110,9 +110,9 @@ async def test_git_that_hangs_is_ended(desk):
     ("told", "kind"),
     [
         ("! [rejected] main -> main (fetch first)", Refused),
-        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", Refused),
-        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", Refused),
-        ("remote: Repository not found.", Refused),
+        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", Mendable),
+        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", Mendable),
+        ("remote: Repository not found.", Mendable),
         ("fatal: unable to access 'https://x/': Could not resolve host: x", Unavailable),
         ("fatal: unable to access 'https://x/': The requested URL returned error: 502", Unavailable),
         ("", Unavailable),

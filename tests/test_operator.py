@@ -105,7 +105,9 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
         ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
         ({"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"}, "GITHUB_PRIVATE_KEY is not a private key in PEM"),
         ({"GITHUB_PRIVATE_KEY_FILE": "/no/such"}, "GITHUB_PRIVATE_KEY_FILE cannot be read: No such file"),
-        ({"DATABASE_URL": "postgresql://x/y"}, "this version of Osiris works on SQLite"),
+        ({"DATABASE_URL": "mysql://x/y"}, "Osiris works on PostgreSQL, and on SQLite without it"),
+        ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/y"}, "postgresql://u:***@127.0.0.1:1/y cannot be used"),
+        ({"REDIS_URL": "http://x"}, "REDIS_URL is to be an address like redis://HOST:6379/0"),
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no database address"),
     ],
     ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) and len(value) == 1 else "",
@@ -155,7 +157,7 @@ def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: P
 async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(place: Path):
     async with serving(place) as (http, _):
         second = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "data"), OSIRIS_PORT="0")
-        assert (second.returncode, "another `osiris serve` works in" in second.stderr) == (1, True)
+        assert (second.returncode, "another `osiris serve` or `osiris worker` works in" in second.stderr) == (1, True)
         port = str(http.base_url.port)
         taken = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "other"), OSIRIS_PORT=port)
         assert (taken.returncode, f"cannot listen on 127.0.0.1:{port}: " in taken.stderr) == (1, True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from osiris.errors import Refused, Unavailable
@@ -125,12 +125,14 @@ async def migrate(engine: AsyncEngine) -> None:
 
 
 async def is_current(engine: AsyncEngine) -> bool:
-    """Whether the schema is that of this version."""
+    """Whether the schema is that of this version. Raises Unavailable when the database does not answer."""
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory(str(Path(__file__).parent / "migrations")).get_current_head()
     try:
         async with reading(engine).connect() as connection:
             return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == head)
-    except SQLAlchemyError:
+    except ProgrammingError:  # there is no such table
         return False
+    except SQLAlchemyError as error:
+        raise Unavailable(str(getattr(error, "orig", error)).splitlines()[0]) from None
