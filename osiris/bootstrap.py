@@ -225,7 +225,7 @@ def _with_work(
         choose=choose, hands=hands, transcripts=osiris.transcripts, inbox=osiris.intake, journal=osiris.journal
     )
     turns = Turns(osiris.engine, lease)
-    reconciler = Reconciler(github, tokens, osiris.intake, osiris.records)
+    reconciler = Reconciler(github, tokens, osiris.intake, osiris.records, may=lambda: worker.decides())
     lookup = Lookup(github, osiris.store, osiris.brains.trouble, reconciler.soon, reconciler.heard)
     policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
     orders = Orders(osiris.engine, lease, osiris.journal, runs_per_repository=settings.osiris_repository_runs or 0)

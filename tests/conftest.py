@@ -21,12 +21,25 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
+@contextlib.contextmanager
+def a_place() -> Iterator[Path]:
     """A folder that the sandbox's own user can reach too (pytest's tmp_path is closed to it)."""
     path = Path(tempfile.mkdtemp(prefix="osiris-test-"))
     path.chmod(0o711)
-    yield path
+    try:
+        yield path
+    finally:
+        _clear(path)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder for one test; see `a_place`."""
+    with a_place() as path:
+        yield path
+
+
+def _clear(path: Path) -> None:
     for line in Path("/proc/self/mounts").read_text().splitlines():
         if (mounted := line.split()[1]).startswith(f"{path}/"):  # a workspace that a test left under way
             subprocess.run(["umount", "-l", mounted], check=True)

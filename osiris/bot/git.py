@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -127,9 +128,9 @@ class HostDesk:
         """Make mirror and desk when they are missing; from now on they count as just used."""
         mirror, desk = self.mirror(repo), self.desk(repo)
         for path in (mirror, desk):
-            if not (path / "config").exists():
-                path.mkdir(parents=True, exist_ok=True)
-                await git(path, "init", "-q", "--bare", "--template=")
+            if not all((path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
+                shutil.rmtree(path, ignore_errors=True)
+                await _init(path)
         for parent in (self._root, *mirror.relative_to(self._root).parents):
             (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
         os.utime(mirror)
@@ -257,6 +258,18 @@ class HostDesk:
             env=who,
         )
         return made.decode().strip()
+
+
+async def _init(path: Path) -> None:
+    """A new bare repository, there whole or not at all: a worker may die in the middle of it."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new.mkdir(parents=True)
+    try:
+        await git(new, "init", "-q", "--bare", "--template=")
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from osiris import events as e
@@ -33,6 +33,11 @@ _LONG = 60.0  # seconds of a pause that ends a look
 _OUTAGES = 3  # one after the other end it as well
 _ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
 
+
+async def _always() -> bool:
+    return True
+
+
 Open = Sequence[tuple[Task, float]]
 """Tasks, and when each was made (seconds since 1970)."""
 
@@ -47,29 +52,37 @@ class Reconciler:
         inbox: Inbox,
         records: Records,
         *,
+        may: Callable[[], Awaitable[bool]] = _always,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`may` says whether it is this process that looks: of several, only one does."""
         self._github, self._tokens, self._inbox, self._records = github.patient(), tokens, inbox, records
-        self._facts, self._clock = Facts(self._github), clock
+        self._facts, self._may, self._clock = Facts(self._github), may, clock
         self._hint = asyncio.Event()
         self._places: dict[str, Place] = {}
         self._sendings = Sendings()
         self._known: set[str] = set()  # reviews that were noted, or ask for nothing
         self._hints = self._outages = 0
-        self._behind = False
+        self._behind = self._looked = False
 
     async def run(self, every: float) -> None:
         """Look at once, then every `every` seconds or when hinted, until cancelled."""
         while True:
             self._hint.clear()
-            [trouble] = await asyncio.gather(self.look(), return_exceptions=True)
+            [trouble] = await asyncio.gather(self._look_in_turn(), return_exceptions=True)
             if isinstance(trouble, OsirisError):
                 log.warning("not all of GitHub could be looked at: %s", trouble)
             elif trouble is not None:
                 log.error("a bug in looking at GitHub", exc_info=trouble)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(every, _SOON) if self._behind else every):
+                async with asyncio.timeout(min(every, _SOON) if self._behind or not self._looked else every):
                     await self._hint.wait()
+
+    async def _look_in_turn(self) -> None:
+        self._looked = False
+        if await self._may():
+            self._looked = True
+            await self.look()
 
     def soon(self, account: str = "") -> None:
         """A hint: the repositories of `account` ("": any) may be reached otherwise than before."""

@@ -17,6 +17,7 @@ class Person:
             base_url=f"{api_url}/",
             headers={"Authorization": f"Bearer {token}"},
             timeout=30,
+            limits=httpx.Limits(keepalive_expiry=2),  # before the hub hangs up, which may meet a request
             trust_env=False,
             verify=tls(),
         )

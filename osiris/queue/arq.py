@@ -30,6 +30,7 @@ _HEALTH = ":health-check"
 _ALIVE = 3  # seconds between two signs of life of a worker
 _KNOWN = 1.0  # seconds for which the list of workers is good
 _GATHER = 0.02  # seconds in which hints become one
+_LAST = 0.5  # seconds for the last hint of a process
 _AGAIN = 2.0  # seconds before Redis is tried again
 _LOST = (redis.RedisError, OSError, TimeoutError)
 
@@ -92,6 +93,10 @@ class ArqWake(LocalWake):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if name:  # the last hint: somebody else may go on with what this worker let go of
+                with contextlib.suppress(*_LOST):
+                    async with asyncio.timeout(_LAST):
+                        await self._tell()
             if self._pool is not None:
                 await self._pool.aclose(close_connection_pool=True)
 
@@ -100,14 +105,17 @@ class ArqWake(LocalWake):
             await self._hint.wait()
             self._hint.clear()
             try:
-                pool = await self._connection()
-                for queue in await self._workers(pool):
-                    await pool.enqueue_job("look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN)
-                    await pool.expire(queue, 60)
+                await self._tell()
                 await asyncio.sleep(_GATHER)
             except _LOST as error:
                 log.warning("Redis does not answer (%s): other workers find their work later", type(error).__name__)
                 await asyncio.sleep(_AGAIN)
+
+    async def _tell(self) -> None:
+        pool = await self._connection()
+        for queue in await self._workers(pool):
+            await pool.enqueue_job("look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN)
+            await pool.expire(queue, 60)
 
     async def _connection(self) -> ArqRedis:
         if self._pool is None:

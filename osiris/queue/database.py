@@ -114,6 +114,8 @@ async def migrate(engine: AsyncEngine) -> None:
 
     def upgrade(connection: Connection) -> None:
         if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes minutes
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

@@ -162,7 +162,7 @@ class Orders:
         """A later order makes it needless: it counts as done, but never was."""
         async with self._ending(id) as (_, row):
             if row is not None:
-                row.done, row.not_before = 0.0, None
+                row.done, row.not_before, row.error = 0.0, None, None
 
     async def finish(self, id: int, facts: Sequence[Event] = (), error: str | None = None) -> None:
         """The order is done (or refused for good, with `error`); the facts it brought enter the inbox with that."""

@@ -37,7 +37,12 @@ class Worker:
         self._lease, self._turns = lease, turns
         self._handling: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._performing: dict[Due, asyncio.Task[None]] = {}
-        self._decides, self._asked = False, 0.0
+        self._decides, self._asked, self._leased = False, 0.0, asyncio.Event()
+
+    async def decides(self) -> bool:
+        """Whether this worker is the one that decides; asked before it has its lease, the answer waits for that."""
+        await self._leased.wait()
+        return await self._may_decide()
 
     async def work(self) -> None:
         """Go on until cancelled; then cut off the jobs that are under way, and let others have them."""
@@ -75,9 +80,11 @@ class Worker:
 
     async def _take_lease(self) -> None:
         self._decides, self._asked = False, 0.0
-        while True:
+        self._leased.clear()
+        while not self._leased.is_set():
             try:
-                return await self._lease.take()
+                await self._lease.take()
+                self._leased.set()
             except SQLAlchemyError as error:
                 log.error("the database does not answer: %s", type(error).__name__)
                 await asyncio.sleep(_IDLE)

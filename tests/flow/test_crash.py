@@ -91,9 +91,9 @@ class Ground:
         await self.settled()
         await self.bob.merge(number)
         await self.settled()
-        return await self._visible(issue, number)
+        return await self.visible(issue, number)
 
-    async def _visible(self, issue: int, number: int) -> dict[str, object]:
+    async def visible(self, issue: int, number: int) -> dict[str, object]:
         commits = await self.alice.ask("GET", f"/pulls/{number}/commits")
         heads = [commit["sha"] for commit in commits]
         checks = [await self.alice.ask("GET", f"/commits/{head}/check-runs") for head in heads]

@@ -1,0 +1,141 @@
+"""A database that an earlier version wrote, in the middle of its work: it is brought up, and the work goes on."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from alembic import command as alembic
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData, create_engine, func, select, text
+
+from osiris.bootstrap import Osiris, Patience
+from osiris.config.settings import Settings
+from osiris.demo.people import Person
+from osiris.demo.stage import Stage, staged
+from osiris.devhub.hooks import Sending
+from osiris.devhub.things import Delivery
+from osiris.errors import Refused
+from osiris.queue import journal
+from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
+from tests.flow.test_machines import MADE, STEPS
+
+WRITTEN = Path(__file__).with_name("version_0001.json")
+"""What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not yet looked at."""
+MIGRATIONS = Path(journal.__file__).with_name("migrations")
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, pair: dict[str, str]) -> dict[str, str]:
+    """The servers without a schema of this version."""
+    if pair:
+        pair["database_url"] = request.getfixturevalue("database")
+    return pair
+
+
+def write(settings: Settings, base: str) -> dict[str, int]:
+    """Make a database as version 0001 left it; how many rows each table has."""
+    settings.osiris_data_dir.mkdir(mode=0o711)
+    address = settings.database.replace("+aiosqlite", "").replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(address)
+    rows = json.loads(WRITTEN.read_text().replace("{base}", base))
+    with engine.begin() as connection:
+        _fill(connection, rows)
+    engine.dispose()
+    return {name: len(some) for name, some in rows.items()}
+
+
+def _fill(connection: Connection, rows: dict[str, list[dict[str, Any]]]) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    alembic.upgrade(config, "0001")
+    tables = MetaData()
+    tables.reflect(connection)
+    for name in ("inbox", "tasks", "outbox", "runs", "steps", "journal"):
+        connection.execute(tables.tables[name].insert(), [_read(row) for row in rows[name]])
+        if connection.dialect.name == "postgresql" and "id" in rows[name][0]:
+            last = f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), max(id)) FROM {name}"
+            connection.execute(text(last))
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it was: SQLite gave JSON as text, and bytes stand as text in the file."""
+    names = {"body": "delivery" not in row, "data": True, "detail": True, "message": True}
+    read = {name: json.loads(value) if names.get(name) else value for name, value in row.items()}
+    return {**read, **({"body": row["body"].encode()} if "delivery" in row else {})}
+
+
+async def labelled(stage: Stage, alice: Person) -> None:
+    """What GitHub knew by then; all of it had been delivered."""
+
+    async def taken(_delivery: Delivery, send: Sending) -> None:
+        send.lost()
+
+    stage.hub.hooks.interceptors.append(taken)
+    for title in ("given up", "three files", "three more"):
+        await alice.label(await alice.file_issue(title, "make three files"))
+    await stage.hub.drained()
+    stage.hub.hooks.interceptors.remove(taken)
+
+
+async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pair: dict[str, str], command: Any):
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump(STEPS))
+    more = {**pair, "osiris_model": f"scripted:{script}"}
+    async with (
+        staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage,
+        stage.person("alice") as alice,
+    ):
+        await labelled(stage, alice)
+        hub = str(place / "hub/repos" / f"{REPO}.git")
+        before = await asyncio.to_thread(
+            write, stage.settings, plain_git("--git-dir", hub, "rev-parse", "HEAD").strip()
+        )
+        if pair:
+            with pytest.raises(Refused, match="run `osiris migrate` first"):
+                async with stage.osiris():
+                    pass
+            assert await command(
+                "migrate", DATABASE_URL=pair["database_url"], OSIRIS_DATA_DIR=str(place / "osiris")
+            ) == (
+                0,
+                f"{pair['database_url']} is up to date\n",
+                "",
+            )
+        async with stage.osiris(patience=Patience(pauses=(0.05,))) as osiris:
+            await stage.settled(osiris.store)
+            await _went_on(osiris, alice, hub, before)
+
+
+async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, int]) -> None:
+    lines = {line.id: line.task for line in await osiris.views.tasks()}
+    assert {id: str(task.state) for id, task in lines.items()} == {1: "cancelled", 2: "review", 3: "review"}
+    assert await osiris.views.failures() == []
+    for pull in await alice.pulls():
+        changed = await alice.ask("GET", f"/pulls/{pull['number']}/files")
+        assert {
+            f["filename"]: plain_git("--git-dir", hub, "show", f"{pull['head']['sha']}:{f['filename']}")
+            for f in changed
+        } == MADE
+    assert sorted(task.pull for task in lines.values() if task.pull) == sorted(p["number"] for p in await alice.pulls())
+    said = [step.message for step in await osiris.views.steps(2)]
+    assert [message.role for message in said].count("assistant") == 6
+    assert sum(message.role == "tool" and message.text.startswith("interrupted") for message in said) == 1
+    for task in lines:
+        await _is_a_chain(osiris, task)
+    async with osiris.engine.connect() as connection:
+        for name, many in before.items():
+            assert await connection.scalar(select(func.count()).select_from(text(name))) >= many
+
+
+async def _is_a_chain(osiris: Osiris, task: int) -> None:
+    """The journal's hashes hold, from the old version's lines to the new one's."""
+    async with osiris.engine.connect() as connection:
+        query = select(journal.JournalRow.__table__).where(journal.JournalRow.task_id == task)
+        link = ""
+        for row in await connection.execute(query.order_by(journal.JournalRow.seq)):
+            link = journal.digest(link, row.seq, row.at, row.kind, row.what, row.detail)
+            assert link == row.hash
