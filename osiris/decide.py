@@ -41,7 +41,7 @@ def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
         return _without_task(event, policy)
     if (isinstance(event, e.RunFact) and event.run != task.run) or _is_heard(task, event):
         return task, []
-    task = _hear(task, event)
+    task, event = _hear(task, event), _as_refusal(task, event)
     if (target := _target(task, event)) is None:
         return _noted(task, event)
     return _moved(task, target, event, policy)
@@ -70,6 +70,13 @@ def _hear(task: Task, event: e.TaskEvent) -> Task:
     if isinstance(event, e.ChangesRequested) and event.said:
         return replace(task, heard=(*task.heard, event.said.id))
     return task
+
+
+def _as_refusal(task: Task, event: e.TaskEvent) -> e.TaskEvent:
+    """Work that could not be pushed is not taken up once the next run has begun without it: that run starts again."""
+    if isinstance(event, e.OrderParked) and event.run not in (None, task.run):
+        return e.OrderRefused(issue=event.issue, reason=event.reason)
+    return event
 
 
 def _without_task(event: e.TaskEvent, policy: Policy) -> Decision:
@@ -267,7 +274,7 @@ def _orders(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> Iterat
             yield _start(task, policy, Purpose.FIX_CHECKS)
         case e.Conflicted():
             yield _start(task, policy, Purpose.RESOLVE_CONFLICT)
-        case e.AccessLost():
+        case e.AccessLost() | e.OrderParked() if was.state in _AT_WORK:
             yield StopRun(issue=task.issue, run=task.run, keep=True)
         case e.Ask() | e.AccessRegained() if task.state in _AT_WORK:
             if task.run != was.run and was.state in HALTED:

@@ -273,9 +273,13 @@ class OrderRefused(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderParked(TaskEvent):
-    """An order that the task cannot do without waits for a person: once it is mended, a retry takes the order up."""
+    """An order that the task cannot do without waits for a person: once it is mended, a retry takes the order up.
+
+    `run` is the run whose work it was to push, if that is what it was to do.
+    """
 
     reason: str
+    run: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

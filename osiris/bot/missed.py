@@ -22,7 +22,7 @@ class Sendings:
 
     def __init__(self) -> None:
         self._of: dict[str, list[Attempt]] = {}
-        self._asked: dict[str, float] = {}
+        self._asked: dict[str, tuple[float, int]] = {}  # when, and how many sendings there were
         self._hopeless: set[str] = set()
         self._waiting: set[str] = set()
 
@@ -32,7 +32,7 @@ class Sendings:
         for attempt in sorted(attempts, key=lambda one: (one.at, one.id)):
             of[attempt.guid].append(attempt)
         self._of = dict(of)
-        self._asked = {guid: at for guid, at in self._asked.items() if guid in of}
+        self._asked = {guid: asked for guid, asked in self._asked.items() if guid in of}
         self._hopeless &= of.keys()
 
     def guids(self) -> Collection[str]:
@@ -49,12 +49,13 @@ class Sendings:
         return [lacking[guid][-1] for guid in lacking if guid in self._waiting and not self._is_under_way(guid, now)]
 
     def _is_under_way(self, guid: str, now: float) -> bool:
-        last, asked = self._of[guid][-1], self._asked.get(guid, 0.0)
-        begun = last.at if last.code == 0 else asked if asked > last.at else 0.0
+        """GitHub may not know its outcome yet, or not even have it on record since it was asked for it."""
+        (*_, last), (asked, before) = self._of[guid], self._asked.get(guid, (0.0, 0))
+        begun = last.at if last.code == 0 else asked if len(self._of[guid]) <= before else 0.0
         return now < begun + _UNDER_WAY
 
     def asked(self, guid: str, now: float) -> None:
-        self._asked[guid] = now
+        self._asked[guid] = (now, len(self._of[guid]))
 
     def give_up(self, guid: str) -> None:
         self._hopeless.add(guid)

@@ -12,7 +12,7 @@ from osiris.bot.git import HostDesk
 from osiris.bot.github import GitHub
 from osiris.errors import Refused
 from osiris.ports import Checkout
-from osiris.task import Task
+from osiris.task import HALTED, Task
 
 
 class Runner(Protocol):
@@ -63,8 +63,9 @@ class Performers:
 
     async def _start_run(self, order: f.StartRun, task: Task | None) -> Facts:
         if task is None or task.run != order.run or task.state not in ("queued", "running", "planning"):
-            await self._runner.stop(order.issue, order.run)
-            return []  # overtaken: stopped, merged, or another run has its place
+            rests = task is not None and task.run == order.run and task.state in HALTED
+            await self._runner.stop(order.issue, order.run, keep=rests)
+            return []  # overtaken: stopped, merged, or another run has its place; or it rests, and is ordered anew
         await self._runner.begin(order)
         policy = await self._github.policy(order.issue.repo)
         checkout = await self._depot.checkout(order.issue.repo, order.branch)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osiris.effects import ESSENTIAL, Effect, Report, StartRun
+from osiris.effects import ESSENTIAL, Effect, Push, Report, StartRun
 from osiris.errors import Fenced, Mendable, Refused, Unavailable
 from osiris.events import Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
 from osiris.policy import Policy
@@ -165,7 +165,8 @@ class Jobs:
         if isinstance(order, StartRun):
             await self._orders.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
         else:
-            facts = [OrderParked(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+            run = order.run if isinstance(order, Push) else None
+            facts = [OrderParked(issue=order.issue, reason=reason, run=run)] if isinstance(order, ESSENTIAL) else []
             await self._orders.park(id, reason, facts)
 
     async def _give_up(self, id: int, order: Effect, reason: str) -> None:

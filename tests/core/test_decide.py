@@ -365,3 +365,20 @@ def test_without_access_the_task_rests_silently_and_goes_on_where_it_was():
 def test_access_that_comes_back_wakes_no_task_that_is_paused_for_another_reason():
     before, _ = play(requested(), STARTED, e.BudgetSpent(issue=ISSUE, run=1, reason="spent"))
     assert play(e.AccessRegained(issue=ISSUE), task=before) == (before, [])
+
+
+def test_a_parked_push_of_an_earlier_run_fails_the_task_and_a_retry_answers_every_review():
+    late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    task, _ = play(*IN_REVIEW, CHANGES, late, patch_ready(2))
+    assert (task.state, task.run) == (State.RUNNING, 3)
+    task, _ = play(e.OrderParked(issue=ISSUE, reason="the App may not push", run=2), task=task)
+    assert task.state is State.FAILED
+    task, orders = play(asked(e.RetryRequested), task=task)
+    assert (task.run, orders[0].reviews) == (4, (REVIEW, late.review))
+
+
+def test_a_run_under_way_is_only_cut_off_when_its_task_rests():
+    task, orders = play(requested(), STARTED, e.OrderParked(issue=ISSUE, reason="the App may not write"))
+    assert orders[0] == f.StopRun(issue=ISSUE, run=1, keep=True)
+    task, orders = play(*IN_REVIEW, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
+    assert orders == []
