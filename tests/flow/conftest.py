@@ -110,7 +110,8 @@ class World:
         async with asyncio.timeout(20):
             while True:
                 for line in await self.osiris.views.tasks():
-                    steps = await self.osiris.views.steps(line.id)
+                    of_this_run = f"-{line.task.run}"
+                    steps = [s for s in await self.osiris.views.steps(line.id) if s.run.endswith(of_this_run)]
                     if line.task.state == "running" and steps and steps[-1].message.role == "assistant":
                         return
                 await asyncio.sleep(0.02)

@@ -51,9 +51,9 @@ STORY = {"runs": [run(*ANSWER, when="<review"), run(PARALLEL, *FIX)]}
 @every_vendor
 async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str):
     async with start(STORY, vendor=vendor) as world:
-        with world.osiris.journal.reading() as deltas:
+        with world.osiris.journal.reading() as news:
             _, pull = await world.in_review()
-            heard = [deltas.get_nowait() for _ in range(deltas.qsize())]
+            heard = [piece for _ in range(news.qsize()) if isinstance(piece := news.get_nowait(), Delta)]
         transcript, model = await world.transcript(), world.stage.settings.osiris_model
         _heard_as_said(heard, transcript)
         first, *answers = transcript[2:5]
