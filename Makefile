@@ -33,6 +33,10 @@ real: setup  ## a real bug in a real project (tenacity), from issue to merge; VE
 bench: setup  ## measure, each figure beside another side in the same run
 	@$(PY) -m bench
 
+torture: setup  ## kill, freeze and mislead Osiris for hours, and count what is lost or doubled; ARGS="--quick"
+	@$(PY) -m torture $(ARGS)
+	@$(PY) scripts/torture.py
+
 fidelity-setup:
 	@scripts/setup.sh fidelity
 
@@ -45,4 +49,4 @@ lock: setup  ## write requirements/*.txt anew from pyproject.toml
 docs: setup  ## draw docs/states.md from the state table
 	@$(PY) scripts/states.py
 
-.PHONY: help setup run-setup demo test check real bench fidelity-setup fidelity lock docs
+.PHONY: help setup run-setup demo test check real bench torture fidelity-setup fidelity lock docs

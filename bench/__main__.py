@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import command, door, first, memory, model, prompt, step, workspace
+from bench import command, door, first, history, machines, memory, model, prompt, step, workspace
 from bench.row import Row, middle
 from osiris.errors import OsirisError
 
@@ -31,6 +31,10 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "memory": memory.measure,
     "model": model.measure,
     "prompt": prompt.measure,
+    "lives": machines.lives,
+    "takeover": machines.takeover,
+    "runs": machines.runs,
+    "history": history.measure,
 }
 
 
@@ -80,7 +84,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
         table.add_row(
             row.what,
             _figure(row.p50, row.unit),
-            "" if row.unit in ("/s", "MiB", "tokens") else _figure(row.p99, row.unit),
+            "" if row.unit in ("/s", "/min", "MiB", "tokens") else _figure(row.p99, row.unit),
             row.other,
             _figure(middle(row.theirs), row.unit),
             f"{row.ratio:.2f}",
@@ -96,7 +100,7 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
 
 def _figure(value: float, unit: str) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}".replace(" /s", "/s")
+    return f"{value:.{digits}f} {unit}".replace(" /", "/")
 
 
 if __name__ == "__main__":

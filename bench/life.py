@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import uvloop
 
-from osiris.bootstrap import build, serve
+from osiris.bootstrap import build
 from osiris.config.settings import load
 from osiris.ports import Brain, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.serving import serve
 
 
 class Noting:

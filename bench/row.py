@@ -11,16 +11,21 @@ Rounds = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """At most `p50` and `p99` (in the row's unit), at least `ratio` of the other side; None: not held to that."""
+    """At most `p50` and `p99` (in the row's unit), at least `ratio` and at most `most` times the other side; None: not
+    held to that.
+    """
 
     p50: float | None = None
     p99: float | None = None
     ratio: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`unit` is ms, MiB, tokens or /s; `ours` and `theirs` are in it. `note` says what must be known to read them."""
+    """`unit` is ms, s, MiB, tokens, /s or /min; `ours` and `theirs` are in it. `note` says what must be known to read
+    them.
+    """
 
     name: str
     what: str
@@ -50,6 +55,7 @@ class Row:
             *([self.p50 <= self.target.p50] if self.target.p50 is not None else []),
             *([self.p99 <= self.target.p99] if self.target.p99 is not None else []),
             *([self.ratio >= self.target.ratio] if self.target.ratio is not None else []),
+            *([self.ratio <= self.target.most] if self.target.most is not None else []),
         ]
         return all(held) if held else None
 
@@ -59,6 +65,7 @@ class Row:
             *([f"p50 ≤ {self.target.p50:g} {self.unit}"] if self.target.p50 is not None else []),
             *([f"p99 ≤ {self.target.p99:g} {self.unit}"] if self.target.p99 is not None else []),
             *([f"ratio ≥ {self.target.ratio:g}"] if self.target.ratio is not None else []),
+            *([f"ratio ≤ {self.target.most:g}"] if self.target.most is not None else []),
         ]
         return ", ".join(words)
 

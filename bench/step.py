@@ -12,7 +12,7 @@ from uv import find_uv_bin
 from bench.process import BUILD, HERE, a_place, ran, told
 from bench.row import Row, Target
 from osiris.agents import brief
-from osiris.agents.run import Runner, run_name
+from osiris.agents.run import Hands, Runner, run_name
 from osiris.bootstrap import Osiris, build, prepare
 from osiris.bot.git import HostDesk
 from osiris.config.settings import Settings
@@ -21,6 +21,8 @@ from osiris.errors import Refused
 from osiris.events import Actor, IssueRef, Role, RunFailed, TaskRequested
 from osiris.policy import Policy
 from osiris.ports import Brain, Checkout, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.queue.lease import INBOX
+from osiris.queue.turns import Turns
 from osiris.tools.toolbox import Tools
 
 MINI = "mini-swe-agent==2.4.6"
@@ -148,6 +150,8 @@ class Bench:
         commit = await asyncio.to_thread(_commit, place, desk.mirror(REPO))
         actor = Actor("alice", Role.ADMIN)
         asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
+        await osiris.lease.take()
+        await Turns(osiris.engine, osiris.lease).take(INBOX)
         await osiris.intake.note("bench", asked)
         [row] = await osiris.store.inbox_due(1)
         await osiris.store.settle(row.id, asked, Policy())
@@ -158,9 +162,7 @@ class Bench:
         brain = Scripted(_PLACES[-1] + _AROUND)
         runner = Runner(
             choose=brain.choose,
-            sandbox=self.osiris.sandbox,
-            tools=Tools,
-            desk=self._desk,
+            hands=Hands(sandbox=self.osiris.sandbox, tools=Tools, desk=self._desk),
             transcripts=self.osiris.transcripts,
             inbox=self.osiris.intake,
             journal=self.osiris.journal,

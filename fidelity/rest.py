@@ -1,6 +1,8 @@
 """REST: what Osiris asks, and what devhub answers, held against GitHub's description."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fidelity import packages
 from fidelity.description import Description, Request, Response
@@ -51,7 +53,12 @@ def answers(recordings: Recordings) -> Outcome:
 
 
 def _rest(recordings: Recordings) -> Iterator[Asked]:
-    return (one for one in recordings.asked if one.path != GRAPHQL)
+    return (replace(one, path=_by_name(one.path)) for one in recordings.asked if one.path != GRAPHQL)
+
+
+def _by_name(path: str) -> str:
+    """The address that a redirect of a renamed repository leads to, as the description knows it: by a name."""
+    return re.sub(r"^/repositories/\d+(?=/|$)", "/repos/owner/name", path)
 
 
 def _request(description: Description, one: Asked) -> Request | None:

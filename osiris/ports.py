@@ -374,6 +374,9 @@ class Pace(Protocol):
         holds its lease: then nothing may be sent.
         """
 
+    def insist(self) -> None:
+        """The last look before a write is sent. Raises Fenced when this worker may have been taken for dead."""
+
     async def hold(self, account: str, seconds: float) -> None:
         """GitHub asked for a pause: no worker gets leave to write through `account` for so many seconds."""
 

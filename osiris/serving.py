@@ -7,9 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 
-import uvicorn
-
-from osiris.bootstrap import Osiris, background
+from osiris.bootstrap import Osiris
 from osiris.config.guest import listening
 from osiris.config.settings import Settings
 from osiris.errors import Refused
@@ -17,35 +15,32 @@ from osiris.errors import Refused
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
     """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told the address."""
-    config = uvicorn.Config(
-        osiris.app,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=2,  # the worker needs the rest of the ten seconds that it is given
-    )
-    server = uvicorn.Server(config)
+    end = _told_to_end()
     gc.collect()
     gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
-    async with osiris.running(), background(_announce(server, ready)):
-        serving = asyncio.create_task(server.serve(sockets=[_listener(osiris.settings)]))
-        try:
-            await asyncio.shield(serving)
-        finally:
-            server.should_exit = True  # whoever cancels us still gets every socket closed
-            await serving
+    async with osiris.running():
+        listener = _listener(osiris.settings)
+        async with listening(osiris.app, listener, grace=2):  # the worker needs the rest of its ten seconds
+            ready(_url(listener))
+            await end.wait()
 
 
 async def work(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
     """The worker alone, until SIGINT or SIGTERM."""
     if osiris.worker is None:
         raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.missing())}")
-    end = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    end = _told_to_end()
     async with osiris.running():
         ready(socket.gethostname())
         await end.wait()
+
+
+def _told_to_end() -> asyncio.Event:
+    """An event for SIGINT and SIGTERM: everything is put in order before the process ends."""
+    end = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    return end
 
 
 @contextlib.asynccontextmanager
@@ -64,8 +59,6 @@ def _listener(settings: Settings) -> socket.socket:
         raise Refused(f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT") from None
 
 
-async def _announce(server: uvicorn.Server, ready: Callable[[str], None]) -> None:
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,6 +1,5 @@
 """GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
 
-import contextlib
 import copy
 import hashlib
 import re
@@ -47,22 +46,11 @@ _READY = """mutation Ready($id: ID!) {
 }"""
 
 
-class _NoPace:
-    """Writes as they come."""
-
-    @contextlib.asynccontextmanager
-    async def turn(self, account: str) -> AsyncIterator[None]:
-        yield
-
-    async def hold(self, account: str, seconds: float) -> None: ...
-
-
 class GitHub:
     """Reads with a token that can only read; writes each in its turn, with a token minted for it."""
 
-    def __init__(self, tokens: Tokens, api_url: str, pace: Pace | None = None) -> None:
-        self._tokens = tokens
-        self._pace: Pace = pace or _NoPace()
+    def __init__(self, tokens: Tokens, api_url: str, pace: Pace) -> None:
+        self._tokens, self._pace = tokens, pace
         self._rates, self._can_wait = Rates(), False
         self._api = githubkit.GitHub(
             UnauthAuthStrategy(),
@@ -70,8 +58,14 @@ class GitHub:
             auto_retry=False,
             http_cache=False,
             timeout=PATIENCE,
+            async_event_hooks={"request": [self._insist]},
         )
         self._policies: dict[str, tuple[Policy, float]] = {}
+
+    async def _insist(self, request: Any) -> None:
+        """The last thing before a write goes out: a worker that stood still since it got leave has it no more."""
+        if request.method != "GET":
+            self._pace.insist()
 
     async def __aenter__(self) -> "GitHub":
         await self._tokens.__aenter__()
@@ -302,14 +296,21 @@ class GitHub:
 
     async def _in_turn(self, repo: str, may: dict[str, str], send: Callable[[str], Awaitable[Any]]) -> Any:
         """Send when it is this account's turn; once more when the token turns out to be good no longer."""
-        account, token = repo.partition("/")[0], await self._tokens.mint(repo, **may)
+        account, token = repo.partition("/")[0], await self._mint(repo, may)
         try:
             async with self._pace.turn(account):
                 return await send(token)
         except _Unauthorized:
-            token = await self._tokens.mint(repo, **may)
+            token = await self._mint(repo, may)
             async with self._pace.turn(account):
                 return await send(token)
+
+    async def _mint(self, repo: str, may: dict[str, str]) -> str:
+        try:
+            return await self._tokens.mint(repo, **may)
+        except Limited as limit:
+            await self._pace.hold(repo.partition("/")[0], limit.retry_in or _MINUTE)
+            raise
 
     async def _request(self, method: str, repo: str, path: str, token: str, **asked: Any) -> Response[Any]:
         account = repo.partition("/")[0]

@@ -15,10 +15,6 @@ from osiris.ports import Tasks
 from osiris.task import Task
 
 
-async def _unheard(key: str) -> None:
-    """Nobody looks later."""
-
-
 class Lookup:
     """Interprets deliveries of GitHub. Nothing here runs inside a transaction."""
 
@@ -27,8 +23,8 @@ class Lookup:
         github: GitHub,
         tasks: Tasks,
         trouble: Callable[[str], Awaitable[str]],
-        soon: Callable[[str], None] = lambda account: None,
-        heard: Callable[[str], Awaitable[None]] = _unheard,
+        soon: Callable[[str], None],
+        heard: Callable[[str], Awaitable[None]],
     ) -> None:
         """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose repositories may be reached
         otherwise than before ("": anybody's), and `heard` the keys of facts that must not be told again later.

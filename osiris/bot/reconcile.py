@@ -114,7 +114,8 @@ class Reconciler:
     async def deliveries(self) -> int:
         """Ask for what was sent in the last three days and never taken in, oldest first; returns for how many.
 
-        A mark keeps what is settled from being read each time.
+        A mark keeps what is settled from being read each time. While there is none yet, only what nobody took is asked
+        for: a new database need not hear what an older one has heard.
         """
         now, mark = self._clock(), float(await self._records.recall(_MARK) or 0)
         self._sendings.take(await self._attempts(max(now - _KEPT, mark - _OVERLAP)))
@@ -204,9 +205,10 @@ class Reconciler:
             return
         await self._regained(tasks)
         place = self._places[standing.repo] = Place.at(standing.at)
-        touched = await self._github.touched(standing.repo, place.since)  # before the tasks: what comes now comes again
+        touched = await self._touched(standing.repo, place)  # before the tasks: what comes now comes again
         owed = await self._tasks(tasks)
-        place.take(touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0)
+        if touched is not None:
+            place.take(touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0)
 
     async def _lost(self, tasks: Open, reason: str) -> None:
         for task, _ in tasks:

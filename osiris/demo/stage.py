@@ -89,8 +89,12 @@ async def staged(
             github_url=hub.url,
             osiris_data_dir=place / "osiris",
             osiris_port=port,
-            osiris_github_limits="off",  # the hub has none
-            **{"osiris_model": model, "osiris_toolchains": toolchains, **(more or {})},
+            **{
+                "osiris_github_limits": "off",  # the hub has none of GitHub's for writes
+                "osiris_model": model,
+                "osiris_toolchains": toolchains,
+                **(more or {}),
+            },
         )
         yield Stage(hub=hub, app=app, repo=repo, settings=settings)
 

@@ -17,6 +17,7 @@ from osiris.devhub.watching import Watcher
 from osiris.devhub.world import World
 
 TIMEOUT = 10
+PENDING, PUT_OFF = "pending", "put off"
 WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: "timed out"}
 
 
@@ -129,19 +130,21 @@ class Hooks:
     def put_off(self, delivery: Delivery, moment: Awaitable[object], send: Sending) -> None:
         async def later() -> None:
             await moment
+            if delivery.status == PUT_OFF:
+                delivery.status = PENDING
             await send()
 
         self._count(1)
-        delivery.status = "put off" if delivery.status == "pending" else delivery.status
+        if delivery.status == PENDING:
+            delivery.status = PUT_OFF
         self._waiting.add(task := asyncio.create_task(self._sent(delivery, later())))
         task.add_done_callback(self._waiting.discard)
 
     async def _sent(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
         """Send; what nobody sent and nobody put off has failed."""
-        delivery.status = "pending"
         try:
             await sending
-            if delivery.status == "pending":
+            if delivery.status == PENDING:
                 delivery.delivered, delivery.status_code = self._world.now(), 502
                 delivery.status = "failed to connect to host"
         finally:

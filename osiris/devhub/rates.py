@@ -20,10 +20,10 @@ class Rates:
         self._used: dict[Key, int] = defaultdict(int)
         self._begun: dict[Key, float] = {}
 
-    def leave(self, kind: str, id: int, remaining: int, resource: str = "core") -> None:
-        """Let a caller have so many requests left: an "installation", a "user" or an "app", by its id."""
+    def leave(self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core") -> None:
+        """Let a caller have so many requests left for so long: an "installation", a "user" or an "app", by its id."""
         key = (kind, id, resource)
-        self._begun.setdefault(key, self._clock())
+        self._begun[key] = self._clock() - HOUR + seconds
         self._used[key] = self.limit - remaining
 
     def check(self, who: Who, resource: str) -> None:

@@ -20,7 +20,7 @@ _MIGRATION_LOCK = 0x0517  # any number, the same for every Osiris
 _POSTGRESQL = {
     "connect_timeout": 3,  # seconds
     "tcp_user_timeout": 5000,  # milliseconds, as what follows
-    "options": "-c statement_timeout=20000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000",
+    "options": "-c statement_timeout=20000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=10000",
 }
 
 

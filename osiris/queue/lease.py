@@ -39,7 +39,7 @@ class Lease:
         self.rhythm = patience / 4  # seconds from beat to beat
         self.number = 0
         self._seen: dict[int, tuple[int, float]] = {}
-        self._looked = 0.0
+        self._looked = self._beaten = 0.0
 
     async def take(self) -> None:
         """A new lease, with a new number; an older one from the same data folder was of a process that is gone."""
@@ -50,7 +50,7 @@ class Lease:
                 insert(LeaseRow).values(place=self.place, host=host, since=now(), beat=0).returning(LeaseRow.number)
             )
             self.number = made.scalar_one()
-        self._seen, self._looked = {}, self._clock()
+        self._seen, self._looked, self._beaten = {}, self._clock(), self._clock()
 
     async def beat(self) -> bool:
         """Say that this worker lives, and look whether the others do; True when one of them was struck out.
@@ -58,12 +58,14 @@ class Lease:
         Raises Fenced when this lease was struck out itself, and Unavailable when the database does not answer.
         """
         mine = update(LeaseRow).where(LeaseRow.number == self.number).values(beat=LeaseRow.beat + 1)
+        at = self._clock()
         with answering():
             async with self._engine.begin() as connection:
                 if (await connection.execute(mine)).rowcount == 0:
                     raise Fenced("another worker took this one for dead and goes on with its work")
                 rows = await connection.execute(select(LeaseRow.number, LeaseRow.beat))
                 beats = {number: beat for number, beat in rows if number != self.number}
+            self._beaten = at
             return any([await self._strike_out(number, beats[number]) for number in self._silent(beats)])
 
     def _silent(self, beats: dict[int, int]) -> list[int]:
@@ -79,9 +81,12 @@ class Lease:
         return [number for number, (_, since) in self._seen.items() if at - since > self._patience]
 
     async def _strike_out(self, number: int, beat: int) -> bool:
+        """Not while it is in the middle of a transaction, for which this worker's own beat must not wait."""
+        silent = select(LeaseRow.number).where(LeaseRow.number == number, LeaseRow.beat == beat)
         async with self._engine.begin() as connection:
-            silent = delete(LeaseRow).where(LeaseRow.number == number, LeaseRow.beat == beat)
-            struck = (await connection.execute(silent)).rowcount > 0
+            struck = await connection.scalar(silent.with_for_update(skip_locked=True)) is not None
+            if struck:
+                await connection.execute(delete(LeaseRow).where(LeaseRow.number == number))
         if struck:
             log.warning("worker %s has been silent for %.0f s: its work is free for others", number, self._patience)
         return struck
@@ -100,6 +105,11 @@ class Lease:
     def others(self, column: Any) -> ColumnElement[bool]:
         """Whether `column` names another worker, and a living one."""
         return and_(column != self.number, column.in_(select(LeaseRow.number)))
+
+    def insist_now(self) -> None:
+        """Raises Fenced when the last beat is so long ago that the lease may be over by now. It asks nobody."""
+        if self._clock() - self._beaten > self._patience / 2:
+            raise Fenced("this worker stood still, and may have been taken for dead")
 
     async def insist(self, session: AsyncSession) -> None:
         """Hold the lease for the rest of a transaction. Raises Fenced when it was struck out."""

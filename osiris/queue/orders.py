@@ -15,9 +15,9 @@ from osiris.events import Event
 from osiris.ports import Journal, Noted
 from osiris.queue import codec, journal
 from osiris.queue.arrival import own_row
-from osiris.queue.database import answering, reading
+from osiris.queue.database import answering, insert, reading
 from osiris.queue.lease import Lease
-from osiris.queue.tables import InboxRow, LeaseRow, OutboxRow, TaskRow, is_due, now
+from osiris.queue.tables import InboxRow, LeaseRow, OutboxRow, TaskRow, TurnRow, is_due, now
 from osiris.task import Task
 
 WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
@@ -67,21 +67,31 @@ class Orders:
         self._lease, self._news, self._most = lease, news, runs_per_repository
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._turn = insert(engine, TurnRow).on_conflict_do_nothing()
 
     async def claim(self, limit: int, lanes: Collection[int], without: Collection[int]) -> list[Due]:
         """Take up to `limit` orders of some lanes whose time has come, but for those that are `without`."""
-        query = self._due(lanes, without).limit(limit)
+        counted = bool(self._most) and RUNS in lanes
+        query = self._due(lanes, without).limit(1 if counted else limit)
         with answering():
             async with self._read() as session:
                 if not (await session.execute(query)).first():
                     return []
             async with self._write.begin() as session:
                 await self._lease.insist(session)
+                if counted:
+                    await self._alone(session)
                 rows = (await session.execute(query.with_for_update(of=OutboxRow, skip_locked=True))).all()
                 dues = [_due(*row) for row in rows]
                 ids = [due.id for due in dues]
                 await session.execute(update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number))
         return dues
+
+    async def _alone(self, session: AsyncSession) -> None:
+        """Nobody else takes a run until the end of the transaction: a count holds only as long."""
+        connection = await session.connection()
+        await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
+        await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
 
     def _due(self, lanes: Collection[int], without: Collection[int]) -> Select[int, int, str]:
         return (

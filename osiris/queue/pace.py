@@ -68,6 +68,9 @@ class DatabasePace:
             finally:
                 await self._give_back(account)
 
+    def insist(self) -> None:
+        self._lease.insist_now()
+
     async def leave(self) -> None:
         """Raises Fenced when this worker may not write any more."""
         with answering():

@@ -44,8 +44,9 @@ _IGNORE = (
     .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
     .values(handled=bindparam("at"), not_before=None, error=None)
 )
+_WAITING = (InboxRow, OutboxRow)  # with their indexes of what waits alone
 _NEXT_DUE = select(  # one statement, so that nothing on its way from the outbox to the inbox is overlooked
-    select(func.min(InboxRow.not_before)).scalar_subquery(), select(func.min(OutboxRow.not_before)).scalar_subquery()
+    *(select(func.min(row.not_before)).where(row.not_before.is_not(None)).scalar_subquery() for row in _WAITING)
 )
 
 

@@ -378,7 +378,7 @@ def test_a_parked_push_of_an_earlier_run_fails_the_task_and_a_retry_answers_ever
 
 
 def test_a_run_under_way_is_only_cut_off_when_its_task_rests():
-    task, orders = play(requested(), STARTED, e.OrderParked(issue=ISSUE, reason="the App may not write"))
+    _task, orders = play(requested(), STARTED, e.OrderParked(issue=ISSUE, reason="the App may not write"))
     assert orders[0] == f.StopRun(issue=ISSUE, run=1, keep=True)
-    task, orders = play(*IN_REVIEW, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
+    _task, orders = play(*IN_REVIEW, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
     assert orders == []

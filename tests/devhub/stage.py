@@ -35,6 +35,7 @@ EVENTS = (
     "push",
     "check_run",
     "check_suite",
+    "repository",
 )
 PERMISSIONS = {"contents": "write", "issues": "write", "pull_requests": "write", "checks": "write"}
 FILES = {

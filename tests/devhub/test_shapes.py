@@ -43,6 +43,7 @@ async def test_every_answer_validates_against_githubs_description(stage: Stage, 
         await rest.issues.async_get(**OF, issue_number=1),
         await rest.issues.async_list_for_repo(**OF, state="all"),
         await rest.issues.async_list_comments(**OF, issue_number=1),
+        await rest.issues.async_list_events(**OF, issue_number=1),
         await rest.issues.async_list_labels_on_issue(**OF, issue_number=1),
         await rest.pulls.async_list(**OF, state="all"),
         await rest.pulls.async_get(**OF, pull_number=number),
@@ -97,6 +98,42 @@ async def test_every_webhook_validates_against_githubs_description(stage: Stage,
     assert names >= {"push", "pull_request_review.dismissed", "check_suite.completed", "issues.edited"}
     for head, body in dict(zip(stage.receiver.names, stage.receiver.got, strict=True)).values():
         assert kit_webhooks.parse_obj(head["x-github-event"], body)
+
+
+async def test_every_webhook_about_where_an_app_may_work_validates(stage: Stage) -> None:
+    hub, mia = stage.hub, stage.client(stage.mia.token)
+    hub.world.set_role(stage.repo, "mia", "admin")
+    hub.add_repo("acme/open", collaborators={})
+    hub.install(stage.app, "acme/open")
+    hub.uninstall(stage.app, "acme/open")
+    for change in ({"archived": True}, {"archived": False}, {"name": "store"}):
+        assert (await mia.patch("/repos/acme/shop", json=change, follow_redirects=True)).status_code == 200
+    hub.add_repo("globex/other", collaborators={})
+    hub.install(stage.app, "globex/other")
+    assert (await mia.post("/repos/acme/store/transfer", json={"new_owner": "globex"})).status_code == 202
+    hub.install(stage.app, "globex/store")
+    assert (await mia.delete("/repos/globex/store")).status_code == 204
+    app = stage.client(stage.app_jwt())
+    url = f"/app/installations/{stage.installation}"
+    assert (await app.put(f"{url}/suspended")).status_code == 204
+    assert (await app.delete(f"{url}/suspended")).status_code == 204
+    assert (await app.delete(url)).status_code == 204
+    told = await stage.events()
+    assert [one for one in told if one != "installation.created"] == [
+        "installation_repositories.added",
+        "installation_repositories.removed",
+        "repository.archived",
+        "repository.unarchived",
+        "repository.renamed",
+        "installation_repositories.removed",
+        "installation_repositories.added",
+        "repository.deleted",
+        "installation.suspend",
+        "installation.unsuspend",
+        "installation.deleted",
+    ]
+    for head, body in zip(stage.receiver.names, stage.receiver.got, strict=True):
+        assert kit_webhooks.parse_obj(body[0]["x-github-event"], body[1]), head
 
 
 async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_and_resolves(

@@ -1,4 +1,4 @@
-"""GitHub as an enemy: what it answers and what it delivers goes wrong as drawn; the visible end must be the lawful one."""
+"""GitHub as an enemy: it answers and delivers as drawn; what is seen at the end must be the lawful thing."""
 
 import asyncio
 import contextlib

@@ -29,7 +29,6 @@ from osiris.config.settings import Settings
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.ports import Message
-from osiris.queue import sweep
 from osiris.queue.database import connect
 from osiris.queue.store import Store
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
@@ -57,7 +56,6 @@ Found = TypeVar("Found")
 def live(role: Role, settings: Settings, patience: Patience, log: Path) -> None:
     """A whole life of one process, until it is told to end or killed."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sweep.BEAT = patience.lease / 4  # as the real ones stand to each other
     osiris = build(settings, patience=patience, works=role == "worker")
     uvloop.run(serve(osiris) if role == "web" else work(osiris))
 
@@ -165,6 +163,10 @@ class Site:
         if not (machine.folder / "place").exists():
             return None
         return await self.scalar(select(LeaseRow.number).where(LeaseRow.place == machine.place))
+
+    async def gone(self, number: int | None) -> bool:
+        """Whether a lease is over."""
+        return await self.scalar(select(LeaseRow.number).where(LeaseRow.number == number)) is None
 
     async def ready(self, *machines: Machine) -> None:
         """Wait until workers have a lease."""

@@ -127,6 +127,22 @@ async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_o
         assert await it.views.failures() == []
 
 
+async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(place: Path, pair: dict[str, str]):
+    async with site(place, pair, STEPS, workers=2) as it:
+        first, second = it.workers
+        was = await it.holds(first)
+        async with it.engine.connect() as holding:  # as a transaction of the first one would
+            await holding.execute(select(LeaseRow.number).where(LeaseRow.number == was).with_for_update(read=True))
+            first.freeze()
+            begun = await it.scalar(beat := select(LeaseRow.beat).where(LeaseRow.place == second.place))
+
+            async def beats_on() -> bool:
+                return await it.scalar(beat) >= begun + 12  # six seconds: three times the patience
+
+            await until(beats_on, within=12)
+        await until(lambda: it.gone(was), within=12)
+
+
 WRITES = ["POST comments", "git-receive-pack", "POST pulls", "POST check-runs"]
 
 

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from osiris.bootstrap import Osiris, Patience
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
+from osiris.devhub.access import Grant, Who
 from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
+from osiris.errors import Unavailable
 from osiris.task import Task
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, plain_git, run, step, submit
+from tests.flow.conftest import FILES, FIX, PEOPLE, REPO, STORY, plain_git, run, step, submit
+from tests.flow.test_outages import from_osiris, is_write
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 Ready = tuple[int, int]
@@ -30,8 +35,15 @@ class Ground:
     bob: Person
     tina: Person
 
-    def life(self) -> contextlib.AbstractAsyncContextManager[Osiris]:
-        return self.stage.osiris(patience=Patience(pauses=(0.05,)))
+    @contextlib.asynccontextmanager
+    async def life(self) -> AsyncIterator[Osiris]:
+        """A life of Osiris, that ends when it has taken in what it was told; an agent may still be at work."""
+        async with self.stage.osiris(patience=Patience(pauses=(0.05,))) as osiris:
+            yield osiris
+            async with asyncio.timeout(20):
+                await self.stage.hub.drained()
+                while await osiris.store.inbox_due(1):
+                    await asyncio.sleep(0.02)
 
     async def in_review(self, osiris: Osiris) -> Ready:
         """An issue that was worked on, and its pull request."""
@@ -201,7 +213,7 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(groun
 async def was_delivered(it: Ground, event: str) -> None:
     """Wait until the last delivery of this kind was taken."""
     async with asyncio.timeout(20):
-        while not [one for one in it.stage.app.deliveries if one.event == event][-1].status_code == 202:
+        while [one for one in it.stage.app.deliveries if one.event == event][-1].status_code != 202:
             await asyncio.sleep(0.02)
 
 
@@ -235,10 +247,13 @@ async def test_an_issue_that_was_dropped_ends_the_task(ground: Laid):
 
 
 async def running(it: Ground, osiris: Osiris) -> int:
-    """An issue that an agent is at work on."""
+    """An issue that an agent is at work on, inside its first tool call."""
     issue = await it.alice.file_issue("add subtracts")
     await it.alice.label(issue)
     await until(osiris, "running")
+    async with asyncio.timeout(20):
+        while not (steps := await osiris.views.steps(1)) or steps[-1].message.role != "assistant":
+            await asyncio.sleep(0.02)
     return issue
 
 
@@ -287,3 +302,354 @@ async def test_what_was_told_and_taken_up_again_is_not_told_anew(ground: Laid, t
             assert second.reconciler is not None
             await second.reconciler.compare()
             assert (await until(second, "running")).run == 2
+
+
+async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_on(ground: Laid):
+    async with ground(SLOW) as it:
+        async with it.life() as first:
+            issue = await running(it, first)
+        await it.alice.unlabel(issue)
+        await it.alice.comment(issue, "/osiris retry")
+        await it.stage.hub.drained()  # nobody listens: both are on record as failed
+        async with it.life() as second:
+            assert second.reconciler is not None
+            await until(second, "running", run=2)
+            await second.reconciler.compare()
+            await was_delivered(it, "issue_comment")
+            assert (await until(second, "running")).run == 2
+
+
+# ── where a repository is, and whether it may be written ──────────────────────────────────────────────────────────
+
+
+async def writes_of(it: Ground) -> list[str]:
+    """From now on: what Osiris writes to the repository."""
+    seen: list[str] = []
+
+    async def note(request: Request, forward) -> Response:
+        if is_write(request) and from_osiris(request):
+            seen.append(f"{request.method} {request.url.path}")
+        return await forward()
+
+    it.stage.hub.interceptors.append(note)
+    return seen
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
+async def test_an_archived_repository_is_left_alone_until_it_can_be_written_again(ground: Laid, told: bool):
+    async with ground() as it:
+        it.stage.hub.world.set_role(it.stage.hub.world.repo(REPO), "alice", "admin")
+        async with it.life() as first:
+            issue, number = await it.in_review(first)
+            if told:
+                await it.alice.ask("PATCH", "", archived=True)
+                await until(first, "paused")
+        if not told:
+            async with it.unheard():
+                await it.alice.ask("PATCH", "", archived=True)
+        wrote = await writes_of(it)
+        async with it.life() as second:
+            task = await until(second, "paused")
+            assert (task.barred, task.reason) == (True, "the repository acme/shop is archived")
+            assert wrote == []
+            await it.alice.ask("PATCH", "", archived=False)
+            assert not (await until(second, "review")).barred
+            await it.bob.review(number, "REQUEST_CHANGES", "Nearly.")
+            await until(second, "review", run=2)
+            await it.stage.settled(second.store)
+            assert await second.views.failures() == []
+            assert len(await said_by_osiris(it, issue)) == 1
+
+
+async def said_by_osiris(it: Ground, number: int) -> list[str]:
+    return [c["body"] for c in await it.alice.comments(number) if c["user"]["login"] == "osiris[bot]"]
+
+
+async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(ground: Laid):
+    story = {"runs": [run(step("run_command", command="while ! test -e /tmp/go; do sleep 0.1; done"), *FIX)]}
+    async with ground(story) as it, it.life() as osiris:
+        await running(it, osiris)
+        installation = it.stage.hub.installation(it.stage.app, REPO)
+        it.stage.hub.suspend(installation, it.stage.hub.world.user("alice"))
+        task = await until(osiris, "paused")
+        assert (task.barred, task.run) == (True, 1)
+        assert "suspended" in task.reason
+        it.stage.hub.unsuspend(installation)
+        assert (await until(osiris, "running")).run == 1
+
+
+async def test_a_suspension_while_osiris_was_away_is_seen_and_so_is_its_end(ground: Laid):
+    async with ground() as it:
+        async with it.life() as first:
+            await it.in_review(first)
+        installation = it.stage.hub.installation(it.stage.app, REPO)
+        async with it.unheard():
+            it.stage.hub.suspend(installation)
+        async with it.life() as second:
+            assert (await until(second, "paused")).barred
+        async with it.unheard():
+            it.stage.hub.unsuspend(installation)
+        async with it.life() as third:
+            assert not (await until(third, "review")).barred
+
+
+async def test_an_app_that_was_taken_off_and_installed_anew_goes_on(ground: Laid):
+    async with ground() as it, it.life() as osiris:
+        await it.in_review(osiris)
+        it.stage.hub.remove(it.stage.hub.installation(it.stage.app, REPO))
+        assert (await until(osiris, "paused")).reason == f"the App is not installed on {REPO}"
+        it.stage.hub.install(it.stage.app, REPO)
+        await until(osiris, "review")
+
+
+async def test_a_repository_that_is_gone_is_not_asked_for_over_and_over(ground: Laid):
+    async with ground() as it:
+        it.stage.hub.world.set_role(it.stage.hub.world.repo(REPO), "alice", "admin")
+        async with it.life() as first:
+            await it.in_review(first)
+        async with it.unheard():
+            await it.alice.ask("DELETE", "")
+        async with it.life() as second:
+            assert (await until(second, "paused")).reason == f"the App is not installed on {REPO}"
+            asked = count_reads(it)
+            assert second.reconciler is not None
+            await second.reconciler.compare()
+            assert asked == ["/api/v3/repos/acme/shop/installation"]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
+async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_request(ground: Laid, told: bool):
+    async with ground() as it:
+        it.stage.hub.world.set_role(it.stage.hub.world.repo(REPO), "alice", "admin")
+        async with it.life() as first:
+            issue, number = await it.in_review(first)
+            if told:
+                await it.alice.ask("PATCH", "", name="store")
+                await until_called(first, "acme/store")
+        if not told:
+            async with it.unheard():
+                await it.alice.ask("PATCH", "", name="store")
+        async with it.life() as second, there(it, "bob", "acme/store") as bob:
+            await until_called(second, "acme/store")
+            await bob.review(number, "REQUEST_CHANGES", "Nearly.")
+            await until(second, "review", run=2)
+            await it.stage.settled(second.store)
+            assert len(await bob.ask("GET", f"/pulls/{number}/commits")) == 2
+            for one in (issue, number):
+                assert len([c for c in await bob.comments(one) if c["user"]["login"] == "osiris[bot]"]) == 1
+            assert len(await bob.pulls()) == 1
+            assert await second.views.failures() == []
+
+
+def there(it: Ground, login: str, repo: str) -> Person:
+    """A person at a repository under another name than it had."""
+    return Person(it.stage.hub.api_url, login, it.stage.hub.world.user(login).token, repo)
+
+
+async def until_called(osiris: Osiris, repo: str) -> None:
+    async with asyncio.timeout(20):
+        while [line.task.issue.repo for line in await osiris.views.tasks()] != [repo]:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed_there(ground: Laid):
+    async with ground() as it:
+        async with it.life() as first:
+            _, number = await it.in_review(first)
+        async with it.unheard():
+            it.stage.hub.transfer(REPO, "globex")
+        async with it.life() as second, there(it, "bob", "globex/shop") as bob:
+            assert (await until(second, "paused")).barred
+            it.stage.hub.install(it.stage.app, "globex/shop")
+            await until(second, "review")
+            await until_called(second, "globex/shop")
+            await bob.review(number, "APPROVE")
+            await until(second, "approved")
+            await it.stage.settled(second.store)
+            assert not (await bob.pull(number))["draft"]
+
+
+# ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_could_not_be_delivered_is_asked_for_in_its_order(ground: Laid):
+    async with ground() as it:
+        async with it.life() as first:
+            _, number = await it.in_review(first)
+        for n in range(3):
+            await it.alice.label(await it.alice.file_issue(f"Another {n}"))
+        await it.bob.review(number, "APPROVE")
+        await it.stage.hub.drained()
+        async with it.life() as second:
+            async with asyncio.timeout(30):
+                while [line.task.state for line in await second.views.tasks()].count("review") < 3:
+                    await asyncio.sleep(0.05)
+            lines = sorted(await second.views.tasks(), key=lambda line: line.id)
+            assert [line.task.title for line in lines] == ["add subtracts", "Another 0", "Another 1", "Another 2"]
+            assert lines[0].task.state == "approved"
+            await it.stage.settled(second.store)
+            assert all(len(of) <= 2 for of in sendings(it).values())
+
+
+def sendings(it: Ground) -> dict[str, list[int]]:
+    """The answers to each delivery, by its guid."""
+    of: dict[str, list[int]] = {}
+    for delivery in it.stage.app.deliveries:
+        of.setdefault(delivery.guid, []).append(delivery.status_code)
+    return of
+
+
+async def test_a_delivery_behind_a_hundred_others_is_found(ground: Laid):
+    async with ground() as it:
+        async with it.life() as first:
+            await it.stage.settled(first.store)
+        issue = await it.alice.file_issue("add subtracts")
+        await it.alice.label(issue)
+        for n in range(130):
+            await it.alice.comment(issue, f"Me too, {n}.")
+        await it.stage.hub.drained()
+        async with it.life() as second:
+            await until(second, "review")
+
+
+async def test_what_somebody_else_took_is_asked_for(ground: Laid):
+    """GitHub has an answer of 202 on record, and we never had it: the database is an older one, for example."""
+    async with ground() as it:
+        async with it.life() as first:
+            await it.in_review(first)
+
+        async def take(delivery: Delivery, send: Sending) -> None:
+            delivery.delivered, delivery.status_code, delivery.status = it.stage.hub.world.now(), 202, "OK"
+
+        it.stage.hub.hooks.interceptors.append(take)
+        await it.alice.label(await it.alice.file_issue("Another"))
+        await it.stage.hub.drained()
+        it.stage.hub.hooks.interceptors.remove(take)
+        async with it.life() as second:
+            async with asyncio.timeout(20):
+                while len(await second.views.tasks()) < 2:
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: Laid):
+    async with ground() as it, it.life() as osiris:
+        assert osiris.reconciler is not None
+        await it.in_review(osiris)
+
+        async def fail(_delivery: Delivery, _send: Sending) -> None: ...
+
+        it.stage.hub.hooks.interceptors.append(fail)
+        await it.alice.file_issue("Another")
+        asked = []
+        for _ in range(7):
+            await it.stage.hub.drained()
+            asked.append(await osiris.reconciler.deliveries())
+        assert asked == [1, 1, 1, 1, 0, 0, 0]
+
+
+# ── what it costs, and what stands in its way ─────────────────────────────────────────────────────────────────────
+
+
+def count_reads(it: Ground) -> list[str]:
+    """From now on: what Osiris asks."""
+    asked: list[str] = []
+
+    async def note(request: Request, forward) -> Response:
+        if from_osiris(request) and request.method == "GET":
+            asked.append(request.url.path)
+        return await forward()
+
+    it.stage.hub.interceptors.append(note)
+    return asked
+
+
+async def test_a_quiet_look_costs_one_conditional_request_for_each_repository_and_one_for_deliveries(ground: Laid):
+    async with ground() as it, it.life() as osiris:
+        assert osiris.reconciler is not None
+        await it.in_review(osiris)
+        answers: list[tuple[str, int]] = []
+
+        async def note(request: Request, forward) -> Response:
+            answer = await forward()
+            if from_osiris(request):
+                answers.append((request.url.path.removeprefix("/api/v3"), answer.status_code))
+            return answer
+
+        it.stage.hub.interceptors.append(note)
+        quiet = [("/app/hook/deliveries", 200), (f"/repos/{REPO}/issues", 304)]
+        async with asyncio.timeout(30):  # what was touched in the last seconds is looked at again
+            while answers != quiet:
+                answers.clear()
+                await osiris.reconciler.look()
+                await asyncio.sleep(0.1)
+        used = it.stage.hub.rates.left(installed(it), "core")["used"]
+        await osiris.reconciler.compare()
+        assert it.stage.hub.rates.left(installed(it), "core")["used"] == used  # a 304 costs nothing
+        answers.clear()
+        [issue] = [number for number, one in it.stage.hub.world.repo(REPO).issues.items() if one.pull is None]
+        await it.alice.comment(issue, "By the way …")
+        await it.stage.settled(osiris.store)
+        await osiris.reconciler.compare()
+        assert (f"/repos/{REPO}/issues", 200) in answers
+        assert (f"/repos/{REPO}/issues/{issue}", 200) in answers
+
+
+def installed(it: Ground) -> Who:
+    """Osiris, as whoever counts its requests knows it."""
+    installation = it.stage.hub.installation(it.stage.app, REPO)
+    grant = Grant(token="", installation=installation, permissions={}, repos=(), narrowed=False, expires=0.0)
+    return Who(user=it.stage.app.bot, app=it.stage.app, grant=grant)
+
+
+@pytest.mark.parametrize("answer", [502, 404, 200], ids=["an outage", "gone", "a page of a proxy"])
+async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(ground: Laid, answer: int):
+    async with ground() as it:
+        async with it.life() as first:
+            await it.in_review(first)
+            await it.alice.label(await it.alice.file_issue("Another"))
+            async with asyncio.timeout(20):
+                while [line.task.state for line in await first.views.tasks()] != ["review", "review"]:
+                    await asyncio.sleep(0.02)
+            await it.stage.settled(first.store)
+            pulls = sorted(line.task.pull or 0 for line in await first.views.tasks())
+        async with it.unheard():
+            for pull in pulls:
+                await it.bob.close_pull(pull)
+        healed = False
+
+        async def disturb(request: Request, forward) -> Response:
+            if from_osiris(request) and not healed and request.url.path.endswith(f"/pulls/{pulls[0]}"):
+                return JSONResponse({"message": "no"}, answer)
+            return await forward()
+
+        it.stage.hub.interceptors.append(disturb)
+        async with it.life() as second:
+            assert second.reconciler is not None
+            async with asyncio.timeout(20):
+                while sorted(line.task.state for line in await second.views.tasks()) != ["rejected", "review"]:
+                    await asyncio.sleep(0.02)
+            healed = True
+            await second.reconciler.compare()  # it is owed: nothing was touched since
+            async with asyncio.timeout(20):
+                while [line.task.state for line in await second.views.tasks()] != ["rejected", "rejected"]:
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_long_pause_that_github_asks_for_ends_the_look(ground: Laid):
+    async with ground() as it, it.life() as osiris:
+        assert osiris.reconciler is not None
+        await it.in_review(osiris)
+        osiris.reconciler.soon()
+        asked: list[str] = []
+
+        async def limit(request: Request, forward) -> Response:
+            if from_osiris(request) and request.url.path.startswith("/api/v3/repos/"):
+                asked.append(request.url.path)
+                return JSONResponse({"message": "secondary rate limit"}, 429, headers={"retry-after": "600"})
+            return await forward()
+
+        it.stage.hub.interceptors.append(limit)
+        with pytest.raises(Unavailable, match="asks for a pause") as refused:
+            await osiris.reconciler.compare()
+        assert refused.value.retry_in == 600
+        assert len(set(asked)) == 1

@@ -6,11 +6,15 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from loopback.server import Vendors
 from osiris.events import IssueRef
+from osiris.queue.tables import RunRow, StepRow
 from osiris.queue.views import TaskLine
 from tests.flow.conftest import REPO, run, step, submit
 from tests.flow.machines import Machine, Site, until
@@ -88,6 +92,7 @@ class Toll:
     comments: int = 0
     commits: int = 0
     requests: int = 0
+    cut_off: int = 0
     repeated: int = 0
     seconds: float = 0.0
     doubles: Sequence[str] = ()
@@ -163,6 +168,15 @@ def asked(vendors: Vendors) -> tuple[int, int]:
     return steps.total(), steps.total() - len(steps)
 
 
+async def count_requests(it: Site, vendors: Vendors, toll: Toll) -> None:
+    """A question whose answer died with its worker must be asked again (`cut_off`); one that was answered never."""
+    toll.requests, again = asked(vendors)
+    toll.cut_off = toll.requests - await it.scalar(
+        select(func.count()).where(StepRow.message["role"].as_string() == "assistant")
+    )
+    toll.repeated = max(0, again - toll.cut_off)
+
+
 @contextlib.asynccontextmanager
 async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Let something go on until the block ends; what goes wrong in it is an error of the block."""
@@ -212,3 +226,55 @@ class Reaper:
             machine.begin()
         else:
             self.it.worker()
+
+
+@dataclass
+class Freezer:
+    """Lets one worker after the other stand still until its lease is over, and go on then; counts."""
+
+    it: Site
+    chance: random.Random
+    pause: tuple[float, float] = (0.2, 1.5)
+    freezes: int = 0
+
+    async def freeze(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(*self.pause))
+            machine = self.chance.choice(self.it.living())
+            if (was := await self.it.holds(machine)) is None:
+                continue
+            machine.freeze()
+            self.freezes += 1
+            try:
+                await until(lambda machine=machine: self._over(machine), within=LIFE)
+            finally:
+                machine.thaw()
+            await until(lambda machine=machine, was=was: self._anew(machine, was), within=LIFE)
+
+    async def _over(self, machine: Machine) -> bool:
+        return await self.it.holds(machine) is None
+
+    async def _anew(self, machine: Machine, was: int) -> bool:
+        return await self.it.holds(machine) not in (None, was)
+
+
+@dataclass
+class Handovers:
+    """Counts how often a run went on under another lease than before."""
+
+    it: Site
+    seen: set[tuple[str, int]] = field(default_factory=set)
+
+    async def watch(self) -> None:
+        """Until cancelled."""
+        while True:
+            with contextlib.suppress(SQLAlchemyError):
+                async with self.it.engine.connect() as connection:
+                    rows = await connection.execute(select(RunRow.name, RunRow.lease).where(RunRow.lease.is_not(None)))
+                    self.seen.update((name, lease) for name, lease in rows)
+            await asyncio.sleep(0.05)
+
+    @property
+    def count(self) -> int:
+        return len(self.seen) - len({name for name, _ in self.seen})

@@ -143,7 +143,8 @@ async def user(call: Call) -> Response:
 @table.on("GET", "/rate_limit")
 async def rate_limit(call: Call) -> Response:
     """Looking costs nothing."""
-    return answer({"resources": {name: call.hub.rates.left(call.who, name) for name in ("core", "search", "graphql")}})
+    resources = {name: call.hub.rates.left(call.who, name) for name in ("core", "search", "graphql")}
+    return answer({"resources": resources, "rate": resources["core"]})
 
 
 @table.on("GET", "/versions")

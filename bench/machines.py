@@ -1,0 +1,203 @@
+"""Rows of several processes: lives a minute, how soon another worker takes over, what a run holds in memory."""
+
+import asyncio
+import random
+import re
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+from bench.row import Row, Target
+from osiris.errors import Refused
+from osiris.queue.database import connect, migrate
+from osiris.queue.orders import RUNS
+from osiris.queue.tables import InboxRow, OutboxRow, RunRow, StepRow
+from tests.conftest import a_place
+from tests.flow.conftest import run, step, submit
+from tests.flow.machines import REAL, Machine, Site, site, until
+from tests.flow.toll import Counting, live_all, name_of, story
+from tests.servers import Postgres, Redis, running_postgres, running_redis
+
+_MANY = 50
+_LONG = {"runs": [run(step("run_command", command="sleep 100"), submit())]}
+
+
+@asynccontextmanager
+async def _standing(
+    postgres: Postgres, redis: Redis, name: str, script: dict[str, Any], **how: Any
+) -> AsyncIterator[Site]:
+    """A web process and workers on an empty database, with the patience of operators."""
+    postgres.create(name)
+    await migrate(engine := connect(postgres.url(name)))
+    await engine.dispose()
+    redis.flush()
+    more = {"database_url": postgres.url(name), "redis_url": redis.url, **how.pop("more", {})}
+    with a_place() as place:
+        async with site(place, more, script, patience=REAL, **how) as it:
+            it.stage.hub.rates.limit = 10**9
+            yield it
+    postgres.drop(name)
+
+
+# ── whole lives ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def lives(*, quick: bool) -> list[Row]:
+    """Rounds of one worker and of two take turns."""
+    tasks, rates, spent = 6 if quick else 24, dict[int, list[list[float]]](), dict[str, list[float]]()
+    with running_postgres() as postgres, running_redis() as redis:
+        for number in range(1 if quick else 3):
+            for workers in (1, 2):
+                rate, times = await _lives(postgres, redis, f"lives_{number}_{workers}", tasks, workers)
+                rates.setdefault(workers, []).append([rate])
+                for what, seconds in times.items():
+                    spent.setdefault(what, []).extend(seconds)
+    where = ", ".join(f"{what} {statistics.median(some) * 1e3:.0f}" for what, some in sorted(spent.items()))
+    return [
+        Row(
+            name="lives",
+            what="whole lives (issue to merge, one review) a minute, two workers",
+            unit="/min",
+            ours=rates[2],
+            other="one worker",
+            theirs=rates[1],
+            note=f"hub, people, PostgreSQL and Redis are on the same cores; median ms from order to done: {where}",
+        )
+    ]
+
+
+async def _lives(
+    postgres: Postgres, redis: Redis, database: str, tasks: int, workers: int
+) -> tuple[float, Mapping[str, Sequence[float]]]:
+    names = [name_of(number) for number in range(tasks)]
+    async with _standing(postgres, redis, database, story(tasks), workers=workers) as it:
+        began = time.monotonic()
+        await live_all(it, names, at_once=8)
+        await it.settled()
+        rate = tasks / (time.monotonic() - began) * 60
+        toll = await Counting(it, names, reviewed=True).count()
+        if toll.doubles or toll.losses:
+            raise Refused(f"the lives did not end well: {[*toll.doubles, *toll.losses][:3]}")
+        return rate, await _where(it)
+
+
+async def _where(it: Site) -> Mapping[str, Sequence[float]]:
+    """The seconds that each kind of order took from its decision to its end, that a decision waited, and a run took."""
+    spent = defaultdict[str, list[float]](list)
+    async with it.engine.connect() as connection:
+        handled = dict((await connection.execute(select(InboxRow.id, InboxRow.handled))).tuples().all())
+        for key, kind, done in await connection.execute(select(OutboxRow.key, OutboxRow.kind, OutboxRow.done)):
+            if done and (decided := handled.get(int(key.partition(".")[0]))):
+                spent[kind].append(done - decided)
+        waits = await connection.execute(
+            select(InboxRow.handled - InboxRow.received).where(InboxRow.handled.is_not(None))
+        )
+        spent["decide"].extend(wait for (wait,) in waits)
+        runs = await connection.execute(select(RunRow.ended - RunRow.started).where(RunRow.ended.is_not(None)))
+        spent["run"].extend(took for (took,) in runs)
+    return spent
+
+
+# ── taking over ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def takeover(*, quick: bool) -> list[Row]:
+    """A run waits in a command; its worker dies or is told to end; until the other has the run."""
+    rounds, chance = 1 if quick else 5, random.Random(3)
+    killed, ended, again = list[list[float]](), list[list[float]](), list[list[float]]()
+    with running_postgres() as postgres, running_redis() as redis:
+        for number in range(rounds):
+            for how, took in (("kill", killed), ("end", ended), ("again", again)):
+                async with _standing(postgres, redis, f"over_{number}_{how}", _LONG, workers=1) as it:
+                    took.append([await _taken(it, how, chance.uniform(0, 3))])
+    targets = {"kill": (killed, 30.0, "kill -9"), "end": (ended, 2.0, "SIGTERM")}
+    return [
+        Row(
+            name=f"takeover-{how}",
+            what=f"{word} of a worker → another goes on with its run",
+            unit="s",
+            ours=took,
+            other="kill -9, begun again in its folder",
+            theirs=again,
+            target=Target(p50=most),
+            note="from the signal; SIGTERM's time holds the putting away of its files" if how == "end" else "",
+        )
+        for how, (took, most, word) in targets.items()
+    ]
+
+
+async def _taken(it: Site, how: str, rest: float) -> float:
+    """The seconds until the run has another lease. `rest` lets beats and signals fall at any distance."""
+    [first] = it.workers
+    await it.labelled()
+    await it.said(1)
+    if how != "again":
+        await it.ready(it.worker())
+    was = await it.scalar(select(RunRow.lease))
+    await asyncio.sleep(rest)
+    began = time.monotonic()
+    if how == "end":
+        ending = asyncio.create_task(first.end())
+    else:
+        await asyncio.to_thread(first.again if how == "again" else first.kill)
+        ending = None
+
+    async def others() -> bool:
+        return await it.scalar(select(RunRow.lease)) != was
+
+    await until(others, within=60)
+    took = time.monotonic() - began
+    if ending is not None:
+        await ending
+    return took
+
+
+# ── many runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def runs(*, quick: bool) -> list[Row]:
+    """What a worker holds with one run and with many, each waiting in a command."""
+    each, first = list[list[float]](), list[list[float]]()
+    with running_postgres() as postgres, running_redis() as redis:
+        for number in range(1 if quick else 3):
+            more = {"osiris_runs": _MANY}
+            async with _standing(postgres, redis, f"runs_{number}", _LONG, workers=1, more=more) as it:
+                [worker] = it.workers
+                await it.labelled("run 0")
+                one = await _held(it, worker, 1)
+                for n in range(1, _MANY):
+                    await it.labelled(f"run {n}")
+                first.append([one])
+                each.append([(await _held(it, worker, _MANY) - one) / (_MANY - 1)])
+    return [
+        Row(
+            name="runs",
+            what=f"memory of one more run at once, of {_MANY} in one worker",
+            unit="MiB",
+            ours=each,
+            other="the worker with one run",
+            theirs=first,
+            target=Target(p50=8),
+            note="resident memory of the worker; jails are processes of their own",
+        )
+    ]
+
+
+async def _held(it: Site, worker: Machine, many: int) -> float:
+    """Resident MiB of the worker once so many runs are in their command and nothing else is under way."""
+
+    async def under_way() -> bool:
+        said = select(func.count()).select_from(StepRow).where(StepRow.seq == 2)
+        others = select(func.count()).where(OutboxRow.not_before.is_not(None), OutboxRow.lane != RUNS)
+        return await it.scalar(said) == many and await it.scalar(others) == 0
+
+    await until(under_way, within=90, every=0.2)
+    await asyncio.sleep(2)
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) / 1024 if found else float("nan")

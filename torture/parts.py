@@ -1,0 +1,215 @@
+"""The parts of the torture. Each plays lives until its end, and gives what it counted."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from loopback import server as loopback
+from osiris.bootstrap import Patience
+from osiris.queue.database import connect, migrate
+from tests.conftest import a_place
+from tests.flow.conftest import settings_of
+from tests.flow.enemy import LAWFUL, Plan, fought, plans
+from tests.flow.machines import Site, site
+from tests.flow.test_crash import EXPECTED
+from tests.flow.toll import (
+    Counting,
+    Freezer,
+    Handovers,
+    Reaper,
+    Toll,
+    count_requests,
+    live_all,
+    meanwhile,
+    name_of,
+    story,
+)
+from tests.flow.touches import killed_at
+from tests.servers import running_postgres, running_redis
+
+PATIENCE = Patience(pauses=(0.05,), lease=3.0)
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says. `limit` is for the touches of the crash loop; None: every one."""
+
+    quick: bool
+    limit: int | None
+    seed: int
+    tasks: int
+    examples: int
+
+
+def _say(words: str) -> None:
+    print(f"torture: {words}", flush=True)
+
+
+# ── kill -9 at every touch of the outside ─────────────────────────────────────────────────────────────────────────
+
+
+async def crash(told: Asked) -> Toll:
+    """A life for each touch of an undisturbed one: it is killed there."""
+    _, whole = await _life([])
+    total = whole.tasks
+    numbers = list(range(1, total + 1))
+    if told.limit is not None and told.limit < total:
+        numbers = sorted(random.Random(told.seed).sample(numbers, told.limit))
+    _say(f"crash: {total} touches in a whole life, killed at {len(numbers)} of them")
+    toll = Toll()
+    for done, number in enumerate(numbers, 1):
+        seen, _ = await _life([number])
+        _add(toll, seen, EXPECTED, f"touch {number}")
+        toll.kills += 1
+        if done % 50 == 0:
+            _say(f"crash: {done} of {len(numbers)}, {len(toll.losses)} of them ended otherwise")
+    return toll
+
+
+async def _life(lengths: list[int]) -> tuple[Mapping[str, Any], Toll]:
+    with a_place() as place:
+        try:
+            seen, lives = await killed_at(place, lengths)
+        except (AssertionError, TimeoutError, ValueError, KeyError) as error:
+            return {"ended with": f"{type(error).__name__}: {error}"}, Toll()
+    return seen, Toll(tasks=sum(lives.touches))
+
+
+def _add(toll: Toll, seen: Mapping[str, Any], lawful: Mapping[str, Any], what: str) -> None:
+    """Count one life against what its end should be."""
+    toll.tasks += 1
+    toll.done += seen.get("task", ("",))[0] == "done"
+    toll.pulls += seen.get("pulls", 0)
+    toll.comments += sum(seen.get("comments", []))
+    toll.commits += len(seen.get("commits", []))
+    toll.requests += seen.get("model calls", 0)
+    toll.repeated += max(0, seen.get("model calls", 0) - lawful["model calls"])
+    wrong = {name: seen.get(name) for name in lawful if seen.get(name) != lawful[name]}
+    if wrong:
+        more = any(_size(seen.get(name)) > _size(lawful[name]) for name in ("pulls", "commits", "comments"))
+        (toll.doubles if more else toll.losses).append(f"{what}: {seen if 'ended with' in seen else wrong}")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_size, value)) if value and isinstance(value[0], int) else len(value)
+    return value if isinstance(value, int) else 0
+
+
+# ── a web process and two workers ─────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def servers() -> Iterator[dict[str, str]]:
+    """A PostgreSQL with an empty database of this version, and a Redis."""
+    with ExitStack() as stack:
+        postgres, redis = stack.enter_context(running_postgres()), stack.enter_context(running_redis())
+        postgres.create("torture")
+        yield {"database_url": postgres.url("torture"), "redis_url": redis.url}
+
+
+async def _migrate(url: str) -> None:
+    await migrate(engine := connect(url))
+    await engine.dispose()
+
+
+async def _machines(told: Asked, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]) -> Toll:
+    """Two workers that something happens to, while tasks live their lives."""
+    names = [name_of(number) for number in range(tasks)]
+    with servers() as pair, a_place() as place:
+        await _migrate(pair["database_url"])
+        script = story(tasks)
+        async with loopback.serving(script) as vendors:
+            model = settings_of(vendors, "anthropic")
+            async with site(place, pair, script, patience=PATIENCE, workers=2, model=model) as it:
+                it.stage.hub.rates.limit = 10**9  # it is not about GitHub's limits
+                watching = Handovers(it)
+                async with meanwhile(watching.watch()):
+                    async with meanwhile(hurt(it)):
+                        await live_all(it, names, at_once=_AT_ONCE)
+                    await it.settled()
+                    toll = await Counting(it, names, reviewed=True).count()
+                await count_requests(it, vendors, toll)
+                toll.takeovers = watching.count
+    return toll
+
+
+async def machines(told: Asked) -> Toll:
+    """kill -9 of workers and of the web process, at random moments."""
+    reapers: list[Reaper] = []
+
+    async def hurt(it: Site) -> None:
+        reapers.append(reaper := Reaper(it, random.Random(told.seed), (1.0, 6.0)))
+        await reaper.reap()
+
+    toll = await _machines(told, told.tasks, hurt)
+    toll.kills = sum(reaper.kills for reaper in reapers)
+    return toll
+
+
+async def frozen(told: Asked) -> Toll:
+    """SIGSTOP until another has taken the work over, then SIGCONT."""
+    freezers: list[Freezer] = []
+
+    async def hurt(it: Site) -> None:
+        freezers.append(freezer := Freezer(it, random.Random(told.seed)))
+        await freezer.freeze()
+
+    toll = await _machines(told, max(4, told.tasks // 4), hurt)
+    toll.freezes = sum(freezer.freezes for freezer in freezers)
+    return toll
+
+
+# ── GitHub as an enemy ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def enemy(told: Asked) -> Toll:
+    return await asyncio.to_thread(_fight, told)
+
+
+def _fight(told: Asked) -> Toll:
+    toll = Toll()
+
+    @seed(told.seed)
+    @settings(
+        max_examples=told.examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(plan=plans)
+    def fight(plan: Plan) -> None:
+        with a_place() as place:
+            try:
+                seen, troubles = asyncio.run(fought(place, plan))
+            except (AssertionError, TimeoutError) as error:
+                seen, troubles = {"ended with": f"{type(error).__name__}: {error}"}, [repr(plan)]
+        toll.kills += len(troubles)
+        _add(toll, seen, LAWFUL, f"{plan}")
+
+    fight()
+    return toll
+
+
+PARTS: Mapping[str, Callable[[Asked], Coroutine[Any, Any, Toll]]] = {
+    "machines": machines,
+    "frozen": frozen,
+    "crash": crash,
+    "enemy": enemy,
+}
+
+
+async def play(name: str, told: Asked) -> Toll:
+    """One part, timed."""
+    began = time.monotonic()
+    toll = await PARTS[name](told)
+    toll.seconds = time.monotonic() - began
+    return toll
