@@ -84,6 +84,7 @@ class Osiris:
         """Bring the database to this version, and work until left."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.store.close)
+            stack.push_async_callback(self.intake.rest)
             stack.push_async_callback(self.brains.close)
             if self.sandbox is not None:
                 stack.enter_context(_alone_in(self.settings.osiris_data_dir))

@@ -1,12 +1,23 @@
 """Things that come together are done together, and each caller is answered when its own thing is done."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
 _MOST = 200
+_REST = 5.0  # seconds
+
+
+async def undisturbed(work: Coroutine[Any, Any, Item]) -> Item:
+    """Do it to its end even when whoever waits for it is cancelled: a statement cut off costs its connection."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_REST)
+        raise
 
 
 class Batch(Generic[Item]):
@@ -29,6 +40,11 @@ class Batch(Generic[Item]):
         if self._doing is None or self._doing.done():
             self._doing = asyncio.create_task(self._work())
         await done
+
+    async def rest(self) -> None:
+        """Wait until what is under way is done: whoever waited for it may have gone."""
+        if self._doing is not None:
+            await asyncio.wait([self._doing], timeout=_REST)
 
     async def _work(self) -> None:
         while self._waiting:

@@ -31,6 +31,10 @@ class Intake:
         """How many rows wait for their commit."""
         return len(self._rows)
 
+    async def rest(self) -> None:
+        """Wait for the commit that is under way."""
+        await self._rows.rest()
+
     async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
         await self._take(Received(source, delivery, kind, body))
 

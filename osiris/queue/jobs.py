@@ -61,6 +61,10 @@ class Jobs:
         self._pauses, self._tries, self._report_every = manner.pauses, manner.tries, manner.report_every
         self._needless = Batch[int](store.ignore)
 
+    async def rest(self) -> None:
+        """Wait for what goes on without a job."""
+        await self._needless.rest()
+
     async def handle(self, row: Happening, *, after: Collection[asyncio.Task[None]] = ()) -> None:
         """Decide one inbox row, once the jobs `after` which it stands are over.
 

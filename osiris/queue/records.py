@@ -4,8 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from osiris.errors import Refused
 from osiris.events import IssueRef
 from osiris.queue import codec, journal
 from osiris.queue.database import answering, insert, reading
@@ -53,12 +55,18 @@ class DatabaseRecords:
                 await session.execute(kept, {"name": name, "value": value})
 
     async def rename(self, old: str, new: str) -> None:
-        """Tasks and waiting orders follow. A run under way goes on under its new name from what it has stored."""
-        with answering():
-            async with self._write.begin() as session:
-                rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
-                for row in list(rows):
-                    await _rename_task(session, row, new)
+        """Tasks and waiting orders follow; a run under way begins anew under the new name.
+
+        Raises Refused when there are tasks under the new name that have the same numbers.
+        """
+        try:
+            with answering():
+                async with self._write.begin() as session:
+                    rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
+                    for row in list(rows):
+                        await _rename_task(session, row, new)
+        except IntegrityError:
+            raise Refused(f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name") from None
 
 
 async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
