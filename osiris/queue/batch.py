@@ -1,23 +1,13 @@
 """Things that come together are done together, and each caller is answered when its own thing is done."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 _MOST = 200
 _REST = 5.0  # seconds
-
-
-async def undisturbed(work: Coroutine[Any, Any, Item]) -> Item:
-    """Do it to its end even when whoever waits for it is cancelled: a statement cut off costs its connection."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=_REST)
-        raise
 
 
 class Batch(Generic[Item]):

@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.errors import Fenced, Unavailable
 from osiris.ports import Wake
-from osiris.queue.batch import undisturbed
 from osiris.queue.jobs import Jobs
 from osiris.queue.lease import INBOX, Lease
 from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Due, Orders
@@ -54,10 +53,9 @@ class Worker:
                 if beating.done():
                     await self._start_over(beating)
                     beating = asyncio.create_task(self._beat())
-                await self._wake.wait(await undisturbed(self._look()))
+                await self._wake.wait(await self._look())
         finally:
             beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
             await self._cut_off()
             await self._give_back()
 
@@ -66,7 +64,7 @@ class Worker:
         while True:
             await asyncio.sleep(self._lease.rhythm)
             try:
-                if await undisturbed(self._lease.beat()):
+                if await self._lease.beat():
                     self._wake.wake()
             except Fenced as fenced:
                 log.warning("%s; this worker begins again with a new lease", fenced)
