@@ -116,7 +116,7 @@ async def work(
     """
     begun = len(tape.messages)
     try:
-        async with asyncio.timeout(max(0.0, budget.left) + _GRACE):
+        async with asyncio.timeout(max(0.0, budget.left) + _GRACE) as deadline:
             await _answer_honestly(toolbox, tape)
             if news:
                 await tape.append(news)
@@ -127,6 +127,8 @@ async def work(
         outcome: Outcome = end.outcome  # type: ignore[assignment]
         return outcome
     except TimeoutError:
+        if not deadline.expired():
+            raise  # somebody else's
         return budget.out_of_time()
     except Unavailable as outage:
         raise Unavailable(str(outage), retry_in=outage.retry_in, got_on=len(tape.messages) > begun) from None

@@ -118,7 +118,8 @@ class Pruning:
         query = select(RunRow.name).join(TaskRow, TaskRow.id == RunRow.task_id)
         with answering():
             async with self._read() as session:
-                return set(await session.scalars(query.where(RunRow.place == place, RunRow.ended.is_(None), ~over)))
+                here = RunRow.place.in_(("", place))  # "": it was begun before places were noted
+                return set(await session.scalars(query.where(here, RunRow.ended.is_(None), ~over)))
 
     async def busy(self) -> set[str]:
         """The repositories that a run or an order still needs on this machine."""

@@ -50,7 +50,7 @@ class DatabaseTranscripts:
                 fresh = {"seconds": 0.0, "place": "", "kept": "", "kept_steps": 0}
                 await session.execute(self._new_run, values | fresh)
                 row = await session.get_one(RunRow, run, with_for_update=True)
-                here = row.place == self._lease.place
+                here = row.place in ("", self._lease.place)  # "": it was begun before places were noted
                 row.lease, row.place = self._lease.number, self._lease.place
                 await session.execute(update(TaskRow).where(TaskRow.id == task).values(lease=self._lease.number))
                 kept = Kept(commit=row.kept, steps=row.kept_steps) if row.kept else None
