@@ -121,7 +121,7 @@ def _noted(task: Task, event: e.TaskEvent) -> Decision:
 
 def _taken_up(event: e.TaskEvent) -> list[Effect]:
     """A retry takes up what was parked, also where it moves nothing; a new run begins without it."""
-    return [TakeUp(issue=event.issue)] if isinstance(event, e.RetryRequested) else []
+    return [TakeUp(issue=event.issue)] if isinstance(event, e.RetryRequested | e.AccessRegained) else []
 
 
 def _choose(task: Task, event: e.ModelChosen) -> Decision:

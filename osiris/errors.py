@@ -3,6 +3,7 @@
 OsirisError
 ├── Refused        a person asked for what cannot be done: they are told the sentence, nothing is retried
 │   └── Mendable   the same, but once a person has mended it the same job can be tried again: it is parked
+│       └── Barred the repository cannot be written at all for now: the task rests, and goes on by itself
 ├── Unavailable    the other side may recover: the same job is tried again later
 ├── Fenced         another worker has taken the job over: this one leaves it, and writes nothing more
 └── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
@@ -21,6 +22,10 @@ class Refused(OsirisError):
 
 class Mendable(Refused):
     """It will not be done before a person has mended what the text says; then the same thing can be tried again."""
+
+
+class Barred(Mendable):
+    """Nothing can be written in the repository for now: archived, the App suspended or taken off."""
 
 
 class Fenced(OsirisError):

@@ -11,7 +11,7 @@ from typing import Any
 from githubkit import AppAuthStrategy, GitHub, Response
 from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
 
-from osiris.errors import Mendable, OsirisError, Refused, Unavailable
+from osiris.errors import Barred, Mendable, OsirisError, Refused, Unavailable
 
 READ = {
     "metadata": "read",
@@ -27,11 +27,11 @@ _READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
 _PAGE = 100
 
 
-class NotInstalled(Refused):
+class NotInstalled(Barred):
     """The App is not installed on a repository, or not any more; the text names it."""
 
 
-class Suspended(Mendable):
+class Suspended(Barred):
     """The App's installation is suspended: nothing can be read or written until somebody ends that."""
 
 
@@ -193,7 +193,7 @@ def refusal(what: str, told: str, status: int) -> Refused:
     if re.search(r"(?i)\bsuspended\b", told):
         return Suspended(f"{what} {told}; somebody has to end the suspension of the App's installation")
     if re.search(r"(?i)\barchived\b", told):
-        return Mendable(f"{what} {told}; somebody has to unarchive the repository")
+        return Barred(f"{what} {told}; somebody has to unarchive the repository")
     if status == 403 or re.search(r"(?i)not granted|not accessible by integration", told):
         return Mendable(f"{what} {told}; give the App that permission on its page, and accept it where it is installed")
     return Refused(f"{what} {told}")

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osiris.effects import ESSENTIAL, Effect, Push, Report, StartRun
-from osiris.errors import Fenced, Mendable, Refused, Unavailable
-from osiris.events import Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
+from osiris.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
+from osiris.errors import Barred, Fenced, Mendable, Refused, Unavailable
+from osiris.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
 from osiris.policy import Policy
 from osiris.queue import codec
 from osiris.queue.arrival import OWN
@@ -129,6 +129,8 @@ class Jobs:
             await self._orders.finish(id, await self._performers[type(order)](order, task))
         except Fenced as fenced:
             log.warning("%s is left: %s", type(order).__name__, fenced)
+        except Barred as barred:
+            await self._bar(id, order, str(barred))
         except Mendable as refused:
             await self._park(id, order, str(refused))
         except Refused as refused:
@@ -162,6 +164,15 @@ class Jobs:
         else:
             pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
             await self._orders.postpone(id, str(outage), pause, tries=tries)
+
+    async def _bar(self, id: int, order: Effect, reason: str) -> None:
+        """Its task rests until the repository can be written again; then what is parked is taken up by itself."""
+        log.warning("%s is parked: %s", type(order).__name__, reason)
+        facts = [] if isinstance(order, OpenIssue) else [AccessLost(issue=order.issue, reason=reason)]
+        if isinstance(order, StartRun):  # it is ordered anew
+            await self._orders.finish(id, facts)
+        else:
+            await self._orders.park(id, reason, facts)
 
     async def _park(self, id: int, order: Effect, reason: str) -> None:
         """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""

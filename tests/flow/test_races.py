@@ -180,11 +180,14 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         await world.until_running()
         suspended.append(True)
         await world.settled()
-        assert (await world.task()).state == "paused"
+        task = await world.task()
+        assert (task.state, task.barred) == ("paused", True)
         suspended.clear()
-        await world.bob.comment(issue, "/osiris retry")
+        await world.osiris.reconciler.compare()  # nobody retries: it is seen that Osiris can write again
         await world.settled()
         assert (await world.task()).state == "review"
+        assert len(await world.said_by_osiris(issue)) == 1
+        assert await world.failures() == []
 
 
 async def test_a_label_that_is_gone_again_starts_nothing(start: Start):
