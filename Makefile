@@ -18,7 +18,7 @@ demo: run-setup  ## the whole loop on this machine, with nothing configured
 test: setup  ## all tests; the core with full branch coverage
 	@$(PY) -m coverage run --data-file=.coverage.core --include='$(CORE)' -m pytest tests/core
 	@$(PY) -m coverage report --data-file=.coverage.core --fail-under=100
-	@$(PY) -m pytest tests --ignore=tests/core --numprocesses=2 --dist=worksteal
+	@$(PY) -m pytest tests --ignore=tests/core --numprocesses=3 --dist=worksteal
 
 check: setup  ## format, lint, types, locks
 	@$(PY) -m ruff format --check .

@@ -13,9 +13,10 @@ from osiris.events import Actor, IssueRef, Role, TaskRequested
 from osiris.policy import Policy
 from osiris.queue.database import connect, migrate
 from osiris.queue.intake import Intake
+from osiris.queue.lanes import REACTIONS, REPORTS, RUNS, STOPS, WRITES
 from osiris.queue.lease import INBOX, Lease
 from osiris.queue.local import LocalJournal, LocalWake
-from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Orders
+from osiris.queue.orders import Orders
 from osiris.queue.store import Store
 from osiris.queue.turns import Turns
 from tests.conftest import a_place

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from bench.row import Row, Target
 from osiris.errors import Refused
 from osiris.queue.database import connect, migrate
-from osiris.queue.orders import RUNS
+from osiris.queue.lanes import RUNS
 from osiris.queue.tables import InboxRow, OutboxRow, RunRow, StepRow
 from tests.conftest import a_place
 from tests.flow.conftest import run, step, submit

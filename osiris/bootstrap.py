@@ -26,6 +26,7 @@ from osiris.bot.lookup import Lookup
 from osiris.bot.perform import Performers
 from osiris.bot.reconcile import Reconciler
 from osiris.bot.tokens import Tokens
+from osiris.config.guest import tls
 from osiris.config.logging import redact
 from osiris.config.settings import Settings
 from osiris.errors import Refused, Unavailable
@@ -303,7 +304,7 @@ def _tokens(settings: Settings) -> Tokens | None:
         raise Refused(
             "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's page"
         ) from None
-    return Tokens(settings.github_app_id, key, settings.github_api_url)
+    return Tokens(settings.github_app_id, key, settings.github_api_url, tls=tls())
 
 
 @contextlib.asynccontextmanager

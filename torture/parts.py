@@ -35,6 +35,7 @@ from tests.servers import running_postgres, running_redis
 
 PATIENCE = Patience(pauses=(0.05,), lease=3.0)
 _AT_ONCE = 8
+_LIVES_AT_ONCE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +64,19 @@ async def crash(told: Asked) -> Toll:
     if told.limit is not None and told.limit < total:
         numbers = sorted(random.Random(told.seed).sample(numbers, told.limit))
     _say(f"crash: {total} touches in a whole life, killed at {len(numbers)} of them")
-    toll = Toll()
-    for done, number in enumerate(numbers, 1):
+    toll, waiting = Toll(), iter(numbers)
+    await asyncio.gather(*(_die_at(waiting, toll) for _ in range(_LIVES_AT_ONCE)))
+    return toll
+
+
+async def _die_at(numbers: Iterator[int], toll: Toll) -> None:
+    """One life after the other, until no touch is left."""
+    for number in numbers:
         seen, _ = await _life([number])
         _add(toll, seen, EXPECTED, f"touch {number}")
         toll.kills += 1
-        if done % 50 == 0:
-            _say(f"crash: {done} of {len(numbers)}, {len(toll.losses)} of them ended otherwise")
-    return toll
+        if toll.kills % 50 == 0:
+            _say(f"crash: {toll.kills} were killed, {len(toll.losses) + len(toll.doubles)} of them ended otherwise")
 
 
 async def _life(lengths: list[int]) -> tuple[Mapping[str, Any], Toll]:

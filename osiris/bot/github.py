@@ -57,6 +57,7 @@ class GitHub:
             base_url=api_url.rstrip("/") + "/",
             auto_retry=False,
             http_cache=False,
+            ssl_verify=tokens.tls,
             timeout=PATIENCE,
             async_event_hooks={"request": [self._insist]},
         )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,12 +62,22 @@ class Attempt:
 class Tokens:
     """The only holder of the App's private key."""
 
-    def __init__(self, app_id: str, private_key: str, api_url: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        app_id: str,
+        private_key: str,
+        api_url: str,
+        *,
+        tls: ssl.SSLContext,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.tls = tls
         self._app = GitHub(
             AppAuthStrategy(app_id, private_key),
             base_url=_slash(api_url),
             auto_retry=False,
             http_cache=False,
+            ssl_verify=tls,
             timeout=PATIENCE,
         )
         self._clock = clock

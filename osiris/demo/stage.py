@@ -16,6 +16,7 @@ from osiris.demo.people import Person
 from osiris.devhub.server import Hub
 from osiris.devhub.server import serving as hub_serving
 from osiris.devhub.things import App
+from osiris.devhub.tokens import KeyPair
 from osiris.ports import Sandbox
 from osiris.queue.store import Store
 from osiris.serving import as_guest
@@ -63,18 +64,19 @@ async def staged(
     more: Mapping[str, Any] | None = None,
     sandbox: Sandbox | None = None,
     toolchains: tuple[Path, ...] = (),
+    keys: KeyPair | None = None,
     hub_port: int = 0,
     keep: bool = False,
 ) -> AsyncIterator[Stage]:
     """A hub with one repository, its people by role, and the App installed.
 
     The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
-    `sandbox` runs the hub's checks. With `keep` the hub's world stays in `place`, and a stage that stood there before
-    is set up again as it was left.
+    `sandbox` runs the hub's checks; `keys` are the App's, else it gets new ones. With `keep` the hub's world stays in
+    `place`, and a stage that stood there before is set up again as it was left.
     """
     async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
         if not (keep and hub.keep(place / "hub.world")):
-            _set(hub, repo, files, import_from, people)
+            _set(hub, repo, files, import_from, people, keys)
         if keep:
             (place / "hub").chmod(0o700)  # no jail needs it, and it may hold what only its owner should read
         [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
@@ -105,6 +107,7 @@ def _set(
     files: Mapping[str, bytes | str] | None,
     import_from: tuple[Path, str] | None,
     people: Mapping[str, str],
+    keys: KeyPair | None,
 ) -> None:
     """People, a repository, and the App installed on it."""
     for login in people:
@@ -117,6 +120,7 @@ def _set(
         webhook_secret=token_hex(16),
         permissions=APP_PERMISSIONS,
         events=APP_EVENTS,
+        keys=keys,
     )
     hub.install(app, repo)
 

@@ -26,6 +26,7 @@ from osiris.devhub.refusals import Denied, Limited, not_found
 from osiris.devhub.routes import apps, checks, code, issues, pulls
 from osiris.devhub.routes.call import Call, joined, moved, read_json, refusal
 from osiris.devhub.things import App, Installation, Repo, User
+from osiris.devhub.tokens import KeyPair
 from osiris.devhub.watching import Exchange, Watcher
 from osiris.devhub.world import World
 
@@ -98,6 +99,7 @@ class Hub:
         webhook_secret: str,
         permissions: Mapping[str, str],
         events: Sequence[str],
+        keys: KeyPair | None = None,
     ) -> App:
         return self.world.add_app(
             slug=slug,
@@ -105,6 +107,7 @@ class Hub:
             webhook_secret=webhook_secret,
             permissions=permissions,
             events=events,
+            keys=keys,
         )
 
     def install(self, app: App, *repos: str) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 
 from osiris.errors import Fenced
 from osiris.queue.database import answering
@@ -27,6 +26,16 @@ PATIENCE = 12.0
 
 INBOX = "inbox"
 """The turn to decide: one worker at a time, so that what was said first is decided first."""
+
+
+def frees(column: Any, mine: Any) -> ColumnElement[bool]:
+    """Whether the worker `mine` may take what `column` holds: it is nobody's, its own, or a dead worker's."""
+    return or_(column.is_(None), column == mine, column.not_in(select(LeaseRow.number)))
+
+
+def others(column: Any, mine: Any) -> ColumnElement[bool]:
+    """Whether `column` names another worker than `mine`, and a living one."""
+    return and_(column != mine, column.in_(select(LeaseRow.number)))
 
 
 class Lease:
@@ -97,14 +106,6 @@ class Lease:
         with answering():
             async with self._engine.begin() as connection:
                 await connection.execute(delete(LeaseRow).where(LeaseRow.number == number))
-
-    def frees(self, column: InstrumentedAttribute[int | None]) -> ColumnElement[bool]:
-        """Whether what `column` names as its holder may be taken: nobody's, ours, or a dead worker's."""
-        return or_(column.is_(None), column == self.number, column.not_in(select(LeaseRow.number)))
-
-    def others(self, column: Any) -> ColumnElement[bool]:
-        """Whether `column` names another worker, and a living one."""
-        return and_(column != self.number, column.in_(select(LeaseRow.number)))
 
     def insist_now(self) -> None:
         """Raises Fenced when the last beat is so long ago that the lease may be over by now. It asks nobody."""

@@ -3,30 +3,22 @@
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import aliased
 
-from osiris.effects import Effect, OpenIssue, React, Report, StartRun, StopRun, SwitchModel
+from osiris.effects import Effect, OpenIssue
 from osiris.errors import Fenced
 from osiris.events import Event
 from osiris.ports import Journal, Noted
 from osiris.queue import codec, journal
 from osiris.queue.arrival import own_row
 from osiris.queue.database import answering, insert, reading
+from osiris.queue.lanes import RUNS, due, free, lane_of
 from osiris.queue.lease import Lease
-from osiris.queue.tables import InboxRow, LeaseRow, OutboxRow, TaskRow, TurnRow, is_due, now
+from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, TurnRow, now
 from osiris.task import Task
-
-WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
-"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a reaction and a
-stop wait for nothing.
-"""
-
-_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS, Report: REPORTS}
-_NEAR = 1.0  # seconds that an order waits for the worker which ran its task last: what it needs is on that machine
 
 _waiting_runs = (OutboxRow.task_id == bindparam("task"), OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None))
 WAKE_RUN = (
@@ -44,6 +36,13 @@ TAKE_UP = (
     .where(OutboxRow.not_before.is_(None), OutboxRow.done.is_(None))
     .values(not_before=bindparam("now"), attempts=0, error=None)
 )
+
+_same = aliased(OutboxRow)
+_of_the_same = (_same.id == bindparam("order"), _same.task_id == OutboxRow.task_id, _same.kind == OutboxRow.kind)
+_SUPERSEDED = (
+    select(OutboxRow.id).where(*_of_the_same, OutboxRow.id > _same.id, OutboxRow.not_before.is_not(None)).limit(1)
+)
+_LAST_DONE = select(func.max(OutboxRow.done)).where(*_of_the_same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,22 +65,24 @@ class Orders:
         """`runs_per_repository`: so many runs at once in one repository, on all workers together; 0: any."""
         self._lease, self._news, self._most = lease, news, runs_per_repository
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._reader = reading(engine)
+        self._read = async_sessionmaker(self._reader, expire_on_commit=False)
         self._turn = insert(engine, TurnRow).on_conflict_do_nothing()
 
-    async def claim(self, limit: int, lanes: Collection[int], without: Collection[int]) -> list[Due]:
+    async def claim(self, limit: int, lanes: tuple[int, ...], without: Collection[int]) -> list[Due]:
         """Take up to `limit` orders of some lanes whose time has come, but for those that are `without`."""
         counted = bool(self._most) and RUNS in lanes
-        query = self._due(lanes, without).limit(1 if counted else limit)
+        params = {"now": now(), "lease": self._lease.number, "without": without, "limit": limit}
+        params |= {"limit": 1, "most": self._most} if counted else {}
+        async with self._answers() as connection:
+            if not (await connection.execute(due(lanes, counted=counted), params)).first():
+                return []
         with answering():
-            async with self._read() as session:
-                if not (await session.execute(query)).first():
-                    return []
             async with self._write.begin() as session:
                 await self._lease.insist(session)
                 if counted:
                     await self._alone(session)
-                rows = (await session.execute(query.with_for_update(of=OutboxRow, skip_locked=True))).all()
+                rows = (await session.execute(free(lanes, counted=counted), params)).all()
                 dues = [_due(*row) for row in rows]
                 ids = [due.id for due in dues]
                 await session.execute(update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number))
@@ -92,47 +93,6 @@ class Orders:
         connection = await session.connection()
         await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
         await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
-
-    def _due(self, lanes: Collection[int], without: Collection[int]) -> Select[int, int, str]:
-        return (
-            select(OutboxRow.id, OutboxRow.lane, TaskRow.repo)
-            .outerjoin(TaskRow, TaskRow.id == OutboxRow.task_id)
-            .where(is_due(OutboxRow), OutboxRow.lane.in_(lanes), OutboxRow.id.not_in(without))
-            .where(self._lease.frees(OutboxRow.lease), self._is_near(), ~_is_held_up())
-            .where(*self._rules(lanes))
-            .order_by(OutboxRow.id)
-        )
-
-    def _is_near(self) -> ColumnElement[bool]:
-        """Whether it should be done on this machine: elsewhere the work would have to be fetched first."""
-        return or_(self._lease.frees(TaskRow.lease), OutboxRow.not_before <= now() - _NEAR)
-
-    def _rules(self, lanes: Collection[int]) -> list[ColumnElement[bool]]:
-        """One run of a task at a time, and only who runs it can stop it."""
-        other = aliased(OutboxRow)
-        elsewhere = exists().where(
-            other.task_id == OutboxRow.task_id,
-            other.id != OutboxRow.id,
-            other.lane == RUNS,
-            other.not_before.is_not(None),
-            other.lease.in_(select(LeaseRow.number)) if RUNS in lanes else self._lease.others(other.lease),
-        )
-        rules = [or_(OutboxRow.lane.not_in((RUNS, STOPS)), ~elsewhere)]
-        if RUNS in lanes and self._most:
-            rules.append(self._runs_in_repository() < self._most)
-        return rules
-
-    def _runs_in_repository(self) -> Any:
-        other, task = aliased(OutboxRow), aliased(TaskRow)
-        return (
-            select(func.count())
-            .select_from(other)
-            .join(task, task.id == other.task_id)
-            .where(other.lane == RUNS, other.not_before.is_not(None), task.repo == TaskRow.repo)
-            .where(other.lease.in_(select(LeaseRow.number)))
-            .correlate(TaskRow)
-            .scalar_subquery()
-        )
 
     async def get(self, id: int) -> tuple[Effect, Task | None, int] | None:
         """The order, its task as it is now, and the attempts so far; None when it is done."""
@@ -146,27 +106,19 @@ class Orders:
 
     async def is_superseded(self, id: int) -> bool:
         """Whether the same task has a later order of the same kind to be done: two reports are one."""
-        later = aliased(OutboxRow)
-        query = select(OutboxRow.id).where(
-            OutboxRow.id == id,
-            exists().where(
-                later.task_id == OutboxRow.task_id,
-                later.kind == OutboxRow.kind,
-                later.id > OutboxRow.id,
-                later.not_before.is_not(None),
-            ),
-        )
-        with answering():
-            async with self._read() as session:
-                return await session.scalar(query) is not None
+        async with self._answers() as connection:
+            return await connection.scalar(_SUPERSEDED, {"order": id}) is not None
 
     async def last_done(self, id: int) -> float:
         """When the order of the same kind before this one was done for its task (seconds since 1970; 0: never)."""
-        order = aliased(OutboxRow)
-        query = select(func.max(OutboxRow.done)).join(order, order.task_id == OutboxRow.task_id)
+        async with self._answers() as connection:
+            return await connection.scalar(_LAST_DONE, {"order": id}) or 0.0
+
+    @contextlib.asynccontextmanager
+    async def _answers(self) -> AsyncIterator[AsyncConnection]:
         with answering():
-            async with self._read() as session:
-                return await session.scalar(query.where(order.id == id, OutboxRow.kind == order.kind)) or 0.0
+            async with self._reader.connect() as connection:
+                yield connection
 
     async def skip(self, id: int) -> None:
         """A later order makes it needless: it counts as done, but never was."""
@@ -236,19 +188,7 @@ def row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow
         task_id=task.id if task else None,
         kind=type(order).__name__,
         about=order.repo if isinstance(order, OpenIssue) else str(order.issue),
-        lane=_LANES.get(type(order), WRITES),
+        lane=lane_of(order),
         body=codec.dump(order),
         not_before=now(),
     )
-
-
-def _is_held_up() -> ColumnElement[bool]:
-    """Whether an earlier order about the same issue must be done first."""
-    earlier = aliased(OutboxRow)
-    same = exists().where(
-        earlier.about == OutboxRow.about,
-        earlier.id < OutboxRow.id,
-        earlier.not_before.is_not(None),
-        or_(earlier.lane == WRITES, (earlier.lane == REPORTS) & (OutboxRow.lane == REPORTS)),
-    )
-    return OutboxRow.lane.in_((WRITES, RUNS, REPORTS)) & same

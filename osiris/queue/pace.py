@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.errors import Unavailable
 from osiris.queue.database import answering, insert
-from osiris.queue.lease import Lease
+from osiris.queue.lease import Lease, frees
 from osiris.queue.tables import TurnRow, now
 
 _WAIT = 5.0  # seconds that a write waits for its turn; for longer, its order is put off
@@ -103,7 +103,7 @@ class DatabasePace:
                 return float(wait)
 
     def _is_free(self) -> Any:
-        return self._lease.frees(TurnRow.lease)
+        return frees(TurnRow.lease, self._lease.number)
 
     async def _row(self, session: AsyncSession, account: str) -> TurnRow:
         """The account's row, held until the end of the transaction."""

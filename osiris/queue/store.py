@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Integer, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
@@ -39,6 +39,12 @@ class Happening:
 
 # Statements of the busy paths are built once, and run without the ORM.
 _HAPPENING = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
+_DUE = (
+    select(*_HAPPENING)
+    .where(is_due(InboxRow), InboxRow.id.not_in(bindparam("without", expanding=True)))
+    .order_by(InboxRow.id)
+    .limit(bindparam("limit", type_=Integer))
+)
 _IGNORE = (
     update(InboxRow.__table__)  # type: ignore[arg-type]
     .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
@@ -84,9 +90,9 @@ class Store:
 
     async def inbox_due(self, limit: int, without: Collection[int] = ()) -> list[Happening]:
         """The oldest rows that wait to be decided, but for those that are `without`."""
-        due = select(*_HAPPENING).where(is_due(InboxRow), InboxRow.id.not_in(without))
+        params = {"now": now(), "without": without, "limit": limit}
         async with self._reader.connect() as connection:
-            rows = await connection.execute(due.order_by(InboxRow.id).limit(limit))
+            rows = await connection.execute(_DUE, params)
             return [Happening(**row._mapping) for row in rows]
 
     async def ignore(self, ids: Sequence[int]) -> None:

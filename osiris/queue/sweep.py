@@ -12,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from osiris.errors import Fenced, Unavailable
 from osiris.ports import Wake
 from osiris.queue.jobs import Jobs
+from osiris.queue.lanes import REACTIONS, REPORTS, RUNS, STOPS, WRITES
 from osiris.queue.lease import INBOX, Lease
-from osiris.queue.orders import REACTIONS, REPORTS, RUNS, STOPS, WRITES, Due, Orders
+from osiris.queue.orders import Due, Orders
 from osiris.queue.store import Store
 from osiris.queue.tables import now
 from osiris.queue.turns import Turns

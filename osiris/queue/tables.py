@@ -14,6 +14,8 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    and_,
+    bindparam,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -193,12 +195,12 @@ class JournalRow(Table):
     hash: Mapped[str] = mapped_column(String(64))
 
 
-def is_due(row: type[InboxRow | OutboxRow]) -> ColumnElement[bool]:
-    """Whether the time of a waiting row has come.
+def is_due(row: Any) -> ColumnElement[bool]:
+    """Whether the time of a waiting row has come, at the parameter `now`.
 
     Clocks are set back, too: what was never put off is due whatever the clock says, and so is what is put off for
     longer than anything ever is.
     """
-    at = now()
-    soon = (row.not_before <= at) | (row.attempts == 0) | (row.not_before > at + _LONGEST)
-    return row.not_before.is_not(None) & soon
+    at: ColumnElement[Any] = bindparam("now")
+    soon: ColumnElement[bool] = (row.not_before <= at) | (row.attempts == 0) | (row.not_before > at + _LONGEST)
+    return and_(row.not_before.is_not(None), soon)

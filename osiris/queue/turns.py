@@ -4,7 +4,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from osiris.queue.database import answering, insert, reading
-from osiris.queue.lease import Lease
+from osiris.queue.lease import Lease, frees, others
 from osiris.queue.tables import TurnRow
 
 
@@ -27,13 +27,13 @@ class Turns:
                 taken = self._new.on_conflict_do_update(
                     index_elements=["name"],
                     set_={"lease": self._new.excluded.lease},
-                    where=self._lease.frees(TurnRow.lease),
+                    where=frees(TurnRow.lease, self._lease.number),
                 ).returning(TurnRow.name)
                 values = {"name": name, "lease": self._lease.number, "data": {}}
                 return (await session.execute(taken, values)).scalar_one_or_none() is not None
 
     async def _is_others(self, name: str) -> bool:
-        held = select(TurnRow.name).where(TurnRow.name == name, self._lease.others(TurnRow.lease))
+        held = select(TurnRow.name).where(TurnRow.name == name, others(TurnRow.lease, self._lease.number))
         async with self._read() as session:
             return await session.scalar(held) is not None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import subprocess
@@ -21,6 +22,7 @@ from loopback.server import Vendors
 from osiris.bootstrap import Osiris, Patience
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
+from osiris.devhub.tokens import KeyPair, key_pair
 from osiris.ports import Message
 from osiris.queue.tables import Table
 from osiris.queue.views import Failure
@@ -35,6 +37,12 @@ FILES = {
     "    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n",
 }
 PEOPLE = {"alice": "maintain", "bob": "write", "tina": "triage", "mallory": "none"}
+
+
+@functools.cache
+def keys() -> KeyPair:
+    """The App's, for all worlds of a process: to make a pair takes a tenth of a second."""
+    return key_pair()
 
 
 def step(tool: str, /, expect: dict[str, Any] | None = None, **args: Any) -> dict[str, Any]:
@@ -170,6 +178,7 @@ def start(place: Path, pair: dict[str, str]) -> Start:
                 files=files or FILES,
                 people=PEOPLE,
                 model=f"scripted:{script}",
+                keys=keys(),
                 more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
             ) as stage,
             _listening() as said_in_logs,

@@ -19,7 +19,7 @@ from osiris.devhub.hooks import Sending
 from osiris.devhub.server import Cut
 from osiris.devhub.things import Delivery
 from osiris.task import Task
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
 from tests.flow.test_crash import EXPECTED, Ground
 from tests.flow.test_outages import from_osiris
 
@@ -166,7 +166,7 @@ async def fought(place: Path, plan: Plan) -> tuple[dict[str, object], list[str]]
     enemy = Enemy(plan)
     with impatient():
         async with (
-            staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage,
+            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage,
             stage.osiris(patience=Patience(pauses=(0.05,))) as osiris,
             stage.person("alice") as alice,
             stage.person("bob") as bob,

@@ -34,7 +34,7 @@ from osiris.queue.store import Store
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
 from osiris.queue.views import Views
 from osiris.serving import serve, work
-from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
+from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
 
 LIBRARIES = ("pydantic_ai.models.anthropic", "pydantic_ai.providers.anthropic")
 """What a worker loads when it first asks a vendor."""
@@ -327,7 +327,7 @@ async def site(
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(story))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
-    async with staged(place, repo=REPO, files=files or FILES, people=PEOPLE, more=more) as stage:
+    async with staged(place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more) as stage:
         engine = connect(stage.settings.database)
         async with stage.person("alice") as alice, stage.person("bob") as bob:
             it = Site(

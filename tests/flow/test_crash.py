@@ -22,7 +22,7 @@ from osiris.demo.stage import Stage, staged
 from osiris.queue.database import connect
 from osiris.queue.store import Store
 from osiris.queue.views import Views
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, settings_of
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys, settings_of
 from tests.flow.lives import Lives
 from tests.flow.test_outages import from_osiris, is_write
 
@@ -129,7 +129,7 @@ async def ground(place: Path, pair: dict[str, str], model: dict[str, str] | None
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage:
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more) as stage:
         lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
@@ -201,7 +201,7 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
     ]
     script = place / "script.yml"
     script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
         async with stage.osiris(patience=Patience(pauses=(0.05,))) as first, stage.person("alice") as alice:
             issue = await alice.file_issue("x")
             await alice.label(issue)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loopback import server as loopback
-from osiris.queue.orders import RUNS
+from osiris.queue.lanes import RUNS
 from osiris.queue.tables import LeaseRow, OutboxRow, RunRow
 from tests.conftest import a_database
 from tests.flow.conftest import FIX, run, settings_of, step, submit

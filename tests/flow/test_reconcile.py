@@ -19,7 +19,7 @@ from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
 from osiris.errors import Unavailable
 from osiris.task import Task
-from tests.flow.conftest import FILES, FIX, PEOPLE, REPO, STORY, plain_git, run, step, submit
+from tests.flow.conftest import FILES, FIX, PEOPLE, REPO, STORY, keys, plain_git, run, step, submit
 from tests.flow.test_outages import from_osiris, is_write
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
@@ -107,7 +107,7 @@ def ground(place: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[
         script = place / "script.yml"
         script.write_text(yaml.safe_dump(story))
         async with (
-            staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage,
+            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,

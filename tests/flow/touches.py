@@ -30,7 +30,7 @@ from osiris.queue.database import connect
 from osiris.queue.store import Store
 from osiris.queue.views import Views
 from osiris.serving import serve
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
 from tests.flow.machines import answers
 from tests.flow.test_crash import Ground
 
@@ -141,7 +141,7 @@ async def fused(place: Path, lengths: Sequence[int]) -> AsyncIterator[tuple[Grou
     """The ground of the crash tests, with lives that die of themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, model=f"scripted:{script}") as stage:
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
         lives, store = Fused(stage.settings, lengths), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
