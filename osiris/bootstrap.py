@@ -122,8 +122,10 @@ async def bring_up_to_date(settings: Settings, engine: AsyncEngine) -> None:
     try:
         if settings.is_embedded:
             os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
+        if await is_current(engine):
+            return
         await migrate(engine)  # SQLite gives its other files the same mode: all hold words of private repositories
-    except (OSError, SQLAlchemyError) as error:
+    except (OSError, SQLAlchemyError, Unavailable) as error:
         told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error)).splitlines()[0]
         name = engine.url.database if settings.is_embedded else settings.database_shown
         raise Refused(f"the database {name} cannot be used: {told}") from None

@@ -15,6 +15,8 @@ PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fspro
 [ "$kind" != run ] && ! command -v chromium >/dev/null && packages+=(chromium)
 [ "$kind" != run ] && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && packages+=(postgresql)
 [ "$kind" != run ] && ! command -v redis-server >/dev/null && packages+=(redis-server)
+[ "$kind" != run ] && ! docker compose version >/dev/null 2>&1 && ! command -v docker-compose >/dev/null &&
+    packages+=(docker-compose)
 [ "$kind" = fidelity ] && ! command -v npm >/dev/null && packages+=(nodejs npm)
 
 # Tests start servers of their own: while apt installs, none is started, and PostgreSQL makes no database for everybody.

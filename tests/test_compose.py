@@ -92,20 +92,18 @@ def test_a_servers_image_is_held_to_its_major_version(name: str):
     assert re.fullmatch(r"[a-z]+:\d+(-\w+)?", SERVICES[name]["image"])
 
 
-def compose() -> list[str] | None:
-    """Docker's compose where there is one: as a plugin, or as a program of its own."""
+def compose() -> list[str]:
+    """Docker's compose: as a plugin, or as a program of its own."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
             return command
-    return None
+    raise AssertionError("there is no docker compose; `make setup` installs one")
 
 
 def test_docker_compose_takes_it_when_the_password_is_there_and_says_so_when_it_is_not(tmp_path: Path):
-    if (program := compose()) is None:
-        pytest.skip("there is no docker compose here")
     shutil.copy(ROOT / "compose.yaml", tmp_path)
     (tmp_path / "osiris-seccomp.json").write_text("{}")  # version 1 reads it
-    command = [*program, "config", "--quiet"]
+    command = [*compose(), "config", "--quiet"]
     (tmp_path / ".env").write_text("POSTGRES_PASSWORD=secret\n")
     took = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert took.returncode == 0, took.stderr

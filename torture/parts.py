@@ -35,7 +35,7 @@ from tests.servers import running_postgres, running_redis
 
 PATIENCE = Patience(pauses=(0.05,), lease=3.0)
 _AT_ONCE = 8
-_LIVES_AT_ONCE = 6
+_LIVES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,9 @@ def _add(toll: Toll, seen: Mapping[str, Any], lawful: Mapping[str, Any], what: s
     wrong = {name: seen.get(name) for name in lawful if seen.get(name) != lawful[name]}
     if wrong:
         more = any(_size(seen.get(name)) > _size(lawful[name]) for name in ("pulls", "commits", "comments"))
-        (toll.doubles if more else toll.losses).append(f"{what}: {seen if 'ended with' in seen else wrong}")
+        told = f"{what}: {seen if 'ended with' in seen else wrong}"
+        (toll.doubles if more else toll.losses).append(told)
+        _say(told)
 
 
 def _size(value: Any) -> int:

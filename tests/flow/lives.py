@@ -13,7 +13,6 @@ from osiris.config.settings import Settings
 from osiris.serving import serve
 
 _forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
-_forks.set_forkserver_preload(["tests.flow.lives"])
 
 
 def live(settings: Settings) -> None:

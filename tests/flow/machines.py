@@ -40,9 +40,18 @@ LIBRARIES = ("pydantic_ai.models.anthropic", "pydantic_ai.providers.anthropic")
 """What a worker loads when it first asks a vendor."""
 
 _forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
-_forks.set_forkserver_preload(
-    ["tests.flow.machines", "tests.flow.lives", "osiris.queue.arq", "osiris.queue.live", "psycopg", *LIBRARIES]
+_LATER = (
+    "aiosqlite",
+    "alembic.command",
+    "anyio._backends._asyncio",
+    "httpcore._async",
+    "osiris.queue.arq",
+    "osiris.queue.live",
+    "psycopg",
+    "uvicorn.lifespan.off",
+    "uvicorn.protocols.http.httptools_impl",
 )
+_forks.set_forkserver_preload(["tests.flow.machines", "tests.flow.lives", *_LATER, *LIBRARIES])
 
 QUICK = Patience(pauses=(0.05,), lease=2.0)
 """A worker that is silent for two seconds counts as dead; a take-over need not be waited for."""

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from alembic import command as alembic
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, create_engine, func, select, text
 
 from osiris.bootstrap import Osiris, Patience
@@ -19,12 +20,17 @@ from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
 from osiris.errors import Refused
 from osiris.queue import journal
+from osiris.queue.database import SCHEMA
 from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
 from tests.flow.test_machines import MADE, STEPS
 
 WRITTEN = Path(__file__).with_name("version_0001.json")
 """What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not yet looked at."""
 MIGRATIONS = Path(journal.__file__).with_name("migrations")
+
+
+def test_the_version_of_the_schema_is_that_of_the_newest_migration():
+    assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == SCHEMA
 
 
 @pytest.fixture

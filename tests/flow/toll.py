@@ -95,8 +95,8 @@ class Toll:
     cut_off: int = 0
     repeated: int = 0
     seconds: float = 0.0
-    doubles: Sequence[str] = ()
-    losses: Sequence[str] = ()
+    doubles: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         return {**asdict(self), "doubles": len(self.doubles), "losses": len(self.losses)}
