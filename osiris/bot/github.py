@@ -1,7 +1,6 @@
 """GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
 
 import copy
-import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +13,7 @@ import githubkit
 from githubkit import Response, TokenAuthStrategy, UnauthAuthStrategy
 from githubkit.exception import GitHubException, GraphQLFailed, RequestFailed
 
-from osiris.bot import shapes
+from osiris.bot import marks, shapes
 from osiris.bot.rates import Rates
 from osiris.bot.shapes import Issue, LabelTurn, Pull, Standing, Submitted, Touched
 from osiris.bot.tokens import (
@@ -38,6 +37,7 @@ from osiris.ports import Pace
 _POLICY_LIFE = 60.0  # seconds
 _PAGE = 100
 _JSON, _RAW = "application/vnd.github+json", "application/vnd.github.raw+json"
+_NEAR_BY = 30  # comments in which a double of ours is looked for
 _MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
 
 _REACT = "mutation React($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { clientMutationId } }"
@@ -194,16 +194,28 @@ class GitHub:
 
     async def say(self, issue: IssueRef, number: int, words: str, *, kind: str) -> None:
         """One comment on issue or pull request `number`, known by its hidden marker: said once, or edited in place."""
-        body = f"{words}\n\n{_marker(issue, kind)}"
+        body = f"{words}\n\n{marks.marker(issue, kind)}"
         may = {"issues": "write", "pull_requests": "write"}
+        ours = await self._comments(issue, number, kind)
+        if not ours:
+            await self._send("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
+            return
+        first, *doubles = ours
+        if first["body"] != body:
+            await self._send("PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, may)
+        for double in doubles:  # of a worker that stood still while it sent, or GitHub did not list the first one yet
+            await self._send("DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may)
+
+    async def _comments(self, issue: IssueRef, number: int, kind: str) -> list[dict[str, Any]]:
+        """Our comment with that marker, and doubles of it among the few that follow."""
+        ours, since, me = [], 0, await self.login()
         async for comment in self._pages(issue.repo, f"/issues/{number}/comments"):
-            ours = shapes.login(comment["user"]) == await self.login()
-            if ours and _is_marked(comment["body"] or "", issue, kind):
-                if comment["body"] != body:
-                    path = f"/issues/comments/{comment['id']}"
-                    await self._send("PATCH", issue.repo, path, {"body": body}, may)
-                return
-        await self._send("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
+            if marks.is_marked(comment["body"] or "", issue, kind) and shapes.login(comment["user"]) == me:
+                ours.append(comment)
+            since += bool(ours)
+            if since > _NEAR_BY:
+                break
+        return ours
 
     async def react(self, repo: str, said: Said) -> None:
         """👀; GitHub keeps a reaction single by itself."""
@@ -215,7 +227,7 @@ class GitHub:
 
     async def open_issue(self, repo: str, title: str, body: str, *, key: str) -> int:
         """The issue of a request, known by the hidden marker in its body."""
-        marker = f"<!-- osiris:request={_digest(key)} -->"
+        marker = f"<!-- osiris:request={marks.digest(key)} -->"
         async for issue in self._pages(repo, "/issues", {"state": "all", "creator": await self.login()}):
             if marker in (issue["body"] or ""):
                 return int(issue["number"])
@@ -247,7 +259,7 @@ class GitHub:
     async def check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
         """The one check run "Osiris" of a commit, made or brought up to date."""
         found = await self._read(issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"})
-        ours = [run for run in found["check_runs"] if _number(run["external_id"] or "") == str(issue.number)]
+        ours = [run for run in found["check_runs"] if marks.number(run["external_id"] or "") == str(issue.number)]
         sent, may = {"name": "Osiris", "external_id": str(issue), **fields}, {"checks": "write"}
         if ours:
             await self._send("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may)
@@ -288,7 +300,8 @@ class GitHub:
         clean = loads(redact(dumps(json)))
 
         async def send(token: str) -> Any:
-            return (await self._request(method, repo, f"/repos/{repo}{path}", token, json=clean)).json()
+            answer = await self._request(method, repo, f"/repos/{repo}{path}", token, json=clean)
+            return answer.json() if answer.content else None
 
         return await self._in_turn(repo, may, send)
 
@@ -374,27 +387,3 @@ def _clock(answer: Response[Any]) -> float:
     """GitHub's own time of an answer, in seconds since 1970; ours, when it does not say."""
     told = answer.headers.get("date", "")
     return parsedate_to_datetime(told).timestamp() if told else time.time()
-
-
-def _marker(issue: IssueRef, kind: str) -> str:
-    return f"<!-- osiris:task={issue} kind={_kind(kind)} -->"
-
-
-def _is_marked(body: str, issue: IssueRef, kind: str) -> bool:
-    """Whether a comment ends with this marker; the repository may have had another name when it was written."""
-    marker = rf"<!-- osiris:task=\S*#{issue.number} kind={_kind(kind)} -->\s*\Z"
-    return re.search(marker, body) is not None
-
-
-def _kind(kind: str) -> str:
-    return kind if kind == "status" else f"reply-{_digest(kind)}"
-
-
-def _number(task: str) -> str:
-    """The issue's number in the name of a task, whatever its repository was called then."""
-    return task.rpartition("#")[2]
-
-
-def _digest(key: str) -> str:
-    """A marker must not be breakable by what stands in it."""
-    return hashlib.sha256(key.encode()).hexdigest()[:16]

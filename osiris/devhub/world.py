@@ -253,27 +253,26 @@ class World:
 
     def comment(self, issue: Issue, by: User, body: str, *, by_app: App | None = None) -> Comment:
         check_body(body, "IssueComment", needed=True)
-        comment = Comment(
-            id=self.next_id(),
-            issue=issue,
-            author=by,
-            body=body,
-            by_app=by_app,
-            created=self.now(),
-            updated=self.now(),
-        )
+        id, at = self.next_id(), self.now()
+        comment = Comment(id=id, issue=issue, author=by, body=body, by_app=by_app, created=at, updated=at)
         issue.comments.append(comment)
-        issue.updated = self.now()
+        issue.updated = at
         self.know(comment)
-        self.tell("issue_comment", "created", issue.repo, by, issue=issue, comment=comment)
+        self._tell_of(comment, "created", by)
         return comment
+
+    def _tell_of(self, comment: Comment, action: str, by: User, **more: Any) -> None:
+        self.tell("issue_comment", action, comment.issue.repo, by, issue=comment.issue, comment=comment, **more)
 
     def edit_comment(self, comment: Comment, by: User, body: str) -> None:
         check_body(body, "IssueComment", needed=True)
         changes = {"body": {"from": comment.body}}
         comment.body, comment.updated = body, self.now()
-        issue = comment.issue
-        self.tell("issue_comment", "edited", issue.repo, by, issue=issue, comment=comment, changes=changes)
+        self._tell_of(comment, "edited", by, changes=changes)
+
+    def delete_comment(self, comment: Comment, by: User) -> None:
+        comment.issue.comments.remove(comment)
+        self._tell_of(comment, "deleted", by)
 
     def react(self, said: Said, by: User, content: str) -> tuple[Reaction, bool]:
         """The reaction, and whether it is new: one of a kind for each person."""

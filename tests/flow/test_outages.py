@@ -71,6 +71,23 @@ async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
         assert refused
 
 
+async def test_comments_that_came_twice_are_one_again_after_the_next_report(start: Start):
+    """A worker that stood still in the middle of sending may end it although another has sent the same."""
+    async with start() as world:
+        doubled: list[str] = []
+
+        async def double(request: Request, forward) -> Response:
+            said = request.method == "POST" and from_osiris(request) and request.url.path.endswith("/comments")
+            if said and request.url.path not in doubled:
+                doubled.append(request.url.path)
+                await forward()
+            return await forward()
+
+        world.stage.hub.interceptors.append(double)
+        await whole_life(world)
+        assert len(doubled) == 2
+
+
 async def test_a_read_token_that_was_revoked_is_replaced(start: Start):
     async with start() as world:
         hit: list[str] = []

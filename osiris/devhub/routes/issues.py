@@ -120,6 +120,14 @@ async def comment_changed(call: Call) -> Response:
     return answer(basics.comment(call.world, found))
 
 
+@table.on("DELETE", REPO + "/issues/comments/{id:int}")
+async def comment_deleted(call: Call) -> Response:
+    found = _comment(call)
+    call.need_on(found.issue, "write", role="read" if call.who.user is found.author else "write")
+    call.world.delete_comment(found, call.by)
+    return Response(status_code=204)
+
+
 # ── labels ──
 
 
