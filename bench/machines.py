@@ -78,12 +78,12 @@ async def _lives(
     names = [name_of(number) for number in range(tasks)]
     async with _standing(postgres, redis, database, story(tasks), workers=workers) as it:
         began = time.monotonic()
-        await live_all(it, names, at_once=8)
+        stuck = await live_all(it, names, at_once=8)
         await it.settled()
         rate = tasks / (time.monotonic() - began) * 60
         toll = await Counting(it, names, reviewed=True).count()
-        if toll.doubles or toll.losses:
-            raise Refused(f"the lives did not end well: {[*toll.doubles, *toll.losses][:3]}")
+        if wrong := [*stuck, *toll.doubles, *toll.losses]:
+            raise Refused(f"the lives did not end well: {wrong[:3]}")
         return rate, await _where(it)
 
 

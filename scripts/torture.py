@@ -12,7 +12,7 @@ BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 WHAT = {
     "machines": "two workers and a web process on PostgreSQL and Redis, killed at random moments",
     "frozen": "two workers, frozen in turn until the other has gone on",
-    "crash": "one process on SQLite, killed at one touch of the outside in each life",
+    "crash": "one process on SQLite, killed in each life at another place that touches the outside",
     "enemy": "GitHub that answers and delivers wrong, as drawn",
 }
 COLUMNS = {

@@ -56,7 +56,7 @@ def _arguments() -> tuple[Asked, list[str]]:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; may be given again")
-    parser.add_argument("--limit", type=int, help="so many touches of the crash loop, drawn, instead of every one")
+    parser.add_argument("--limit", type=int, help="so many moments of the crash loop, drawn, instead of all")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="what is drawn")
     parser.add_argument("--tasks", type=int, default=200, help="tasks that live while workers are killed")
     parser.add_argument("--examples", type=int, default=200, help="lives against the enemy")

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from tests.flow.toll import (
     name_of,
     story,
 )
-from tests.flow.touches import killed_at
+from tests.flow.touches import Moment, killed_at
 from tests.servers import running_postgres, running_redis
 
 PATIENCE = Patience(pauses=(0.05,), lease=3.0)
@@ -40,7 +41,7 @@ _LIVES_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command line says. `limit` is for the touches of the crash loop; None: every one."""
+    """What the command line says. `limit` is for the moments of the crash loop; None: all of them."""
 
     quick: bool
     limit: int | None
@@ -57,35 +58,44 @@ def _say(words: str) -> None:
 
 
 async def crash(told: Asked) -> Toll:
-    """A life for each touch of an undisturbed one: it is killed there."""
-    _, whole = await _life([])
-    total = whole.tasks
-    numbers = list(range(1, total + 1))
-    if told.limit is not None and told.limit < total:
-        numbers = sorted(random.Random(told.seed).sample(numbers, told.limit))
-    _say(f"crash: {total} touches in a whole life, killed at {len(numbers)} of them")
-    toll, waiting = Toll(), iter(numbers)
+    """For each place in the code from which a life touches the outside two lives: one is killed when it comes by for
+    the first time, one at a drawn later time."""
+    chance, came_by = random.Random(told.seed), await _places()
+    first = [Moment(place, 1) for place in came_by]
+    later = [Moment(place, chance.randint(2, times)) for place, times in came_by.items() if times > 1]
+    moments = [*first, *later]
+    if told.limit is not None and told.limit < len(moments):
+        moments = chance.sample(moments, told.limit)
+    _say(f"crash: {came_by.total()} touches at {len(came_by)} places in a whole life, killed at {len(moments)} of them")
+    toll, waiting = Toll(), iter(moments)
     await asyncio.gather(*(_die_at(waiting, toll) for _ in range(_LIVES_AT_ONCE)))
     return toll
 
 
-async def _die_at(numbers: Iterator[int], toll: Toll) -> None:
-    """One life after the other, until no touch is left."""
-    for number in numbers:
-        seen, _ = await _life([number])
-        _add(toll, seen, EXPECTED, f"touch {number}")
-        toll.kills += 1
-        if toll.kills % 50 == 0:
-            _say(f"crash: {toll.kills} were killed, {len(toll.losses) + len(toll.doubles)} of them ended otherwise")
+async def _places() -> Counter[str]:
+    """Where an undisturbed life touches the outside, and how often."""
+    with a_place() as place:
+        await killed_at(place, [written := place / "places"])
+        return Counter(written.read_text().splitlines())
 
 
-async def _life(lengths: list[int]) -> tuple[Mapping[str, Any], Toll]:
+async def _die_at(moments: Iterator[Moment], toll: Toll) -> None:
+    """One life after the other, until no moment is left."""
+    for moment in moments:
+        seen, deaths = await _life(moment)
+        _add(toll, seen, EXPECTED, f"{moment}")
+        toll.kills += deaths
+        if toll.tasks % 50 == 0:
+            _say(f"crash: {toll.tasks} lived, {len(toll.losses) + len(toll.doubles)} of them ended otherwise")
+
+
+async def _life(moment: Moment) -> tuple[Mapping[str, Any], int]:
     with a_place() as place:
         try:
-            seen, lives = await killed_at(place, lengths)
+            seen, lives = await killed_at(place, [moment])
         except (AssertionError, TimeoutError, ValueError, KeyError) as error:
-            return {"ended with": f"{type(error).__name__}: {error}"}, Toll()
-    return seen, Toll(tasks=sum(lives.touches))
+            return {"ended with": f"{type(error).__name__}: {error}"}, 0
+    return seen, lives.deaths
 
 
 def _add(toll: Toll, seen: Mapping[str, Any], lawful: Mapping[str, Any], what: str) -> None:
@@ -141,9 +151,11 @@ async def _machines(told: Asked, tasks: int, hurt: Callable[[Site], Coroutine[An
                 watching = Handovers(it)
                 async with meanwhile(watching.watch()):
                     async with meanwhile(hurt(it)):
-                        await live_all(it, names, at_once=_AT_ONCE)
-                    await it.settled()
+                        stuck = await live_all(it, names, at_once=_AT_ONCE)
+                    if not stuck:
+                        await it.settled()
                     toll = await Counting(it, names, reviewed=True).count()
+                    toll.losses += stuck
                 await count_requests(it, vendors, toll)
                 toll.takeovers = watching.count
     return toll

@@ -134,8 +134,8 @@ class ArqWake(LocalWake):
         """arq's own worker on this worker's queue; begun again whenever Redis was away for too long."""
         while True:
             try:
-                async with self._pooled() as pool:
-                    await self._listener(queue, pool).async_run()
+                async with self._pooled() as pool, _ended(self._listener(queue, pool)) as listener:
+                    await listener.async_run()
             except _LOST as error:
                 log.warning("Redis does not answer (%s): work is looked for every second or so", type(error).__name__)
             await asyncio.sleep(_AGAIN)
@@ -176,3 +176,13 @@ class ArqWake(LocalWake):
         except _LOST as error:
             return Probe(name="Redis", ok=False, needed=False, detail=type(error).__name__, fix=fix)
         return Probe(name="Redis", ok=True, detail=f"{len(found)} workers listen")
+
+
+@contextlib.asynccontextmanager
+async def _ended(listener: ArqWorker) -> AsyncIterator[ArqWorker]:
+    """Jobs under way use the connections, and arq leaves them to go on by themselves."""
+    try:
+        yield listener
+    finally:
+        if listener.tasks:
+            await asyncio.wait(listener.tasks.values(), timeout=_LAST)

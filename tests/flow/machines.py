@@ -31,7 +31,7 @@ from osiris.demo.stage import Stage, staged
 from osiris.ports import Message
 from osiris.queue.database import connect
 from osiris.queue.store import Store
-from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
+from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow
 from osiris.queue.views import Views
 from osiris.serving import serve, work
 from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
@@ -203,6 +203,21 @@ class Site:
                 rows = (await connection.execute(select(table.__table__))).all()
                 found[table.__tablename__] = sorted(map(repr, rows))
         return found
+
+    async def waiting(self) -> list[str]:
+        """What is not over: rows that wait, tasks that live, runs, and who holds what."""
+        queries = (
+            select(InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error).where(
+                InboxRow.not_before.is_not(None) | InboxRow.error.is_not(None)
+            ),
+            select(OutboxRow.__table__).where(OutboxRow.done.is_(None)),
+            select(TaskRow.id, TaskRow.issue, TaskRow.state, TaskRow.lease).where(TaskRow.state != "done"),
+            select(RunRow.__table__).where(RunRow.ended.is_(None)),
+            select(TurnRow.__table__),
+            select(LeaseRow.__table__),
+        )
+        async with self.engine.connect() as connection:
+            return [f"now {time.time()}"] + [str(row) for query in queries for row in await connection.execute(query)]
 
     async def settled(self) -> None:
         """Wait until nothing is on its way; GitHub sends again what met a closed door."""

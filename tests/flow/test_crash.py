@@ -63,7 +63,7 @@ class Ground:
         """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its API allows."""
         while True:
             await self.stage.settled(self.store)
-            if not await self._redeliver():
+            if not await self._redeliver() and await self.store.next_due() is None:  # Osiris asks for it itself, too
                 return
 
     async def _redeliver(self) -> bool:

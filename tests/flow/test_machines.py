@@ -188,7 +188,7 @@ async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(pla
     async with site(place, pair, story(len(names)), workers=2) as it:
         reaper = Reaper(it, random.Random(6), (0.5, 1.5), most=6)
         async with meanwhile(reaper.reap()):
-            await live_all(it, names, at_once=10, reviewed=False)
+            assert await live_all(it, names, at_once=10, reviewed=False) == []
         await it.settled()
         toll = await Counting(it, names, reviewed=False).count()
         assert (toll.doubles, toll.losses) == ([], [])

@@ -95,19 +95,14 @@ class Ground:
 
 
 @pytest.fixture
-def pair() -> dict[str, str]:
-    """What Osiris stands on makes no difference here."""
-    return {}
-
-
-@pytest.fixture
-def ground(place: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Ground]]:
+def ground(place: Path, pair: dict[str, str]) -> Callable[..., contextlib.AbstractAsyncContextManager[Ground]]:
     @contextlib.asynccontextmanager
     async def laid(story: dict[str, object] = STORY) -> AsyncIterator[Ground]:
         script = place / "script.yml"
         script.write_text(yaml.safe_dump(story))
+        model = f"scripted:{script}"
         async with (
-            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage,
+            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=model, more=pair) as stage,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,

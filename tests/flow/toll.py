@@ -19,7 +19,7 @@ from osiris.queue.views import TaskLine
 from tests.flow.conftest import REPO, run, step, submit
 from tests.flow.machines import Machine, Site, until
 
-LIFE = 600.0  # seconds in which a person sees what they wait for, on a machine that is busy
+LIFE = 300.0  # seconds in which a person sees what they wait for, on a machine that is busy
 
 
 def story(tasks: int) -> dict[str, Any]:
@@ -189,17 +189,21 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-async def live_all(it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True) -> None:
-    """Let tasks live, so many at a time."""
-    room = asyncio.Semaphore(at_once)
+async def live_all(it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True) -> list[str]:
+    """Let tasks live, so many at a time; says which of them came to no end, and what they wait for."""
+    room, stuck = asyncio.Semaphore(at_once), list[str]()
 
     async def one(name: str) -> None:
         async with room:
-            await Life(it, name, reviewed).live()
+            try:
+                await Life(it, name, reviewed).live()
+            except TimeoutError:
+                stuck.append(f"{name} came to no end: {await it.waiting()}")
 
     async with it.sending_again(), asyncio.TaskGroup() as group:
         for name in names:
             group.create_task(one(name))
+    return stuck
 
 
 @dataclass

@@ -12,16 +12,20 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+import greenlet
 import httpx
 import yaml
 from sqlalchemy import Engine, event
 
+import osiris
 from osiris.bootstrap import Patience, brains_of, build
 from osiris.config.settings import Settings
 from osiris.demo.stage import staged
@@ -34,19 +38,57 @@ from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
 from tests.flow.machines import answers
 from tests.flow.test_crash import Ground
 
+OURS = f"{Path(osiris.__file__).parent}/"
+
 _forks = multiprocessing.get_context("forkserver")
 
 
-class Fuse:
-    """Counts touches; at number `length` the process kills itself."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The `number`-th time that a life comes by a place in Osiris's code from which it touches the outside."""
 
-    def __init__(self, length: int | None, burnt: "Synchronized[int]") -> None:
-        self._length, self._burnt = length, burnt
+    place: str
+    number: int
+
+
+Fate = int | Moment | Path | None
+"""What becomes of a life: it dies at its so-manieth touch or at a moment, or lives on; into a file it writes places."""
+
+
+def place() -> str:
+    """The lines of Osiris's own code that led here, innermost first, also through SQLAlchemy's greenlets."""
+    here, stacks = greenlet.getcurrent(), [sys._getframe(2)]
+    while here.parent is not None:
+        here = here.parent
+        if here.gr_frame is not None:
+            stacks.append(here.gr_frame)
+    frames = [frame for stack in stacks for frame, _ in traceback.walk_stack(stack)]
+    ours = [frame for frame in frames if frame.f_code.co_filename.startswith(OURS)]
+    return " < ".join(f"{frame.f_code.co_filename.removeprefix(OURS)}:{frame.f_lineno}" for frame in ours)
+
+
+class Fuse:
+    """Counts touches; at the one that `fate` names the process kills itself."""
+
+    def __init__(self, fate: Fate, burnt: "Synchronized[int]") -> None:
+        self._fate, self._burnt, self._came_by = fate, burnt, 0
 
     def touch(self, *_: object, **__: object) -> None:
         self._burnt.value += 1
-        if self._burnt.value == self._length:
+        if self._is_over():
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_over(self) -> bool:
+        match self._fate:
+            case int():
+                return self._burnt.value == self._fate
+            case Moment() as moment:
+                self._came_by += place() == moment.place
+                return self._came_by == moment.number
+            case Path() as file:
+                with file.open("a") as places:
+                    places.write(f"{place()}\n")
+        return False
 
     def lay(self) -> None:
         """Be told of every touch of this process."""
@@ -82,10 +124,10 @@ class Touched:
         return await self._brain.reply(transcript, tools, hear)
 
 
-def live(settings: Settings, length: int | None, burnt: "Synchronized[int]") -> None:
+def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
     """A whole life, web and worker, until it dies of its fuse or is killed."""
     logging.disable(logging.CRITICAL)
-    fuse, brains = Fuse(length, burnt), brains_of(settings)
+    fuse, brains = Fuse(fate, burnt), brains_of(settings)
     fuse.lay()
 
     async def choose(model: str) -> Brain:
@@ -95,10 +137,10 @@ def live(settings: Settings, length: int | None, burnt: "Synchronized[int]") -> 
 
 
 class Fused:
-    """One life after the other on the same settings: each dies at its touch, the last one lives on."""
+    """One life after the other on the same settings, each with its fate; the last one lives on."""
 
-    def __init__(self, settings: Settings, lengths: Sequence[int]) -> None:
-        self._settings, self._lengths = settings, iter(lengths)
+    def __init__(self, settings: Settings, fates: Sequence[Fate]) -> None:
+        self._settings, self._fates = settings, iter(fates)
         self._process: BaseProcess | None = None
         self._watching: asyncio.Task[None] | None = None
         self.deaths = 0
@@ -111,8 +153,8 @@ class Fused:
     async def _go_on(self) -> None:
         """Begin the next life when one has died."""
         while True:
-            length, burnt = next(self._lengths, None), _forks.Value("q", 0)
-            self._process = process = _forks.Process(target=live, args=(self._settings, length, burnt), daemon=True)
+            fate, burnt = next(self._fates, None), _forks.Value("q", 0)
+            self._process = process = _forks.Process(target=live, args=(self._settings, fate, burnt), daemon=True)
             process.start()
             try:
                 while process.is_alive():
@@ -137,12 +179,12 @@ class Fused:
 
 
 @contextlib.asynccontextmanager
-async def fused(place: Path, lengths: Sequence[int]) -> AsyncIterator[tuple[Ground, Fused]]:
+async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[Ground, Fused]]:
     """The ground of the crash tests, with lives that die of themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
-        lives, store = Fused(stage.settings, lengths), Store(engine := connect(stage.settings.database))
+        lives, store = Fused(stage.settings, fates), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             async with asyncio.timeout(60):
@@ -155,9 +197,9 @@ async def fused(place: Path, lengths: Sequence[int]) -> AsyncIterator[tuple[Grou
             await store.close()
 
 
-async def killed_at(place: Path, lengths: Sequence[int]) -> tuple[dict[str, object], Fused]:
-    """A whole life whose processes die at these touches; what is seen at its end."""
-    async with fused(place, lengths) as (it, lives):
+async def killed_at(place: Path, fates: Sequence[Fate]) -> tuple[dict[str, object], Fused]:
+    """A whole life whose processes have these fates; what is seen at its end."""
+    async with fused(place, fates) as (it, lives):
         seen = await it.whole_life()
         lives.check()
     return seen, lives
