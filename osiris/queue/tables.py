@@ -121,7 +121,7 @@ class TaskRow(Table):
 
 
 class OutboxRow(Table):
-    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`orders.py`), `lease`
+    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`lanes.py`), `lease`
     who does it now.
 
     Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked: neither.
