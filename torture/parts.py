@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -35,6 +37,7 @@ from tests.flow.touches import Moment, killed_at
 from tests.servers import running_postgres, running_redis
 
 PATIENCE = Patience(pauses=(0.05,), lease=3.0)
+DETAILS = Path(__file__).parent.parent / "build/torture"
 _AT_ONCE = 8
 _LIVES_AT_ONCE = 4
 
@@ -156,9 +159,19 @@ async def _machines(told: Asked, tasks: int, hurt: Callable[[Site], Coroutine[An
                         await it.settled()
                     toll = await Counting(it, names, reviewed=True).count()
                     toll.losses += stuck
+                    await _write_down(it, [*toll.doubles, *toll.losses])
                 await count_requests(it, vendors, toll)
                 toll.takeovers = watching.count
     return toll
+
+
+async def _write_down(it: Site, wrong: Sequence[str]) -> None:
+    """Of each task that ended wrong its story, and with them what the machines logged."""
+    for name in {told[: len(name_of(0))] for told in wrong}:
+        DETAILS.mkdir(parents=True, exist_ok=True)
+        (DETAILS / f"{name}.txt").write_text("\n".join(await it.story(f"Make {name}")) + "\n")
+    for machine in (it.web, *it.workers) if wrong else ():
+        shutil.copy(machine.log, DETAILS)
 
 
 async def machines(told: Asked) -> Toll:

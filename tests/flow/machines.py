@@ -204,6 +204,23 @@ class Site:
                 found[table.__tablename__] = sorted(map(repr, rows))
         return found
 
+    async def story(self, title: str) -> list[str]:
+        """All that the database holds about the task whose title that is."""
+        mine = select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
+        queries = (
+            select(TaskRow.__table__).where(TaskRow.id == mine),
+            select(JournalRow.at, JournalRow.kind, JournalRow.what, JournalRow.detail)
+            .where(JournalRow.task_id == mine)
+            .order_by(JournalRow.seq),
+            select(RunRow.__table__).where(RunRow.task_id == mine),
+            select(StepRow.__table__)
+            .join(RunRow, RunRow.name == StepRow.run)
+            .where(RunRow.task_id == mine)
+            .order_by(StepRow.run, StepRow.seq),
+        )
+        async with self.engine.connect() as connection:
+            return [str(row) for query in queries for row in await connection.execute(query)]
+
     async def waiting(self) -> list[str]:
         """What is not over: rows that wait, tasks that live, runs, and who holds what."""
         queries = (
