@@ -279,6 +279,9 @@ class Session(Protocol):
     async def export(self, base: str) -> Export:
         """Take the workspace as a pack against commit `base`, from a fresh read-only jail. Raises Refused."""
 
+    async def seal(self) -> None:
+        """The workspace is as it should be: from now on the session is found again, before a crash loses it."""
+
     async def close(self) -> None:
         """End the session and remove what it left; closing twice is fine."""
 
@@ -301,7 +304,8 @@ class Sandbox(Protocol):
         """The session `name`, with a clone of `mirror` (a bare repository) at commit `base` when it is new.
 
         The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Returns the
-        session and whether it was new. Raises Refused when there is no safe sandbox on this machine.
+        session and whether it was new: one that was never sealed is thrown away, and made anew. Raises Refused when
+        there is no safe sandbox on this machine.
         """
 
     async def remove(self, name: str) -> None:

@@ -159,6 +159,7 @@ class Runner:
         news = None
         if redo is not None and tape.messages:
             news = moved(await do_again(toolbox, tape.messages, redo), restored=redo > 0)
+        await session.seal()  # not before: what was done again in part must not pass for the whole
         for message in brief.messages(order, instructions)[len(tape.messages) :]:
             await tape.append(message)
         return _Run(

@@ -49,15 +49,15 @@ class Disk:
             self._mount()
         return (self.keep / "ready").is_file()
 
-    def seal(self, word: str) -> None:
-        """Close `keep` to the jail's user and mark the session as complete."""
+    def close(self) -> None:
+        """Close `keep` to the jail's user."""
         if self._uid is not None:
             os.chown(self.keep, 0, 0)
             os.chown(self.keep / "index", 0, 0, follow_symlinks=False)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        marker = os.open(self.keep / "ready", flags, 0o600)
-        os.write(marker, word.encode())
-        os.close(marker)
+
+    def seal(self) -> None:
+        """Mark the session as complete: from now on it is found."""
+        os.close(os.open(self.keep / "ready", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
     def settle(self) -> None:
         """Called before the first command of a stranger. Git reads a file again when its second is that of the index,

@@ -42,6 +42,7 @@ class Bubblewrap:
 
     async def open(self, name: str, *, mirror: Path, base: str, files: str = "") -> tuple[Session, bool]:
         """The session `name`, found again or made new with a clone of `mirror` at commit `base`; and whether it is new.
+        It is found once it was sealed.
 
         The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Raises Refused
         when this machine has no safe sandbox, or the mirror or the commit cannot be used.

@@ -104,6 +104,10 @@ class OpenSession:
         )
         return await collect(view, base, packs=ground.packs, cgroup=self._cgroup)
 
+    async def seal(self) -> None:
+        """From now on the session is found again by its name. Sealing twice is fine."""
+        self._ground.disk.seal()
+
     async def close(self) -> None:
         """End the session and remove what it left; closing twice is fine."""
         if self._closed:
@@ -125,9 +129,9 @@ class OpenSession:
         finally:
             jail.discard()
         _checked_out(result, ground.view, base)
-        if not _is_plain_file(ground.disk.keep / "index"):
-            raise Refused("the checkout left no index")
-        ground.disk.seal(base)
+        if os.listdir(ground.disk.keep) != ["index"] or not _is_plain_file(ground.disk.keep / "index"):
+            raise Refused("the checkout left no index, or more than that")
+        ground.disk.close()
         self._untouched = not files  # else what differs may have the index's own second
         self._prepare()
 

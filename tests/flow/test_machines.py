@@ -74,6 +74,35 @@ async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair:
         assert await it.views.failures() == []
 
 
+async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(place: Path, pair: dict[str, str]):
+    """A workspace in which a part was done again must not pass for the whole, on that machine or on the first one."""
+    story = {
+        "runs": [
+            run(
+                step("run_command", {"exit_code": 0}, command="sleep 2"),
+                step("write_file", path="first.txt", content="1\n"),
+                step("run_command", {"contains": "1"}, command="sleep 2; cat first.txt"),
+                submit("One file."),
+            )
+        ]
+    }
+    async with site(place, pair, story) as it:
+        await it.labelled()
+        await it.said(3)
+        second = it.worker()
+        await it.ready(second)
+        it.workers[0].kill()
+
+        async def begun() -> bool:
+            return any((second.folder / "sessions").glob("acme.shop-*/work/README.md"))
+
+        await until(begun)
+        second.again()
+        await it.settled()
+        assert await it.files() == {"first.txt": "1\n"}
+        assert await it.views.failures() == []
+
+
 async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(place: Path, pair: dict[str, str]):
     async with loopback.serving(STEPS) as vendors:
         model = settings_of(vendors, "anthropic")

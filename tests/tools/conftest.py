@@ -105,6 +105,7 @@ async def sandbox(root: Path, limits: Limits) -> AsyncIterator[Bubblewrap]:
 @pytest.fixture
 async def session(sandbox: Bubblewrap, mirror: Mirror):
     session, _ = await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
+    await session.seal()
     yield session
     await session.close()
 

@@ -59,6 +59,7 @@ async def main():
     bad = [probe for probe in await sandbox.probe() if not probe.ok and probe.needed]
     assert not bad, bad
     session, new = await sandbox.open("a", mirror=Path(mirror), base=base)
+    await session.seal()
     tools = Tools(session)
     print((await tools.call("write_file", {"path": "new", "content": "x"})).text)
     result = await session.run(["bash", "-c", "id -u; wc -c </proc/1/environ; git status --short; ls /root /home"])

@@ -16,7 +16,9 @@ ROOT = os.geteuid() == 0
 
 
 async def open_(sandbox, mirror, name="shop-7-1"):
-    return await sandbox.open(name, mirror=mirror.path, base=mirror.base)
+    session, is_new = await sandbox.open(name, mirror=mirror.path, base=mirror.base)
+    await session.seal()
+    return session, is_new
 
 
 def mounts(root: Path) -> list[str]:
@@ -60,10 +62,9 @@ async def test_removing_by_name_is_fine_twice(sandbox, mirror, root):
     assert mounts(root) == []
 
 
-async def test_a_half_made_session_is_made_anew(sandbox, mirror, root):
-    session, _ = await open_(sandbox, mirror)
+async def test_a_session_that_was_never_sealed_is_made_anew(sandbox, mirror):
+    session, _ = await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
     await session.run(["touch", "mine"])
-    (root / "shop-7-1" / "keep" / "ready").unlink()  # as if the worker had died before it
     again, is_new = await open_(sandbox, mirror)
     assert is_new
     assert (await again.run(["ls", "mine"])).exit_code == 2
@@ -100,6 +101,7 @@ from osiris.tools.sandbox import Bubblewrap
 async def main():
     root, mirror, base, word = sys.argv[1:]
     session, _ = await Bubblewrap(Path(root)).open("shop-7-1", mirror=Path(mirror), base=base)
+    await session.seal()
     await session.run(["touch", "/workspace/first"])
     running = asyncio.create_task(session.run(["bash", "-c", f"setsid sleep {word} & echo begun; sleep {word}"]))
     print("begun", flush=True)
