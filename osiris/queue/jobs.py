@@ -167,12 +167,14 @@ class Jobs:
 
     async def _bar(self, id: int, order: Effect, reason: str) -> None:
         """Its task rests until the repository can be written again; then what is parked is taken up by itself."""
-        log.warning("%s is parked: %s", type(order).__name__, reason)
-        facts = [] if isinstance(order, OpenIssue) else [AccessLost(issue=order.issue, reason=reason)]
+        if isinstance(order, OpenIssue):  # there is no task yet that could take it up
+            return await self._give_up(id, order, reason)
+        log.warning("%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason)
+        lost = [AccessLost(issue=order.issue, reason=reason)]
         if isinstance(order, StartRun):  # it is ordered anew
-            await self._orders.finish(id, facts)
+            await self._orders.finish(id, lost)
         else:
-            await self._orders.park(id, reason, facts)
+            await self._orders.park(id, reason, lost)
 
     async def _park(self, id: int, order: Effect, reason: str) -> None:
         """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""

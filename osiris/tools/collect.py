@@ -4,6 +4,7 @@ The host opens no file of the workspace and runs no git on it: with the host's g
 options, 19 of 42 hostile repositories ran code, left changes out or took in other files.
 """
 
+import contextlib
 import os
 import re
 import tempfile
@@ -62,15 +63,14 @@ async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) 
     """Run the script in a jail with `view`; the pack becomes a file in `packs`. Raises Refused."""
     handle, name = tempfile.mkstemp(suffix=".pack", dir=packs)
     pack = Path(name)
-    try:
+    with contextlib.ExitStack() as always, contextlib.ExitStack() as failed:
+        always.callback(os.close, handle)
+        failed.callback(pack.unlink, missing_ok=True)
         result = await _run(view, base, handle, cgroup)
         size = os.fstat(handle).st_size
-        return Export(tree=_tree(result, base, size, view.limits.pack), pack=pack)
-    except BaseException:
-        pack.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(handle)
+        export = Export(tree=_tree(result, base, size, view.limits.pack), pack=pack)
+        failed.pop_all()
+    return export
 
 
 async def _run(view: View, base: str, handle: int, cgroup: Cgroup | None) -> Result:

@@ -4,6 +4,7 @@ The image takes 13 ms to make and 4 ms to throw away, and stopped a fill at its 
 `work`, `home` and `tmp`, which the jail sees, and `keep`, which it does not.
 """
 
+import contextlib
 import os
 import subprocess
 import time
@@ -50,14 +51,17 @@ class Disk:
         return (self.keep / "ready").is_file()
 
     def close(self) -> None:
-        """Close `keep` to the jail's user."""
+        """Close `keep` to the jail's user. What seals the session is made now, while the disk has room for it."""
         if self._uid is not None:
             os.chown(self.keep, 0, 0)
             os.chown(self.keep / "index", 0, 0, follow_symlinks=False)
 
+        (self.keep / "unsealed").touch(mode=0o600)
+
     def seal(self) -> None:
-        """Mark the session as complete: from now on it is found."""
-        os.close(os.open(self.keep / "ready", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        """Mark the session as complete: from now on it is found. It takes no room: the agent may have left none."""
+        with contextlib.suppress(FileNotFoundError):  # it is sealed
+            (self.keep / "unsealed").rename(self.keep / "ready")
 
     def settle(self) -> None:
         """Called before the first command of a stranger. Git reads a file again when its second is that of the index,

@@ -1,6 +1,7 @@
 """The sandbox of this machine: opens sessions, finds them again after a crash, and says whether it is safe."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -81,18 +82,17 @@ class Bubblewrap:
 
     async def _make(self, name: str, disk: Disk, mirror: Path, commits: tuple[str, str]) -> OpenSession:
         bounded = any(probe.name == probes.BOUNDED_DISK and probe.ok for probe in self._good)
-        try:
+        async with contextlib.AsyncExitStack() as failed:
+            failed.push_async_callback(self.remove, name)
             await asyncio.to_thread(disk.make, self._limits, bounded=bounded)
             session = self._session(name, disk, mirror)
-            await session.check_out(*commits)
-        except Unavailable as error:
-            await self.remove(name)
-            if "find source path" in str(error):
-                raise Refused(self._unreachable(mirror, str(error))) from error
-            raise
-        except BaseException:
-            await self.remove(name)
-            raise
+            try:
+                await session.check_out(*commits)
+            except Unavailable as error:
+                if "find source path" in str(error):
+                    raise Refused(self._unreachable(mirror, str(error))) from error
+                raise
+            failed.pop_all()
         return session
 
     def _session(self, name: str, disk: Disk, mirror: Path) -> OpenSession:

@@ -147,12 +147,11 @@ class OpenSession:
             return None
 
     async def _set_up(self) -> Jail:
-        jail = Jail(self._ground.view)
-        try:
+        with contextlib.ExitStack() as failed:
+            jail = Jail(self._ground.view)
+            failed.callback(jail.discard)
             await jail.ready(self._cgroup)
-        except BaseException:
-            jail.discard()
-            raise
+            failed.pop_all()
         return jail
 
     async def _jail(self) -> Jail:

@@ -164,6 +164,17 @@ async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_reque
         assert (await world.task()).state == "review"
 
 
+async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(start: Start, command):
+    async with start() as world:
+        world.stage.hub.remove(world.stage.hub.installation(world.stage.app, "acme/shop"))
+        data = str(world.stage.settings.osiris_data_dir)
+        assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[0] == 0
+        await world.settled()
+        [failure] = await world.failures()
+        assert (failure.what, failure.error) == ("OpenIssue", "the App is not installed on acme/shop")
+        assert failure.at > 0
+
+
 async def test_instructions_are_those_of_the_base_branch_nearest_named_first(start: Start):
     files = {**FILES, "sub/AGENTS.md": "Deeper.\n", ".github/copilot-instructions.md": "C\n", "CLAUDE.md": "D\n"}
     async with start(files=files) as world:

@@ -206,6 +206,18 @@ async def test_a_repository_that_does_not_fit_is_refused_in_a_sentence(limits, m
     assert mounts(root) == []
 
 
+@pytest.mark.skipif(not ROOT, reason="an ordinary user has no disk image")
+async def test_a_session_is_sealed_although_nothing_is_left_on_its_disk(sandbox, mirror):
+    session, _ = await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
+    fill = "i=0; while : >n$i; do i=$((i + 1)); done 2>/dev/null; head -c 900000000 /dev/zero >big"
+    await session.run(["bash", "-c", fill])
+    await session.seal()
+    again, is_new = await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
+    assert not is_new
+    await again.close()
+    await session.close()
+
+
 async def test_a_full_disk_leaves_the_session_usable(session, bash):
     await bash("head -c 900000000 /dev/zero >big; head -c 900000000 /dev/zero >big2")
     assert "hello" in await bash("cat README.md; rm big big2; echo ok >small && cat small")
