@@ -5,6 +5,7 @@ OsirisError
 │   └── Mendable   the same, but once a person has mended it the same job can be tried again: it is parked
 │       └── Barred the repository cannot be written at all for now: the task rests, and goes on by itself
 ├── Unavailable    the other side may recover: the same job is tried again later
+│   └── TooSlow    this machine was too slow, perhaps only now: a few tries, then a person is asked
 ├── Fenced         another worker has taken the job over: this one leaves it, and writes nothing more
 └── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
 
@@ -36,11 +37,22 @@ class Unavailable(OsirisError):
     """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause).
 
     `got_on` is True when the job came further than it was at its last try: earlier tries then count for nothing.
+    `tries` bounds how often it is worth trying (None: as often as the worker tries anything).
     """
 
-    def __init__(self, sentence: str, *, retry_in: float | None = None, got_on: bool = False) -> None:
+    def __init__(
+        self, sentence: str, *, retry_in: float | None = None, got_on: bool = False, tries: int | None = None
+    ) -> None:
         super().__init__(sentence)
-        self.retry_in, self.got_on = retry_in, got_on
+        self.retry_in, self.got_on, self.tries = retry_in, got_on, tries
+
+
+class TooSlow(Unavailable):
+    """Something of our own machine took too long: it may have too much to do now, or the thing may be too large for it.
+    It is tried for some minutes before a person hears of it."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, tries=8)
 
 
 class RunEnded(OsirisError):

@@ -288,13 +288,15 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One thing a machine was asked to do; `fix` says what to do when it failed. Only `needed` ones forbid runs."""
+    """One thing a machine was asked to do; `fix` says what to do when it failed. Only `needed` ones forbid runs.
+    `passing`: it failed for want of time or memory, and may go well in a moment."""
 
     name: str
     ok: bool
     needed: bool = True
     detail: str = ""
     fix: str = ""
+    passing: bool = False
 
 
 class Sandbox(Protocol):
@@ -305,7 +307,7 @@ class Sandbox(Protocol):
 
         The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Returns the
         session and whether it was new: one that was never sealed is thrown away, and made anew. Raises Refused when
-        there is no safe sandbox on this machine.
+        there is no safe sandbox on this machine, Unavailable when it cannot be made now.
         """
 
     async def remove(self, name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
-from osiris.errors import Mendable, Refused, Unavailable
+from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.ports import Export
 
 REPO = "acme/shop"
@@ -102,7 +102,7 @@ async def test_a_token_is_in_no_argv_and_no_error(desk):
 
 async def test_git_that_hangs_is_ended(desk):
     made, _, _ = desk
-    with pytest.raises(GitFailed, match="no answer"):
+    with pytest.raises(TooSlow, match=r"no answer in 0\.3 seconds"):
         await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", timeout=0.3)
 
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from osiris.errors import Mendable, Refused, Unavailable
+from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.events import FileChange
 from osiris.ports import Export, Taken
 
@@ -71,7 +71,7 @@ async def git(
     config: Mapping[str, str] | None = None,
     timeout: float = 120,
 ) -> bytes:
-    """Run git on a repository of our own; what it printed. Raises GitFailed.
+    """Run git on a repository of our own; what it printed. Raises GitFailed, or TooSlow after `timeout` seconds.
 
     Configuration goes through the environment, so that no token is ever in an argv.
     """
@@ -94,11 +94,13 @@ async def git(
         async with asyncio.timeout(timeout):
             out, told = await process.communicate(stdin if isinstance(stdin, bytes) and stdin else None)
     except TimeoutError:
-        raise GitFailed(args[0], f"no answer in {timeout:.0f} s") from None
+        raise TooSlow(f"git {args[0]} gave no answer in {timeout:g} seconds") from None
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+    if process.returncode == -signal.SIGKILL:
+        raise TooSlow(f"git {args[0]} was cut off; this machine may be short of memory")
     if process.returncode:
         raise GitFailed(args[0], (told + out[:2000]).decode("utf-8", "replace")[-3000:].strip())
     return out
@@ -178,7 +180,7 @@ class HostDesk:
                 raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
             await git(desk, "rev-list", "--objects", "--quiet", export.tree, "--not", base)
         except GitFailed as error:
-            raise Refused(f"the work could not be taken over: {error.told[:300]}") from None
+            raise _not_taken(error) from None
         changes = await self._changes(desk, base, export.tree)
         await self._check(desk, changes, deny)
         return Taken(tree=export.tree, files=await self._files(desk, base, export.tree, changes))
@@ -270,6 +272,13 @@ async def _init(path: Path) -> None:
             new.rename(path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _not_taken(error: GitFailed) -> Refused | Unavailable:
+    """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
+    if "No space left on device" in error.told or "Cannot allocate memory" in error.told:
+        return Unavailable(f"this machine has no room to take the work over: {error.told[:300]}")
+    return Refused(f"the work could not be taken over: {error.told[:300]}")
 
 
 def _size(folder: Path) -> int:

@@ -159,7 +159,7 @@ class Jobs:
         """It is tried again later; what does not end parks the order."""
         log.warning("%s waits: %s", type(order).__name__, outage)
         tries = 1 if outage.got_on else attempts + 1
-        if tries >= self._tries:
+        if tries >= min(self._tries, outage.tries or self._tries):
             await self._park(id, order, f"{outage} (tried {tries} times)")
         else:
             pause = max(self._pause(tries - 1), outage.retry_in or 0.0)

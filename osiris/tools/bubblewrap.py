@@ -11,6 +11,7 @@ Every command gets a jail of its own, and everything it started dies with it. Th
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -320,6 +321,8 @@ def _is_readable(fd: int, seconds: float) -> bool:
 class Trial:
     ok: bool
     said: str
+    passing: bool = False
+    """It failed for a want of this machine (time, memory) that may be over in a moment."""
 
 
 def attempt(options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()) -> Trial:
@@ -334,9 +337,12 @@ def attempt_plain(argv: Sequence[str], *, fds: Sequence[int] = ()) -> Trial:
         done = subprocess.run(
             command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, pass_fds=fds
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        return Trial(ok=False, said=str(error))
-    return Trial(ok=done.returncode == 0, said=(done.stdout + done.stderr).decode(errors="replace").strip())
+    except subprocess.TimeoutExpired:
+        return Trial(ok=False, said=f"no answer in {PATIENCE:g} seconds", passing=True)
+    except OSError as error:
+        return Trial(ok=False, said=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM))
+    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    return Trial(ok=done.returncode == 0, said=said, passing=done.returncode == -signal.SIGKILL)
 
 
 def attempt_view(view: View, argv: Sequence[str]) -> Trial:

@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from osiris.errors import Refused
+from osiris.errors import Refused, TooSlow
 from osiris.ports import Export, Result
 from osiris.tools.bubblewrap import Jail
 from osiris.tools.cgroup import Cgroup
@@ -60,7 +60,7 @@ printf '\n%s\n' "$tree" >&2
 
 
 async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
-    """Run the script in a jail with `view`; the pack becomes a file in `packs`. Raises Refused."""
+    """Run the script in a jail with `view`; the pack becomes a file in `packs`. Raises Refused or Unavailable."""
     handle, name = tempfile.mkstemp(suffix=".pack", dir=packs)
     pack = Path(name)
     with contextlib.ExitStack() as always, contextlib.ExitStack() as failed:
@@ -85,7 +85,10 @@ async def _run(view: View, base: str, handle: int, cgroup: Cgroup | None) -> Res
 
 def _tree(result: Result, base: str, size: int, most: int) -> str:
     if result.timed_out:
-        raise Refused("taking the work out of the sandbox took too long: there are too many or too large files")
+        raise TooSlow(
+            "taking the work out of the sandbox took too long: there are too many or too large files, "
+            "or this machine has too much to do"
+        )
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
     if size >= most or result.exit_code == FILE_TOO_LARGE:

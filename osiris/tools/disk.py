@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from osiris.errors import Unavailable
+from osiris.errors import TooSlow, Unavailable
 from osiris.tools.limits import MIB, Limits
 
 SHOWN = ("work", "home", "tmp")
@@ -121,9 +121,12 @@ def can_bound(root: Path) -> str:
 
 
 def _run(argv: Sequence[str]) -> None:
-    done = subprocess.run(
-        argv, env={"LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-    )
+    try:
+        done = subprocess.run(
+            argv, env={"LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TooSlow(f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")

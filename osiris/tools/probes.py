@@ -54,21 +54,23 @@ def run(root: Path, etc: Path, limits: Limits) -> list[Probe]:
 
 def _ground(root: Path, etc: Path) -> Iterator[Probe]:
     trial = attempt_plain([BWRAP, "--version"])
-    yield Probe(
-        name="bubblewrap installed", ok=trial.ok, detail=trial.said[:100], fix="Install it: apt-get install bubblewrap."
-    )
+    yield _probe("bubblewrap installed", trial, trial.said[:100], "Install it: apt-get install bubblewrap.")
     uid = dropped_uid()
     if uid is not None:
         trial = attempt_plain(["/usr/bin/true"])
         fix = "Run the worker as an ordinary user, or give it CAP_SETUID and CAP_SETGID (and util-linux's setpriv)."
-        yield Probe(name="drop to an unprivileged user", ok=trial.ok, detail=trial.said[:100] or f"uid {uid}", fix=fix)
+        yield _probe("drop to an unprivileged user", trial, trial.said[:100] or f"uid {uid}", fix)
     trial = attempt_plain(["/usr/bin/test", "-r", str(etc / "passwd")])
     fix = f"Make every folder above {root} searchable for others: chmod 711."
-    yield Probe(name="data folder reachable", ok=trial.ok, detail=trial.said[:100] or str(root), fix=fix)
+    yield _probe("data folder reachable", trial, trial.said[:100] or str(root), fix)
     trial = attempt([*SPACES, *SYSTEM], ["/usr/bin/true"])
-    yield Probe(name="namespaces", ok=trial.ok, detail=trial.said[:160], fix="" if trial.ok else _namespace_fix())
+    yield _probe("namespaces", trial, trial.said[:160], "" if trial.ok else _namespace_fix())
     trial = attempt([*SPACES, *SYSTEM, "--proc", "/proc"], ["/usr/bin/true"])
-    yield Probe(name="private /proc", ok=trial.ok, detail=trial.said[:160], fix=UNMASK)
+    yield _probe("private /proc", trial, trial.said[:160], UNMASK)
+
+
+def _probe(name: str, trial: Trial, detail: str, fix: str) -> Probe:
+    return Probe(name=name, ok=trial.ok, detail=detail, fix=fix, passing=trial.passing)
 
 
 def _profile(root: Path, etc: Path, limits: Limits) -> Iterator[Probe]:
@@ -81,7 +83,8 @@ def _profile(root: Path, etc: Path, limits: Limits) -> Iterator[Probe]:
         ("git", "git inside", "Install it: apt-get install git."),
     )
     for word, name, fix in rows:
-        yield Probe(name=name, ok=word in held, detail="" if word in held else trial.said[-200:], fix=fix)
+        detail = "" if word in held else trial.said[-200:]
+        yield Probe(name=name, ok=word in held, detail=detail, fix=fix, passing=trial.passing)
 
 
 def _try_profile(etc: Path, limits: Limits) -> Trial:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from osiris.errors import Refused, Unavailable
+from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.ports import Probe, Session
 from osiris.tools import cgroup as cgroups
 from osiris.tools import etc, probes
@@ -46,7 +46,8 @@ class Bubblewrap:
         It is found once it was sealed.
 
         The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Raises Refused
-        when this machine has no safe sandbox, or the mirror or the commit cannot be used.
+        when this machine has no safe sandbox, or the mirror or the commit cannot be used, Unavailable when it was too
+        slow.
         """
         disk = self._disk(name)
         await self._insist()
@@ -111,8 +112,11 @@ class Bubblewrap:
     async def _insist(self) -> None:
         """Fail closed: no commands of strangers on a machine that cannot hold them."""
         for probe in self._good or await self.probe():
-            if probe.needed and not probe.ok:
-                raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
+            if not probe.needed or probe.ok:
+                continue
+            if probe.passing:
+                raise TooSlow(f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}")
+            raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
 
     def _disk(self, name: str) -> Disk:
         if not PLAIN_NAME.fullmatch(name) or name in (".", ".."):

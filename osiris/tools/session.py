@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from osiris.errors import Refused, Unavailable
+from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.ports import Export, Result
 from osiris.tools import cgroup as cgroups
 from osiris.tools.bubblewrap import Jail
@@ -19,6 +19,7 @@ from osiris.tools.disk import Disk
 from osiris.tools.output import Output
 from osiris.tools.view import View
 
+KILLED = 128 + 9  # SIGKILL
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 # A clone and not a worktree: a worktree needs a writable mirror, where a planted hook ran as root outside.
@@ -86,7 +87,10 @@ class OpenSession:
         return result
 
     async def export(self, base: str) -> Export:
-        """Take the workspace as a pack against commit `base`, from a fresh read-only jail. Raises Refused."""
+        """Take the workspace as a pack against commit `base`, from a fresh read-only jail.
+
+        Raises Refused or Unavailable.
+        """
         if self._closed:
             raise Refused("this sandbox session is closed")
         if not OBJECT_ID.fullmatch(base):
@@ -118,7 +122,7 @@ class OpenSession:
         await remove_cgroup(self._ground.cgroup)
 
     async def check_out(self, base: str, files: str = "") -> None:
-        """Fill a new session, with the files of commit `files` if that is given. Raises Refused."""
+        """Fill a new session, with the files of commit `files` if that is given. Raises Refused or Unavailable."""
         ground = self._ground
         view = replace(ground.view, extra=((ground.disk.keep, "/keep", True),), toolchains=())
         jail = Jail(view)
@@ -210,7 +214,9 @@ def _checked_out(result: Result, view: View, base: str) -> None:
     if result.exit_code == 0:
         return
     if result.timed_out:
-        raise Refused(f"checking the repository out took longer than {view.limits.open_seconds:.0f} seconds")
+        raise TooSlow(f"checking the repository out took longer than {view.limits.open_seconds:g} seconds")
+    if result.exit_code is None or result.exit_code == KILLED:
+        raise TooSlow("checking the repository out was cut off; this machine may be short of memory")
     if result.exit_code == 64:
         raise Refused(f"the mirror {view.mirror} is not a repository that git can read: {words}")
     if result.exit_code == 65:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from bench.load import _signed
 from osiris.bootstrap import Patience
 from osiris.queue import tables
+from osiris.tools import bubblewrap, probes
 from tests.flow.conftest import FIX, Start, World, run, step
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres
@@ -117,6 +119,33 @@ async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_co
         await world.settled()
         [pull] = await world.alice.pulls()
         assert pull["draft"]
+
+
+async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hears_of_it(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow, tried, bwrap = place / "slow", place / "tried", place / "bwrap"
+    bwrap.write_text(f'#!/bin/sh\n[ -e {slow} ] && echo >>{tried} && sleep 60\nexec /usr/bin/bwrap "$@"\n')
+    bwrap.chmod(0o755)
+    for made in (slow, tried):
+        made.touch()
+    tried.chmod(0o666)
+    async with start(patience=Patience(pauses=(0.05,))) as world:
+        monkeypatch.setattr(probes, "BWRAP", str(bwrap))
+        monkeypatch.setattr(bubblewrap, "BWRAP", str(bwrap))
+        monkeypatch.setattr(bubblewrap, "PATIENCE", 0.5)
+        issue = await world.labelled()
+        async with asyncio.timeout(30):
+            while tried.stat().st_size < 2:
+                await asyncio.sleep(0.02)
+        monkeypatch.undo()
+        slow.unlink()
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run) == ("review", 1)
+        [status] = await world.said_by_osiris(issue)
+        assert "sandbox" not in status
+        assert await world.failures() == []
 
 
 @pytest.mark.parametrize("jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"])

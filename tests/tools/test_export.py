@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from osiris.errors import Refused
+from osiris.errors import Refused, TooSlow
 
 
 async def test_the_work_comes_out_whole(session, bash, mirror, place):
@@ -111,14 +111,14 @@ async def test_too_much_work_is_refused_in_a_sentence(mirror, limits, root):
     await session.close()
 
 
-async def test_work_that_takes_too_long_is_refused_in_a_sentence(mirror, limits, root):
+async def test_work_that_takes_too_long_is_tried_again_later(mirror, limits, root):
     from dataclasses import replace
 
     from osiris.tools.sandbox import Bubblewrap
 
     sandbox = Bubblewrap(root, limits=replace(limits, export_seconds=0.001))
     session, _ = await sandbox.open("a", mirror=mirror.path, base=mirror.base)
-    with pytest.raises(Refused, match="too long"):
+    with pytest.raises(TooSlow, match="too long"):
         await session.export(mirror.base)
     await session.close()
 

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from osiris.errors import Refused
+from osiris.errors import Refused, TooSlow
 from osiris.tools.sandbox import Bubblewrap
 
 ROOT = os.geteuid() == 0
@@ -52,6 +53,13 @@ async def test_closing_leaves_nothing(sandbox, mirror, root):
     assert list(root.rglob("*.img")) == []
     with pytest.raises(Refused, match="closed"):
         await session.run(["true"])
+
+
+async def test_a_checkout_that_takes_too_long_leaves_nothing_and_is_tried_again_later(root, mirror, limits):
+    sandbox = Bubblewrap(root, limits=replace(limits, open_seconds=0.001))
+    with pytest.raises(TooSlow, match=r"took longer than 0\.001 seconds"):
+        await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
+    assert (sandbox.names(), mounts(root)) == ([], [])
 
 
 async def test_removing_by_name_is_fine_twice(sandbox, mirror, root):
