@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -192,10 +192,13 @@ class Hub:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        if not self.watchers or not request.url.path.startswith("/api/"):
-            response = await self._through(request, list(self.interceptors), lambda: self._answer(request))
-        else:
-            response = await self._watched(request)
+        try:
+            if not self.watchers or not request.url.path.startswith("/api/"):
+                response = await self._through(request, list(self.interceptors), lambda: self._answer(request))
+            else:
+                response = await self._watched(request)
+        except ClientDisconnect:  # it died in the middle of asking, so nothing was done
+            return
         if request.method != "GET":
             self.save()  # before the answer: what was answered is never forgotten
         await response(scope, receive, send)

@@ -1,5 +1,6 @@
 """The hub says no where GitHub does, in GitHub's words and numbers."""
 
+import asyncio
 import time
 
 import httpx
@@ -53,6 +54,21 @@ async def test_a_token_reaches_only_its_repositories_and_permissions(stage: Stag
     more = {"permissions": {"workflows": "write"}}
     assert "not granted" in said(await app.post(url, json=more), 422)
     assert said(await app.post("/app/installations/1/access_tokens"), 404) == "Not Found"
+
+
+async def test_who_dies_in_the_middle_of_asking_changes_nothing_and_leaves_no_traceback(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, bot = httpx.URL(stage.hub.api_url), await stage.bot()
+    head = f"POST {api.path}{REPO}/issues HTTP/1.1\r\nHost: x\r\nAuthorization: {bot.headers['authorization']}\r\n"
+    _, asking = await asyncio.open_connection(api.host, api.port)
+    asking.write(f'{head}Content-Length: 200\r\n\r\n{{"title": "x"'.encode())
+    await asking.drain()
+    assert (await bot.get(REPO)).status_code == 200  # by now the hub is reading the other request
+    asking.close()
+    await asking.wait_closed()
+    assert (await bot.get(f"{REPO}/issues")).json() == []
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize(
