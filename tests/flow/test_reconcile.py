@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -543,11 +544,12 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: 
 
         it.stage.hub.hooks.interceptors.append(fail)
         await it.alice.file_issue("Another")
-        asked = []
         for _ in range(7):
             await it.stage.hub.drained()
-            asked.append(await osiris.reconciler.deliveries())
-        assert asked == [1, 1, 1, 1, 0, 0, 0]
+            await osiris.reconciler.deliveries()
+        await it.stage.hub.drained()
+        sent = Counter(delivery.guid for delivery in it.stage.app.deliveries)
+        assert max(sent.values()) == 5  # once by GitHub itself, four times because Osiris asked, on whosever hint
 
 
 # ── what it costs, and what stands in its way ─────────────────────────────────────────────────────────────────────
