@@ -75,6 +75,38 @@ async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
             await made.take(REPO, base, export, ())
 
 
+async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(desk):
+    made, base, _ = desk
+    link = made.desk(REPO) / "objects/info/alternates"
+    with link.open() as held:  # a reader keeps what it has: a file written over in place would be empty for a moment
+        link.write_text("/moved/away\n")
+        before = held.read()
+        await made.prepare(REPO)
+        held.seek(0)
+        assert held.read() == before
+    inode = link.stat().st_ino
+    await made.prepare(REPO)
+    assert link.stat().st_ino == inode
+    assert await made.has_tree(REPO, f"{base}^{{tree}}")
+
+
+async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(desk):
+    made, _, work = desk
+    lines = "".join(f"{n} {n * n}\n" for n in range(3000))
+    (work / "a.txt").write_text(lines)
+    plain(work, "commit", "-qam", "a base that is packed against")
+    base = plain(work, "rev-parse", "HEAD")
+    (work / "a.txt").write_text(lines + "two\n")
+    plain(work, "add", "-A")
+    export = export_of(work, base, plain(work, "write-tree"))
+    made.forget(REPO)
+    await made.prepare(REPO)
+    with pytest.raises(Unavailable, match=f"{base} is missing"):
+        await made.take(REPO, base, export, ())
+    plain(work, "push", "-q", str(made.mirror(REPO)), "HEAD:refs/heads/main")
+    assert (await made.take(REPO, base, export, ())).tree == export.tree
+
+
 async def test_a_tree_with_a_dot_git_entry_is_refused(desk):
     made, base, work = desk
     blob = plain(work, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = evil\n")

@@ -136,8 +136,7 @@ class HostDesk:
         for parent in (self._root, *mirror.relative_to(self._root).parents):
             (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
         os.utime(mirror)
-        (desk / "objects/info").mkdir(parents=True, exist_ok=True)
-        (desk / "objects/info/alternates").write_text(f"{mirror}/objects\n")
+        _set(desk / "objects/info/alternates", f"{mirror}/objects\n")
 
     def cached(self) -> list[tuple[str, int, float]]:
         """The repositories on this machine: (name, bytes on the disk, when it was fetched into last)."""
@@ -155,19 +154,11 @@ class HostDesk:
 
     async def mirrored(self, repo: str, commit: str) -> bool:
         """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
-        try:
-            await git(self.mirror(repo), "cat-file", "-e", f"{commit}^{{commit}}")
-        except GitFailed:
-            return False
-        return True
+        return await _has(self.mirror(repo), f"{commit}^{{commit}}")
 
     async def has_tree(self, repo: str, tree: str) -> bool:
         """Whether this machine has a tree that was taken, maybe on another one."""
-        try:
-            await git(self.desk(repo), "cat-file", "-e", f"{tree}^{{tree}}")
-        except GitFailed:
-            return False
-        return True
+        return await _has(self.desk(repo), f"{tree}^{{tree}}")
 
     # ── taking work ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -180,7 +171,7 @@ class HostDesk:
                 raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
             await git(desk, "rev-list", "--objects", "--quiet", export.tree, "--not", base)
         except GitFailed as error:
-            raise _not_taken(error) from None
+            raise await _not_taken(desk, base, error) from None
         changes = await self._changes(desk, base, export.tree)
         await self._check(desk, changes, deny)
         return Taken(tree=export.tree, files=await self._files(desk, base, export.tree, changes))
@@ -274,8 +265,28 @@ async def _init(path: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _not_taken(error: GitFailed) -> Refused | Unavailable:
+async def _has(repo: Path, what: str) -> bool:
+    try:
+        await git(repo, "cat-file", "-e", what)
+    except GitFailed:
+        return False
+    return True
+
+
+def _set(path: Path, text: str) -> None:
+    """Let a file hold `text`, without a moment in which it does not: another run's git may be reading it."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new.write_text(text)
+    new.replace(path)
+
+
+async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unavailable:
     """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
+    if not await _has(desk, f"{base}^{{commit}}"):  # it was there when the run began
+        return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
     if "No space left on device" in error.told or "Cannot allocate memory" in error.told:
         return Unavailable(f"this machine has no room to take the work over: {error.told[:300]}")
     return Refused(f"the work could not be taken over: {error.told[:300]}")
