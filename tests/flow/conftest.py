@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from loopback import server as loopback
 from loopback.server import Vendors
@@ -62,6 +62,10 @@ ANSWER = [
     step("write_file", path="NOTES.md", content="Reviewed.\n"),
     submit("Added the notes that the review asks for."),
 ]
+
+
+HELD = step("run_command", {"exit_code": 0}, command="until test -e /tmp/go; do sleep 0.05; done")
+"""A command that lasts until the test says `let_go`."""
 
 
 def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
@@ -123,6 +127,25 @@ class World:
                     if line.task.state == "running" and steps and steps[-1].message.role == "assistant":
                         return
                 await asyncio.sleep(0.02)
+
+    async def heard(self) -> None:
+        """Wait until all that people did is decided and answered, whatever a run is doing."""
+        undone = text(
+            "select (select count(*) from inbox where not_before is not null)"
+            " + (select count(*) from outbox where not_before is not null and kind <> 'StartRun')"
+        )
+        async with asyncio.timeout(20):
+            while True:
+                await self.stage.hub.drained()
+                async with self.osiris.engine.connect() as connection:
+                    if not await connection.scalar(undone):
+                        return
+                await asyncio.sleep(0.02)
+
+    def let_go(self) -> None:
+        """Let the command of `HELD` end."""
+        for folder in (self.stage.settings.osiris_data_dir / "sessions").glob("*/tmp"):
+            (folder / "go").touch()
 
     def push(self, login: str, branch: str, files: dict[str, str]) -> None:
         """A person clones, changes files on a branch, and pushes, with plain git."""

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.flow.conftest import FILES, FIX, Start, World, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, Start, World, run, step, submit
 
 
 def story(*steps: dict) -> dict:
@@ -107,20 +107,22 @@ async def test_a_policy_file_with_a_mistake_starts_nothing_and_says_where(start:
 
 
 async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Start):
-    slow = run(
-        step("run_command", command="sleep 2"), step("write_file", path="A", content="a"), submit(), when="<review"
-    )
+    slow = run(HELD, step("write_file", path="A", content="a"), submit(), when="<review")
     async with start({"runs": [slow, run(*FIX)]}) as world:
         _, number = await world.in_review()
         branch = (await world.alice.pull(number))["head"]["ref"]
         await world.bob.review(number, "REQUEST_CHANGES", "More.")
         await world.until_running()
         await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
+        await world.heard()
+        world.let_go()
         await world.settled()
         task = await world.task()
         assert task.reason == "somebody else pushed to the branch while I worked, and I never force a push"
         assert "by-hand.txt" in world.git("ls-tree", "--name-only", branch)
         await world.bob.comment(number, "/osiris retry")
+        await world.until_running()
+        world.let_go()
         await world.settled()
         assert {"A", "by-hand.txt"} <= set(world.git("ls-tree", "--name-only", branch).split())
 
@@ -153,7 +155,7 @@ async def test_a_token_that_is_refused_is_said_to_the_operator(start: Start):
 
 
 async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_ever(start: Start):
-    async with start(story(step("run_command", command="sleep 1"), *FIX)) as world:
+    async with start(story(HELD, *FIX)) as world:
 
         async def gone(request: Request, forward) -> Response:
             if "/acme/shop" in request.url.path:
@@ -163,6 +165,7 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
         await world.labelled()
         await world.until_running()
         world.stage.hub.interceptors.append(gone)
+        world.let_go()
         await world.settled()
         world.stage.hub.interceptors.clear()
         assert (await world.task()).state in ("paused", "failed")

@@ -3,7 +3,7 @@
 import asyncio
 
 from osiris.ports import Delta, Noted
-from tests.flow.conftest import FILES, STORY, Start, run, step, submit
+from tests.flow.conftest import FILES, HELD, STORY, Start, run, step, submit
 
 
 async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start: Start):
@@ -138,15 +138,15 @@ async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
 
 
 async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
-    slow = run(
-        step("run_command", command="sleep 1"), step("write_file", path="A", content="a"), submit(), when="FIRST"
-    )
+    slow = run(HELD, step("write_file", path="A", content="a"), submit(), when="FIRST")
     quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
     async with start({"runs": [quick, slow, *STORY["runs"]]}) as world:
         _, number = await world.in_review()
         await world.bob.review(number, "REQUEST_CHANGES", "FIRST")
         await world.until_running()
         await world.bob.review(number, "REQUEST_CHANGES", "SECOND")
+        await world.heard()
+        world.let_go()
         await world.settled()
         files = await world.alice.ask("GET", f"/pulls/{number}/files")
         assert {f["filename"] for f in files} == {"A", "B", "shop.py"}

@@ -22,7 +22,7 @@ from loopback.troubles import (
 from osiris.agents.scripted import ScriptedBrain
 from osiris.bootstrap import Patience
 from osiris.ports import Delta, Message, deaf
-from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, settings_of, step
+from tests.flow.conftest import ANSWER, FILES, FIX, HELD, Start, World, run, settings_of, step
 
 
 @pytest.fixture
@@ -154,29 +154,32 @@ async def test_a_full_window_is_met_by_leaving_old_outputs_out(start: Start):
         assert all("add(1, 2) is -1" in body for body in bodies[1:])
 
 
-WAIT = step("run_command", {"exit_code": 0}, command="sleep 1.5")
-
-
 async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_transcript(start: Start):
     two = {"osiris_second_model": f"openai:{WIRES['openai'].model}"}
-    async with start({"runs": [run(WAIT, *FIX)]}, vendor="anthropic", also="openai", more=two) as world:
+    async with start({"runs": [run(HELD, *FIX)]}, vendor="anthropic", also="openai", more=two) as world:
         await world.labelled()
         await world.until_running()
         world.vendors.troubles += [Status(529)] * 3
+        world.let_go()
         await world.settled()
         task = await world.task()
         assert (task.state, task.run) == ("review", 1)
         assert task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
-        assert [ran.command for ran in task.work.commands] == ["sleep 1.5", "python3 -m unittest"]
+        assert [ran.command for ran in task.work.commands] == [
+            HELD["call"]["run_command"]["command"],
+            "python3 -m unittest",
+        ]
 
 
 @pytest.mark.parametrize(("first", "other"), [("anthropic", "openai"), ("openai", "google"), ("google", "anthropic")])
 async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, first: str, other: str):
-    async with start({"runs": [run(WAIT, *FIX)]}, vendor=first, also=other) as world:
+    async with start({"runs": [run(HELD, *FIX)]}, vendor=first, also=other) as world:
         issue = await world.labelled()
         await world.until_running()
         chosen = settings_of(world.vendors, other)["osiris_model"]
         await world.alice.comment(issue, f"/osiris model {chosen}")
+        await world.heard()
+        world.let_go()
         await world.settled()
         task = await world.task()
         assert task.state == "review"
@@ -315,11 +318,12 @@ async def test_only_the_chosen_vendors_library_is_loaded():
 
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
     async with start(
-        {"runs": [run(WAIT, *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=4)
+        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=4)
     ) as world:
         issue = await world.labelled()
         await world.until_running()
         world.vendors.troubles += [Status(503)] * 4
+        world.let_go()
         await world.settled()
         assert (await world.task()).state == "paused"
         assert "Anthropic has trouble" in await status(world, issue)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.bot.payloads import read
-from tests.flow.conftest import FILES, FIX, REPO, STORY, Start, World, plain_git, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, REPO, STORY, Start, World, plain_git, run, step, submit
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 
@@ -167,7 +167,7 @@ async def test_many_waiting_runs_hide_no_other_work(start: Start):
 
 
 async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspended(start: Start):
-    async with start({"runs": [run(step("run_command", command="sleep 1"), *FIX)]}) as world:
+    async with start({"runs": [run(HELD, *FIX)]}) as world:
         suspended: list[bool] = []
 
         async def refuse(request: Request, forward) -> Response:
@@ -179,6 +179,7 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         issue = await world.labelled()
         await world.until_running()
         suspended.append(True)
+        world.let_go()
         await world.settled()
         task = await world.task()
         assert (task.state, task.barred) == ("paused", True)
@@ -204,11 +205,13 @@ async def test_a_label_that_is_gone_again_starts_nothing(start: Start):
 
 
 async def test_somebody_without_write_access_stops_no_work_by_closing_the_issue(start: Start):
-    async with start({"runs": [run(step("run_command", command="sleep 1"), *FIX)]}) as world:
+    async with start({"runs": [run(HELD, *FIX)]}) as world:
         issue = await world.mallory.file_issue("mine")
         await world.alice.label(issue)
         await world.until_running()
         await world.mallory.close_issue(issue, "not_planned")
+        await world.heard()
+        world.let_go()
         await world.settled()
         assert (await world.task()).state == "review"
 
@@ -260,7 +263,7 @@ async def test_an_order_that_cannot_be_read_is_given_up_and_blocks_nobody(start:
 
 
 async def test_neither_of_two_reviews_is_lost_when_the_push_between_them_is_refused(start: Start):
-    first = run(step("run_command", command="sleep 1.5; echo a > A"), submit(), when="FIRST")
+    first = run(HELD, step("write_file", path="A", content="a"), submit(), when="FIRST")
     second = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
     async with start({"runs": [first, second, *STORY["runs"]]}) as world:
         _, number = await world.in_review()
@@ -269,8 +272,12 @@ async def test_neither_of_two_reviews_is_lost_when_the_push_between_them_is_refu
         await world.until_running()
         await world.bob.review(number, "REQUEST_CHANGES", "SECOND")
         await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
+        await world.heard()
+        world.let_go()
         await world.settled()
         await world.bob.comment(number, "/osiris retry")
+        await world.until_running()
+        world.let_go()
         await world.settled()
         [line] = await world.osiris.views.tasks()
         briefs = [s.message.text for s in await world.osiris.views.steps(line.id) if s.message.role == "user"]

@@ -20,7 +20,7 @@ from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
 from osiris.errors import Unavailable
 from osiris.task import Task
-from tests.flow.conftest import FILES, FIX, PEOPLE, REPO, STORY, keys, plain_git, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, PEOPLE, REPO, STORY, keys, plain_git, run, step, submit
 from tests.flow.test_outages import from_osiris, is_write
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
@@ -370,7 +370,7 @@ async def said_by_osiris(it: Ground, number: int) -> list[str]:
 
 
 async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(ground: Laid):
-    story = {"runs": [run(step("run_command", command="while ! test -e /tmp/go; do sleep 0.1; done"), *FIX)]}
+    story = {"runs": [run(HELD, *FIX)]}
     async with ground(story) as it, it.life() as osiris:
         await running(it, osiris)
         installation = it.stage.hub.installation(it.stage.app, REPO)

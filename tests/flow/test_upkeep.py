@@ -8,7 +8,7 @@ import pytest
 
 from osiris.queue import journal, tables
 from osiris.queue.prune import Pruning
-from tests.flow.conftest import Start, World
+from tests.flow.conftest import HELD, Start, World, run, submit
 
 DAY = 86400
 
@@ -76,13 +76,12 @@ async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_i
 
 
 async def test_a_repository_with_a_run_under_way_stays(start: Start):
-    from tests.flow.conftest import run, step, submit
-
-    async with start({"runs": [run(step("run_command", command="sleep 1"), submit())]}) as world:
+    async with start({"runs": [run(HELD, submit())]}) as world:
         await world.labelled()
         await world.until_running()
         world.osiris.upkeep._most = 0
         assert await world.osiris.upkeep.trim() == []
+        world.let_go()
         await world.settled()
 
 

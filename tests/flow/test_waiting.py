@@ -14,7 +14,7 @@ from bench.load import _signed
 from osiris.bootstrap import Patience
 from osiris.queue import tables
 from osiris.tools import bubblewrap, probes
-from tests.flow.conftest import FIX, Start, World, run, step
+from tests.flow.conftest import FIX, HELD, Start, World, run
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres
 
@@ -152,10 +152,11 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
 async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, jump: int
 ):
-    async with start({"runs": [run(step("run_command", command="sleep 1"), *FIX)]}) as world:
+    async with start({"runs": [run(HELD, *FIX)]}) as world:
         issue = await world.labelled()
         await world.until_running()
         monkeypatch.setattr(tables, "clock", lambda: time.time() + jump)
+        world.let_go()
         await world.settled()
         assert (await world.task()).state == "review"
         assert len(await world.said_by_osiris(issue)) == 1
