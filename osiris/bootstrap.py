@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from osiris.bot.depot import Depot
 from osiris.bot.git import HostDesk
 from osiris.bot.github import GitHub
 from osiris.bot.lookup import Lookup
+from osiris.bot.names import Names
 from osiris.bot.perform import Performers
 from osiris.bot.reconcile import Reconciler
 from osiris.bot.tokens import Tokens
@@ -53,6 +55,7 @@ from osiris.upkeep import Upkeep
 
 log = logging.getLogger("osiris")
 
+_LOCK_TRIES = 10  # a tenth of a second apart: of one that was killed just now, the last may not be gone yet
 _RECONCILE = 300.0  # seconds between two comparisons with GitHub
 _REPORT = 10.0  # seconds between two edits of a status comment
 
@@ -149,12 +152,16 @@ def passable(folder: Path) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold a data folder for one worker; the lock goes with the process. Raises Refused when another holds it."""
     with (folder / "serve.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(
-                f"another `osiris serve` or `osiris worker` works in {folder}; end it, or set OSIRIS_DATA_DIR"
-            ) from None
+        for tries_left in reversed(range(_LOCK_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries_left:
+                    raise Refused(
+                        f"another `osiris serve` or `osiris worker` works in {folder}; end it, or set OSIRIS_DATA_DIR"
+                    ) from None
+                time.sleep(0.1)
         yield
 
 
@@ -230,7 +237,8 @@ def _with_work(
     )
     turns = Turns(osiris.engine, lease)
     reconciler = Reconciler(github, tokens, osiris.intake, osiris.records, may=lambda: worker.decides())
-    lookup = Lookup(github, osiris.store, osiris.brains.trouble, reconciler.soon, reconciler.heard)
+    names = Names(github, osiris.records)
+    lookup = Lookup(github, osiris.store, names, osiris.brains.trouble, reconciler.soon, reconciler.heard)
     policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
     orders = Orders(osiris.engine, lease, osiris.journal, runs_per_repository=settings.osiris_repository_runs or 0)
     manner = Manner(

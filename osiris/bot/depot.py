@@ -108,7 +108,7 @@ class Depot:
                 await self._fetch(repo, ref, token)
             except GitFailed as error:
                 if "couldn't find remote ref" in error.told:
-                    raise Refused("there is nothing put away for this run") from None
+                    raise Refused("the work of this run is on no machine any more; a retry begins a new one") from None
                 raise outage(error, "fetch") from None
 
     async def drop(self, repo: str, runs: Collection[str]) -> None:

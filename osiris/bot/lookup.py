@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import assert_never
 
 from osiris import events as e
 from osiris.bot import commands, payloads
 from osiris.bot.facts import Fact, Facts
 from osiris.bot.github import GitHub
+from osiris.bot.names import Names
 from osiris.bot.payloads import AccessMoved, Commented, IssueClosed, Labelled, Notice, PullMoved, Reviewed, Unlabelled
 from osiris.bot.tokens import NotInstalled
 from osiris.errors import Refused
 from osiris.ports import Tasks
 from osiris.task import Task
+
+_OURS = re.compile(r"osiris/(\d{1,9})-")
 
 
 class Lookup:
@@ -22,6 +26,7 @@ class Lookup:
         self,
         github: GitHub,
         tasks: Tasks,
+        names: Names,
         trouble: Callable[[str], Awaitable[str]],
         soon: Callable[[str], None],
         heard: Callable[[str], Awaitable[None]],
@@ -29,7 +34,7 @@ class Lookup:
         """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose repositories may be reached
         otherwise than before ("": anybody's), and `heard` the keys of facts that must not be told again later.
         """
-        self._github, self._tasks, self._trouble = github, tasks, trouble
+        self._github, self._tasks, self._names, self._trouble = github, tasks, names, trouble
         self._soon, self._heard, self._facts = soon, heard, Facts(github)
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
@@ -43,6 +48,25 @@ class Lookup:
             return await self._event(notice)
         except NotInstalled:
             return None  # it was taken off a repository after the delivery was sent: nobody there listens any more
+
+    async def about(self, kind: str, body: bytes) -> str:
+        """The issue that a delivery is about, "" for none: a pull request of ours stands for its issue."""
+        try:
+            notice = payloads.read(kind, body)
+        except ValueError:
+            return ""
+        match notice:
+            case Labelled() | Unlabelled() | IssueClosed():
+                return str(notice.issue)
+            case Commented(on_pull=True):
+                task = await self._tasks.by_pull(notice.repo, notice.number)
+                return str(task.issue if task else e.IssueRef(notice.repo, notice.number))
+            case Commented():
+                return str(e.IssueRef(notice.repo, notice.number))
+            case PullMoved() | Reviewed():
+                ours = _OURS.match(notice.branch)
+                return str(e.IssueRef(notice.repo, int(ours[1]) if ours else notice.pull))
+        return ""
 
     async def _event(self, notice: Notice | AccessMoved | None) -> e.Event | None:
         match notice:
@@ -87,8 +111,9 @@ class Lookup:
         now = await self._github.issue(notice.repo, notice.issue.number)
         if not now.open or notice.label.casefold() not in now.labels:
             return None  # it was taken off again meanwhile
-        actor = await self._actor(notice)
-        return e.TaskRequested(issue=notice.issue, actor=actor, title=notice.title, body=notice.body)
+        actor, repo = await self._actor(notice), await self._names.present(notice.repo, notice.repository)
+        issue = e.IssueRef(repo, notice.issue.number)
+        return e.TaskRequested(issue=issue, actor=actor, title=notice.title, body=notice.body)
 
     async def _unlabelled(self, notice: Unlabelled) -> Fact | None:
         return await self._facts.unlabelled(notice) if await self._is_trigger(notice) else None
@@ -107,6 +132,7 @@ class Lookup:
         command = commands.find(notice.text, await self._github.login())
         if command is None:
             return None
+        notice = replace(notice, repo=await self._names.present(notice.repo, notice.repository))
         issue = await self._issue_of(notice)
         if issue is None:
             return None
@@ -128,7 +154,7 @@ class Lookup:
         """Our task behind a pull request: by its number, or by its branch while we do not know the number yet."""
         if task := await self._tasks.by_pull(repo, pull):
             return task
-        if match := re.match(r"osiris/(\d{1,9})-", branch):
+        if match := _OURS.match(branch):
             task = await self._tasks.get(e.IssueRef(repo, int(match[1])))
             return task if task and task.branch == branch and task.pull is None else None
         return None

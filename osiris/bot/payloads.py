@@ -15,6 +15,7 @@ from osiris.events import IssueRef
 
 class _Repository(BaseModel):
     full_name: str
+    id: int = 0
 
 
 class _User(BaseModel):
@@ -82,9 +83,10 @@ class _Payload(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What every notice says: where, and who did it."""
+    """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`, under any name."""
 
     repo: str
+    repository: int = 0
     sender: str
     by_bot: bool
 
@@ -170,7 +172,7 @@ def read(kind: str, body: bytes) -> Notice | AccessMoved | None:
     said = _Payload.model_validate(payload)
     if said.repository is None or said.sender is None:
         raise ValueError("no repository or no sender")
-    return _notice(kind, said, said.repository.full_name, said.sender)
+    return _notice(kind, said, said.repository, said.sender)
 
 
 def _access(kind: str, said: _Payload) -> AccessMoved | None:
@@ -184,8 +186,9 @@ def _access(kind: str, said: _Payload) -> AccessMoved | None:
     return AccessMoved(account=account.login if account else "")
 
 
-def _notice(kind: str, said: _Payload, repo: str, sender: _User) -> Notice | None:
-    who = {"repo": repo, "sender": sender.login, "by_bot": sender.type == "Bot"}
+def _notice(kind: str, said: _Payload, where: _Repository, sender: _User) -> Notice | None:
+    repo = where.full_name
+    who = {"repo": repo, "repository": where.id, "sender": sender.login, "by_bot": sender.type == "Bot"}
     match kind, said:
         case "issues", _Payload(action="labeled", issue=_Issue() as issue, label=_Label() as label):
             ref = IssueRef(repo, issue.number)

@@ -194,6 +194,9 @@ def translate(error: GitHubException, what: str) -> OsirisError:
     response = error.response
     if response.status_code in (403, 429) and (wait := _pause(response)) is not None:
         return Limited(f"GitHub asks for a pause ({what})", retry_in=wait)
+    if response.status_code == 401:  # only the App itself is asked this way, and its key is good: else nothing works
+        told = _message(response.text)
+        return Unavailable(f"GitHub does not take the App for itself ({what}: {told}); compare its id and private key")
     if response.status_code >= 500:
         return Unavailable(f"GitHub answered {response.status_code} ({what})")
     return refusal(f"GitHub refused {what}: {response.status_code}", _message(response.text), response.status_code)

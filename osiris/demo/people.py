@@ -12,7 +12,7 @@ class Person:
     """One person at a hub. Every verb raises httpx.HTTPStatusError when the hub refuses."""
 
     def __init__(self, api_url: str, login: str, token: str, repo: str) -> None:
-        self.login, self._repo = login, repo
+        self.login, self.repo = login, repo
         self._http = httpx.AsyncClient(
             base_url=f"{api_url}/",
             headers={"Authorization": f"Bearer {token}"},
@@ -30,7 +30,7 @@ class Person:
 
     async def ask(self, method: str, path: str, **body: Any) -> Any:
         """A request on the repository; `path` begins with a slash or is empty."""
-        answer = await self._http.request(method, f"repos/{self._repo}{path}", json=body or None)
+        answer = await self._http.request(method, f"repos/{self.repo}{path}", json=body or None)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

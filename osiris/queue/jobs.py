@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from osiris.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
 from osiris.errors import Barred, Fenced, Mendable, Refused, Unavailable
@@ -19,8 +19,8 @@ from osiris.queue.store import Happening, Store
 from osiris.queue.tables import now
 from osiris.task import Task
 
-Interpret = Callable[[str, bytes], Awaitable[Event | None]]
-"""A delivery's kind and body -> what happened; None for what does not concern us."""
+Thread = tuple[str, str]
+"""A source, and the issue that something is about; "" for what is about none."""
 PolicyOf = Callable[[str], Awaitable[Policy]]
 Performer = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
 """(order, its task as it is now) -> the facts that doing it brought."""
@@ -44,6 +44,16 @@ class Manner:
     report_every: float = 0.0
 
 
+class Interpreter(Protocol):
+    """What a source's deliveries mean."""
+
+    async def __call__(self, kind: str, body: bytes) -> Event | None:
+        """What happened; None for what does not concern us. Raises Refused or Unavailable."""
+
+    async def about(self, kind: str, body: bytes) -> str:
+        """The issue it is about, "" for none: what is about one issue is interpreted in the order it was said."""
+
+
 class Jobs:
     """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
 
@@ -51,7 +61,7 @@ class Jobs:
         self,
         store: Store,
         orders: Orders,
-        interpreters: Mapping[str, Interpret],
+        interpreters: Mapping[str, Interpreter],
         policy_of: PolicyOf,
         performers: Mapping[type, Performer],
         manner: Manner,
@@ -60,25 +70,50 @@ class Jobs:
         self._policy_of, self._performers = policy_of, performers
         self._pauses, self._tries, self._report_every = manner.pauses, manner.tries, manner.report_every
         self._needless = Batch[int](store.ignore)
+        self._put_off: dict[int, Thread] = {}
 
     async def rest(self) -> None:
         """Wait for what goes on without a job."""
         await self._needless.rest()
 
-    async def handle(self, row: Happening, *, after: Collection[asyncio.Task[None]] = ()) -> None:
-        """Decide one inbox row, once the jobs `after` which it stands are over.
+    async def thread(self, row: Happening) -> Thread:
+        """What is of one thread is decided in the order it was said."""
+        if row.source == OWN:
+            issue = json.loads(row.body).get("issue")
+            return OWN, f"{issue['repo']}#{issue['number']}" if issue else ""
+        return row.source, await self._interpreters[row.source].about(row.kind, row.body)
 
+    async def put_off(self) -> dict[Thread, tuple[int, float]]:
+        """The oldest row of each thread that is to be looked at later, and when (seconds since 1970)."""
+        later = await self._store.put_off()
+        new = later.keys() - self._put_off.keys()
+        for row in await self._store.happenings(new) if new else []:
+            self._put_off[row.id] = await self.thread(row)
+        self._put_off = {id: self._put_off[id] for id in later if id in self._put_off}
+        return {thread: (id, later[id]) for id, thread in reversed(self._put_off.items())}
+
+    async def handle(
+        self, row: Happening, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
+    ) -> float:
+        """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is to be looked at.
+
+        It waits when one of them does, or when one that is none of them is to be looked at only at `behind`.
         Everything that must be asked of others is asked before, outside the transaction.
         """
+        for job in after:
+            behind = max(behind, await _end_of(job))
+        if behind:
+            await self._store.put_behind(row.id, behind)
+            return behind
+        return await self._handle(row)
+
+    async def _handle(self, row: Happening) -> float:
         id = row.id
         try:
             if (event := await self._event(row)) is None:
                 await self._needless.add(id)
             else:
-                policy = await self._policy(event)
-                if after:
-                    await asyncio.wait(after)
-                await self._store.settle(id, event, policy)
+                await self._store.settle(id, event, await self._policy(event))
         except Fenced as fenced:
             log.warning("delivery %s is left: %s", id, fenced)
         except Refused as refused:
@@ -88,13 +123,14 @@ class Jobs:
             if row.attempts + 1 >= self._tries and row.source != OWN:
                 await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
             else:
-                await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
+                return await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
         except Exception as bug:
             log.exception("a bug in handling %s (%s)", id, row.kind)
             if row.attempts + 1 >= _BUG_ATTEMPTS:
                 await self._store.fail_inbox(id, _bug(bug))
             else:
-                await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
+                return await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
+        return 0.0
 
     async def _event(self, row: Happening) -> Event | None:
         if row.source == OWN:
@@ -195,6 +231,14 @@ class Jobs:
         if outage is not None and outage.retry_in is not None:
             return outage.retry_in
         return self._pauses[min(attempts, len(self._pauses) - 1)]
+
+
+async def _end_of(job: asyncio.Task[float]) -> float:
+    """When the row of a job is to be looked at again (seconds since 1970); 0.0: never."""
+    await asyncio.wait([job])
+    if job.cancelled() or job.exception():
+        return now()  # it could not be recorded, so its row is as it was
+    return job.result()
 
 
 def _bug(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
@@ -15,6 +16,8 @@ from osiris.queue.tables import InboxRow, OutboxRow, RecordRow, TaskRow
 from osiris.task import LIVING, Task
 
 _AT_ONCE = 500  # parameters in one statement
+_RENAMED = "renamed/"
+_RENAMES = 5  # that are followed, one after the other
 
 
 class DatabaseRecords:
@@ -48,25 +51,42 @@ class DatabaseRecords:
                 return await session.scalar(select(RecordRow.value).where(RecordRow.name == name)) or ""
 
     async def remember(self, name: str, value: str) -> None:
-        new = insert(self._engine, RecordRow)
-        kept = new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
         with answering():
             async with self._write.begin() as session:
-                await session.execute(kept, {"name": name, "value": value})
+                await session.execute(self._keeping(), {"name": name, "value": value})
+
+    def _keeping(self) -> Any:
+        new = insert(self._engine, RecordRow)
+        return new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
 
     async def rename(self, old: str, new: str) -> None:
-        """Tasks and waiting orders follow; a run under way begins anew under the new name.
+        """Tasks and waiting orders follow, and facts still to come that were begun under the old name (`moved`).
 
         Raises Refused when there are tasks under the new name that have the same numbers.
         """
+        kept = self._keeping()
         try:
             with answering():
                 async with self._write.begin() as session:
                     rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
                     for row in list(rows):
                         await _rename_task(session, row, new)
+                    await session.execute(kept, {"name": f"{_RENAMED}{old}", "value": new})
         except IntegrityError:
             raise Refused(f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name") from None
+
+
+async def moved(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
+    """The task of an issue whose repository has another name by now; locked until the end of the transaction."""
+    repo: str | None = issue.repo
+    for _ in range(_RENAMES):
+        repo = await session.scalar(select(RecordRow.value).where(RecordRow.name == f"{_RENAMED}{repo}"))
+        if repo is None:
+            return None
+        query = select(TaskRow).where(TaskRow.repo == repo, TaskRow.issue == issue.number).with_for_update()
+        if (row := await session.scalar(query)) is not None:
+            return row
+    return None
 
 
 async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:

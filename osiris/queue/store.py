@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Integer, bindparam, delete, func, select, update
@@ -18,10 +18,11 @@ from osiris.events import Event, IssueRef, RequestMade
 from osiris.policy import Policy
 from osiris.ports import Journal, Noted
 from osiris.queue import codec, journal, orders
-from osiris.queue.arrival import Received
+from osiris.queue.arrival import OWN, Received
 from osiris.queue.database import answering, blocking, insert, reading
 from osiris.queue.lease import INBOX, Lease
 from osiris.queue.local import LocalJournal
+from osiris.queue.records import moved
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, is_due, now
 from osiris.task import Task
 
@@ -45,6 +46,12 @@ _DUE = (
     .order_by(InboxRow.id)
     .limit(bindparam("limit", type_=Integer))
 )
+_PUT_OFF = (
+    select(InboxRow.id, InboxRow.not_before)
+    .where(InboxRow.not_before.is_not(None), InboxRow.not_before > bindparam("now"))
+    .order_by(InboxRow.id)
+)
+_SOME = select(*_HAPPENING).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
 _IGNORE = (
     update(InboxRow.__table__)  # type: ignore[arg-type]
     .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
@@ -95,6 +102,15 @@ class Store:
             rows = await connection.execute(_DUE, params)
             return [Happening(**row._mapping) for row in rows]
 
+    async def put_off(self) -> dict[int, float]:
+        """The rows that are to be looked at later, oldest first, and when (seconds since 1970)."""
+        async with self._reader.connect() as connection:
+            return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": now()})}
+
+    async def happenings(self, ids: Collection[int]) -> list[Happening]:
+        async with self._reader.connect() as connection:
+            return [Happening(**row._mapping) for row in await connection.execute(_SOME, {"ids": list(ids)})]
+
     async def ignore(self, ids: Sequence[int]) -> None:
         """Close rows that concern nobody, in one transaction."""
         at = now()
@@ -122,7 +138,11 @@ class Store:
 
     async def _decide(self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy) -> Noted | None:
         was = None if isinstance(event, RequestMade) else await _task_row(session, event.issue)
+        if was is None and row.source == OWN and not isinstance(event, RequestMade):
+            was = await moved(session, event.issue)  # the job began before its repository was renamed
         before = codec.load_task(was.data) if was else None
+        if before and not isinstance(event, RequestMade):
+            event = replace(event, issue=before.issue)
         task, decided = decide(before, event, policy)
         kept = _keep(was, task) if task else None
         if kept is not None and was is None:
@@ -138,9 +158,15 @@ class Store:
             return await journal.write(session, kept.id, happened, ("decided", kept.state, detail))
         return None
 
-    async def postpone_inbox(self, id: int, error: str, seconds: float) -> None:
-        """It could not be looked at now; again in `seconds`."""
-        await self._touch(id, error=error, not_before=now() + seconds, attempts=InboxRow.attempts + 1)
+    async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
+        """It could not be looked at now; again in `seconds`. Returns when that is (seconds since 1970)."""
+        at = now() + seconds
+        await self._touch(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
+        return at
+
+    async def put_behind(self, id: int, at: float) -> None:
+        """What was said before it about the same is looked at again only `at` that time; this is no try."""
+        await self._touch(id, error="it waits for what was said before", not_before=at)
 
     async def fail_inbox(self, id: int, error: str) -> None:
         """It will never be decided; `osiris task list --failed` shows it."""

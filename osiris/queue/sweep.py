@@ -5,19 +5,21 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.errors import Fenced, Unavailable
 from osiris.ports import Wake
-from osiris.queue.jobs import Jobs
+from osiris.queue.jobs import Jobs, Thread
 from osiris.queue.lanes import REACTIONS, REPORTS, RUNS, STOPS, WRITES
 from osiris.queue.lease import INBOX, Lease
 from osiris.queue.orders import Due, Orders
 from osiris.queue.store import Store
 from osiris.queue.tables import now
 from osiris.queue.turns import Turns
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Worker:
     ) -> None:
         self._store, self._orders, self._jobs, self._wake, self._runs = store, orders, jobs, wake, runs
         self._lease, self._turns = lease, turns
-        self._handling: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._handling: dict[int, tuple[Thread, asyncio.Task[float]]] = {}
         self._performing: dict[Due, asyncio.Task[None]] = {}
         self._decides, self._asked, self._leased = False, 0.0, asyncio.Event()
 
@@ -135,15 +137,20 @@ class Worker:
     async def _start_handles(self) -> int:
         """Start deciding what is due, as far as there is room; how many were started.
 
-        Look-ups go on side by side, but what one source said first is decided first: a stop must not overtake the
-        label it follows.
+        Issues go on side by side, but what was said first about one is looked up and decided first, also when it had to
+        be put off: a stop must not overtake the label it follows.
         """
         room = _HANDLES - len(self._handling)
-        rows = await self._store.inbox_due(room, without=list(self._handling)) if room else []
+        queue = dict(self._handling)  # before the questions: who ends meanwhile still tells whether its row was put off
+        rows = await self._store.inbox_due(room, without=list(queue)) if room else []
+        put_off = await self._jobs.put_off() if rows else {}
         for row in rows:
-            before = [job for source, job in self._handling.values() if source == row.source]
-            job = self._job(self._jobs.handle(row, after=before), partial(self._handling.pop, row.id))
-            self._handling[row.id] = row.source, job
+            thread = await self._jobs.thread(row)
+            first, at = put_off.get(thread, (row.id, 0.0))
+            before = [job for other, job in queue.values() if other == thread and thread[1]]
+            handling = self._jobs.handle(row, after=before, behind=at if first < row.id and thread[1] else 0.0)
+            job = self._job(handling, partial(self._handling.pop, row.id))
+            queue[row.id] = self._handling[row.id] = thread, job
         return len(rows)
 
     async def _start_orders(self) -> None:
@@ -155,17 +162,17 @@ class Worker:
             for due in await self._orders.claim(room, lanes, under_way) if room > 0 else []:
                 self._performing[due] = self._job(self._jobs.perform(due.id), partial(self._performing.pop, due))
 
-    def _job(self, work: Coroutine[Any, Any, None], forget: Callable[[], object]) -> asyncio.Task[None]:
+    def _job(self, work: Coroutine[Any, Any, T], forget: Callable[[], object]) -> asyncio.Task[T]:
         job = asyncio.create_task(work)
         job.add_done_callback(lambda done: self._ended(done, forget))
         return job
 
-    def _ended(self, job: asyncio.Task[None], forget: Callable[[], object]) -> None:
+    def _ended(self, job: asyncio.Task[Any], forget: Callable[[], object]) -> None:
         forget()
         self._wake.wake()
         _complain(job)
 
 
-def _complain(job: asyncio.Task[None]) -> None:
+def _complain(job: asyncio.Task[Any]) -> None:
     if not job.cancelled() and (error := job.exception()):
         log.error("a job could not be recorded: %s: %s", type(error).__name__, error)

@@ -1,0 +1,145 @@
+"""What was said first about an issue counts first, whatever GitHub answers meanwhile, and under whatever name."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from osiris.bootstrap import Patience
+from osiris.devhub.hooks import Sending
+from osiris.devhub.things import Delivery
+from tests.flow.conftest import FIX, HELD, REPO, STORY, Start, World, run, step, submit
+from tests.flow.test_outages import from_osiris
+from tests.flow.test_races import Gate
+
+SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
+NEW = "acme/store"
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await holds():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
+    async with start(SLOW, patience=Patience(pauses=(0.5,))) as world:
+        broken = ["/issues/1"]
+
+        async def fail(request: Request, forward) -> Response:
+            if from_osiris(request) and request.method == "GET" and request.url.path.endswith(tuple(broken)):
+                return JSONResponse({"message": "down"}, 502)
+            return await forward()
+
+        world.stage.hub.interceptors.append(fail)
+        issue = await world.labelled()
+        await world.stage.hub.drained()
+        await until(lambda: _put_off(world))
+        await world.alice.comment(issue, "/osiris stop")
+        await world.stage.hub.drained()
+        await until(lambda: _put_off(world, rows=2))
+        broken[:] = ["nothing"]
+        await world.settled()
+        assert (await world.task()).state == "cancelled"
+        assert await world.failures() == []
+
+
+async def _put_off(world: World, rows: int = 1) -> bool:
+    return len(await world.osiris.store.put_off()) >= rows
+
+
+async def test_an_approval_that_was_dismissed_before_it_was_heard_does_not_count(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        gate = Gate(world, "/collaborators/bob/permission")
+        review = await world.bob.review(number, "APPROVE")
+        await gate.reached.wait()
+        await world.bob.ask("PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="no")
+        await world.stage.hub.drained()
+        gate.open.set()
+        await world.settled()
+        assert (await world.task()).state == "review"
+
+
+async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(start: Start):
+    async with start(SLOW) as world:
+        gate = Gate(world, "/collaborators/alice/permission")
+        issue = await world.alice.file_issue("add subtracts")
+        await world.alice.comment(issue, "/osiris")
+        await gate.reached.wait()
+        await world.alice.close_issue(issue, "not_planned")
+        await world.stage.hub.drained()
+        gate.open.set()
+        await world.settled()
+        assert (await world.task()).state == "rejected"
+
+
+async def test_what_github_does_not_believe_for_a_moment_is_asked_again(start: Start):
+    async with start(patience=Patience(pauses=(0.05,))) as world:
+        refused: list[str] = []
+
+        async def disbelieve(request: Request, forward) -> Response:
+            if from_osiris(request) and request.url.path.endswith("/api/v3/app") and not refused:
+                refused.append(request.url.path)
+                return JSONResponse({"message": "Bad credentials"}, 401)
+            return await forward()
+
+        world.stage.hub.interceptors.append(disbelieve)
+        issue = await world.alice.file_issue("add subtracts")
+        await world.alice.comment(issue, "/osiris")
+        await world.settled()
+        assert refused
+        assert (await world.task()).state == "review"
+        assert await world.failures() == []
+
+
+async def rename(world: World) -> None:
+    world.stage.hub.world.set_role(world.stage.hub.world.repo(REPO), "alice", "admin")
+    await world.alice.ask("PATCH", "", name="store")
+    world.alice.repo = world.bob.repo = NEW
+
+
+async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Start):
+    async with start({"runs": [run(HELD, *FIX)]}) as world:
+        await world.labelled()
+        await world.until_running()
+        await rename(world)
+        await until(lambda: _is_called(world, NEW))
+        world.let_go()
+        if world.stage.settings.is_embedded:  # there the work is on this machine alone, under the old name
+            await world.settled()
+            assert "a retry begins a new one" in (await world.task()).reason
+            await world.alice.comment(1, "/osiris retry")
+        held = asyncio.create_task(_let_go_always(world))  # it begins anew, in another workspace
+        await world.settled()
+        held.cancel()
+        assert (await world.task()).state == "review"
+        assert len(await world.alice.pulls()) == 1
+
+
+async def _let_go_always(world: World) -> None:
+    while True:
+        world.let_go()
+        await asyncio.sleep(0.02)
+
+
+async def _is_called(world: World, repo: str) -> bool:
+    return (await world.task()).issue.repo == repo
+
+
+async def test_a_request_under_a_new_name_finds_the_task_there_is(start: Start):
+    async with start({"runs": [*STORY["runs"], run(*FIX)]}) as world:
+
+        async def unheard(delivery: Delivery, send: Sending) -> None:
+            if delivery.event != "repository":
+                await send()
+
+        issue, _ = await world.in_review()
+        world.stage.hub.hooks.interceptors.append(unheard)
+        await rename(world)
+        await world.alice.comment(issue, "/osiris")
+        await world.settled()
+        task = await world.task()  # there is one, not two
+        assert (task.issue.repo, task.state) == (NEW, "review")
+        assert len(await world.alice.pulls()) == 1
