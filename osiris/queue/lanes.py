@@ -72,13 +72,18 @@ def _is_held_up() -> ColumnElement[bool]:
 
 
 def _is_alone(lanes: tuple[int, ...]) -> ColumnElement[bool]:
-    """One run of a task at a time, and only who runs it can stop it."""
+    """One run of a task at a time, and only who runs it can stop it.
+
+    Of two that could begin, the first one does. One that was put off holds up nothing: a person who wants another try
+    need not wait for it.
+    """
+    first = and_(_order.lane == RUNS, _other.id < _order.id, is_due(_other))
     elsewhere = exists().where(
         _other.task_id == _order.task_id,
         _other.id != _order.id,
         _other.lane == RUNS,
         _other.not_before.is_not(None),
-        _other.lease.in_(_living) if RUNS in lanes else others(_other.lease, _lease),
+        or_(_other.lease.in_(_living), first) if RUNS in lanes else others(_other.lease, _lease),
     )
     return or_(_order.lane.not_in((RUNS, STOPS)), ~elsewhere)
 

@@ -80,7 +80,7 @@ class Orders:
         with answering():
             async with self._write.begin() as session:
                 await self._lease.insist(session)
-                if counted:
+                if RUNS in lanes:
                     await self._alone(session)
                 rows = (await session.execute(free(lanes, counted=counted), params)).all()
                 dues = [_due(*row) for row in rows]
@@ -89,7 +89,7 @@ class Orders:
         return dues
 
     async def _alone(self, session: AsyncSession) -> None:
-        """Nobody else takes a run until the end of the transaction: a count holds only as long."""
+        """Nobody else takes a run until the end of the transaction: what is seen of the others holds only as long."""
         connection = await session.connection()
         await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
         await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
