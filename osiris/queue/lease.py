@@ -8,7 +8,7 @@ tries to write fails in the transaction that would write it.
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
@@ -49,6 +49,11 @@ class Lease:
         self.number = 0
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked = self._beaten = 0.0
+        self._duties: list[Callable[[], Awaitable[None]]] = []
+
+    def with_each_beat(self, duty: Callable[[], Awaitable[None]]) -> None:
+        """Let `duty` be done after each beat that the database took; it must not wait long, for the next beat waits."""
+        self._duties.append(duty)
 
     async def take(self) -> None:
         """A new lease, with a new number; an older one from the same data folder was of a process that is gone."""
@@ -75,7 +80,10 @@ class Lease:
                 rows = await connection.execute(select(LeaseRow.number, LeaseRow.beat))
                 beats = {number: beat for number, beat in rows if number != self.number}
             self._beaten = at
-            return any([await self._strike_out(number, beats[number]) for number in self._silent(beats)])
+            struck = any([await self._strike_out(number, beats[number]) for number in self._silent(beats)])
+        for duty in self._duties:
+            await duty()
+        return struck
 
     def _silent(self, beats: dict[int, int]) -> list[int]:
         """Whose beat stood still for all the time in which this worker looked."""

@@ -5,7 +5,7 @@ https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,8 @@ from osiris.queue.tables import TurnRow, now
 
 _WAIT = 5.0  # seconds that a write waits for its turn; for longer, its order is put off
 _ASK = 0.1  # seconds between two times of asking whether the other worker is done
-_LONGEST = 3600.0
+_LONGEST = 3600.0  # seconds; no pause is longer
+_ASTRAY = 60.0  # seconds that the clocks of two machines may differ
 _PAST = 3600.0
 
 
@@ -52,21 +53,36 @@ class DatabasePace:
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._new = insert(engine, TurnRow).on_conflict_do_nothing()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._wanted = Counter[str]()  # by turn, how many here have it or wait for it
+        self._kept: set[str] = set()  # turns that may be this worker's in the database, needed or not
+        lease.with_each_beat(self._give_back_kept)
 
     @contextlib.asynccontextmanager
     async def turn(self, account: str) -> AsyncIterator[None]:
-        async with self._locks[account]:
+        async with self._alone(name := _name(account)):
             if self._limits is None:
                 await self.leave()
                 yield
                 return
-            if wait := await self._reserve(account, self._limits):
-                await asyncio.sleep(wait)
-                await self.leave()
+            self._kept.add(name)  # before it is taken: a commit whose answer got lost takes it too
+            wait = await self._reserve(account, self._limits)
             try:
+                if wait:
+                    await asyncio.sleep(wait)
+                    await self.leave()
                 yield
             finally:
-                await self._give_back(account)
+                await self._give_back(name)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One at a time in this process."""
+        self._wanted[name] += 1
+        try:
+            async with self._locks[name]:
+                yield
+        finally:
+            self._wanted[name] -= 1
 
     def insist(self) -> None:
         self._lease.insist_now()
@@ -95,11 +111,12 @@ class DatabasePace:
                 if not await session.scalar(select(TurnRow.name).where(TurnRow.name == row.name, self._is_free())):
                     return None
                 at = now()
-                wait = wait_for_slot(sent := _sent(row.data, at), at, limits)
-                wait = max(wait, min(row.data.get("until", 0.0) - at, _LONGEST))
+                sent, until = _sent(row.data, at), _until(row.data, at)
+                wait = max(wait_for_slot(sent, at, limits), min(until - at, _LONGEST))
                 if wait > _WAIT:
                     raise Unavailable(f"GitHub's limits for writes let {account} write no more now", retry_in=wait)
-                row.lease, row.data = self._lease.number, {**row.data, "sent": [*sent, at + wait][-limits.hour :]}
+                row.lease = self._lease.number
+                row.data = {"sent": [*sent, at + wait][-limits.hour :], "until": until}
                 return float(wait)
 
     def _is_free(self) -> Any:
@@ -111,11 +128,21 @@ class DatabasePace:
         await connection.execute(self._new, {"name": _name(account), "lease": None, "data": {}})
         return await session.get_one(TurnRow, _name(account), with_for_update=True)
 
-    async def _give_back(self, account: str) -> None:
-        mine = update(TurnRow).where(TurnRow.name == _name(account), TurnRow.lease == self._lease.number)
-        with contextlib.suppress(Unavailable), answering():  # else it is free once this lease is over
+    async def _give_back(self, name: str, *, waits: bool = True) -> None:
+        """Let the next worker have a turn; when the database does not answer, a later beat does it."""
+        mine = select(TurnRow.name).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
+        given = update(TurnRow).where(TurnRow.name.in_(mine.with_for_update(nowait=not waits))).values(lease=None)
+        with contextlib.suppress(Unavailable), answering():
             async with self._write.begin() as session:
-                await session.execute(mine.values(lease=None))
+                await session.execute(given)
+            self._kept.discard(name)
+
+    async def _give_back_kept(self) -> None:
+        """What could not be given back at its end; but not what somebody here has again, who does it himself."""
+        for name in list(self._kept):
+            if not self._wanted[name]:
+                async with self._alone(name):
+                    await self._give_back(name, waits=False)
 
     async def hold(self, account: str, seconds: float) -> None:
         if self._limits is None:
@@ -133,3 +160,10 @@ def _name(account: str) -> str:
 def _sent(data: dict[str, Any], at: float) -> list[float]:
     """The writes of the last hour; what lies in the future was noted by a clock that has been set back since."""
     return [when for when in data.get("sent", []) if at - _PAST < when <= at + _WAIT]
+
+
+def _until(data: dict[str, Any], at: float) -> float:
+    """The end of the pause that GitHub asked for, 0 without one; one too far away was noted by a clock that has been
+    set back since."""
+    until = float(data.get("until", 0.0))
+    return until if until - at <= _LONGEST + _ASTRAY else 0.0

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from osiris.errors import Fenced, Unavailable
 from osiris.queue import tables
 from osiris.queue.database import connect, migrate
 from osiris.queue.lease import Lease
 from osiris.queue.pace import DatabasePace, Limits, wait_for_slot
+from osiris.queue.tables import TurnRow
+from tests.servers import Postgres
 
 GITHUB = Limits()
 
@@ -109,6 +112,32 @@ async def test_what_a_clock_that_was_ahead_noted_holds_nobody_up(worker: Worker,
             pass
 
 
+async def test_a_pause_that_a_clock_that_was_ahead_noted_holds_nobody_up(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
+    now = tables.clock()
+    async with worker("a") as (_, pace):
+        monkeypatch.setattr(tables, "clock", lambda: now + 86400)
+        await pace.hold("acme", 60)
+        for at in (now, now + 86400):  # nor does it when the clock gets there in the end
+            monkeypatch.setattr(tables, "clock", lambda at=at: at)
+            async with asyncio.timeout(2), pace.turn("acme"):
+                pass
+
+
+async def test_the_longest_pause_holds_also_where_the_clock_is_a_little_behind(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
+    now = tables.clock()
+    async with worker("a") as (_, a), worker("b") as (_, b):
+        await a.hold("acme", 3600)
+        monkeypatch.setattr(tables, "clock", lambda: now - 5)
+        with pytest.raises(Unavailable) as refused:
+            async with b.turn("acme"):
+                pytest.fail("it wrote")
+        assert 3590 < (refused.value.retry_in or 0) <= 3600
+
+
 async def test_a_worker_that_died_with_its_turn_holds_nobody_up(worker: Worker):
     async with worker("a") as (a, pace), worker("b") as (_, other):
         holding = pace.turn("acme")
@@ -127,3 +156,79 @@ async def test_without_its_lease_a_worker_may_write_nothing(worker: Worker, limi
             with pytest.raises(Fenced):
                 async with pace.turn("acme"):
                     pytest.fail("it wrote")
+
+
+async def write(pace: DatabasePace) -> None:
+    async with pace.turn("acme"):
+        pass
+
+
+async def begun(worker_: Lease) -> "asyncio.Task[None]":
+    """A write that has its turn, and waits two seconds until it may be sent."""
+    pace = DatabasePace(worker_._engine, worker_, Limits(pause=2.0))
+    await write(pace)
+    waiting = asyncio.create_task(write(pace))
+    async with asyncio.timeout(2), worker_._engine.connect() as connection:
+        while await connection.scalar(select(TurnRow.lease)) is None:
+            await connection.rollback()
+            await asyncio.sleep(0.01)
+    return waiting
+
+
+async def test_who_is_cut_off_before_its_write_is_sent_gives_its_turn_back(worker: Worker):
+    async with worker("a") as (a, _), worker("b") as (_, other):
+        (waiting := await begun(a)).cancel()
+        await asyncio.wait([waiting])
+        await write(other)
+
+
+on_servers = pytest.mark.parametrize("pair", ["servers"], indirect=True)
+
+
+@on_servers
+async def test_a_turn_that_could_not_be_given_back_is_given_back_with_the_next_beat(worker: Worker, postgres: Postgres):
+    async with worker("a") as (a, pace), worker("b") as (_, other):
+        async with pace.turn("acme"):
+            postgres.stop()
+        postgres.start()
+        await a.beat()
+        await write(other)
+
+
+@on_servers
+async def test_so_is_the_turn_of_a_write_that_was_not_sent(worker: Worker, postgres: Postgres):
+    async with worker("a") as (a, _), worker("b") as (_, other):
+        waiting = await begun(a)
+        postgres.stop()
+        with pytest.raises(Unavailable, match="database"):
+            await waiting
+        postgres.start()
+        await a.beat()
+        await write(other)
+
+
+@on_servers
+async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(worker: Worker, postgres: Postgres):
+    async with worker("a") as (a, pace), worker("b") as (_, other):
+        async with pace.turn("acme"):
+            postgres.stop()
+        postgres.start()
+        async with pace.turn("Acme"):
+            await a.beat()
+            waiting = asyncio.create_task(write(other))
+            assert await asyncio.wait([waiting], timeout=0.5) == (set(), {waiting})
+        await waiting
+
+
+@on_servers
+async def test_a_beat_waits_for_nobody_who_stands_still_with_a_turn(worker: Worker, postgres: Postgres):
+    async with worker("a") as (a, pace), worker("b") as (_, other):
+        async with pace.turn("acme"):
+            postgres.stop()
+        postgres.start()
+        async with a._engine.begin() as connection:  # as a transaction of another worker would
+            await connection.execute(select(TurnRow.lease).with_for_update())
+            async with asyncio.timeout(2):
+                await a.beat()
+        await a.beat()
+        await write(other)
