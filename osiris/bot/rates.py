@@ -9,6 +9,9 @@ from osiris.errors import Unavailable
 _RESERVE = 20
 """The last part (one of so many) of an hour's requests is for what a person waits for."""
 
+_LONGEST = 3660.0
+"""Seconds; GitHub counts by the hour, and its clock is not ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Left:
@@ -30,9 +33,12 @@ class Rates:
             self._left[account] = _Left(limit, remaining, reset)
 
     def check(self, account: str, *, can_wait: bool) -> None:
-        """Raise Unavailable when nothing is left, or only what a question that can wait must not use up."""
+        """Raise Unavailable when nothing is left, or only what a question that can wait must not use up.
+
+        An hour whose end is too far away was told before our clock was set back: the next answer tells anew.
+        """
         left = self._left.get(account)
-        if left is None or (rest := left.reset - self._clock()) <= 0:
+        if left is None or not 0 < (rest := left.reset - self._clock()) <= _LONGEST:
             return
         if left.remaining <= 0 or (can_wait and left.remaining * _RESERVE < left.limit):
             told = f"of {left.limit} requests to GitHub for {account} in this hour, {left.remaining} are left"

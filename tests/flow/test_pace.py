@@ -129,6 +129,18 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         assert [line.task.state for line in await world.osiris.views.tasks()] == ["review", "review"]
 
 
+async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
+    async with start() as world:
+        assert world.osiris.reconciler is not None
+        await world.in_review()
+        leave(world, 240, seconds=86400)
+        await world.alice.comment(1, "/osiris status")
+        await world.settled()
+        wire = wired(world)
+        await world.osiris.reconciler.compare()
+        assert _reads(wire) != []
+
+
 async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Start):
     async with start() as world:
         gone = JSONResponse({"message": "Bad credentials"}, 401)
