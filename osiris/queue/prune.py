@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +53,17 @@ class Pruning:
         """One pass. Raises Unavailable without a database; OSError when a journal cannot be written to its file."""
         before, tasks, steps, lines = now() - self._days * _DAY, 0, 0, 0
         with answering():
-            for task in await self._over(before):
+            for id in await self._over(before):
                 async with self._write.begin() as session:
+                    if (task := await _still_over(session, id, before)) is None:
+                        continue
                     some_steps, some_lines = await self._prune_task(session, task)
                 tasks, steps, lines = tasks + 1, steps + some_steps, lines + some_lines
             return Pruned(tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before))
 
-    async def _over(self, before: float) -> list[TaskRow]:
-        """Tasks that ended before, and have more left than the last line of their journal."""
-        more = exists().where(OutboxRow.task_id == TaskRow.id)
-        over = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before) & more
+    async def _over(self, before: float) -> list[int]:
         async with self._read() as session:
-            return list(await session.scalars(select(TaskRow).where(over).order_by(TaskRow.id)))
+            return list(await session.scalars(select(TaskRow.id).where(_is_over(before)).order_by(TaskRow.id)))
 
     async def _prune_task(self, session: AsyncSession, task: TaskRow) -> tuple[int, int]:
         runs = select(RunRow.name).where(RunRow.task_id == task.id)
@@ -78,18 +78,17 @@ class Pruning:
         query = select(JournalRow).where(JournalRow.task_id == task.id).order_by(JournalRow.seq)
         rows = list(await session.scalars(query))[:-1]
         self._exports.mkdir(mode=0o700, exist_ok=True)
-        with (self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl").open("a") as file:
-            os.chmod(file.fileno(), 0o600)
-            for row in rows:
-                fields = ("seq", "at", "kind", "what", "detail", "hash")
-                file.write(json.dumps({name: getattr(row, name) for name in fields}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl", [_line(row) for row in rows])
         return await _gone(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
 
     async def _prune_inbox(self, before: float) -> int:
-        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them longer."""
-        total, old = 0, (InboxRow.handled < before) & InboxRow.not_before.is_(None)
+        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them longer.
+
+        The newest row stays, whatever its age: SQLite counts on from the highest id there is, and the orders of tasks
+        that live are known by the ids of the rows that brought them.
+        """
+        newest = select(func.max(InboxRow.id)).scalar_subquery()
+        total, old = 0, (InboxRow.handled < before) & InboxRow.not_before.is_(None) & (InboxRow.id < newest)
         while True:
             async with self._write.begin() as session:
                 ids = list(await session.scalars(select(InboxRow.id).where(old).limit(_AT_ONCE * 10)))
@@ -128,6 +127,45 @@ class Pruning:
         with answering():
             async with self._read() as session:
                 return {*(await session.scalars(orders)), *(await session.scalars(runs))}
+
+
+def _is_over(before: float) -> ColumnElement[bool]:
+    """A task that ended before, with nothing left to do, and with more rows than the last line of its journal."""
+    mine = OutboxRow.task_id == TaskRow.id
+    ended = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before)
+    return ended & exists().where(mine) & ~exists().where(mine, OutboxRow.not_before.is_not(None))
+
+
+async def _still_over(session: AsyncSession, id: int, before: float) -> TaskRow | None:
+    """The task's row, which nobody else changes now; None when somebody has taken it up again.
+
+    The question comes after the lock: PostgreSQL may have waited for it, and sees only then what was done meanwhile.
+    """
+    await session.execute(select(TaskRow.id).where(TaskRow.id == id).with_for_update())
+    found: TaskRow | None = await session.scalar(select(TaskRow).where(TaskRow.id == id, _is_over(before)))
+    return found
+
+
+def _line(row: JournalRow) -> bytes:
+    fields = ("seq", "at", "kind", "what", "detail", "hash")
+    return json.dumps({name: getattr(row, name) for name in fields}).encode() + b"\n"
+
+
+def _append(path: Path, lines: Sequence[bytes]) -> None:
+    """Have `lines` at the end of a file, on the disk, each of them once.
+
+    Some may be there already: they are written before the commit that removes their rows, and that may fail. Who died
+    while writing left half a line, whose row is still there.
+    """
+    with path.open("a+b") as file:
+        os.chmod(file.fileno(), 0o600)
+        file.seek(0)
+        whole = [line for line in file if line.endswith(b"\n")]
+        file.truncate(sum(len(line) for line in whole))
+        known = set(whole)
+        file.writelines(line for line in lines if line not in known)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _needless() -> Select[str, str, int]:

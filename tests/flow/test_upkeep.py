@@ -3,14 +3,40 @@
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.util import await_only
+from starlette.responses import JSONResponse
 
+from osiris.bootstrap import Patience
 from osiris.queue import journal, tables
+from osiris.queue.database import connect
 from osiris.queue.prune import Pruning
-from tests.flow.conftest import HELD, Start, World, run, submit
+from osiris.queue.views import Line
+from tests.flow.conftest import FIX, HELD, Start, World, run, submit
+from tests.flow.test_races import until_it_is
+from tests.flow.test_waiting import refusing
 
 DAY = 86400
+
+
+def pruning(world: World) -> Pruning:
+    return Pruning(world.osiris.engine, world.stage.settings.osiris_data_dir / "exports", days=30)
+
+
+@pytest.fixture
+def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
+    """From its call on it is a month later than it is, for Osiris; GitHub has no delivery on record any more."""
+
+    def later(world: World) -> None:
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
+        world.stage.app.deliveries.clear()
+
+    return later
 
 
 async def finished(world: World) -> int:
@@ -23,26 +49,30 @@ async def finished(world: World) -> int:
     return issue
 
 
+def assert_holds(path: Path, story: Sequence[Line]) -> None:
+    """An export is these lines, in their order, and its chain holds."""
+    lines, link = [json.loads(line) for line in path.read_text().splitlines()], ""
+    assert [line["seq"] for line in lines] == [line.seq for line in story]
+    for line in lines:
+        link = journal.digest(link, line["seq"], line["at"], line["kind"], line["what"], line["detail"])
+        assert link == line["hash"]
+
+
 async def test_a_finished_task_is_pruned_and_its_journal_is_in_a_file_whose_chain_holds(
-    start: Start, command, monkeypatch: pytest.MonkeyPatch
+    start: Start, a_month_later: Callable[[World], None]
 ):
     async with start() as world:
         issue = await finished(world)
         before = await world.osiris.views.story(1)
-        monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
+        a_month_later(world)
         data = world.stage.settings.osiris_data_dir
-        pruned = await Pruning(world.osiris.engine, data / "exports", days=30).prune()
+        pruned = await pruning(world).prune()
         assert (pruned.tasks, pruned.lines) == (1, len(before) - 1)
         assert pruned.steps > 0
         assert pruned.deliveries > 0
         [left] = await world.osiris.views.story(1)
         assert (left.seq, await world.osiris.views.steps(1)) == (before[-1].seq, [])
-        lines = [json.loads(line) for line in (data / f"exports/acme.shop-{issue}.jsonl").read_text().splitlines()]
-        link = ""
-        for line in lines:
-            told = (line["seq"], line["at"], line["kind"], line["what"], line["detail"])
-            link = journal.digest(link, *told)
-            assert link == line["hash"]
+        assert_holds(data / f"exports/acme.shop-{issue}.jsonl", before[:-1])
         await world.alice.unlabel(issue)
         await world.alice.label(issue)
         await world.settled()
@@ -50,17 +80,122 @@ async def test_a_finished_task_is_pruned_and_its_journal_is_in_a_file_whose_chai
         assert len(await world.alice.pulls()) == 1
 
 
-async def test_what_is_not_over_or_not_old_is_left_alone(start: Start, command, monkeypatch: pytest.MonkeyPatch):
+async def test_what_is_not_over_or_not_old_is_left_alone(start: Start, command, a_month_later: Callable[[World], None]):
     async with start() as world:
         await world.in_review()
         settings = world.stage.settings
         environ = {"OSIRIS_DATA_DIR": str(settings.osiris_data_dir)}
         code, said, _ = await command("prune", "--json", **environ)
         assert (code, json.loads(said)) == (0, {"tasks": 0, "steps": 0, "lines": 0, "deliveries": 0})
-        monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
-        pruned = await Pruning(world.osiris.engine, settings.osiris_data_dir / "exports", days=30).prune()
+        a_month_later(world)
+        pruned = await pruning(world).prune()
         assert (pruned.tasks, pruned.steps) == (0, 0)
         assert await world.osiris.views.steps(1)
+
+
+async def inbox_ids(world: World) -> list[int]:
+    async with world.osiris.engine.connect() as connection:
+        return list(await connection.scalars(text("select id from inbox order by id")))
+
+
+async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_pruned(
+    start: Start, a_month_later: Callable[[World], None]
+):
+    async with start() as world:
+        _, number = await world.in_review()
+        a_month_later(world)
+        [*_, newest] = await inbox_ids(world)
+        assert (await pruning(world).prune()).deliveries > 0
+        await world.bob.comment(number, "/osiris status")
+        await world.bob.review(number, "APPROVE")
+        await world.settled()
+        assert (await world.task()).state == "approved"
+        assert min(await inbox_ids(world)) >= newest  # the orders that the task has are known by the ids before
+        await world.bob.merge(number)
+        await world.settled()
+        assert ((await world.task()).state, await world.failures()) == ("done", [])
+
+
+async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_it_has(
+    start: Start, a_month_later: Callable[[World], None]
+):
+    async with start({"runs": [run(HELD, *FIX)]}) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        await world.alice.comment(issue, "/osiris stop")
+        await world.settled()
+        assert (await world.task()).state == "cancelled"
+        a_month_later(world)
+        story = await world.osiris.views.story(1)
+        taken_up: list[str] = []
+
+        def in_between(connection: Connection) -> None:
+            """Before the first transaction that may remove something, and after the list of what may go was read."""
+            options = connection.get_execution_options()
+            if not options.get("readonly") and options.get("isolation_level") != "AUTOCOMMIT" and not taken_up:
+                taken_up.append("once")
+                await_only(world.alice.comment(issue, "/osiris retry"))
+                await_only(world.until_running())
+
+        exports, engine = world.stage.settings.osiris_data_dir / "exports", connect(world.stage.settings.database)
+        event.listen(engine.sync_engine, "engine_connect", in_between)
+        pruned = await Pruning(engine, exports, days=30).prune()
+        await engine.dispose()
+        assert (taken_up, pruned.tasks, pruned.lines) == (["once"], 0, 0)
+        assert not exports.exists()
+        assert (await world.osiris.views.story(1))[: len(story)] == story
+        world.let_go()
+        await world.settled()
+        assert ((await world.task()).state, await world.failures()) == ("review", [])
+
+
+async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pruned(
+    start: Start, a_month_later: Callable[[World], None]
+):
+    async with start(patience=Patience(pauses=(0.05,), tries=10_000)) as world:
+        issue, number = await world.in_review()
+        await world.bob.review(number, "APPROVE")
+        await world.settled()
+        [status] = await world.alice.comments(issue)
+        down = refusing(world, f"/comments/{status['id']}", JSONResponse({"message": "down"}, 502))
+        await world.bob.merge(number)
+        await until_it_is("done", world)
+        a_month_later(world)
+        assert (await pruning(world).prune()).tasks == 0
+        down.clear()
+        await world.settled()
+        assert "merged" in (await world.said_by_osiris(issue))[0].lower()
+
+
+async def hinder(world: World) -> None:
+    """From now on the database does not let a run go."""
+    async with world.osiris.engine.begin() as connection:
+        await connection.execute(text("create table notes (run varchar(255) references runs (name))"))
+        await connection.execute(text("insert into notes select name from runs"))
+
+
+async def unhinder(world: World) -> None:
+    async with world.osiris.engine.begin() as connection:
+        await connection.execute(text("delete from notes"))
+
+
+async def test_an_export_whose_removal_failed_is_not_written_twice(
+    start: Start, a_month_later: Callable[[World], None]
+):
+    async with start() as world:
+        issue = await finished(world)
+        a_month_later(world)
+        before, path = await world.osiris.views.story(1), world.stage.settings.osiris_data_dir / "exports"
+        await hinder(world)
+        with pytest.raises(IntegrityError):
+            await pruning(world).prune()
+        assert await world.osiris.views.story(1) == before
+        [export] = path.iterdir()
+        export.write_bytes(export.read_bytes()[:-20])  # as somebody leaves it who dies while writing
+        await unhinder(world)
+        assert (await pruning(world).prune()).lines == len(before) - 1
+        assert export.name == f"acme.shop-{issue}.jsonl"
+        assert_holds(export, before[:-1])
 
 
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(start: Start):
