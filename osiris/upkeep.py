@@ -1,13 +1,17 @@
 """What a worker does beside its work: it clears away what nobody will come back to."""
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.bot.depot import Depot
 from osiris.bot.git import HostDesk
 from osiris.config.settings import Settings
-from osiris.errors import OsirisError
+from osiris.errors import OsirisError, Refused, Unavailable
 from osiris.ports import Sandbox
 from osiris.queue.lease import Lease
 from osiris.queue.prune import Pruned, Pruning, PutAway
@@ -17,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _EVERY = 60.0  # seconds
 _PRUNE = 6 * 3600.0
+_LATER = 3600.0
 _GIB = 1 << 30
 
 
@@ -35,22 +40,24 @@ class Upkeep:
     ) -> None:
         self._most, self._lease, self._turns = int(settings.osiris_cache_gib * _GIB), lease, turns
         self._sandbox, self._desk, self._depot, self._pruning = sandbox, desk, depot, pruning
+        self._pruned, self._put_off = -_PRUNE, dict[str, float]()
 
     async def run(self) -> None:
-        """Go on until cancelled; what fails is tried again the next time."""
-        pruned = -_PRUNE
+        """Go on until cancelled; what fails keeps nothing else from being done, and is tried again the next time."""
         while True:
             await asyncio.sleep(_EVERY)
-            try:
+            mine = False
+            with _by_itself():
                 await self.tidy()
-                if await self._turns.take("upkeep"):
+            with _by_itself():
+                mine = await self._turns.take("upkeep")
+            if mine:
+                with _by_itself():
                     await self.drop_needless()
-                    if asyncio.get_running_loop().time() - pruned >= _PRUNE:
-                        pruned = asyncio.get_running_loop().time()
-                        _say(await self._pruning.prune())
+                with _by_itself():
+                    await self._prune()
+            with _by_itself():
                 await self.trim()
-            except (OsirisError, OSError) as error:
-                log.warning("tidying up waits: %s", error)
 
     async def tidy(self) -> None:
         """Remove the workspaces on this machine that no run will come back to."""
@@ -61,14 +68,36 @@ class Upkeep:
                 await self._sandbox.remove(name)
 
     async def drop_needless(self) -> None:
-        """Remove from GitHub what was put away for runs that are over."""
+        """Remove from GitHub what was put away for runs that are over.
+
+        A repository that does not let us (archived, gone, the App taken off) is asked again in an hour, until its tasks
+        are pruned and their runs with them; the others do not wait for it.
+        """
+        time = asyncio.get_running_loop().time()
+        self._put_off = {repo: until for repo, until in self._put_off.items() if until > time}
         by_repo: dict[str, list[PutAway]] = defaultdict(list)
-        for away in await self._pruning.needless():
+        for away in await self._pruning.needless(without=self._put_off):
             by_repo[away.issue.repo].append(away)
         for repo, some in by_repo.items():
-            await self._depot.drop(repo, [away.ref for away in some])
+            if not await self._dropped(repo, some):
+                self._put_off[repo] = time + _LATER
+                continue
             for away in some:
                 await self._pruning.forget(away.run)
+
+    async def _dropped(self, repo: str, some: Sequence[PutAway]) -> bool:
+        try:
+            await self._depot.drop(repo, [away.ref for away in some])
+        except (Refused, Unavailable, OSError) as error:
+            log.warning("what was put away in %s stays there for now: %s", repo, error)
+            return False
+        return True
+
+    async def _prune(self) -> None:
+        time = asyncio.get_running_loop().time()
+        if time - self._pruned >= _PRUNE:
+            self._pruned = time
+            _say(await self._pruning.prune())
 
     async def trim(self) -> list[str]:
         """Remove the repositories used longest ago until the rest fits into what the settings allow."""
@@ -81,6 +110,17 @@ class Upkeep:
         if gone:
             log.info("removed from this machine to make room: %s", ", ".join(gone))
         return gone
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """What fails in here waits for the next time."""
+    try:
+        yield
+    except (OsirisError, OSError) as error:
+        log.warning("tidying up waits: %s", error)
+    except SQLAlchemyError as error:  # only its name: its text may quote what is in the rows
+        log.warning("tidying up waits: the database did not take it (%s)", type(error).__name__)
 
 
 def _say(pruned: Pruned) -> None:

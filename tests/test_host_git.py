@@ -1,5 +1,6 @@
 """Git on the host: what comes out of a sandbox is a stranger's push."""
 
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,18 @@ async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(d
     await made.prepare(REPO)
     assert link.stat().st_ino == inode
     assert await made.has_tree(REPO, f"{base}^{{tree}}")
+
+
+async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can be written, as on a disk that is full
+    try:
+        with pytest.raises(Unavailable, match="this machine could not make a repository"):
+            await HostDesk(place / "git").prepare(REPO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in (place / "git").rglob("*") if path.name.endswith("git")] == []
+    await HostDesk(place / "git").prepare(REPO)
 
 
 async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(desk):

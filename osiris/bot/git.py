@@ -261,6 +261,8 @@ async def _init(path: Path) -> None:
         await git(new, "init", "-q", "--bare", "--template=")
         with contextlib.suppress(OSError):  # somebody else was quicker
             new.rename(path)
+    except GitFailed as error:
+        raise Unavailable(f"this machine could not make a repository: {error}"[:300]) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +98,12 @@ class Pruning:
 
     # ── what was put away ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def needless(self) -> list[PutAway]:
-        """Runs that are over, with files put away, whose work waits for no push."""
+    async def needless(self, *, without: Collection[str] = ()) -> list[PutAway]:
+        """Some runs that are over, with files put away, whose work waits for no push; none of the repositories
+        `without`."""
         with answering():
             async with self._read() as session:
-                rows = await session.execute(_needless())
+                rows = await session.execute(_needless().where(TaskRow.repo.not_in(without)))
                 return [PutAway(issue=IssueRef(repo, number), run=name) for name, repo, number in rows]
 
     async def forget(self, run: str) -> None:

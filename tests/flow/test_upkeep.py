@@ -10,18 +10,22 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from osiris.bootstrap import Patience
+from osiris import upkeep
+from osiris.bootstrap import Patience, background
+from osiris.demo.people import Person
 from osiris.queue import journal, tables
 from osiris.queue.database import connect
 from osiris.queue.prune import Pruning
 from osiris.queue.views import Line
-from tests.flow.conftest import FIX, HELD, Start, World, run, submit
-from tests.flow.test_races import until_it_is
+from tests.flow.conftest import FILES, FIX, HELD, REPO, Start, World, plain_git, run, submit
+from tests.flow.test_races import until, until_it_is
 from tests.flow.test_waiting import refusing
 
 DAY = 86400
+OTHER = "acme/other"
 
 
 def pruning(world: World) -> Pruning:
@@ -198,6 +202,31 @@ async def test_an_export_whose_removal_failed_is_not_written_twice(
         assert_holds(export, before[:-1])
 
 
+async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being_done(
+    start: Start, a_month_later: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+):
+    async with start() as world:
+        await finished(world)
+        a_month_later(world)
+        mirrors = world.stage.settings.osiris_data_dir / "git/mirrors"
+        monkeypatch.setattr(upkeep, "_EVERY", 0.01)
+        monkeypatch.setattr(upkeep, "_PRUNE", 0.0)
+        world.osiris.upkeep._most = 0
+        await hinder(world)
+
+        async def has_made_room() -> bool:
+            return not list(mirrors.glob("*/*.git"))
+
+        async def is_pruned() -> bool:
+            return not await world.osiris.views.steps(1)
+
+        async with background(world.osiris.upkeep.run()):
+            await until(has_made_room)
+            assert not await is_pruned()
+            await unhinder(world)
+            await until(is_pruned)
+
+
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(start: Start):
     async with start() as world:
         _, number = await world.in_review()
@@ -227,6 +256,76 @@ async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
         assert len(hidden) == (0 if world.stage.settings.is_embedded else 1)
         await world.osiris.upkeep.drop_needless()
         assert world.git("for-each-ref", "refs/osiris") == ""
+
+
+@pytest.mark.parametrize("pair", ["servers"], indirect=True)  # on SQLite nothing is put away
+async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being_tidied_up(start: Start):
+    async with start() as world:
+        hub, app = world.stage.hub, world.stage.app
+        hub.add_repo(OTHER, files=FILES, collaborators={"alice": "maintain"})
+        hub.install(app, OTHER)
+        await world.in_review()
+        async with Person(hub.api_url, "alice", hub.world.user("alice").token, OTHER) as alice:
+            await alice.label(await alice.file_issue("add subtracts"))
+            await world.settled()
+        hub.uninstall(app, REPO)
+        await world.settled()
+        asked = requests_about(world, REPO)
+        await world.osiris.upkeep.drop_needless()
+        assert asked
+        assert put_away(world, REPO) != ""
+        assert put_away(world, OTHER) == ""
+        asked.clear()
+        await world.osiris.upkeep.drop_needless()
+        assert asked == []
+        hub.install(app, REPO)
+        await world.settled()
+        world.osiris.upkeep._put_off.clear()  # an hour later
+        await world.osiris.upkeep.drop_needless()
+        assert put_away(world, REPO) == ""
+
+
+def put_away(world: World, repo: str) -> str:
+    path = world.stage.settings.osiris_data_dir.parent / f"hub/repos/{repo}.git"
+    return plain_git("--git-dir", str(path), "for-each-ref", "refs/osiris")
+
+
+def requests_about(world: World, repo: str) -> list[str]:
+    """The requests for a repository from now on, of git and of the API."""
+    seen: list[str] = []
+
+    async def note(request: Request, forward) -> Response:
+        if f"/{repo}" in request.url.path:
+            seen.append(f"{request.method} {request.url.path}")
+        return await forward()
+
+    world.stage.hub.interceptors.append(note)
+    return seen
+
+
+@pytest.mark.parametrize("pair", ["servers"], indirect=True)
+@pytest.mark.parametrize("barred", ["archived", "taken off"])
+async def test_a_repository_that_cannot_be_written_stops_neither_pruning_nor_making_room(
+    start: Start, a_month_later: Callable[[World], None], monkeypatch: pytest.MonkeyPatch, barred: str
+):
+    async with start() as world:
+        await finished(world)
+        hub = world.stage.hub
+        hub.world.set_role(hub.world.repo(REPO), "alice", "admin")
+        if barred == "archived":
+            await world.alice.ask("PATCH", "", archived=True)
+        else:
+            hub.uninstall(world.stage.app, REPO)
+        await world.settled()
+        a_month_later(world)
+        monkeypatch.setattr(upkeep, "_EVERY", 0.01)
+        world.osiris.upkeep._most = 0
+
+        async def is_tidy() -> bool:
+            return not await world.osiris.views.steps(1) and not world.osiris.upkeep._desk.cached()
+
+        async with background(world.osiris.upkeep.run()):
+            await until(is_tidy)
 
 
 async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
