@@ -319,10 +319,16 @@ def _tokens(settings: Settings) -> Tokens | None:
 
 @contextlib.asynccontextmanager
 async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let some work go on until the block ends."""
+    """Let some work go on until the block ends; a bug that ends it before is logged."""
     task = asyncio.create_task(work)
+    task.add_done_callback(_complain)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (bug := task.exception()):
+        log.error("a bug ended %s", task.get_coro(), exc_info=bug)
