@@ -37,22 +37,21 @@ class Unavailable(OsirisError):
     """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause).
 
     `got_on` is True when the job came further than it was at its last try: earlier tries then count for nothing.
-    `tries` bounds how often it is worth trying (None: as often as the worker tries anything).
     """
 
-    def __init__(
-        self, sentence: str, *, retry_in: float | None = None, got_on: bool = False, tries: int | None = None
-    ) -> None:
+    tries: int | None = None
+    """How often it is worth trying; None: as often as the worker tries anything."""
+
+    def __init__(self, sentence: str, *, retry_in: float | None = None, got_on: bool = False) -> None:
         super().__init__(sentence)
-        self.retry_in, self.got_on, self.tries = retry_in, got_on, tries
+        self.retry_in, self.got_on = retry_in, got_on
 
 
 class TooSlow(Unavailable):
     """Something of our own machine took too long: it may have too much to do now, or the thing may be too large for it.
     It is tried for some minutes before a person hears of it."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence, tries=8)
+    tries = 8
 
 
 class RunEnded(OsirisError):
