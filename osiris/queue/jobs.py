@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from osiris.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
 from osiris.errors import Barred, Fenced, Mendable, Refused, Unavailable
 from osiris.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
@@ -77,11 +79,17 @@ class Jobs:
         await self._needless.rest()
 
     async def thread(self, row: Happening) -> Thread:
-        """What is of one thread is decided in the order it was said."""
-        if row.source == OWN:
-            issue = json.loads(row.body).get("issue")
-            return OWN, f"{issue['repo']}#{issue['number']}" if issue else ""
-        return row.source, await self._interpreters[row.source].about(row.kind, row.body)
+        """What is of one thread is decided in the order it was said; what cannot be read is of none."""
+        try:
+            if row.source != OWN:
+                return row.source, await self._interpreters[row.source].about(row.kind, row.body)
+            fact = codec.load(json.loads(row.body))
+            return OWN, "" if isinstance(fact, RequestMade) else str(fact.issue)
+        except (SQLAlchemyError, Unavailable):
+            raise
+        except Exception:  # handling it will meet the same, and counts its tries
+            log.exception("a bug in reading %s (%s)", row.id, row.kind)
+            return row.source, ""
 
     async def put_off(self) -> dict[Thread, tuple[int, float]]:
         """The oldest row of each thread that is to be looked at later, and when (seconds since 1970)."""

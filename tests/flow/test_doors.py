@@ -8,6 +8,7 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from osiris.bootstrap import Patience
 from tests.flow.conftest import REPO, Start, World
 
 
@@ -52,6 +53,15 @@ async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start:
         await world.settled()
         assert await world.osiris.views.tasks() == []
         assert not await world.osiris.views.handled("github", "d-1")
+
+
+async def test_a_delivery_that_is_too_deep_to_be_read_is_given_up_and_holds_nobody_up(start: Start):
+    async with start(patience=Patience(pauses=(0.02,))) as world:
+        body = b'{"action": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        assert (await post(world, body, signed(world, body))).status_code == 202
+        await world.in_review()
+        [failure] = await world.failures()
+        assert failure.id == "d-1"
 
 
 async def test_a_good_delivery_is_202_and_a_duplicate_as_well(start: Start):
