@@ -91,9 +91,9 @@ class Jobs:
             log.exception("a bug in reading %s (%s)", row.id, row.kind)
             return row.source, ""
 
-    async def put_off(self) -> dict[Thread, tuple[int, float]]:
-        """The oldest row of each thread that is to be looked at later, and when (seconds since 1970)."""
-        later = await self._store.put_off()
+    async def put_off(self, at: float) -> dict[Thread, tuple[int, float]]:
+        """The oldest row of each thread to be looked at later than `at`, and when (both seconds since 1970)."""
+        later = await self._store.put_off(at)
         new = later.keys() - self._put_off.keys()
         for row in await self._store.happenings(new) if new else []:
             self._put_off[row.id] = await self.thread(row)

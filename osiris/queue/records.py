@@ -91,13 +91,13 @@ async def moved(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
 
 async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
     task = codec.load_task(row.data)
-    moved = replace(task, issue=IssueRef(repo, task.issue.number))
-    row.repo, row.data = repo, codec.dump_task(moved)
+    renamed = replace(task, issue=IssueRef(repo, task.issue.number))
+    row.repo, row.data = repo, codec.dump_task(renamed)
     waiting = await session.scalars(select(OutboxRow).where(OutboxRow.task_id == row.id, OutboxRow.done.is_(None)))
     for order in list(waiting):
         body = {**order.body, "issue": {"repo": repo, "number": task.issue.number}}
         await session.execute(
-            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(moved.issue))
+            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(renamed.issue))
         )
     detail = {"from": task.issue.repo, "to": repo}
     await journal.write(session, row.id, ("happened", "RepositoryRenamed", detail))

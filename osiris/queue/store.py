@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Integer, bindparam, delete, func, select, update
+from sqlalchemy import Integer, bindparam, case, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
@@ -48,7 +48,7 @@ _DUE = (
 )
 _PUT_OFF = (
     select(InboxRow.id, InboxRow.not_before)
-    .where(InboxRow.not_before.is_not(None), InboxRow.not_before > bindparam("now"))
+    .where(InboxRow.not_before.is_not(None), ~is_due(InboxRow))
     .order_by(InboxRow.id)
 )
 _SOME = select(*_HAPPENING).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
@@ -95,17 +95,17 @@ class Store:
         with self._blocking.begin() as connection:
             connection.execute(self._new, values)
 
-    async def inbox_due(self, limit: int, without: Collection[int] = ()) -> list[Happening]:
-        """The oldest rows that wait to be decided, but for those that are `without`."""
-        params = {"now": now(), "without": without, "limit": limit}
+    async def inbox_due(self, limit: int, without: Collection[int] = (), at: float | None = None) -> list[Happening]:
+        """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for those `without`."""
+        params = {"now": now() if at is None else at, "without": without, "limit": limit}
         async with self._reader.connect() as connection:
             rows = await connection.execute(_DUE, params)
             return [Happening(**row._mapping) for row in rows]
 
-    async def put_off(self) -> dict[int, float]:
-        """The rows that are to be looked at later, oldest first, and when (seconds since 1970)."""
+    async def put_off(self, at: float) -> dict[int, float]:
+        """The rows that are to be looked at later than `at`, oldest first, and when (both seconds since 1970)."""
         async with self._reader.connect() as connection:
-            return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": now()})}
+            return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})}
 
     async def happenings(self, ids: Collection[int]) -> list[Happening]:
         async with self._reader.connect() as connection:
@@ -137,12 +137,10 @@ class Store:
             self._news.hear(noted)
 
     async def _decide(self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy) -> Noted | None:
-        was = None if isinstance(event, RequestMade) else await _task_row(session, event.issue)
-        if was is None and row.source == OWN and not isinstance(event, RequestMade):
-            was = await moved(session, event.issue)  # the job began before its repository was renamed
+        was = None
+        if not isinstance(event, RequestMade) and (was := await _subject(session, row, event.issue)):
+            event = replace(event, issue=IssueRef(was.repo, was.issue))
         before = codec.load_task(was.data) if was else None
-        if before and not isinstance(event, RequestMade):
-            event = replace(event, issue=before.issue)
         task, decided = decide(before, event, policy)
         kept = _keep(was, task) if task else None
         if kept is not None and was is None:
@@ -165,8 +163,12 @@ class Store:
         return at
 
     async def put_behind(self, id: int, at: float) -> None:
-        """What was said before it about the same is looked at again only `at` that time; this is no try."""
-        await self._touch(id, error="it waits for what was said before", not_before=at)
+        """What was said before it about the same is looked at again only `at` that time.
+
+        This is no try, but what was never tried at all would be due at once.
+        """
+        tried = case((InboxRow.attempts == 0, 1), else_=InboxRow.attempts)
+        await self._touch(id, error="it waits for what was said before", not_before=at, attempts=tried)
 
     async def fail_inbox(self, id: int, error: str) -> None:
         """It will never be decided; `osiris task list --failed` shows it."""
@@ -222,6 +224,12 @@ async def _task_row(session: AsyncSession, issue: IssueRef, *, lock: bool = True
     query = select(TaskRow).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
     found: TaskRow | None = await session.scalar(query.with_for_update() if lock else query)
     return found
+
+
+async def _subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
+    """The task that a row is about; a fact of our own may come from a job that began under an older name."""
+    found = await _task_row(session, issue)
+    return await moved(session, issue) if found is None and row.source == OWN else found
 
 
 def _keep(row: TaskRow | None, task: Task) -> TaskRow:

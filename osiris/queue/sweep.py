@@ -140,15 +140,15 @@ class Worker:
         Issues go on side by side, but what was said first about one is looked up and decided first, also when it had to
         be put off: a stop must not overtake the label it follows.
         """
-        room = _HANDLES - len(self._handling)
+        room, at = _HANDLES - len(self._handling), now()  # one time for both questions: no row is in neither answer
         queue = dict(self._handling)  # before the questions: who ends meanwhile still tells whether its row was put off
-        rows = await self._store.inbox_due(room, without=list(queue)) if room else []
-        put_off = await self._jobs.put_off() if rows else {}
+        rows = await self._store.inbox_due(room, list(queue), at) if room else []
+        put_off = await self._jobs.put_off(at) if rows else {}
         for row in rows:
             thread = await self._jobs.thread(row)
-            first, at = put_off.get(thread, (row.id, 0.0))
+            first, later = put_off.get(thread, (row.id, 0.0))
             before = [job for other, job in queue.values() if other == thread and thread[1]]
-            handling = self._jobs.handle(row, after=before, behind=at if first < row.id and thread[1] else 0.0)
+            handling = self._jobs.handle(row, after=before, behind=later if first < row.id and thread[1] else 0.0)
             job = self._job(handling, partial(self._handling.pop, row.id))
             queue[row.id] = self._handling[row.id] = thread, job
         return len(rows)

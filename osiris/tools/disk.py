@@ -55,7 +55,6 @@ class Disk:
         if self._uid is not None:
             os.chown(self.keep, 0, 0)
             os.chown(self.keep / "index", 0, 0, follow_symlinks=False)
-
         (self.keep / "unsealed").touch(mode=0o600)
 
     def seal(self) -> None:

@@ -1,14 +1,18 @@
 """What was said first about an issue counts first, whatever GitHub answers meanwhile, and under whatever name."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
+import pytest
+from sqlalchemy import event
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.bootstrap import Patience
 from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
+from osiris.queue import tables
 from tests.flow.conftest import FIX, HELD, REPO, STORY, Start, World, run, step, submit
 from tests.flow.test_outages import from_osiris
 from tests.flow.test_races import Gate
@@ -25,10 +29,11 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
     async with start(SLOW, patience=Patience(pauses=(0.5,))) as world:
-        broken = ["/issues/1"]
+        broken, looked = ["/issues/1"], list[str]()
 
         async def fail(request: Request, forward) -> Response:
             if from_osiris(request) and request.method == "GET" and request.url.path.endswith(tuple(broken)):
+                looked.append(request.url.path)
                 return JSONResponse({"message": "down"}, 502)
             return await forward()
 
@@ -39,6 +44,9 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
         await world.alice.comment(issue, "/osiris stop")
         await world.stage.hub.drained()
         await until(lambda: _put_off(world, rows=2))
+        asked, writes = len(looked), counted(world)
+        await until(lambda: _is(len(looked) >= asked + 2))
+        assert len(writes) < 12  # two tries of the label, each with the stop behind it: nobody turns round in between
         broken[:] = ["nothing"]
         await world.settled()
         assert (await world.task()).state == "cancelled"
@@ -46,7 +54,23 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
 
 
 async def _put_off(world: World, rows: int = 1) -> bool:
-    return len(await world.osiris.store.put_off()) >= rows
+    return len(await world.osiris.store.put_off(time.time())) >= rows
+
+
+async def _is(holds: bool) -> bool:
+    return holds
+
+
+def counted(world: World) -> list[str]:
+    """From now on: what Osiris changes in the inbox."""
+    changes: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.upper().startswith("UPDATE INBOX"):
+            changes.append(statement)
+
+    event.listen(world.osiris.engine.sync_engine, "before_cursor_execute", note)
+    return changes
 
 
 async def test_an_approval_that_was_dismissed_before_it_was_heard_does_not_count(start: Start):
@@ -62,7 +86,9 @@ async def test_an_approval_that_was_dismissed_before_it_was_heard_does_not_count
         assert (await world.task()).state == "review"
 
 
-async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(start: Start):
+async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
     async with start(SLOW) as world:
         gate = Gate(world, "/collaborators/alice/permission")
         issue = await world.alice.file_issue("add subtracts")
@@ -70,6 +96,7 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(sta
         await gate.reached.wait()
         await world.alice.close_issue(issue, "not_planned")
         await world.stage.hub.drained()
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + 5)  # so the task is younger than the closing
         gate.open.set()
         await world.settled()
         assert (await world.task()).state == "rejected"
