@@ -1,11 +1,13 @@
 """What the operator meets: settings, the commands, and `serve` when something is missing or full."""
 
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import anyio
 import httpx
 import pytest
 
+from osiris.bootstrap import _alone_in
 from osiris.config.logging import redact
 from osiris.config.settings import load
 from osiris.demo.stage import free_port
@@ -203,3 +206,11 @@ def test_an_unreadable_key_file_is_refused_in_words(place: Path):
     settings = load({"GITHUB_PRIVATE_KEY_FILE": str(place)}, place / ".env")
     with pytest.raises(Refused, match="cannot be read"):
         _ = settings.private_key
+
+
+def test_a_worker_that_begins_where_one_is_just_ending_waits_for_its_lock(place: Path):
+    with (place / "serve.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.3, held.close).start()
+        with _alone_in(place):
+            assert held.closed
