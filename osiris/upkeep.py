@@ -65,7 +65,8 @@ class Upkeep:
         current = await self._pruning.current(self._lease.place)
         for name in names:
             if name not in current:
-                await self._sandbox.remove(name)
+                with _by_itself():
+                    await self._sandbox.remove(name)
 
     async def drop_needless(self) -> None:
         """Remove from GitHub what was put away for runs that are over.

@@ -144,7 +144,8 @@ class HostDesk:
         for mirror in sorted((self._root / "mirrors").glob("*/*.git")):
             repo = str(mirror.relative_to(self._root / "mirrors")).removesuffix(".git")
             size = sum(_size(folder) for folder in (mirror, self.desk(repo)))
-            found.append((repo, size, mirror.stat().st_mtime))
+            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                found.append((repo, size, mirror.stat().st_mtime))
         return found
 
     def forget(self, repo: str) -> None:

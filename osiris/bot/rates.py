@@ -9,7 +9,7 @@ from osiris.errors import Unavailable
 _RESERVE = 20
 """The last part (one of so many) of an hour's requests is for what a person waits for."""
 
-_LONGEST = 3660.0
+LONGEST = 3660.0
 """Seconds; GitHub counts by the hour, and its clock is not ours."""
 
 
@@ -38,7 +38,7 @@ class Rates:
         An hour whose end is too far away was told before our clock was set back: the next answer tells anew.
         """
         left = self._left.get(account)
-        if left is None or not 0 < (rest := left.reset - self._clock()) <= _LONGEST:
+        if left is None or not 0 < (rest := left.reset - self._clock()) <= LONGEST:
             return
         if left.remaining <= 0 or (can_wait and left.remaining * _RESERVE < left.limit):
             told = f"of {left.limit} requests to GitHub for {account} in this hour, {left.remaining} are left"

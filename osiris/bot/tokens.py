@@ -12,6 +12,7 @@ from typing import Any
 from githubkit import AppAuthStrategy, GitHub, Response
 from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
 
+from osiris.bot.rates import LONGEST
 from osiris.errors import Barred, Mendable, OsirisError, Refused, Unavailable
 
 READ = {
@@ -214,15 +215,15 @@ def refusal(what: str, told: str, status: int) -> Refused:
 
 
 def _pause(response: Response[Any]) -> float | None:
-    """The seconds a rate limit asks for; None when it is none.
+    """The seconds a rate limit asks for, at most about an hour; None when it is none.
 
     https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
     """
     headers, limited = response.headers, re.search(r"(?i)rate limit|abuse detection", response.text)
     if (wait := headers.get("retry-after", "")).isdecimal():
-        return float(wait)
+        return min(float(wait), LONGEST)
     if headers.get("x-ratelimit-remaining") == "0" and headers.get("x-ratelimit-reset", "").isdecimal():
-        return max(1.0, float(headers["x-ratelimit-reset"]) - time.time())
+        return min(max(1.0, float(headers["x-ratelimit-reset"]) - time.time()), LONGEST)
     return 60.0 if limited or response.status_code == 429 or wait else None
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -90,6 +91,26 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
         (_, refused, _), *later = wire.writes
         assert all(begun > refused + 3.9 for _, begun, _ in later)
         assert await world.failures() == []
+
+
+@pytest.mark.parametrize("headers", [{"retry-after": "99999999"}, {"x-ratelimit-remaining": "0"}])
+async def test_no_pause_is_longer_than_an_hour_whatever_is_said(start: Start, headers: dict[str, str]):
+    """GitHub counts by the hour; a time that lies further ahead was told by a clock that went wrong, on either side."""
+    told = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
+    limit = JSONResponse({"message": "You have exceeded a secondary rate limit."}, 403, headers=told)
+    due = text("select not_before from outbox where not_before is not null")
+    async with start() as world:
+        wire = wired(world, ("/comments", limit))
+        await world.alice.comment(await world.alice.file_issue("Help"), "/osiris help")
+
+        async def when() -> float:
+            async with world.osiris.engine.connect() as connection:
+                return await connection.scalar(due) or 0.0
+
+        async with asyncio.timeout(20):
+            while not wire.writes or await when() < time.time() + 60:
+                await asyncio.sleep(0.05)
+        assert await when() <= time.time() + 3700
 
 
 async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start: Start):

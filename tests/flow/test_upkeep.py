@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -335,3 +336,21 @@ async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
         left.mkdir()
         await world.osiris.upkeep.tidy()
         assert not os.path.lexists(left)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something into a workspace")
+async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: Start):
+    async with start() as world:
+        await world.in_review()
+        sessions = world.stage.settings.osiris_data_dir / "sessions"
+        stuck, left = sessions / "acme.shop-9-8", sessions / "acme.shop-9-9"
+        for folder in (stuck / "in use", left):
+            folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", stuck / "in use"], check=True)
+        try:
+            await world.osiris.upkeep.tidy()
+        finally:
+            subprocess.run(["umount", stuck / "in use"], check=True)
+        assert (stuck.exists(), left.exists()) == (True, False)
+        await world.osiris.upkeep.tidy()
+        assert not stuck.exists()
