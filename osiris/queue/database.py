@@ -1,10 +1,14 @@
 """The connection to the database, and its schema brought up to date."""
 
+import asyncio
 import contextlib
+import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -35,12 +39,27 @@ def connect(database: str) -> AsyncEngine:
     url = _address(database)
     try:
         if url.get_backend_name() == "sqlite":
-            engine = create_async_engine(url, pool_size=16)  # a connection is a thread: dear to open, cheap to keep
+            # a connection is a thread: dear to open, cheap to keep
+            engine = create_async_engine(url, pool_size=16, async_creator=partial(_open, url.database or ":memory:"))
             _prepare_all(engine.sync_engine)
             return engine
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL)
     except ModuleNotFoundError:
         raise Refused("DATABASE_URL needs the driver for PostgreSQL: install osiris[machines]") from None
+
+
+class _Connection(aiosqlite.Connection):
+    """One that may be stopped twice. It is when it is cut off while it is being closed; aiosqlite's own then waits for
+    an answer of a thread that has ended, and whoever ends all tasks of a process waits with it for ever."""
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        return super().stop() if self._running else None
+
+
+def _open(path: str) -> _Connection:
+    connection = _Connection(partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64)
+    connection._thread.daemon = True  # as SQLAlchemy does: a statement that does not end keeps no process from ending
+    return connection
 
 
 def _address(database: str) -> URL:
