@@ -309,7 +309,7 @@ def _tokens(settings: Settings) -> Tokens | None:
     if not settings.github_app_id or not key:
         return None
     try:
-        load_pem_private_key(key.encode(), password=None)
+        load_pem_private_key(key.encode(), password=None, unsafe_skip_rsa_key_validation=True)  # its form; 40 ms less
     except (ValueError, TypeError):
         raise Refused(
             "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's page"

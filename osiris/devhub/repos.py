@@ -4,6 +4,7 @@ The short plumbing commands run in place, not awaited, so that each change to th
 """
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,15 @@ class Change:
     patch: str | None
 
 
+OF_COMMITS = ("diff", "merge-base", "merge-tree", "rev-list")
+IDS = re.compile(r"-.*|[0-9a-f]{40}(?:\.\.[0-9a-f]{40})?")
+MOST_KNOWN = 500
+
+
+def _is_for_ever(args: Sequence[str]) -> bool:
+    return args[0] in OF_COMMITS and all(IDS.fullmatch(word) for word in args[1:])
+
+
 def environment() -> dict[str, str]:
     """No settings of the machine's user leak into the hub's git."""
     return {
@@ -81,6 +91,7 @@ class Git:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._known: dict[tuple[str, ...], tuple[int, bytes, bytes]] = {}
 
     def run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         code, out, err = self._try(*args, stdin=stdin, env=env)
@@ -89,6 +100,19 @@ class Git:
         return out
 
     def _try(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
+        """(exit code, stdout, stderr). What is asked about commits by their ids has one answer, and is asked once."""
+        if not _is_for_ever(args):
+            return self._ask(*args, stdin=stdin, env=env)
+        if args not in self._known:
+            answer = self._ask(*args)
+            if answer[0] not in (0, 1):
+                return answer
+            self._known |= {args: answer}
+            if len(self._known) > MOST_KNOWN:
+                self._known.pop(next(iter(self._known)))
+        return self._known[args]
+
+    def _ask(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
         command = ["git", f"--git-dir={self.path}", *args]
         done = subprocess.run(
             command, input=stdin, env=environment() | dict(env or {}), capture_output=True, check=False
@@ -134,8 +158,10 @@ class Git:
             raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {said}") from None
 
     def _settle(self) -> None:
-        for name, value in SETTINGS.items():
-            self.run("config", name, value)
+        with (self.path / "config").open("a") as config:
+            for name, value in SETTINGS.items():
+                section, _, key = name.partition(".")
+                config.write(f"[{section}]\n\t{key} = {value}\n")
         self.path.chmod(0o755)
 
     # ── reading ──
