@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -21,13 +20,7 @@ from osiris.config.logging import redact
 from osiris.config.settings import load
 from osiris.demo.stage import free_port
 from osiris.errors import Refused
-
-
-def osiris(*args: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ}
-    return subprocess.run(
-        [sys.executable, "-m", "osiris", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
+from tests.forks import osiris
 
 
 @asynccontextmanager

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from osiris.ports import Message
 from osiris.queue.tables import Table
 from osiris.queue.views import Failure
 from osiris.task import Task
+from tests.forks import osiris
 
 REPO = "acme/shop"
 FILES = {
@@ -290,14 +289,11 @@ async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def command(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Run `osiris …` as an operator does; gives (exit code, stdout, stderr)."""
-    import anyio
-
     pair = request.getfixturevalue("pair") if "pair" in request.fixturenames else {}
     stands_on = {name.upper(): value for name, value in pair.items()}
 
     async def ran(*args: str, **environ: str) -> tuple[int, str, str]:
-        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **stands_on, **environ}
-        done = await anyio.run_process([sys.executable, "-m", "osiris", *args], env=env, check=False)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
+        done = await asyncio.to_thread(osiris, *args, **{**stands_on, **environ})
+        return done.returncode, done.stdout, done.stderr
 
     return ran

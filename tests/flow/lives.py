@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -11,8 +10,7 @@ from multiprocessing.process import BaseProcess
 from osiris.bootstrap import Patience, build
 from osiris.config.settings import Settings
 from osiris.serving import serve
-
-_forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
+from tests.forks import FORKS
 
 
 def live(settings: Settings) -> None:
@@ -31,7 +29,7 @@ class Lives:
         self.count = 0
 
     def begin(self) -> None:
-        self._process = _forks.Process(target=live, args=(self._settings,), daemon=True)
+        self._process = FORKS.Process(target=live, args=(self._settings,), daemon=True)
         self._process.start()
         self.count += 1
 

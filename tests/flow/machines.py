@@ -7,7 +7,6 @@ Redis; GitHub is the devhub of the process that looks on.
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -35,23 +34,7 @@ from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRo
 from osiris.queue.views import Views
 from osiris.serving import serve, work
 from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
-
-LIBRARIES = ("pydantic_ai.models.anthropic", "pydantic_ai.providers.anthropic")
-"""What a worker loads when it first asks a vendor."""
-
-_forks = multiprocessing.get_context("forkserver")  # its server has everything imported: a life begins in no time
-_LATER = (
-    "aiosqlite",
-    "alembic.command",
-    "anyio._backends._asyncio",
-    "httpcore._async",
-    "osiris.queue.arq",
-    "osiris.queue.live",
-    "psycopg",
-    "uvicorn.lifespan.off",
-    "uvicorn.protocols.http.httptools_impl",
-)
-_forks.set_forkserver_preload(["tests.flow.machines", "tests.flow.lives", *_LATER, *LIBRARIES])
+from tests.forks import FORKS
 
 QUICK = Patience(pauses=(0.05,), lease=2.0)
 """A worker that is silent for two seconds counts as dead; a take-over need not be waited for."""
@@ -95,7 +78,7 @@ class Machine:
         return self._process is not None
 
     def begin(self) -> None:
-        self._process = _forks.Process(
+        self._process = FORKS.Process(
             target=live, args=(self.role, self.settings, self._patience, self.log), daemon=True
         )
         self._process.start()

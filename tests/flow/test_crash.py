@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import jwt
+import pytest
 import yaml
 from starlette.requests import Request
 from starlette.responses import Response
@@ -150,6 +151,11 @@ async def _answers(stage: Stage) -> bool:
             return False
 
 
+ON_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
+"""Workers that are killed on PostgreSQL and Redis are in test_machines.py, and here at random moments."""
+
+
+@ON_SQLITE
 async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path, pair: dict[str, str]):
     async with ground(place, pair) as it:
         killer = Killer(lives=it.lives)
@@ -160,6 +166,7 @@ async def test_killed_before_and_after_every_write_the_result_is_the_same(place:
         assert it.lives.count >= 2 * len(both_ways)
 
 
+@pytest.mark.parametrize("pair", ["servers"], indirect=True)
 async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair: dict[str, str]):
     chance = random.Random(20)
     async with ground(place, pair) as it:
@@ -175,6 +182,7 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair
         assert (await it.views.tasks())[0].task.state == "done"
 
 
+@ON_SQLITE
 async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(place: Path, pair: dict[str, str]):
     async with loopback.serving(STORY) as vendors, ground(place, pair, settings_of(vendors, "anthropic")) as it:
 

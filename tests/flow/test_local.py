@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
+import io
 import json
 import os
 import pty
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 
 from loopback import server as loopback
 from tests.flow.conftest import ANSWER, FILES, FIX, plain_git, run, step, submit
+from tests.forks import Command, osiris
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 SLOW = {"runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]}
@@ -91,20 +92,16 @@ async def test_without_a_branch_checked_out_the_commit_is_the_base(command, plac
 
 
 @contextlib.contextmanager
-def started(*args: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
-    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **more}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "osiris", *args],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-    )
+def started(*args: str, **more: str) -> Iterator[tuple[Command, io.FileIO]]:
+    """A command, and what it says on stdout."""
+    reads, writes = os.pipe()
+    command = Command(*args, environ=more, stdout=writes)
+    os.close(writes)
     try:
-        yield process
+        with open(reads, "rb", buffering=0) as stdout:
+            yield command, stdout
     finally:
-        process.kill()
-        process.communicate()
+        command.kill()
 
 
 async def until(stream: Any, words: str) -> str:
@@ -120,14 +117,14 @@ async def until(stream: Any, words: str) -> str:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, mine: Path, by: signal.Signals):
     model = script(place, SLOW)
-    with started("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)) as process:
-        assert process.stdout
-        await until(process.stdout, "sleep 2")
+    with started("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)) as (process, stdout):
+        await until(stdout, "sleep 2")
         process.send_signal(by)
-        out, _ = await asyncio.to_thread(process.communicate, timeout=30)
+        out = (await asyncio.to_thread(stdout.read)).decode()
+        code = process.wait(30)
     if by is signal.SIGINT:
-        assert process.returncode == 130
-        assert f"Nothing is lost. Go on with:  osiris local {mine} --model {model}" in out.decode()
+        assert code == 130
+        assert f"Nothing is lost. Go on with:  osiris local {mine} --model {model}" in out
     code, out, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
     assert (code, err) == (0, ""), out
     assert "edit_file" not in out  # what was done is not done again
@@ -154,23 +151,15 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[Terminal, subprocess.Popen[bytes]]]:
+async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[Terminal, Command]]:
     outer, inner = pty.openpty()
-    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TERM": "xterm", "BROWSER": "true", **more}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "osiris", *args],
-        env=env,
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        start_new_session=True,
-    )
+    env = {"TERM": "xterm", "BROWSER": "true", **more}
+    process = Command(*args, environ=env, stdin=inner, stdout=inner, stderr=inner, at_terminal=True)
     os.close(inner)
     try:
         yield Terminal(outer), process
     finally:
         process.kill()
-        process.wait()
         os.close(outer)
 
 
@@ -222,14 +211,9 @@ async def test_the_diff_hides_nothing(command, place: Path, mine: Path):
 
 async def test_a_env_file_of_the_repository_is_not_read(place: Path, mine: Path):
     (mine / ".env").write_text("OSIRIS_NONSENSE=1\nOSIRIS_MODEL=scripted:/nonexistent\nOSIRIS_DATA_DIR=/nonexistent\n")
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "osiris", "local", ".", "add subtracts", "--model", script(place, STORY), "--yes"],
-        cwd=mine,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ(place)},
-        capture_output=True,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
+    args = ("local", ".", "add subtracts", "--model", script(place, STORY), "--yes")
+    done = await asyncio.to_thread(functools.partial(osiris, *args, cwd=mine, **environ(place)))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_the_repositorys_own_label_and_the_persons_own_model_count(command, place: Path, mine: Path):

@@ -8,7 +8,6 @@ between two touches nothing happens that anybody could see afterwards.
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -37,10 +36,9 @@ from osiris.serving import serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
 from tests.flow.machines import answers
 from tests.flow.test_crash import Ground
+from tests.forks import FORKS
 
 OURS = f"{Path(osiris.__file__).parent}/"
-
-_forks = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +151,8 @@ class Fused:
     async def _go_on(self) -> None:
         """Begin the next life when one has died."""
         while True:
-            fate, burnt = next(self._fates, None), _forks.Value("q", 0)
-            self._process = process = _forks.Process(target=live, args=(self._settings, fate, burnt), daemon=True)
+            fate, burnt = next(self._fates, None), FORKS.Value("q", 0)
+            self._process = process = FORKS.Process(target=live, args=(self._settings, fate, burnt), daemon=True)
             process.start()
             try:
                 while process.is_alive():
