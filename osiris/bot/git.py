@@ -1,6 +1,5 @@
 """Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
 
-import asyncio
 import contextlib
 import os
 import re
@@ -10,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from osiris.bot import processes
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.events import FileChange
 from osiris.ports import Export, Taken
@@ -75,33 +75,15 @@ async def git(
 
     Configuration goes through the environment, so that no token is ever in an argv.
     """
-    source = stdin.open("rb") if isinstance(stdin, Path) else None
+    environ = {**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
     try:
-        process = await asyncio.create_subprocess_exec(
-            "git",
-            *args,
-            env={**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})},
-            cwd="/",
-            stdin=source or (asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # so that its helpers, which hold our pipes, can be ended with it
-        )
-    finally:
-        if source:
-            source.close()
-    try:
-        async with asyncio.timeout(timeout):
-            out, told = await process.communicate(stdin if isinstance(stdin, bytes) and stdin else None)
+        with stdin.open("rb") if isinstance(stdin, Path) else contextlib.nullcontext(stdin) as source:
+            code, out, told = await processes.run(["git", *args], env=environ, stdin=source, timeout=timeout)
     except TimeoutError:
         raise TooSlow(f"git {args[0]} gave no answer in {timeout:g} seconds") from None
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    if process.returncode == -signal.SIGKILL:
+    if code == -signal.SIGKILL:
         raise TooSlow(f"git {args[0]} was cut off; this machine may be short of memory")
-    if process.returncode:
+    if code:
         raise GitFailed(args[0], (told + out[:2000]).decode("utf-8", "replace")[-3000:].strip())
     return out
 
