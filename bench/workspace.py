@@ -7,8 +7,8 @@ from pathlib import Path
 from bench.process import a_place, ran
 from bench.row import Row, Target
 from osiris.errors import Refused
+from osiris.sandboxing import Limits
 from osiris.tools.disk import Disk, can_bound
-from osiris.tools.limits import Limits
 from osiris.tools.sandbox import Bubblewrap
 
 _FILES = 5000

@@ -30,11 +30,11 @@ from osiris.bot.reconcile import Reconciler
 from osiris.bot.tokens import Tokens
 from osiris.config.guest import tls
 from osiris.config.logging import redact
-from osiris.config.settings import Settings
+from osiris.config.settings import Settings, tools_environment
 from osiris.errors import Refused, Unavailable
 from osiris.health import Readiness
 from osiris.policy import Policy
-from osiris.ports import Choose, Sandbox
+from osiris.ports import Choose
 from osiris.queue.database import connect, is_current, migrate
 from osiris.queue.intake import WAITING, Intake
 from osiris.queue.jobs import PAUSES, TRIES, Jobs, Manner, PolicyOf
@@ -49,6 +49,9 @@ from osiris.queue.sweep import Worker
 from osiris.queue.transcripts import DatabaseTranscripts
 from osiris.queue.turns import Turns
 from osiris.queue.views import Views
+from osiris.sandboxing import GIB, Sandbox
+from osiris.sandboxing import Limits as SandboxLimits
+from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from osiris.tools.toolbox import Tools
 from osiris.upkeep import Upkeep
@@ -197,7 +200,7 @@ def build(
     wake, journal = _between_processes(settings.redis_url.get_secret_value())
     store, brains, tokens = Store(engine, lease, journal), brains_of(settings), _tokens(settings)
     if works and sandbox is None:
-        sandbox = Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
+        sandbox = sandbox_of(settings)
     views = Views(engine)
     intake, secret = Intake(store, wake, most=patience.waiting), settings.github_webhook_secret.get_secret_value()
     ready = Readiness(settings, store, sandbox, brains, wake)
@@ -229,9 +232,10 @@ def _with_work(
     settings, lease = osiris.settings, osiris.lease
     pace = DatabasePace(osiris.engine, lease, Limits() if settings.osiris_github_limits == "on" else None)
     github = GitHub(tokens, settings.github_api_url, pace)
-    desk = HostDesk(settings.osiris_data_dir / "git")
+    desk = desk_of(settings)
     depot = Depot(desk, tokens, settings.github_url, pace.leave)
-    hands = Hands(sandbox=sandbox, tools=Tools, desk=desk, vault=None if settings.is_embedded else depot)
+    vault = None if settings.is_embedded else depot
+    hands = Hands(sandbox=sandbox, tools=Tools, desk=desk, vault=vault, limits=_limits(settings))
     runner = Runner(
         choose=choose, hands=hands, transcripts=osiris.transcripts, inbox=osiris.intake, journal=osiris.journal
     )
@@ -301,6 +305,29 @@ def brains_of(settings: Settings) -> Brains:
     for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
         brains.check(model)
     return brains
+
+
+def desk_of(settings: Settings) -> HostDesk:
+    """The repositories on this machine."""
+    return HostDesk(settings.osiris_data_dir / "git")
+
+
+def sandbox_of(settings: Settings) -> Bubblewrap:
+    """The sandbox that the settings ask for."""
+    options = Options(
+        toolchains=settings.osiris_toolchains,
+        weak=settings.osiris_sandbox == "weak",
+        network=settings.osiris_network,
+        cache=int(settings.osiris_cache_gib * GIB),
+        environment=tools_environment(),
+    )
+    return Bubblewrap(settings.osiris_data_dir / "sessions", desk_of(settings).mirror, options)
+
+
+def _limits(settings: Settings) -> SandboxLimits:
+    return SandboxLimits(
+        memory=int(settings.osiris_sandbox_memory_gib * GIB), disk=int(settings.osiris_sandbox_disk_gib * GIB)
+    )
 
 
 def _tokens(settings: Settings) -> Tokens | None:

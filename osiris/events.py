@@ -80,12 +80,33 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked:
+    """A host and port that a command wanted to reach, how often, and why that was not let through."""
+
+    host: str
+    port: int
+    times: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRan:
     """One command the harness saw in the sandbox; `exit_code` None: it was cut off."""
 
     command: str
     exit_code: int | None
     seconds: float
+    blocked: tuple[Blocked, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """How a workspace was got ready: the commands of the set-up, whether their result was one of an earlier run, and
+    what the sandbox of that machine lacks ("": nothing)."""
+
+    commands: tuple[CommandRan, ...] = ()
+    cached: bool = False
+    weakness: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +139,7 @@ class Work:
     seconds: float
     usage: Usage = field(default_factory=Usage)
     edited_last: bool = False
+    prepared: Prepared = field(default_factory=Prepared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from osiris.agents.brain import Brains
 from osiris.bot.tokens import Tokens
 from osiris.config.settings import Settings
 from osiris.errors import OsirisError, Refused, Unavailable
-from osiris.ports import Probe, Sandbox
 from osiris.queue.store import Store
+from osiris.sandboxing import Probe, Sandbox
 
 _PROBE_LIFE = 60.0  # seconds
 

@@ -9,8 +9,10 @@ class Policy:
     """The settings of one repository (`.github/osiris.yml`), each with its default.
 
     `steps`, `minutes` and `usd` (US dollars; None: any) are the budget of one run; `models` names who thinks, as
-    VENDOR:MODEL by role (`plan`, `build`); `deny` are path prefixes a run may not change; `broken` says why the
-    repository's file could not be read, and no run starts until it is mended.
+    VENDOR:MODEL by role (`plan`, `build`); `deny` are path prefixes a run may not change; `setup` are the commands that
+    get a new workspace ready, with a network of the package registries and the hosts `setup_hosts`; `agent_hosts` are
+    those that the agent's own commands may reach, if the operator allows that (each HOST, HOST:PORT or *.HOST);
+    `broken` says why the repository's file could not be read, and no run starts until it is mended.
     """
 
     label: str = "osiris"
@@ -19,4 +21,7 @@ class Policy:
     usd: float | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     deny: tuple[str, ...] = (".github/workflows/",)
+    setup: tuple[str, ...] = ()
+    setup_hosts: tuple[str, ...] = ()
+    agent_hosts: tuple[str, ...] = ()
     broken: str = ""

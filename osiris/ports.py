@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from osiris.events import CommandRan, Event, FileChange, IssueRef, Usage
+from osiris.sandboxing import Export
 from osiris.task import Task
 
 # ── the conversation with a model ─────────────────────────────────────────────────────────────────────────────────
@@ -201,34 +201,12 @@ Outcome = Submitted | GaveUp | SpentBudget | Halted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a sandboxed command did. `exit_code` is None when it was killed; `output` is stdout and stderr together,
-    cut to head and tail when `total` bytes were too many."""
-
-    exit_code: int | None
-    output: bytes
-    total: int
-    timed_out: bool
-    out_of_memory: bool
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """The work of a session as a stranger's push: `pack` is a thin pack of what is new in `tree` against the base."""
-
-    tree: str
-    pack: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkout:
-    """Where work starts: a bare mirror on this machine and a commit in it.
+    """Where work starts: a commit of a repository that this machine has a mirror of.
 
     `trusted` is the end of the default branch: what people merged, and no agent wrote alone.
     """
 
-    mirror: Path
     commit: str
     trusted: str
 
@@ -250,6 +228,12 @@ class Desk(Protocol):
     async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
         """The repository's own instructions for agents at `commit`: path -> text, capped."""
 
+    async def read(self, repo: str, commit: str, path: str) -> str:
+        """The text of a file at `commit`, capped; "" when there is none."""
+
+    async def fingerprint(self, repo: str, commit: str) -> str:
+        """What changes with the packages that a repository needs: its lock files and the like, or else all of it."""
+
 
 class Vault(Protocol):
     """Where the files of a run are put away, so that another machine can go on with it. It is no place of the agent."""
@@ -265,59 +249,6 @@ class Vault(Protocol):
 
     async def drop(self, repo: str, runs: Collection[str]) -> None:
         """Throw away what was put away for some runs; fine when there is nothing. Raises Refused or Unavailable."""
-
-
-class Session(Protocol):
-    """One workspace in one sandbox. Paths are relative to the workspace."""
-
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 120, keep_as: str = "") -> Result:
-        """Run a command in the jail, at /workspace, for at most `timeout` seconds; everything it started dies with it.
-
-        With `keep_as`, the full output (up to the session's cap) is kept as that file name below /tmp/outputs inside.
-        """
-
-    async def export(self, base: str) -> Export:
-        """Take the workspace as a pack against commit `base`, from a fresh read-only jail. Raises Refused."""
-
-    async def seal(self) -> None:
-        """The workspace is as it should be: from now on the session is found again, before a crash loses it."""
-
-    async def close(self) -> None:
-        """End the session and remove what it left; closing twice is fine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """One thing a machine was asked to do; `fix` says what to do when it failed. Only `needed` ones forbid runs.
-    `passing`: it failed for want of time or memory, and may go well in a moment."""
-
-    name: str
-    ok: bool
-    needed: bool = True
-    detail: str = ""
-    fix: str = ""
-    passing: bool = False
-
-
-class Sandbox(Protocol):
-    """A place where commands of strangers may run."""
-
-    async def open(self, name: str, *, mirror: Path, base: str, files: str = "") -> tuple[Session, bool]:
-        """The session `name`, with a clone of `mirror` (a bare repository) at commit `base` when it is new.
-
-        The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Returns the
-        session and whether it was new: one that was never sealed is thrown away, and made anew. Raises Refused when
-        there is no safe sandbox on this machine, Unavailable when it cannot be made now.
-        """
-
-    async def remove(self, name: str) -> None:
-        """Throw a session away by its name; fine if there is none."""
-
-    def names(self) -> Sequence[str]:
-        """The sessions that are on this machine."""
-
-    async def probe(self) -> Sequence[Probe]:
-        """What this machine can do, each found out by doing it."""
 
 
 # ── durability ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,10 +12,10 @@ from osiris.bot.depot import Depot
 from osiris.bot.git import HostDesk
 from osiris.config.settings import Settings
 from osiris.errors import OsirisError, Refused, Unavailable
-from osiris.ports import Sandbox
 from osiris.queue.lease import Lease
 from osiris.queue.prune import Pruned, Pruning, PutAway
 from osiris.queue.turns import Turns
+from osiris.sandboxing import Sandbox
 
 log = logging.getLogger(__name__)
 

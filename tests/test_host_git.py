@@ -9,7 +9,7 @@ import pytest
 
 from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
-from osiris.ports import Export
+from osiris.sandboxing import Export
 
 REPO = "acme/shop"
 

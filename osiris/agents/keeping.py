@@ -4,11 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from osiris.agents.loop import INTERRUPTED, Tape
 from osiris.errors import Refused, Unavailable
-from osiris.ports import Begun, Checkout, Desk, Kept, Message, Sandbox, Session, Toolbox, Transcripts, Vault
+from osiris.ports import Begun, Desk, Kept, Message, Toolbox, Transcripts, Vault
+from osiris.sandboxing import Plan, Sandbox, Session
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,16 @@ class Shelf:
         self._clock, self._at = clock, clock()
         self._base = self._before = ""
 
-    async def open(self, sandbox: Sandbox, begun: Begun, checkout: Checkout) -> tuple[Session, int | None]:
+    async def open(self, sandbox: Sandbox, begun: Begun, plan: Plan) -> tuple[Session, int | None]:
         """The run's session, and the message from which on its steps must be done again in it (None: from none).
 
-        Raises Refused or Unavailable.
+        `plan` is for a new one, but for what was put away. Raises Refused or Unavailable.
         """
         self._base, self._before = begun.base, begun.kept.commit if begun.kept else ""
         if not begun.here:
             await sandbox.remove(self._place.run)  # what an earlier visit of this run left here is out of date
         files = await self._fetched(begun.kept) if self._place.run not in sandbox.names() else ""
-        session, is_new = await sandbox.open(self._place.run, mirror=checkout.mirror, base=begun.base, files=files)
+        session, is_new = await sandbox.create(self._place.run, replace(plan, base=begun.base, files=files))
         if not is_new:
             return session, None
         return session, begun.kept.steps if begun.kept and files else 0
@@ -83,10 +84,8 @@ class Shelf:
         """Put the files away as they are after `steps` messages. What cannot be put away is done again instead."""
         try:
             export = await session.export(self._base)
-            try:
+            with export.pack:
                 await self.put_taken((await self._desk.take(self._place.repo, self._base, export, ())).tree, steps)
-            finally:
-                export.pack.unlink(missing_ok=True)
         except (Refused, Unavailable) as error:
             log.warning("the files of %s could not be put away: %s", self._place.run, error)
         self._at = self._clock()

@@ -4,15 +4,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from osiris import events as e
 from osiris.agents import brief
 from osiris.agents.budget import Budget
 from osiris.agents.keeping import Place, Shelf, do_again, moved, tells_of_difference
 from osiris.agents.loop import Mind, Tape, work
+from osiris.config import steps
 from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused
+from osiris.policy import Policy
 from osiris.ports import (
     Checkout,
     Choose,
@@ -23,14 +25,13 @@ from osiris.ports import (
     Journal,
     Message,
     Outcome,
-    Sandbox,
-    Session,
     SpentBudget,
     Submitted,
     Toolbox,
     Transcripts,
     Vault,
 )
+from osiris.sandboxing import Limits, Plan, Sandbox, Session, Setup
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Hands:
     tools: Callable[[Session], Toolbox]
     desk: Desk
     vault: Vault | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 class Runner:
@@ -71,7 +73,7 @@ class Runner:
         self, *, choose: Choose, hands: Hands, transcripts: Transcripts, inbox: Inbox, journal: Journal
     ) -> None:
         self._choose, self._sandbox, self._tools = choose, hands.sandbox, hands.tools
-        self._desk, self._vault = hands.desk, hands.vault
+        self._desk, self._vault, self._limits = hands.desk, hands.vault, hands.limits
         self._transcripts, self._inbox, self._journal = transcripts, inbox, journal
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
         self._minds: dict[str, Mind] = {}
@@ -84,7 +86,7 @@ class Runner:
         fact = e.RunStarted(issue=order.issue, run=order.run)
         await self._inbox.note(f"{run_name(order.issue, order.run)}/started/{order.steps}", fact)
 
-    async def run(self, order: StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact | None:
+    async def run(self, order: StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
         """Let an agent work until its run ends; None when it was stopped. Raises Refused or Unavailable.
 
         When the worker itself is cancelled the run is not over: the same order resumes it.
@@ -93,7 +95,7 @@ class Runner:
         if name in self._stopped:  # while its checkout was made
             return None
         self._minds[name] = mind = Mind(self._choose, self._chosen.pop(name, order.model))
-        self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, deny, mind))
+        self._under_way[name] = job = asyncio.create_task(self._to_the_end(name, order, checkout, policy, mind))
         try:
             return await job
         except asyncio.CancelledError:
@@ -133,12 +135,12 @@ class Runner:
             await self._transcripts.end(name, "over")
 
     async def _to_the_end(
-        self, name: str, order: StartRun, checkout: Checkout, deny: Sequence[str], mind: Mind
+        self, name: str, order: StartRun, checkout: Checkout, policy: Policy, mind: Mind
     ) -> e.RunFact:
-        run = await self._open(name, order, checkout)
+        run = await self._open(name, order, checkout, policy)
         try:
             outcome = await work(mind, run.toolbox, run.tape, run.budget, between=run.put_away, news=run.news)
-            fact = await self._fact(run, outcome, deny)
+            fact = await self._fact(run, outcome, policy.deny)
         except Refused as refused:
             fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
         except asyncio.CancelledError:
@@ -147,11 +149,27 @@ class Runner:
             raise
         return fact  # the workspace stays until the fact is recorded: a crash before that comes back to it
 
-    async def _open(self, name: str, order: StartRun, checkout: Checkout) -> _Run:
+    async def _plan(self, repo: str, checkout: Checkout, policy: Policy) -> Plan:
+        """The workspace of a run: what gets it ready stands on the base branch, where people put it."""
+        commands = policy.setup or steps.parse(await self._desk.read(repo, checkout.trusted, steps.PATH))
+        setup = None
+        if commands:
+            key = await self._desk.fingerprint(repo, checkout.trusted)
+            setup = Setup(commands=commands, hosts=policy.setup_hosts, key=key)
+        return Plan(
+            repo=repo,
+            base=checkout.commit,
+            trusted=checkout.trusted,
+            setup=setup,
+            hosts=policy.agent_hosts,
+            limits=self._limits,
+        )
+
+    async def _open(self, name: str, order: StartRun, checkout: Checkout, policy: Policy) -> _Run:
         begun = await self._transcripts.begin(name, order.issue, order.purpose, checkout.commit)
         place = Place(repo=order.issue.repo, ref=f"{order.issue.number}-{order.run}", run=name)
         shelf = Shelf(place, self._vault, self._desk, self._transcripts)
-        session, redo = await shelf.open(self._sandbox, begun, checkout)
+        session, redo = await shelf.open(self._sandbox, begun, await self._plan(order.issue.repo, checkout, policy))
         toolbox = self._tools(session)
         instructions = await self._desk.instructions(order.issue.repo, checkout.trusted)
         budget = Budget(steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=begun.seconds)
@@ -190,10 +208,8 @@ class Runner:
     async def _submitted(self, run: _Run, summary: str, deny: Sequence[str]) -> e.RunFact:
         issue, number = run.order.issue, run.order.run
         export = await run.session.export(run.base)
-        try:
+        with export.pack:
             taken = await self._desk.take(issue.repo, run.base, export, deny)
-        finally:
-            export.pack.unlink(missing_ok=True)
         await self._put_away(run, taken.tree)
         if not taken.files and run.order.purpose is Purpose.REVISE:
             return e.NothingToChange(issue=issue, run=number, summary=summary)
@@ -210,6 +226,7 @@ class Runner:
             steps=len(run.tape.replies),
             seconds=run.budget.seconds,
             usage=run.tape.usage,
+            prepared=run.session.prepared,
         )
         at = int(time.time())
         return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)

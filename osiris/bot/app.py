@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 from osiris.bot.metrics import CONTENT_TYPE_LATEST, exposition
 from osiris.bot.webhook import BadHeaders, BadSignature, verify
 from osiris.errors import Unavailable
-from osiris.ports import Figure, Inbox, Probe
+from osiris.ports import Figure, Inbox
+from osiris.sandboxing import Probe
 
 _GITHUB = "/webhooks/github"
 _AGAIN = 5.0  # seconds after which a delivery that could not be stored may be sent again

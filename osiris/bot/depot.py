@@ -38,9 +38,7 @@ class Depot:
                 self._tokens.forget_reader(repo)
                 raise outage(error, "fetch") from None
         trusted = tips["HEAD"]
-        return Checkout(
-            mirror=self._desk.mirror(repo), commit=tips.get(f"refs/heads/{branch}", trusted), trusted=trusted
-        )
+        return Checkout(commit=tips.get(f"refs/heads/{branch}", trusted), trusted=trusted)
 
     async def _tips(self, repo: str, branch: str, token: str) -> dict[str, str]:
         """The commits of HEAD (the default branch) and, if it exists, of `branch`."""

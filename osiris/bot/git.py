@@ -1,6 +1,7 @@
 """Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -8,11 +9,13 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from osiris.bot import processes
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.events import FileChange
-from osiris.ports import Export, Taken
+from osiris.ports import Taken
+from osiris.sandboxing import Export
 
 _ENV = {
     "PATH": "/usr/bin:/bin",
@@ -52,6 +55,13 @@ _BLOB_LIMIT = 20 * 1024 * 1024
 _FILES_LIMIT = 3000
 _INSTRUCTIONS = re.compile(r"(?:.*/)?AGENTS\.md|CLAUDE\.md|\.github/copilot-instructions\.md")
 _INSTRUCTIONS_LIMIT = 16_000  # characters, all files together
+_FILE_LIMIT = 100_000  # bytes
+_LOCKS = re.compile(
+    rb"(?i).*\.(?:lock|lockb|lockfile|cabal|csproj|gemspec)|go\.(?:mod|sum)|package(?:-lock)?\.json|npm-shrinkwrap\.json"
+    rb"|pnpm-lock\.yaml|(?:.*requirements.*|constraints.*)\.(?:txt|in)|pyproject\.toml|setup\.(?:py|cfg)|cargo\.toml"
+    rb"|gemfile|pom\.xml|build\.gradle(?:\.kts)?|gradle\.properties|composer\.json|mix\.exs|stack\.yaml|\.tool-versions"
+)
+"""Names of files that say which packages a repository needs."""
 _MODES = {b"100644", b"100755", b"120000", b"000000"}
 
 
@@ -66,7 +76,7 @@ class GitFailed(Exception):
 async def git(
     repo: Path,
     *args: str,
-    stdin: bytes | Path = b"",
+    stdin: bytes | IO[bytes] = b"",
     env: Mapping[str, str] | None = None,
     config: Mapping[str, str] | None = None,
     timeout: float = 120,
@@ -77,8 +87,7 @@ async def git(
     """
     environ = {**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
     try:
-        with stdin.open("rb") if isinstance(stdin, Path) else contextlib.nullcontext(stdin) as source:
-            code, out, told = await processes.run(["git", *args], env=environ, stdin=source, timeout=timeout)
+        code, out, told = await processes.run(["git", *args], env=environ, stdin=stdin, timeout=timeout)
     except TimeoutError:
         raise TooSlow(f"git {args[0]} gave no answer in {timeout:g} seconds") from None
     if code == -signal.SIGKILL:
@@ -216,6 +225,22 @@ class HostDesk:
                 found[path] = text[:room] + ("\n… cut" if len(text) > room else "")
                 room -= len(text)
         return found
+
+    async def read(self, repo: str, commit: str, path: str) -> str:
+        try:
+            return (await git(self.desk(repo), "cat-file", "blob", f"{commit}:{path}"))[:_FILE_LIMIT].decode(
+                errors="replace"
+            )
+        except GitFailed:
+            return ""
+
+    async def fingerprint(self, repo: str, commit: str) -> str:
+        desk = self.desk(repo)
+        lines = (await git(desk, "ls-tree", "-r", "-z", commit)).split(b"\0")
+        found = [line for line in lines if _LOCKS.fullmatch(line.rpartition(b"/")[2].rpartition(b"\t")[2])]
+        if not found:
+            return (await git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
+        return hashlib.sha256(b"\0".join(found)).hexdigest()
 
     async def commit(self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int) -> str:
         """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""

@@ -11,6 +11,7 @@ from osiris.bot.depot import Depot
 from osiris.bot.git import HostDesk
 from osiris.bot.github import GitHub
 from osiris.errors import Refused
+from osiris.policy import Policy
 from osiris.ports import Checkout
 from osiris.task import HALTED, Task
 
@@ -18,7 +19,7 @@ from osiris.task import HALTED, Task
 class Runner(Protocol):
     """What starts and stops agents; it gets a checkout and never a token."""
 
-    async def run(self, order: f.StartRun, checkout: Checkout, deny: Sequence[str]) -> e.RunFact | None:
+    async def run(self, order: f.StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
         """Let an agent work until its run ends; None when it was stopped."""
         ...
 
@@ -70,7 +71,7 @@ class Performers:
         policy = await self._github.policy(order.issue.repo)
         checkout = await self._depot.checkout(order.issue.repo, order.branch)
         order = replace(order, model=task.model or order.model)  # chosen since the order was given
-        fact = await self._runner.run(order, checkout, policy.deny)
+        fact = await self._runner.run(order, checkout, policy)
         return [fact] if fact else []
 
     async def _switch_model(self, order: f.SwitchModel, task: Task | None) -> Facts:

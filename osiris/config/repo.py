@@ -1,15 +1,17 @@
 """`.github/osiris.yml` of a repository, as a Policy."""
 
+import re
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from osiris.errors import Refused
 from osiris.policy import Policy
 
 PATH = ".github/osiris.yml"
 MODEL = r"^[a-z-]+:\S+$"
+HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 _DEFAULT = Policy()
 
 
@@ -30,12 +32,40 @@ class _Models(BaseModel):
     build: Annotated[str, Field(pattern=MODEL)] = ""
 
 
+_Command = Annotated[str, Field(min_length=1, max_length=20_000)]
+
+
+def _host(name: str) -> str:
+    """A name with a dot in it: neither an address of numbers nor a machine of the operator's own."""
+    if len(name) > 260 or not HOST.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} is not the name of a host, like example.com, *.example.com or example.com:8443"
+        )
+    return name
+
+
+_Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], Field(max_length=50)]
+
+
+class _Commands(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    setup: _Command | Annotated[list[_Command], Field(max_length=50)] = []
+
+
+class _Network(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    setup: _Hosts = []
+    agent: _Hosts = []
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     label: Annotated[str, Field(min_length=1, max_length=50)] = _DEFAULT.label
     budget: _Budget = _Budget()
     paths: _Paths = _Paths()
     models: _Models = _Models()
+    commands: _Commands = _Commands()
+    network: _Network = _Network()
 
 
 def parse(text: str) -> Policy:
@@ -51,11 +81,16 @@ def parse(text: str) -> Policy:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the file"
-        raise Refused(f"`{PATH}`: {key}: {first['msg'].lower()}; mend it on the default branch") from None
+        raise Refused(
+            f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; mend it on the default branch"
+        ) from None
     return Policy(
         label=file.label,
         steps=file.budget.steps,
         minutes=file.budget.minutes,
         models={role: model for role, model in file.models.model_dump().items() if model},
         deny=tuple(file.paths.deny),
+        setup=(setup,) if isinstance(setup := file.commands.setup, str) else tuple(setup),
+        setup_hosts=tuple(file.network.setup),
+        agent_hosts=tuple(file.network.agent),
     )

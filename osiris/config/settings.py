@@ -51,6 +51,10 @@ class Settings(BaseModel):
     openai_compatible_base_url: str = ""
     openai_compatible_api_key: SecretStr = SecretStr("")
     osiris_toolchains: tuple[Path, ...] = ()
+    osiris_sandbox: Literal["strong", "weak"] = "strong"
+    osiris_sandbox_memory_gib: Annotated[float, Field(ge=0.1, le=1024)] = 2.0
+    osiris_sandbox_disk_gib: Annotated[float, Field(ge=0.1, le=1024)] = 2.0
+    osiris_network: Literal["none", "setup", "agent"] = "setup"
     osiris_runs: Annotated[int, Field(ge=1, le=64)] = 2
     osiris_repository_runs: Annotated[int, Field(ge=1, le=64)] | None = None
     osiris_github_limits: Literal["on", "off"] = "on"
@@ -154,6 +158,18 @@ class Settings(BaseModel):
         urls = [values.pop(name).get_secret_value() for name in ("database_url", "redis_url")]
         passwords = [match[1] for url in urls if (match := re.search(r"://[^:@/]*:([^@/]+)@", url))]
         return [*(secret for value in values.values() if (secret := value.get_secret_value())), *passwords]
+
+
+_TOOLS = re.compile(
+    r"(?i)path|home|xdg_config_home|(?:https?|all|no)_proxy|ssl_cert_\w+|(?:pip|npm_config|cargo|rustup)_\w+"
+    r"|go(?:env|flags|insecure|nosumdb|noproxy|path|private|proxy|root|sumdb|toolchain)"
+)
+
+
+def tools_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What of the environment this machine's package tools go by: none of Osiris's own settings is in it."""
+    given = os.environ if environ is None else environ
+    return {name: value for name, value in given.items() if _TOOLS.fullmatch(name)}
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:

@@ -10,7 +10,7 @@ from osiris.config.settings import Settings
 from osiris.console.common import console, print_json
 from osiris.errors import Refused
 from osiris.health import Readiness, github_probes
-from osiris.ports import Probe
+from osiris.sandboxing import Probe
 
 
 async def doctor(settings: Settings, *, as_json: bool) -> bool:

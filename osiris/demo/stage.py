@@ -17,8 +17,8 @@ from osiris.devhub.server import Hub
 from osiris.devhub.server import serving as hub_serving
 from osiris.devhub.things import App
 from osiris.devhub.tokens import KeyPair
-from osiris.ports import Sandbox
 from osiris.queue.store import Store
+from osiris.sandboxing import Plan, Sandbox
 from osiris.serving import as_guest
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
@@ -93,6 +93,7 @@ async def staged(
             osiris_port=port,
             **{
                 "osiris_github_limits": "off",  # the hub has none of GitHub's for writes
+                "osiris_sandbox": "weak",  # what runs here is our own, or a person's who says what holds
                 "osiris_model": model,
                 "osiris_toolchains": toolchains,
                 **(more or {}),
@@ -129,12 +130,12 @@ def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
     """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
 
     async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
-        session, _new = await sandbox.open(f"ci-{commit}", mirror=mirror, base=commit)
+        session, _new = await sandbox.create(f"ci-{commit}", Plan(repo=str(mirror), base=commit, trusted=commit))
         try:
             result = await session.run(["bash", "-c", command])
             return result.exit_code, result.output.decode("utf-8", "replace")
         finally:
-            await session.close()
+            await session.destroy()
 
     return run_check
 

@@ -21,6 +21,7 @@ from osiris.console.show import told_steps
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.errors import Refused
+from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 
 REPO = "acme/shop"
@@ -40,7 +41,7 @@ async def play(*, keep: bool) -> None:
     place = Path(tempfile.mkdtemp(prefix="osiris-demo-"))
     place.chmod(0o711)
     logging.disable(logging.INFO)
-    jail = Bubblewrap(place / "ci")
+    jail = Bubblewrap(place / "ci", Path, Options(weak=True, network="none"))
     people = {"alice": "maintain", "bob": "write"}
     try:
         sample, script = Path(str(files("osiris.demo") / "sample")), files("osiris.demo") / "script.yml"

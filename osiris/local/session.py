@@ -15,7 +15,7 @@ from shlex import quote
 
 import httpx
 
-from osiris.bootstrap import Osiris, brains_of
+from osiris.bootstrap import Osiris, brains_of, sandbox_of
 from osiris.bot.comments import cost
 from osiris.config import repo
 from osiris.config.settings import Settings
@@ -27,10 +27,9 @@ from osiris.local.repository import Repository
 from osiris.local.screen import Left, Screen
 from osiris.ports import Delta
 from osiris.task import ENDED, State, Task
-from osiris.tools.sandbox import Bubblewrap
 
 _LOOK = 0.2  # seconds between two looks at the task
-_CARRIED = re.compile(r"osiris_(model|second|run|toolchains)|(anthropic|openai|google)_")
+_CARRIED = re.compile(r"osiris_(model|second|run|toolchains|sandbox|network|cache)|(anthropic|openai|google)_")
 _CHOICES = "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now   [x] drop it:"
 _TITLE = 250  # characters
 _EMPTY = b"\n\n"
@@ -100,8 +99,7 @@ async def _ready(settings: Settings) -> None:
     finally:
         await brains.close()
     settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
-    sandbox = Bubblewrap(settings.osiris_data_dir / "sessions", toolchains=settings.osiris_toolchains)
-    for probe in await sandbox.probe():
+    for probe in await sandbox_of(settings).probe():
         if probe.needed and not probe.ok and not probe.passing:
             raise Refused(f"no safe sandbox on this machine: {probe.name}: {probe.detail}; {probe.fix}")
 

@@ -20,8 +20,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from osiris.errors import Refused
-from osiris.ports import Probe
 from osiris.queue.local import LocalWake
+from osiris.sandboxing import Probe
 
 log = logging.getLogger(__name__)
 

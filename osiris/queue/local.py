@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
-from osiris.ports import News, Probe
+from osiris.ports import News
+from osiris.sandboxing import Probe
 
 
 class LocalWake:

@@ -11,12 +11,11 @@ import tempfile
 from pathlib import Path
 
 from osiris.errors import Refused, TooSlow
-from osiris.ports import Export, Result
-from osiris.tools.bubblewrap import Jail
+from osiris.sandboxing import Export, Result
+from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.clean import clean_text
-from osiris.tools.output import Output
-from osiris.tools.view import View
+from osiris.tools.jail import run_once
 
 FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
@@ -50,6 +49,7 @@ cat >>"$GIT_DIR/config" <<'END'
 [diff]
 	ignoreSubmodules = all
 END
+[ ! -e /base.exclude ] || cp /base.exclude "$GIT_DIR/info/exclude"
 git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
 cp -p /base.index "$GIT_INDEX_FILE"
 GIT_WORK_TREE=/workspace git add -A -- .
@@ -60,27 +60,17 @@ printf '\n%s\n' "$tree" >&2
 
 
 async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
-    """Run the script in a jail with `view`; the pack becomes a file in `packs`. Raises Refused or Unavailable."""
-    handle, name = tempfile.mkstemp(suffix=".pack", dir=packs)
-    pack = Path(name)
-    with contextlib.ExitStack() as always, contextlib.ExitStack() as failed:
-        always.callback(os.close, handle)
-        failed.callback(pack.unlink, missing_ok=True)
-        result = await _run(view, base, handle, cgroup)
-        size = os.fstat(handle).st_size
+    """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`, which a crash leaves
+    nothing of. Raises Refused or Unavailable."""
+    with contextlib.ExitStack() as failed:
+        pack = failed.enter_context(tempfile.TemporaryFile(dir=packs))
+        argv = ["/bin/bash", "-c", INSIDE, "collect", base]
+        result = await run_once(view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno())
+        size = pack.seek(0, os.SEEK_END)
+        pack.seek(0)
         export = Export(tree=_tree(result, base, size, view.limits.pack), pack=pack)
         failed.pop_all()
     return export
-
-
-async def _run(view: View, base: str, handle: int, cgroup: Cgroup | None) -> Result:
-    jail = Jail(view, stdout=handle)
-    try:
-        await jail.ready(cgroup)
-        argv = ["/bin/bash", "-c", INSIDE, "collect", base]
-        return await jail.run(argv, b"", view.limits.export_seconds, Output(8192))
-    finally:
-        jail.discard()
 
 
 def _tree(result: Result, base: str, size: int, most: int) -> str:

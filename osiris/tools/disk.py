@@ -1,131 +1,117 @@
-"""Where a session lives on disk: a size-limited ext4 image when we are root, a plain folder otherwise.
-
-The image takes 13 ms to make and 4 ms to throw away, and stopped a fill at its size. Either way the folder holds
-`work`, `home` and `tmp`, which the jail sees, and `keep`, which it does not.
-"""
+"""Where a session's files are: a place of limited size, with `work`, `home` and `tmp`, which the jail sees, and `keep`,
+which it does not. `image.py` makes it for root, `holder.py` for an ordinary user."""
 
 import contextlib
+import json
 import os
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 from osiris.errors import TooSlow, Unavailable
-from osiris.tools.limits import MIB, Limits
+from osiris.sandboxing import Limits
 
-SHOWN = ("work", "home", "tmp")
-MKFS = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
-COARSE_CLOCK = 0.05  # seconds; the time stamps of files run up to a tick behind
-STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
+SHOWN: Final = ("work", "home", "tmp")
+COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
+INDEX, NOTES, EXCLUDE, BELOW = "index", "notes.json", "exclude", "below"
+UNSEALED, SEALED = "unsealed", "ready"
 
 
-class Disk:
-    """The disk of session `name` below `root`, given to user `uid` (None: ours)."""
+class Disk(ABC):
+    """The disk `name` below `root`; what is on it belongs to user `uid` (None: to ours)."""
 
     def __init__(self, root: Path, name: str, *, uid: int | None) -> None:
         self.folder = root / name
-        self.image = root / "@disks" / f"{name}.img"
-        self.keep = self.folder / "keep"
-        self._uid = uid
+        """Where jails are told to look for it."""
+        self.uid = uid
 
-    def make(self, limits: Limits, *, bounded: bool) -> None:
-        """Make it anew, of at most `limits.disk` bytes when `bounded`. Raises Unavailable."""
-        self.folder.mkdir(mode=0o711, exist_ok=True)
-        if bounded:
-            self._make_image(limits)
-            self._mount()
-        for name in (*SHOWN, "keep"):
-            path = self.folder / name
-            path.mkdir(mode=0o755)
-            if self._uid is not None:
-                os.chown(path, self._uid, self._uid)
-        self.folder.chmod(0o711)
+    @property
+    @abstractmethod
+    def here(self) -> Path:
+        """Where this process finds the same."""
 
+    @property
+    @abstractmethod
+    def enter(self) -> Sequence[str]:
+        """The words before a command that has to see the disk."""
+
+    @property
+    def keep(self) -> Path:
+        return self.here / "keep"
+
+    @abstractmethod
+    def make(self, limits: Limits) -> None:
+        """Make it anew. Raises Unavailable."""
+
+    @abstractmethod
     def find(self) -> bool:
-        """True when the session is there; an image that was put away cleanly (a restart) is mounted again."""
-        if self.image.exists() and not self.folder.is_mount():
-            if not self._is_clean():
-                return False
-            self._mount()
-        return (self.keep / "ready").is_file()
+        """True when it is there, and sealed."""
 
-    def close(self) -> None:
-        """Close `keep` to the jail's user. What seals the session is made now, while the disk has room for it."""
-        if self._uid is not None:
+    @abstractmethod
+    def remove(self) -> None:
+        """Throw it away; fine when it is not there. Raises Unavailable."""
+
+    def _fill(self) -> None:
+        for name in (*SHOWN, "keep"):
+            path = self.here / name
+            path.mkdir(mode=0o755)
+            if self.uid is not None:
+                os.chown(path, self.uid, self.uid)
+        self.here.chmod(0o711)
+
+    def close(self, notes: dict[str, Any]) -> None:
+        """Close `keep` to the jail's user. What seals the disk is made now, while there is room for it."""
+        if self.uid is not None:
             os.chown(self.keep, 0, 0)
-            os.chown(self.keep / "index", 0, 0, follow_symlinks=False)
-        (self.keep / "unsealed").touch(mode=0o600)
+            for entry in self.keep.iterdir():
+                os.chown(entry, 0, 0, follow_symlinks=False)
+        (self.keep / NOTES).write_text(json.dumps(notes))
+        (self.keep / UNSEALED).touch(mode=0o600)
 
     def seal(self) -> None:
-        """Mark the session as complete: from now on it is found. It takes no room: the agent may have left none."""
+        """Mark it as complete: from now on it is found. It takes no room: the agent may have left none."""
         with contextlib.suppress(FileNotFoundError):  # it is sealed
-            (self.keep / "unsealed").rename(self.keep / "ready")
+            (self.keep / UNSEALED).rename(self.keep / SEALED)
+
+    @property
+    def sealed(self) -> bool:
+        return (self.keep / SEALED).is_file()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted when it was closed."""
+        noted: dict[str, Any] = json.loads((self.keep / NOTES).read_text())
+        return noted
 
     def settle(self) -> None:
         """Called before the first command of a stranger. Git reads a file again when its second is that of the index,
         so right after a checkout all of them: 5,000 files take 400 ms. When that second has passed with nobody in the
         workspace, a change can no longer hide in it, and the index may say so."""
-        index = self.keep / "index"
+        index = self.keep / INDEX
         next_second = int(index.lstat().st_mtime) + 1
         if time.time() > next_second + COARSE_CLOCK:
             os.utime(index, (next_second, next_second), follow_symlinks=False)
 
-    def remove(self) -> None:
-        """Throw it away; fine when it is not there. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
-        if self.folder.is_mount():
-            _run(["/usr/bin/umount", "-l", str(self.folder)])
-        self.image.unlink(missing_ok=True)
-        try:
-            self.folder.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            if self._uid is None:  # it is all ours, but the agent may have closed a folder even to us
-                _run(["/usr/bin/chmod", "-R", "u+rwX", "--", str(self.folder)])
-            _run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
-    def _make_image(self, limits: Limits) -> None:
-        self.image.parent.mkdir(mode=0o700, exist_ok=True)
-        with self.image.open("wb") as file:
-            file.truncate(limits.disk)
-        self.image.chmod(0o600)
-        owner = f"lazy_itable_init=1,nodiscard,root_owner={os.geteuid()}:{os.getegid()}"
-        _run([*MKFS, "-E", owner, "-N", str(limits.inodes), str(self.image)])
-
-    def _mount(self) -> None:
-        self.folder.mkdir(mode=0o711, exist_ok=True)
-        # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive
-        # a power cut.
-        _run(["/usr/bin/mount", "-o", "loop,nosuid,nodev,noatime,nobarrier", str(self.image), str(self.folder)])
-
-    def _is_clean(self) -> bool:
-        with self.image.open("rb") as file:
-            file.seek(STATE_OFFSET)
-            return file.read(2) == CLEAN
-
-
-def can_bound(root: Path) -> str:
-    """Try a small image; empty when it works, else what went wrong."""
-    if os.geteuid() != 0:
-        return "only root may mount a disk image"
-    trial = Disk(root, f"@trial-{os.getpid()}", uid=None)
-    try:
-        trial.make(Limits(disk=4 * MIB, inodes=64), bounded=True)
-    except (OSError, Unavailable) as error:
-        return str(error)
-    finally:
-        trial.remove()
-    return ""
-
-
-def _run(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str], cwd: Path = Path("/")) -> None:
+    """Run a program of the host for a disk. Raises Unavailable."""
     try:
         done = subprocess.run(
-            argv, env={"LC_ALL": "C.UTF-8"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+            argv, env={"LC_ALL": "C.UTF-8"}, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )
     except subprocess.TimeoutExpired:
         raise TooSlow(f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")
+
+
+def fills_up(disk: Disk, size: int) -> str:
+    """Empty when a disk takes less than `size` bytes, else what went wrong."""
+    with contextlib.suppress(OSError):
+        (disk.here / "tmp" / "fill").write_bytes(bytes(size))
+        return "a disk took more than its size"
+    return ""

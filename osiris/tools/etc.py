@@ -29,8 +29,8 @@ COPIED: Final = (
     "ssl/certs/java",
     "ssl/openssl.cnf",
 )
-HELPER: Final = "osiris/inside"  # without an ending python runs it as source or compiled, whichever it is
-INSIDE_HELPER: Final = f"/etc/{HELPER}"
+HELPERS: Final = ("inside", "bridge")  # without an ending python runs them as source or compiled, whichever they are
+INSIDE_HELPER, INSIDE_BRIDGE = "/etc/osiris/inside", "/etc/osiris/bridge"
 WRITTEN: Final[Mapping[str, str]] = {
     "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
     "nobody:x:65534:65534::/:/usr/sbin/nologin\n",
@@ -61,7 +61,7 @@ def prepare(root: Path) -> Path:
 def _state() -> str:
     """Changes with what we write and with what we copy, so that an upgraded machine gets a new folder."""
     ages = [f"{path}:{_age(path)}" for path in (*_sources(), Path(PYTHON))]
-    words = [*ages, repr(sorted(WRITTEN.items())), _helper().read_text()]
+    words = [*ages, repr(sorted(WRITTEN.items())), *(_helper(name).read_text() for name in HELPERS)]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
@@ -69,8 +69,8 @@ def _age(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _helper() -> Path:
-    return Path(__file__).with_name("inside.py")
+def _helper(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.py")
 
 
 def _sources() -> Iterator[Path]:
@@ -78,10 +78,9 @@ def _sources() -> Iterator[Path]:
         yield from sorted(path for path in HOST.glob(pattern) if path.exists() and os.access(path, os.R_OK))
 
 
-def _compile_helper(target: Path) -> None:
+def _compile(name: str, target: Path) -> None:
     """Compiled by the python that will run it, which saves 6 ms in every file tool; else as source."""
-    target.parent.mkdir()
-    shutil.copyfile(_helper(), target)
+    shutil.copyfile(_helper(name), target)
     compiled = target.with_suffix(".pyc")
     code = "import py_compile, sys; py_compile.compile(sys.argv[1], sys.argv[2], doraise=True)"
     command = [PYTHON, "-I", "-c", code, str(target), str(compiled)]
@@ -100,7 +99,9 @@ def _fill(place: Path) -> None:
             shutil.copyfile(source, target)
     for name, text in WRITTEN.items():
         (place / name).write_text(text)
-    _compile_helper(place / HELPER)
+    (place / "osiris").mkdir()
+    for name in HELPERS:
+        _compile(name, place / "osiris" / name)
     for folder, _, files in os.walk(place):
         os.chmod(folder, 0o755)  # noqa: S103  (jails' own user reads it)
         for name in files:

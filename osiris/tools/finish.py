@@ -5,7 +5,8 @@ from typing import NoReturn
 from pydantic import Field
 
 from osiris.errors import RunEnded
-from osiris.ports import Session, Submitted
+from osiris.ports import Submitted
+from osiris.sandboxing import Session
 from osiris.tools.files import Args
 
 

@@ -1,73 +1,86 @@
-"""The sandbox of this machine: opens sessions, finds them again after a crash, and says whether it is safe."""
+"""The sandbox of this machine: makes sessions, finds them again after a crash, and says whether it is safe."""
 
 import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from osiris.errors import Refused, TooSlow, Unavailable
-from osiris.ports import Probe, Session
+from osiris.events import Prepared
+from osiris.sandboxing import Plan, Probe, Session
 from osiris.tools import cgroup as cgroups
 from osiris.tools import etc, probes
-from osiris.tools.bubblewrap import dropped_uid
+from osiris.tools.bubblewrap import View
+from osiris.tools.checkout import Filling, check_out, copy_index
 from osiris.tools.collect import OBJECT_ID
-from osiris.tools.disk import Disk
-from osiris.tools.limits import Limits
+from osiris.tools.disk import INDEX, Disk
+from osiris.tools.holder import HeldDisk
+from osiris.tools.image import ImageDisk
+from osiris.tools.jail import dropped_uid
+from osiris.tools.layers import Layers
+from osiris.tools.options import Options
 from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
-from osiris.tools.view import View
+from osiris.tools.setup import Setups
+from osiris.tools.ways import Ways
 
-__all__ = ["Bubblewrap", "Limits"]
+NEW: Final = "@new-"  # of a session for a set-up: one that is there at the start was left by a worker that was killed
+PREPARED: Final = TypeAdapter(Prepared)
 
 
 class Bubblewrap:
-    """Implements `ports.Sandbox` with bubblewrap. `root` holds the sessions' disks; `toolchains` are folders of this
-    machine that jails see read-only at the same place, with their `bin` in front of PATH."""
+    """Implements `sandboxing.Sandbox` with bubblewrap. `root` holds the sessions' disks; `mirror_of` says where the
+    mirror of a repository is."""
 
-    def __init__(self, root: Path, *, toolchains: Sequence[Path] = (), limits: Limits | None = None) -> None:
-        self._root = root.absolute()
-        self._toolchains = tuple(toolchains)
-        self._limits = limits or Limits()
+    def __init__(self, root: Path, mirror_of: Callable[[str], Path], options: Options | None = None) -> None:
+        self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
         self._uid = dropped_uid()
-        self._good: list[Probe] = []
-        for chain in self._toolchains:
+        self._probed: Sequence[Probe] = ()
+        for chain in self._options.toolchains:
             if not chain.is_absolute():
                 raise Refused(f"the toolchain {chain} must be an absolute path")
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._root.chmod(0o711)
             self._etc = etc.prepare(self._root)
+            self._setups = Setups(self._root, self._options.cache)
         except OSError as error:
             raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
+        self._layers = Layers(self._root, self._options.cache, uid=self._uid)
+        self._ways = Ways(self._root, self._options)
 
-    async def open(self, name: str, *, mirror: Path, base: str, files: str = "") -> tuple[Session, bool]:
-        """The session `name`, found again or made new with a clone of `mirror` at commit `base`; and whether it is new.
-        It is found once it was sealed.
+    async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
+        """The session `name`, found again or made new as `plan` says; and whether it is new. It is found once it was
+        sealed.
 
-        The files of a new one are those of commit `files`, if it is given, as changes on top of `base`. Raises Refused
-        when this machine has no safe sandbox, or the mirror or the commit cannot be used, Unavailable when it was too
-        slow.
+        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed, Mendable when its set-up
+        fails, Unavailable when this cannot be done now.
         """
         disk = self._disk(name)
-        await self._insist()
-        found = await asyncio.to_thread(disk.find)
-        if found:
+        weakness = await self._insist()
+        if await asyncio.to_thread(disk.find):
             self._end_processes(name)
-            return self._session(name, disk, mirror), False
-        for commit in filter(None, (base, files)):
-            if not OBJECT_ID.fullmatch(commit):
-                raise Refused(f"{commit!r} is not the id of a commit")
-        if not (mirror / "HEAD").is_file():
-            raise Refused(f"the mirror {mirror} is missing")
+            view = await self._view(disk, plan)
+            return self._session(disk, view, PREPARED.validate_python(disk.notes)), False
+        self._check(plan)
         await self.remove(name)
-        return await self._make(name, disk, mirror, (base, files)), True
+        setup = await self._setups.get(plan, self._salt, lambda: self._for_setup(plan))
+        prepared = Prepared(weakness=weakness)
+        if setup:
+            prepared = Prepared(commands=setup.commands, cached=setup.cached, weakness=weakness)
+        return await self._make(disk, plan, prepared, setup.tar if setup else None), True
 
     async def probe(self) -> list[Probe]:
-        """What this machine can do, each found out by doing it; takes a few hundred milliseconds at most."""
-        found = await asyncio.to_thread(probes.run, self._root, self._etc, self._limits)
-        if all(probe.ok for probe in found if probe.needed):
-            self._good = found
+        """What this machine can do, each found out by doing it; takes about a second."""
+        found = await asyncio.to_thread(probes.run, self._root, self._etc, weak=self._options.weak)
+        self._probed = found if all(probe.ok for probe in found if probe.needed) else ()
         return found
 
     async def remove(self, name: str) -> None:
@@ -76,52 +89,112 @@ class Bubblewrap:
         self._end_processes(name)
         await asyncio.to_thread(disk.remove)
         await remove_cgroup(self._group(name))
+        self._ways.forget(name)
 
     def names(self) -> list[str]:
         """The sessions that exist on disk."""
         return sorted(entry.name for entry in os.scandir(self._root) if PLAIN_NAME.fullmatch(entry.name))
 
-    async def _make(self, name: str, disk: Disk, mirror: Path, commits: tuple[str, str]) -> OpenSession:
-        bounded = any(probe.name == probes.BOUNDED_DISK and probe.ok for probe in self._good)
+    # ── making ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _make(
+        self, disk: Disk, plan: Plan, prepared: Prepared, setup: Path | None = None, *, for_setup: bool = False
+    ) -> OpenSession:
         async with contextlib.AsyncExitStack() as failed:
-            failed.push_async_callback(self.remove, name)
-            await asyncio.to_thread(disk.make, self._limits, bounded=bounded)
-            session = self._session(name, disk, mirror)
-            try:
-                await session.check_out(*commits)
-            except Unavailable as error:
-                if "find source path" in str(error):
-                    raise Refused(self._unreachable(mirror, str(error))) from error
-                raise
+            failed.push_async_callback(self.remove, disk.folder.name)
+            filling = Filling(base=plan.base, files=plan.files, setup=setup)
+            if isinstance(disk, ImageDisk):
+                image = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
+                await asyncio.to_thread(disk.make_over, image, plan.limits)
+                filling = replace(filling, index=disk.below / "keep" / INDEX)
+            else:
+                await asyncio.to_thread(disk.make, plan.limits)
+            view = await self._view(disk, plan, for_setup=for_setup)
+            if filling.index and filling == Filling(base=plan.trusted, index=filling.index):
+                copy_index(filling.index, disk)
+            else:
+                await self._check_out(view, disk, filling)
+            disk.close(PREPARED.dump_python(prepared, mode="json"))
+            session = self._session(disk, view, prepared, untouched=not plan.files)
             failed.pop_all()
         return session
 
-    def _session(self, name: str, disk: Disk, mirror: Path) -> OpenSession:
-        view = View(
+    async def _fill_layer(self, plan: Plan, disk: ImageDisk) -> None:
+        await asyncio.to_thread(disk.make, plan.limits)
+        try:
+            await self._check_out(await self._view(disk, plan), disk, Filling(base=plan.trusted))
+            disk.close({})
+        finally:
+            await remove_cgroup(self._group(disk.folder.name))
+
+    async def _for_setup(self, plan: Plan) -> OpenSession:
+        """A session of the base branch, with the way out of a set-up, that nobody finds again."""
+        disk = self._disk(f"{NEW}{secrets.token_hex(8)}")
+        plan = replace(plan, base=plan.trusted, files="", setup=None, hosts=plan.setup.hosts if plan.setup else ())
+        return await self._make(disk, plan, Prepared(), for_setup=True)
+
+    async def _check_out(self, view: View, disk: Disk, filling: Filling) -> None:
+        try:
+            await check_out(view, disk, cgroups.make(self._group(disk.folder.name), view.limits), filling)
+        except Unavailable as error:
+            if "find source path" in str(error):
+                raise Refused(self._unreachable(view.mirror, str(error))) from error
+            raise
+
+    def _session(self, disk: Disk, view: View, prepared: Prepared, *, untouched: bool = False) -> OpenSession:
+        group = self._group(disk.folder.name)
+        ground = Ground(disk, view, self._root / "@packs", group, self._ways.egress(disk.folder.name))
+        return OpenSession(ground, cgroups.make(group, view.limits), prepared, untouched=untouched)
+
+    async def _view(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> View:
+        way = await self._ways.open(disk.folder.name, plan.hosts, for_setup=for_setup)
+        return View(
             etc=self._etc,
             work=disk.folder / "work",
             tmp=disk.folder / "tmp",
             home=disk.folder / "home",
-            mirror=mirror.absolute(),
-            toolchains=self._toolchains,
-            limits=self._limits,
+            mirror=self._mirror_of(plan.repo).absolute(),
+            toolchains=self._options.toolchains,
+            way_out=way.folder if way else None,
+            environment=way.environment if way else {},
+            cargo=way.cargo if way else None,
+            enter=disk.enter,
+            limits=plan.limits,
         )
-        ground = Ground(disk, view, self._root / "@packs", self._group(name), self._uid)
-        return OpenSession(ground, cgroups.make(self._group(name), self._limits))
 
-    async def _insist(self) -> None:
-        """Fail closed: no commands of strangers on a machine that cannot hold them."""
-        for probe in self._good or await self.probe():
-            if not probe.needed or probe.ok:
+    # ── what must hold first ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _insist(self) -> str:
+        """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing that the operator
+        goes without."""
+        lacks = []
+        for probe in self._probed or await self.probe():
+            if probe.ok:
                 continue
-            if probe.passing:
+            if probe.needed and probe.passing:
                 raise TooSlow(f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}")
-            raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
+            if probe.needed:
+                raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
+            lacks.append(probe.name)
+        return ", ".join(lacks)
+
+    def _check(self, plan: Plan) -> None:
+        for commit in filter(None, (plan.base, plan.trusted, plan.files)):
+            if not OBJECT_ID.fullmatch(commit):
+                raise Refused(f"{commit!r} is not the id of a commit")
+        if not (self._mirror_of(plan.repo) / "HEAD").is_file():
+            raise Refused(f"the mirror {self._mirror_of(plan.repo)} is missing")
 
     def _disk(self, name: str) -> Disk:
-        if not PLAIN_NAME.fullmatch(name) or name in (".", ".."):
+        if not PLAIN_NAME.fullmatch(name.removeprefix(NEW)) or name in (".", ".."):
             raise Refused(f"{name!r} cannot name a session")
-        return Disk(self._root, name, uid=self._uid)
+        kind = HeldDisk if self._uid is None else ImageDisk
+        return kind(self._root, name, uid=self._uid)
+
+    @property
+    def _salt(self) -> str:
+        """What kept checkouts and set-ups depend on besides the repository."""
+        return "\0".join([self._etc.name, *map(str, self._options.toolchains)])
 
     def _group(self, name: str) -> str:
         return f"osiris-{hashlib.sha256(str(self._root).encode()).hexdigest()[:8]}-{name}"
@@ -131,6 +204,6 @@ class Bubblewrap:
         if group := cgroups.find(self._group(name)):
             group.kill()
 
-    def _unreachable(self, mirror: Path, words: str) -> str:
+    def _unreachable(self, mirror: Path | None, words: str) -> str:
         who = f"the sandbox's user (uid {self._uid})" if self._uid is not None else "the sandbox"
         return f"{who} cannot reach what it needs ({words}); make the folders above {mirror} searchable (chmod 711)"

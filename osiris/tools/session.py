@@ -5,86 +5,91 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from osiris.errors import Refused, TooSlow, Unavailable
-from osiris.ports import Export, Result
+from osiris.errors import Refused, Unavailable
+from osiris.events import Blocked, Prepared
+from osiris.sandboxing import Export, Limits, Result
 from osiris.tools import cgroup as cgroups
-from osiris.tools.bubblewrap import Jail
+from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.collect import OBJECT_ID, collect
-from osiris.tools.disk import Disk
+from osiris.tools.disk import EXCLUDE, INDEX, Disk
+from osiris.tools.egress import Egress
+from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
+from osiris.tools.helper import JailFiles
+from osiris.tools.jail import Jail
 from osiris.tools.output import Output
-from osiris.tools.view import View
 
-KILLED = 128 + 9  # SIGKILL
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
-
-# A clone and not a worktree: a worktree needs a writable mirror, where a planted hook ran as root outside.
-CHECKOUT = r"""
-git -C /base.git rev-parse -q --git-dir >/dev/null || exit 64
-git -C /base.git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
-set -e
-git clone -q --shared --no-checkout --template= /base.git /workspace
-said=$(git checkout -q -b work "$1" -- 2>&1)
-case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
-cp -p .git/index /keep/index
-[ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a session stands on: its disk, the view its jails have, and the name of its cgroup."""
+    """What a session stands on: its disk, the view its jails have, where packs are put, the name of its cgroup; and the
+    way out that its commands have, if they have one."""
 
     disk: Disk
     view: View
     packs: Path
     cgroup: str
-    uid: int | None
+    egress: Egress | None = None
 
 
 class OpenSession:
-    """Implements `ports.Session`. One jail always stands ready for the next command, so that setting it up (6 ms, and
-    up to 22 after an idle moment) falls into the time in which the model thinks."""
+    """Implements `sandboxing.Session`. One jail always stands ready for the next command, so that setting it up (6 ms,
+    and up to 22 after an idle moment) falls into the time in which the model thinks."""
 
-    def __init__(self, ground: Ground, cgroup: Cgroup | None) -> None:
+    def __init__(self, ground: Ground, cgroup: Cgroup | None, prepared: Prepared, *, untouched: bool = False) -> None:
         self._ground = ground
         self._cgroup = cgroup
         self._next: asyncio.Task[Jail | None] | None = None
         self._closed = False
-        self._untouched = False
+        self._untouched = untouched
+        self._prepared = prepared
+        self._files = JailFiles(self._run)
 
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 120, keep_as: str = "") -> Result:
-        """Run a command in the jail, at /workspace, for at most `timeout` seconds; everything it started dies with it.
+    @property
+    def files(self) -> JailFiles:
+        return self._files
+
+    @property
+    def prepared(self) -> Prepared:
+        return self._prepared
+
+    @property
+    def limits(self) -> Limits:
+        return self._ground.view.limits
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        return self._cgroup
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether a command wanted to reach a host that it may reach, and that did not answer."""
+        return self._ground.egress is not None and self._ground.egress.unreachable
+
+    async def run(
+        self, argv: Sequence[str], *, cwd: str = ".", stdin: bytes = b"", timeout: float = 120, keep_as: str = ""
+    ) -> Result:
+        """Run a command in the jail, in folder `cwd` of /workspace, for at most `timeout` seconds; everything it
+        started dies with it.
 
         Raises Unavailable when the sandbox itself failed, Refused when the session is closed.
         """
-        if self._closed:
-            raise Refused("this sandbox session is closed")
-        if not argv or any("\0" in word for word in argv):
-            raise Refused("a command needs words, and none of them may hold a NUL byte")
         if keep_as and (not PLAIN_NAME.fullmatch(keep_as) or keep_as.startswith(".")):
             raise Refused(f"{keep_as!r} cannot name an output")
         limits = self._ground.view.limits
         output = Output(limits.output, limits.kept_output if keep_as else 0)
-        if self._untouched:
-            self._untouched = False
-            self._ground.disk.settle()
-        jail = await self._jail()
-        killed = self._cgroup.out_of_memory() if self._cgroup else 0
-        try:
-            self._prepare()  # while this one runs: 6.4 ms from command to command instead of 13
-            result = await jail.run(argv, stdin, timeout, output)
-        finally:
-            jail.discard()
+        async with self._way_out() as blocked:
+            words = [PYTHON, "-I", "-S", INSIDE_BRIDGE, *argv] if self._ground.egress else argv
+            result = await self._run(words, stdin, timeout, output=output, cwd=cwd)
         if keep_as:
             self._keep(keep_as, bytes(output.kept))
-        if self._cgroup and self._cgroup.out_of_memory() > killed:
-            return replace(result, out_of_memory=True)
-        return result
+        return replace(result, blocked=tuple(blocked))
 
     async def export(self, base: str) -> Export:
         """Take the workspace as a pack against commit `base`, from a fresh read-only jail.
@@ -95,25 +100,34 @@ class OpenSession:
             raise Refused("this sandbox session is closed")
         if not OBJECT_ID.fullmatch(base):
             raise Refused(f"{base!r} is not the id of a commit")
-        ground = self._ground
-        ground.packs.mkdir(mode=0o700, exist_ok=True)
-        view = replace(
+        self._ground.packs.mkdir(mode=0o700, exist_ok=True)
+        return await collect(self.read_only(), base, packs=self._ground.packs, cgroup=self._cgroup)
+
+    def read_only(self, *, home: bool = False) -> View:
+        """What a jail of ours sees that takes something out: the workspace (and the home), and the trusted index."""
+        ground, keep = self._ground, self._ground.disk.folder / "keep"
+        extra = [(keep / INDEX, "/base.index", False)]
+        if (self._ground.disk.keep / EXCLUDE).is_file():
+            extra.append((keep / EXCLUDE, "/base.exclude", False))
+        if home and ground.view.home:
+            extra.append((ground.view.home, "/home/agent", False))
+        return replace(
             ground.view,
             work_writable=False,
             tmp=None,
             home=None,
             toolchains=(),
-            extra=((ground.disk.keep / "index", "/base.index", False),),
+            way_out=None,
+            extra=tuple(extra),
             limits=replace(ground.view.limits, file_size=ground.view.limits.pack),
         )
-        return await collect(view, base, packs=ground.packs, cgroup=self._cgroup)
 
     async def seal(self) -> None:
         """From now on the session is found again by its name. Sealing twice is fine."""
         self._ground.disk.seal()
 
-    async def close(self) -> None:
-        """End the session and remove what it left; closing twice is fine."""
+    async def destroy(self) -> None:
+        """End the session and remove what it left; twice is fine."""
         if self._closed:
             return
         self._closed = True
@@ -121,23 +135,48 @@ class OpenSession:
         await asyncio.to_thread(self._ground.disk.remove)
         await remove_cgroup(self._ground.cgroup)
 
-    async def check_out(self, base: str, files: str = "") -> None:
-        """Fill a new session, with the files of commit `files` if that is given. Raises Refused or Unavailable."""
-        ground = self._ground
-        view = replace(ground.view, extra=((ground.disk.keep, "/keep", True),), toolchains=())
-        jail = Jail(view)
+    # ── one command ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(
+        self, argv: Sequence[str], stdin: bytes, timeout: float, *, output: Output | None = None, cwd: str = "."
+    ) -> Result:
+        if self._closed:
+            raise Refused("this sandbox session is closed")
+        if not argv or any("\0" in word for word in [*argv, cwd]):
+            raise Refused("a command needs words, and none of them may hold a NUL byte")
+        self._settle()
+        jail = await self._jail()
+        killed = self._cgroup.out_of_memory() if self._cgroup else 0
         try:
-            await jail.ready(self._cgroup)
-            argv = ["/bin/bash", "-c", CHECKOUT, "checkout", base, files]
-            result = await jail.run(argv, b"", view.limits.open_seconds, Output(8192))
+            self._prepare()  # while this one runs: 6.4 ms from command to command instead of 13
+            result = await jail.run(argv, stdin, timeout, output or Output(self._ground.view.limits.output), cwd=cwd)
         finally:
             jail.discard()
-        _checked_out(result, ground.view, base)
-        if os.listdir(ground.disk.keep) != ["index"] or not _is_plain_file(ground.disk.keep / "index"):
-            raise Refused("the checkout left no index, or more than that")
-        ground.disk.close()
-        self._untouched = not files  # else what differs may have the index's own second
-        self._prepare()
+        if self._cgroup and self._cgroup.out_of_memory() > killed:
+            return replace(result, out_of_memory=True)
+        return result
+
+    def _settle(self) -> None:
+        if not self._untouched:
+            return
+        self._untouched = False
+        try:
+            self._ground.disk.settle()
+        except OSError as error:
+            raise Unavailable(f"the session's disk cannot be used: {error.strerror}") from None
+
+    @contextlib.asynccontextmanager
+    async def _way_out(self) -> AsyncIterator[list[Blocked]]:
+        """Let one command out, if it may; what it was not let through to is in the list when it is over."""
+        blocked: list[Blocked] = []
+        if self._ground.egress is None or self._ground.view.way_out is None:
+            yield blocked
+            return
+        async with self._ground.egress.listening(self._ground.view.way_out, self._ground.disk.uid):
+            yield blocked
+        blocked += self._ground.egress.take_blocked()
+
+    # ── the jail that stands ready ────────────────────────────────────────────────────────────────────────────────
 
     def _prepare(self) -> None:
         if self._next is None and not self._closed:
@@ -176,12 +215,14 @@ class OpenSession:
                 if jail := await task:
                     jail.discard()
 
+    # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
     def _keep(self, name: str, content: bytes) -> None:
         """Put a file into the session's /tmp/outputs. A link made by the agent is never followed: the folder is opened
         as itself, the file is made new and moved into place. What the agent made impossible is left out."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-            top = _opened(opened, self._ground.disk.folder / "tmp", flags)
+            top = _opened(opened, self._ground.disk.here / "tmp", flags)
             with contextlib.suppress(FileExistsError):
                 os.mkdir("outputs", 0o755, dir_fd=top)
                 self._give("outputs", top)
@@ -194,7 +235,7 @@ class OpenSession:
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _give(self, name: str, folder: int) -> None:
-        uid = self._ground.uid
+        uid = self._ground.disk.uid
         if uid is not None:
             os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
 
@@ -203,27 +244,6 @@ def _opened(stack: contextlib.ExitStack, path: Path | str, flags: int, dir_fd: i
     fd = os.open(path, flags, dir_fd=dir_fd)
     stack.callback(os.close, fd)
     return fd
-
-
-def _is_plain_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
-
-
-def _checked_out(result: Result, view: View, base: str) -> None:
-    words = os.fsdecode(result.output).strip()[-300:]
-    if result.exit_code == 0:
-        return
-    if result.timed_out:
-        raise TooSlow(f"checking the repository out took longer than {view.limits.open_seconds:g} seconds")
-    if result.exit_code is None or result.exit_code == KILLED:
-        raise TooSlow("checking the repository out was cut off; this machine may be short of memory")
-    if result.exit_code == 64:
-        raise Refused(f"the mirror {view.mirror} is not a repository that git can read: {words}")
-    if result.exit_code == 65:
-        raise Refused(f"the base commit {base} is not in the mirror")
-    if result.exit_code == 66 or "No space left" in words:
-        raise Refused(f"the repository does not fit on the session's disk of {view.limits.disk >> 20} MiB")
-    raise Refused(f"the repository could not be checked out: {words}")
 
 
 async def remove_cgroup(name: str) -> None:

@@ -5,7 +5,8 @@ import secrets
 from pydantic import Field
 
 from osiris.events import CommandRan
-from osiris.ports import Result, Session, ToolAnswer
+from osiris.ports import ToolAnswer
+from osiris.sandboxing import Result, Session
 from osiris.tools.clean import clean_text
 from osiris.tools.files import Args
 

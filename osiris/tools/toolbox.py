@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from osiris.ports import Session, ToolAnswer, ToolSpec
+from osiris.ports import ToolAnswer, ToolSpec
+from osiris.sandboxing import Session
 from osiris.tools import files, finish, shell
 from osiris.tools.files import Args
 

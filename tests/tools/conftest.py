@@ -6,10 +6,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from osiris.tools.sandbox import Bubblewrap, Limits
+from osiris.sandboxing import Limits, Plan
+from osiris.tools.options import Options
+from osiris.tools.sandbox import Bubblewrap
 
 MIB = 1 << 20
 GIT = {
@@ -37,6 +40,10 @@ class Mirror:
     path: Path
     base: str
 
+    def plan(self, limits: Limits, **more: Any) -> Plan:
+        """A session of it; its path serves as its name."""
+        return Plan(**{"repo": str(self.path), "base": self.base, "trusted": self.base, "limits": limits, **more})
+
     @property
     def tree(self) -> str:
         return git("rev-parse", f"{self.base}^{{tree}}", cwd=self.path).decode().strip()
@@ -46,7 +53,8 @@ class Mirror:
         host = place / "host.git"
         git("init", "-q", "--bare", host)
         (host / "objects/info/alternates").write_text(f"{self.path}/objects\n")
-        git("index-pack", "--stdin", "--fix-thin", "--strict", cwd=host, stdin=export.pack.read_bytes())
+        with export.pack:
+            git("index-pack", "--stdin", "--fix-thin", "--strict", cwd=host, stdin=export.pack.read())
         git("rev-list", "--objects", "--quiet", export.tree, "--not", self.base, cwd=host)
         rows = git("ls-tree", "-r", "-z", export.tree, cwd=host).split(b"\0")[:-1]
         found = {}
@@ -95,19 +103,19 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def sandbox(root: Path, limits: Limits) -> AsyncIterator[Bubblewrap]:
-    sandbox = Bubblewrap(root, limits=limits)
+async def sandbox(root: Path) -> AsyncIterator[Bubblewrap]:
+    sandbox = Bubblewrap(root, Path, Options(weak=True))
     yield sandbox
     for name in sandbox.names():
         await sandbox.remove(name)
 
 
 @pytest.fixture
-async def session(sandbox: Bubblewrap, mirror: Mirror):
-    session, _ = await sandbox.open("shop-7-1", mirror=mirror.path, base=mirror.base)
+async def session(sandbox: Bubblewrap, mirror: Mirror, limits: Limits):
+    session, _ = await sandbox.create("shop-7-1", mirror.plan(limits))
     await session.seal()
     yield session
-    await session.close()
+    await session.destroy()
 
 
 @pytest.fixture

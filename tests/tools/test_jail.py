@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from osiris.tools.options import Options
+from osiris.tools.sandbox import Bubblewrap
+
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="an ordinary user's jail has no cgroup and no disk image")
 
@@ -218,17 +221,15 @@ async def test_memory_is_bounded_by_the_cgroup(session):
 
 
 async def test_a_tool_chain_is_seen_read_only_and_comes_first(place, mirror, limits, root):
-    from osiris.tools.sandbox import Bubblewrap
-
     chain = place / "chain"
     (chain / "bin").mkdir(parents=True)
     (chain / "bin" / "git").write_text("#!/bin/sh\necho another git\n")
     (chain / "bin" / "git").chmod(0o755)
     (chain / "bin" / "mytool").symlink_to("git")
-    sandbox = Bubblewrap(root, toolchains=[chain], limits=limits)
-    session, _ = await sandbox.open("a", mirror=mirror.path, base=mirror.base)
+    sandbox = Bubblewrap(root, Path, Options(toolchains=[chain], weak=True))
+    session, _ = await sandbox.create("a", mirror.plan(limits))
     result = await session.run(["bash", "-c", f"mytool; touch {chain}/bin/x || echo held"])
-    await session.close()
+    await session.destroy()
     assert result.output.splitlines()[0] == b"another git"
     assert result.output.splitlines()[-1] == b"held"
 
@@ -243,7 +244,7 @@ async def test_ordinary_development_works(bash):
 
 
 def test_the_policy_is_a_list_that_can_be_read():
-    from osiris.tools.view import View, arguments
+    from osiris.tools.bubblewrap import View, arguments
 
     words = arguments(View(etc=Path("/e"), work=Path("/w"), work_writable=False))
     assert " ".join(words).endswith("--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace")

@@ -5,9 +5,9 @@ import struct
 import pytest
 
 from osiris.errors import Refused
+from osiris.sandboxing import Limits
 from osiris.tools import cgroup, seccomp
 from osiris.tools.clean import clean_text
-from osiris.tools.limits import Limits
 from osiris.tools.output import Output
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from osiris.errors import Refused
-from osiris.ports import Probe
+from osiris.sandboxing import Probe
 from osiris.tools import probes
+from osiris.tools.sandbox import Bubblewrap
 
 
 async def test_this_machine_has_a_strong_sandbox(sandbox):
@@ -22,16 +23,16 @@ async def test_this_machine_has_a_strong_sandbox(sandbox):
     assert len({probe.name for probe in found}) >= 9
 
 
-async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, monkeypatch):
+async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, monkeypatch):
     bad = Probe(name="namespaces", ok=False, detail="No permissions", fix="Allow them.")
-    monkeypatch.setattr(probes, "run", lambda *_: [bad])
+    monkeypatch.setattr(probes, "run", lambda *_, **__: [bad])
     with pytest.raises(Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."):
-        await sandbox.open("a", mirror=mirror.path, base=mirror.base)
+        await sandbox.create("a", mirror.plan(limits))
     assert sandbox.names() == []
 
 
 async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(sandbox, monkeypatch):
-    monkeypatch.setattr("osiris.tools.bubblewrap.BWRAP", "/nonexistent/bwrap")
+    monkeypatch.setattr("osiris.tools.jail.BWRAP", "/nonexistent/bwrap")
     monkeypatch.setattr(probes, "BWRAP", "/nonexistent/bwrap")
     failed = [probe for probe in await sandbox.probe() if probe.needed and not probe.ok]
     assert {"bubblewrap installed", "namespaces", "private /proc", "python3 inside"} <= {probe.name for probe in failed}
@@ -39,38 +40,39 @@ async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_i
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only a root worker has another user for its jails")
-async def test_a_data_folder_that_the_jail_cannot_reach_is_named(place, mirror):
-    from osiris.tools.sandbox import Bubblewrap
-
+async def test_a_data_folder_that_the_jail_cannot_reach_is_named(place, mirror, limits):
     (place / "closed").mkdir(mode=0o700)
-    sandbox = Bubblewrap(place / "closed" / "sandboxes")
+    sandbox = Bubblewrap(place / "closed" / "sandboxes", Path)
     with pytest.raises(Refused, match="data folder reachable"):
-        await sandbox.open("a", mirror=mirror.path, base=mirror.base)
+        await sandbox.create("a", mirror.plan(limits))
 
 
 ORDINARY = """
 import asyncio, os, sys
 from pathlib import Path
+from osiris.sandboxing import Plan
+from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from osiris.tools.toolbox import Tools
 async def main():
     place, mirror, base = sys.argv[1:]
-    sandbox = Bubblewrap(Path(place) / "sandboxes")
+    plan = Plan(repo=mirror, base=base, trusted=base)
+    sandbox = Bubblewrap(Path(place) / "sandboxes", Path, Options(weak=True))
     bad = [probe for probe in await sandbox.probe() if not probe.ok and probe.needed]
     assert not bad, bad
-    session, new = await sandbox.open("a", mirror=Path(mirror), base=base)
+    session, new = await sandbox.create("a", plan)
     await session.seal()
     tools = Tools(session)
     print((await tools.call("write_file", {"path": "new", "content": "x"})).text)
     result = await session.run(["bash", "-c", "id -u; wc -c </proc/1/environ; git status --short; ls /root /home"])
     print(result.output.decode())
     assert (await session.run(["sleep", "60"], timeout=0.2)).timed_out
-    export = await session.export(base)
-    assert export.pack.stat().st_size > 32
-    again, new = await sandbox.open("a", mirror=Path(mirror), base=base)
+    with (await session.export(base)).pack as pack:
+        assert len(pack.read()) > 32
+    again, new = await sandbox.create("a", plan)
     assert not new
-    await again.close()
-    await session.close()
+    await again.destroy()
+    await session.destroy()
     assert sandbox.names() == []
 asyncio.run(main())
 """

@@ -145,7 +145,7 @@ async def test_searching_gives_path_line_and_text(use, bash, root):
 
 
 async def test_a_search_that_explodes_is_stopped(use, bash, monkeypatch):
-    monkeypatch.setattr("osiris.tools.files.PATIENCE", 0.5)
+    monkeypatch.setattr("osiris.tools.helper.PATIENCE", 0.5)
     await bash("printf '%0.sa' $(seq 50) >a; echo b >>a")
     assert "stopped after" in await use("search", pattern="^(a+)+$", path="a")
 

@@ -1,0 +1,222 @@
+"""The only way out of a jail: a proxy that leads to the hosts of a list, and to nothing else.
+
+It listens on a unix socket that is shown to the jail; without that there is no way out at all. A connection is let
+through when its host and port are on the list, the host's address is a public one, and the TLS that follows names the
+same host: a name that resolves to a service of this machine or of its cloud leads nowhere, and an allowed name is no
+disguise for another. What is said inside of TLS cannot be seen, so an allowed host is a way out for data too: hence the
+cap on what is sent.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from osiris.events import Blocked
+from osiris.tools.addresses import Allowed, Resolve, may_be_reached
+from osiris.tools.bridge import SOCKET
+from osiris.tools.hello import NotOurs, client_hello, server_name
+from osiris.tools.proxied import Request, read_request
+
+log = logging.getLogger(__name__)
+
+CHUNK: Final = 1 << 16
+HEAD: Final = 16 << 10  # bytes of a request
+MOST_NAMES: Final = 100  # refused hosts that are told apart: a hostile jail can ask for as many as it likes
+OTHERS: Final = ("other hosts", 0, "more than can be told apart")
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+ACCESS_DENIED: Final = b"\x15\x03\x01\x00\x02\x02\x31"  # a fatal alert of TLS: RFC 8446, section 6.2
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """For one proxy: bytes that may be sent and received in its life, and connections at once. For one connection:
+    seconds until it stands, and of silence."""
+
+    up: int = 16 << 20
+    down: int = 4 << 30
+    connections: int = 100
+    patience: float = 20.0
+    silence: float = 120.0
+
+
+class Denied(Exception):
+    """It is not let through. The text says why; `answer` is what the jail is told in place of a page that says so."""
+
+    def __init__(self, reason: str, answer: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+class Unreachable(Exception):
+    """It may be reached, but does not answer."""
+
+
+class Egress:
+    """A proxy for one session, that listens for one command at a time."""
+
+    def __init__(self, allowed: Sequence[Allowed], resolve: Resolve, caps: Caps | None = None) -> None:
+        self._allowed, self._caps = tuple(allowed), caps or Caps()
+        self._resolve = resolve
+        self._under_way: set[asyncio.Task[None] | None] = set()
+        self._left = {"up": self._caps.up, "down": self._caps.down}
+        self._blocked = Counter[tuple[str, int, str]]()
+        self.unreachable = False
+        """Whether a host that may be reached was not, since this was set to False."""
+
+    def take_blocked(self) -> list[Blocked]:
+        """What was not let through since this was asked last."""
+        blocked = [Blocked(host=h, port=p, times=n, reason=why) for (h, p, why), n in self._blocked.items()]
+        self._blocked.clear()
+        return blocked
+
+    @contextlib.asynccontextmanager
+    async def listening(self, folder: Path, uid: int | None) -> AsyncIterator[Path]:
+        """Listen in `folder` for user `uid` (None: ours) until the block ends; gives the socket's path."""
+        (folder / SOCKET).unlink(missing_ok=True)
+        where = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+        try:
+            short = f"/proc/self/fd/{where}/{SOCKET}"  # a socket's path has at most 107 bytes
+            server = await asyncio.start_unix_server(self._meet, short, limit=HEAD)
+            os.chmod(short, 0o600)
+            if uid is not None:
+                os.chown(short, uid, uid)
+        finally:
+            os.close(where)
+        try:
+            yield folder / SOCKET
+        finally:
+            server.close()
+            await self._hang_up()
+            (folder / SOCKET).unlink(missing_ok=True)
+
+    async def _hang_up(self) -> None:
+        tasks = [task for task in self._under_way if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection of the jail. Too many at once are not even heard: each takes descriptors of the worker."""
+        self._under_way.add(task := asyncio.current_task())
+        try:
+            if len(self._under_way) <= self._caps.connections:
+                await self._serve((reader, writer))
+        finally:
+            self._under_way.discard(task)
+            writer.close()
+
+    async def _serve(self, jail: Stream) -> None:
+        request = Request(host="?", port=0)
+        try:
+            async with asyncio.timeout(self._caps.patience):
+                request = read_request(await jail[0].readuntil(b"\r\n\r\n"))
+                there = await self._connect(request)
+            try:
+                await self._join(request, jail, there)
+            finally:
+                there[1].close()
+        except (Denied, NotOurs) as denied:
+            self._refuse(request, str(denied))
+            answer = denied.answer if isinstance(denied, Denied) else None
+            jail[1].write(_page(403, request, str(denied)) if answer is None else answer)
+        except Unreachable as error:
+            self.unreachable = True
+            log.info("egress: %s:%d cannot be reached: %s", request.host, request.port, error)
+            jail[1].write(_page(502, request, str(error)))
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:  # a timeout is an OSError
+            log.info("egress: %s:%d broke off: %r", request.host, request.port, error)
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        what = (request.host, request.port, reason)
+        if what not in self._blocked and len(self._blocked) >= MOST_NAMES:
+            what = OTHERS
+        self._blocked[what] += 1
+        if self._blocked[what] <= MOST_NAMES:
+            log.warning("blocked: %s:%d: %s", *what)
+
+    # ── finding the host ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _connect(self, request: Request) -> Stream:
+        """Raises Denied or Unreachable."""
+        rules = [rule for rule in self._allowed if rule.fits(request)]
+        if not rules:
+            raise Denied("it is not on the list of allowed hosts")
+        trouble = "it has no address"
+        for address in await self._addresses(request, own=any(rule.own for rule in rules)):
+            try:
+                return await asyncio.open_connection(address, request.port, limit=CHUNK)
+            except OSError as error:
+                trouble = error.strerror or str(error)
+        raise Unreachable(trouble)
+
+    async def _addresses(self, request: Request, *, own: bool) -> list[str]:
+        """Those it may be reached at. The name is not looked up again, so what was checked is what is reached."""
+        try:
+            found = await self._resolve(request.host, request.port)
+        except OSError as error:
+            raise Unreachable(f"its name cannot be resolved: {error.strerror or error}") from None
+        good = [address for address in found if may_be_reached(address, request.host, own=own)]
+        if found and not good:
+            raise Denied("its address is not a public one")
+        return good
+
+    # ── letting through ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _join(self, request: Request, jail: Stream, there: Stream) -> None:
+        """Pass bytes between the two until both have ended. Raises Denied."""
+        first = request.plain or await self._tls(request, jail)
+        self._take("up", len(first))
+        there[1].write(first)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pump("down", there[0], jail[1]))
+                if not request.plain:
+                    both.create_task(self._pump("up", jail[0], there[1]))
+        except* (OSError, Denied) as group:
+            raise group.exceptions[0] from None
+
+    async def _tls(self, request: Request, jail: Stream) -> bytes:
+        """The first that the jail says to the host: it must be TLS, and mean that host."""
+        jail[1].write(ESTABLISHED)
+        try:
+            async with asyncio.timeout(self._caps.patience):
+                raw, hello = await client_hello(jail[0])
+            if (named := server_name(hello)) != request.host:
+                raise NotOurs(f"its TLS hello names another host: {named!a}")
+        except NotOurs as error:
+            raise Denied(str(error), ACCESS_DENIED) from None
+        return raw
+
+    async def _pump(self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await self._read(source):
+            self._take(way, len(data))
+            target.write(data)
+            await target.drain()
+        with contextlib.suppress(OSError):
+            target.write_eof()
+
+    async def _read(self, source: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(self._caps.silence):
+            return await source.read(CHUNK)
+
+    def _take(self, way: str, size: int) -> None:
+        self._left[way] -= size
+        if self._left[way] < 0:
+            most = self._caps.up if way == "up" else self._caps.down
+            raise Denied(f"more than {most >> 20} MiB went {way}", b"")
+
+
+def _page(status: int, request: Request, reason: str) -> bytes:
+    """An answer of the proxy's own: tools show its first line to people, and people look into its body."""
+    phrase = "Blocked by the sandbox" if status == 403 else "Bad Gateway"
+    body = f"{request.host}:{request.port}: {reason}\n".encode("utf-8", "replace")
+    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Connection: close\r\n\r\n" + body

@@ -1,0 +1,68 @@
+"""The first thing a TLS client says: which host it means. RFC 8446, section 4.1.2; RFC 6066, section 3."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+HANDSHAKE, CLIENT_HELLO = 22, 1
+SERVER_NAME, HOST_NAME, ENCRYPTED_HELLO = 0, 0, 0xFE0D
+MOST: Final = 1 << 16  # bytes of a hello; with the largest keys known it is a few thousand
+
+
+class NotOurs(Exception):
+    """It is no TLS that we let through; the text says why."""
+
+
+async def client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """(all bytes that were read, the body of the client's hello). Raises NotOurs, IncompleteReadError."""
+    raw, said = b"", b""
+    while len(said) < 4 or len(said) < 4 + int.from_bytes(said[1:4], "big"):
+        head = await reader.readexactly(5)
+        if head[0] != HANDSHAKE or head[1] != 3:
+            raise NotOurs("it speaks no TLS")
+        part = await reader.readexactly(int.from_bytes(head[3:5], "big"))
+        raw, said = raw + head + part, said + part
+        if said[:1] != bytes([CLIENT_HELLO]) or len(raw) > MOST:
+            raise NotOurs("its TLS begins with no client's hello")
+    return raw, said[4 : 4 + int.from_bytes(said[1:4], "big")]
+
+
+def server_name(hello: bytes) -> str:
+    """The host that a client's hello names, in lower case. Raises NotOurs when it names none, or hides it."""
+    try:
+        found = list(_extensions(hello))
+    except IndexError:
+        raise NotOurs("its TLS hello is garbled") from None
+    if any(kind == ENCRYPTED_HELLO for kind, _ in found):
+        raise NotOurs("its TLS hello hides the host")
+    names = [body for kind, body in found if kind == SERVER_NAME]
+    if len(names) != 1 or len(names[0]) < 6 or names[0][2] != HOST_NAME:
+        raise NotOurs("its TLS hello names no host")
+    length = int.from_bytes(names[0][3:5], "big")
+    if len(names[0]) != 5 + length:
+        raise NotOurs("its TLS hello names more than one host")
+    return names[0][5:].decode("ascii", "replace").lower()
+
+
+def _extensions(hello: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 2 + 32  # version and random bytes
+    for size in (1, 2, 1):  # session, cipher suites, compression
+        _, at = _piece(hello, at, size)
+    block, _ = _piece(hello, at, 2)
+    at = 0
+    while at < len(block):
+        kind = int.from_bytes(_exactly(block, at, 2), "big")
+        body, at = _piece(block, at + 2, 2)
+        yield kind, body
+
+
+def _piece(data: bytes, at: int, size: int) -> tuple[bytes, int]:
+    """What a length of `size` bytes at `at` stands before, and where it ends."""
+    length = int.from_bytes(_exactly(data, at, size), "big")
+    return _exactly(data, at + size, length), at + size + length
+
+
+def _exactly(data: bytes, at: int, length: int) -> bytes:
+    if at + length > len(data):
+        raise IndexError(at)
+    return data[at : at + length]

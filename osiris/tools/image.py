@@ -1,0 +1,133 @@
+"""Disks of a root worker: ext4 images of a limited size, of which one may lie over another.
+
+An image takes 13 ms to make and 4 ms to throw away, and stops a fill at its size. Laid over a checkout that is kept in
+another one, a workspace of 8,000 files takes 17 ms instead of 400.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from osiris.errors import Unavailable
+from osiris.sandboxing import MIB, Limits
+from osiris.tools.disk import BELOW, Disk, fills_up, run
+
+MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
+# nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
+# cut. redirect_dir: else a folder of the disk below could not be renamed, which `git mv` takes for a failure.
+IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
+OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
+STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
+OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
+
+
+class ImageDisk(Disk):
+    """A disk in an image file."""
+
+    def __init__(self, root: Path, name: str, *, uid: int | None) -> None:
+        super().__init__(root, name, uid=uid)
+        self.image = root / "@disks" / f"{name}.img"
+
+    @property
+    def here(self) -> Path:
+        return self.folder
+
+    @property
+    def enter(self) -> Sequence[str]:
+        return ()
+
+    @property
+    def below(self) -> Path:
+        """Where the image is seen that this disk lies over."""
+        return self.folder / "below"
+
+    def make(self, limits: Limits) -> None:
+        self._make_image(limits)
+        self._mount()
+        self._fill()
+
+    def make_over(self, image: Path, limits: Limits) -> None:
+        """The same, with the workspace of another image seen below its own files."""
+        self.make(limits)
+        self.below.mkdir()
+        for part in (OWN, AUXILIARY):
+            (self.folder / part).mkdir(mode=0o755)
+            if self.uid is not None:
+                os.chown(self.folder / part, self.uid, self.uid)
+        (self.keep / BELOW).write_text(image.name)
+        self._lay()
+
+    def find(self) -> bool:
+        """An image that was put away cleanly (a restart) is mounted again."""
+        if self.image.exists() and not self.folder.is_mount():
+            if not self._is_clean():
+                return False
+            self._mount()
+        return self.sealed and self._lay()
+
+    def put_away(self, image: Path) -> None:
+        """Take it out of sight; from now on it is that image, and nothing is written to it any more."""
+        run(["/usr/bin/umount", str(self.folder)])
+        self.folder.rmdir()
+        self.image.rename(image)
+
+    def remove(self) -> None:
+        """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
+        if self.folder.is_mount():
+            run(["/usr/bin/umount", "-l", str(self.folder)])
+        self.image.unlink(missing_ok=True)
+        try:
+            self.folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
+
+    def _make_image(self, limits: Limits) -> None:
+        self.image.parent.mkdir(mode=0o700, exist_ok=True)
+        with self.image.open("wb") as file:
+            file.truncate(limits.disk)
+        self.image.chmod(0o600)
+        owner = f"lazy_itable_init=1,nodiscard,root_owner={os.geteuid()}:{os.getegid()}"
+        run([*MKFS, "-E", owner, "-N", str(limits.inodes), str(self.image)])
+
+    def _mount(self) -> None:
+        self.folder.mkdir(mode=0o711, exist_ok=True)
+        run(["/usr/bin/mount", "-o", IMAGE, str(self.image), str(self.folder)])
+
+    def _lay(self) -> bool:
+        """Lay it over the image that was noted, where that is not done; False when that is gone."""
+        if not (self.keep / BELOW).exists() or (self.folder / "work").is_mount():
+            return True
+        image = self.image.parent / (self.keep / BELOW).read_text()
+        if not image.exists():
+            return False
+        run(["/usr/bin/mount", "-o", f"ro,{IMAGE}", str(image), str(self.below)])
+        # relative, for a `:` or `,` in the path would be read as an end
+        told = f"{OVERLAY},lowerdir=below/work,upperdir={OWN},workdir={AUXILIARY}"
+        run(["/usr/bin/mount", "-t", "overlay", "-o", told, "osiris", "work"], cwd=self.folder)
+        return True
+
+    def _is_clean(self) -> bool:
+        with self.image.open("rb") as file:
+            file.seek(STATE_OFFSET)
+            return file.read(2) == CLEAN
+
+
+def can_mount(root: Path) -> str:
+    """Try small ones, one over the other; empty when it works, else what went wrong."""
+    if os.geteuid() != 0:
+        return "only root may mount a disk image"
+    small = Limits(disk=4 * MIB, inodes=64)
+    first, second = (ImageDisk(root, f"@trial-{os.getpid()}-{n}", uid=None) for n in (1, 2))
+    try:
+        first.make(small)
+        first.put_away(first.image)
+        second.make_over(first.image, small)
+        return fills_up(second, 8 * MIB)
+    except (OSError, Unavailable) as error:
+        return str(error)
+    finally:
+        second.remove()
+        first.remove()

@@ -1,0 +1,91 @@
+"""Which way out each session has: a folder in which its proxy listens, the hosts that lets through, and what package
+tools inside have to be told."""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from osiris.tools import registries
+from osiris.tools.addresses import Allowed, Resolver
+from osiris.tools.bubblewrap import SYSTEM_PATH
+from osiris.tools.egress import Egress
+from osiris.tools.options import Options
+from osiris.tools.registries import Registries
+
+REGISTRIES: Final = "registries"
+"""The name under which a repository may ask for all that this machine's package tools need."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's) are for its tools."""
+
+    folder: Path
+    egress: Egress
+    environment: Mapping[str, str]
+    cargo: Path | None
+
+
+class Ways:
+    """The ways out of the sessions that are open in this process."""
+
+    def __init__(self, root: Path, options: Options) -> None:
+        self._folder, self._options = root / "@out", options
+        self._ways: dict[str, Way] = {}
+        self._resolve, self._asking = Resolver(), asyncio.Lock()
+        self._registries: Registries | None = None
+
+    async def open(self, name: str, hosts: Sequence[str], *, for_setup: bool) -> Way | None:
+        """The way of session `name`; None when it has none: the operator allows none, or nobody asked for one."""
+        self.forget(name)
+        if self._options.network == "none" or (not for_setup and (self._options.network != "agent" or not hosts)):
+            return None
+        found = Registries()
+        if for_setup or REGISTRIES in hosts:
+            found = await self._known()
+        named = (_allowed(host) for host in hosts if host != REGISTRIES)
+        folder = self._folder / name
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        way = Way(
+            folder=folder,
+            egress=Egress([*found.allowed, *named], self._resolve),
+            environment=found.environment,
+            cargo=self._write_down(found.cargo),
+        )
+        self._ways[name] = way
+        return way
+
+    def egress(self, name: str) -> Egress | None:
+        way = self._ways.get(name)
+        return way.egress if way else None
+
+    def forget(self, name: str) -> None:
+        self._ways.pop(name, None)
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    async def _known(self) -> Registries:
+        """What this machine's tools are configured for: asked once, for it takes seconds."""
+        async with self._asking:
+            if self._registries is None:
+                inside = [*(str(chain / "bin") for chain in self._options.toolchains), SYSTEM_PATH]
+                path = ":".join([*inside, self._options.environment.get("PATH", "")])
+                self._registries = await asyncio.to_thread(registries.ask, path, self._options.environment)
+            return self._registries
+
+    def _write_down(self, cargo: str) -> Path | None:
+        if not cargo:
+            return None
+        folder = self._folder / "@cargo"
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (folder / "config.toml").write_text(cargo)
+        return folder
+
+
+def _allowed(host: str) -> Allowed:
+    name, _, port = host.partition(":")
+    return Allowed(host=name, port=int(port or 443))
