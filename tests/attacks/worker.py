@@ -1,0 +1,125 @@
+"""A worker's process as attackers find it: secrets in its environment, its files and behind its sockets, and real
+sandboxes. The tests tell it what to do through a pair of sockets, so that it can be another user's process than theirs.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from osiris.sandboxing import Plan, Result, Session
+from osiris.tools.options import Options
+from osiris.tools.sandbox import Bubblewrap
+from osiris.tools.toolbox import Tools
+
+CANARY = "canary-9f2c71d0b4e8"
+"""The one secret of this process. It stands in its environment, in files and behind sockets, and nowhere else."""
+
+
+class Worker:
+    """What the tests may ask of it; see `conftest.Attacked`. `place` is a folder of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True, network="agent"))
+        self._sessions: dict[str, Session] = {}
+        self._plain = place / "plain"
+        self._plain.mkdir()
+        self.port = self._secrets()
+
+    def _secrets(self) -> int:
+        """Lay the canary out where attackers look for it; returns the port of 127.0.0.1 that gives it away."""
+        (self._place / "private.pem").write_text(CANARY)
+        (self._place / "private.pem").chmod(0o600)
+        (self._place / "readable").write_text(CANARY)
+        _serve(socket.socket(socket.AF_UNIX), str(self._place / "control.sock"))
+        _serve(socket.socket(socket.AF_UNIX), f"\0{self._place}/control")
+        tcp = socket.socket()
+        _serve(tcp, ("127.0.0.1", 0))
+        return int(tcp.getsockname()[1])
+
+    async def create(self, name: str, repo: str, base: str, **more: Any) -> None:
+        """A new session `name`; `limits` and `hosts` as in a `Plan`."""
+        plan = Plan(repo=repo, base=base, trusted=base, **more)
+        self._sessions[name], _ = await self._sandbox.create(name, plan)
+        await self._sessions[name].seal()
+
+    async def run(self, name: str, argv: Sequence[str], **options: Any) -> Result:
+        """Run a command in session `name`."""
+        return await self._sessions[name].run(argv, **options)
+
+    async def tool(self, name: str, tool: str, args: dict[str, Any]) -> str:
+        """Use a tool of the model's in session `name`; its answer."""
+        return (await Tools(self._sessions[name]).call(tool, args)).text
+
+    async def export(self, name: str, base: str, to: str) -> str:
+        """Take the work of session `name`: the pack goes to file `to`; the tree's name."""
+        export = await self._sessions[name].export(base)
+        with export.pack as pack:
+            Path(to).write_bytes(pack.read())
+        return export.tree
+
+    async def destroy(self, name: str) -> None:
+        await self._sessions.pop(name).destroy()
+
+    async def plain(self, argv: Sequence[str], timeout: float = 20) -> bytes:
+        """Run a command without any sandbox, as this process would: what an attack can do when nothing stops it."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.Popen(argv, cwd=self._plain, **streams)
+        try:
+            return done.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            done.kill()
+            return done.communicate()[0]
+
+    async def memory(self) -> int:
+        """The most memory this process has held, in bytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+    async def together(self, calls: Sequence[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+        """Several calls at once; what each gave, an exception included."""
+        running = [getattr(self, method)(*args, **options) for method, args, options in calls]
+        return await asyncio.gather(*running, return_exceptions=True)
+
+
+def _serve(listening: socket.socket, address: Any) -> None:
+    """Give the canary to whoever connects."""
+    listening.bind(address)
+    listening.listen()
+
+    def answer() -> None:
+        while True:
+            with listening.accept()[0] as caller, contextlib.suppress(OSError):
+                caller.sendall(CANARY.encode())
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def main() -> None:
+    """Obey what comes through descriptor argv[1], until it ends."""
+    caller, loop = Connection(int(sys.argv[1])), asyncio.new_event_loop()
+    worker = Worker(Path(sys.argv[2]))
+    caller.send((None, (CANARY, worker.port, os.getpid())))
+    with contextlib.suppress(EOFError):
+        while True:
+            method, args, options = caller.recv()
+            try:
+                answer = (None, loop.run_until_complete(getattr(worker, method)(*args, **options)))
+            except Exception as error:  # noqa: BLE001  (the test that asked has it)
+                answer = (error, None)
+            caller.send(answer)
+    with contextlib.suppress(Exception):
+        for name in list(worker._sessions):
+            loop.run_until_complete(worker.destroy(name))
+
+
+if __name__ == "__main__":
+    main()
