@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,7 +30,6 @@ from osiris.bot.perform import Performers
 from osiris.bot.reconcile import Reconciler
 from osiris.bot.tokens import Tokens
 from osiris.config.guest import tls
-from osiris.config.logging import redact
 from osiris.config.settings import Settings, tools_environment
 from osiris.errors import Refused, Unavailable
 from osiris.health import Readiness
@@ -49,6 +49,7 @@ from osiris.queue.sweep import Worker
 from osiris.queue.transcripts import DatabaseTranscripts
 from osiris.queue.turns import Turns
 from osiris.queue.views import Views
+from osiris.redaction import Redactor
 from osiris.sandboxing import GIB, Sandbox
 from osiris.sandboxing import Limits as SandboxLimits
 from osiris.tools.options import Options
@@ -231,11 +232,13 @@ def _with_work(
     """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor them."""
     settings, lease = osiris.settings, osiris.lease
     pace = DatabasePace(osiris.engine, lease, Limits() if settings.osiris_github_limits == "on" else None)
-    github = GitHub(tokens, settings.github_api_url, pace)
+    hide = Redactor(settings.secrets())
+    github = GitHub(tokens, settings.github_api_url, pace, hide)
     desk = desk_of(settings)
     depot = Depot(desk, tokens, settings.github_url, pace.leave)
     vault = None if settings.is_embedded else depot
-    hands = Hands(sandbox=sandbox, tools=Tools, desk=desk, vault=vault, limits=_limits(settings))
+    tools = partial(Tools, hide=hide)
+    hands = Hands(sandbox=sandbox, tools=tools, desk=desk, vault=vault, limits=_limits(settings))
     runner = Runner(
         choose=choose, hands=hands, transcripts=osiris.transcripts, inbox=osiris.intake, journal=osiris.journal
     )
@@ -293,14 +296,13 @@ def _bounded(policy_of: PolicyOf, usd: float | None, *, repositories_choose: boo
 
 def brains_of(settings: Settings) -> Brains:
     """The models that the settings allow. Raises Refused for one that they name and that is not configured."""
-    secrets = [secret for secret in settings.secrets() if len(secret) >= 6]
     brains = Brains(
         settings.osiris_model,
         {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.vendors().items()},
         second=settings.osiris_second_model,
         patience=settings.osiris_model_patience,
         window=settings.osiris_model_window,
-        hide=lambda words: redact(words, secrets),
+        hide=Redactor(settings.secrets()),
     )
     for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
         brains.check(model)
@@ -309,7 +311,7 @@ def brains_of(settings: Settings) -> Brains:
 
 def desk_of(settings: Settings) -> HostDesk:
     """The repositories on this machine."""
-    return HostDesk(settings.osiris_data_dir / "git")
+    return HostDesk(settings.osiris_data_dir / "git", Redactor(settings.secrets()))
 
 
 def sandbox_of(settings: Settings) -> Bubblewrap:

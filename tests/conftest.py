@@ -40,7 +40,7 @@ def place() -> Iterator[Path]:
 
 
 def _clear(path: Path) -> None:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):  # the last is the innermost
         if (mounted := line.split()[1]).startswith(f"{path}/"):  # a workspace that a test left under way
             subprocess.run(["umount", "-l", mounted], check=True)
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)

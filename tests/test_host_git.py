@@ -2,13 +2,16 @@
 
 import resource
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
+from osiris.ports import Taken
 from osiris.sandboxing import Export
 
 REPO = "acme/shop"
@@ -38,17 +41,24 @@ async def desk(place: Path) -> tuple[HostDesk, str, Path]:
     return made, plain(work, "rev-parse", "HEAD"), work
 
 
-def export_of(work: Path, base: str, tree: str) -> Export:
+async def take(made: HostDesk, work: Path, base: str, tree: str) -> Taken:
+    """Take a tree of the stranger's."""
+    with packed(pack_of(work, base, tree)) as pack:
+        return await made.take(REPO, base, Export(tree=tree, pack=pack), ())
+
+
+def pack_of(work: Path, base: str, tree: str) -> bytes:
     wanted = f"{tree}\n^{base}\n".encode()
-    pack = subprocess.run(
-        ["git", "pack-objects", "-q", "--revs", "--thin", "--stdout"],
-        cwd=work,
-        input=wanted,
-        capture_output=True,
-        check=True,
-    ).stdout
-    (work.parent / "pack").write_bytes(pack)
-    return Export(tree=tree, pack=work.parent / "pack")
+    argv = ["git", "pack-objects", "-q", "--revs", "--thin", "--stdout"]
+    return subprocess.run(argv, cwd=work, input=wanted, capture_output=True, check=True).stdout
+
+
+def packed(content: bytes) -> IO[bytes]:
+    """A pack as a sandbox gives it: a file of no name."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (whoever gets the export closes it)
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
@@ -56,7 +66,7 @@ async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
     (work / "a.txt").write_text("two\n")
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
-    taken = await made.take(REPO, base, export_of(work, base, tree), ())
+    taken = await take(made, work, base, tree)
     assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [("a.txt", "modified", 1, 1)]
     commits = {
         await made.commit(REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1) for _ in range(2)
@@ -68,12 +78,11 @@ async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
     made, base, work = desk
     (work / "a.txt").write_text("two\n")
     plain(work, "add", "-A")
-    export = export_of(work, base, plain(work, "write-tree"))
-    whole = export.pack.read_bytes()
+    tree = plain(work, "write-tree")
+    whole = pack_of(work, base, tree)
     for bad in (whole[: len(whole) // 2], b"garbage", b""):
-        export.pack.write_bytes(bad)
-        with pytest.raises(Refused, match="the work could not be taken over"):
-            await made.take(REPO, base, export, ())
+        with packed(bad) as pack, pytest.raises(Refused, match="the work could not be taken over"):
+            await made.take(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(desk):
@@ -111,13 +120,13 @@ async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(
     base = plain(work, "rev-parse", "HEAD")
     (work / "a.txt").write_text(lines + "two\n")
     plain(work, "add", "-A")
-    export = export_of(work, base, plain(work, "write-tree"))
+    tree = plain(work, "write-tree")
     made.forget(REPO)
     await made.prepare(REPO)
     with pytest.raises(Unavailable, match=f"{base} is missing"):
-        await made.take(REPO, base, export, ())
+        await take(made, work, base, tree)
     plain(work, "push", "-q", str(made.mirror(REPO)), "HEAD:refs/heads/main")
-    assert (await made.take(REPO, base, export, ())).tree == export.tree
+    assert (await take(made, work, base, tree)).tree == tree
 
 
 async def test_a_tree_with_a_dot_git_entry_is_refused(desk):
@@ -126,15 +135,15 @@ async def test_a_tree_with_a_dot_git_entry_is_refused(desk):
     inner = plain(work, "mktree", stdin=f"100644 blob {blob}\tconfig\n".encode())
     tree = plain(work, "mktree", stdin=f"040000 tree {inner}\t.git\n".encode())
     with pytest.raises(Refused, match="could not be taken over"):
-        await made.take(REPO, base, export_of(work, base, tree), ())
+        await take(made, work, base, tree)
 
 
 async def test_a_tree_that_is_a_commit_or_missing_is_refused(desk):
     made, base, work = desk
-    export = export_of(work, base, plain(work, "write-tree"))
+    good = plain(work, "write-tree")
     for tree in (base, "1" * 40):
-        with pytest.raises(Refused):
-            await made.take(REPO, base, Export(tree=tree, pack=export.pack), ())
+        with packed(pack_of(work, base, good)) as pack, pytest.raises(Refused):
+            await made.take(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 async def test_a_token_is_in_no_argv_and_no_error(desk):

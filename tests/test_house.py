@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports"}
+CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports", "redaction", "sandboxing"}
 PARTS = {"bot", "agents", "tools", "queue", "mcp", "devhub"}
 COMPOSITION = {"__main__", "cli", "bootstrap", "serving", "health", "upkeep", "console", "demo", "local"}
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)

@@ -1,11 +1,12 @@
 """Everything Osiris says to people, as functions of facts. The harness writes evidence; the model is only quoted."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from osiris.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
-from osiris.events import CommandRan, FileChange, IssueRef, Work
+from osiris.events import CommandRan, FileChange, IssueRef, Prepared, Work
 from osiris.task import ENDED, State, Task
 
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
@@ -175,14 +176,45 @@ def cost(work: Work) -> str:
 
 def evidence(work: Work) -> str:
     read = ", ".join(f"`{_code(path)}`" for path in work.instructions)
-    return "\n\n".join(
-        [
-            _files(work.files),
-            _commands(work.commands),
-            cost(work),
-            f"Instructions read from the base branch: {read or 'none'}.",
-        ]
-    )
+    parts = [
+        _files(work.files),
+        _commands(work.commands),
+        _blocked(work.commands, "network.agent"),
+        _set_up(work.prepared),
+        _weakness(work.prepared),
+        cost(work),
+        f"Instructions read from the base branch: {read or 'none'}.",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _set_up(prepared: Prepared) -> str:
+    """What ran before the agent did, with a way out to the package registries."""
+    if not prepared.commands:
+        return ""
+    result = "the result of an earlier run was used" if prepared.cached else "run before the agent began"
+    first = f"Set-up of the base branch ({result}):\n\n{_commands(prepared.commands)}"
+    return "\n\n".join(filter(None, [first, _blocked(prepared.commands, "network.setup")]))
+
+
+def _blocked(commands: Sequence[CommandRan], key: str) -> str:
+    """Where commands wanted to go and were not let through, and with which `key` people allow it."""
+    times = Counter[tuple[str, int, str]]()
+    for blocked in (b for command in commands for b in command.blocked):
+        times[blocked.host, blocked.port, blocked.reason] += blocked.times
+    rows = [
+        f"- blocked: `{_code(host)}:{port}`, {'once' if n == 1 else f'{n} times'}: {_line(reason)}"
+        for (host, port, reason), n in times.most_common(_ROWS)
+    ]
+    if not rows:
+        return ""
+    return "\n".join([*rows, "", f"`{key}` in `.github/osiris.yml` of the base branch lets commands out to a host."])
+
+
+def _weakness(prepared: Prepared) -> str:
+    if not prepared.weakness:
+        return ""
+    return f"⚠️ The sandbox of this run was a weak one, as the operator allows. It lacks: {_line(prepared.weakness)}."
 
 
 def _files(files: Sequence[FileChange]) -> str:
@@ -266,7 +298,8 @@ def harmless(text: str) -> str:
     """Foreign text that can mention nobody and refer to, and so close, nothing. It still looks the same."""
     text = re.sub(r"@(?=[A-Za-z0-9])", f"@{_JOINER}", text)
     text = re.sub(r"(?i)(#|\bGH-)(?=\d)", f"\\1{_JOINER}", text)
-    return re.sub(r"(?i)\b(https?:)(?=//)", f"\\1{_JOINER}", text)
+    text = re.sub(r"(?i)\b(\w+:)(?=//)", f"\\1{_JOINER}", text)
+    return re.sub(r"(?i)\b(www|mailto:|xmpp:)(?=[.\w])", f"\\1{_JOINER}", text)
 
 
 _JOINER = "\u2060"  # the word joiner: it is not seen, and takes the meaning out of what stands before it

@@ -15,6 +15,7 @@ from osiris.bot import processes
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.events import FileChange
 from osiris.ports import Taken
+from osiris.redaction import Redactor
 from osiris.sandboxing import Export
 
 _ENV = {
@@ -108,8 +109,9 @@ def _settings(config: Mapping[str, str]) -> dict[str, str]:
 class HostDesk:
     """`osiris.ports.Desk`: for each repository a bare mirror the sandbox may read, and a desk it never sees."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, hide: Redactor | None = None) -> None:
+        """`root` is where all that is; `hide` takes secrets out of the messages of commits."""
+        self._root, self._hide = root, hide or Redactor()
 
     def mirror(self, repo: str) -> Path:
         return self._root / "mirrors" / f"{repo}.git"
@@ -255,7 +257,7 @@ class HostDesk:
             base,
             "-F",
             "-",
-            stdin=message.encode("utf-8", "replace"),
+            stdin=self._hide(message).encode("utf-8", "replace"),
             env=who,
         )
         return made.decode().strip()

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from json import dumps, loads
 from time import monotonic
 from typing import Any
 
@@ -28,11 +27,11 @@ from osiris.bot.tokens import (
     translate,
 )
 from osiris.config import repo as repo_file
-from osiris.config.logging import redact
 from osiris.errors import OsirisError, Refused, Unavailable
 from osiris.events import IssueRef, Role, Said, Thread
 from osiris.policy import Policy
 from osiris.ports import Pace
+from osiris.redaction import Redactor
 
 _POLICY_LIFE = 60.0  # seconds
 _PAGE = 100
@@ -49,8 +48,8 @@ _READY = """mutation Ready($id: ID!) {
 class GitHub:
     """Reads with a token that can only read; writes each in its turn, with a token minted for it."""
 
-    def __init__(self, tokens: Tokens, api_url: str, pace: Pace) -> None:
-        self._tokens, self._pace = tokens, pace
+    def __init__(self, tokens: Tokens, api_url: str, pace: Pace, hide: Redactor) -> None:
+        self._tokens, self._pace, self._hide = tokens, pace, hide
         self._rates, self._can_wait = Rates(), False
         self._api = githubkit.GitHub(
             UnauthAuthStrategy(),
@@ -295,9 +294,9 @@ class GitHub:
     async def _send(self, method: str, repo: str, path: str, json: object, may: dict[str, str]) -> Any:
         """A write, with a token that `may` do just that.
 
-        Nothing shaped like a secret leaves this way, whatever it was that put it into the words.
+        No secret leaves this way, known or of a known shape, whatever it was that put it into the words.
         """
-        clean = loads(redact(dumps(json)))
+        clean = self._hide.within(json)
 
         async def send(token: str) -> Any:
             answer = await self._request(method, repo, f"/repos/{repo}{path}", token, json=clean)

@@ -2,30 +2,20 @@
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-_TOKENS = re.compile(
-    r"\b(?:gh[psour]_|github_pat_)[A-Za-z0-9_.\-]{8,}|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END"
-)
-
-
-def redact(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` without the known secrets and without anything shaped like a GitHub token or a private key."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return _TOKENS.sub("***", text)
+from osiris.redaction import Redactor
 
 
 class _Redacted(logging.Formatter):
-    def __init__(self, secrets: Sequence[str]) -> None:
+    def __init__(self, hide: Redactor) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-        self._secrets = [secret for secret in secrets if len(secret) >= 6]
+        self._hide = hide
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record), self._secrets)
+        return self._hide(super().format(record))
 
 
 class _Json(_Redacted):
@@ -38,13 +28,14 @@ class _Json(_Redacted):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return redact(json.dumps(line), self._secrets)
+        return json.dumps(self._hide.within(line))
 
 
 def configure(style: str, secrets: Sequence[str] = (), level: int = logging.INFO) -> None:
     """Send every log line to stderr, as `text` or as one JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json(secrets) if style == "json" else _Redacted(secrets))
+    hide = Redactor(secrets)
+    handler.setFormatter(_Json(hide) if style == "json" else _Redacted(hide))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "httpx2", "google_genai", "httpcore", "uvicorn.access", "githubkit", "alembic", "arq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ another one, a workspace of 8,000 files takes 17 ms instead of 400.
 """
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -120,7 +121,7 @@ def can_mount(root: Path) -> str:
     if os.geteuid() != 0:
         return "only root may mount a disk image"
     small = Limits(disk=4 * MIB, inodes=64)
-    first, second = (ImageDisk(root, f"@trial-{os.getpid()}-{n}", uid=None) for n in (1, 2))
+    first, second = (ImageDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None) for _ in range(2))
     try:
         first.make(small)
         first.put_away(first.image)

@@ -31,7 +31,7 @@ from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
 from osiris.tools.setup import Setups
 from osiris.tools.ways import Ways
 
-NEW: Final = "@new-"  # of a session for a set-up: one that is there at the start was left by a worker that was killed
+NEW: Final = "@new-"  # of a session for a set-up
 PREPARED: Final = TypeAdapter(Prepared)
 
 
@@ -43,6 +43,8 @@ class Bubblewrap:
         self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
         self._uid = dropped_uid()
         self._probed: Sequence[Probe] = ()
+        self._probing = asyncio.Lock()
+        self._for_setups = set[str]()
         for chain in self._options.toolchains:
             if not chain.is_absolute():
                 raise Refused(f"the toolchain {chain} must be an absolute path")
@@ -92,8 +94,9 @@ class Bubblewrap:
         self._ways.forget(name)
 
     def names(self) -> list[str]:
-        """The sessions that exist on disk."""
-        return sorted(entry.name for entry in os.scandir(self._root) if PLAIN_NAME.fullmatch(entry.name))
+        """The sessions that exist on disk, and what a killed worker left of one that was made for a set-up."""
+        found = {entry.name for entry in os.scandir(self._root)} - self._for_setups
+        return sorted(name for name in found if PLAIN_NAME.fullmatch(name.removeprefix(NEW)))
 
     # ── making ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,6 +133,7 @@ class Bubblewrap:
     async def _for_setup(self, plan: Plan) -> OpenSession:
         """A session of the base branch, with the way out of a set-up, that nobody finds again."""
         disk = self._disk(f"{NEW}{secrets.token_hex(8)}")
+        self._for_setups.add(disk.folder.name)
         plan = replace(plan, base=plan.trusted, files="", setup=None, hosts=plan.setup.hosts if plan.setup else ())
         return await self._make(disk, plan, Prepared(), for_setup=True)
 
@@ -167,8 +171,10 @@ class Bubblewrap:
     async def _insist(self) -> str:
         """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing that the operator
         goes without."""
+        async with self._probing:
+            found = self._probed or await self.probe()
         lacks = []
-        for probe in self._probed or await self.probe():
+        for probe in found:
             if probe.ok:
                 continue
             if probe.needed and probe.passing:

@@ -4,7 +4,7 @@ import secrets
 
 from pydantic import Field
 
-from osiris.events import CommandRan
+from osiris.events import Blocked, CommandRan
 from osiris.ports import ToolAnswer
 from osiris.sandboxing import Result, Session
 from osiris.tools.clean import clean_text
@@ -27,8 +27,14 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
         return ToolAnswer(text="the command is too long: write a script with write_file and run that")
     name = f"{secrets.token_hex(4)}.txt"
     result = await session.run(["/bin/bash", "-c", args.command], timeout=args.timeout, keep_as=name)
-    ran = CommandRan(command=args.command, exit_code=result.exit_code, seconds=round(result.seconds, 3))
-    return ToolAnswer(text=f"{_verdict(result, args.timeout)}\n{_shown(result, name)}".rstrip(), ran=ran)
+    ran = CommandRan(
+        command=args.command,
+        exit_code=result.exit_code,
+        seconds=round(result.seconds, 3),
+        blocked=result.blocked,
+    )
+    parts = [_verdict(result, args.timeout), *map(_refused, result.blocked), _shown(result, name)]
+    return ToolAnswer(text="\n".join(parts).rstrip(), ran=ran)
 
 
 def _verdict(result: Result, timeout: float) -> str:
@@ -38,6 +44,11 @@ def _verdict(result: Result, timeout: float) -> str:
     if result.exit_code is None:
         return f"killed after {result.seconds:.1f} s{memory}"
     return f"exit code {result.exit_code} in {result.seconds:.1f} s{memory}"
+
+
+def _refused(blocked: Blocked) -> str:
+    """Programs tend to say only that the network failed: the model should know that trying again is of no use."""
+    return f"blocked: {clean_text(blocked.host)}:{blocked.port}, times: {blocked.times}: {blocked.reason}"
 
 
 def _shown(result: Result, name: str) -> str:

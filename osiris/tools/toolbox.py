@@ -1,13 +1,14 @@
 """The tools of one run: what the model may call, checked and answered. What goes wrong in one is its answer."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from osiris.ports import ToolAnswer, ToolSpec
+from osiris.redaction import Redactor
 from osiris.sandboxing import Session
 from osiris.tools import files, finish, shell
 from osiris.tools.files import Args
@@ -41,8 +42,9 @@ TOOLS: Mapping[str, Tool] = {
     "run_command": Tool(
         shell.RunCommand,
         shell.run_command,
-        "Run bash in the workspace. No network, no terminal, no input. Each command starts afresh there; what "
-        "it leaves running is killed. Long output is cut in the middle and kept in /tmp/outputs.",
+        "Run bash in the workspace. No network but to hosts that the repository names, no terminal, no input. Each "
+        "command starts afresh there; what it leaves running is killed. Long output is cut in the middle and kept in "
+        "/tmp/outputs.",
     ),
     "submit": Tool(
         finish.Submit,
@@ -61,10 +63,10 @@ def specs() -> Sequence[ToolSpec]:
 
 
 class Tools:
-    """Implements `ports.Toolbox` over one session."""
+    """Implements `ports.Toolbox` over one session. `hide` takes secrets out of the answers, which go to a vendor."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, hide: Redactor | None = None) -> None:
+        self._session, self._hide = session, hide or Redactor()
 
     def specs(self) -> Sequence[ToolSpec]:
         return specs()
@@ -81,7 +83,8 @@ class Tools:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:
             return ToolAnswer(text=_complaint(name, error))
-        return await tool.use(self._session, checked)
+        answer = await tool.use(self._session, checked)
+        return replace(answer, text=self._hide(answer.text))
 
 
 def _complaint(name: str, error: ValidationError) -> str:

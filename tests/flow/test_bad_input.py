@@ -1,6 +1,7 @@
 """Whatever is wrong, the task ends in a stated state with a sentence for the person it concerns."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from starlette.requests import Request
@@ -176,7 +177,7 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):
     from osiris.tools.sandbox import Bubblewrap
 
-    sandbox = Bubblewrap(place / "sessions")
+    sandbox = Bubblewrap(place / "sessions", Path)
     [passwd] = (place / "sessions").rglob("passwd")
     passwd.chmod(0)  # the jail's user cannot read what it needs
     async with start(sandbox=sandbox) as world:
