@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from osiris.errors import Refused
-from osiris.policy import Policy
+from osiris.policy import REGISTRIES, Policy
 
 PATH = ".github/osiris.yml"
 MODEL = r"^[a-z-]+:\S+$"
@@ -44,7 +44,12 @@ def _host(name: str) -> str:
     return name
 
 
+def _host_or_registries(name: str) -> str:
+    return name if name == REGISTRIES else _host(name)
+
+
 _Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], Field(max_length=50)]
+_AgentHosts = Annotated[list[Annotated[str, AfterValidator(_host_or_registries)]], Field(max_length=50)]
 
 
 class _Commands(BaseModel):
@@ -55,7 +60,7 @@ class _Commands(BaseModel):
 class _Network(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     setup: _Hosts = []
-    agent: _Hosts = []
+    agent: _AgentHosts = []
 
 
 class _File(BaseModel):

@@ -7,17 +7,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from osiris.policy import REGISTRIES
 from osiris.tools import registries
 from osiris.tools.addresses import Allowed, Resolver
 from osiris.tools.bubblewrap import SYSTEM_PATH
 from osiris.tools.egress import Egress
 from osiris.tools.options import Options
 from osiris.tools.registries import Registries
-
-REGISTRIES: Final = "registries"
-"""The name under which a repository may ask for all that this machine's package tools need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
