@@ -30,7 +30,10 @@ VENDOR := scripted
 real: setup  ## a real bug in a real project (tenacity), from issue to merge; VENDOR=anthropic|openai|google|openai-compatible
 	@$(PY) -m real $(VENDOR)
 
-bench: setup  ## measure, each figure beside another side in the same run
+bench-setup:
+	@scripts/setup.sh bench
+
+bench: bench-setup  ## measure, each figure beside another side in the same run
 	@$(PY) -m bench
 
 torture: setup  ## kill, freeze and mislead Osiris for hours, and count what is lost or doubled; ARGS="--quick"
@@ -49,4 +52,4 @@ lock: setup  ## write requirements/*.txt anew from pyproject.toml
 docs: setup  ## draw docs/states.md from the state table
 	@$(PY) scripts/states.py
 
-.PHONY: help setup run-setup demo test check real bench torture fidelity-setup fidelity lock docs
+.PHONY: help setup run-setup demo test check real bench-setup bench torture fidelity-setup fidelity lock docs

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import command, door, first, history, machines, memory, model, prompt, step, workspace
+from bench import command, door, first, history, machines, memory, model, prompt, sandbox, step, workspace
 from bench.row import Row, middle
 from osiris.errors import OsirisError
 
@@ -27,6 +27,7 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "first": first.measure,
     "step": step.measure,
     "workspace": workspace.measure,
+    "sandbox": sandbox.measure,
     "help": command.measure,
     "memory": memory.measure,
     "model": model.measure,

@@ -143,7 +143,7 @@ class Bench:
     @classmethod
     async def at(cls, place: Path) -> "Bench":
         """The database on SQLite, the sandbox, the mirror, and a task to run on."""
-        settings = Settings(osiris_data_dir=place / "osiris")
+        settings = Settings(osiris_data_dir=place / "osiris", osiris_sandbox="weak")
         await prepare(settings, (osiris := build(settings)).engine)
         desk = HostDesk(settings.osiris_data_dir / "git")
         await desk.prepare(REPO)
@@ -155,7 +155,7 @@ class Bench:
         await osiris.intake.note("bench", asked)
         [row] = await osiris.store.inbox_due(1)
         await osiris.store.settle(row.id, asked, Policy())
-        return cls(osiris, desk, Checkout(mirror=desk.mirror(REPO), commit=commit, trusted=commit))
+        return cls(osiris, desk, Checkout(commit=commit, trusted=commit))
 
     async def run(self, order: StartRun) -> list[float]:
         """The seconds of each step."""
@@ -167,7 +167,7 @@ class Bench:
             inbox=self.osiris.intake,
             journal=self.osiris.journal,
         )
-        fact = await runner.run(order, self._checkout, ())
+        fact = await runner.run(order, self._checkout, Policy())
         await runner.stop(order.issue, order.run)
         if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
             raise Refused(f"the run did not end as it should: {fact}")

@@ -1,71 +1,124 @@
-"""Row 5: a new workspace of a large repository with a warm mirror, and its end."""
+"""Row 5: a workspace of a large repository with a warm mirror: made, its work taken, and thrown away."""
 
 import asyncio
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from bench.process import a_place, ran
 from bench.row import Row, Target
 from osiris.errors import Refused
-from osiris.sandboxing import Limits
-from osiris.tools.disk import Disk, can_bound
+from osiris.sandboxing import Limits, Plan, Session
+from osiris.tools.image import ImageDisk
+from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 
-_FILES = 5000
-_OTHER = "git clone --shared, a disk like the session's"
+_FILES = 8000
+_EDIT = "for n in $(seq 0 50 7999); do echo '# more' >>part_$((n % 100))/file_$n.py; done; seq 9 >new"
+_BARE = (
+    "git add -A && git write-tree | { read tree; printf '%s\\n^%s\\n' $tree HEAD; } | git pack-objects --revs --thin -q"
+)
+
+Took = defaultdict[str, list[float]]
 
 
 async def measure(*, quick: bool) -> list[Row]:
-    """By turns: a session opened and closed, a plain shared clone made and removed."""
-    opened, closed, cloned, removed = ([], [], [], [])  # type: tuple[list[float], ...]
+    """By turns: a first workspace, one over a kept checkout, a plain shared clone."""
+    ours: Took = defaultdict(list)
+    theirs: Took = defaultdict(list)
     with a_place() as place:
-        mirror, base = await asyncio.to_thread(_mirror, place)
-        sandbox = Bubblewrap(place / "sessions")
-        for number in range(-1, 5 if quick else 15):
-            began = time.perf_counter()
-            session, _new = await sandbox.open(f"bench-{number}", mirror=mirror, base=base)
-            ready = time.perf_counter()
-            await session.close()
-            ours = (ready - began, time.perf_counter() - ready)
-            theirs = await asyncio.to_thread(_clone, mirror, place / "sessions")
-            outside = await asyncio.to_thread(_plain, mirror, place / "plain")
+        mirror, base = await asyncio.to_thread(a_mirror, place, _FILES)
+        for number in range(-1, 3 if quick else 9):
+            sandbox = Bubblewrap(place / f"sessions-{number}", Path, Options(weak=True))
+            await sandbox.probe()
+            some = await _ours(sandbox, a_plan(mirror, base))
+            other = await asyncio.to_thread(_theirs, mirror, place)
             if number >= 0:  # the first of both warms what there is to warm
-                for kept, seconds in zip((opened, closed, cloned, removed), (*ours, *theirs), strict=True):
-                    kept.append(seconds * 1e3)
-        await _all_there(sandbox, mirror, base)
+                for kept, took in ((ours, some), (theirs, other)):
+                    for name, seconds in took.items():
+                        kept[name].append(seconds * 1e3)
+    return _rows(ours, theirs)
+
+
+def _rows(ours: Took, theirs: Took) -> list[Row]:
+    clone, new = "git clone --shared, a disk like the session's", f"a new workspace, {_FILES} files, warm mirror"
+    note = "with the disk image made and mounted (not so for the plain clone), and the clone made in the jail"
+    table = (
+        ("open", f"{new}, first of its commit", clone, "clone", 500, note),
+        ("open-over", f"{new}, laid over a kept checkout", clone, "clone", 50, ""),
+        (
+            "take",
+            "its work taken as a pack: 160 files changed",
+            "git add, write-tree, pack-objects in it",
+            "take",
+            200,
+            "",
+        ),
+        ("close", "and thrown away", "rm -rf of that clone", "remove", 100, ""),
+    )
     return [
         Row(
-            name="open",
-            what=f"a new workspace, {_FILES} files, warm mirror",
+            name=name,
+            what=what,
             unit="ms",
-            ours=[opened],
-            other=_OTHER,
-            theirs=[cloned],
-            target=Target(p50=400),
-            note="with the disk image made and mounted (not so for the plain clone), and the clone made in the jail; "
-            f"a plain clone straight onto this machine's disk took {outside[0] * 1e3:.0f} ms",
-        ),
-        Row(
-            name="close",
-            what="and closed again",
-            unit="ms",
-            ours=[closed],
-            other="rm -rf of that clone",
-            theirs=[removed],
-        ),
+            ours=[ours[name]],
+            other=other,
+            theirs=[theirs[against]],
+            target=Target(p50=most),
+            note=said,
+        )
+        for name, what, other, against, most, said in table
     ]
 
 
-def _mirror(place: Path) -> tuple[Path, str]:
+async def _ours(sandbox: Bubblewrap, plan: Plan) -> dict[str, float]:
+    began = time.perf_counter()
+    first, _ = await sandbox.create("first", plan)
+    opened = time.perf_counter()
+    over, _ = await sandbox.create("over", plan)
+    laid = time.perf_counter()
+    for session in (first, over):
+        await _all_there(session)
+    await over.run(["/bin/bash", "-c", _EDIT])
+    edited = time.perf_counter()
+    with (await over.export(plan.base)).pack:
+        taken = time.perf_counter()
+    await first.destroy()
+    closing = time.perf_counter()
+    await over.destroy()
+    closed = time.perf_counter()
+    return {"open": opened - began, "open-over": laid - opened, "take": taken - edited, "close": closed - closing}
+
+
+def _theirs(mirror: Path, place: Path) -> dict[str, float]:
+    """On a new disk of the kind that sessions have, which is not timed."""
+    (place / "plain").mkdir(mode=0o711, exist_ok=True)
+    disk = ImageDisk(place / "plain", "plain", uid=None)
+    disk.make(Limits())
+    clone = disk.folder / "work/plain"
+    try:
+        began = time.perf_counter()
+        ran(["git", "clone", "-q", "--shared", mirror, clone])
+        made = time.perf_counter()
+        ran(["/bin/bash", "-c", _EDIT], cwd=clone)
+        edited = time.perf_counter()
+        ran(["/bin/bash", "-c", f"{_BARE} --stdout >../pack"], cwd=clone)
+        taken = time.perf_counter()
+        ran(["rm", "-rf", clone])
+        return {"clone": made - began, "take": taken - edited, "remove": time.perf_counter() - taken}
+    finally:
+        disk.remove()
+
+
+def a_mirror(place: Path, files: int) -> tuple[Path, str]:
+    """A bare repository with one commit of that many files, and the commit."""
     mirror = place / "mirror.git"
     ran(["git", "init", "-q", "--bare", mirror])
     mirror.chmod(0o755)
     lines = [b"commit refs/heads/main\ncommitter alice <alice@example.org> 1700000000 +0000\ndata 5\nBegin\n"]
-    for number in range(_FILES):
+    for number in range(files):
         text = b"".join(b"value_%d = %d  # part of the shop\n" % (n, n * number) for n in range(20 + number % 200))
-        lines.append(
-            b"M 100644 inline shop/part_%d/file_%d.py\ndata %d\n%b\n" % (number % 100, number, len(text), text)
-        )
+        lines.append(b"M 100644 inline part_%d/file_%d.py\ndata %d\n%b\n" % (number % 100, number, len(text), text))
     stream = place / "stream"
     stream.write_bytes(b"".join(lines))
     with stream.open("rb") as given:
@@ -74,30 +127,13 @@ def _mirror(place: Path) -> tuple[Path, str]:
     return mirror, ran(["git", "-C", mirror, "rev-parse", "main"]).strip()
 
 
-def _clone(mirror: Path, root: Path) -> tuple[float, float]:
-    """On a new disk of the kind that sessions have, which is not timed."""
-    disk = Disk(root, "plain", uid=None)
-    disk.make(Limits(), bounded=not can_bound(root))
-    try:
-        return _plain(mirror, disk.folder / "work/plain")
-    finally:
-        disk.remove()
+def a_plan(mirror: Path, base: str) -> Plan:
+    """A workspace of it."""
+    return Plan(repo=str(mirror), base=base, trusted=base)
 
 
-def _plain(mirror: Path, place: Path) -> tuple[float, float]:
-    began = time.perf_counter()
-    ran(["git", "clone", "-q", "--shared", mirror, place])
-    made = time.perf_counter()
-    ran(["rm", "-rf", place])
-    return made - began, time.perf_counter() - made
-
-
-async def _all_there(sandbox: Bubblewrap, mirror: Path, base: str) -> None:
+async def _all_there(session: Session) -> None:
     """What was measured was a whole workspace."""
-    session, _new = await sandbox.open("bench-last", mirror=mirror, base=base)
-    try:
-        told = await session.run(["/bin/bash", "-c", "git status --porcelain | wc -l; git ls-files | xargs ls | wc -l"])
-        if told.output.split() != [b"0", str(_FILES).encode()]:
-            raise Refused(f"the workspace is not whole: {told.output[:200]!r}")
-    finally:
-        await session.close()
+    told = await session.run(["/bin/bash", "-c", "git status --porcelain | wc -l; git ls-files | xargs ls | wc -l"])
+    if told.output.split() != [b"0", str(_FILES).encode()]:
+        raise Refused(f"the workspace is not whole: {told.output[:200]!r}")

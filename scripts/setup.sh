@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what is missing: `setup.sh run` for what Osiris runs with, `setup.sh dev` for its tests as well,
-# `setup.sh fidelity` for `make fidelity` on top of that.
+# `setup.sh fidelity` and `setup.sh bench` for those of `make` on top of that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:-run}
@@ -17,7 +17,9 @@ PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fspro
 [ "$kind" != run ] && ! command -v redis-server >/dev/null && packages+=(redis-server)
 [ "$kind" != run ] && ! docker compose version >/dev/null 2>&1 && ! command -v docker-compose >/dev/null &&
     packages+=(docker-compose)
-[ "$kind" = fidelity ] && ! command -v npm >/dev/null && packages+=(nodejs npm)
+[[ $kind = fidelity || $kind = bench ]] && ! command -v npm >/dev/null && packages+=(nodejs npm)
+[ "$kind" = bench ] && ! command -v rg >/dev/null && packages+=(ripgrep)  # both for Anthropic's srt
+[ "$kind" = bench ] && ! command -v socat >/dev/null && packages+=(socat)
 
 # Tests start servers of their own: while apt installs, none is started, and PostgreSQL makes no database for everybody.
 no_start=/usr/sbin/policy-rc.d
