@@ -4,7 +4,7 @@ They go through a worker that runs as root and one that is an ordinary user's. A
 """
 
 import os
-import shutil
+import shlex
 import socket
 import subprocess
 import sys
@@ -78,6 +78,16 @@ class Attacked:
         """Run the same script with nothing around it, for the control."""
         return self.ask("plain", ["/bin/bash", "-c", script], **options).decode(errors="replace")
 
+    def naive(self, script: str, **options: Any) -> str:
+        """Run it in the jail of many a blog post, for the control: its own name spaces, and no more than that."""
+        jail = "bwrap --unshare-all --die-with-parent --bind / / --dev /dev --proc /proc -- /bin/bash -c"
+        return self.unprotected(f"{jail} {shlex.quote(script)}", **options)
+
+    def namespaced(self, script: str, **options: Any) -> str:
+        """Run it as root of new name spaces, for the control: what somebody can do there whom no filter stops."""
+        spaces = "unshare --map-root-user --mount --pid --fork --kill-child --net --uts --ipc --mount-proc"
+        return self.unprotected(f"{spaces} /bin/bash -c {shlex.quote(script)}", **options)
+
     def tool(self, tool: str, *, name: str = "s", **args: Any) -> str:
         return self.ask("tool", name, tool, args)
 
@@ -117,7 +127,8 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Attacked]:
         for folder in ("own", "house", "packages"):
             (place / folder).mkdir()
         if request.param == "ordinary" and os.geteuid() == 0:
-            shutil.chown(place / "own", ORDINARY, ORDINARY)
+            for folder in (place / "own", repo):
+                subprocess.run(["chown", "-R", f"{ORDINARY}:{ORDINARY}", folder], check=True)
         attacked = Attacked(request.param, place, repo, base)
         yield attacked
         attacked.close()
@@ -153,8 +164,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
             said = dict(report.user_properties)
-            file, _, name = report.nodeid.rpartition("/")[2].partition("::")
-            suite, mark = file.removeprefix("test_").removesuffix(".py"), "held" if outcome == "passed" else "BROKEN"
+            file, _, name = report.nodeid.partition("::")
+            suite, mark = Path(file).stem.removeprefix("test_"), "held" if outcome == "passed" else "BROKEN"
             rows.append((suite, name.removeprefix("test_"), mark, said.get("held", "-"), said.get("control", "-")))
     for row in sorted(rows):
         terminalreporter.write_line(f"{row[2]:6}  {row[0]:8}  {row[1]:70}  {row[3]:60}  control: {row[4]}")

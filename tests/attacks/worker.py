@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +45,11 @@ class Worker:
         _serve(socket.socket(socket.AF_UNIX), f"\0{self._place}/control")
         tcp = socket.socket()
         _serve(tcp, ("127.0.0.1", 0))
-        return int(tcp.getsockname()[1])
+        port = int(tcp.getsockname()[1])
+        _echo(socket.socket(type=socket.SOCK_DGRAM), ("127.0.0.1", port))
+        for opened in (os.open(self._place / "private.pem", os.O_RDONLY), os.open(self._place, os.O_PATH)):
+            os.set_inheritable(opened, True)  # a careless library: whoever is started has them, unless they are closed
+        return port
 
     async def create(self, name: str, repo: str, base: str, **more: Any) -> None:
         """A new session `name`; `limits` and `hosts` as in a `Plan`."""
@@ -73,16 +78,33 @@ class Worker:
     async def plain(self, argv: Sequence[str], timeout: float = 20) -> bytes:
         """Run a command without any sandbox, as this process would: what an attack can do when nothing stops it."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.Popen(argv, cwd=self._plain, **streams)
+        done = subprocess.Popen(argv, cwd=self._plain, close_fds=False, start_new_session=True, **streams)
         try:
             return done.communicate(timeout=timeout)[0]
         except subprocess.TimeoutExpired:
-            done.kill()
+            os.killpg(done.pid, signal.SIGKILL)
             return done.communicate()[0]
 
     async def memory(self) -> int:
         """The most memory this process has held, in bytes."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+    async def growth(self, name: str, argv: Sequence[str], **options: Any) -> tuple[Result, int]:
+        """Run a command in session `name`; and by how many bytes this process grew at most meanwhile."""
+        Path("/proc/self/clear_refs").write_text("5")  # the most is counted anew; see proc_pid_clear_refs(5)
+        before = _most_memory()
+        result = await self.run(name, argv, **options)
+        return result, _most_memory() - before
+
+    async def beside(
+        self, bomb: tuple[str, Sequence[str], dict[str, Any]], name: str, argv: Sequence[str]
+    ) -> tuple[Result, list[Result]]:
+        """Run a command in one session, and another in session `name` again and again until the first one is over."""
+        running = asyncio.ensure_future(self.run(bomb[0], bomb[1], **bomb[2]))
+        others: list[Result] = []
+        while not running.done() or not others:
+            others.append(await self.run(name, argv, timeout=30))
+        return await running, others
 
     async def together(self, calls: Sequence[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
         """Several calls at once; what each gave, an exception included."""
@@ -101,6 +123,24 @@ def _serve(listening: socket.socket, address: Any) -> None:
                 caller.sendall(CANARY.encode())
 
     threading.Thread(target=answer, daemon=True).start()
+
+
+def _echo(listening: socket.socket, address: Any) -> None:
+    """Give the canary to whoever sends a datagram."""
+    listening.bind(address)
+
+    def answer() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                listening.sendto(CANARY.encode(), listening.recvfrom(512)[1])
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def _most_memory() -> int:
+    """Since it was last counted anew."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> None:
