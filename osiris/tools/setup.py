@@ -38,9 +38,10 @@ RAN: Final = TypeAdapter(tuple[CommandRan, ...])
 # Those that git would take for new work are noted, for they are none of the agent's.
 PACK: Final = r"""
 set -euo pipefail
-export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index GIT_WORK_TREE=/workspace LC_ALL=C.UTF-8
+export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
 git init -q --bare --template= "$GIT_DIR"
+export GIT_WORK_TREE=/workspace
 cp -p /base.index "$GIT_INDEX_FILE"
 cd /workspace
 git ls-files -z --others | sed -z 's,^,workspace/,' >/tmp/list
