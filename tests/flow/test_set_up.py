@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from osiris.tools import cgroup
-from tests.flow.conftest import FILES, FIX, Start, World, run, step, submit
+from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, step, submit
 
 FETCH = 'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] + "/page").read().decode())'
 REGISTRY = "127.0.0.2"  # 127.0.0.1 is the jail itself for what runs in it
