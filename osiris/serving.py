@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from osiris.bootstrap import Osiris
+from osiris.bootstrap import Osiris, background
 from osiris.config.guest import listening
 from osiris.config.settings import Settings
 from osiris.errors import Refused
+
+log = logging.getLogger(__name__)
 
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -20,9 +23,9 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
     gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
     async with osiris.running():
         listener = _listener(osiris.settings)
-        async with listening(osiris.app, listener, grace=2):  # the worker needs the rest of its ten seconds
+        async with listening(osiris.app, listener, grace=2), background(_say_what_lacks(osiris)):
             ready(_url(listener))
-            await end.wait()
+            await end.wait()  # `grace`: the worker needs the rest of its ten seconds
 
 
 async def work(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
@@ -30,9 +33,17 @@ async def work(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: No
     if osiris.worker is None:
         raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.missing())}")
     end = _told_to_end()
-    async with osiris.running():
+    async with osiris.running(), background(_say_what_lacks(osiris)):
         ready(socket.gethostname())
         await end.wait()
+
+
+async def _say_what_lacks(osiris: Osiris) -> None:
+    """Into the log, before the first run has to be refused."""
+    for probe in await osiris.sandbox.probe() if osiris.worker and osiris.sandbox else ():
+        if not probe.ok:
+            effect = "no run can start" if probe.needed else "the sandbox is a weak one, which pull requests will say"
+            log.warning("%s: %s: %s. %s", effect, probe.name, probe.detail, probe.fix)
 
 
 def _told_to_end() -> asyncio.Event:

@@ -48,7 +48,7 @@ says("seccomp", "\nSeccomp:\t2" in status and opens(socket.AF_INET) and not unsh
 says("git", subprocess.run(["git", "--version"], capture_output=True).returncode == 0)
 """
 
-MEMORY: Final = "memory and process limits"
+DISK, MEMORY = "size-limited disk", "memory and process limits"
 SMALL: Final = Limits(memory=48 * MIB, processes=16)
 # In a group with these limits: 32 processes more are too many, and so are 160 MiB.
 GREEDY: Final = """
@@ -63,9 +63,17 @@ bytearray(160 << 20)
 """
 
 
-def run(root: Path, etc: Path, *, weak: bool) -> list[Probe]:
-    """Ask everything. `weak`: the operator allows runs without a limit on their memory."""
-    return [*_ground(root, etc), *_profile(etc), *_bounds(root, weak)]
+def run(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
+    """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator allows runs without a
+    limit on their memory."""
+    return [*_ground(root, etc), *_profile(etc), *(bounds or _bounds(root, weak))]
+
+
+def bounds_that_hold(found: Sequence[Probe]) -> list[Probe]:
+    """The bounds among what was found, when all hold. They are not asked again: a process that takes too much memory is
+    killed for it each time, and operators see that in the kernel's log."""
+    bounds = [probe for probe in found if probe.name in (DISK, MEMORY)]
+    return bounds if all(probe.ok for probe in bounds) else []
 
 
 def _ground(root: Path, etc: Path) -> Iterator[Probe]:
@@ -117,7 +125,7 @@ def _try_profile(etc: Path) -> Trial:
 def _bounds(root: Path, weak: bool) -> Iterator[Probe]:
     trouble = can_mount(root) if dropped_uid() is not None else can_hold(root)
     yield Probe(
-        name="size-limited disk",
+        name=DISK,
         ok=not trouble,
         detail=trouble[:160],
         fix="Run the worker as an ordinary user, or as root with loop devices and CAP_SYS_ADMIN.",

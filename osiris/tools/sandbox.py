@@ -43,6 +43,7 @@ class Bubblewrap:
         self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
         self._uid = dropped_uid()
         self._probed: Sequence[Probe] = ()
+        self._bounds: Sequence[Probe] = ()
         self._probing = asyncio.Lock()
         self._for_setups = set[str]()
         for chain in self._options.toolchains:
@@ -81,7 +82,9 @@ class Bubblewrap:
 
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes about a second."""
-        found = await asyncio.to_thread(probes.run, self._root, self._etc, weak=self._options.weak)
+        ask = partial(probes.run, self._root, self._etc, weak=self._options.weak, bounds=self._bounds)
+        found = await asyncio.to_thread(ask)
+        self._bounds = probes.bounds_that_hold(found)
         self._probed = found if all(probe.ok for probe in found if probe.needed) else ()
         return found
 
