@@ -26,6 +26,9 @@ check: setup  ## format, lint, types, locks
 	@$(PY) -m mypy
 	@$(PY) scripts/lock.py --check
 
+attack: setup  ## every attack on the sandbox, with its verdict and with the control in which it succeeds
+	@$(PY) -m pytest tests/attacks --verdicts
+
 VENDOR := scripted
 real: setup  ## a real bug in a real project (tenacity), from issue to merge; VENDOR=anthropic|openai|google|openai-compatible
 	@$(PY) -m real $(VENDOR)
@@ -52,4 +55,4 @@ lock: setup  ## write requirements/*.txt anew from pyproject.toml
 docs: setup  ## draw docs/states.md from the state table
 	@$(PY) scripts/states.py
 
-.PHONY: help setup run-setup demo test check real bench-setup bench torture fidelity-setup fidelity lock docs
+.PHONY: help setup run-setup demo test check attack real bench-setup bench torture fidelity-setup fidelity lock docs

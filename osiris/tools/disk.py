@@ -109,6 +109,10 @@ def run(argv: Sequence[str], cwd: Path = Path("/")) -> None:
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")
 
 
+class NoRoom(Unavailable):
+    """The host has no room for a disk now."""
+
+
 def fills_up(disk: Disk, size: int) -> str:
     """Empty when a disk takes less than `size` bytes, else what went wrong."""
     with contextlib.suppress(OSError):

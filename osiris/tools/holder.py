@@ -7,6 +7,7 @@ one is left there; it outlives its worker, and so does the disk. What is on it c
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -90,7 +91,7 @@ def _started(pid: int) -> str:
 
 def can_hold(root: Path) -> str:
     """Try a small one; empty when it works, else what went wrong."""
-    trial = HeldDisk(root, f"@trial-{os.getpid()}", uid=None)
+    trial = HeldDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None)
     try:
         trial.make(Limits(disk=4 * MIB, inodes=64))
         return fills_up(trial, 8 * MIB)

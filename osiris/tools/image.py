@@ -12,7 +12,7 @@ from typing import Final
 
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
-from osiris.tools.disk import BELOW, Disk, fills_up, run
+from osiris.tools.disk import BELOW, Disk, NoRoom, fills_up, run
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
 # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
@@ -20,6 +20,7 @@ MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
+KEPT: Final = "@checkout-"  # begins the names of images that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
 
 
@@ -87,6 +88,7 @@ class ImageDisk(Disk):
 
     def _make_image(self, limits: Limits) -> None:
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
+        _insist_on_room(self.image.parent, limits.disk)
         with self.image.open("wb") as file:
             file.truncate(limits.disk)
         self.image.chmod(0o600)
@@ -116,8 +118,24 @@ class ImageDisk(Disk):
             return file.read(2) == CLEAN
 
 
+def _insist_on_room(images: Path, size: int) -> None:
+    """Images are sparse, and what is written to one for which there is no room is lost without a word.
+
+    Raises NoRoom when that could come to pass: with what other images may still grow there is too little.
+    """
+    room = os.statvfs(images)
+    free = room.f_bavail * room.f_frsize
+    growing = (image.stat() for image in images.glob("*.img") if not image.name.startswith(KEPT))
+    promised = sum(max(0, found.st_size - found.st_blocks * 512) for found in growing)
+    if free - promised < size:
+        raise NoRoom(
+            f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB, {free >> 20} are "
+            f"free, and others may take {promised >> 20} of them; make room, or set OSIRIS_SANDBOX_DISK_GIB lower"
+        )
+
+
 def can_mount(root: Path) -> str:
-    """Try small ones, one over the other; empty when it works, else what went wrong."""
+    """Try small ones, one over the other; empty when it works, else what went wrong. Raises NoRoom."""
     if os.geteuid() != 0:
         return "only root may mount a disk image"
     small = Limits(disk=4 * MIB, inodes=64)
@@ -127,6 +145,8 @@ def can_mount(root: Path) -> str:
         first.put_away(first.image)
         second.make_over(first.image, small)
         return fills_up(second, 8 * MIB)
+    except NoRoom:
+        raise
     except (OSError, Unavailable) as error:
         return str(error)
     finally:

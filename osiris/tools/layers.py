@@ -10,11 +10,8 @@ import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
 
-from osiris.tools.image import ImageDisk
-
-PREFIX: Final = "@checkout-"
+from osiris.tools.image import KEPT, ImageDisk
 
 Fill = Callable[[ImageDisk], Awaitable[None]]
 """Makes a disk and checks the commit out on it. Raises Refused or Unavailable."""
@@ -30,7 +27,7 @@ class Layers:
 
     async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> Path:
         """The image of a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
-        name = PREFIX + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
+        name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
         image = self._root / "@disks" / f"{name}.img"
         async with self._locks[name]:
             if not image.exists():
@@ -49,7 +46,7 @@ class Layers:
 
     def _make_room(self, newest: Path) -> None:
         """An image that a workspace lies over goes only from sight: it is there as long as that."""
-        images = sorted(newest.parent.glob(f"{PREFIX}*.img"), key=lambda image: image.stat().st_mtime)
+        images = sorted(newest.parent.glob(f"{KEPT}*.img"), key=lambda image: image.stat().st_mtime)
         total = sum(_size(image) for image in images)
         for image in images:
             if total > self._most and image != newest:

@@ -10,6 +10,7 @@ from typing import Final
 from osiris.sandboxing import MIB, Limits, Probe
 from osiris.tools import cgroup, seccomp
 from osiris.tools.bubblewrap import View
+from osiris.tools.disk import NoRoom
 from osiris.tools.holder import can_hold
 from osiris.tools.image import can_mount
 from osiris.tools.jail import BWRAP, Trial, attempt, attempt_plain, attempt_view, dropped_uid
@@ -123,13 +124,7 @@ def _try_profile(etc: Path) -> Trial:
 
 
 def _bounds(root: Path, weak: bool) -> Iterator[Probe]:
-    trouble = can_mount(root) if dropped_uid() is not None else can_hold(root)
-    yield Probe(
-        name=DISK,
-        ok=not trouble,
-        detail=trouble[:160],
-        fix="Run the worker as an ordinary user, or as root with loop devices and CAP_SYS_ADMIN.",
-    )
+    yield _disk(root)
     trial = _try_limits()
     yield Probe(
         name=MEMORY,
@@ -140,6 +135,15 @@ def _bounds(root: Path, weak: bool) -> Iterator[Probe]:
         "of the whole worker and set OSIRIS_SANDBOX=weak; every pull request will say so.",
         passing=trial.passing,
     )
+
+
+def _disk(root: Path) -> Probe:
+    fix = "Run the worker as an ordinary user, or as root with loop devices and CAP_SYS_ADMIN."
+    try:
+        trouble = can_mount(root) if dropped_uid() is not None else can_hold(root)
+    except NoRoom as full:
+        return Probe(name=DISK, ok=False, detail=str(full), fix="Make room.", passing=True)
+    return Probe(name=DISK, ok=not trouble, detail=trouble[:160], fix=fix)
 
 
 def _try_limits() -> Trial:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from osiris.errors import Refused, TooSlow
+from osiris.errors import Refused, TooSlow, Unavailable
+from osiris.tools.options import Options
+from osiris.tools.sandbox import Bubblewrap
 
 ROOT = os.geteuid() == 0
 
@@ -231,3 +233,21 @@ async def test_a_session_is_sealed_although_nothing_is_left_on_its_disk(sandbox,
 async def test_a_full_disk_leaves_the_session_usable(session, bash):
     await bash("head -c 900000000 /dev/zero >big; head -c 900000000 /dev/zero >big2")
     assert "hello" in await bash("cat README.md; rm big big2; echo ok >small && cat small")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
+async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(place, mirror, limits):
+    (place / "small").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100M,mode=711", "small", place / "small"], check=True)
+    sandbox = Bubblewrap(place / "small" / "sandboxes", Path, Options(weak=True))
+    first, _ = await sandbox.create("first", mirror.plan(limits))
+    with pytest.raises(Unavailable, match="no room for one more workspace: it may take 64 MiB"):
+        await sandbox.create("second", mirror.plan(limits))
+    assert (await first.run(["/bin/cat", "README.md"])).output == b"hello\n"
+    subprocess.run(["mount", "-o", "remount,size=300M", place / "small"], check=True)
+    second, _ = await sandbox.create("second", mirror.plan(limits))
+    filled = await first.run(["/bin/sh", "-c", "head -c 40M /dev/zero >some; head -c 40M /dev/zero >more; sync"])
+    assert b"No space left" in filled.output
+    assert (await second.run(["/bin/cat", "README.md"])).output == b"hello\n"
+    for session in (first, second):
+        await session.destroy()
