@@ -10,7 +10,7 @@ from osiris.errors import Refused, TooSlow
 from osiris.sandboxing import Result
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
-from osiris.tools.disk import BELOW, EXCLUDE, INDEX, Disk
+from osiris.tools.disk import EXCLUDE, INDEX, Disk
 from osiris.tools.jail import run_once
 
 KILLED: Final = 128 + 9  # SIGKILL
@@ -63,7 +63,7 @@ async def check_out(view: View, disk: Disk, cgroup: Cgroup | None, filling: Fill
     argv = ["/bin/bash", "-c", SCRIPT, "checkout", filling.base, filling.files]
     result = await run_once(view, argv, view.limits.open_seconds, cgroup=cgroup)
     _checked(result, view, filling.base)
-    if not set(os.listdir(disk.keep)) <= {INDEX, EXCLUDE, BELOW} or not _is_plain_file(disk.keep / INDEX):
+    if not set(os.listdir(disk.keep)) <= {INDEX, EXCLUDE} or not _is_plain_file(disk.keep / INDEX):
         raise Refused("the checkout left no index, or more than that")
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
-from osiris.tools.disk import BELOW, Disk, NoRoom, fills_up, run
+from osiris.tools.disk import Disk, NoRoom, fills_up, run
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
 # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
@@ -44,6 +44,11 @@ class ImageDisk(Disk):
         """Where the image is seen that this disk lies over."""
         return self.folder / "below"
 
+    @property
+    def _over(self) -> Path:
+        """Names the image that it lies over; no jail ever sees it, so none could name another."""
+        return self.folder / "over"
+
     def make(self, limits: Limits) -> None:
         self._make_image(limits)
         self._mount()
@@ -57,7 +62,7 @@ class ImageDisk(Disk):
             (self.folder / part).mkdir(mode=0o755)
             if self.uid is not None:
                 os.chown(self.folder / part, self.uid, self.uid)
-        (self.keep / BELOW).write_text(image.name)
+        self._over.write_text(image.name)
         self._lay()
 
     def find(self) -> bool:
@@ -101,9 +106,9 @@ class ImageDisk(Disk):
 
     def _lay(self) -> bool:
         """Lay it over the image that was noted, where that is not done; False when that is gone."""
-        if not (self.keep / BELOW).exists() or (self.folder / "work").is_mount():
+        if not self._over.exists() or (self.folder / "work").is_mount():
             return True
-        image = self.image.parent / (self.keep / BELOW).read_text()
+        image = self.image.parent / self._over.read_text()
         if not image.exists():
             return False
         run(["/usr/bin/mount", "-o", f"ro,{IMAGE}", str(image), str(self.below)])
