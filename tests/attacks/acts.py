@@ -47,7 +47,7 @@ def known(attacked: Any, script: str) -> str:
 
 
 def won(output: str) -> bool:
-    return "won" in output or CANARY in output
+    return output.startswith("won") or "\nwon" in output or CANARY in output
 
 
 def judge(attack: Attack, attacked: Any, verdict: Verdict, name: str = "s") -> None:

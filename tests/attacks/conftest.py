@@ -58,8 +58,12 @@ class Attacked:
 
     def ask(self, method: str, *args: Any, **options: Any) -> Any:
         """Have the worker do something; see `worker.Worker`. What it raised is raised here."""
-        self._conn.send((method, args, options))
+        self.tell(method, *args, **options)
         return self._answer()
+
+    def tell(self, method: str, *args: Any, **options: Any) -> None:
+        """The same, for a worker that will not answer any more."""
+        self._conn.send((method, args, options))
 
     def _answer(self) -> Any:
         error, value = self._conn.recv()
@@ -119,17 +123,22 @@ def _repository(place: Path) -> tuple[Path, str]:
     return place / "mirror.git", _git("rev-parse", "HEAD", cwd=seed)
 
 
+def start(who: str, place: Path, repo: Path, base: str) -> Attacked:
+    """A worker whose own folder is in `place`."""
+    for folder in ("own", "house", "packages"):
+        (place / folder).mkdir()
+    if who == "ordinary" and os.geteuid() == 0:
+        for folder in (place / "own", repo):
+            subprocess.run(["chown", "-R", f"{ORDINARY}:{ORDINARY}", folder], check=True)
+    return Attacked(who, place, repo, base)
+
+
 @pytest.fixture(scope="session", params=USERS)
 def worker(request: pytest.FixtureRequest) -> Iterator[Attacked]:
     """A worker of each kind of user, for all tests of this process; tests that break theirs make one of their own."""
     with a_place() as place:
         repo, base = _repository(place)
-        for folder in ("own", "house", "packages"):
-            (place / folder).mkdir()
-        if request.param == "ordinary" and os.geteuid() == 0:
-            for folder in (place / "own", repo):
-                subprocess.run(["chown", "-R", f"{ORDINARY}:{ORDINARY}", folder], check=True)
-        attacked = Attacked(request.param, place, repo, base)
+        attacked = start(request.param, place, repo, base)
         yield attacked
         attacked.close()
 
@@ -140,6 +149,14 @@ def attacked(worker: Attacked) -> Iterator[Attacked]:
     worker.create("s")
     yield worker
     worker.ask("destroy", "s")
+
+
+@pytest.fixture(scope="session")
+def lasting(worker: Attacked) -> Iterator[Attacked]:
+    """A worker with a session "lasting", for attacks that leave nothing in it."""
+    worker.create("lasting")
+    yield worker
+    worker.ask("destroy", "lasting")
 
 
 @pytest.fixture

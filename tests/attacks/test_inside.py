@@ -181,8 +181,8 @@ SECRETS = (
 
 
 @each(*SECRETS)
-def test_secret(attack, attacked, verdict):
-    judge(attack, attacked, verdict)
+def test_secret(attack, lasting, verdict):
+    judge(attack, lasting, verdict, name="lasting")
 
 
 # ── the neighbours ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -311,15 +311,15 @@ def test_a_listener_inside_is_not_reached_from_outside(attacked, verdict):
         shows="it could be sent",
     ),
 )
-def test_signal(attack, attacked, verdict):
-    judge(attack, attacked, verdict)
+def test_signal(attack, lasting, verdict):
+    judge(attack, lasting, verdict, name="lasting")
 
 
 def test_a_signal_to_everybody_ends_the_command_alone(attacked, verdict):
     attacked.create("other")
-    killing = ("s", ["/bin/bash", "-c", "sleep 20 & kill -9 -1; kill -9 0; kill -9 1; kill -9 2"], {})
+    killing = ("run", ("s", ["/bin/bash", "-c", "sleep 20 & kill -9 -1; kill -9 0; kill -9 1; kill -9 2"]), {})
     assert attacked.unprotected("sleep 20 & kill -9 $!; wait $!; echo $?").split()[-1] == "137"
-    killed, others = attacked.ask("beside", killing, "other", ["/bin/echo", "alive"])
+    killed, others = attacked.ask("beside", killing, ("run", ("other", ["/bin/echo", "alive"]), {}))
     assert killed.seconds < 5
     assert {other.output for other in others} == {b"alive\n"}
     assert attacked.bash("echo alive").output == b"alive\n"

@@ -376,5 +376,5 @@ BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
         shows="it could be made",
     ),
 )
-def test_getting(attack, attacked, verdict):
-    judge(attack, attacked, verdict)
+def test_getting(attack, lasting, verdict):
+    judge(attack, lasting, verdict, name="lasting")

@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from osiris.sandboxing import Plan, Result, Session
+from osiris.tools import helper
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from osiris.tools.toolbox import Tools
 
 CANARY = "canary-9f2c71d0b4e8"
 """The one secret of this process. It stands in its environment, in files and behind sockets, and nowhere else."""
+
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""A method of `Worker`, and what it is given."""
 
 
 class Worker:
@@ -96,20 +101,25 @@ class Worker:
         result = await self.run(name, argv, **options)
         return result, _most_memory() - before
 
-    async def beside(
-        self, bomb: tuple[str, Sequence[str], dict[str, Any]], name: str, argv: Sequence[str]
-    ) -> tuple[Result, list[Result]]:
-        """Run a command in one session, and another in session `name` again and again until the first one is over."""
-        running = asyncio.ensure_future(self.run(bomb[0], bomb[1], **bomb[2]))
-        others: list[Result] = []
-        while not running.done() or not others:
-            others.append(await self.run(name, argv, timeout=30))
-        return await running, others
+    async def beside(self, bomb: Call, *others: Call) -> tuple[Any, list[Any]]:
+        """Do one thing, and others in turn, again and again, until the first is over; what it and they gave."""
+        running = asyncio.ensure_future(self._do(bomb))
+        given = [await self._do(other) for other in others]
+        while not running.done():
+            given += [await self._do(other) for other in others]
+        return await running, given
 
-    async def together(self, calls: Sequence[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+    async def hurry(self, seconds: float) -> None:
+        """Give the file tools less time than they have."""
+        helper.PATIENCE = seconds  # type: ignore[misc]
+
+    async def together(self, calls: Sequence[Call]) -> list[Any]:
         """Several calls at once; what each gave, an exception included."""
-        running = [getattr(self, method)(*args, **options) for method, args, options in calls]
-        return await asyncio.gather(*running, return_exceptions=True)
+        return await asyncio.gather(*map(self._do, calls), return_exceptions=True)
+
+    async def _do(self, call: Call) -> Any:
+        method, args, options = call
+        return await getattr(self, method)(*args, **options)
 
 
 def _serve(listening: socket.socket, address: Any) -> None:

@@ -1,0 +1,282 @@
+"""Hostile commands that want all of the machine. While each goes off, another session goes on working.
+
+The controls take a little more than a session may have, unprotected: no bomb goes off outside of a jail.
+"""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from tests.attacks.acts import Attack, each, known, python, won
+from tests.attacks.conftest import MIB, SMALL
+
+ALIVE = ("run", ("other", ["/bin/echo", "alive"]), {"timeout": 30})
+PATIENCE = 6  # seconds that a command of a neighbour may take on a busy machine; alone it takes 0.02
+MORE = SMALL.memory // MIB + 64
+FORK = """
+import os, time
+for n in range({many}):
+    try:
+        if os.fork() == 0: time.sleep(1.5); os._exit(0)
+    except OSError as error: print(n, error); break
+else: print("won")
+"""
+THREADS = """
+import threading
+end = threading.Event()
+try:
+    for n in range({many}): threading.Thread(target=end.wait).start()
+    print("won")
+except RuntimeError as error: print(n, error)
+end.set()
+"""
+DOUBLE = "double() { [ $1 -gt 0 ] && { double $(($1 - 1)) | double $(($1 - 1)) & wait; }; }; double $0; true"
+OPEN = """
+import os, resource
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+try:
+    for n in range(1100): os.dup(0)
+    print("won")
+except OSError as error: print(n, error)
+"""
+CRASH = """
+import os, resource, signal
+try: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+except (ValueError, OSError) as error: print(error)
+if os.fork() == 0: os.kill(os.getpid(), signal.SIGSEGV)
+if os.WCOREDUMP(os.wait()[1]): print("won")
+"""
+FILES = (
+    "import os\nos.makedirs('many')\ntry:\n  for n in range({many}): open(f'many/{{n}}', 'x').close()\n  print('won')\n"
+)
+FILES += "except OSError as error: print(n, error)"
+
+
+def fill(*folders: str) -> str:
+    """Write more than a disk may hold, in files that are not too large; what was written is taken away again."""
+    parts = " ".join(f"{folder}/part$n" for folder in folders)
+    return (
+        f"for n in 1 2 3 4 5 6 7; do for f in {parts}; do head -c 14000000 /dev/zero >$f || full=1; done; done; "
+        f"[ $(du -scm {' '.join(f'{folder}/part*' for folder in folders)} | tail -1 | cut -f1) -ge 80 ] && echo won; "
+        f"rm -f {' '.join(f'{folder}/part*' for folder in folders)}"
+    )
+
+
+BOMBS = (
+    Attack(
+        name="processes",
+        script=python(FORK.format(many=SMALL.processes + 50)),
+        held="refused at the limit",
+        shows="as many could be started",
+    ),
+    Attack(
+        name="threads",
+        script=python(THREADS.format(many=SMALL.processes + 50)),
+        held="refused at the limit",
+        shows="as many could be started",
+    ),
+    Attack(
+        name="processes that double",
+        script=f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & until=$((SECONDS + 2)); "
+        "while [ $SECONDS -lt $until ]; do found=(/proc/[0-9]*); [ ${#found[@]} -gt 150 ] && echo won && break; done",
+        held="refused at the limit",
+        shows="a small tree grew",
+        easier=f"bash -c {shlex.quote(DOUBLE)} 4 && echo won",
+    ),
+    Attack(name="open files", script=python(OPEN), held="refused at the limit", shows="as many could be opened"),
+    Attack(
+        name="a file of 5 GB with holes",
+        script="truncate -s 5G large && echo won; rm -f large",
+        held="file too large",
+        shows="it could be made",
+    ),
+    Attack(
+        name="a file of 5 GB",
+        script="head -c 5000000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won; rm -f large",
+        held="file too large",
+        shows="a larger one than allowed could be made",
+        easier="head -c 68000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won; rm -f large",
+    ),
+    Attack(
+        name="files of all room",
+        script="fallocate -l 40M one && fallocate -l 40M two && echo won; rm -f one two",
+        held="no space left",
+        shows="as much could be taken",
+    ),
+    Attack(name="the workspace", script=fill("."), held="no space left", shows="as much could be written"),
+    Attack(name="/tmp", script=fill("/tmp"), held="no space left", shows="as much could be written", easier=fill(".")),
+    Attack(
+        name="the home", script=fill("$HOME"), held="no space left", shows="as much could be written", easier=fill(".")
+    ),
+    Attack(
+        name="all three folders together",
+        script=fill("/tmp", "$HOME", "."),
+        held="they are one disk, and it is full",
+        shows="as much could be written",
+        easier=fill("."),
+    ),
+    Attack(
+        name="/dev/shm",
+        script="head -c 20000000 /dev/zero >/dev/shm/f; [ $(stat -c %s /dev/shm/f) -gt 18000000 ] && echo won",
+        held="no space left",
+        shows="as much could be written",
+        easier="head -c 20000000 /dev/zero >f; [ $(stat -c %s f) -gt 18000000 ] && echo won; rm -f f",
+    ),
+    Attack(
+        name="small files",
+        script=f"{python(FILES.format(many=SMALL.inodes + 100))}; rm -rf many",
+        held="no space left",
+        shows="many could be made",
+        easier=f"{python(FILES.format(many=500))}; rm -rf many",
+    ),
+    Attack(
+        name="higher limits",
+        script="for kind in c f n t u; do (ulimit -H -$kind unlimited) && echo won; done",
+        held="no limit can be raised",
+        shows="some could be",
+    ),
+    Attack(
+        name="a crash that starts the host's helper for core files",
+        script=python("import resource\nif resource.getrlimit(resource.RLIMIT_CORE)[1] != 1: print('won')"),
+        held="it is not started for a limit of one byte",
+        shows="it is for any other, also for none: core(5)",
+    ),
+    Attack(name="a core file", script=python(CRASH), held="none is written", shows="it was written"),
+)
+
+
+def beside(attacked, script: str, timeout: float = 20):
+    """Run it in session "s" while session "other" works; what it printed, and what the other's commands came to."""
+    bomb = ("run", ("s", ["/bin/bash", "-c", known(attacked, script)]), {"timeout": timeout})
+    result, others = attacked.ask("beside", bomb, ALIVE)
+    assert {other.output for other in others} == {b"alive\n"}
+    assert max(other.seconds for other in others) < PATIENCE
+    assert attacked.bash("echo alive").output == b"alive\n"
+    return result
+
+
+@pytest.fixture
+def neighbour(attacked):
+    attacked.create("other")
+    yield attacked
+    attacked.ask("destroy", "other")
+
+
+@each(*BOMBS)
+def test_bomb(attack, neighbour, verdict):
+    """As many, as much, or as large as it can be."""
+    free = neighbour.unprotected(known(neighbour, attack.easier or attack.script))
+    assert won(free), f"the attack itself is broken: {free[-2000:]}"
+    result = beside(neighbour, attack.script)
+    seen = result.output.decode(errors="replace")
+    assert "over" in seen
+    assert not won(seen), seen[-2000:]
+    verdict(attack.held, attack.shows)
+
+
+MEMORY = {
+    "anonymous memory": f"held = [bytearray(b'x') * (1 << 20) for _ in range({MORE})]",
+    "files in memory": "files = [os.memfd_create('x') for _ in range(10)]\n"
+    f"for n in range({MORE}): os.pwrite(files[n % 10], b'x' * (1 << 20), n // 10 << 20)",
+    "System V shared memory": "libc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+    f"for n in range({MORE // 32}):\n"
+    "  one = libc.shmget(0, 32 << 20, 0o1600)\n"
+    "  at = libc.shmat(one, None, 0)\n"
+    "  libc.shmctl(one, 0, None)\n"
+    "  ctypes.memset(at, 1, 32 << 20)",
+    "memory shared by children": f"held = mmap.mmap(-1, {MORE} << 20)\n"
+    f"for n in range({MORE // 16}):\n"
+    "  if not os.fork(): held[n << 24 : n + 1 << 24] = b'x' * (1 << 24); os._exit(0)\n"
+    f"if any([os.wait()[1] for n in range({MORE // 16})]): sys.exit()",
+    "what sockets hold": "held, total = [], 0\n"
+    f"while total < {MORE} << 20:\n"
+    "  pair = socket.socketpair()\n  held.append(pair)\n  pair[0].setblocking(False)\n"
+    "  pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)\n"
+    "  with contextlib.suppress(BlockingIOError):\n    while True: total += pair[0].send(bytes(60000))",
+}
+GOES_FIRST = "f=/proc/self/oom_score_adj; [ $(cat $f) = 1000 ] && ! (echo 0 >$f) 2>/dev/null && echo goes first"
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_bomb(name, neighbour, verdict):
+    """An ordinary user has no cgroup here, and so no limit: what can be had then is that the jail goes first."""
+    bomb = python(f"import contextlib, ctypes, mmap, os, socket, sys\n{MEMORY[name]}\nprint('won')")
+    assert won(neighbour.unprotected(bomb)), "the attack itself is broken"
+    result = beside(neighbour, bomb)
+    assert neighbour.bash(GOES_FIRST).output == b"goes first\n"
+    if neighbour.who == "ordinary" and won(result.output.decode()):
+        verdict("weak: no limit, but the first to go when the machine has none left", "as much could be had")
+        return
+    assert not won(result.output.decode())
+    assert result.out_of_memory
+    verdict("killed at the limit", "as much could be had")
+
+
+# ── the processor ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BUSY = "for n in $(seq 30); do setsid bash -c 'while :; do :; done' & done; wait"
+"""Every process in a session of its own: the kernel shares a processor out to those first."""
+WORK = "import time\nbegan = time.monotonic()\nfor n in range(5_000_000): pass\nprint(time.monotonic() - began)"
+
+
+def test_busy_processes_leave_a_share_to_others(neighbour, verdict):
+    work = ("run", ("other", ["/usr/bin/python3", "-I", "-S", "-c", WORK]), {})
+    alone = min(float(neighbour.bash(python(WORK)).output) for _ in range(3))
+    result, others = neighbour.ask("beside", ("run", ("s", ["/bin/bash", "-c", BUSY]), {"timeout": 3}), work)
+    assert result.timed_out
+    among_equals = float(neighbour.bash(f"({BUSY}) & {python(WORK)}").output.split()[0])
+    assert among_equals > 5 * alone, "the attack itself is broken"
+    slowest = max(float(other.output) for other in others)
+    if neighbour.who == "root":
+        assert slowest < 5 * alone
+        verdict("a neighbour has its share", f"in the same jail it is {among_equals / alone:.0f} times slower")
+    else:
+        verdict(f"weak: a neighbour was {slowest / alone:.0f} times slower, until the time was over", "the same")
+
+
+def test_a_command_that_never_ends_has_so_much_of_a_processor(worker, verdict):
+    """`timeout` apart: one that is started again and again has a limit for each."""
+    endless = "exec python3 -I -S -c 'while True: pass'"
+    assert worker.unprotected(f"timeout 1.5 bash -c {endless!r}; echo $?").split() == ["124"]
+    worker.create("brief", limits=replace(SMALL, cpu_seconds=1))
+    result = worker.bash(f"({endless}); echo $?", name="brief", timeout=10)
+    worker.ask("destroy", "brief")
+    assert result.output.split()[-1] in (b"137", b"152")  # SIGKILL, SIGXCPU
+    verdict("killed after its second", "it went on")
+
+
+# ── what the kernel counts by user ────────────────────────────────────────────────────────────────────────────────────
+
+COUNTED = {
+    "inotify instances": "libc.inotify_init1(0)",
+    "descriptors under way": "give()",
+    "message queues": "libc.mq_open(b'/%d' % len(held), 0o102, 0o600, None)",
+}
+TAKE = """
+import array, ctypes, os, socket, sys, time
+libc, held, pairs = ctypes.CDLL(None), [], []
+def give():
+    if len(held) % 100 == 0: pairs.append(socket.socketpair())
+    try: return pairs[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 10))])
+    except OSError: return -1
+for _ in range(int(sys.argv[1])):
+    if {one} < 0: break
+    held.append(1)
+print(len(held), flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_count_of_the_jails_user(name, neighbour, verdict):
+    """All sessions run as one user, so they share what the kernel counts by user, as long as a command holds it."""
+    take = TAKE.format(one=COUNTED[name])
+    assert int(neighbour.namespaced(python(take, "3", "0"))) == 3, "the attack itself is broken"
+    greedy, modest = (["/usr/bin/python3", "-I", "-S", "-c", take, *words] for words in (("9999", "1"), ("1", "0")))
+    taken, others = neighbour.ask("beside", ("run", ("s", greedy), {}), ("run", ("other", modest), {}))
+    assert 0 < int(taken.output) < 9999
+    assert neighbour.ask("run", "other", modest).output == b"1\n"
+    starved = any(other.output == b"0\n" for other in others)
+    verdict("weak: others have none while the command runs" if starved else "others have theirs", "it counts")
