@@ -49,11 +49,27 @@ def connect(database: str) -> AsyncEngine:
 
 
 class _Connection(aiosqlite.Connection):
-    """One that may be stopped twice. It is when it is cut off while it is being closed; aiosqlite's own then waits for
-    an answer of a thread that has ended, and whoever ends all tasks of a process waits with it for ever."""
+    """One that ends its transaction and lets go of its lock however it is cut off.
+
+    aiosqlite's own may be told to stop in the middle of being closed, and then forgets to close; and SQLite keeps a
+    connection that is closed, with its lock, for as long as somebody still holds one of its cursors.
+    """
 
     def stop(self) -> asyncio.Future[Any] | None:
-        return super().stop() if self._running else None
+        if not self._running:  # twice: its thread has ended, and whoever waits for its answer waits for ever
+            return None
+        self._let_go()
+        return super().stop()
+
+    async def close(self) -> None:
+        if self._running:
+            self._let_go()
+        await super().close()
+
+    def _let_go(self) -> None:
+        if (connection := self._connection) is not None:
+            for last in (connection.rollback, connection.close):
+                self._tx.put_nowait((None, last))
 
 
 def _open(path: str) -> _Connection:

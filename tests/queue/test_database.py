@@ -1,6 +1,7 @@
 """The connection to the database."""
 
 import asyncio
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -40,3 +41,40 @@ async def test_a_statement_that_is_cut_off_leaves_nothing_that_waits_for_ever(pl
     _, waiting = await asyncio.wait(left, timeout=5)
     assert waiting == set()
     await engine.dispose()
+
+
+async def test_a_transaction_that_is_cut_off_at_any_moment_keeps_no_lock(place: Path):
+    """Cut off twice, at every pair of moments, while somebody still holds what was raised, with all it refers to."""
+    engine = connect(f"sqlite:///{place / 'osiris.db'}")
+    async with engine.begin() as connection:
+        await connection.execute(text("create table t (n)"))
+    other = sqlite3.connect(place / "osiris.db", timeout=2, isolation_level=None, check_same_thread=False)
+    raised: list[BaseException] = []
+
+    async def write() -> None:
+        try:
+            async with engine.begin() as connection:
+                rows = await connection.execute(text("insert into t values (1), (2), (3) returning n"))
+                raised.append(KeyError(rows))
+                await connection.execute(text("select * from t"))
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    async def cut_off(first: int, second: int) -> None:
+        writing = asyncio.create_task(write())
+        for steps, pause in ((first, 0.0002), (second, 0)):
+            for _ in range(steps):
+                await asyncio.sleep(pause)
+            writing.cancel()
+        await asyncio.wait([writing])
+
+    for first in range(20):
+        for second in range(6):
+            await cut_off(first, second)
+            await asyncio.to_thread(other.executescript, "begin immediate; rollback")
+    other.close()
+    await engine.dispose()
+    async with asyncio.timeout(5):  # a thread that outlives the loop could not say that it has ended
+        while any("connection_worker" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
