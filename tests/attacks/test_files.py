@@ -279,7 +279,7 @@ def test_a_pattern(name, lasting, verdict):
 
 SWAP = """
 import ctypes, os, sys, time
-own, libc, end = sys.argv[1], ctypes.CDLL(None), time.monotonic() + 1.5
+own, libc, end = sys.argv[1], ctypes.CDLL(None), time.monotonic() + float(sys.argv[2])
 os.makedirs("race/real", exist_ok=True)
 for name in ("race/file", "race/real/mark"): open(name, "w").write("harmless")
 os.symlink(own + "/private.pem", "race/other"); os.symlink(own + "/plain", "race/folder")
@@ -289,7 +289,7 @@ while time.monotonic() < end:
 """
 CHECKED = """
 import os, time
-end, here = time.monotonic() + 1.5, os.path.realpath("race")
+end, here = time.monotonic() + 0.7, os.path.realpath("race")
 def allowed(path): return os.path.realpath(path).startswith(here + "/")
 while time.monotonic() < end:
     try:
@@ -310,12 +310,13 @@ RACING = {
 
 def test_a_race_with_all_tools(attacked, verdict):
     """A file and a link, and a folder and a link, are swapped all the time while they are at work."""
-    swap, check = (python(code, str(attacked.place / "own")) for code in (SWAP, CHECKED))
+    own = str(attacked.place / "own")
+    swap, check = python(SWAP, own, "0.7"), python(CHECKED)
     script = f"mkdir race; echo clean >mark; {swap} & {check} | sort -u; wait; cat mark; rm -rf race mark"
     leaked, _, written = attacked.unprotected(script).strip().rpartition("\n")
     assert attacked.canary in leaked, "the attack itself is broken"
     assert written.startswith("won"), "the attack itself is broken"
-    swapping = ("run", ("s", ["/usr/bin/python3", "-c", SWAP, str(attacked.place / "own")]), {})
+    swapping = ("run", ("s", ["/usr/bin/python3", "-c", SWAP, own, "1.5"]), {})
     using = [("tool", ("s", tool, args), {}) for tool, args in RACING.items()]
     swapped, answers = attacked.ask("beside", swapping, *using)
     assert swapped.exit_code == 0
