@@ -13,7 +13,7 @@ git status
 git add -A
 git diff --cached HEAD
 git commit -qm work
-git push -q origin HEAD:refs/heads/bot
+git -c http.extraHeader="Authorization: Basic token" push -q origin HEAD:refs/heads/bot
 """
 """What a host does that trusts the agent's repository; what it prints is what a person is shown."""
 
@@ -36,7 +36,7 @@ class Plant:
     """`script` is what the agent runs and `harm` what that does to a host that runs `host`. `refused` is what a person
     is told of the work; without it the work is taken, `work` included (path -> mode, content).
 
-    `bad` is an entry that must not be pushed.
+    `sign` is what a person should be shown of it, `bad` an entry that must not be pushed.
     """
 
     script: str
@@ -44,6 +44,7 @@ class Plant:
     host: str = HOST
     refused: str = ""
     work: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    sign: str = "+change"
     bad: str = ""
 
 
@@ -59,8 +60,8 @@ def strays(script: str) -> Plant:
     return Plant(script=script, harm=Harm.STRAYS)
 
 
-def hides(script: str, *, host: str = HOST, refused: str = "", **work: tuple[str, str]) -> Plant:
-    return Plant(script=script, harm=Harm.HIDES, host=host, refused=refused, work=work)
+def hides(script: str, sign: str = "+change", *, host: str = HOST, **work: tuple[str, str]) -> Plant:
+    return Plant(script=script, harm=Harm.HIDES, host=host, sign=sign, work=work)
 
 
 def loses(script: str, *, refused: str = "") -> Plant:
@@ -92,7 +93,8 @@ COMMANDS = {
         "git config filter.x.smudge cat; git config filter.x.required true"
     ),
     "filter process by info/attributes": runs(
-        "program .git/p; mkdir -p .git/info; echo '* filter=x' >.git/info/attributes; git config filter.x.process .git/p"
+        "program .git/p; mkdir -p .git/info; echo '* filter=x' >.git/info/attributes; "
+        "git config filter.x.process .git/p"
     ),
     "lfs": runs(
         "program .git/p; echo '*.md filter=lfs diff=lfs merge=lfs -text' >.gitattributes; "
@@ -113,11 +115,13 @@ COMMANDS = {
         'program p; git config core.fsmonitor "$PWD/p"; mv .git meta; echo "gitdir: meta" >.git'
     ),
     "a commondir of the agent": runs(
-        'cp -r .git common; program p; git config -f common/config core.fsmonitor "$PWD/p"; echo ../common >.git/commondir'
+        'cp -r .git common; program p; git config -f common/config core.fsmonitor "$PWD/p"; '
+        "echo ../common >.git/commondir"
     ),
     "gpg.program": runs("program .git/p; git config commit.gpgsign true; git config gpg.program .git/p"),
     "editor": runs(
-        "program .git/p; git config core.editor .git/p", host="git add -A; git commit; git push origin HEAD:refs/heads/bot"
+        "program .git/p; git config core.editor .git/p",
+        host="git add -A; git commit; git push origin HEAD:refs/heads/bot",
     ),
     "pager": runs("program .git/p; git config core.pager .git/p", host="TERM=xterm script -qec 'git log -1' /dev/null"),
     "alias": runs("program .git/p; git config alias.up '!.git/p'", host="git up"),
@@ -125,9 +129,7 @@ COMMANDS = {
         "program .git/p; mkdir -p .git/info; echo '* merge=x' >.git/info/attributes; git config merge.x.driver .git/p",
         host="git add -A; git commit -qm work; git fetch -q origin side; git merge FETCH_HEAD",
     ),
-    "ext:: remote": runs(
-        "git config protocol.ext.allow always; git config remote.origin.url \"ext::sh -c touch% $M\"; "
-    ),
+    "ext:: remote": runs('git config protocol.ext.allow always; git config remote.origin.url "ext::sh -c touch% $M"; '),
     "remote.vcs": runs(
         "git config protocol.ext.allow always; git config remote.origin.vcs ext; "
         'git config remote.origin.url "touch $M"'
@@ -140,14 +142,14 @@ COMMANDS = {
         host="git fetch origin side",
     ),
     "sshCommand": runs(
-        "program .git/p; git config core.sshCommand .git/p; git config ssh.variant simple; "
-        "git config remote.origin.url ssh://git@127.0.0.1:1/x"
+        "git config core.sshCommand 'touch $M; false'; git config ssh.variant simple; "
+        "git config remote.origin.url ssh://git@127.0.0.1/x"
     ),
     "gitProxy": runs(
         "program .git/p; git config core.gitProxy .git/p; git config remote.origin.url git://127.0.0.1:1/x"
     ),
     "credential.helper": runs(
-        "program .git/p; git config credential.helper \"$PWD/.git/p\"",
+        'program .git/p; git config credential.helper "$PWD/.git/p"',
         host="printf 'protocol=https\\nhost=git.example\\n\\n' | git credential fill",
     ),
     "askPass": runs(
@@ -160,14 +162,16 @@ COMMANDS = {
         refused=SUBMODULE,
     ),
     "submodule of a submodule": runs(
-        NESTED.format("sub") + NESTED.format("sub/low") + "program .git/p; git -C sub add low; git -C sub commit -qm low; "
+        NESTED.format("sub")
+        + NESTED.format("sub/low")
+        + "program .git/p; git -C sub add low; git -C sub commit -qm low; "
         'git add sub; git commit -qm sub; git -C sub/low config core.fsmonitor "$PWD/.git/p"',
         refused=SUBMODULE,
     ),
     "submodule update command": runs(
         NESTED.format("sub") + "program .git/p; git add sub; "
         "printf '[submodule \"s\"]\\n\\tpath = sub\\n\\turl = ./sub\\n' >.gitmodules; git commit -qam sub; "
-        "git config submodule.s.url \"$PWD/sub\"; git config submodule.s.update '!.git/p'; "
+        'git config submodule.s.url "$PWD/sub"; git config submodule.s.update "!$PWD/.git/p"; '
         "git -C sub commit -q --allow-empty -m next",
         host="git submodule update",
         refused=SUBMODULE,
@@ -206,20 +210,22 @@ OTHERS = {
 HIDDEN = {
     "assume-unchanged": hides("git update-index --assume-unchanged README.md"),
     "skip-worktree": hides("git update-index --skip-worktree README.md"),
-    "info/exclude": hides("git checkout -q README.md; mkdir -p .git/info; echo '*' >.git/info/exclude"),
-    "excludesFile": hides("git checkout -q README.md; echo '*' >.git/none; git config core.excludesFile .git/none"),
+    "info/exclude": hides("mkdir -p .git/info; echo '*' >.git/info/exclude", "+new"),
+    "excludesFile": hides("echo '*' >.git/none; git config core.excludesFile .git/none", "+new"),
     "sparse checkout": hides(
         "git config core.sparseCheckout true; git config sparse.expectFilesOutsideOfPatterns true; "
         "mkdir -p .git/info; echo /none >.git/info/sparse-checkout; git update-index --skip-worktree README.md"
     ),
     "an index that lies about times and sizes": hides(
         "git checkout -q README.md; git config core.trustctime false; git config core.checkStat minimal; "
-        "touch -d 2020-01-01 README.md; git update-index --refresh; echo +hang >README.md; "
+        "touch -d 2020-01-01 README.md; git update-index --refresh; echo hallo >README.md; "
         "touch -d 2020-01-01 README.md",
-        **{"README.md": ("100644", "+hang\n")},
+        "+hallo",
+        **{"README.md": ("100644", "hallo\n")},
     ),
     "fileMode": hides(
-        "git checkout -q README.md; git config core.fileMode false; chmod +x README.md; rm src/new.txt",
+        "git checkout -q README.md; git config core.fileMode false; chmod +x README.md",
+        "new mode",
         **{"README.md": ("100755", "hello\n")},
     ),
     "attributes that hide a diff": hides("echo '* -diff' >.gitattributes"),
@@ -230,9 +236,8 @@ HIDDEN = {
         host="git diff HEAD^ HEAD; git push -q origin HEAD:refs/heads/bot",
     ),
     "packed refs that lie about the base": hides(
-        "git add -A; git commit -qm mine; git pack-refs --all; rm -rf .git/refs/remotes; "
-        'echo "$(git rev-parse HEAD) refs/remotes/origin/main" >>.git/packed-refs; '
-        "grep -v '^#' .git/packed-refs | sort -k 2 -u >.git/p; mv .git/p .git/packed-refs",
+        "git add -A; git commit -qm mine; rm -rf .git/refs/remotes; "
+        'echo "$(git rev-parse HEAD) refs/remotes/origin/main" >.git/packed-refs',
         host="git diff origin/main HEAD; git push -q origin HEAD:refs/heads/bot",
     ),
 }
@@ -241,7 +246,6 @@ BROKEN = {
     "no git folder": loses("rm -rf .git"),
     "a corrupt git folder": loses("printf '\\0\\0' >.git/HEAD; rm -rf .git/refs; echo 'garbage = [' >.git/config"),
     "a git folder of the future": loses("git config core.repositoryFormatVersion 99"),
-    "bare": loses("git config core.bare true"),
     "an index that is rubbish": loses("echo rubbish >.git/index"),
     "an index that is locked": loses("touch .git/index.lock"),
     "packed refs that are rubbish": loses("echo 'zzzz refs/heads/work' >.git/packed-refs; rm -rf .git/refs/*"),
@@ -249,6 +253,7 @@ BROKEN = {
         "echo '* working-tree-encoding=UTF-16' >.gitattributes", refused=NOT_OUT
     ),
     ".GIT": loses("mkdir -p .GIT/hooks; program .GIT/hooks/pre-commit", refused=NOT_OUT),
+    ".gitmodules that is a link": loses("ln -s README.md .gitmodules", refused=NOT_OUT),
     "git~1": loses("mkdir 'git~1'; echo x >'git~1/config'", refused=NOT_OUT),
     "a HEAD that is a pipe": Plant(script="rm .git/HEAD; mkfifo .git/HEAD", harm=Harm.HANGS),
 }
@@ -269,9 +274,14 @@ ENTRIES = {
         ".gitmodules",
         NOT_TAKEN,
     ),
-    ".gitmodules that is a link": spreads("ln -s README.md .gitmodules", ".gitmodules", NOT_TAKEN),
+    "a link into the git folder": spreads("ln -s ../.git/config src/config", "src/config", OUTSIDE),
+    "a link where workflows would be": spreads(
+        "mkdir .github; ln -s ../src .github/workflows", ".github/workflows", "is protected"
+    ),
     "a workflow": spreads(
-        "mkdir -p .github/workflows; echo 'on: push' >.github/workflows/x.yml", ".github/workflows/x.yml", "is protected"
+        "mkdir -p .github/workflows; echo 'on: push' >.github/workflows/x.yml",
+        ".github/workflows/x.yml",
+        "is protected",
     ),
     "a name that breaks the line": spreads("touch $'a\\nb'", "a\nb", "has a control character in it"),
     "a name that clears the screen": spreads("touch $'a\\e[2Jb'", "a\x1b[2Jb", "has a control character in it"),
@@ -281,3 +291,11 @@ ENTRIES = {
 }
 
 PLANTS: Mapping[str, Plant] = {**COMMANDS, **OTHERS, **HIDDEN, **BROKEN, **ENTRIES}
+
+WORK: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
+    "commits on another branch": (
+        "git add -A; git commit -qm mine; git checkout -q --orphan other; git rm -rqf src",
+        {},
+    ),
+    "a changed file that is ignored": ("echo '*.md' >.gitignore", {".gitignore": ("100644", "*.md\n")}),
+}

@@ -1,0 +1,337 @@
+"""Hostile packs: the sandbox that takes the work out was taken over, and hands the host whatever it likes."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from osiris.bot.git import GitFailed, HostDesk, git
+from osiris.errors import Refused
+from osiris.sandboxing import Export
+from tests.attacks import packs
+from tests.attacks.packs import FILE, FOLDER, GITLINK, LINK, Delta, Entry, Stored, Thing, blob, pack, tree
+from tests.conftest import a_place
+
+REPO = "acme/shop"
+DENY = (".github/workflows/",)
+README, APP, LARGE = blob(b"hello\n"), blob(b"print('one')\n"), blob(b"base\n" * 5000)
+SRC = tree((FILE, "app.py", APP))
+KEPT: Sequence[Entry] = ((FILE, "README.md", README), (FILE, "large", LARGE), (FOLDER, "src", SRC))
+BASE = tree(*KEPT)
+COMMIT = packs.commit(BASE)
+NEW = blob(b"new\n")
+GOOD = tree(*KEPT, (FILE, "new.txt", NEW))
+STRANGE = blob(b"strange\n" * 20)
+OUTSIDE = "leaves the repository"
+NOT_TAKEN = "could not be taken over"
+MODULE = "is a submodule or a repository in the repository"
+CONTROL = "has a control character in it"
+PROTECTED = "is protected in this repository"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evil:
+    """Work that must be refused in `words` (a pattern): the name of its tree, and a pack. What `git_refuses` is good
+    for nobody: no git takes it in."""
+
+    words: str
+    tree: str
+    pack: bytes
+    git_refuses: bool = False
+
+
+def entry(words: str, *entries: Entry, things: Sequence[Thing] = (NEW,), sort: bool = True) -> Evil:
+    """A bad entry beside the good files."""
+    made = tree(*KEPT, *entries, sort=sort)
+    return Evil(words=words, tree=made.id, pack=pack([*things, made]))
+
+
+def named(words: str, name: str | bytes) -> Evil:
+    return entry(words, (FILE, name, NEW))
+
+
+def link(target: bytes, name: str = "link", words: str = OUTSIDE) -> Evil:
+    return entry(words, (LINK, name, blob(target)), things=[blob(target)])
+
+
+def folder(words: str, name: str, inner: Thing, *things: Thing) -> Evil:
+    return entry(words, (FOLDER, name, inner), things=[inner, *things])
+
+
+def modules(text: bytes) -> Evil:
+    return entry(NOT_TAKEN, (FILE, ".gitmodules", blob(text)), things=[blob(text)])
+
+
+def many(count: int) -> Evil:
+    inner = tree(*((FILE, f"{n:05}", NEW) for n in range(count)))
+    return folder("3001 files were changed", "many", inner, NEW)
+
+
+def deep(levels: int) -> list[Thing]:
+    found = [tree((FILE, "f", NEW))]
+    for _ in range(levels):
+        found.append(tree((FOLDER, "d", found[-1])))
+    return found
+
+
+def nested(words: str, levels: int) -> Evil:
+    inner = deep(levels)
+    return folder(words, "deep", inner[-1], *inner[:-1], NEW)
+
+
+def raw(content: bytes, tree_: str = GOOD.id) -> Evil:
+    return Evil(words=NOT_TAKEN, tree=tree_, pack=content, git_refuses=True)
+
+
+def beside(tree_: str, *things: Thing | Delta | Stored, words: str = "") -> Evil:
+    return Evil(words=words or NOT_TAKEN, tree=tree_, pack=pack(things))
+
+
+WHOLE = pack([NEW, GOOD])
+UP, TWISTED = blob(b".."), blob(b"d/up/../out")
+BYWAY: Entry = (FOLDER, "d", tree((LINK, "up", UP)))
+NAMELESS = tree(*KEPT, (FILE, "", NEW))
+EVILS = {
+    "garbage": raw(b"garbage"),
+    "nothing": raw(b""),
+    "a pack that is cut": raw(WHOLE[:-30]),
+    "a wrong checksum": raw(WHOLE[:-1] + bytes([WHOLE[-1] ^ 1])),
+    "a damaged byte": raw(packs.sealed(WHOLE[:14] + bytes([WHOLE[14] ^ 1]) + WHOLE[15:-20])),
+    "more things than it says": raw(pack([NEW, GOOD], count=1)),
+    "fewer things than it says": raw(pack([NEW, GOOD], count=3)),
+    "an unknown version": raw(packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])),
+    "a delta that reads behind its base": raw(pack([Delta(README.id, packs.beyond(6)), NEW, GOOD])),
+    "a delta of a base that nobody has": raw(pack([Delta("1" * 40, packs.copies(1 << 12, 2)), NEW, GOOD])),
+    "a missing file": entry(NOT_TAKEN, (FILE, "f", "2" * 40)),
+    "a missing folder": entry(NOT_TAKEN, (FOLDER, "d", "3" * 40)),
+    "no tree at all": Evil(words=NOT_TAKEN, tree="1" * 40, pack=WHOLE, git_refuses=True),
+    "a commit for a tree": beside(packs.commit(GOOD).id, packs.commit(GOOD), GOOD, NEW, words="is no tree"),
+    "a tag for a tree": beside(packs.tag(GOOD).id, packs.tag(GOOD), GOOD, NEW, words="is no tree"),
+    "a file for a tree": Evil(words="is no tree", tree=NEW.id, pack=WHOLE, git_refuses=True),
+    "a file that calls itself a folder": entry(NOT_TAKEN, (FOLDER, "d", NEW)),
+    "a folder that calls itself a file": entry(NOT_TAKEN, (FILE, "f", GOOD), things=[GOOD, NEW]),
+    "a commit that calls itself a file": entry(NOT_TAKEN, (FILE, "f", COMMIT)),
+    ".git": folder(NOT_TAKEN, ".git", tree((FILE, "config", NEW)), NEW),
+    ".GIT": folder(NOT_TAKEN, ".GIT", tree((FILE, "config", NEW)), NEW),
+    "git~1": folder(NOT_TAKEN, "git~1", tree((FILE, "config", NEW)), NEW),
+    ".git for HFS": folder(NOT_TAKEN, ".g\u200cit", tree((FILE, "config", NEW)), NEW),
+    ".git in a folder below": folder(NOT_TAKEN, "d", tree((FOLDER, ".git", GOOD)), GOOD, NEW),
+    "..": folder(NOT_TAKEN, "..", tree((FILE, "f", NEW)), NEW),
+    ".": named(NOT_TAKEN, "."),
+    "an empty name": Evil(words=NOT_TAKEN, tree=NAMELESS.id, pack=pack([NEW, NAMELESS]), git_refuses=True),
+    "a slash in a name": named(NOT_TAKEN, "../../etc/cron.d/x"),
+    "entries out of order": entry(NOT_TAKEN, (FILE, "AAA", NEW), sort=False),
+    "a name twice": entry(NOT_TAKEN, (FILE, "README.md", NEW)),
+    "a name for a file and a folder": entry(NOT_TAKEN, (FILE, "src", NEW)),
+    "a submodule": entry(MODULE, (GITLINK, "module", COMMIT.id)),
+    "a mode with a leading zero": entry(NOT_TAKEN, ("0100644", "f", NEW)),
+    "a file that all may write": entry(NOT_TAKEN, ("100666", "f", NEW)),
+    "a program that all may write": entry(NOT_TAKEN, ("100777", "f", NEW)),
+    "a setuid program": entry(NOT_TAKEN, ("104755", "f", NEW)),
+    "a device": entry("needs a person|could not be taken over", ("60644", "f", NEW)),
+    "an absolute link": link(b"/etc/passwd"),
+    "a link to the folder above": link(b".."),
+    "a link that leaves": link(b"src/../../out"),
+    "a link that leaves by way of another": entry(
+        OUTSIDE, (LINK, "link", TWISTED), BYWAY, things=[TWISTED, UP, tree((LINK, "up", UP))]
+    ),
+    "a link into .git": link(b".git/config"),
+    ".gitmodules with a command": modules(b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = !touch x\n'),
+    ".gitmodules with an option for an address": modules(b'[submodule "s"]\n\tpath = s\n\turl = --upload-pack=x\n'),
+    ".gitmodules with an option for a path": modules(b'[submodule "s"]\n\tpath = -x\n\turl = u\n'),
+    ".gitmodules with a name that leaves": modules(b'[submodule "../../x"]\n\tpath = s\n\turl = u\n'),
+    ".gitmodules that is a link": link(b"README.md", ".gitmodules", NOT_TAKEN),
+    "a line break in a name": named(CONTROL, "a\nb"),
+    "an escape in a name": named(CONTROL, "a\x1b[2Jb"),
+    "a delete in a name": named(CONTROL, "a\x7fb"),
+    "an escape of eight bits in a name": named(CONTROL, "a\x9b2Jb"),
+    "a name that is read backwards": named(CONTROL, "a\u202etxt.sh"),
+    "a name that is too long for any disk": named("is too long", "a" * 300),
+    "a path that is too long for any system": nested("is too long", 3000),
+    "a protected path": folder(PROTECTED, ".github", tree((FOLDER, "workflows", GOOD)), GOOD, NEW),
+    "a link where a protected folder would be": folder(
+        PROTECTED, ".github", tree((LINK, "workflows", blob(b"../src"))), blob(b"../src")
+    ),
+    "too many files": many(3001),
+}
+
+
+@pytest.fixture(scope="module")
+async def desk() -> Iterator[HostDesk]:
+    """A desk whose mirror has the base. All tests share it: what was refused must not harm what comes later."""
+    with a_place() as place:
+        made = HostDesk(place / "git")
+        await made.prepare(REPO)
+        with opened(pack([README, APP, LARGE, SRC, BASE, COMMIT])) as base:
+            await git(made.mirror(REPO), "index-pack", "--stdin", "--strict", stdin=base)
+        await git(made.mirror(REPO), "update-ref", "refs/heads/main", COMMIT.id)
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def naive(desk: HostDesk) -> Path:
+    """A repository whose host checks nothing."""
+    made = desk.desk(REPO).with_name("naive.git")
+    made.mkdir()
+    await git(made, "init", "-q", "--bare")
+    (made / "objects/info/alternates").write_text(f"{desk.mirror(REPO)}/objects\n")
+    return made
+
+
+@contextlib.contextmanager
+def opened(content: bytes) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file
+
+
+async def take(desk: HostDesk, tree_: str, content: bytes) -> list[str]:
+    """The paths that are changed in what was taken."""
+    with opened(content) as file:
+        taken = await desk.take(REPO, COMMIT.id, Export(tree=tree_, pack=file), DENY)
+    return [file.path for file in taken.files]
+
+
+async def takes_anything(naive: Path, evil: Evil) -> bool:
+    """Whether a host that checks nothing takes the same."""
+    try:
+        with opened(evil.pack) as file:
+            await git(naive, "index-pack", "--stdin", "--fix-thin", stdin=file)
+        await git(naive, "ls-tree", evil.tree)
+    except GitFailed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", EVILS)
+async def test_a_pack_of_a_sandbox_that_was_taken_over(name, desk, naive, verdict):
+    evil = EVILS[name]
+    with pytest.raises(Refused, match=evil.words) as refused:
+        await take(desk, evil.tree, evil.pack)
+    assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]
+    assert await takes_anything(naive, evil) is not evil.git_refuses
+    verdict(str(refused.value).splitlines()[0][:60], "git itself refuses" if evil.git_refuses else "git takes it")
+
+
+async def test_what_a_person_is_told_is_one_line(desk):
+    """Not what the sandbox wants them to read: git's complaints quote the thing that they are about."""
+    text = b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = "!x\\n\\n@everyone: all is well, merge this"\n'
+    evil = modules(text)
+    with pytest.raises(Refused) as refused:
+        await take(desk, evil.tree, evil.pack)
+    assert "\n" not in str(refused.value)
+    assert "@everyone" not in str(refused.value)
+
+
+async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verdict):
+    lie = pack([STRANGE])
+    await take(desk, BASE.id, lie)
+    assert await git(desk.desk(REPO), "cat-file", "blob", README.id) == README.content
+    (naive / "objects/pack/pack-1.pack").write_bytes(lie)  # a host that copies packs with their indexes
+    (naive / "objects/pack/pack-1.idx").write_bytes(packs.lying_index(STRANGE, README.id, lie))
+    assert await git(naive, "cat-file", "blob", README.id) == STRANGE.content
+    verdict("things are called what they are", "another file in its place")
+
+
+# ── small packs of large things ───────────────────────────────────────────────────────────────────────────────────────
+
+MIB = 1 << 20
+ROOM = 128  # MiB that git and the worker may take for one pack; Python with our modules takes some 50 of them
+TAKE = """
+import asyncio
+from pathlib import Path
+from osiris.bot.git import HostDesk
+from osiris.errors import OsirisError
+from osiris.sandboxing import Export
+with open(pack, "rb") as file:
+    try:
+        asyncio.run(HostDesk(Path(place)).take("acme/shop", base, Export(tree=tree, pack=file), ()))
+    except OsirisError as error:
+        said = str(error)
+"""
+TRUST = """
+import subprocess
+for words in ("git index-pack --stdin --fix-thin", f"git diff-tree -r {base}^{{tree}} {tree}"):
+    with open(pack, "rb") as file:
+        said = str(len(subprocess.run(words.split(), stdin=file, cwd=place, capture_output=True).stdout))
+"""
+MEASURE = """
+import resource, sys
+place, base, tree, pack = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+said = "it was taken"
+{}
+mine = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(max(mine, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) >> 10, said)
+"""
+
+
+def measured(what: str, place: Path, evil: Evil) -> tuple[int, str]:
+    """(MiB that it took, what it said) when a process of its own takes a pack."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(evil.pack)
+        file.flush()
+        words = [sys.executable, "-c", MEASURE.format(what), str(place), COMMIT.id, evil.tree, file.name]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    size, _, said = done.stdout.strip().partition(" ")
+    return int(size), said
+
+
+def swollen_delta() -> Evil:
+    """A file of 256 MiB in 5 KB: a delta that copies one MiB of zeros over and over."""
+    zeros = blob(bytes(MIB))
+    copied = Delta(zeros.id, packs.copies(MIB, 256))
+    return beside(GOOD.id, zeros, copied, NEW, GOOD)
+
+
+def swollen_tree() -> Evil:
+    """git streams large files, and nothing else: a folder is read into memory whole."""
+    return beside(GOOD.id, Thing(packs.TREE, bytes(256 * MIB)), NEW, GOOD)
+
+
+def million_files() -> Evil:
+    """A folder of a hundred folders of a hundred folders of a hundred files, which are all one."""
+    found = [tree(*((FILE, f"{n:02}", NEW) for n in range(100)))]
+    for _ in range(2):
+        found.append(tree(*((FOLDER, f"{n:02}", found[-1]) for n in range(100))))
+    return folder("files were changed", "many", found[-1], *found[:-1], NEW)
+
+
+def large_file() -> Evil:
+    return entry("is larger than 20 MiB", (FILE, "f", blob(bytes(21 * MIB))), things=[blob(bytes(21 * MIB))])
+
+
+def large_pack() -> Evil:
+    stored = Stored(bytes(65 * MIB))
+    return beside(GOOD.id, stored, NEW, GOOD, words="maximum allowed size|larger than")
+
+
+def endless_folders() -> Evil:
+    """So deep that git's own stack ends."""
+    return nested(r"could not be taken over: \w", 60_000)
+
+
+HUNGRY: Sequence[Callable[[], Evil]] = (swollen_delta, swollen_tree, million_files)
+LARGE_ONES: Sequence[Callable[[], Evil]] = (large_file, large_pack, endless_folders)
+
+
+@pytest.mark.parametrize("bomb", [*HUNGRY, *LARGE_ONES], ids=lambda bomb: bomb.__name__)
+async def test_a_pack_of_large_things(bomb, desk, naive, verdict):
+    evil = bomb()
+    most, said = measured(TAKE, desk.desk(REPO).parents[2], evil)
+    assert re.search(evil.words, said), said
+    assert most < ROOM, "it took as much memory as the pack wanted"
+    assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]
+    assert await takes_anything(naive, evil)
+    if bomb in HUNGRY:
+        assert measured(TRUST, naive, evil)[0] > ROOM
+    verdict(said[:60], "git took all that memory" if bomb in HUNGRY else "git takes it")

@@ -1,0 +1,133 @@
+"""Races: a process of the agent is still at work while the host takes something, and swaps it for something else."""
+
+from pathlib import Path
+
+import pytest
+
+from osiris.bot.git import HostDesk, git
+from osiris.errors import Refused
+from osiris.sandboxing import Export
+from tests.attacks.acts import python
+from tests.attacks.conftest import Attacked
+from tests.attacks.hosts import REPO, Careful
+
+FILES, TAKES = 100, 4
+SWAP = """
+import ctypes, os, sys, time
+there, secret, number, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+exchange, aside = ctypes.CDLL(None).renameat2, there + "/.git/swapped"
+os.makedirs(aside, exist_ok=True)
+pairs = [(f"{there}/f{n}".encode(), f"{aside}/{n}".encode()) for n in range(number)]
+for file, link in pairs:
+    open(file, "w").write("an innocent file of the same length"[:20] + "\\n")
+    os.path.lexists(link) or os.symlink(secret, link)
+until, swaps = time.monotonic() + seconds, 0
+while time.monotonic() < until:
+    for file, link in pairs:
+        exchange(-100, file, -100, link, 2)
+    swaps += number
+print("swaps", swaps)
+"""
+CHECK_THEN_READ = """
+import os, sys, time
+there, number, seconds = os.path.realpath(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+until, secrets = time.monotonic() + seconds, 0
+while time.monotonic() < until and not secrets:
+    for n in range(number):
+        path = f"{there}/f{n}"
+        try:
+            if os.path.realpath(path).startswith(there + "/"):
+                secrets += "canary" in open(path).read()
+        except OSError:
+            pass
+print("secrets", secrets)
+"""
+
+
+@pytest.fixture
+async def careful(place: Path, attacked: Attacked) -> Careful:
+    return await Careful.at(place, attacked.repo)
+
+
+def swapping(there: str, attacked: Attacked, seconds: float) -> str:
+    return python(SWAP, there, str(attacked.place / "own/private.pem"), str(FILES), str(seconds))
+
+
+async def take_over(desk: HostDesk, base: str, tree: str, pack: Path) -> str:
+    """Why it was refused."""
+    try:
+        with pack.open("rb") as file:
+            await desk.take(REPO, base, Export(tree=tree, pack=file), ())
+    except Refused as error:
+        return str(error)
+    return ""
+
+
+async def test_files_that_become_links_while_the_work_is_taken(attacked, careful, verdict):
+    own = attacked.place / "own"
+    packs = [own / f"pack-{number}" for number in range(TAKES)]
+    *takes, last = [("together", ([("export", ("s", attacked.base, str(pack)), {})],), {}) for pack in packs]
+    swap = ("run", ("s", ["bash", "-c", swapping("/workspace", attacked, 1.0)]), {})
+    result, given = attacked.ask("beside", swap, *takes)
+    given.append(attacked.ask("together", *last[1]))  # when all is quiet again, for that cannot fail
+    assert int(result.output.decode().rpartition("swaps ")[2]) > FILES
+    told = [str(take) for [take] in given if isinstance(take, Exception)]
+    assert all("could not be taken out of the sandbox" in words for words in told), told
+    trees = [(take, pack) for [take], pack in zip(given[-TAKES:], packs, strict=True) if isinstance(take, str)]
+    assert trees
+    told = [await take_over(careful.desk, attacked.base, tree, pack) for tree, pack in trees]
+    everything = await git(careful.desk.desk(REPO), "cat-file", "--batch-all-objects", "--batch")
+    assert attacked.canary.encode() not in everything
+    assert all(words == "" or "leaves the repository" in words for words in told)
+    verdict(f"{len(given)} takes, no secret", race(attacked))
+
+
+def race(attacked: Attacked) -> str:
+    """A host that looks first and reads then, in the same swapping; what happens to it."""
+    there = f"{attacked.place}/own/plain/raced"
+    read = python(CHECK_THEN_READ, there, str(FILES), "2")
+    told = attacked.unprotected(f"mkdir -p {there}; {swapping(there, attacked, 2.0)} & {read}; kill %1")
+    assert "secrets 1" in told
+    return "realpath() and open() read the secret"
+
+
+# ── what the host writes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+SWAP_FOLDER = """
+import ctypes, os, sys, time
+folder, target, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+exchange = ctypes.CDLL(None).renameat2
+os.makedirs(folder, exist_ok=True)
+os.path.lexists(folder + "-link") or os.symlink(target, folder + "-link")
+until, swaps = time.monotonic() + seconds, 0
+while time.monotonic() < until:
+    exchange(-100, folder.encode(), -100, (folder + "-link").encode(), 2)
+    swaps += 1
+print("swaps", swaps)
+"""
+WRITE = """
+import os, sys, time
+folder, until = sys.argv[1], time.monotonic() + 2
+while time.monotonic() < until and not os.listdir(sys.argv[2]):
+    try:
+        if os.path.realpath(folder) == folder:
+            open(folder + "/kept", "w").write("x")
+    except OSError:
+        pass
+"""
+
+
+def test_a_folder_that_becomes_a_link_while_the_host_writes_into_it(attacked, verdict):
+    """The host puts long outputs where the agent finds them."""
+    target, folder = attacked.place / "own/target", f"{attacked.place}/own/plain/folder"
+    attacked.unprotected(f"rm -rf {target} {folder}*; mkdir -m 777 {target}")
+    swap = ("run", ("s", ["bash", "-c", python(SWAP_FOLDER, "/tmp/outputs", str(target), "1.0")]), {})
+    writes = ("run", ("s", ["echo", "kept"]), {"keep_as": "kept"})
+    result, given = attacked.ask("beside", swap, writes)
+    assert int(result.output.decode().rpartition("swaps ")[2]) > 1000
+    assert len(given) > 3
+    assert list(target.iterdir()) == []
+    swap_here = python(SWAP_FOLDER, folder, str(target), "2.0")
+    attacked.unprotected(f"mkdir {folder}; {swap_here} & {python(WRITE, folder, str(target))}; kill %1")
+    assert [path.name for path in target.iterdir()] == ["kept"]
+    verdict(f"{len(given)} writes, none outside", "realpath() and open() wrote outside")
