@@ -126,7 +126,7 @@ def _repository(place: Path) -> tuple[Path, str]:
 def start(who: str, place: Path, repo: Path, base: str) -> Attacked:
     """A worker whose own folder is in `place`."""
     for folder in ("own", "house", "packages"):
-        (place / folder).mkdir()
+        (place / folder).mkdir(exist_ok=True)
     if who == "ordinary" and os.geteuid() == 0:
         for folder in (place / "own", repo):
             subprocess.run(["chown", "-R", f"{ORDINARY}:{ORDINARY}", folder], check=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from osiris.tools.helper import PATIENCE
 from tests.attacks.acts import known, python
 from tests.attacks.conftest import MIB, SMALL
 
@@ -268,8 +269,10 @@ def test_a_pattern(name, lasting, verdict):
     assert lasting.unprotected(f"timeout 0.2 {python(code)}; echo $?") == "124\n"
     lasting.bash(f"echo '{'a' * 40}!' >pattern", name="lasting")
     lasting.ask("hurry", 0.3)
-    answer = lasting.tool("search", name="lasting", path="pattern", pattern=PATTERNS[name])
-    lasting.ask("hurry", 20)
+    try:
+        answer = lasting.tool("search", name="lasting", path="pattern", pattern=PATTERNS[name])
+    finally:
+        lasting.ask("hurry", PATIENCE)
     assert answer.startswith("error: stopped")
     assert "README.md" in lasting.tool("list_dir", name="lasting")
     verdict("stopped, and said so", "it would run for hours")

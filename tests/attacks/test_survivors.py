@@ -1,7 +1,6 @@
 """Hostile commands that do not want to end: daemons, deaf and stopped processes, and those whose worker is killed."""
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -135,9 +134,11 @@ def test_a_command_whose_worker_is_killed(worker, tag, free, verdict):
         assert within(5, lambda: not living(tag))
         assert living(free), "the attack itself is broken"
         doomed.close()
-        for note in (place / "own/sandboxes/@held").glob("*"):  # what holds the disk of an ordinary user outlives it
-            os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
-    verdict("it dies with its worker", "an unprotected one lived on")
+        heir = start(worker.who, place, worker.repo, worker.base)
+        heir.ask("remove", "s")
+        heir.close()
+        assert not (place / "own/sandboxes/s").exists()
+    verdict("it dies with its worker, and the next one cleans up", "an unprotected one lived on")
 
 
 def _bash(text):

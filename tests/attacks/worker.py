@@ -38,7 +38,7 @@ class Worker:
         self._sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True, network="agent"))
         self._sessions: dict[str, Session] = {}
         self._plain = place / "plain"
-        self._plain.mkdir()
+        self._plain.mkdir(exist_ok=True)
         self.port = self._secrets()
 
     def _secrets(self) -> int:
@@ -46,6 +46,7 @@ class Worker:
         (self._place / "private.pem").write_text(CANARY)
         (self._place / "private.pem").chmod(0o600)
         (self._place / "readable").write_text(CANARY)
+        (self._place / "control.sock").unlink(missing_ok=True)
         _serve(socket.socket(socket.AF_UNIX), str(self._place / "control.sock"))
         _serve(socket.socket(socket.AF_UNIX), f"\0{self._place}/control")
         tcp = socket.socket()
@@ -79,6 +80,10 @@ class Worker:
 
     async def destroy(self, name: str) -> None:
         await self._sessions.pop(name).destroy()
+
+    async def remove(self, name: str) -> None:
+        """Throw a session away that another worker has left."""
+        await self._sandbox.remove(name)
 
     async def plain(self, argv: Sequence[str], timeout: float = 20) -> bytes:
         """Run a command without any sandbox, as this process would: what an attack can do when nothing stops it."""
