@@ -45,23 +45,24 @@ def hosts(trusting: Trusting, careful: Careful, thief: Thief) -> Hosts:
     return Hosts(trusting, careful, thief)
 
 
-@pytest.mark.parametrize("name", [*HIDDEN, *BROKEN, *ENTRIES])
-async def test_a_planted_repository(name, attacked, hosts, verdict):
-    await plant_and_take(PLANTS[name], name, attacked, hosts)
+@pytest.mark.parametrize("name", [*HIDDEN, *BROKEN])
+async def test_a_repository_that_hides_work_or_loses_it(name, attacked, hosts, verdict):
+    await plant_and_take(name, attacked, hosts)
     verdict("refused in a sentence" if PLANTS[name].refused else "taken whole", PLANTS[name].harm)
 
 
 @pytest.mark.parametrize("worker", USERS[:1], indirect=True)
-@pytest.mark.parametrize("name", [*COMMANDS, *OTHERS])
-async def test_a_repository_that_is_after_the_hosts_git(name, attacked, hosts, verdict):
-    """With one worker: whatever its user, it has no git that could be had."""
-    await plant_and_take(PLANTS[name], name, attacked, hosts)
+@pytest.mark.parametrize("name", [*COMMANDS, *OTHERS, *ENTRIES])
+async def test_a_repository_that_is_after_the_host(name, attacked, hosts, verdict):
+    """With one worker: it is the same host for all of them."""
+    await plant_and_take(name, attacked, hosts)
     verdict("refused in a sentence" if PLANTS[name].refused else "taken whole", PLANTS[name].harm)
 
 
-async def plant_and_take(plant: Plant, name: str, attacked: Attacked, hosts: Hosts) -> None:
+async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
     """Osiris' host takes what it should, and no harm is done; the other one is harmed."""
-    trusting, careful, thief, ground = hosts.trusting, hosts.careful, hosts.thief, hosts.trusting.ground
+    trusting, careful, thief = hosts.trusting, hosts.careful, hosts.thief
+    plant, ground = PLANTS[name], trusting.ground
     told = {"THIEF": str(thief.port), "STOLEN": stolen()}
     here = {"M": f"{ground}/marker", "OUT": f"{ground}/outside", "OTHER": f"{ground}/other", "ORIGIN": careful.address}
     before, heard, branch = contents(ground), thief.heard, f"bot-{name.encode().hex()}"

@@ -178,8 +178,13 @@ async def desk() -> Iterator[HostDesk]:
 @pytest.fixture(scope="module")
 async def naive(desk: HostDesk) -> Path:
     """A repository whose host checks nothing."""
-    made = desk.desk(REPO).with_name("naive.git")
-    made.mkdir()
+    return await bare(desk, "naive")
+
+
+async def bare(desk: HostDesk, name: str) -> Path:
+    """A new repository on top of the mirror."""
+    made = desk.desk(REPO).with_name(f"{name}.git")
+    made.mkdir(exist_ok=True)
     await git(made, "init", "-q", "--bare")
     (made / "objects/info/alternates").write_text(f"{desk.mirror(REPO)}/objects\n")
     return made
@@ -231,6 +236,20 @@ async def test_what_a_person_is_told_is_one_line(desk):
     assert "@everyone" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", [".git", "a pack that is cut", "a missing file", "an absolute link"])
+async def test_what_was_refused_leaves_nothing(name, desk, verdict):
+    """Else an agent fills this machine's disk, a pack at a time."""
+    evil, folder = EVILS[name], desk.desk(REPO)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(Refused):
+        await take(desk, evil.tree, evil.pack)
+    assert sorted(folder.rglob("*")) == before
+    trusting = await bare(desk, evil.tree)
+    await takes_anything(trusting, evil)
+    assert list(trusting.glob("objects/pack/*")) != []
+    verdict("nothing", "a pack")
+
+
 async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verdict):
     lie = pack([STRANGE])
     await take(desk, BASE.id, lie)
@@ -244,7 +263,7 @@ async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verd
 # ── small packs of large things ───────────────────────────────────────────────────────────────────────────────────────
 
 MIB = 1 << 20
-ROOM = 128  # MiB that git and the worker may take for one pack; Python with our modules takes some 50 of them
+ROOM = 192  # MiB that git and the worker may take for one pack; Python with our modules takes some 50 of them
 TAKE = """
 import asyncio
 from pathlib import Path
@@ -310,9 +329,16 @@ def large_file() -> Evil:
     return entry("is larger than 20 MiB", (FILE, "f", blob(bytes(21 * MIB))), things=[blob(bytes(21 * MIB))])
 
 
+def many_large_files() -> Evil:
+    """All one: 760 MiB for whoever checks them out, and a long time for whoever counts their lines, in 100 KB."""
+    large = blob(b"a line of text\n" * (19 * MIB // 15))
+    inner = tree(*((FILE, f"{n:02}", large) for n in range(40)))
+    return folder("larger than .* together", "many", inner, large)
+
+
 def large_pack() -> Evil:
     stored = Stored(bytes(65 * MIB))
-    return beside(GOOD.id, stored, NEW, GOOD, words="maximum allowed size|larger than")
+    return beside(GOOD.id, stored, NEW, GOOD, words="maximum allowed size|over limit")
 
 
 def endless_folders() -> Evil:
@@ -321,7 +347,7 @@ def endless_folders() -> Evil:
 
 
 HUNGRY: Sequence[Callable[[], Evil]] = (swollen_delta, swollen_tree, million_files)
-LARGE_ONES: Sequence[Callable[[], Evil]] = (large_file, large_pack, endless_folders)
+LARGE_ONES: Sequence[Callable[[], Evil]] = (large_file, many_large_files, large_pack, endless_folders)
 
 
 @pytest.mark.parametrize("bomb", [*HUNGRY, *LARGE_ONES], ids=lambda bomb: bomb.__name__)
