@@ -228,11 +228,11 @@ def test_half_a_letter_in(name, lasting, verdict):
 
 LARGE = replace(SMALL, disk=300 * MIB, file_size=200 * MIB)
 HUGE = {
-    "one line": "head -c 100000000 /dev/zero | tr '\\0' A >huge; echo >>huge; echo last >>huge",
+    "one line": "head -c 50000000 /dev/zero | tr '\\0' A >huge; echo >>huge; echo last >>huge",
     "short lines": "yes | head -c 10000000 >huge",
     "a hole": "truncate -s 150M huge",
-    "no line end": "head -c 100000000 /dev/zero | tr '\\0' '\\r' >huge",
-    "broken text": "head -c 50000000 /dev/zero | tr '\\0' '\\377' >huge",
+    "no line end": "head -c 50000000 /dev/zero | tr '\\0' '\\r' >huge",
+    "broken text": "head -c 20000000 /dev/zero | tr '\\0' '\\377' >huge",
     "thousands of files": "mkdir many; cd many; touch $(seq 4000)",
 }
 
