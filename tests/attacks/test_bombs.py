@@ -242,7 +242,7 @@ def test_memory_bomb(name, neighbour, verdict):
 
 def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, verdict):
     """What the kernel still counts for jails that are gone must not keep the next one from being made."""
-    grows = f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 2; found=(/proc/[0-9]*); echo ${{#found[@]}}"
+    grows = f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo ${{#found[@]}}"
     bomb, short = ("run", ("s", ["/bin/bash", "-c", grows]), {}), ("run", ("other", ["/bin/echo", "alive"]), {})
     grown, others = neighbour.ask("beside", bomb, short)
     assert int(grown.output) > 50, "the attack itself is broken"
