@@ -29,12 +29,14 @@ async def ends(path: Path, first: bytes, drop: bytes = b"", within: float = SOON
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(first)
     until, ended = time.monotonic() + within, False
-    with contextlib.suppress(OSError):
-        while not ended and time.monotonic() < until:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.02):
-                    ended = await reader.read(1 << 16) == b""
+    while not ended and time.monotonic() < until:
+        try:
+            async with asyncio.timeout(0.02):
+                ended = await reader.read(1 << 16) == b""
+        except TimeoutError:
             writer.write(drop)
+        except OSError:
+            ended = True
     await shut(writer)
     return ended
 
