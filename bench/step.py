@@ -14,7 +14,7 @@ from bench.row import Row, Target
 from osiris.agents import brief
 from osiris.agents.run import Hands, Runner, run_name
 from osiris.bootstrap import Osiris, build, prepare
-from osiris.bot.git import HostDesk
+from osiris.bot.desk import HostDesk
 from osiris.config.settings import Settings
 from osiris.effects import Purpose, StartRun
 from osiris.errors import Refused

@@ -22,7 +22,7 @@ from osiris.agents.brain import Access, Brains
 from osiris.agents.run import Hands, Runner
 from osiris.bot.app import create_app
 from osiris.bot.depot import Depot
-from osiris.bot.git import HostDesk
+from osiris.bot.desk import HostDesk
 from osiris.bot.github import GitHub
 from osiris.bot.lookup import Lookup
 from osiris.bot.names import Names

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.bot.depot import Depot
-from osiris.bot.git import HostDesk
+from osiris.bot.desk import HostDesk
 from osiris.config.settings import Settings
 from osiris.errors import OsirisError, Refused, Unavailable
 from osiris.queue.lease import Lease

@@ -9,7 +9,8 @@ from typing import IO
 
 import pytest
 
-from osiris.bot.git import GitFailed, HostDesk, git, outage, shown
+from osiris.bot.desk import HostDesk
+from osiris.bot.git import GitFailed, git, outage, shown
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.ports import Taken
 from osiris.sandboxing import Export

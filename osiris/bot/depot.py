@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
-from osiris.bot.git import OVERTAKEN, GitFailed, HostDesk, git, outage
+from osiris.bot.desk import HostDesk
+from osiris.bot.git import OVERTAKEN, GitFailed, git, outage
 from osiris.bot.tokens import Tokens
 from osiris.errors import Refused
 from osiris.ports import Checkout

@@ -8,7 +8,7 @@ from osiris import effects as f
 from osiris import events as e
 from osiris.bot import comments
 from osiris.bot.depot import Depot
-from osiris.bot.git import HostDesk
+from osiris.bot.desk import HostDesk
 from osiris.bot.github import GitHub
 from osiris.errors import Refused
 from osiris.policy import Policy

@@ -15,16 +15,22 @@ from typing import IO
 
 
 async def run(
-    argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes | IO[bytes] = b"", timeout: float
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdin: bytes | IO[bytes] = b"",
+    timeout: float,
+    most: int | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """(exit code, stdout, stderr) of a program; after `timeout` seconds it is ended, with its helpers.
+    """(exit code, stdout, stderr) of a program; after `timeout` seconds it is ended, with its helpers. Of stdout only
+    `most` bytes are taken, and then it is closed.
 
     Raises TimeoutError. The exit code of one that a signal ended is negative.
     """
     process = _started(argv, env, stdin)
     try:
         async with asyncio.timeout(timeout):
-            out, told = await asyncio.gather(_all_of(process.stdout), _all_of(process.stderr))
+            out, told = await asyncio.gather(_all_of(process.stdout, most), _all_of(process.stderr))
             await _ended(process)
     finally:
         if process.poll() is None:
@@ -60,12 +66,14 @@ def _readable(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
             yield file
 
 
-async def _all_of(pipe: IO[bytes] | None) -> bytes:
-    """Everything that comes out of a pipe, which is closed then."""
+async def _all_of(pipe: IO[bytes] | None, most: int | None = None) -> bytes:
+    """Everything that comes out of a pipe, or the first `most` bytes; it is closed then."""
     reader, loop = asyncio.StreamReader(), asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
-        return await reader.read()
+        return await (reader.read() if most is None else reader.readexactly(most))
+    except asyncio.IncompleteReadError as all_there_was:
+        return all_there_was.partial
     finally:
         transport.close()
 

@@ -12,6 +12,11 @@ from typing import Final
 from osiris.tools.proxied import Request
 
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+INNER: Final = tuple(
+    map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10"))
+)
+"""What some Pythons call global: what Azure and Oracle tell their machines about themselves; IPv4 in IPv6 as it was
+written once, and as a network translates it for itself; and the private addresses of an older IPv6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ def may_be_reached(address: str, host: str, *, own: bool) -> bool:
         return False
     if ip.is_loopback:
         return own and (host == "localhost" or host == address)
-    return ip.is_global or own
+    return own or (ip.is_global and not any(ip in network for network in INNER))
 
 
 def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

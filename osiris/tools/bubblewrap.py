@@ -24,6 +24,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "CI": "1",
     "GIT_TERMINAL_PROMPT": "0",
     "PAGER": "cat",
+    "ASAN_OPTIONS": "detect_leaks=0",  # that wants ptrace; without it every program built so fails at its end
     "PYTHONPYCACHEPREFIX": f"{TMP}/pycache",  # or the work of an agent that ran tests would hold compiled files
 }
 

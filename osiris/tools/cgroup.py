@@ -116,13 +116,16 @@ def _processes(limits: Limits) -> int:
 
 
 def _version_1() -> tuple[Path, ...]:
-    own = dict(line.split(":", 2)[1:] for line in _lines(OWN))
+    """Those of memory and processes are needed; that of the processor gives every session the same share of it, where
+    else each busy process would have one."""
+    own = {name: path for line in _lines(OWN) for names, path in [line.split(":", 2)[1:]] for name in names.split(",")}
     found = []
-    for controller in ("memory", "pids"):
+    for controller in ("memory", "pids", "cpu"):
         top = CGROUPS / controller
         here = top / own.get(controller, "/").lstrip("/")
         found.append(here if here.is_dir() else top)
-    return tuple(found) if all(os.access(folder / "cgroup.procs", os.W_OK) for folder in found) else ()
+    may = [os.access(folder / "cgroup.procs", os.W_OK) for folder in found]
+    return tuple(found[: 2 + may[2]]) if all(may[:2]) else ()
 
 
 def _version_2() -> tuple[Path, ...]:
@@ -137,11 +140,12 @@ def _delegate(here: Path) -> bool:
     """Pass the controllers on. A cgroup with processes cannot, so we step aside into a child of it first."""
     if {"memory", "pids"} <= set(_first(here / "cgroup.subtree_control").split()):
         return True
+    also = " +cpu" if "cpu" in _first(here / "cgroup.controllers").split() else ""
     with suppress(OSError):
         if here != CGROUPS:
             (here / "osiris-worker").mkdir(exist_ok=True)
             _write(here / "osiris-worker" / "cgroup.procs", os.getpid())
-        _write(here / "cgroup.subtree_control", "+memory +pids")
+        _write(here / "cgroup.subtree_control", f"+memory +pids{also}")
         return True
     return False
 

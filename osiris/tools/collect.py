@@ -84,8 +84,9 @@ def _tree(result: Result, base: str, size: int, most: int) -> str:
     if size >= most or result.exit_code == FILE_TOO_LARGE:
         raise Refused(f"the work is larger than {most >> 20} MiB")
     words = clean_text(result.output).strip().splitlines() or ["nothing was said"]
-    if result.exit_code != 0:
-        raise Refused(f"the work could not be taken out of the sandbox: {words[-1][:300]}")
+    if result.exit_code != 0:  # git's last words are `adding files failed`; which and why stands above them
+        reason = next((line for line in words if line.startswith(("error: ", "fatal: "))), words[-1])
+        raise Refused(f"the work could not be taken out of the sandbox: {reason[:300]}")
     if not OBJECT_ID.fullmatch(words[-1]):
         raise Refused("the work could not be taken out of the sandbox: it came without a tree")
     return words[-1]

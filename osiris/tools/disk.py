@@ -86,6 +86,12 @@ class Disk(ABC):
         noted: dict[str, Any] = json.loads((self.keep / NOTES).read_text())
         return noted
 
+    def open_up(self) -> None:
+        """Called before each command: one that closed the workspace to itself is no end of the session. It cannot be a
+        link to something else, for it is a folder in one of ours."""
+        with contextlib.suppress(OSError):
+            (self.here / "work").chmod(0o755)
+
     def settle(self) -> None:
         """Called before the first command of a stranger. Git reads a file again when its second is that of the index,
         so right after a checkout all of them: 5,000 files take 400 ms. When that second has passed with nobody in the

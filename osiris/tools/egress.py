@@ -175,13 +175,16 @@ class Egress:
         first = request.plain or await self._tls(request, jail)
         self._take("up", len(first))
         there[1].write(first)
+        broken: list[Exception] = []
         try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump("down", there[0], jail[1]))
+            async with asyncio.timeout(self._caps.silence) as silence, asyncio.TaskGroup() as both:
+                both.create_task(self._pump("down", there[0], jail[1], silence))
                 if not request.plain:
-                    both.create_task(self._pump("up", jail[0], there[1]))
+                    both.create_task(self._pump("up", jail[0], there[1], silence))
         except* (OSError, Denied) as group:
-            raise group.exceptions[0] from None
+            broken += group.exceptions  # not raised here: before Python 3.11.4 that would come out as a group
+        if broken:
+            raise broken[0]
 
     async def _tls(self, request: Request, jail: Stream) -> bytes:
         """The first that the jail says to the host: it must be TLS, and mean that host."""
@@ -195,17 +198,18 @@ class Egress:
             raise Denied(str(error), ACCESS_DENIED) from None
         return raw
 
-    async def _pump(self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await self._read(source):
+    async def _pump(
+        self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter, silence: asyncio.Timeout
+    ) -> None:
+        """Only silence of both sides ends a connection: who downloads something large says nothing meanwhile."""
+        while data := await source.read(CHUNK):
             self._take(way, len(data))
             target.write(data)
             await target.drain()
+            if not silence.expired():
+                silence.reschedule(asyncio.get_running_loop().time() + self._caps.silence)
         with contextlib.suppress(OSError):
             target.write_eof()
-
-    async def _read(self, source: asyncio.StreamReader) -> bytes:
-        async with asyncio.timeout(self._caps.silence):
-            return await source.read(CHUNK)
 
     def _take(self, way: str, size: int) -> None:
         self._left[way] -= size

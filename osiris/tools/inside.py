@@ -261,6 +261,8 @@ def main() -> str:
         return f"trouble\n{trouble}"
     except OSError as error:
         return f"trouble\n{_name(path)}: {(error.strerror or str(error)).lower()}"
+    except RecursionError:  # os.makedirs makes the folder above first, by itself
+        return "trouble\nthe path has too many folders"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -42,7 +43,7 @@ PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be go
 # 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command from a memfd, and becomes it. On end of
 # file instead of the word the worker has died, and nothing runs.
 FIRST_PROGRAM: Final = """
-ulimit -c 0 -t {cpu} -u {processes} -n {files} -f {file_blocks} || exit 125
+ulimit -t {cpu} -u {processes} -n {files} -f {file_blocks} || exit 125
 IFS= read -r -n 1 -u {go} word && [[ $word = + ]] || exit 125
 mapfile -d '' -t -u {command} argv
 cd -- "$argv" || exit 126
@@ -64,6 +65,16 @@ def lower(argv: Sequence[str], enter: Sequence[str] = ()) -> list[str]:
     if uid is None:
         return [*enter, *argv]
     return [SETPRIV, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--pdeathsig=KILL", "--", *argv]
+
+
+def leave_no_cores() -> None:
+    """Where core_pattern names a program, the kernel starts it as root and outside of the jail, with what the jail
+    left, whatever the limit: core(5). But not for a limit of one byte: fs/coredump.c. Jails have this process's."""
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+
+class NotBegun(Unavailable):
+    """The jail could not be made, and no command has begun in it."""
 
 
 class Jail:
@@ -108,7 +119,7 @@ class Jail:
             self.discard()
 
     async def ready(self, cgroup: Cgroup | None) -> None:
-        """Wait until the jail holds, and put it into `cgroup` before anything can run. Raises Unavailable."""
+        """Wait until the jail holds, and put it into `cgroup` before anything can run. Raises NotBegun."""
         try:
             async with asyncio.timeout(PATIENCE):
                 child = await self._child()
@@ -118,7 +129,7 @@ class Jail:
         except (OSError, ValueError) as error:  # TimeoutError is an OSError too
             self.kill()
             said = os.fsdecode(self._rest())[-400:].strip()
-            raise Unavailable(f"the sandbox could not be set up: {said or repr(error)}") from error
+            raise NotBegun(f"the sandbox could not be set up: {said or repr(error)}") from error
         _prefer_to_kill(child, self._process.pid)
         with contextlib.suppress(BrokenPipeError):
             os.write(self._block, b"+")
@@ -127,12 +138,12 @@ class Jail:
     async def run(self, argv: Sequence[str], stdin: bytes, timeout: float, output: Output, *, cwd: str = ".") -> Result:
         """Run the command in folder `cwd` of the workspace, and wait until every process in the jail is gone.
 
-        Raises Unavailable when it never began.
+        Raises NotBegun, or Unavailable when something in it does not die.
         """
         began, loop, timed_out = time.monotonic(), asyncio.get_running_loop(), False
         try:
             loop.add_reader(self._out, self._drain, output)
-            self._feed(stdin)
+            self._feed(memoryview(stdin))
             self._release([cwd, *argv])
             try:
                 async with asyncio.timeout(timeout):
@@ -145,7 +156,7 @@ class Jail:
             while self._drain(output):
                 pass
             if not timed_out and not self._was_taken():
-                raise Unavailable(f"the sandbox could not start: {os.fsdecode(output.text())[-400:].strip()}")
+                raise NotBegun(f"the sandbox could not start: {os.fsdecode(output.text())[-400:].strip()}")
             code = self._process.wait()
         finally:
             self.discard()
@@ -234,15 +245,15 @@ class Jail:
         """The command's memfd shares its offset with the jail: unread, bwrap failed. No command can forge that."""
         return os.lseek(self._command, 0, os.SEEK_CUR) > 0
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: memoryview) -> None:
         """Write what fits and come back for the rest when the command has read."""
         loop = asyncio.get_running_loop()
         try:
-            rest = data[os.write(self._stdin, data[:CHUNK]) :] if data else b""
+            rest = data[os.write(self._stdin, data[:CHUNK]) :] if data else data
         except BlockingIOError:
             rest = data
         except BrokenPipeError:
-            rest = b""
+            rest = data[:0]
         if rest:
             loop.add_writer(self._stdin, self._feed, rest)
             return

@@ -10,6 +10,12 @@ class Output:
         self._half, self._keep = cap // 2, keep
         self._head, self._tail = bytearray(), bytearray()
 
+    def forget(self) -> None:
+        """Begin again."""
+        self.total = 0
+        for part in (self.kept, self._head, self._tail):
+            part.clear()
+
     def feed(self, data: bytes) -> None:
         self.total += len(data)
         if len(self.kept) < self._keep:

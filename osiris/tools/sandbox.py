@@ -24,7 +24,7 @@ from osiris.tools.collect import OBJECT_ID
 from osiris.tools.disk import INDEX, Disk
 from osiris.tools.holder import HeldDisk
 from osiris.tools.image import ImageDisk
-from osiris.tools.jail import dropped_uid
+from osiris.tools.jail import dropped_uid, leave_no_cores
 from osiris.tools.layers import Layers
 from osiris.tools.options import Options
 from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
@@ -41,6 +41,7 @@ class Bubblewrap:
 
     def __init__(self, root: Path, mirror_of: Callable[[str], Path], options: Options | None = None) -> None:
         self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
+        leave_no_cores()
         self._uid = dropped_uid()
         self._probed: Sequence[Probe] = ()
         self._bounds: Sequence[Probe] = ()

@@ -5,9 +5,11 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from osiris.errors import Refused, Unavailable
 from osiris.events import Blocked, Prepared
@@ -20,9 +22,10 @@ from osiris.tools.disk import EXCLUDE, INDEX, Disk
 from osiris.tools.egress import Egress
 from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.helper import JailFiles
-from osiris.tools.jail import Jail
+from osiris.tools.jail import Jail, NotBegun
 from osiris.tools.output import Output
 
+MOMENT: Final = 2.0  # seconds for which a command that could not begin is tried again
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
@@ -145,11 +148,26 @@ class OpenSession:
         if not argv or any("\0" in word for word in [*argv, cwd]):
             raise Refused("a command needs words, and none of them may hold a NUL byte")
         self._settle()
+        self._ground.disk.open_up()
+        output = output or Output(self._ground.view.limits.output)
+        until = time.monotonic() + MOMENT
+        while True:
+            try:
+                return await self._run_now(argv, stdin, timeout, output, cwd)
+            except NotBegun:
+                if time.monotonic() > until:
+                    raise
+            output.forget()
+            await asyncio.sleep(0.05)
+
+    async def _run_now(self, argv: Sequence[str], stdin: bytes, timeout: float, output: Output, cwd: str) -> Result:
+        """Raises NotBegun, when it may be tried again: after many short commands the kernel still counts processes that
+        are gone, and the session has reached its limit of them."""
         jail = await self._jail()
         killed = self._cgroup.out_of_memory() if self._cgroup else 0
         try:
             self._prepare()  # while this one runs: 6.4 ms from command to command instead of 13
-            result = await jail.run(argv, stdin, timeout, output or Output(self._ground.view.limits.output), cwd=cwd)
+            result = await jail.run(argv, stdin, timeout, output, cwd=cwd)
         finally:
             jail.discard()
         if self._cgroup and self._cgroup.out_of_memory() > killed:

@@ -83,7 +83,10 @@ class Tools:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:
             return ToolAnswer(text=_complaint(name, error))
-        answer = await tool.use(self._session, checked)
+        try:
+            answer = await tool.use(self._session, checked)
+        except UnicodeEncodeError:
+            return ToolAnswer(text=f"{name} was not run: its arguments hold half of a character (a lone surrogate)")
         return replace(answer, text=self._hide(answer.text))
 
 

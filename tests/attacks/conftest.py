@@ -164,8 +164,8 @@ def verdict(record_property: Callable[[str, object], None]) -> Callable[[str, st
     """Notes for `make attack`, in a few words each: what happened to the attack, and what its control showed."""
 
     def note(held: str, control: str) -> None:
-        record_property("held", held)
-        record_property("control", control)
+        record_property("held", str(held))
+        record_property("control", str(control))
 
     return note
 

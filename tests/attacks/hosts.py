@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osiris.bot.depot import Depot
-from osiris.bot.git import GitFailed, HostDesk, git
+from osiris.bot.desk import HostDesk
+from osiris.bot.git import GitFailed, git
 from osiris.errors import Refused, Unavailable
 from osiris.policy import Policy
 from osiris.ports import Taken

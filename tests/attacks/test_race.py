@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from osiris.bot.git import HostDesk, git
+from osiris.bot.desk import HostDesk
+from osiris.bot.git import git
 from osiris.errors import Refused
 from osiris.sandboxing import Export
 from tests.attacks.acts import python
