@@ -17,7 +17,11 @@ PATH=$PATH:/usr/sbin:/sbin command -v mkfs.ext4 >/dev/null || packages+=(e2fspro
 [ "$kind" != run ] && ! command -v redis-server >/dev/null && packages+=(redis-server)
 [ "$kind" != run ] && ! docker compose version >/dev/null 2>&1 && ! command -v docker-compose >/dev/null &&
     packages+=(docker-compose)
-[[ $kind = fidelity || $kind = bench ]] && ! command -v npm >/dev/null && packages+=(nodejs npm)
+# What jails see is /usr: the tests build and test small projects there, as agents do.
+for wanted in bin/go:golang-go bin/cargo:cargo bin/node:nodejs bin/npm:npm bin/make:make bin/gcc:gcc bin/pgrep:procps \
+    include/stdio.h:libc6-dev bin/pytest-3:python3-pytest; do
+    [ "$kind" = run ] || [ -e "/usr/${wanted%%:*}" ] || packages+=("${wanted##*:}")
+done
 [ "$kind" = bench ] && ! command -v rg >/dev/null && packages+=(ripgrep)  # both for Anthropic's srt
 [ "$kind" = bench ] && ! command -v socat >/dev/null && packages+=(socat)
 
