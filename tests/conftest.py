@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import json
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +46,9 @@ def _clear(path: Path) -> None:
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):  # the last is the innermost
         if (mounted := line.split()[1]).startswith(f"{path}/"):  # a workspace that a test left under way
             subprocess.run(["umount", "-l", mounted], check=True)
+    for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
     subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
 
