@@ -256,7 +256,7 @@ def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, ver
 def test_processes_of_two_commands_together(attacked, verdict):
     """Each has fewer than the session may have; they begin when both are there."""
     meet = "mktemp meet-XXXXXX >/dev/null; until [ $(ls meet-* | wc -l) -ge 2 ]; do sleep 0.01; done"
-    many = f"{meet}; {python(FORK.format(many=SMALL.processes - 10))}"
+    many = f"{meet}; {python(FORK.format(many=SMALL.processes - 10))}; sleep 0.5"  # they stay as long as their shell
     assert won(attacked.unprotected(f"rm -f meet-*; ({many}) & ({many}); wait")), "the attack itself is broken"
     both = attacked.ask("together", [("run", ("s", ["/bin/bash", "-c", many]), {})] * 2)
     winners = sum(won(result.output.decode()) for result in both)
