@@ -22,6 +22,7 @@ TRUE: Final = ("/bin/bash", "-c", "true")
 BARE: Final = ("/usr/bin/bwrap", "--unshare-all", "--ro-bind", "/", "/", "--", *TRUE)
 AT_ONCE: Final = 16
 FLOOD: Final = 1 << 30
+STREAMS: Final = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 Side = Callable[[int], Awaitable[None]]
 """One command, the n-th of those that run at once."""
@@ -68,11 +69,9 @@ def _sides(sessions: Sequence[Session], srt: Path, place: Path) -> dict[str, Sid
         async def run(n: int) -> None:
             folder = place / f"theirs-{n}"  # srt leaves files behind that the next one beside it stumbles over
             folder.mkdir(exist_ok=True)
-            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            process = await asyncio.create_subprocess_exec(*argv, cwd=folder, **streams)
-            said, _ = await process.communicate()
-            if process.returncode:
-                raise Refused(f"{Path(argv[0]).name} ended with {process.returncode}: {said[-200:]!r}")
+            done = await asyncio.to_thread(subprocess.run, argv, cwd=folder, **STREAMS)
+            if done.returncode:
+                raise Refused(f"{Path(argv[0]).name} ended with {done.returncode}: {done.stdout[-200:]!r}")
 
         return run
 

@@ -20,6 +20,7 @@ from osiris.devhub.tokens import KeyPair
 from osiris.queue.store import Store
 from osiris.sandboxing import Plan, Sandbox
 from osiris.serving import as_guest
+from osiris.tools.mounts import unmount_below
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
 
@@ -99,7 +100,10 @@ async def staged(
                 **(more or {}),
             },
         )
-        yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+        try:
+            yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+        finally:
+            await asyncio.to_thread(unmount_below, place)
 
 
 def _set(

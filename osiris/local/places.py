@@ -10,6 +10,7 @@ from pathlib import Path
 
 from osiris.bootstrap import passable
 from osiris.errors import Refused
+from osiris.tools.mounts import unmount_below
 
 REQUEST = "request.json"
 _DONE = "done"
@@ -35,6 +36,7 @@ class Places:
             numbers = [int(folder.name) for folder in self._all()]
             for folder in self._all():
                 if (folder / _DONE).exists():
+                    unmount_below(folder)  # a life that was killed has left something mounted
                     shutil.rmtree(folder, ignore_errors=True)
             place = self.root / str(max(numbers, default=0) + 1)
             place.mkdir(mode=0o711)

@@ -20,7 +20,7 @@ MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
-KEPT: Final = "@checkout-"  # begins the names of images that nothing is written to any more
+KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
 
 
@@ -40,13 +40,8 @@ class ImageDisk(Disk):
         return ()
 
     @property
-    def below(self) -> Path:
-        """Where the image is seen that this disk lies over."""
-        return self.folder / "below"
-
-    @property
     def _over(self) -> Path:
-        """Names the image that it lies over; no jail ever sees it, so none could name another."""
+        """Names the disk that it lies over; no jail ever sees it, so none could name another."""
         return self.folder / "over"
 
     def make(self, limits: Limits) -> None:
@@ -54,15 +49,14 @@ class ImageDisk(Disk):
         self._mount()
         self._fill()
 
-    def make_over(self, image: Path, limits: Limits) -> None:
-        """The same, with the workspace of another image seen below its own files."""
+    def make_over(self, layer: "ImageDisk", limits: Limits) -> None:
+        """The same, with the workspace of another disk seen below its own files."""
         self.make(limits)
-        self.below.mkdir()
         for part in (OWN, AUXILIARY):
             (self.folder / part).mkdir(mode=0o755)
             if self.uid is not None:
                 os.chown(self.folder / part, self.uid, self.uid)
-        self._over.write_text(image.name)
+        self._over.write_text(layer.folder.name)
         self._lay()
 
     def find(self) -> bool:
@@ -72,12 +66,6 @@ class ImageDisk(Disk):
                 return False
             self._mount()
         return self.sealed and self._lay()
-
-    def put_away(self, image: Path) -> None:
-        """Take it out of sight; from now on it is that image, and nothing is written to it any more."""
-        run(["/usr/bin/umount", str(self.folder)])
-        self.folder.rmdir()
-        self.image.rename(image)
 
     def remove(self) -> None:
         """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
@@ -105,15 +93,14 @@ class ImageDisk(Disk):
         run(["/usr/bin/mount", "-o", IMAGE, str(self.image), str(self.folder)])
 
     def _lay(self) -> bool:
-        """Lay it over the image that was noted, where that is not done; False when that is gone."""
+        """Lay it over the disk that was noted, where that is not done; False when that is gone."""
         if not self._over.exists() or (self.folder / "work").is_mount():
             return True
-        image = self.image.parent / self._over.read_text()
-        if not image.exists():
+        layer = ImageDisk(self.folder.parent, self._over.read_text(), uid=self.uid)
+        if not layer.find():
             return False
-        run(["/usr/bin/mount", "-o", f"ro,{IMAGE}", str(image), str(self.below)])
         # relative, for a `:` or `,` in the path would be read as an end
-        told = f"{OVERLAY},lowerdir=below/work,upperdir={OWN},workdir={AUXILIARY}"
+        told = f"{OVERLAY},lowerdir=../{layer.folder.name}/work,upperdir={OWN},workdir={AUXILIARY}"
         run(["/usr/bin/mount", "-t", "overlay", "-o", told, "osiris", "work"], cwd=self.folder)
         return True
 
@@ -147,8 +134,9 @@ def can_mount(root: Path) -> str:
     first, second = (ImageDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None) for _ in range(2))
     try:
         first.make(small)
-        first.put_away(first.image)
-        second.make_over(first.image, small)
+        first.close({})
+        first.seal()
+        second.make_over(first, small)
         return fills_up(second, 8 * MIB)
     except NoRoom:
         raise

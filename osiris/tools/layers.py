@@ -1,4 +1,4 @@
-"""Checkouts that are kept, each in an image that nothing is written to any more.
+"""Checkouts that are kept, each on a disk that nothing is written to any more.
 
 Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 8,000 files out. Only root can do that.
 """
@@ -6,12 +6,14 @@ Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 
 import asyncio
 import hashlib
 import os
-import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from osiris.tools.image import KEPT, ImageDisk
+
+MOST: Final = 32  # each is a mount, and a loop device of the kernel's
 
 Fill = Callable[[ImageDisk], Awaitable[None]]
 """Makes a disk and checks the commit out on it. Raises Refused or Unavailable."""
@@ -25,33 +27,38 @@ class Layers:
         self._root, self._most, self._uid = root, most, uid
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> Path:
-        """The image of a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
+    async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> ImageDisk:
+        """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
         name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
-        image = self._root / "@disks" / f"{name}.img"
+        disk = self._disk(name)
         async with self._locks[name]:
-            if not image.exists():
-                await self._make(image, fill)
-                await asyncio.to_thread(self._make_room, image)
-            os.utime(image)
-        return image
+            if not await asyncio.to_thread(disk.find):
+                await self._make(disk, fill)
+                await asyncio.to_thread(self._make_room, disk)
+            os.utime(disk.image)
+        return disk
 
-    async def _make(self, image: Path, fill: Fill) -> None:
-        disk = ImageDisk(self._root, f"@new-{secrets.token_hex(8)}", uid=self._uid)
+    def _disk(self, name: str) -> ImageDisk:
+        return ImageDisk(self._root, name, uid=self._uid)
+
+    async def _make(self, disk: ImageDisk, fill: Fill) -> None:
+        """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
+        await asyncio.to_thread(disk.remove)
         try:
             await fill(disk)
-            await asyncio.to_thread(disk.put_away, image)
-        finally:
+            disk.seal()
+        except BaseException:
             await asyncio.to_thread(disk.remove)
+            raise
 
-    def _make_room(self, newest: Path) -> None:
-        """An image that a workspace lies over goes only from sight: it is there as long as that."""
-        images = sorted(newest.parent.glob(f"{KEPT}*.img"), key=lambda image: image.stat().st_mtime)
-        total = sum(_size(image) for image in images)
+    def _make_room(self, newest: ImageDisk) -> None:
+        """A disk that a workspace lies over goes only from sight: it is there as long as that."""
+        images = sorted(newest.image.parent.glob(f"{KEPT}*.img"), key=lambda image: image.stat().st_mtime)
+        total, many = sum(map(_size, images)), len(images)
         for image in images:
-            if total > self._most and image != newest:
-                total -= _size(image)
-                image.unlink()
+            if image != newest.image and (total > self._most or many > MOST):
+                total, many = total - _size(image), many - 1
+                self._disk(image.stem).remove()
 
 
 def _size(image: Path) -> int:

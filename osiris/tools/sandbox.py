@@ -111,9 +111,9 @@ class Bubblewrap:
             failed.push_async_callback(self.remove, disk.folder.name)
             filling = Filling(base=plan.base, files=plan.files, setup=setup)
             if isinstance(disk, ImageDisk):
-                image = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
-                await asyncio.to_thread(disk.make_over, image, plan.limits)
-                filling = replace(filling, index=disk.below / "keep" / INDEX)
+                layer = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
+                await asyncio.to_thread(disk.make_over, layer, plan.limits)
+                filling = replace(filling, index=layer.keep / INDEX)
             else:
                 await asyncio.to_thread(disk.make, plan.limits)
             view = await self._view(disk, plan, for_setup=for_setup)

@@ -37,7 +37,6 @@ TOUCHES: Mapping[str, str] = {
     "tools/holder:remove": "where the disk was mounted",
     "tools/image:make_over": "makes folders, before anybody was there",
     "tools/image:find": "whether it is mounted",
-    "tools/image:put_away": "where the disk was mounted",
     "tools/image:remove": "where the disk was mounted",
     "tools/image:_make_image": "the image itself",
     "tools/image:_mount": "where the disk is mounted",

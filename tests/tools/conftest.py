@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from osiris.sandboxing import Limits, Plan
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
+from tests.conftest import a_place
 
 MIB = 1 << 20
 GIT = {
@@ -96,10 +96,8 @@ def limits() -> Limits:
 @pytest.fixture(scope="session")
 def root() -> Iterator[Path]:
     """One data folder for all tests: preparing the jails' /etc is the slow part of a first start."""
-    path = Path(tempfile.mkdtemp(prefix="osiris-tools-"))
-    path.chmod(0o711)
-    yield path / "sandboxes"
-    subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+    with a_place() as place:
+        yield place / "sandboxes"
 
 
 @pytest.fixture
