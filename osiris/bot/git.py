@@ -78,7 +78,7 @@ async def git(
     if code == -signal.SIGKILL:
         raise TooSlow(f"git {args[0]} was cut off; this machine may be short of memory")
     if code < 0:
-        raise GitFailed(args[0], f"git was ended by signal {-code}")
+        raise GitFailed(args[0], f"ended by signal {-code}")
     if code:
         raise GitFailed(args[0], (told + out[:2000]).decode("utf-8", "replace")[-3000:].strip())
     return out

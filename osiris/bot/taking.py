@@ -112,11 +112,12 @@ async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unava
 
 
 def _complaint(told: str) -> str:
-    """git's own words, without those of whoever made the pack, which it quotes."""
-    lines = [line for line in told.splitlines() if re.match(r"(?:error|fatal|git)\b", line)] or told.splitlines()[:1]
-    known = [re.match(r"(?:error|fatal): (?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", line) for line in lines]
-    words = "; ".join(dict.fromkeys(found[1] for found in known if found))
-    return words[:300] or shown(lines[0].encode())[:100] if lines else "without a word of why"
+    """git's own words at the beginning of what it said; further on it quotes whoever made the pack, line ends too."""
+    first = next(
+        (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))), told.partition("\n")[0]
+    )
+    words = re.match(r"(?:(?:error|fatal): )?(?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", first)
+    return words[1] if words else "it was not said why"
 
 
 # ── what git lets pass ────────────────────────────────────────────────────────────────────────────────────────────
