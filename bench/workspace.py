@@ -77,6 +77,9 @@ async def _ours(sandbox: Bubblewrap, plan: Plan) -> dict[str, float]:
     opened = time.perf_counter()
     over, _ = await sandbox.create("over", plan)
     laid = time.perf_counter()
+    await asyncio.sleep(
+        1.1
+    )  # a model thinks before its first command; git is sure of files that are older than a second
     for session in (first, over):
         await _all_there(session)
     await over.run(["/bin/bash", "-c", _EDIT])
@@ -100,6 +103,8 @@ def _theirs(mirror: Path, place: Path) -> dict[str, float]:
         began = time.perf_counter()
         ran(["git", "clone", "-q", "--shared", mirror, clone])
         made = time.perf_counter()
+        time.sleep(1.1)
+        ran(["git", "status", "--porcelain"], cwd=clone)
         ran(["/bin/bash", "-c", _EDIT], cwd=clone)
         edited = time.perf_counter()
         ran(["/bin/bash", "-c", f"{_BARE} --stdout >../pack"], cwd=clone)
