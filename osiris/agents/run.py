@@ -151,7 +151,9 @@ class Runner:
 
     async def _plan(self, repo: str, checkout: Checkout, policy: Policy) -> Plan:
         """The workspace of a run: what gets it ready stands on the base branch, where people put it."""
-        commands = policy.setup or steps.parse(await self._desk.read(repo, checkout.trusted, steps.PATH))
+        commands = policy.setup
+        if commands is None:
+            commands = steps.parse(await self._desk.read(repo, checkout.trusted, steps.PATH))
         setup = None
         if commands:
             key = await self._desk.fingerprint(repo, checkout.trusted)

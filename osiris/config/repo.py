@@ -73,6 +73,12 @@ class _File(BaseModel):
     network: _Network = _Network()
 
 
+def _commands(given: _Commands) -> tuple[str, ...] | None:
+    if "setup" not in given.model_fields_set:
+        return None
+    return (given.setup,) if isinstance(given.setup, str) else tuple(given.setup)
+
+
 def parse(text: str) -> Policy:
     """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
     try:
@@ -95,7 +101,7 @@ def parse(text: str) -> Policy:
         minutes=file.budget.minutes,
         models={role: model for role, model in file.models.model_dump().items() if model},
         deny=tuple(file.paths.deny),
-        setup=(setup,) if isinstance(setup := file.commands.setup, str) else tuple(setup),
+        setup=_commands(file.commands),
         setup_hosts=tuple(file.network.setup),
         agent_hosts=tuple(file.network.agent),
     )

@@ -31,4 +31,8 @@ def _commands(data: Any) -> Iterator[str]:
         commands = [step["run"] for step in steps if isinstance(step, dict) and "run" in step and "if" not in step]
     except (KeyError, TypeError):
         return
-    yield from (command for command in commands if isinstance(command, str) and "${{" not in command)
+    yield from (command for command in commands if isinstance(command, str) and _can_be_run(command))
+
+
+def _can_be_run(command: str) -> bool:
+    return "${{" not in command and command.encode(errors="ignore").decode() == command

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from osiris.errors import Refused, TooSlow
+from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.sandboxing import Result
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
@@ -32,6 +32,8 @@ else
 fi
 case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
 cp -p .git/index /keep/index
+[ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
+# From here on no git: what the set-up left is a stranger's, a configuration of git's in the home too.
 if [ -e /setup.tar ]; then
     tar -x -f /setup.tar -C / --skip-old-files --no-same-owner --exclude=tmp/exclude 2>/tmp/said || {
         tail -n 1 /tmp/said; exit 66
@@ -40,7 +42,6 @@ if [ -e /setup.tar ]; then
     mkdir -p .git/info
     cat /keep/exclude >>.git/info/exclude
 fi
-[ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
 """
 
 
@@ -63,14 +64,18 @@ async def check_out(view: View, disk: Disk, cgroup: Cgroup | None, filling: Fill
     argv = ["/bin/bash", "-c", SCRIPT, "checkout", filling.base, filling.files]
     result = await run_once(view, argv, view.limits.open_seconds, cgroup=cgroup)
     _checked(result, view, filling.base)
-    if not set(os.listdir(disk.keep)) <= {INDEX, EXCLUDE} or not _is_plain_file(disk.keep / INDEX):
+    left = set(os.listdir(disk.keep))
+    if not {INDEX} <= left <= {INDEX, EXCLUDE} or not all(_is_plain_file(disk.keep / name) for name in left):
         raise Refused("the checkout left no index, or more than that")
 
 
 def copy_index(index: Path, disk: Disk) -> None:
     """Leave the index of a kept checkout in `keep`: its workspace is laid over that and has no other files. With its
     time, or a change in its own second would be hidden."""
-    shutil.copy2(index, disk.keep / INDEX, follow_symlinks=False)
+    try:
+        shutil.copy2(index, disk.keep / INDEX, follow_symlinks=False)
+    except OSError as error:
+        raise Unavailable(f"the kept checkout cannot be read: {error.strerror}") from None
     if not _is_plain_file(disk.keep / INDEX):
         raise Refused("the checkout left no index")
 

@@ -9,14 +9,16 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import IO
 
-from osiris.errors import Refused, TooSlow
+from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.sandboxing import Export, Result
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.clean import clean_text
 from osiris.tools.jail import run_once
 
+KILLED = 128 + 9  # SIGKILL
 FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
@@ -63,7 +65,7 @@ async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) 
     """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`, which a crash leaves
     nothing of. Raises Refused or Unavailable."""
     with contextlib.ExitStack() as failed:
-        pack = failed.enter_context(tempfile.TemporaryFile(dir=packs))
+        pack = failed.enter_context(_unnamed(packs))
         argv = ["/bin/bash", "-c", INSIDE, "collect", base]
         result = await run_once(view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno())
         size = pack.seek(0, os.SEEK_END)
@@ -73,12 +75,22 @@ async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) 
     return export
 
 
+def _unnamed(packs: Path) -> IO[bytes]:
+    try:
+        packs.mkdir(mode=0o700, exist_ok=True)
+        return tempfile.TemporaryFile(dir=packs)
+    except OSError as error:
+        raise Unavailable(f"this machine has no place to take the work out to: {error.strerror}") from None
+
+
 def _tree(result: Result, base: str, size: int, most: int) -> str:
     if result.timed_out:
         raise TooSlow(
             "taking the work out of the sandbox took too long: there are too many or too large files, "
             "or this machine has too much to do"
         )
+    if result.exit_code is None or result.exit_code == KILLED:
+        raise TooSlow("taking the work out of the sandbox was cut off; this machine may be short of memory")
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
     if size >= most or result.exit_code == FILE_TOO_LARGE:

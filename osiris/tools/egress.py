@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ class Egress:
         try:
             found = await self._resolve(request.host, request.port)
         except OSError as error:
+            if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+                raise Denied("there is no host of that name") from None
             raise Unreachable(f"its name cannot be resolved: {error.strerror or error}") from None
         good = [address for address in found if may_be_reached(address, request.host, own=own)]
         if found and not good:

@@ -4,8 +4,10 @@ An image takes 13 ms to make and 4 ms to throw away, and stops a fill at its siz
 another one, a workspace of 8,000 files takes 17 ms instead of 400.
 """
 
+import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,7 @@ MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal
 # cut. redirect_dir: else a folder of the disk below could not be renamed, which `git mv` takes for a failure.
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
+_FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
 KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
@@ -57,15 +60,17 @@ class ImageDisk(Disk):
             if self.uid is not None:
                 os.chown(self.folder / part, self.uid, self.uid)
         self._over.write_text(layer.folder.name)
-        self._lay()
+        if not self._lay():
+            raise Unavailable("the checkout that the workspace was to lie over is gone, and is made anew")
 
     def find(self) -> bool:
         """An image that was put away cleanly (a restart) is mounted again."""
-        if self.image.exists() and not self.folder.is_mount():
-            if not self._is_clean():
-                return False
-            self._mount()
-        return self.sealed and self._lay()
+        with _FINDING:
+            if self.image.exists() and not self.folder.is_mount():
+                if not self._is_clean():
+                    return False
+                self._mount()
+            return self.sealed and self._lay()
 
     def remove(self) -> None:
         """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
@@ -80,6 +85,7 @@ class ImageDisk(Disk):
             run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
     def _make_image(self, limits: Limits) -> None:
+        self.folder.mkdir(mode=0o711, exist_ok=True)  # first: by its folder a killed worker's image is found
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
         _insist_on_room(self.image.parent, limits.disk)
         with self.image.open("wb") as file:
@@ -117,8 +123,11 @@ def _insist_on_room(images: Path, size: int) -> None:
     """
     room = os.statvfs(images)
     free = room.f_bavail * room.f_frsize
-    growing = (image.stat() for image in images.glob("*.img") if not image.name.startswith(KEPT))
-    promised = sum(max(0, found.st_size - found.st_blocks * 512) for found in growing)
+    promised = 0
+    for image in images.glob("*.img"):
+        with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+            found = image.stat()
+            promised += 0 if image.name.startswith(KEPT) else max(0, found.st_size - found.st_blocks * 512)
     if free - promised < size:
         raise NoRoom(
             f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB, {free >> 20} are "

@@ -81,10 +81,19 @@ class Jail:
     """One jail: it stands ready, then runs one command, then is gone. Made on the event loop's thread."""
 
     def __init__(self, view: View, *, stdout: int | None = None) -> None:
-        """Start to set the jail up. With `stdout` the command's output goes to that file and only stderr to us."""
+        """Start to set the jail up. With `stdout` the command's output goes to that file and only stderr to us.
+
+        Raises NotBegun."""
         self._open: set[int] = set()
         self._inside: int | None = None
         self._limits = view.limits
+        try:
+            self._start(view, stdout)
+        except OSError as error:  # too many processes or files, or too little memory
+            self._close(*self._open)
+            raise NotBegun(f"the sandbox could not be started: {error.strerror or error}") from error
+
+    def _start(self, view: View, stdout: int | None) -> None:
         block, self._block = self._pipe()
         self._info, info = self._pipe()
         go, self._go = self._pipe()

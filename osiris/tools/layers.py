@@ -4,6 +4,7 @@ Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -35,7 +36,8 @@ class Layers:
             if not await asyncio.to_thread(disk.find):
                 await self._make(disk, fill)
                 await asyncio.to_thread(self._make_room, disk)
-            os.utime(disk.image)
+            with contextlib.suppress(FileNotFoundError):  # another one has just made room; who lies over it will see
+                os.utime(disk.image)
         return disk
 
     def _disk(self, name: str) -> ImageDisk:
@@ -53,14 +55,13 @@ class Layers:
 
     def _make_room(self, newest: ImageDisk) -> None:
         """A disk that a workspace lies over goes only from sight: it is there as long as that."""
-        images = sorted(newest.image.parent.glob(f"{KEPT}*.img"), key=lambda image: image.stat().st_mtime)
-        total, many = sum(map(_size, images)), len(images)
-        for image in images:
+        found = []
+        for image in newest.image.parent.glob(f"{KEPT}*.img"):
+            with contextlib.suppress(FileNotFoundError):
+                about = image.stat()
+                found.append((about.st_mtime, about.st_blocks * 512, image))  # what it takes without its holes
+        total, many = sum(size for _, size, _ in found), len(found)
+        for _, size, image in sorted(found):
             if image != newest.image and (total > self._most or many > MOST):
-                total, many = total - _size(image), many - 1
+                total, many = total - size, many - 1
                 self._disk(image.stem).remove()
-
-
-def _size(image: Path) -> int:
-    """The bytes that it takes, without its holes."""
-    return image.stat().st_blocks * 512

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from osiris.tools.addresses import Allowed
 
@@ -156,7 +156,7 @@ def _usable(urls: Iterable[str]) -> list[str]:
     found = []
     for url in urls:
         parts = urlsplit(url.strip())
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(parts):
             continue
         if "@" in parts.netloc:
             log.warning(
@@ -165,6 +165,13 @@ def _usable(urls: Iterable[str]) -> list[str]:
             continue
         found.append(url.strip().rstrip("/"))
     return found
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _rule(url: str) -> Allowed:

@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 
 from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.events import Prepared
-from osiris.sandboxing import Plan, Probe, Session
+from osiris.sandboxing import Limits, Plan, Probe, Session
 from osiris.tools import cgroup as cgroups
 from osiris.tools import etc, probes
 from osiris.tools.bubblewrap import View
+from osiris.tools.cgroup import Cgroup
 from osiris.tools.checkout import Filling, check_out, copy_index
 from osiris.tools.collect import OBJECT_ID
 from osiris.tools.disk import INDEX, Disk
@@ -143,7 +144,7 @@ class Bubblewrap:
 
     async def _check_out(self, view: View, disk: Disk, filling: Filling) -> None:
         try:
-            await check_out(view, disk, cgroups.make(self._group(disk.folder.name), view.limits), filling)
+            await check_out(view, disk, self._cgroup(disk.folder.name, view.limits), filling)
         except Unavailable as error:
             if "find source path" in str(error):
                 raise Refused(self._unreachable(view.mirror, str(error))) from error
@@ -151,8 +152,19 @@ class Bubblewrap:
 
     def _session(self, disk: Disk, view: View, prepared: Prepared, *, untouched: bool = False) -> OpenSession:
         group = self._group(disk.folder.name)
-        ground = Ground(disk, view, self._root / "@packs", group, self._ways.egress(disk.folder.name))
-        return OpenSession(ground, cgroups.make(group, view.limits), prepared, untouched=untouched)
+        ended = partial(self._ended, disk.folder.name)
+        ground = Ground(disk, view, self._root / "@packs", group, self._ways.egress(disk.folder.name), ended)
+        return OpenSession(ground, self._cgroup(disk.folder.name, view.limits), prepared, untouched=untouched)
+
+    def _ended(self, name: str) -> None:
+        self._ways.forget(name)
+        self._for_setups.discard(name)
+
+    def _cgroup(self, name: str, limits: Limits) -> Cgroup | None:
+        """An ordinary user's disk is memory, which the kernel counts to those who write there."""
+        if self._uid is None:
+            limits = replace(limits, memory=limits.memory + limits.disk)
+        return cgroups.make(self._group(name), limits)
 
     async def _view(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> View:
         way = await self._ways.open(disk.folder.name, plan.hosts, for_setup=for_setup)

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -31,14 +31,15 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a session stands on: its disk, the view its jails have, where packs are put, the name of its cgroup; and the
-    way out that its commands have, if they have one."""
+    """What a session stands on: its disk, the view its jails have, where packs are put, the name of its cgroup; the way
+    out that its commands have, if they have one; and who is to know that it has ended."""
 
     disk: Disk
     view: View
     packs: Path
     cgroup: str
     egress: Egress | None = None
+    ended: Callable[[], None] = lambda: None
 
 
 class OpenSession:
@@ -75,6 +76,11 @@ class OpenSession:
         """Whether a command wanted to reach a host that it may reach, and that did not answer."""
         return self._ground.egress is not None and self._ground.egress.unreachable
 
+    def forget_unreachable(self) -> None:
+        """The next command is to be asked about that for itself."""
+        if self._ground.egress is not None:
+            self._ground.egress.unreachable = False
+
     async def run(
         self, argv: Sequence[str], *, cwd: str = ".", stdin: bytes = b"", timeout: float = 120, keep_as: str = ""
     ) -> Result:
@@ -103,7 +109,6 @@ class OpenSession:
             raise Refused("this sandbox session is closed")
         if not OBJECT_ID.fullmatch(base):
             raise Refused(f"{base!r} is not the id of a commit")
-        self._ground.packs.mkdir(mode=0o700, exist_ok=True)
         return await collect(self.read_only(), base, packs=self._ground.packs, cgroup=self._cgroup)
 
     def read_only(self, *, home: bool = False) -> View:
@@ -137,6 +142,7 @@ class OpenSession:
         await self._stand_down()
         await asyncio.to_thread(self._ground.disk.remove)
         await remove_cgroup(self._ground.cgroup)
+        self._ground.ended()
 
     # ── one command ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -30,6 +30,7 @@ from osiris.tools.session import OpenSession
 log = logging.getLogger(__name__)
 
 LIVES: Final = 7 * 86400.0  # seconds; then it is made anew, for not everything that is installed stands in a lock file
+LEFT_OVER: Final = 86400.0  # seconds after which what a killed worker was writing is removed
 FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
 SHELL: Final = ("/bin/bash", "-e", "-o", "pipefail", "-c")  # as GitHub runs the steps of its workflows
 RAN: Final = TypeAdapter(tuple[CommandRan, ...])
@@ -68,8 +69,6 @@ class Setups:
         """`most` is how many bytes they may take together."""
         self._root, self._most = root / "@setups", most
         self._root.mkdir(mode=0o711, exist_ok=True)
-        for left in self._root.glob("*.new"):  # by a worker that was killed
-            left.unlink()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def get(self, plan: Plan, salt: str, make: Callable[[], Awaitable[OpenSession]]) -> Outcome | None:
@@ -103,6 +102,7 @@ class Setups:
         commands, began = [], time.monotonic()
         for command in setup.commands:
             left = session.limits.setup_seconds - (time.monotonic() - began)
+            session.forget_unreachable()
             result = await session.run([*SHELL, command], timeout=max(1.0, left))
             ran = CommandRan(
                 command=command, exit_code=result.exit_code, seconds=round(result.seconds, 3), blocked=result.blocked
@@ -112,9 +112,15 @@ class Setups:
                 raise _failed(ran, result, reached=not session.unreachable)
             commands.append(ran)
         new, tar = self._root / f"{key}.new", self._root / f"{key}.tar"
-        with new.open("wb") as file:
-            await _pack(session, file)
-        new.replace(tar)
+        for old in self._root.glob("*.new"):
+            if time.time() - old.stat().st_mtime > LEFT_OVER:
+                old.unlink(missing_ok=True)
+        try:
+            with new.open("wb") as file:
+                await _pack(session, file)
+            new.replace(tar)
+        finally:
+            new.unlink(missing_ok=True)
         tar.with_suffix(".json").write_bytes(RAN.dump_json(tuple(commands)))
         self._make_room(tar)
         return Outcome(tar=tar, commands=tuple(commands))

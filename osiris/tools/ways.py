@@ -4,6 +4,7 @@ tools inside have to be told."""
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from osiris.tools.bubblewrap import SYSTEM_PATH
 from osiris.tools.egress import Egress
 from osiris.tools.options import Options
 from osiris.tools.registries import Registries
+
+LIFE = 600.0  # seconds for which what the package tools said is believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Ways:
         self._ways: dict[str, Way] = {}
         self._resolve, self._asking = Resolver(), asyncio.Lock()
         self._registries: Registries | None = None
+        self._until = 0.0
 
     async def open(self, name: str, hosts: Sequence[str], *, for_setup: bool) -> Way | None:
         """The way of session `name`; None when it has none: the operator allows none, or nobody asked for one."""
@@ -65,12 +69,14 @@ class Ways:
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     async def _known(self) -> Registries:
-        """What this machine's tools are configured for: asked once, for it takes seconds."""
+        """What this machine's tools are configured for: asked now and then, for it takes seconds, and one that gave no
+        answer may give it later."""
         async with self._asking:
-            if self._registries is None:
+            if self._registries is None or time.monotonic() > self._until:
                 inside = [*(str(chain / "bin") for chain in self._options.toolchains), SYSTEM_PATH]
                 path = ":".join([*inside, self._options.environment.get("PATH", "")])
                 self._registries = await asyncio.to_thread(registries.ask, path, self._options.environment)
+                self._until = time.monotonic() + LIFE
             return self._registries
 
     def _write_down(self, cargo: str) -> Path | None:

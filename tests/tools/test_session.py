@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from osiris.errors import Refused, TooSlow, Unavailable
+from osiris.sandboxing import Setup
 from osiris.tools.mounts import unmount_below
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
+from tests.tools.conftest import git
 
 ROOT = os.geteuid() == 0
 
@@ -115,6 +117,7 @@ from pathlib import Path
 from osiris.sandboxing import Plan
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
+from tests.tools.conftest import git
 async def main():
     root, mirror, base, word = sys.argv[1:]
     plan = Plan(repo=mirror, base=base, trusted=base)
@@ -254,3 +257,17 @@ async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert (await second.run(["/bin/cat", "README.md"])).output == b"hello\n"
     for session in (first, second):
         await session.destroy()
+
+
+async def test_what_a_set_up_left_in_the_home_runs_nowhere_before_the_agent(sandbox, mirror, limits):
+    """A package may have written a configuration of git's there, with hooks."""
+    evil = (
+        "mkdir ~/h; printf '#!/bin/sh\\ntouch /tmp/ran; rm -f /keep/index\\n' >~/h/post-checkout; chmod +x ~/h/*; "
+        'git config --global core.hooksPath ~/h; git config --global core.fsmonitor "$HOME/h/post-checkout"'
+    )
+    away = git("commit-tree", "-p", mirror.base, "-m", "away", mirror.tree, cwd=mirror.path).decode().strip()
+    setup = Setup(commands=(evil,), hosts=(), key="k")
+    session, _ = await sandbox.create("shop-7-1", mirror.plan(limits, setup=setup, files=away))
+    told = await session.run(["/bin/sh", "-c", "git config --global core.hooksPath; ls /tmp/ran"])
+    assert told.output == b"/home/agent/h\nls: cannot access '/tmp/ran': No such file or directory\n"
+    await session.destroy()
