@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal
 # cut. redirect_dir: else a folder of the disk below could not be renamed, which `git mv` takes for a failure.
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
+GONE: Final = 3.0  # seconds
 _FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
 KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
@@ -67,7 +69,7 @@ class ImageDisk(Disk):
         """An image that was put away cleanly (a restart) is mounted again."""
         with _FINDING:
             if self.image.exists() and not self.folder.is_mount():
-                if not self._is_clean():
+                if not self._becomes_clean():
                     return False
                 self._mount()
             return self.sealed and self._lay()
@@ -108,6 +110,15 @@ class ImageDisk(Disk):
         # relative, for a `:` or `,` in the path would be read as an end
         told = f"{OVERLAY},lowerdir=../{layer.folder.name}/work,upperdir={OWN},workdir={AUXILIARY}"
         run(["/usr/bin/mount", "-t", "overlay", "-o", told, "osiris", "work"], cwd=self.folder)
+        return True
+
+    def _becomes_clean(self) -> bool:
+        """The kernel lets go of a disk a moment after it was unmounted, when the last jail's namespace has gone."""
+        until = time.monotonic() + GONE
+        while not self._is_clean():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
         return True
 
     def _is_clean(self) -> bool:
