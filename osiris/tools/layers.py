@@ -46,12 +46,11 @@ class Layers:
     async def _make(self, disk: ImageDisk, fill: Fill) -> None:
         """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
         await asyncio.to_thread(disk.remove)
-        try:
+        async with contextlib.AsyncExitStack() as failed:
+            failed.push_async_callback(asyncio.to_thread, disk.remove)
             await fill(disk)
             disk.seal()
-        except BaseException:
-            await asyncio.to_thread(disk.remove)
-            raise
+            failed.pop_all()
 
     def _make_room(self, newest: ImageDisk) -> None:
         """A disk that a workspace lies over goes only from sight: it is there as long as that."""
