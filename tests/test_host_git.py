@@ -1,5 +1,9 @@
 """Git on the host: what comes out of a sandbox is a stranger's push."""
 
+import asyncio
+import contextlib
+import gc
+import os
 import resource
 import subprocess
 import tempfile
@@ -159,6 +163,21 @@ async def test_git_that_hangs_is_ended(desk):
     made, _, _ = desk
     with pytest.raises(TooSlow, match=r"no answer in 0\.3 seconds"):
         await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", timeout=0.3)
+
+
+async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
+    """A worker that stops cuts off whatever is under way, also what has only been asked for."""
+    made, _, _ = desk
+    before = len(os.listdir("/proc/self/fd"))
+    for moment in range(12):
+        asked = asyncio.create_task(git(made.mirror(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+    gc.collect()  # what nobody closed would be told of here, and that is an error
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(

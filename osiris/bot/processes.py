@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
+CHUNK = 1 << 16  # bytes: what a pipe holds
+
 
 async def run(
     argv: Sequence[str],
@@ -27,15 +29,15 @@ async def run(
 
     Raises TimeoutError. The exit code of one that a signal ended is negative.
     """
-    process = _started(argv, env, stdin)
-    try:
-        async with asyncio.timeout(timeout):
-            out, told = await asyncio.gather(_all_of(process.stdout, most), _all_of(process.stderr))
-            await _ended(process)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with _started(argv, env, stdin) as process:  # leaving closes pipes that a task ended before its first step has not
+        try:
+            async with asyncio.timeout(timeout):
+                out, told = await asyncio.gather(_all_of(process.stdout, most), _all_of(process.stderr))
+                await _ended(process)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     return process.returncode, out, told
 
 
@@ -68,14 +70,27 @@ def _readable(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
 
 async def _all_of(pipe: IO[bytes] | None, most: int | None = None) -> bytes:
     """Everything that comes out of a pipe, or the first `most` bytes; it is closed then."""
-    reader, loop = asyncio.StreamReader(), asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    if pipe is None:
+        return b""
+    loop, content, all_there = asyncio.get_running_loop(), bytearray(), asyncio.Event()
+    fd = pipe.fileno()
+    os.set_blocking(fd, False)
+
+    def take() -> None:
+        with contextlib.suppress(BlockingIOError):
+            part = os.read(fd, CHUNK)
+            content.extend(part)
+            if not part or (most is not None and len(content) >= most):
+                loop.remove_reader(fd)
+                all_there.set()
+
+    loop.add_reader(fd, take)
     try:
-        return await (reader.read() if most is None else reader.readexactly(most))
-    except asyncio.IncompleteReadError as all_there_was:
-        return all_there_was.partial
+        await all_there.wait()
     finally:
-        transport.close()
+        loop.remove_reader(fd)
+        pipe.close()
+    return bytes(content[:most])
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

@@ -130,7 +130,7 @@ async def test_a_prompt_that_is_too_long_has_the_vendors_own_words(vendors, vend
 async def test_a_vendor_that_hangs_says_nothing_until_the_client_leaves(vendors, vendor, trouble, caplog):
     caplog.set_level(logging.WARNING)
     vendors.troubles.append(trouble)
-    async with talking(vendors, vendor, timeout=0.05) as hasty:
+    async with talking(vendors, vendor, timeout=0.5) as hasty:
         hasty.tell("add is wrong")
         with pytest.raises(NO_TIME):
             await hasty.ask()
