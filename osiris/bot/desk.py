@@ -91,11 +91,10 @@ class HostDesk:
 
     async def read(self, repo: str, commit: str, path: str) -> str:
         try:
-            return (await git(self.desk(repo), "cat-file", "blob", f"{commit}:{path}"))[:_FILE_LIMIT].decode(
-                errors="replace"
-            )
+            content = await git(self.desk(repo), "cat-file", "blob", f"{commit}:{path}", most=_FILE_LIMIT)
         except GitFailed:
             return ""
+        return content[:_FILE_LIMIT].decode(errors="replace")
 
     async def fingerprint(self, repo: str, commit: str) -> str:
         desk = self.desk(repo)

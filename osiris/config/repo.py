@@ -10,6 +10,7 @@ from osiris.errors import Refused
 from osiris.policy import REGISTRIES, Policy
 
 PATH = ".github/osiris.yml"
+MOST = 1 << 16  # characters; reading YAML takes the worker up to a second for so many
 MODEL = r"^[a-z-]+:\S+$"
 HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 _DEFAULT = Policy()
@@ -81,6 +82,8 @@ def _commands(given: _Commands) -> tuple[str, ...] | None:
 
 def parse(text: str) -> Policy:
     """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
+    if len(text) > MOST:
+        raise Refused(f"`{PATH}` is larger than {MOST >> 10} KiB; mend it on the default branch")
     try:
         data = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # yaml lets the last three through

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from osiris.config.repo import MOST
+
 PATH = ".github/workflows/copilot-setup-steps.yml"
 JOB = "copilot-setup-steps"
 
@@ -18,6 +20,8 @@ def parse(text: str) -> tuple[str, ...]:
     A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's machines and is
     left out.
     """
+    if len(text) > MOST:
+        return ()
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError):

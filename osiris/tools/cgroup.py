@@ -6,6 +6,7 @@ One per session and not per command, because removing them gave tails of a secon
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from osiris.sandboxing import Limits
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+HOUR = 3600  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,13 @@ class Cgroup:
 
     folders: tuple[Path, ...]
 
-    def add(self, pid: int) -> None:
-        for folder in self.folders:
-            _write(folder / "cgroup.procs", pid)
+    @property
+    def doors(self) -> tuple[Path, ...]:
+        """Files by which a process of one thread enters by itself: it writes 0. In version 1 that is `tasks`, the one
+        write that takes no lock of the whole machine (cgroup_procs_write_start in kernel/cgroup/cgroup.c)."""
+        return tuple(
+            tasks if (tasks := folder / "tasks").exists() else folder / "cgroup.procs" for folder in self.folders
+        )
 
     def out_of_memory(self) -> int:
         """How many processes the kernel has killed in here for want of memory."""
@@ -81,6 +87,15 @@ def find(name: str) -> Cgroup | None:
         if folders:
             return Cgroup(folders)
     return None
+
+
+def sweep(prefix: str) -> None:
+    """Remove what a killed worker left empty, an hour ago or longer."""
+    for parent in (*_version_2(), *_version_1()):
+        for folder in parent.glob(f"{prefix}*"):
+            with suppress(OSError):  # one that processes are in is not removed
+                if folder.stat().st_mtime < time.time() - HOUR:
+                    folder.rmdir()
 
 
 def _prepare(folders: tuple[Path, ...], settings: tuple[tuple[str, str, bool], ...]) -> None:

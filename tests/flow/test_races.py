@@ -302,13 +302,21 @@ async def test_instructions_below_a_folder_with_an_odd_name_are_read(start: Star
         assert r"`caf\xe9/AGENTS.md`" in (await world.alice.pull(number))["body"]
 
 
-@pytest.mark.parametrize("policy", ["label: 2024-13-45\n", "label: !!int abc\n", "[" * 5000])
+@pytest.mark.parametrize("policy", ["label: 2024-13-45\n", "label: !!int abc\n", "[" * 2000])
 async def test_a_policy_that_trips_the_yaml_reader_is_a_sentence(start: Start, policy: str):
     async with start(files={**FILES, ".github/osiris.yml": policy}) as world:
         issue = await world.labelled()
         await world.settled()
         [words] = await world.said_by_osiris(issue)
         assert "`.github/osiris.yml` is not YAML" in words
+
+
+async def test_a_policy_that_would_hold_the_worker_up_for_minutes_is_a_sentence(start: Start):
+    async with start(files={**FILES, ".github/osiris.yml": "label: [" + "x," * 1_000_000}) as world:
+        issue = await world.labelled()
+        await world.settled()
+        [words] = await world.said_by_osiris(issue)
+        assert "`.github/osiris.yml` is larger than 64 KiB; mend it on the default branch" in words
 
 
 async def test_the_brief_cannot_be_forged_by_the_issue(start: Start):
