@@ -61,8 +61,8 @@ def _clear(path: Path) -> None:
 
 
 def _remove(group: Path) -> None:
-    """Dead processes leave a cgroup a moment after they are gone; jails that stood ready in a life of Osiris that is over
-    are gone when nothing knows them any more."""
+    """Dead processes leave a cgroup a moment after they are gone; jails that stood ready in a life of Osiris that is
+    over are gone when nothing knows them any more."""
     for _ in range(100):
         try:
             return group.rmdir()
