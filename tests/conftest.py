@@ -53,9 +53,10 @@ def _clear(path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
     roots = {hashlib.sha256(str(root).encode()).hexdigest()[:8] for root in (path, *path.glob("*"), *path.glob("*/*"))}
-    for group in Path("/sys/fs/cgroup").glob("**/osiris-*"):
-        if group.name.split("-")[1] in roots:
-            _remove(group)
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):  # not by glob, which falls over what others remove meanwhile
+        for name in names:
+            if name.startswith("osiris-") and name.split("-")[1] in roots:
+                _remove(Path(folder, name))
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
     subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
 
