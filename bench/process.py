@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from osiris.config.settings import Settings
 from osiris.errors import Refused
+from osiris.tools.mounts import unmount_below
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build/bench"
@@ -30,7 +31,10 @@ def a_place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="osiris-bench-", ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         place.chmod(0o711)
-        yield place
+        try:
+            yield place
+        finally:
+            unmount_below(place)
 
 
 def environment(settings: Settings) -> dict[str, str]:

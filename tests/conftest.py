@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from osiris.queue.database import connect, migrate
+from osiris.tools.mounts import unmount_below
 from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)
@@ -46,9 +47,7 @@ def place() -> Iterator[Path]:
 
 
 def _clear(path: Path) -> None:
-    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):  # the last is the innermost
-        if (mounted := line.split()[1]).startswith(f"{path}/"):  # a workspace that a test left under way
-            subprocess.run(["umount", "-l", mounted], check=True)
+    unmount_below(path)  # workspaces that a test left under way
     for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
         with contextlib.suppress(ProcessLookupError):
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)

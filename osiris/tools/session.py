@@ -43,8 +43,8 @@ class Ground:
 
 
 class OpenSession:
-    """Implements `sandboxing.Session`. One jail always stands ready for the next command, so that setting it up (6 ms,
-    and up to 22 after an idle moment) falls into the time in which the model thinks."""
+    """Implements `sandboxing.Session`. One jail always stands ready for the next command, so that setting it up (6 ms)
+    falls into the time in which the model thinks."""
 
     def __init__(self, ground: Ground, cgroup: Cgroup | None, prepared: Prepared, *, untouched: bool = False) -> None:
         self._ground = ground

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from osiris.sandboxing import Limits, Plan
+from osiris.tools.holder import HeldDisk
+from osiris.tools.image import ImageDisk
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from tests.conftest import a_place
@@ -114,6 +116,12 @@ async def session(sandbox: Bubblewrap, mirror: Mirror, limits: Limits):
     await session.seal()
     yield session
     await session.destroy()
+
+
+@pytest.fixture
+def keep(root: Path, session) -> Path:
+    """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary user's process holds."""
+    return (ImageDisk if os.geteuid() == 0 else HeldDisk)(root, "shop-7-1", uid=None).keep
 
 
 @pytest.fixture

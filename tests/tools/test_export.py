@@ -90,8 +90,8 @@ async def test_an_edit_of_the_same_size_in_the_same_second_does_not_hide(sandbox
         assert mirror.take(export, place / str(number))[b"README.md"] == (b"100644", b"hallo\n")
 
 
-async def test_the_settled_index_of_a_quiet_second_shows_every_later_edit(session, bash, mirror, place, root):
-    index = root / "shop-7-1" / "keep" / "index"
+async def test_the_settled_index_of_a_quiet_second_shows_every_later_edit(session, bash, mirror, place, keep):
+    index = keep / "index"
     os.utime(index, (1_000_000_000, 1_000_000_000))  # as if the checkout had been long ago
     await bash("touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md")
     assert int(index.stat().st_mtime) == 1_000_000_001

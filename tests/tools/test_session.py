@@ -88,9 +88,8 @@ async def test_a_session_that_was_never_sealed_is_made_anew(sandbox, mirror, ope
     await session.destroy()
 
 
-async def test_the_agent_cannot_forge_the_marker(session, bash, root):
+async def test_the_agent_cannot_forge_the_marker(bash, keep):
     await bash("touch /workspace/ready /tmp/ready ~/ready; touch /keep/ready ../keep/ready")
-    keep = root / "shop-7-1" / "keep"
     assert {path.name for path in keep.iterdir()} == {"index", "notes.json", "ready"}
     assert keep.stat().st_uid == os.geteuid()
 
