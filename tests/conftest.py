@@ -51,26 +51,25 @@ def _clear(path: Path) -> None:
     for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
         with contextlib.suppress(ProcessLookupError):
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
-    roots = {hashlib.sha256(str(root).encode()).hexdigest()[:8] for root in (path, *path.glob("*"), *path.glob("*/*"))}
-    for folder, names, _ in os.walk("/sys/fs/cgroup"):  # not by glob, which falls over what others remove meanwhile
-        for name in names:
-            if name.startswith("osiris-") and name.split("-")[1] in roots:
-                _remove(Path(folder, name))
+    _remove_cgroups({*path.glob("*/sessions"), *path.glob("*/*/sessions"), path / "sessions"})
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
     subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
 
 
-def _remove(group: Path) -> None:
-    """Dead processes leave a cgroup a moment after they are gone; jails that stood ready in a life of Osiris that is
-    over are gone when nothing knows them any more."""
-    for _ in range(100):
-        try:
-            return group.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
+def _remove_cgroups(roots: set[Path]) -> None:
+    """Those of sessions below `roots`. Jails that stood ready in a life of Osiris that is over are gone when nothing
+    knows them any more, and dead processes leave a moment later."""
+    begins = tuple(f"osiris-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-" for root in roots)
+    until = time.monotonic() + 2
+    # not by glob, which falls over what others remove meanwhile
+    left = [Path(top, name) for top, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.startswith(begins)]
+    while left and time.monotonic() < until:
+        for folder in left.copy():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        left = [folder for folder in left if folder.exists()]
+        if left:
             gc.collect()
-            time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,8 @@ class GuestServer(uvicorn.Server):
         """As uvicorn's own, which rests for tenths of a second: guests come and go in milliseconds."""
         for server in self.servers:
             server.close()
+        for _ in range(3):  # turns of the loop until what was just accepted is among the connections
+            await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
                 while self.server_state.connections or self.server_state.tasks:

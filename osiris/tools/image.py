@@ -16,6 +16,7 @@ from typing import Final
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
 from osiris.tools.disk import Disk, NoRoom, fills_up, run
+from osiris.tools.orphans import end_orphans
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
 # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
@@ -116,6 +117,7 @@ class ImageDisk(Disk):
         """The kernel lets go of a disk a moment after it was unmounted, when the last jail's namespace has gone."""
         until = time.monotonic() + GONE
         while not self._is_clean():
+            end_orphans()
             if time.monotonic() > until:
                 return False
             time.sleep(0.02)

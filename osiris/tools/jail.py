@@ -11,7 +11,6 @@ Every command gets a jail of its own, and everything it started dies with it. Th
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import re
@@ -21,7 +20,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from osiris.errors import Unavailable
@@ -43,7 +41,10 @@ PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be go
 # wait for an RCU grace period after each idle moment, 7 to 22 ms), sets the limits (from outside that needs
 # CAP_SYS_RESOURCE; as a bash builtin it is 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command
 # from a memfd, and becomes it. On end of file instead of the word the worker has died, and nothing runs.
-FIRST_PROGRAM: Final = """
+MARK: Final = "# a jail of Osiris"
+FIRST_PROGRAM: Final = (
+    MARK
+    + """
 for door in {doors}; do echo 0 >&$door || exit 125; done
 ulimit -t {cpu} -u {processes} -n {files} -f {file_blocks} || exit 125
 IFS= read -r -n 1 -u {go} word && [[ $word = + ]] || exit 125
@@ -51,6 +52,7 @@ mapfile -d '' -t -u {command} argv
 cd -- "$argv" || exit 126
 exec -- "${{argv[@]:1}}" {go}<&- {command}<&- {shut}
 """
+)
 
 
 def dropped_uid() -> int | None:
@@ -358,41 +360,3 @@ def _is_readable(fd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    ok: bool
-    said: str
-    passing: bool = False
-    """It failed for a want of this machine (time, memory) that may be over in a moment."""
-
-
-def attempt(options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()) -> Trial:
-    """Try bwrap with these options, as the jails' user: whether it went well, and what it said. For the probes."""
-    return attempt_plain([BWRAP, *options, "--die-with-parent", "--", *argv], fds=fds)
-
-
-def attempt_plain(argv: Sequence[str], *, fds: Sequence[int] = (), before: Sequence[str] = ()) -> Trial:
-    """Try a command outside of any jail, as the jails' user; what stands `before` it is done as ours."""
-    command = [*before, *lower(argv)]
-    try:
-        done = subprocess.run(
-            command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, pass_fds=fds
-        )
-    except subprocess.TimeoutExpired:
-        return Trial(ok=False, said=f"no answer in {PATIENCE:g} seconds", passing=True)
-    except OSError as error:
-        return Trial(ok=False, said=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM))
-    said = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return Trial(ok=done.returncode == 0, said=said, passing=done.returncode == -signal.SIGKILL)
-
-
-def attempt_view(view: View, argv: Sequence[str]) -> Trial:
-    """Try a command in the whole profile, without limits and without a cgroup."""
-    rules = os.memfd_create("osiris")
-    try:
-        os.pwrite(rules, seccomp.program(), 0)
-        return attempt([*arguments(view), "--seccomp", str(rules)], argv, fds=[rules])
-    finally:
-        os.close(rules)

@@ -13,7 +13,8 @@ from osiris.tools.bubblewrap import View
 from osiris.tools.disk import NoRoom
 from osiris.tools.holder import can_hold
 from osiris.tools.image import can_mount
-from osiris.tools.jail import BWRAP, Trial, attempt, attempt_plain, attempt_view, dropped_uid
+from osiris.tools.jail import BWRAP, dropped_uid
+from osiris.tools.trial import Trial, attempt, attempt_plain, attempt_view
 
 SYSTEM: Final = [
     *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"),

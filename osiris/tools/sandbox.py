@@ -28,6 +28,7 @@ from osiris.tools.image import ImageDisk
 from osiris.tools.jail import dropped_uid, leave_no_cores
 from osiris.tools.layers import Layers
 from osiris.tools.options import Options
+from osiris.tools.orphans import end_orphans
 from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
 from osiris.tools.setup import Setups
 from osiris.tools.ways import Ways
@@ -84,6 +85,7 @@ class Bubblewrap:
 
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes about a second."""
+        await asyncio.to_thread(end_orphans)
         ask = partial(probes.run, self._root, self._etc, weak=self._options.weak, bounds=self._bounds)
         found = await asyncio.to_thread(ask)
         self._bounds = probes.bounds_that_hold(found)
@@ -222,7 +224,7 @@ class Bubblewrap:
         return f"osiris-{hashlib.sha256(str(self._root).encode()).hexdigest()[:8]}-{name}"
 
     def _end_processes(self, name: str) -> None:
-        """The second line: jails die with their worker, but one that was just starting may have missed it."""
+        """The second line: jails die with their worker."""
         if group := cgroups.find(self._group(name)):
             group.kill()
 

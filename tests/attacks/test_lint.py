@@ -55,6 +55,7 @@ STARTS = re.compile(
 STARTERS: Mapping[str, str] = {
     "bot/processes": "git on repositories that no sandbox sees",
     "tools/jail": "every jail",
+    "tools/trial": "what a machine can do",
     "tools/bridge": "inside a jail",
     "tools/disk": "mkfs, mount and umount",
     "tools/holder": "the holder of a disk",

@@ -32,7 +32,7 @@ async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, mon
 
 
 async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(sandbox, monkeypatch):
-    monkeypatch.setattr("osiris.tools.jail.BWRAP", "/nonexistent/bwrap")
+    monkeypatch.setattr("osiris.tools.trial.BWRAP", "/nonexistent/bwrap")
     monkeypatch.setattr(probes, "BWRAP", "/nonexistent/bwrap")
     failed = [probe for probe in await sandbox.probe() if probe.needed and not probe.ok]
     assert {"bubblewrap installed", "namespaces", "private /proc", "python3 inside"} <= {probe.name for probe in failed}

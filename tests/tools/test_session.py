@@ -12,6 +12,7 @@ import pytest
 
 from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.sandboxing import Setup
+from osiris.tools.jail import Jail
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from tests.tools.conftest import git
@@ -151,6 +152,26 @@ async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(mirror,
     assert living(f"sleep\0{word}") == []
     assert (await session.run(["ls", "first"])).exit_code == 0
     await session.destroy()
+
+
+async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_the_next_worker(sandbox, session):
+    """A killed worker takes its monitors with it; what waits for one on an eventfd sees no end of it."""
+    await session.run(["true"])  # and another jail stands ready
+    lost = Jail(session._ground.view, session.cgroup)
+    while not (waiting := _children(lost._process.pid)):
+        assert lost.alive
+    os.kill(lost._process.pid, signal.SIGKILL)
+    lost._process.wait()
+    assert Path(f"/proc/{waiting[0]}/status").exists()
+    await sandbox.probe()
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{waiting[0]}/status").exists():
+            await asyncio.sleep(0.01)
+    assert (await session._next).alive  # which is not lost
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 async def test_output_is_kept_where_the_model_can_read_it(session, bash):
