@@ -1,14 +1,15 @@
 """The connection to the database, and its schema brought up to date."""
 
-import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -40,8 +41,11 @@ def connect(database: str) -> AsyncEngine:
     try:
         if url.get_backend_name() == "sqlite":
             # a connection is a thread: dear to open, cheap to keep
-            engine = create_async_engine(url, pool_size=16, async_creator=partial(_open, url.database or ":memory:"))
+            opened = WeakSet[_Connection]()
+            create = partial(_open, url.database or ":memory:", opened)
+            engine = create_async_engine(url, pool_size=16, async_creator=create)
             _prepare_all(engine.sync_engine)
+            event.listen(engine.sync_engine, "engine_disposed", lambda _engine: _see_them_end(opened))
             return engine
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL)
     except ModuleNotFoundError:
@@ -55,11 +59,12 @@ class _Connection(aiosqlite.Connection):
     connection that is closed, with its lock, for as long as somebody still holds one of its cursors.
     """
 
-    def stop(self) -> asyncio.Future[Any] | None:
-        if not self._running:  # twice: its thread has ended, and whoever waits for its answer waits for ever
-            return None
-        self._let_go()
-        return super().stop()
+    def stop(self) -> None:
+        """Without a future, as aiosqlite's own has: nobody waits for it, and its loop may have been closed by now."""
+        if self._running:
+            self._running = False
+            self._let_go()
+            self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
 
     async def close(self) -> None:
         if self._running:
@@ -72,10 +77,18 @@ class _Connection(aiosqlite.Connection):
                 self._tx.put_nowait((None, last))
 
 
-def _open(path: str) -> _Connection:
+def _open(path: str, opened: WeakSet[_Connection]) -> _Connection:
     connection = _Connection(partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64)
     connection._thread.daemon = True  # as SQLAlchemy does: a statement that does not end keeps no process from ending
+    opened.add(connection)
     return connection
+
+
+def _see_them_end(opened: WeakSet[_Connection]) -> None:
+    """Wait for the threads that were told to stop: what they bring needs a loop."""
+    for connection in opened:
+        if not connection._running:
+            connection._thread.join(timeout=1)
 
 
 def _address(database: str) -> URL:
