@@ -5,11 +5,14 @@ import hashlib
 import os
 import resource
 import secrets
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from osiris.tools.cgroup import Cgroup
+from osiris.tools.jail import run_once
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 
@@ -250,3 +253,21 @@ def test_the_policy_is_a_list_that_can_be_read():
     assert " ".join(words).endswith("--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace")
     assert " ".join(["--ro-bind", "/w", "/workspace"]) in " ".join(words)
     assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--clearenv"} <= set(words)
+
+
+@needs_root
+async def test_a_jail_enters_a_real_cgroup_of_version_2(session, place):
+    """Which controllers there are is no matter."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    top = next((Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"), place / "unified")
+    if top.parent == place:
+        top.mkdir()
+        subprocess.run(["mount", "-t", "cgroup2", "none", top], check=True)
+    group = Cgroup((top / f"osiris-{secrets.token_hex(4)}",))
+    group.folders[0].mkdir()
+    try:
+        result = await run_once(session.read_only(), ["/bin/cat", "/proc/self/cgroup"], 20, cgroup=group)
+    finally:
+        while not group.remove():
+            await asyncio.sleep(0.01)
+    assert any(line.endswith(f"/{group.folders[0].name}") for line in result.output.decode().splitlines())
