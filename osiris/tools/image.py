@@ -26,6 +26,8 @@ OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
 GONE: Final = 3.0  # seconds
 _FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
+TRIAL: Final = "@trial-"
+HOUR: Final = 3600  # seconds
 KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
 
@@ -148,12 +150,21 @@ def _insist_on_room(images: Path, size: int) -> None:
         )
 
 
+def _sweep(root: Path) -> None:
+    """Remove the disks of trials that a killed worker has left."""
+    for image in (root / "@disks").glob(f"{TRIAL}*.img"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else's trial has just ended
+            if image.stat().st_mtime < time.time() - HOUR:
+                ImageDisk(root, image.stem, uid=None).remove()
+
+
 def can_mount(root: Path) -> str:
     """Try small ones, one over the other; empty when it works, else what went wrong. Raises NoRoom."""
     if os.geteuid() != 0:
         return "only root may mount a disk image"
+    _sweep(root)
     small = Limits(disk=4 * MIB, inodes=64)
-    first, second = (ImageDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None) for _ in range(2))
+    first, second = (ImageDisk(root, f"{TRIAL}{secrets.token_hex(8)}", uid=None) for _ in range(2))
     try:
         first.make(small)
         first.close({})

@@ -12,6 +12,7 @@ import pytest
 from osiris.errors import Refused
 from osiris.sandboxing import Probe
 from osiris.tools import probes
+from osiris.tools.image import ImageDisk
 from osiris.tools.sandbox import Bubblewrap
 
 
@@ -21,6 +22,21 @@ async def test_this_machine_has_a_strong_sandbox(sandbox):
     assert time.monotonic() - began < 2
     assert [(probe.name, probe.detail) for probe in found if probe.needed and not probe.ok] == []
     assert len({probe.name for probe in found}) >= 9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no disk image")
+async def test_what_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbox, root):
+    (root / "@disks").mkdir(exist_ok=True)
+    old, new = (ImageDisk(root, f"@trial-{name}", uid=None) for name in ("old", "new"))
+    for disk, age in ((old, 4000), (new, 60)):
+        disk.folder.mkdir()
+        disk.image.touch()
+        os.utime(disk.image, (time.time() - age,) * 2)
+    await sandbox.probe()
+    assert not old.image.exists()
+    assert not old.folder.exists()
+    assert new.image.exists()
+    new.remove()
 
 
 async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, monkeypatch):
