@@ -22,9 +22,13 @@ from osiris.tools.disk import Disk, fills_up
 NSENTER: Final = "/usr/bin/nsenter"
 # Nobody's child, and with none of our streams: whoever asked for it may end.
 HOLD: Final = ("/usr/bin/setsid", "--fork", "/usr/bin/unshare", "--map-root-user", "--mount", "/bin/sh", "-c")
+# It notes by itself who it is, and since when: whoever asked for it may be killed before the answer. The start is the
+# 20th word behind the name: proc_pid_stat(5), field 22.
 HELD: Final = """
 mount -t tmpfs -o "size=$2,nr_inodes=$3,mode=0711,nosuid,nodev" osiris "$1" || exit
-echo "held $$"
+set -- "$4" $(sed 's/.*) //' /proc/$$/stat)
+printf '[%d, "%s"]' $$ "${21}" >"$1" || exit
+echo held
 exec /usr/bin/sleep infinity <&- >/dev/null 2>&1
 """
 GONE: Final = 5.0  # seconds that a killed process may take to be gone
@@ -48,14 +52,12 @@ class HeldDisk(Disk):
     def make(self, limits: Limits) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self._note.parent.mkdir(mode=0o700, exist_ok=True)
-        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
+        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes), str(self._note)]
         said = subprocess.run(
             words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )
-        what, _, pid = said.stdout.decode().strip().rpartition(" ")
-        if what != "held":
+        if said.stdout != b"held\n":
             raise Unavailable(f"the session's disk: {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}")
-        self._note.write_text(json.dumps([int(pid), _started(int(pid))]))
         self._fill()
 
     def find(self) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.sandboxing import Setup
+from osiris.tools.holder import HELD, HOLD, HeldDisk
 from osiris.tools.jail import Jail
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
@@ -172,6 +173,20 @@ async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_
 
 def _children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+async def test_a_disk_in_memory_whose_worker_was_killed_before_it_heard_of_it_is_removed(place):
+    disk = HeldDisk(place, "lost", uid=None)
+    disk.folder.mkdir()
+    disk._note.parent.mkdir()
+    words = [*HOLD, HELD, "hold", str(disk.folder), str(4 << 20), "64", str(disk._note)]
+    subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # it goes on by itself
+    async with asyncio.timeout(10):
+        while not (holder := disk._holder()):
+            await asyncio.sleep(0.01)
+    disk.remove()
+    assert not Path(f"/proc/{holder}/root").exists()
+    assert not disk.folder.exists()
 
 
 async def test_output_is_kept_where_the_model_can_read_it(session, bash):
