@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -17,10 +18,16 @@ from pathlib import Path
 import pytest
 
 from osiris.queue.database import connect, migrate
+from osiris.tools.disk import Disk
+from osiris.tools.holder import HeldDisk
+from osiris.tools.image import ImageDisk
 from osiris.tools.mounts import unmount_below
 from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)
+
+if os.geteuid() != 0:  # attacks leave descriptors in flight, of which one user may have so many altogether: unix(7)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +61,12 @@ def _clear(path: Path) -> None:
     _remove_cgroups({*path.glob("*/sessions"), *path.glob("*/*/sessions"), path / "sessions"})
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
     subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
+
+
+def disks_in(sessions: Path) -> list[Disk]:
+    """The disks of the sessions in a folder; an ordinary user's are seen where a process holds them."""
+    names = [entry.name for entry in sessions.iterdir() if not entry.name.startswith("@")] if sessions.is_dir() else []
+    return [(ImageDisk if os.geteuid() == 0 else HeldDisk)(sessions, name, uid=None) for name in names]
 
 
 def _remove_cgroups(roots: set[Path]) -> None:

@@ -40,6 +40,7 @@ IMPORTED = (
     "uvicorn.lifespan.off",
     "uvicorn.protocols.http.httptools_impl",
 )
+NEEDED = {} if os.geteuid() == 0 else {"OSIRIS_SANDBOX": "weak"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(list(IMPORTED))
 
@@ -93,8 +94,8 @@ class Command:
         stderr: int = -1,
         at_terminal: bool = False,
     ) -> None:
-        """`environ` is all of its environment, but for PATH and HOME."""
-        environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environ}
+        """`environ` is all of its environment, but for PATH and HOME, and what an ordinary user has to say."""
+        environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **NEEDED, **environ}
         null = os.open(os.devnull, os.O_RDWR)
         try:
             streams = Streams(*(null if fd < 0 else fd for fd in (stdin, stdout, stderr)))

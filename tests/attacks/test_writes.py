@@ -1,6 +1,7 @@
 """Hostile commands that write where nothing of theirs should be: the system, the mirror, the host; or leave a ruin."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ CHANGE += "; rm -f hard some-2"
 def test_a_file_in(folder, lasting, verdict):
     attack = Attack(name=folder, script=WRITE.format(folder), held="", shows="", easier=WRITE.format("made"))
     judge(attack, lasting, verdict, name="lasting")
-    assert not Path(folder, "osiris-marker").exists()
+    assert not os.path.exists(f"{folder}/osiris-marker")  # which is False where we may not look
     verdict("read-only, or not there", "the same in an own folder works")
 
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from loopback import server as loopback
 from osiris.queue.lanes import RUNS
 from osiris.queue.tables import LeaseRow, OutboxRow, RunRow
-from tests.conftest import a_database
+from tests.conftest import a_database, disks_in
 from tests.flow.conftest import FIX, run, settings_of, step, submit
 from tests.flow.machines import REAL, Machine, Site, Snapshot, site, until
 from tests.flow.test_outages import from_osiris, is_write
@@ -94,7 +94,7 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(pl
         it.workers[0].kill()
 
         async def begun() -> bool:
-            return any((second.folder / "sessions").glob("acme.shop-*/work/README.md"))
+            return any((disk.here / "work/README.md").exists() for disk in disks_in(second.folder / "sessions"))
 
         await until(begun)
         second.again()

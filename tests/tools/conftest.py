@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from osiris.sandboxing import Limits, Plan
-from osiris.tools.holder import HeldDisk
-from osiris.tools.image import ImageDisk
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
-from tests.conftest import a_place
+from tests.conftest import a_place, disks_in
 
 MIB = 1 << 20
 GIT = {
@@ -121,7 +119,7 @@ async def session(sandbox: Bubblewrap, mirror: Mirror, limits: Limits):
 @pytest.fixture
 def keep(root: Path, session) -> Path:
     """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary user's process holds."""
-    return (ImageDisk if os.geteuid() == 0 else HeldDisk)(root, "shop-7-1", uid=None).keep
+    return next(disk.keep for disk in disks_in(root) if disk.folder.name == "shop-7-1")
 
 
 @pytest.fixture
