@@ -37,11 +37,11 @@ CHILD: Final = re.compile(rb'"child-pid": (\d+)')
 SAID: Final = 8192  # bytes that a command of our own may say
 PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be gone after SIGKILL
 
+MARK: Final = "# a jail of Osiris"  # by which one is known whose worker is gone
 # The first program inside. It enters the cgroup by descriptors that the worker has opened (moved from outside, it would
 # wait for an RCU grace period after each idle moment, 7 to 22 ms), sets the limits (from outside that needs
 # CAP_SYS_RESOURCE; as a bash builtin it is 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command
 # from a memfd, and becomes it. On end of file instead of the word the worker has died, and nothing runs.
-MARK: Final = "# a jail of Osiris"
 FIRST_PROGRAM: Final = (
     MARK
     + """
