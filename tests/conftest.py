@@ -56,7 +56,7 @@ def place() -> Iterator[Path]:
 def _clear(path: Path) -> None:
     unmount_below(path)  # workspaces that a test left under way
     for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or is just noting itself
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
     _remove_cgroups({*path.glob("*/sessions"), *path.glob("*/*/sessions"), path / "sessions"})
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
