@@ -1,10 +1,13 @@
 """What the operator meets: settings, the commands, and `serve` when something is missing or full."""
 
+import asyncio
+import contextlib
 import fcntl
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -16,6 +19,7 @@ import httpx
 import pytest
 
 from osiris.bootstrap import _alone_in
+from osiris.config.guest import listening
 from osiris.config.settings import load
 from osiris.demo.stage import free_port
 from osiris.errors import Refused
@@ -201,3 +205,18 @@ def test_a_worker_that_begins_where_one_is_just_ending_waits_for_its_lock(place:
         threading.Timer(0.3, held.close).start()
         with _alone_in(place):
             assert held.closed
+
+
+async def test_a_connection_of_the_last_moment_is_closed_with_the_server():
+    """Whatever turn of the loop it is in: accepted and not yet known, it was never closed."""
+
+    async def app(_scope, _receive, _send) -> None: ...
+
+    for turns in range(6):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with listening(app, listener, grace=1):
+                client = socket.create_connection(listener.getsockname(), timeout=2)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            with client, contextlib.suppress(ConnectionResetError):  # by the kernel, when nobody had accepted it
+                assert await asyncio.to_thread(client.recv, 1) == b""

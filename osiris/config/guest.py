@@ -37,10 +37,14 @@ class GuestServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's own, which rests for tenths of a second: guests come and go in milliseconds."""
+        loop = asyncio.get_running_loop()
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            loop.remove_reader(listener.fileno())
+        # Turns in which what was just accepted becomes a connection: with its server closed by then, asyncio loses it.
+        for _ in range(3):
+            await asyncio.sleep(0)
         for server in self.servers:
             server.close()
-        for _ in range(3):  # turns of the loop until what was just accepted is among the connections
-            await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timeout_graceful_shutdown):
                 while self.server_state.connections or self.server_state.tasks:

@@ -26,7 +26,7 @@ def end_orphans() -> None:
 def _end_orphan(process: Path) -> None:
     if not _is_ours(process):
         return
-    pidfd = os.pidfd_open(int(process.name))  # before the question: its number may be given to another
+    pidfd = os.pidfd_open(int(process.name))  # and asked again with that: its number may be another's by now
     try:
         if _is_orphan(process):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -35,10 +35,10 @@ def _end_orphan(process: Path) -> None:
 
 
 def _is_orphan(process: Path) -> bool:
-    """Whether it is process 1 of a jail, and its parent no monitor."""
+    """Whether it is process 1 of a jail of ours, and its parent no monitor."""
     about = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     is_first = len(inside := about["NSpid"].split()) > 1 and inside[-1] == "1"
-    return is_first and not _is_ours(process.parent / about["PPid"])
+    return is_first and _is_ours(process) and not _is_ours(process.parent / about["PPid"])
 
 
 def _is_ours(process: Path) -> bool:

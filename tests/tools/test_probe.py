@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from osiris.errors import Refused
-from osiris.sandboxing import Probe
-from osiris.tools import probes
+from osiris.sandboxing import Limits, Probe
+from osiris.tools import cgroup, probes
 from osiris.tools.image import ImageDisk
 from osiris.tools.sandbox import Bubblewrap
 
@@ -22,6 +22,18 @@ async def test_this_machine_has_a_strong_sandbox(sandbox):
     assert time.monotonic() - began < 2
     assert [(probe.name, probe.detail) for probe in found if probe.needed and not probe.ok] == []
     assert len({probe.name for probe in found}) >= 9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
+async def test_a_cgroup_that_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbox):
+    old, new = (cgroup.make(f"osiris-probe-0-{name}", Limits()) for name in ("old", "new"))
+    for folder in old.folders:
+        os.utime(folder, (time.time() - 4000,) * 2)
+    await sandbox.probe()
+    assert [folder.exists() for folder in (*old.folders, *new.folders)] == [False] * len(old.folders) + [True] * len(
+        new.folders
+    )
+    assert new.remove()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no disk image")
