@@ -3,14 +3,14 @@
 import re
 from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from osiris.config.yaml_text import UnreadableYaml, load_yaml
 from osiris.errors import Refused
 from osiris.policy import REGISTRIES, Policy
 
 PATH = ".github/osiris.yml"
-MOST = 1 << 16  # characters; reading YAML takes the worker up to a second for so many
+MOST_COMMANDS, MOST_COMMAND = 50, 20_000  # of a set-up; characters of one
 MODEL = r"^[a-z-]+:\S+$"
 HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 _DEFAULT = Policy()
@@ -33,7 +33,7 @@ class _Models(BaseModel):
     build: Annotated[str, Field(pattern=MODEL)] = ""
 
 
-_Command = Annotated[str, Field(min_length=1, max_length=20_000)]
+_Command = Annotated[str, Field(min_length=1, max_length=MOST_COMMAND)]
 
 
 def _host(name: str) -> str:
@@ -55,7 +55,7 @@ _AgentHosts = Annotated[list[Annotated[str, AfterValidator(_host_or_registries)]
 
 class _Commands(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    setup: _Command | Annotated[list[_Command], Field(max_length=50)] = []
+    setup: _Command | Annotated[list[_Command], Field(max_length=MOST_COMMANDS)] = []
 
 
 class _Network(BaseModel):
@@ -82,14 +82,11 @@ def _commands(given: _Commands) -> tuple[str, ...] | None:
 
 def parse(text: str) -> Policy:
     """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
-    if len(text) > MOST:
-        raise Refused(f"`{PATH}` is larger than {MOST >> 10} KiB; mend it on the default branch")
     try:
-        data = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # yaml lets the last three through
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise Refused(f"`{PATH}` is not YAML{where}; mend it on the default branch") from None
+        data = load_yaml(text) or {}
+    except UnreadableYaml as error:
+        where = f" in line {error.line}" if error.line else ""
+        raise Refused(f"`{PATH}` {error}{where}; mend it on the default branch") from None
     try:
         file = _File.model_validate(data)
     except ValidationError as error:

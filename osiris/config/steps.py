@@ -4,29 +4,34 @@ https://docs.github.com/en/copilot/how-tos/use-copilot-agents/coding-agent/custo
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-import yaml
+from osiris.config.repo import MOST_COMMAND, MOST_COMMANDS
+from osiris.config.yaml_text import UnreadableYaml, load_yaml
+from osiris.errors import Mendable
 
-from osiris.config.repo import MOST
-
-PATH = ".github/workflows/copilot-setup-steps.yml"
-JOB = "copilot-setup-steps"
+PATH: Final = ".github/workflows/copilot-setup-steps.yml"
+JOB: Final = "copilot-setup-steps"
+_INSTEAD: Final = "mend it, or name the set-up commands in `.github/osiris.yml` (`commands.setup`)"
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """The commands of its `run:` steps, in order; none for a file that is not understood.
+    """Return the commands of its `run:` steps, in order; none for a file without that job.
 
     A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's machines and is
-    left out.
+    left out. Raises Mendable for a file that cannot be read, or has more commands than `commands.setup` may have.
     """
-    if len(text) > MOST:
-        return ()
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
-        return ()
-    return tuple(_commands(data))
+        data = load_yaml(text)
+    except UnreadableYaml as error:
+        where = f" in line {error.line}" if error.line else ""
+        raise Mendable(f"`{PATH}` {error}{where}; {_INSTEAD}") from None
+    commands = tuple(_commands(data))
+    if len(commands) > MOST_COMMANDS:
+        raise Mendable(f"`{PATH}` has {len(commands)} commands, more than {MOST_COMMANDS}; {_INSTEAD}")
+    if any(len(command) > MOST_COMMAND for command in commands):
+        raise Mendable(f"`{PATH}` has a command of more than {MOST_COMMAND:,} characters; {_INSTEAD}")
+    return commands
 
 
 def _commands(data: Any) -> Iterator[str]:

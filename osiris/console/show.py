@@ -16,8 +16,8 @@ from osiris.config.settings import Settings
 from osiris.console.common import LOOK, console, find, open_views, print_json, summary
 from osiris.ports import Message
 from osiris.queue.views import Line, Step, TaskLine, Waiting
+from osiris.sanitize import clean_text
 from osiris.task import ENDED, UNDER_REVIEW, State
-from osiris.tools.clean import clean_text
 
 _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
 

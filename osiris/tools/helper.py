@@ -9,7 +9,7 @@ from typing import Final
 
 from osiris.errors import Unavailable
 from osiris.sandboxing import Result
-from osiris.tools.clean import clean_text
+from osiris.sanitize import clean_text
 from osiris.tools.etc import INSIDE_HELPER, PYTHON
 
 PATIENCE: Final = 20.0  # seconds

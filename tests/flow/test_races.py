@@ -302,13 +302,23 @@ async def test_instructions_below_a_folder_with_an_odd_name_are_read(start: Star
         assert r"`caf\xe9/AGENTS.md`" in (await world.alice.pull(number))["body"]
 
 
-@pytest.mark.parametrize("policy", ["label: 2024-13-45\n", "label: !!int abc\n", "[" * 2000])
+TRIPPING = {
+    "label: 2024-13-45\n": "is not YAML",
+    "label: !!int abc\n": "has a tag (tag:yaml.org,2002:int) in line 1",
+    "[" * 2000: "nests deeper than 50 levels in line 1",
+    "a: &a {x: 1}\nb: {<<: *a}\n": "has a merge key in line 2",
+    "budget: {steps: " + "1:" * 30_000 + "1}": "has a number of more than 100 characters in line 1",
+    "- a\n" * 10_000 + "- b: [" + "c," * 10_000: "has more than 20000 nodes",
+}
+
+
+@pytest.mark.parametrize("policy", TRIPPING, ids=TRIPPING.values())
 async def test_a_policy_that_trips_the_yaml_reader_is_a_sentence(start: Start, policy: str):
     async with start(files={**FILES, ".github/osiris.yml": policy}) as world:
         issue = await world.labelled()
         await world.settled()
         [words] = await world.said_by_osiris(issue)
-        assert "`.github/osiris.yml` is not YAML" in words
+        assert f"`.github/osiris.yml` {TRIPPING[policy]}" in words
 
 
 async def test_a_policy_that_would_hold_the_worker_up_for_minutes_is_a_sentence(start: Start):

@@ -6,8 +6,8 @@ import pytest
 
 from osiris.errors import Refused
 from osiris.sandboxing import Limits
+from osiris.sanitize import clean_text
 from osiris.tools import cgroup, seccomp
-from osiris.tools.clean import clean_text
 from osiris.tools.output import Output
 
 
