@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-CORE := osiris/errors.py,osiris/events.py,osiris/effects.py,osiris/task.py,osiris/policy.py,osiris/decide.py,osiris/ports.py,osiris/redaction.py,osiris/sandboxing.py
+CORE := osiris/errors.py,osiris/events.py,osiris/effects.py,osiris/task.py,osiris/policy.py,osiris/decide.py,osiris/ports.py,osiris/redaction.py,osiris/sanitize.py,osiris/sandboxing.py
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10

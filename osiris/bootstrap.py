@@ -33,8 +33,9 @@ from osiris.config.guest import tls
 from osiris.config.settings import Settings, tools_environment
 from osiris.errors import Refused, Unavailable
 from osiris.health import Readiness
+from osiris.loop_monitor import LoopMonitor
 from osiris.policy import Policy
-from osiris.ports import Choose
+from osiris.ports import Choose, Figure
 from osiris.queue.database import connect, is_current, migrate
 from osiris.queue.intake import WAITING, Intake
 from osiris.queue.jobs import PAUSES, TRIES, Jobs, Manner, PolicyOf
@@ -43,7 +44,7 @@ from osiris.queue.local import LocalJournal, LocalWake
 from osiris.queue.orders import Orders
 from osiris.queue.pace import DatabasePace, Limits
 from osiris.queue.prune import Pruning
-from osiris.queue.records import DatabaseRecords
+from osiris.queue.records import STALLS, DatabaseRecords
 from osiris.queue.store import Store
 from osiris.queue.sweep import Worker
 from osiris.queue.transcripts import DatabaseTranscripts
@@ -81,6 +82,7 @@ class Osiris:
     transcripts: DatabaseTranscripts
     tokens: Tokens | None
     app: FastAPI
+    monitor: LoopMonitor
     sandbox: Sandbox | None = None
     github: GitHub | None = None
     reconciler: Reconciler | None = None
@@ -91,6 +93,7 @@ class Osiris:
     async def running(self) -> AsyncIterator[None]:
         """Bring the database to this version, and work until left."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.monitor.watching())
             stack.push_async_callback(self.store.close)
             stack.push_async_callback(self.intake.rest)
             stack.push_async_callback(self.brains.close)
@@ -202,7 +205,7 @@ def build(
     store, brains, tokens = Store(engine, lease, journal), brains_of(settings), _tokens(settings)
     if works and sandbox is None:
         sandbox = sandbox_of(settings)
-    views = Views(engine)
+    views, monitor = Views(engine), LoopMonitor()
     intake, secret = Intake(store, wake, most=patience.waiting), settings.github_webhook_secret.get_secret_value()
     ready = Readiness(settings, store, sandbox, brains, wake)
     osiris = Osiris(
@@ -218,7 +221,13 @@ def build(
         journal=journal,
         transcripts=DatabaseTranscripts(engine, lease),
         tokens=tokens,
-        app=create_app(intake, secret=secret, ready=ready, count=views.figures),
+        app=create_app(
+            intake,
+            secret=secret,
+            ready=ready,
+            count=views.figures if works else partial(_figures_of_web, views, monitor),
+        ),
+        monitor=monitor,
         sandbox=sandbox,
     )
     if tokens is None or sandbox is None:
@@ -231,6 +240,7 @@ def _with_work(
 ) -> Osiris:
     """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor them."""
     settings, lease = osiris.settings, osiris.lease
+    lease.with_each_beat(partial(_record_stalls, osiris.monitor, osiris.records, lease.place))
     pace = DatabasePace(osiris.engine, lease, Limits() if settings.osiris_github_limits == "on" else None)
     hide = Redactor(settings.secrets())
     github = GitHub(tokens, settings.github_api_url, pace, hide)
@@ -259,6 +269,17 @@ def _with_work(
     pruning = Pruning(osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days)
     upkeep = Upkeep(settings, lease, turns, sandbox, desk, depot, pruning)
     return replace(osiris, github=github, reconciler=reconciler, worker=worker, upkeep=upkeep)
+
+
+async def _record_stalls(monitor: LoopMonitor, records: DatabaseRecords, place: str) -> None:
+    """Let every web process show the stalls of this worker, which answers no requests itself."""
+    if (stalls := monitor.take_change()) is not None:
+        await records.remember(f"{STALLS}{place}", str(stalls))
+
+
+async def _figures_of_web(views: Views, monitor: LoopMonitor) -> list[Figure]:
+    """Return the figures of the database, and the stalls of this process, which is no worker."""
+    return [*await views.figures(), Figure("loop_stalls", monitor.stalls, "worker", "web")]
 
 
 def _between_processes(redis: str) -> tuple[LocalWake, LocalJournal]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports", "redaction", "sandboxing"}
+CORE = {"errors", "events", "effects", "task", "policy", "decide", "ports", "redaction", "sandboxing", "sanitize"}
 PARTS = {"bot", "agents", "tools", "queue", "mcp", "devhub"}
-COMPOSITION = {"__main__", "cli", "bootstrap", "serving", "health", "upkeep", "console", "demo", "local"}
+COMPOSITION = {"__main__", "cli", "bootstrap", "serving", "health", "upkeep", "loop_monitor"}
+COMPOSITION |= {"console", "demo", "local"}
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
 

@@ -17,6 +17,7 @@ _MEANINGS = {
     "deliveries_waiting": "Deliveries that are not decided yet, by source",
     "oldest_delivery_seconds": "Age of the oldest delivery that is not decided yet",
     "workers": "Workers that live",
+    "loop_stalls": "Times that the event loop of a process stood still for more than a second, by worker; or web",
     "writes_last_hour": "Writes to GitHub in the last hour, by account; GitHub allows 500",
 }
 

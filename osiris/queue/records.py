@@ -17,6 +17,8 @@ from osiris.task import LIVING, Task
 
 _AT_ONCE = 500  # parameters in one statement
 _RENAMED = "renamed/"
+STALLS = "stalls/"
+"""Before the data folder of a worker: how often its event loop stood still."""
 _RENAMES = 5  # that are followed, one after the other
 
 

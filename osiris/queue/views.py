@@ -11,7 +11,19 @@ from osiris.events import IssueRef
 from osiris.ports import Figure
 from osiris.queue import codec
 from osiris.queue.database import reading
-from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow, now
+from osiris.queue.records import STALLS
+from osiris.queue.tables import (
+    InboxRow,
+    JournalRow,
+    LeaseRow,
+    OutboxRow,
+    RecordRow,
+    RunRow,
+    StepRow,
+    TaskRow,
+    TurnRow,
+    now,
+)
 from osiris.task import Task
 
 
@@ -124,6 +136,7 @@ class Views:
         waits = OutboxRow.not_before.is_not(None)
         parked = OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
         oldest = select(func.min(InboxRow.received)).where(InboxRow.not_before.is_not(None))
+        stalls = select(LeaseRow.host, RecordRow.value).outerjoin(RecordRow, RecordRow.name == STALLS + LeaseRow.place)
         async with self._read() as session:
             return [
                 *await _counted(session, "tasks", TaskRow.state),
@@ -132,6 +145,7 @@ class Views:
                 *await _counted(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
                 Figure("oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0),
                 Figure("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
+                *[Figure("loop_stalls", float(n or 0), "worker", host) for host, n in await session.execute(stalls)],
                 *_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
             ]
 

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from osiris.sandboxing import Limits, Result
-from tests.attacks.worker import CANARY
+from tests.attacks.worker import CANARY, STALL, Stall
 from tests.conftest import a_place
 
 MIB = 1 << 20
 SMALL = Limits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100, shared_memory=16 * MIB)
 HOUSE = Path(__file__).parents[2]
 ORDINARY = 2000
+STALLS: list[Stall] = []
+"""The longest stall of a worker's event loop in each call of the tests of this process."""
 USERS = ["root", "ordinary"] if os.geteuid() == 0 else ["ordinary"]
 
 
@@ -66,9 +68,11 @@ class Attacked:
         self._conn.send((method, args, options))
 
     def _answer(self) -> Any:
-        error, value = self._conn.recv()
+        error, value, stall = self._conn.recv()
+        STALLS.append(stall)
         if error:
             raise error
+        assert stall[0] <= STALL, f"the worker's event loop stood still for {stall[0]:.2f} s in {stall[1]}"
         return value
 
     def create(self, name: str, limits: Limits = SMALL, **more: Any) -> None:
@@ -188,3 +192,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{row[2]:6}  {row[0]:8}  {row[1]:70}  {row[3]:60}  control: {row[4]}")
     broken = sum(row[2] != "held" for row in rows)
     terminalreporter.write_line(f"\n{len(rows)} attacks: {len(rows) - broken} held, {broken} broke")
+    longest, place = max(STALLS, default=(0.0, ""))
+    terminalreporter.write_line(f"the longest stall of a worker's event loop: {longest * 1000:.0f} ms {place}")

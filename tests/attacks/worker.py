@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from osiris.loop_monitor import LoopMonitor
 from osiris.sandboxing import Plan, Result, Session
 from osiris.tools import helper
 from osiris.tools.options import Options
@@ -25,6 +26,9 @@ from osiris.tools.toolbox import Tools
 CANARY = "canary-9f2c71d0b4e8"
 """The one secret of this process. It stands in its environment, in files and behind sockets, and nowhere else."""
 
+
+STALL = 0.25
+"""Seconds for which an attack may hold the event loop of its worker."""
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A method of `Worker`, and what it is given."""
@@ -160,19 +164,29 @@ def _most_memory() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
+Stall = tuple[float, str]
+"""How many seconds the event loop stood still, and what ran."""
+
+
+async def _answer(worker: Worker, call: Call) -> tuple[Exception | None, Any, Stall]:
+    """What a call gave or raised, and the longest stall meanwhile. Controls block the loop on purpose."""
+    monitor, error, value = LoopMonitor(STALL), None, None
+    with monitor.watching():
+        try:
+            value = await worker._do(call)
+        except Exception as raised:  # noqa: BLE001  (the test that asked has it)
+            error = raised
+    return error, value, (0.0, "") if "plain" in repr(call[:2]) else (monitor.longest, monitor.place)
+
+
 def main() -> None:
     """Obey what comes through descriptor argv[1], until it ends."""
     caller, loop = Connection(int(sys.argv[1])), asyncio.new_event_loop()
     worker = Worker(Path(sys.argv[2]))
-    caller.send((None, (CANARY, worker.port, os.getpid())))
+    caller.send((None, (CANARY, worker.port, os.getpid()), (0.0, "")))
     with contextlib.suppress(EOFError):
         while True:
-            method, args, options = caller.recv()
-            try:
-                answer = (None, loop.run_until_complete(getattr(worker, method)(*args, **options)))
-            except Exception as error:  # noqa: BLE001  (the test that asked has it)
-                answer = (error, None)
-            caller.send(answer)
+            caller.send(loop.run_until_complete(_answer(worker, caller.recv())))
     with contextlib.suppress(Exception):
         for name in list(worker._sessions):
             loop.run_until_complete(worker.destroy(name))
