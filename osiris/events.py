@@ -71,12 +71,17 @@ class Review:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """One changed path, as the host read it from the tree; counts are None for a binary file."""
+    """One changed path, as the host read it from the tree.
+
+    The numbers of lines are None for a binary file, and, with `counted` False, for one whose lines
+    were not counted because that would take too long.
+    """
 
     path: str
     status: Literal["added", "modified", "deleted"]
     additions: int | None
     deletions: int | None
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

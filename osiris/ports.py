@@ -213,10 +213,14 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """Work the host took over and checked: a tree in the host's own repository, and what it changes."""
+    """Work the host took over and checked: a tree in the host's own repository, and what it changes.
+
+    `size` is how many bytes it added to that repository.
+    """
 
     tree: str
     files: tuple[FileChange, ...]
+    size: int
 
 
 class Desk(Protocol):
@@ -226,10 +230,13 @@ class Desk(Protocol):
         """Import a stranger's pack and hold it against policy. Raises Refused with the sentence for the person."""
 
     async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
-        """The repository's own instructions for agents at `commit`: path -> text, capped."""
+        """The repository's own instructions for agents at `commit`: path -> text, capped.
+
+        What was cut or left out is said in a text.
+        """
 
     async def read(self, repo: str, commit: str, path: str) -> str:
-        """The text of a file at `commit`, capped; "" when there is none."""
+        """The text of a file at `commit`, capped; "" when there is none. Raises Refused when it cannot be read."""
 
     async def fingerprint(self, repo: str, commit: str) -> str:
         """What changes with the packages that a repository needs: its lock files and the like, or else all of it."""

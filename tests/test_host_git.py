@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import resource
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import IO
 import pytest
 
 from osiris.bot.desk import HostDesk
-from osiris.bot.git import GitFailed, git, outage, shown
+from osiris.bot.git import GitFailed, GitLimits, LimitReached, git, outage, shown
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.ports import Taken
 from osiris.sandboxing import Export
@@ -162,7 +163,68 @@ async def test_a_token_is_in_no_argv_and_no_error(desk):
 async def test_git_that_hangs_is_ended(desk):
     made, _, _ = desk
     with pytest.raises(TooSlow, match=r"no answer in 0\.3 seconds"):
-        await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", timeout=0.3)
+        await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", limits=GitLimits(seconds=0.3))
+
+
+def alias(script: str) -> tuple[str, str, str]:
+    """A git that runs a script of ours as its child."""
+    return "-c", f"alias.x=!{script}", "x"
+
+
+async def test_git_prints_no_more_than_it_may(desk):
+    made, _, _ = desk
+    endless = alias("yes")
+    with pytest.raises(LimitReached, match="printed more than 64 KiB") as reached:
+        await git(made.desk(REPO), *endless)
+    assert reached.value.limit == "output"
+    assert isinstance(reached.value, Refused)
+    most = GitLimits(output=1000)
+    assert await git(made.desk(REPO), *endless, limits=most, head=True) == b"y\n" * 500
+    exact = alias("printf %1000s x")
+    assert len(await git(made.desk(REPO), *exact, limits=most)) == 1000
+    assert len(await git(made.desk(REPO), *exact, limits=most, head=True)) == 1000
+    with tempfile.TemporaryFile() as file:
+        with pytest.raises(LimitReached, match="printed more than 64 KiB"):
+            await git(made.desk(REPO), "-C", "/", *alias("exec dd if=/dev/zero status=none"), to=file)
+        assert file.seek(0, os.SEEK_END) <= 64 << 10
+
+
+async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk):
+    made, _, _ = desk
+    with pytest.raises(GitFailed) as failed:
+        await git(made.desk(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1"))
+    assert failed.value.told.startswith("first\n1\n2\n")
+    assert failed.value.told.endswith("\nlast")
+    assert "\n[...]\n" in failed.value.told
+    assert len(failed.value.told) < 9000
+
+
+async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(desk):
+    """And it leaves none of its children behind: not to be tried again, it would take as much again."""
+    made, _, _ = desk
+    with pytest.raises(LimitReached, match="needed more than 1 seconds of processor time"):
+        await git(made.desk(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1))
+    large = [plain(made.mirror(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n)) for n in range(2)]
+    with pytest.raises(LimitReached, match="needed more than 32 MiB of memory"):
+        await git(made.mirror(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20))
+
+
+async def test_children_of_git_that_was_ended_end_too(desk):
+    made, _, _ = desk
+    mark = f"{os.getpid()}.{secrets.randbelow(10**9):09}"
+    with pytest.raises(LimitReached):
+        await git(made.desk(REPO), *alias(f"sleep 86{mark} & yes"))
+    with pytest.raises(TooSlow):
+        await git(made.desk(REPO), *alias(f"sleep 86{mark} & exit 0"), limits=GitLimits(seconds=0.3))
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert [words for words in commands if mark.encode() in words and b"sleep" in words] == []
+
+
+@pytest.mark.parametrize("limit", ["seconds", "cpu", "memory", "output", "file_size"])
+def test_no_limit_of_git_can_be_turned_off(limit: str):
+    for value in (0, -1, float("inf")):
+        with pytest.raises(ValueError, match="positive"):
+            GitLimits(**{limit: value})
 
 
 async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):

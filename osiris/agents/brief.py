@@ -7,6 +7,7 @@ from importlib.resources import files
 from osiris.effects import Purpose, StartRun
 from osiris.events import Review
 from osiris.ports import Message
+from osiris.sanitize import clean_text
 
 _LIMIT = 30_000  # characters of foreign text in one brief
 
@@ -38,21 +39,33 @@ def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
     for review in order.reviews:
         yield _review(review)
     for path, text in instructions.items():
-        yield f'<instructions path="{_inert(path)}">\n{_inert(text)}\n</instructions>'
+        yield f'<instructions path="{_attribute(path)}">\n{_inert(text)}\n</instructions>'
 
 
 def _review(review: Review) -> str:
     threads = "\n\n".join(
-        f'<thread file="{_inert(thread.path)}" line="{thread.line or "?"}">\n'
+        f'<thread file="{_attribute(thread.path)}" line="{thread.line or "?"}">\n'
         f"{_inert(thread.hunk)}\n---\n{_inert(thread.text)}\n</thread>"
         for thread in review.threads
     )
-    return f'<review by="{_inert(review.by)}">\n{_inert(review.text)}\n{threads[:_LIMIT]}\n</review>'
+    return f'<review by="{_attribute(review.by)}">\n{_inert(review.text)}\n{threads[:_LIMIT]}\n</review>'
 
 
 def _inert(text: str) -> str:
-    """Foreign text that cannot open or close one of our own tags, and so cannot pass for another kind of text."""
-    return _TAG.sub(r"‹\1\2", text[:_LIMIT])
+    """Return foreign text that cannot open or close one of our own tags, and hides nothing from a reader.
+
+    Hidden characters go first, for one inside a tag's name would hide the tag from the pattern.
+    """
+    return _TAG.sub("‹", clean_text(text[:_LIMIT]))
 
 
-_TAG = re.compile(r"(?i)<(/?)(issue|review|thread|instructions)")
+def _attribute(text: str) -> str:
+    """Return foreign text as the value of an attribute, which it cannot end."""
+    return " ".join(_inert(text).split()).replace('"', "'")
+
+
+_TAG = re.compile(
+    r"(?i)[<\uff1c\ufe64](?=[\s/\uff0f]{0,8}(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
+)
+"""The start of one of our tags, or of one whose name has letters that are not ASCII: those can look like ours. The
+brackets are `<` and its two compatibility forms."""

@@ -13,7 +13,12 @@ from osiris.sandboxing import Plan, Sandbox, Session
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds between two times that a run's files are put away
+EVERY = 60.0  # seconds between two times that a run's files are put away, at least
+# Each time leaves a pack of all that the run has changed, here and on GitHub. None can be removed
+# while the run goes on: the next commit stands on the last one, whose objects git needs for the
+# push. So the times are spread instead.
+_GROWTH = 64 << 10  # bytes a second that they may grow by, so 225 MiB an hour
+_SHARE = 20  # a time that took so many seconds is followed by a pause of so many times as many
 _LAST = 6.0  # seconds that it may take when the worker is about to end
 
 MOVED = (
@@ -48,7 +53,8 @@ class Shelf:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._place, self._vault, self._desk, self._transcripts = place, vault, desk, transcripts
-        self._clock, self._at = clock, clock()
+        self._clock = clock
+        self._due = clock() + EVERY
         self._base = self._before = ""
 
     async def open(self, sandbox: Sandbox, begun: Begun, plan: Plan) -> tuple[Session, int | None]:
@@ -76,19 +82,24 @@ class Shelf:
         return kept.commit
 
     async def now_and_then(self, session: Session, tape: Tape) -> None:
-        """After a step: put the files away if that was not done for a while."""
-        if self._vault is not None and self._clock() - self._at >= EVERY:
+        """Put the files away after a step, if that was not done for a while: the larger, the longer."""
+        if self._vault is not None and self._clock() >= self._due:
             await self.put(session, len(tape.messages))
 
     async def put(self, session: Session, steps: int) -> None:
         """Put the files away as they are after `steps` messages. What cannot be put away is done again instead."""
+        began = self._clock()
+        size = 0
         try:
             export = await session.export(self._base)
             with export.pack:
-                await self.put_taken((await self._desk.take(self._place.repo, self._base, export, ())).tree, steps)
+                taken = await self._desk.take(self._place.repo, self._base, export, ())
+            size = taken.size
+            await self.put_taken(taken.tree, steps)
         except (Refused, Unavailable) as error:
             log.warning("the files of %s could not be put away: %s", self._place.run, error)
-        self._at = self._clock()
+        now = self._clock()
+        self._due = now + pause_after(size, now - began)
 
     async def put_taken(self, tree: str, steps: int) -> None:
         """Put a tree away that was taken already. Raises Fenced, Refused or Unavailable."""
@@ -106,6 +117,11 @@ class Shelf:
                 await self.put(session, len(tape.messages))
         except TimeoutError:
             log.warning("there was no time to put the files of %s away", self._place.run)
+
+
+def pause_after(size: int, seconds: float) -> float:
+    """Return how many seconds to wait after a time that added `size` bytes and took `seconds`."""
+    return max(EVERY + size / _GROWTH, _SHARE * seconds)
 
 
 async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:

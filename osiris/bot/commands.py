@@ -8,6 +8,8 @@ from itertools import pairwise
 from markdown_it import MarkdownIt
 
 _markdown = MarkdownIt("commonmark")
+_MOST = 65_536  # characters of a comment that are read; GitHub takes no more in one
+_MOST_REST = 300  # characters of what follows a command
 KNOWN = ("stop", "retry", "model", "status", "help")
 
 
@@ -22,16 +24,22 @@ class Command:
 
 
 def find(text: str, bot: str) -> Command | None:
-    """The first command in a comment. Quotes, code and HTML comments are not commands.
+    """Return the first command in a comment, or None. Quotes, code and HTML comments are not commands.
 
-    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it.
+    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Reading Markdown takes up to 35 microseconds
+    a character: a comment in which no line begins with an address is not read, and the caller's event loop should not
+    wait for one that is.
     """
-    name = bot.removesuffix("[bot]")
-    address = re.compile(rf"(?:/osiris|@{re.escape(name)}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
+    name = re.escape(bot.removesuffix("[bot]"))
+    address = re.compile(rf"(?:/osiris|@{name}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
+    text = text[:_MOST].replace("\r\n", "\n").replace("\r", "\n")
+    if not re.search(rf"^[ \t]*{address.pattern}", text, re.IGNORECASE | re.MULTILINE):
+        return None
     for line in _lines(text):
         if match := address.match(line):
             word, *rest = re.split(r"[^\w-]", match[1].strip(), maxsplit=1)
-            return Command(word.lower(), known=not word or word.lower() in KNOWN, rest="".join(rest).strip())
+            rest_of_line = "".join(rest).strip()[:_MOST_REST]
+            return Command(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
     return None
 
 

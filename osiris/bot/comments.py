@@ -7,6 +7,7 @@ from typing import Any
 
 from osiris.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
 from osiris.events import CommandRan, FileChange, IssueRef, Prepared, Work
+from osiris.sanitize import clean_text
 from osiris.task import ENDED, State, Task
 
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
@@ -125,7 +126,7 @@ def _half(reason: str) -> str:
 
 
 def _line(words: str) -> str:
-    return " ".join(plain(_printable(words)).split()).rstrip(".")[:2000]
+    return " ".join(plain(words).split()).rstrip(".")[:2000]
 
 
 # ── one-off replies ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -208,6 +209,8 @@ def _blocked(commands: Sequence[CommandRan], key: str) -> str:
     ]
     if not rows:
         return ""
+    if len(times) > _ROWS:
+        rows.append(f"- … and {len(times) - _ROWS} more")
     return "\n".join([*rows, "", f"`{key}` in `.github/osiris.yml` of the base branch lets commands out to a host."])
 
 
@@ -224,6 +227,8 @@ def _files(files: Sequence[FileChange]) -> str:
 
 
 def _counts(file: FileChange) -> str:
+    if not file.counted:
+        return "not counted"
     return "binary" if file.additions is None else f"+{file.additions} −{file.deletions}"
 
 
@@ -265,7 +270,7 @@ def commit_message(order: Push, coauthors: Iterable[str]) -> str:
         f"Osiris-Model: {title(order.work.model)}",
         *(f"Co-authored-by: {person}" for person in coauthors),
     ]
-    body = _TRAILER.sub(r"\1 ", harmless(_printable(order.work.summary)))[:4000].strip()
+    body = _TRAILER.sub(r"\1 ", harmless(order.work.summary))[:4000].strip()
     return f"{title(subject)[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
 
 
@@ -287,15 +292,19 @@ def issue_body(order: OpenIssue) -> str:
 
 def plain(text: str) -> str:
     """Foreign text for Markdown: `harmless`, and with no HTML, entity, image, link or footnote of its own."""
-    text = re.sub(r"<!--.*?(?:-->|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?(?:-->|\Z)", "", clean_text(text), flags=re.DOTALL)
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     text = re.sub(r"\](?=[(\[:])", f"]{_JOINER}", text)
     text = re.sub(r"\[(?=\^)", f"[{_JOINER}", text)
-    return harmless(text)
+    return _disarm(text)
 
 
 def harmless(text: str) -> str:
     """Foreign text that can mention nobody and refer to, and so close, nothing. It still looks the same."""
+    return _disarm(clean_text(text))
+
+
+def _disarm(text: str) -> str:
     text = re.sub(r"@(?=[A-Za-z0-9])", f"@{_JOINER}", text)
     text = re.sub(r"(?i)(#|\bGH-)(?=\d)", f"\\1{_JOINER}", text)
     text = re.sub(r"(?i)\b(\w+:)(?=//)", f"\\1{_JOINER}", text)
@@ -307,23 +316,18 @@ _JOINER = "\u2060"  # the word joiner: it is not seen, and takes the meaning out
 
 def title(text: str) -> str:
     """Foreign text as one line: a pull request's title or a commit's subject."""
-    return " ".join(harmless(_printable(text)).split())
-
-
-def _printable(text: str) -> str:
-    """Without control and invisible characters, those that turn the writing direction among them."""
-    return "".join(c for c in text if c.isprintable() or c.isspace())
+    return " ".join(harmless(text).split())
 
 
 def quoted(text: str) -> str:
     """Foreign text as a quotation."""
-    lines = re.sub(r"\n\s*\n+", "\n\n", plain(_printable(text)).strip()).splitlines()
+    lines = re.sub(r"\n\s*\n+", "\n\n", plain(text).strip()).splitlines()
     return "\n".join(f"> {line}" for line in lines)[:_QUOTE] or "> (nothing)"
 
 
 def _code(text: str, limit: int = 160) -> str:
     """Foreign text inside a code span in a table."""
-    text = " ".join(_printable(text).split()).replace("`", "'").replace("|", "\\|")
+    text = " ".join(clean_text(text).split()).replace("`", "'").replace("|", "\\|")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

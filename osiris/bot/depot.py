@@ -2,18 +2,28 @@
 
 import asyncio
 import base64
+import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
 from osiris.bot.desk import HostDesk
-from osiris.bot.git import OVERTAKEN, GitFailed, git, outage
+from osiris.bot.git import OVERTAKEN, GitFailed, GitLimits, LimitReached, git, outage
 from osiris.bot.tokens import Tokens
 from osiris.errors import Refused
 from osiris.ports import Checkout
+from osiris.sandboxing import GIB, MIB
 
 _PUSH = ("--no-verify", "--porcelain", "--no-recurse-submodules", "--no-follow-tags", "--no-signed")
+_MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of memory
+_TRANSFER = GitLimits(
+    seconds=600,
+    cpu=900,  # git unpacks in several threads
+    memory=max(512 * MIB, min(4 * GIB, _MACHINE // 2)),  # the history of Linux takes some 2 GiB
+    file_size=16 * GIB,
+)
+_REFS = GitLimits(output=1 * MIB)
 
 
 class Depot:
@@ -44,16 +54,20 @@ class Depot:
     async def _tips(self, repo: str, branch: str, token: str) -> dict[str, str]:
         """The commits of HEAD (the default branch) and, if it exists, of `branch`."""
         args = ("ls-remote", "--quiet", "--", self._address(repo), "HEAD", f"refs/heads/{branch}")
-        told = await git(self._desk.desk(repo), *args, config=self._authority(token))
-        refs = {ref: commit for commit, ref in (line.split("\t") for line in told.decode().splitlines())}
+        told = await git(self._desk.desk(repo), *args, config=self._authority(token), limits=_REFS)
+        refs = _parse_refs(told)
         if "HEAD" not in refs:
             raise Refused("the repository is empty; it needs a first commit before I can work in it")
         return refs
 
     async def _fetch(self, repo: str, ref: str, token: str) -> None:
         kept = ref if ref != "HEAD" else "refs/heads/osiris-base"
+        self._desk.remove_unfinished(repo)
         args = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", self._address(repo), f"+{ref}:{kept}")
-        await git(self._desk.mirror(repo), *args, config=self._authority(token), timeout=600)
+        try:
+            await git(self._desk.mirror(repo), *args, config=self._authority(token), limits=_TRANSFER)
+        except LimitReached as error:
+            raise Refused(f"the repository is too large to be fetched: {error}") from None
 
     async def forget(self, repo: str) -> None:
         """Remove a repository from this machine; nobody is fetching into it meanwhile."""
@@ -74,7 +88,7 @@ class Depot:
             await git(self._desk.desk(repo), "check-ref-format", change.partition(":")[2])
         args = ("push", *_PUSH, "--", self._address(repo), *changes)
         await self._leave()
-        await git(self._desk.desk(repo), *args, config=self._authority(token), timeout=600)
+        await git(self._desk.desk(repo), *args, config=self._authority(token), limits=_TRANSFER)
 
     # ── `osiris.ports.Vault`: hidden refs, which no clone fetches and no webhook tells of ──
 
@@ -115,8 +129,8 @@ class Depot:
         await self._desk.prepare(repo)
         try:
             args = ("ls-remote", "--quiet", "--", self._address(repo), *map(_hidden, runs))
-            told = await git(self._desk.desk(repo), *args, config=self._authority(token))
-            if refs := [line.split("\t")[1] for line in told.decode().splitlines()]:
+            told = await git(self._desk.desk(repo), *args, config=self._authority(token), limits=_REFS)
+            if refs := _parse_refs(told):
                 await self._push(repo, *(f":{ref}" for ref in refs))
         except GitFailed as error:
             raise outage(error, "tidy up") from None
@@ -128,6 +142,12 @@ class Depot:
         basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
         scheme = urlsplit(self._url).scheme
         return {"http.extraHeader": f"Authorization: Basic {basic}", f"protocol.{scheme}.allow": "always"}
+
+
+def _parse_refs(told: bytes) -> dict[str, str]:
+    """Ref -> commit, as `git ls-remote` tells them."""
+    rows = (line.partition("\t") for line in told.decode("utf-8", "replace").split("\n") if line)
+    return {ref: commit for commit, _, ref in rows}
 
 
 def _hidden(run: str) -> str:

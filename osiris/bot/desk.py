@@ -3,28 +3,43 @@
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from osiris.bot.git import GitFailed, git, has, shown
+from osiris.bot.git import STREAMING, GitFailed, GitLimits, LimitReached, git, has
+from osiris.bot.instructions import read_instructions
+from osiris.bot.listings import NAME_LIMIT, search_files
 from osiris.bot.taking import take
-from osiris.errors import Unavailable
+from osiris.errors import Refused, Unavailable
 from osiris.ports import Taken
 from osiris.redaction import Redactor
 from osiris.sandboxing import Export
 
-_INSTRUCTIONS = re.compile(r"(?:.*/)?AGENTS\.md|CLAUDE\.md|\.github/copilot-instructions\.md")
-_INSTRUCTIONS_LIMIT = 16_000  # characters, all files together
 _FILE_LIMIT = 100_000  # bytes
-_LOCKS = re.compile(
-    rb"(?i).*\.(?:lock|lockb|lockfile|cabal|csproj|gemspec)|go\.(?:mod|sum)|package(?:-lock)?\.json|npm-shrinkwrap\.json"
-    rb"|pnpm-lock\.yaml|(?:.*requirements.*|constraints.*)\.(?:txt|in)|pyproject\.toml|setup\.(?:py|cfg)|cargo\.toml"
-    rb"|gemfile|pom\.xml|build\.gradle(?:\.kts)?|gradle\.properties|composer\.json|mix\.exs|stack\.yaml|\.tool-versions"
-)
-"""Names of files that say which packages a repository needs."""
+_PACKAGE_FILES = {
+    b".tool-versions",
+    b"build.gradle",
+    b"build.gradle.kts",
+    b"cargo.toml",
+    b"composer.json",
+    b"gemfile",
+    b"go.mod",
+    b"go.sum",
+    b"gradle.properties",
+    b"mix.exs",
+    b"npm-shrinkwrap.json",
+    b"package-lock.json",
+    b"package.json",
+    b"pnpm-lock.yaml",
+    b"pom.xml",
+    b"pyproject.toml",
+    b"setup.cfg",
+    b"setup.py",
+    b"stack.yaml",
+}
+_PACKAGE_ENDINGS = (b".lock", b".lockb", b".lockfile", b".cabal", b".csproj", b".gemspec")
 
 
 class HostDesk:
@@ -67,6 +82,11 @@ class HostDesk:
         for folder in (self.desk(repo), self.mirror(repo)):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def remove_unfinished(self, repo: str) -> None:
+        """Remove the packs that killed fetches left in the mirror; call it while none is under way."""
+        for left in (self.mirror(repo) / "objects/pack").glob("tmp_*"):
+            left.unlink(missing_ok=True)
+
     async def mirrored(self, repo: str, commit: str) -> bool:
         """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
         return await has(self.mirror(repo), f"{commit}^{{commit}}")
@@ -81,28 +101,30 @@ class HostDesk:
     # ── reading and committing ────────────────────────────────────────────────────────────────────────────────────
 
     async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
-        desk, found, room = self.desk(repo), {}, _INSTRUCTIONS_LIMIT
-        for path, blob in _instruction_files(await git(desk, "ls-tree", "-r", "-z", commit))[:20]:
-            text = (await git(desk, "cat-file", "blob", blob)).decode("utf-8", "replace")
-            if room > 0:
-                found[path] = text[:room] + ("\n… cut" if len(text) > room else "")
-                room -= len(text)
-        return found
+        return await read_instructions(self.desk(repo), commit)
 
     async def read(self, repo: str, commit: str, path: str) -> str:
+        limits = GitLimits(output=_FILE_LIMIT, cpu=10)
+        args = ("cat-file", "blob", f"{commit}:{path}")
         try:
-            content = await git(self.desk(repo), "cat-file", "blob", f"{commit}:{path}", most=_FILE_LIMIT)
+            content = await git(self.desk(repo), *args, config=STREAMING, limits=limits, head=True)
         except GitFailed:
             return ""
-        return content[:_FILE_LIMIT].decode(errors="replace")
+        except LimitReached as error:
+            raise Refused(f"`{path}` cannot be read: {error}") from None
+        return content.decode(errors="replace")
 
     async def fingerprint(self, repo: str, commit: str) -> str:
+        """The digest of the files that name packages.
+
+        It is the id of the whole tree when there are none, or too many files to search them all:
+        then a set-up is kept for fewer commits, and nothing breaks.
+        """
         desk = self.desk(repo)
-        lines = (await git(desk, "ls-tree", "-r", "-z", commit)).split(b"\0")
-        found = [line for line in lines if _LOCKS.fullmatch(line.rpartition(b"/")[2].rpartition(b"\t")[2])]
-        if not found:
-            return (await git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
-        return hashlib.sha256(b"\0".join(found)).hexdigest()
+        found, is_whole = await search_files(desk, commit, _digest_package_files)
+        if found and is_whole:
+            return found
+        return (await git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
 
     async def commit(self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int) -> str:
         """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
@@ -131,7 +153,7 @@ async def _init(path: Path) -> None:
         await git(new, "init", "-q", "--bare", "--template=")
         with contextlib.suppress(OSError):  # somebody else was quicker
             new.rename(path)
-    except GitFailed as error:
+    except (GitFailed, LimitReached) as error:
         raise Unavailable(f"this machine could not make a repository: {error}"[:300]) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -157,11 +179,23 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _instruction_files(listing: bytes) -> list[tuple[str, str]]:
-    """(path, blob id) of the regular files that hold instructions, those nearest the root first."""
-    found = []
-    for line in filter(None, listing.split(b"\0")):
-        (mode, _kind, blob), name = line.partition(b"\t")[0].split(b" "), line.partition(b"\t")[2]
-        if mode in (b"100644", b"100755") and _INSTRUCTIONS.fullmatch(path := shown(name)):
-            found.append((path, blob.decode()))
-    return sorted(found, key=lambda file: (file[0].count("/"), file[0]))
+def _digest_package_files(records: Iterator[bytes]) -> str:
+    """The digest of the rows of files that name packages; "" when there are none."""
+    digest = hashlib.sha256()
+    count = 0
+    for record in records:
+        if _names_packages(record.rpartition(b"\t")[2].rpartition(b"/")[2]):
+            digest.update(b"\0" + record if count else record)
+            count += 1
+    return digest.hexdigest() if count else ""
+
+
+def _names_packages(name: bytes) -> bool:
+    """Whether a file of this name says which packages a repository needs."""
+    if len(name) > NAME_LIMIT:
+        return False
+    name = name.lower()
+    if name in _PACKAGE_FILES or name.endswith(_PACKAGE_ENDINGS):
+        return True
+    is_list = b"requirements" in name or name.startswith(b"constraints")
+    return is_list and name.endswith((b".txt", b".in"))

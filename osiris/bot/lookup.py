@@ -1,5 +1,6 @@
 """From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never guessed."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -129,7 +130,7 @@ class Lookup:
     # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _commented(self, notice: Commented) -> e.Event | None:
-        command = commands.find(notice.text, await self._github.login())
+        command = await asyncio.to_thread(commands.find, notice.text, await self._github.login())
         if command is None:
             return None
         notice = replace(notice, repo=await self._names.present(notice.repo, notice.repository))

@@ -10,48 +10,81 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 CHUNK = 1 << 16  # bytes: what a pipe holds
+STDERR_KEPT = 1 << 12  # bytes: of the beginning of stderr, and as many of its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessResult:
+    """How a program ended: `code` is negative when a signal ended it.
+
+    `cut` is True when it printed more than `out`, and was killed for it. `err` is the beginning
+    and the end of what it wrote to stderr.
+    """
+
+    code: int
+    out: bytes
+    err: bytes
+    cut: bool
 
 
 async def run(
     argv: Sequence[str],
     *,
     env: Mapping[str, str],
-    stdin: bytes | IO[bytes] = b"",
     timeout: float,
-    most: int | None = None,
-) -> tuple[int, bytes, bytes]:
-    """(exit code, stdout, stderr) of a program; after `timeout` seconds it is ended, with its helpers. Of stdout only
-    `most` bytes are taken, and then it is closed.
+    most: int,
+    stdin: bytes | IO[bytes] = b"",
+    to: IO[bytes] | None = None,
+) -> ProcessResult:
+    """Run a program to its end; after `timeout` seconds it is killed, with its helpers.
 
-    Raises TimeoutError. The exit code of one that a signal ended is negative.
+    When it prints more than `most` bytes it is killed too; what it prints goes into the file `to`
+    instead, if that is given. Raises TimeoutError.
     """
-    with _started(argv, env, stdin) as process:  # leaving closes pipes that a task ended before its first step has not
+    out = _Head(most)
+    err = _Ends(STDERR_KEPT)
+    # leaving closes the pipes that a task ended before its first step has not
+    with _started(argv, env, stdin, to) as process:
         try:
             async with asyncio.timeout(timeout):
-                out, told = await asyncio.gather(_all_of(process.stdout, most), _all_of(process.stderr))
+                await asyncio.gather(_take_output(process, out), _drain(process.stderr, err.add))
                 await _ended(process)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return process.returncode, out, told
+            _kill(process)
+            process.wait()
+    return ProcessResult(code=process.returncode, out=out.content(), err=err.content(), cut=out.cut)
 
 
-def _started(argv: Sequence[str], env: Mapping[str, str], stdin: bytes | IO[bytes]) -> subprocess.Popen[bytes]:
+def _started(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    stdin: bytes | IO[bytes],
+    to: IO[bytes] | None,
+) -> subprocess.Popen[bytes]:
     with _readable(stdin) as source:
         return subprocess.Popen(
             argv,
             env=env,
             cwd="/",
             stdin=source,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if to is None else to,
             stderr=subprocess.PIPE,
             start_new_session=True,  # so that its helpers, which hold our pipes, can be ended with it
         )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program and its helpers.
+
+    One that was waited for is left alone: its number may be another's by now.
+    """
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -68,29 +101,79 @@ def _readable(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
             yield file
 
 
-async def _all_of(pipe: IO[bytes] | None, most: int | None = None) -> bytes:
-    """Everything that comes out of a pipe, or the first `most` bytes; it is closed then."""
+class _Head:
+    """The first `most` bytes of a stream."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._content = bytearray()
+
+    @property
+    def cut(self) -> bool:
+        return len(self._content) > self._most
+
+    def add(self, part: bytes) -> bool:
+        """Add what came; return whether more may come."""
+        self._content.extend(part)
+        return not self.cut
+
+    def content(self) -> bytes:
+        return bytes(self._content[: self._most])
+
+
+class _Ends:
+    """The first and the last `kept` bytes of a stream, however long it is."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._head = b""
+        self._tail = b""
+        self._total = 0
+
+    def add(self, part: bytes) -> bool:
+        """Add what came; more may always come, and is not kept."""
+        self._total += len(part)
+        room = self._kept - len(self._head)
+        self._head += part[:room]
+        self._tail = (self._tail + part[room:])[-self._kept :]
+        return True
+
+    def content(self) -> bytes:
+        is_cut = self._total > len(self._head) + len(self._tail)
+        return self._head + (b"\n[...]\n" if is_cut else b"") + self._tail
+
+
+async def _take_output(process: subprocess.Popen[bytes], out: _Head) -> None:
+    """Take what a program prints, and kill it when that is too much.
+
+    By itself it ends only when it writes again.
+    """
+    await _drain(process.stdout, out.add)
+    if out.cut:
+        _kill(process)
+
+
+async def _drain(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
+    """Hand everything that comes out of a pipe to `add`, until that returns False; then close it."""
     if pipe is None:
-        return b""
-    loop, content, all_there = asyncio.get_running_loop(), bytearray(), asyncio.Event()
+        return
+    loop, finished = asyncio.get_running_loop(), asyncio.Event()
     fd = pipe.fileno()
     os.set_blocking(fd, False)
 
     def take() -> None:
         with contextlib.suppress(BlockingIOError):
             part = os.read(fd, CHUNK)
-            content.extend(part)
-            if not part or (most is not None and len(content) >= most):
+            if not part or not add(part):
                 loop.remove_reader(fd)
-                all_there.set()
+                finished.set()
 
     loop.add_reader(fd, take)
     try:
-        await all_there.wait()
+        await finished.wait()
     finally:
         loop.remove_reader(fd)
         pipe.close()
-    return bytes(content[:most])
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

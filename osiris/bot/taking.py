@@ -4,17 +4,21 @@ Whoever made the pack may have taken the sandbox over. So git's own checks are a
 checked here, git has little memory for it (a pack of 5 KB can unfold to gigabytes), and what is refused leaves nothing.
 """
 
+import asyncio
 import contextlib
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from osiris.bot.git import GitFailed, git, has, shown
-from osiris.errors import Refused, Unavailable
+from osiris.bot.git import STREAMING, GitFailed, GitLimits, LimitReached, git, has, shown
+from osiris.bot.listings import PATH_LIMIT
+from osiris.bot.path_checks import check_changed_path, check_link, find_bad_name
+from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.events import FileChange
 from osiris.ports import Taken
 from osiris.sandboxing import MIB, Export
@@ -23,26 +27,43 @@ _PACK_LIMIT = 64 * MIB
 _BLOB_LIMIT = 20 * MIB
 _SUM_LIMIT = 256 * MIB  # of all changed files
 _FILES_LIMIT = 3000
-_MEMORY = 144 * MIB  # that one git may fill
-_LISTED = 16 * MIB  # bytes that git may list the changes in; with the longest paths 3,000 take 13
-_NAME_LIMIT, _PATH_LIMIT = 255, 4095  # bytes: NAME_MAX and PATH_MAX of Linux
+_NAMES_LIMIT = 2 * MIB  # bytes: the names of all changed files, and what all changed links lead to
+_STREAMED = 1 * MIB  # git reads larger files in pieces, and counts no lines in them
 _LEFT_OVER = 3600.0  # seconds after which what a killed worker held apart is removed
+# An honest pack of 64 MiB with files of 120 MiB takes 1.5 seconds of an ordinary processor.
+_IMPORT = GitLimits(memory=144 * MIB, cpu=10, file_size=_SUM_LIMIT)
+_UNPACK = _IMPORT
+_WALK = replace(_IMPORT, cpu=20)
+# Modes and ids stand before each name.
+_LISTING = replace(_IMPORT, output=_NAMES_LIMIT + _FILES_LIMIT * 128)
+_SIZES = replace(_IMPORT, output=2 * _FILES_LIMIT * 64)
+_COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + _FILES_LIMIT * 32)
 # `--strict` with what git else only warns of: https://git-scm.com/docs/git-fsck#_fsck_messages
 _STRICT = "--strict=badFilemode=error,zeroPaddedFilemode=error,nullSha1=error,fullPathname=error,emptyName=error"
-_SMALL = {"core.bigFileThreshold": "1m", "core.deltaBaseCacheLimit": "16m", "pack.threads": "1"}
+_SMALL = {**STREAMING, "core.deltaBaseCacheLimit": "16m", "pack.threads": "1"}
 _MODES = {b"100644", b"100755", b"120000", b"000000"}
-_GIT_FOLDER = re.compile(r"(?i)\.git|git~\d+")
-_HIDING = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\udc80-\udc9f]"
-    "|[\U000e0000-\U000e007f]"
-)
-"""Control characters of seven and eight bits, and what is not seen or turns the writing direction; but for the joiners
-that some scripts, and emoji, are written with."""
+_LINK, _NOTHING = b"120000", b"000000"
+_BLOB = b"blob\n"
 
-_HUNGRY = re.compile(r"(?i)out of memory|cannot allocate|could not allocate|inflateinit")
 
-Change = tuple[list[bytes], bytes]
-"""([mode before, mode after, id before, id after, status], path)"""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """One row of `git diff-tree --raw`; the mode of nothing is 000000."""
+
+    mode_before: bytes
+    mode_after: bytes
+    id_before: bytes
+    id_after: bytes
+    status: bytes
+    path: bytes
+
+    @property
+    def is_gone(self) -> bool:
+        return self.mode_after == _NOTHING
+
+    @property
+    def is_new(self) -> bool:
+        return self.mode_before == _NOTHING
 
 
 async def take(desk: Path, base: str, export: Export, deny: Sequence[str]) -> Taken:
@@ -54,17 +75,21 @@ async def take(desk: Path, base: str, export: Export, deny: Sequence[str]) -> Ta
     with _apart(desk) as (folder, apart):
         try:
             limit = f"--max-input-size={_PACK_LIMIT}"
-            await _git(desk, "index-pack", "--stdin", "--fix-thin", _STRICT, limit, apart=apart, stdin=export.pack)
+            unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
+            await _git(desk, *unpack, apart=apart, limits=_UNPACK, stdin=export.pack)
             if (await _git(desk, "cat-file", "-t", export.tree, apart=apart)).strip() != b"tree":
                 raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
-            await _git(desk, "rev-list", "--objects", "--quiet", export.tree, "--not", base, apart=apart)
-            changes = await _changes(desk, base, export.tree, apart)
-            await _check(desk, changes, deny, apart)
-            files = await _files(desk, base, export.tree, changes, apart)
+            walk = ("rev-list", "--objects", "--quiet", export.tree, "--not", base)
+            await _git(desk, *walk, apart=apart, limits=_WALK)
+            changes = await _list_changes(desk, base, export.tree, apart)
+            sizes = await _check(desk, base, changes, deny, apart)
+            counts = await _count_lines(desk, base, export.tree, apart)
+        except LimitReached as error:
+            raise Refused(f"the work could not be taken over: {error}") from None
         except GitFailed as error:
             raise await _not_taken(desk, base, error) from None
-        _move(folder, desk)
-    return Taken(tree=export.tree, files=files)
+        added = _move(folder, desk)
+    return Taken(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
 
 
 # ── apart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -88,16 +113,28 @@ def _apart(desk: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move(folder: Path, desk: Path) -> None:
-    """Into the desk, the index last: a pack without one is not looked at."""
+def _move(folder: Path, desk: Path) -> int:
+    """Move what was taken into the desk; return how many bytes that are.
+
+    The index comes last: git does not look at a pack without one.
+    """
     packs = desk / "objects/pack"
     packs.mkdir(exist_ok=True)
+    added = 0
     for file in sorted((folder / "pack").glob("pack-*"), key=lambda file: file.suffix == ".idx"):
+        added += file.stat().st_size
         file.replace(packs / file.name)
+    return added
 
 
-async def _git(desk: Path, *args: str, apart: Mapping[str, str], **how: Any) -> bytes:
-    return await git(desk, *args, env=apart, config=_SMALL, memory=_MEMORY, **how)
+async def _git(
+    desk: Path,
+    *args: str,
+    apart: Mapping[str, str],
+    limits: GitLimits = _IMPORT,
+    **how: Any,
+) -> bytes:
+    return await git(desk, *args, env=apart, config=_SMALL, limits=limits, **how)
 
 
 async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unavailable:
@@ -106,8 +143,6 @@ async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unava
         return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
     if "No space left on device" in error.told:
         return Unavailable("this machine has no room to take the work over")
-    if _HUNGRY.search(error.told):
-        return Refused(f"the work could not be taken over: it unfolds to more than {_MEMORY // MIB} MiB of memory")
     return Refused(f"the work could not be taken over: {_complaint(error.told)}")
 
 
@@ -123,87 +158,188 @@ def _complaint(told: str) -> str:
 # ── what git lets pass ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _changes(desk: Path, base: str, tree: str, apart: Mapping[str, str]) -> list[Change]:
+async def _list_changes(desk: Path, base: str, tree: str, apart: Mapping[str, str]) -> list[_Change]:
     args = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", f"{base}^{{tree}}", tree)
     many = Refused(f"more than {_FILES_LIMIT} files were changed; so many are not taken")
     try:
-        listed = await _git(desk, *args, apart=apart, most=_LISTED)
-    except GitFailed as error:  # it counts them all before it prints the first
-        raise many if _HUNGRY.search(error.told) else error from None
-    if len(listed) >= _LISTED:
-        raise many
+        listed = await _git(desk, *args, apart=apart, limits=_LISTING, head=True)
+    except LimitReached as error:  # it counts them all before it prints the first
+        raise many if error.limit == "memory" else error from None
+    count = listed.count(b"\0") // 2
+    if len(listed) >= _LISTING.output:
+        size = f"{_NAMES_LIMIT // MIB} MiB"
+        long = Refused(f"the names of the changed files are longer than {size} together")
+        raise many if count > _FILES_LIMIT else long
+    if count > _FILES_LIMIT:
+        raise Refused(f"{count} files were changed; more than {_FILES_LIMIT} are not taken")
     raw = listed.split(b"\0")
-    return [(raw[i].lstrip(b":").split(b" "), raw[i + 1]) for i in range(0, len(raw) - 1, 2)]
+    return [_parse_change(raw[i], raw[i + 1]) for i in range(0, len(raw) - 1, 2)]
 
 
-async def _check(desk: Path, changes: Sequence[Change], deny: Sequence[str], apart: Mapping[str, str]) -> None:
-    if len(changes) > _FILES_LIMIT:
-        raise Refused(f"{len(changes)} files were changed; more than {_FILES_LIMIT} are not taken")
-    for (before, after, *_), path in changes:
-        _check_path(path, deny, gone=after == b"000000")
-        if b"160000" in (before, after):
-            raise Refused(f"`{shown(path)}` is a submodule or a repository in the repository; that needs a person")
-        if after not in _MODES:
-            raise Refused(f"`{shown(path)}` has the mode {after.decode()}, which is not taken")
-    await _check_sizes(desk, [new for (_b, after, _o, new, _s), _ in changes if after != b"000000"], apart)
-    for (_before, after, _old, new, _status), path in changes:
-        if after == b"120000":
-            _check_link(path, await _git(desk, "cat-file", "blob", new.decode(), apart=apart))
+def _parse_change(fields: bytes, path: bytes) -> _Change:
+    mode_before, mode_after, id_before, id_after, status = fields.lstrip(b":").split(b" ")
+    return _Change(
+        mode_before=mode_before,
+        mode_after=mode_after,
+        id_before=id_before,
+        id_after=id_after,
+        status=status,
+        path=path,
+    )
 
 
-def _check_path(path: bytes, deny: Sequence[str], *, gone: bool) -> None:
-    name = shown(path)
-    if not gone and (len(path) > _PATH_LIMIT or any(len(part) > _NAME_LIMIT for part in path.split(b"/"))):
-        raise Refused(f"the file name `{name[:80]}…` is too long")
-    if not gone and _HIDING.search(path.decode("utf-8", "surrogateescape")):
-        raise Refused(f"the file name `{name}` has a control character in it, or one that is not seen")
-    if any(name.startswith(prefix) or prefix.startswith(f"{name}/") for prefix in deny):
-        raise Refused(f"`{name}` is protected in this repository; a change there needs a person")
+async def _check(
+    desk: Path, base: str, changes: Sequence[_Change], deny: Sequence[str], apart: Mapping[str, str]
+) -> Mapping[bytes, int]:
+    """Raise Refused for a change that is not taken.
+
+    Returns the sizes of all changed files, before and after, by their ids.
+    """
+    await asyncio.to_thread(_check_paths, changes, deny)
+    await _check_new_names(desk, base, changes, apart)
+    sizes = await _read_sizes(desk, changes, apart)
+    _check_sizes(changes, sizes)
+    links = [change for change in changes if change.mode_after == _LINK]
+    await _check_links(desk, links, sizes, apart)
+    return sizes
 
 
-def _check_link(path: bytes, target: bytes) -> None:
-    """A link may lead up, and then down. With a `..` behind a name it would lead where that name, which may be a link
-    itself, leads; so links that only go so stay inside whatever others there are."""
-    parts = [part for part in target.split(b"/") if part not in (b"", b".")]
-    down = next((n for n, part in enumerate(parts) if part != b".."), len(parts))
-    leaves = down > path.count(b"/") or b".." in parts[down:]
-    into_git = any(_GIT_FOLDER.fullmatch(part.decode("utf-8", "replace")) for part in parts)
-    if target.startswith(b"/") or b"\0" in target or leaves or into_git or len(target) > _PATH_LIMIT:
-        raise Refused(f"the link `{shown(path)}` leaves the repository")
+def _check_paths(changes: Sequence[_Change], deny: Sequence[str]) -> None:
+    for change in changes:
+        check_changed_path(change.path, deny, is_gone=change.is_gone)
+        if b"160000" in (change.mode_before, change.mode_after):
+            what = f"`{shown(change.path)}` is a submodule or a repository in the repository"
+            raise Refused(f"{what}; that needs a person")
+        if change.mode_after not in _MODES:
+            mode = change.mode_after.decode()
+            raise Refused(f"`{shown(change.path)}` has the mode {mode}, which is not taken")
 
 
-async def _check_sizes(desk: Path, blobs: Sequence[bytes], apart: Mapping[str, str]) -> None:
-    if not blobs:
+async def _check_new_names(
+    desk: Path,
+    base: str,
+    changes: Sequence[_Change],
+    apart: Mapping[str, str],
+) -> None:
+    """Raise Refused for a name that is bad on other systems and that the base does not have."""
+    found = await asyncio.to_thread(_find_bad_names, changes)
+    if not found:
         return
-    asked = b"\n".join(blobs) + b"\n"
-    told = await _git(desk, "cat-file", "--batch-check=%(objectsize)", apart=apart, stdin=asked)
-    sizes = [int(size) for size in told.split()]
-    if max(sizes) > _BLOB_LIMIT:
+    asked = b"".join(b"%s:%s\n" % (base.encode(), prefix) for prefix in found)
+    args = ("cat-file", "--batch-check=%(objecttype)")
+    told = await _git(desk, *args, apart=apart, limits=_LISTING, stdin=asked)
+    for (prefix, why), line in zip(found.items(), told.split(b"\n"), strict=False):
+        if line.endswith(b" missing"):
+            raise Refused(f"the file name `{shown(prefix)}` {why}; give it another name")
+
+
+def _find_bad_names(changes: Sequence[_Change]) -> dict[bytes, str]:
+    names = (find_bad_name(change.path) for change in changes if change.is_new)
+    return dict(name for name in names if name)
+
+
+async def _read_sizes(
+    desk: Path,
+    changes: Sequence[_Change],
+    apart: Mapping[str, str],
+) -> dict[bytes, int]:
+    ids = {change.id_after for change in changes if not change.is_gone}
+    ids |= {change.id_before for change in changes if not change.is_new}
+    if not ids:
+        return {}
+    asked = b"\n".join(sorted(ids)) + b"\n"
+    args = ("cat-file", "--batch-check=%(objectsize)")
+    told = await _git(desk, *args, apart=apart, limits=_SIZES, stdin=asked)
+    return dict(zip(sorted(ids), map(int, told.split()), strict=True))
+
+
+def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None:
+    after = [sizes[change.id_after] for change in changes if not change.is_gone]
+    if max(after, default=0) > _BLOB_LIMIT:
         raise Refused(f"a changed file is larger than {_BLOB_LIMIT // MIB} MiB")
-    if sum(sizes) > _SUM_LIMIT:
+    if sum(after) > _SUM_LIMIT:
         raise Refused(f"the changed files are larger than {_SUM_LIMIT // MIB} MiB together")
+
+
+async def _check_links(
+    desk: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], apart: Mapping[str, str]
+) -> None:
+    """Raise Refused for a link that leaves the repository; a target is read only when it is short."""
+    for link in links:
+        if sizes[link.id_after] > PATH_LIMIT:
+            name = shown(link.path)
+            raise Refused(f"what the link `{name}` leads to is longer than {PATH_LIMIT} bytes")
+    total = sum(sizes[link.id_after] for link in links)
+    if total > _NAMES_LIMIT:
+        size = f"{_NAMES_LIMIT // MIB} MiB"
+        raise Refused(f"what the changed links lead to is longer than {size} together")
+    if not links:
+        return
+    asked = b"".join(b"%s\n" % link.id_after for link in links)
+    limits = replace(_IMPORT, output=total + (len(_BLOB) + 1) * len(links))
+    args = ("cat-file", "--batch=%(objecttype)")
+    told = await _git(desk, *args, apart=apart, limits=limits, stdin=asked)
+    await asyncio.to_thread(_check_targets, links, sizes, told)
+
+
+def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: bytes) -> None:
+    """Check what `git cat-file --batch` told: for each link its type, where it leads, and line ends."""
+    at = 0
+    for link in links:
+        at += len(_BLOB)
+        end = at + sizes[link.id_after]
+        check_link(link.path, told[at:end])
+        at = end + 1
 
 
 # ── what the evidence says of it ──────────────────────────────────────────────────────────────────────────────────
 
+Counts = tuple[int | None, int | None]
+_STATUSES: Mapping[bytes, Literal["added", "deleted"]] = {b"A": "added", b"D": "deleted"}
 
-async def _files(
-    desk: Path, base: str, tree: str, changes: Sequence[Change], apart: Mapping[str, str]
-) -> tuple[FileChange, ...]:
+
+async def _count_lines(
+    desk: Path,
+    base: str,
+    tree: str,
+    apart: Mapping[str, str],
+) -> Mapping[bytes, Counts] | None:
+    """The lines that were added to and deleted from each path (None: it is binary).
+
+    None when counting them took too long: the work is taken all the same.
+    """
     args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
-    counts = {}
-    for line in (await _git(desk, *args, f"{base}^{{tree}}", tree, apart=apart)).split(b"\0"):
+    try:
+        told = await _git(desk, *args, f"{base}^{{tree}}", tree, apart=apart, limits=_COUNTING)
+    except (LimitReached, TooSlow):
+        return None
+    counts: dict[bytes, Counts] = {}
+    for line in told.split(b"\0"):
         if line:
             added, deleted, path = line.split(b"\t", 2)
             counts[path] = (None, None) if added == b"-" else (int(added), int(deleted))
-    return tuple(_file(path, fields[4], *counts.get(path, (None, None))) for fields, path in changes)
+    return counts
 
 
-def _file(path: bytes, status: bytes, additions: int | None, deletions: int | None) -> FileChange:
-    name = str(PurePosixPath(shown(path)))
-    match status[:1]:
-        case b"A":
-            return FileChange(path=name, status="added", additions=additions, deletions=deletions)
-        case b"D":
-            return FileChange(path=name, status="deleted", additions=additions, deletions=deletions)
-    return FileChange(path=name, status="modified", additions=additions, deletions=deletions)
+def _describe_files(
+    changes: Sequence[_Change], sizes: Mapping[bytes, int], counts: Mapping[bytes, Counts] | None
+) -> tuple[FileChange, ...]:
+    return tuple(_describe_file(change, sizes, counts) for change in changes)
+
+
+def _describe_file(
+    change: _Change,
+    sizes: Mapping[bytes, int],
+    counts: Mapping[bytes, Counts] | None,
+) -> FileChange:
+    additions, deletions = (counts or {}).get(change.path, (None, None))
+    is_streamed = max(sizes.get(id_, 0) for id_ in (change.id_before, change.id_after)) > _STREAMED
+    path = str(PurePosixPath(shown(change.path)))
+    is_counted = counts is not None and not (additions is None and is_streamed)
+    return FileChange(
+        path=path,
+        status=_STATUSES.get(change.status[:1], "modified"),
+        additions=additions,
+        deletions=deletions,
+        counted=is_counted,
+    )

@@ -1,11 +1,18 @@
 """The person's own repository: looked at with care, and changed by one new branch at the very end."""
 
+import signal
 import subprocess
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from osiris.errors import Refused
 
+_TIMEOUT = 600.0  # seconds; a large repository on a slow disk takes minutes to look at
+_OUTPUT = 1 << 20  # bytes that git may print
+_NAMES = 16 << 20  # bytes: names of changed files
+_STDERR = 1 << 16
 _QUIET = (
     "core.hooksPath=/dev/null",
     "gc.auto=0",
@@ -14,6 +21,10 @@ _QUIET = (
     "protocol.allow=never",  # no setting of the repository makes another address, or a command, of our path
     "protocol.file.allow=always",
 )
+
+
+class _TooMuchOutput(Refused):
+    """git told more about a repository than is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +55,20 @@ class Repository:
         if _git(top, "rev-parse", "--show-object-format") != "sha1" or _is_partial(top):
             raise Refused(f"{top} is a partial clone, or one with other hashes than SHA-1: I cannot work on it")
         branch = _git(top, "branch", "--show-current")
-        changed = _git(top, "--no-optional-locks", "status", "-z", "--porcelain", "--no-renames")
+        status = ("--no-optional-locks", "status", "-z", "--porcelain", "--no-renames")
+        changed = _git(top, *status, most=_NAMES)
         return cls(path=top, commit=commit, branch=branch, dirty=changed.count("\0"))
 
     def file(self, commit: str, path: str) -> str:
-        """A text file as it is in a commit, "" when it is not there."""
+        """A text file as it is in a commit, "" when it is not there.
+
+        Raises Refused when it is too large.
+        """
         try:
             return _git(self.path, "cat-file", "blob", f"{commit}:{path}")
+        except _TooMuchOutput:
+            size = f"{_OUTPUT >> 20} MiB"
+            raise Refused(f"`{path}` in {self.path} is larger than {size}; make it smaller") from None
         except Refused:
             return ""
 
@@ -79,7 +97,9 @@ class Repository:
 
     def _in_the_way(self, branch: str) -> bool:
         """Whether a branch has the name of a folder of this one, or the other way round: git keeps them as files."""
-        names = _git(self.path, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads").splitlines()
+        args = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
+        listed = _git(self.path, *args, most=_NAMES)
+        names = listed.splitlines()
         return any(branch.startswith(f"{name}/") or name.startswith(f"{branch}/") for name in names)
 
     def _tip(self, branch: str) -> str:
@@ -93,18 +113,56 @@ def _is_partial(top: Path) -> bool:
     """Whether a clone lacks objects that it would fetch when they are needed."""
     try:
         return bool(_git(top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"))
+    except _TooMuchOutput:
+        raise
     except Refused:
         return False
 
 
-def _git(at: Path, *args: str) -> str:
-    """git as the person runs it, with their settings. Raises Refused with its first line."""
+def _git(at: Path, *args: str, most: int = _OUTPUT) -> str:
+    """Run git as the person runs it, with their settings.
+
+    Raises Refused with its first line, or when it prints more than `most` bytes or does not end:
+    the repository may be a stranger's.
+    """
+    # fsmonitor would be a program that the repository names
+    command = ["git", "-C", str(at), "-c", "core.fsmonitor=false", *args]
+    with tempfile.TemporaryFile() as err:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+            )
+        except FileNotFoundError:
+            raise Refused("git is not installed") from None
+        out = _read_output(process, args[0], most)
+        err.seek(0)
+        said = err.read(_STDERR).decode("utf-8", "replace").strip().splitlines()
+    if process.returncode:
+        first = said[0] if said else f"git {args[0]} ended with {process.returncode}"
+        raise Refused(first.removeprefix("fatal: "))
+    return out.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+
+def _read_output(process: subprocess.Popen[bytes], command: str, most: int) -> bytes:
+    """Return what git prints, once it has ended.
+
+    Raises Refused, and kills git, when it prints too much or takes too long.
+    """
+    stop = threading.Timer(_TIMEOUT, process.kill)
+    stop.start()
     try:
-        command = ["git", "-C", str(at), "-c", "core.fsmonitor=false", *args]  # no program that the repository names
-        done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape", check=False)
-    except FileNotFoundError:
-        raise Refused("git is not installed") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"git {args[0]} ended with {done.returncode}"]
-        raise Refused(said[0].removeprefix("fatal: "))
-    return done.stdout.removesuffix("\n")
+        with process:
+            out = process.stdout.read(most + 1) if process.stdout else b""
+            if len(out) > most:
+                process.kill()
+    finally:
+        stop.cancel()
+    if len(out) > most:
+        raise _TooMuchOutput(f"git {command} printed more than {most >> 20} MiB, too much to read")
+    if process.returncode == -signal.SIGKILL:
+        minutes = f"{_TIMEOUT / 60:g} minutes"
+        raise Refused(f"git {command} was ended: it took more than {minutes}, or too much memory")
+    return out

@@ -13,7 +13,7 @@ from rich.text import Text
 from osiris.console.show import told_steps
 from osiris.ports import Delta
 from osiris.queue.views import Step
-from osiris.tools.clean import clean_text, visible
+from osiris.sanitize import clean_text, show_hidden
 
 _STYLES = {"text": "", "thinking": "dim italic"}
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -81,7 +81,7 @@ class Screen:
         lines = text.removesuffix("\n").split("\n")
         for line in lines[:most]:
             bold = line.startswith(("diff ", "+++", "---"))
-            self._out.print(Text(visible(line), style="bold" if bold else _COLOURS.get(line[:1], "")))
+            self._out.print(Text(show_hidden(line), style="bold" if bold else _COLOURS.get(line[:1], "")))
         if most is not None and len(lines) > most:
             self.say(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 

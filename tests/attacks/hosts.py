@@ -9,7 +9,7 @@ from pathlib import Path
 
 from osiris.bot.depot import Depot
 from osiris.bot.desk import HostDesk
-from osiris.bot.git import GitFailed, git
+from osiris.bot.git import GitFailed, GitLimits, git
 from osiris.errors import Refused, Unavailable
 from osiris.policy import Policy
 from osiris.ports import Taken
@@ -18,6 +18,7 @@ from tests.attacks.conftest import Attacked
 from tests.attacks.plants import Harm, Plant
 
 REPO = "acme/shop"
+WHOLE = GitLimits(output=64 << 20)
 PRIVATE = "what-another-repository-holds\n"
 Tree = Mapping[str, tuple[str, str]]
 """path -> (mode, content)."""
@@ -177,18 +178,20 @@ class Careful:
 async def tree_of(repo: Path, ref: str) -> Tree | None:
     """Every file of a commit; None when there is no such commit."""
     try:
-        rows = (await git(repo, "ls-tree", "-r", "-z", ref)).split(b"\0")[:-1]
+        rows = (await git(repo, "ls-tree", "-r", "-z", ref, limits=WHOLE)).split(b"\0")[:-1]
     except GitFailed:
         return None
     found = [(*row.split(b"\t", 1)[0].split(), row.split(b"\t", 1)[1]) for row in rows]
     blobs = [blob for _mode, kind, blob, _path in found if kind == b"blob"]
-    told = await git(repo, "cat-file", "--batch=%(objectname)", stdin=b"\n".join(blobs) + b"\n") if blobs else b""
+    asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch=%(objectname)")
+    told = await git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
     texts = dict(_blobs(told, blobs, [int(n) for n in (await _sizes(repo, blobs)).split()]))
     return {path.decode(errors="replace"): (mode.decode(), texts.get(blob, "")) for mode, _kind, blob, path in found}
 
 
 async def _sizes(repo: Path, blobs: list[bytes]) -> bytes:
-    return await git(repo, "cat-file", "--batch-check=%(objectsize)", stdin=b"\n".join(blobs) + b"\n") if blobs else b""
+    asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch-check=%(objectsize)")
+    return await git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
 
 
 def _blobs(told: bytes, blobs: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, str]]:

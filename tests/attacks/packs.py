@@ -14,6 +14,7 @@ COMMIT, TREE, BLOB, TAG, OFS_DELTA, REF_DELTA = 1, 2, 3, 4, 6, 7
 NAMES: Final = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
 FILE, PROGRAM, LINK, FOLDER, GITLINK = "100644", "100755", "120000", "40000", "160000"
 WHO: Final = b"a <a@x> 1 +0000"
+_ONE_MIB: Final = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,28 @@ class Stored:
 
     def packed(self) -> bytes:
         return _head(BLOB, len(self.content)) + zlib.compress(self.content, 0)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A file of so many MiB of zeros; it takes a thousandth of that, and no time to make."""
+
+    mib: int
+
+    @cached_property
+    def id(self) -> str:
+        digest = hashlib.sha1(b"blob %d\0" % (self.mib << 20))
+        for _ in range(self.mib):
+            digest.update(_ONE_MIB)
+        return digest.hexdigest()
+
+    def packed(self) -> bytes:
+        """One piece of deflate over and over: zlib's format is a head, the pieces, an end, and a checksum."""
+        stream = zlib.compressobj(1, zlib.DEFLATED, -15)
+        piece = stream.compress(_ONE_MIB) + stream.flush(zlib.Z_FULL_FLUSH)
+        checksum = ((self.mib << 20) % 65521) << 16 | 1  # Adler-32 of zeros
+        whole = b"\x78\x01" + piece * self.mib + b"\x03\x00" + checksum.to_bytes(4, "big")
+        return _head(BLOB, self.mib << 20) + whole
 
 
 @dataclass(frozen=True)
@@ -72,11 +95,11 @@ def commit(of: Thing) -> Thing:
     return Thing(COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO))
 
 
-def tag(of: Thing) -> Thing:
-    return Thing(TAG, b"object %s\ntype tree\ntag t\ntagger %s\n\nmade\n" % (of.id.encode(), WHO))
+def tag(of: Thing, name: bytes = b"t") -> Thing:
+    return Thing(TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO))
 
 
-def pack(things: Iterable["Thing | Delta | Stored"], *, count: int | None = None) -> bytes:
+def pack(things: Iterable["Thing | Delta | Stored | Zeros"], *, count: int | None = None) -> bytes:
     """A whole pack; `count` is a lie about how many things are in it."""
     parts = [thing.packed() for thing in things]
     return sealed(b"PACK" + (2).to_bytes(4, "big") + (len(parts) if count is None else count).to_bytes(4, "big"), parts)

@@ -60,6 +60,7 @@ STARTERS: Mapping[str, str] = {
     "tools/disk": "mkfs, mount and umount",
     "tools/holder": "the holder of a disk",
     "tools/etc": "compiles our own helpers",
+    "tools/proxy_process": "the proxy of a session, with nothing of the worker's",
     "tools/registries": "asks this machine's package tools, in a folder of its own",
     "local/repository": "the person's own repository",
     "devhub/git_http": "the make-believe GitHub",
@@ -139,7 +140,67 @@ def intrusions(place: str, source: str) -> Iterator[str]:
             yield from (f"{place}: {name}" for name in named if INSIDES.fullmatch(name))
 
 
-RULES = {touches: set(TOUCHES), starts: set(STARTERS), says_git: set(SAYS_GIT), intrusions: set()}
+RUNNERS: Mapping[str, str] = {"bot/git": "sets the limits"}
+"""Modules that may use `bot/processes`."""
+ENDLESS = re.compile(r"(?:math\.)?inf|float\(.*|sys\.maxsize|resource\.RLIM_INFINITY|None|-1|0|False")
+BOUNDS = {"timeout", "most", "limits", "seconds", "cpu", "memory", "output", "file_size"}
+"""What the bounds of git and of the programs of the host are called."""
+HOST = ("bot/", "local/repository")
+"""Where git works, on the host, on what strangers made."""
+
+
+def runs(place: str, source: str) -> Iterator[str]:
+    """Modules that use `bot/processes`: git has limits because only one of them starts it."""
+    for node in ast.walk(ast.parse(source)):
+        module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
+        names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+        whole = {*names, *(f"{module}.{name}" for name in names), str(module)}
+        if place != "bot/processes" and "osiris.bot.processes" in whole:
+            yield place
+
+
+def unbounded(place: str, source: str) -> Iterator[str]:
+    """Calls on the host that turn a bound off, have none, or take all that a program prints."""
+    if not place.startswith(HOST):
+        return
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            yield from (f"{place}:{node.lineno}: {why}" for why in _lacks(ast.unparse(node.func), node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from (f"{place}:{node.name}: {name} may be None" for name in _optional_bounds(node))
+
+
+def _lacks(name: str, call: ast.Call) -> Iterator[str]:
+    words = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+    bounded = name in {"git", "_git", "GitLimits", "replace", "processes.run"}
+    yield from (f"{word}={value}" for word, value in words.items() if bounded and _is_off(word, value))
+    if name == "processes.run" and not {"timeout", "most"} <= set(words):
+        yield "no bounds"
+    takes_all = name.startswith("subprocess.") and name != "subprocess.Popen"
+    if takes_all or name.endswith(".communicate") or "capture_output" in words:
+        yield "takes all that is printed"
+    if name.endswith("stdout.read") and not call.args:
+        yield "reads to the end"
+
+
+def _is_off(word: str, value: str) -> bool:
+    return word in BOUNDS and ENDLESS.fullmatch(value) is not None
+
+
+def _optional_bounds(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    typed = {arg.arg: ast.unparse(arg.annotation) for arg in arguments if arg.annotation}
+    yield from (name for name, kind in typed.items() if name in BOUNDS and "None" in kind)
+
+
+RULES = {
+    touches: set(TOUCHES),
+    starts: set(STARTERS),
+    says_git: set(SAYS_GIT),
+    intrusions: set(),
+    runs: set(RUNNERS),
+    unbounded: set(),
+}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -167,6 +228,20 @@ def test_the_host_keeps_away_from_workspaces(rule):
         (intrusions, "agents/run", "from osiris.tools.disk import Disk"),
         (intrusions, "bot/git", "from osiris.tools import session"),
         (intrusions, "bootstrap", "import osiris.tools.image"),
+        (runs, "bot/depot", "from osiris.bot import processes"),
+        (runs, "agents/run", "from osiris.bot.processes import run"),
+        (runs, "bootstrap", "import osiris.bot.processes"),
+        (unbounded, "bot/desk", "git(repo, 'ls-tree', limits=None)"),
+        (unbounded, "bot/desk", "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))"),
+        (unbounded, "bot/taking", "replace(_IMPORT, cpu=math.inf)"),
+        (unbounded, "bot/taking", "_git(desk, 'ls-tree', timeout=None)"),
+        (unbounded, "bot/depot", "GitLimits(file_size=sys.maxsize)"),
+        (unbounded, "bot/git", "processes.run(argv, env=env)"),
+        (unbounded, "bot/git", "processes.run(argv, env=env, timeout=3, most=None)"),
+        (unbounded, "bot/processes", "async def run(argv, *, most: int | None = None): ..."),
+        (unbounded, "local/repository", "subprocess.run(['git'], capture_output=True)"),
+        (unbounded, "local/repository", "process.communicate()"),
+        (unbounded, "local/repository", "process.stdout.read()"),
     ],
 )
 def test_a_planted_way_there_is_found(rule, place, planted, verdict):

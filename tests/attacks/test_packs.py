@@ -35,6 +35,10 @@ NOT_TAKEN = "could not be taken over"
 MODULE = "is a submodule or a repository in the repository"
 CONTROL = "has a control character in it"
 PROTECTED = "is protected in this repository"
+WINDOWS = "on Windows the link `link` leaves the repository"
+BACKSLASH, COLON = "has a backslash in it: on Windows", "has a colon in it: on Windows"
+DEVICE, SHORTENED = "is the name of a device on Windows", "ends with a dot or a space: on Windows"
+GIT_ELSEWHERE = "would be git's own folder on Windows or macOS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,33 @@ EVILS = {
         OUTSIDE, (LINK, "link", TWISTED), BYWAY, things=[TWISTED, UP, tree((LINK, "up", UP))]
     ),
     "a link into .git": link(b".git/config"),
+    "a link that leaves on Windows": link(b"..\\..\\out", words=WINDOWS),
+    "a link that leaves on Windows by one folder": link(b"src\\..\\..\\out", words=WINDOWS),
+    "a link to a drive": link(b"C:/x", words=WINDOWS),
+    "a link to a file of a drive": link(b"C:\\x", words=WINDOWS),
+    "a link to a file of the drive": link(b"\\x", words=WINDOWS),
+    "a link to another machine": link(b"\\\\host\\share", words=WINDOWS),
+    "a link that leaves by dots with a space": link(b".. /x", words=WINDOWS),
+    "a link into .git on Windows": link(b"src\\..\\.git", words=WINDOWS),
+    "a link into .git for HFS": link(".g\u200cit".encode()),
+    "a link into .git with a dot": link(b".git./config"),
+    "a link into .git with a stream": link(b".git::$INDEX_ALLOCATION/config"),
+    "a link into .git by its short name": link(b"GIT~1"),
+    "a backslash in a name": named(BACKSLASH, "a\\b"),
+    "a colon in a name": named(COLON, "a:b"),
+    "a drive for a name": folder(COLON, "C:", tree((FILE, "x", NEW)), NEW),
+    "a dot at the end of a name": named(SHORTENED, "README.md."),
+    "a space at the end of a name": named(SHORTENED, "README.md "),
+    "a space at the end of a folder's name": folder(SHORTENED, "src ", tree((FILE, "x", NEW)), NEW),
+    "CON": named(DEVICE, "CON"),
+    "NUL": named(DEVICE, "NUL"),
+    "a device with an ending": named(DEVICE, "aux.txt"),
+    "a device with a space": named(DEVICE, "com1 .txt"),
+    "a device of a superscript": named(DEVICE, "LPT\u00b9"),
+    "a folder that is a device": folder(DEVICE, "aux", tree((FILE, "x", NEW)), NEW),
+    "GIT~1": named(NOT_TAKEN, "GIT~1"),
+    "git's short name with another number": named(GIT_ELSEWHERE, "GIT~2"),
+    ".git with a joiner of emoji": named(GIT_ELSEWHERE, ".gi\ufe0ft"),
     ".gitmodules with a command": modules(b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = !touch x\n'),
     ".gitmodules with an option for an address": modules(b'[submodule "s"]\n\tpath = s\n\turl = --upload-pack=x\n'),
     ".gitmodules with an option for a path": modules(b'[submodule "s"]\n\tpath = -x\n\turl = u\n'),
@@ -199,10 +230,10 @@ def opened(content: bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-async def take(desk: HostDesk, tree_: str, content: bytes) -> list[str]:
+async def take(desk: HostDesk, tree_: str, content: bytes, base: str = COMMIT.id) -> list[str]:
     """The paths that are changed in what was taken."""
     with opened(content) as file:
-        taken = await desk.take(REPO, COMMIT.id, Export(tree=tree_, pack=file), DENY)
+        taken = await desk.take(REPO, base, Export(tree=tree_, pack=file), DENY)
     return [file.path for file in taken.files]
 
 
@@ -235,6 +266,40 @@ async def test_what_a_person_is_told_is_one_line(desk):
         await take(desk, evil.tree, evil.pack)
     assert "\n" not in str(refused.value)
     assert "@everyone" not in str(refused.value)
+
+
+ODD_FOLDER = tree((FILE, "a:b", README))
+ODD = tree((FILE, "aux.c", README), (FOLDER, "aux", ODD_FOLDER))
+ODD_COMMIT = packs.commit(ODD)
+
+
+async def test_odd_names_of_the_base_are_no_obstacle(desk):
+    """What people have in their repository already may be changed, and there may be more in an odd folder of theirs."""
+    with opened(pack([README, *(tree((FILE, "a:b", README)), ODD, ODD_COMMIT)])) as file:
+        await git(desk.mirror(REPO), "index-pack", "--stdin", stdin=file)
+    inner = tree((FILE, "a:b", NEW), (FILE, "new.c", NEW))
+    changed = tree((FILE, "aux.c", NEW), (FOLDER, "aux", inner))
+    assert await take(desk, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == ["aux.c", "aux/a:b", "aux/new.c"]
+    innermost = tree((FILE, "x", NEW))
+    for name, inner in {"a:c": tree((FILE, "a:c", NEW)), "con": tree((FOLDER, "con", innermost))}.items():
+        made = tree((FOLDER, "aux", inner))
+        things = [NEW, innermost, inner, made]
+        with pytest.raises(Refused, match=f"the file name `aux/{name}` "):
+            await take(desk, made.id, pack(things), ODD_COMMIT.id)
+    linked = tree((FILE, "aux.c", README), (LINK, "aux", blob(b"..\\out")))
+    with pytest.raises(Refused, match="on Windows the link `aux` leaves"):
+        await take(desk, linked.id, pack([blob(b"..\\out"), linked]), ODD_COMMIT.id)
+
+
+async def test_names_and_links_that_only_look_odd_are_taken(desk):
+    """Joiners are letters of some scripts, and belong to emoji."""
+    target = blob(b"../src/app.py")
+    names = ["console.c", "auxiliary", "nul-terminated.md", ".gitignore", "git~", "a..b", "...a", "COM10", "b c.txt"]
+    names += ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb.md", "\u2764\ufe0f"]
+    links = tree((LINK, "up", target), (LINK, "beside", blob(b"./app.py")), (LINK, "odd", blob(b"ab:c/d e")))
+    made = tree(*KEPT, *((FILE, name, NEW) for name in names), (FOLDER, "links", links))
+    things = [NEW, target, blob(b"./app.py"), blob(b"ab:c/d e"), links, made]
+    assert set(await take(desk, made.id, pack(things))) >= {"console.c", "links/up", "links/odd", "COM10", "...a"}
 
 
 LEFT = {
