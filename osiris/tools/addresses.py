@@ -39,8 +39,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 class Resolver:
-    """Finds addresses as this machine does, in threads of its own: however many names a jail looks up, the worker's
-    other threads stay free."""
+    """Finds addresses as this machine does, in threads of its own."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(4, "resolver")
@@ -50,7 +49,13 @@ class Resolver:
 
 
 def _look_up(host: str, port: int) -> Sequence[str]:
-    return [str(address[0]) for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    """Return its addresses. Raises OSError.
+
+    The name is passed as bytes: for a str Python imports a codec, and the proxy's user may not be
+    able to read that.
+    """
+    found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 def may_be_reached(address: str, host: str, *, own: bool) -> bool:

@@ -1,33 +1,32 @@
-"""The only way out of a jail: a proxy that leads to the hosts of a list, and to nothing else.
+"""Egress proxy: the only way out of a jail. It leads to the hosts of a list, and to nothing else.
 
-It listens on a unix socket that is shown to the jail; without that there is no way out at all. A connection is let
-through when its host and port are on the list, the host's address is a public one, and the TLS that follows names the
-same host: a name that resolves to a service of this machine or of its cloud leads nowhere, and an allowed name is no
-disguise for another. What is said inside of TLS cannot be seen, so an allowed host is a way out for data too: hence the
-cap on what is sent.
+It serves a unix socket that is shown to the jail; without that there is no way out at all. A
+connection is let through when its host and port are on the list, the host's address is a public
+one, and the TLS that follows names the same host: a name that resolves to a service of this machine
+or of its cloud leads nowhere, and an allowed name is no disguise for another. What is said inside
+of TLS cannot be seen, so an allowed host is a way out for data too: hence the cap on what is sent.
+
+It runs in a process of its own (`proxy_child.py`), so that a jail can harm nothing but its own way
+out. That process has to start fast: this module and those it needs import little.
 """
 
 import asyncio
 import contextlib
-import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Final
 
-from osiris.events import Blocked
 from osiris.tools.addresses import Allowed, Resolve, may_be_reached
-from osiris.tools.bridge import SOCKET
-from osiris.tools.hello import NotOurs, client_hello, server_name
+from osiris.tools.hello import NotOurs, client_hello, quote_name, server_name
 from osiris.tools.proxied import Request, read_request
 
-log = logging.getLogger(__name__)
-
 CHUNK: Final = 1 << 16
+BACKLOG: Final = 128  # connections that wait to be accepted
 HEAD: Final = 16 << 10  # bytes of a request
+LONGEST_REASON: Final = 400  # characters
 MOST_NAMES: Final = 100  # refused hosts that are told apart: a hostile jail can ask for as many as it likes
 OTHERS: Final = ("other hosts", 0, "more than can be told apart")
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -61,58 +60,86 @@ class Unreachable(Exception):
 
 
 class Egress:
-    """A proxy for one session, that listens for one command at a time."""
+    """A proxy for one session. Its connections end with the command that made them: see `hang_up`."""
 
     def __init__(self, allowed: Sequence[Allowed], resolve: Resolve, caps: Caps | None = None) -> None:
-        self._allowed, self._caps = tuple(allowed), caps or Caps()
+        self._allowed = tuple(allowed)
+        self._caps = caps or Caps()
         self._resolve = resolve
-        self._under_way: set[asyncio.Task[None] | None] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
         self._left = {"up": self._caps.up, "down": self._caps.down}
         self._blocked = Counter[tuple[str, int, str]]()
-        self.unreachable = False
-        """Whether a host that may be reached was not, since this was set to False."""
+        self._unreachable = ""
 
-    def take_blocked(self) -> list[Blocked]:
-        """What was not let through since this was asked last."""
-        blocked = [Blocked(host=h, port=p, times=n, reason=why) for (h, p, why), n in self._blocked.items()]
+    def take_report(self) -> dict[str, object]:
+        """Return what happened since this was asked last, as JSON takes it.
+
+        `blocked` is a list of (host, port, times, reason); `unreachable` says which host that may
+        be reached was not, and why.
+        """
+        rows = [[host, port, times, reason] for (host, port, reason), times in self._blocked.items()]
+        report: dict[str, object] = {"blocked": rows, "unreachable": self._unreachable}
         self._blocked.clear()
-        return blocked
+        self._unreachable = ""
+        return report
 
     @contextlib.asynccontextmanager
-    async def listening(self, folder: Path, uid: int | None) -> AsyncIterator[Path]:
-        """Listen in `folder` for user `uid` (None: ours) until the block ends; gives the socket's path."""
-        (folder / SOCKET).unlink(missing_ok=True)
-        where = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Serve the connections of a listening unix socket until the block ends."""
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener, self._accept, listener)
         try:
-            short = f"/proc/self/fd/{where}/{SOCKET}"  # a socket's path has at most 107 bytes
-            server = await asyncio.start_unix_server(self._meet, short, limit=HEAD)
-            os.chmod(short, 0o600)
-            if uid is not None:
-                os.chown(short, uid, uid)
+            yield
         finally:
-            os.close(where)
-        try:
-            yield folder / SOCKET
-        finally:
-            server.close()
-            await self._hang_up()
-            (folder / SOCKET).unlink(missing_ok=True)
+            loop.remove_reader(listener)
+            await self.hang_up(listener)
 
-    async def _hang_up(self) -> None:
-        tasks = [task for task in self._under_way if task]
-        for task in tasks:
+    async def hang_up(self, listener: socket.socket) -> None:
+        """End all connections, and those that still wait to be accepted."""
+        for _ in range(2 * BACKLOG):
+            try:
+                listener.accept()[0].close()
+            except OSError:  # none is left
+                break
+        for task in self._under_way:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of the jail. Too many at once are not even heard: each takes descriptors of the worker."""
-        self._under_way.add(task := asyncio.current_task())
+    def _accept(self, listener: socket.socket) -> None:
+        """Take the connections that wait. Too many at once are closed: each takes descriptors."""
+        for _ in range(BACKLOG):
+            try:
+                jail, _ = listener.accept()
+            except OSError:
+                return
+            if len(self._under_way) >= self._caps.connections:
+                jail.close()
+                continue
+            task = asyncio.get_running_loop().create_task(self._meet(jail))
+            self._under_way.add(task)
+            task.add_done_callback(partial(self._forget, jail))
+
+    def _forget(self, jail: socket.socket, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        jail.close()  # also of a task that never began
+        if not task.cancelled() and (error := task.exception()):
+            self._unreachable = f"a connection failed: {error!r}"[:LONGEST_REASON]
+
+    async def _meet(self, jail: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=jail, limit=HEAD)
         try:
-            if len(self._under_way) <= self._caps.connections:
-                await self._serve((reader, writer))
+            await self._serve((reader, writer))
+            await self._finish(writer)
         finally:
-            self._under_way.discard(task)
-            writer.close()
+            writer.transport.abort()
+
+    async def _finish(self, writer: asyncio.StreamWriter) -> None:
+        """Close, once the other side has taken what was written. Until then it counts."""
+        writer.close()
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(self._caps.patience):
+                await writer.wait_closed()
 
     async def _serve(self, jail: Stream) -> None:
         request = Request(host="?", port=0)
@@ -122,26 +149,24 @@ class Egress:
                 there = await self._connect(request)
             try:
                 await self._join(request, jail, there)
+                await self._finish(there[1])
             finally:
-                there[1].close()
+                there[1].transport.abort()
         except (Denied, NotOurs) as denied:
             self._refuse(request, str(denied))
             answer = denied.answer if isinstance(denied, Denied) else None
             jail[1].write(_page(403, request, str(denied)) if answer is None else answer)
         except Unreachable as error:
-            self.unreachable = True
-            log.info("egress: %s:%d cannot be reached: %s", request.host, request.port, error)
+            self._unreachable = f"{request.host}:{request.port}: {str(error)[:LONGEST_REASON]}"
             jail[1].write(_page(502, request, str(error)))
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:  # a timeout is an OSError
-            log.info("egress: %s:%d broke off: %r", request.host, request.port, error)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            return  # one of both sides broke off, or took too long (a TimeoutError is an OSError)
 
     def _refuse(self, request: Request, reason: str) -> None:
-        what = (request.host, request.port, reason)
+        what = (request.host, request.port, reason[:LONGEST_REASON])
         if what not in self._blocked and len(self._blocked) >= MOST_NAMES:
             what = OTHERS
         self._blocked[what] += 1
-        if self._blocked[what] <= MOST_NAMES:
-            log.warning("blocked: %s:%d: %s", *what)
 
     # ── finding the host ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,7 +221,7 @@ class Egress:
             async with asyncio.timeout(self._caps.patience):
                 raw, hello = await client_hello(jail[0])
             if (named := server_name(hello)) != request.host:
-                raise NotOurs(f"its TLS hello names another host: {named!a}")
+                raise NotOurs(f"its TLS hello names another host: {quote_name(named)}")
         except NotOurs as error:
             raise Denied(str(error), ACCESS_DENIED) from None
         return raw

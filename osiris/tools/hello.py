@@ -7,6 +7,7 @@ from typing import Final
 HANDSHAKE, CLIENT_HELLO = 22, 1
 SERVER_NAME, HOST_NAME, ENCRYPTED_HELLO = 0, 0, 0xFE0D
 MOST: Final = 1 << 16  # bytes of a hello; with the largest keys known it is a few thousand
+LONGEST_NAME: Final = 253  # characters of a host's name: RFC 1035; a hello has room for 65,530
 
 
 class NotOurs(Exception):
@@ -15,16 +16,19 @@ class NotOurs(Exception):
 
 async def client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """(all bytes that were read, the body of the client's hello). Raises NotOurs, IncompleteReadError."""
-    raw, said = b"", b""
+    raw = bytearray()
+    said = bytearray()
     while len(said) < 4 or len(said) < 4 + int.from_bytes(said[1:4], "big"):
         head = await reader.readexactly(5)
         if head[0] != HANDSHAKE or head[1] != 3:
             raise NotOurs("it speaks no TLS")
         part = await reader.readexactly(int.from_bytes(head[3:5], "big"))
-        raw, said = raw + head + part, said + part
+        raw += head
+        raw += part
+        said += part
         if said[:1] != bytes([CLIENT_HELLO]) or len(raw) > MOST:
             raise NotOurs("its TLS begins with no client's hello")
-    return raw, said[4 : 4 + int.from_bytes(said[1:4], "big")]
+    return bytes(raw), bytes(said[4 : 4 + int.from_bytes(said[1:4], "big")])
 
 
 def server_name(hello: bytes) -> str:
@@ -42,6 +46,14 @@ def server_name(hello: bytes) -> str:
     if len(names[0]) != 5 + length:
         raise NotOurs("its TLS hello names more than one host")
     return names[0][5:].decode("ascii", "replace").lower()
+
+
+def quote_name(name: str) -> str:
+    """Return a name in quotes, as printable ASCII: at most `LONGEST_NAME` characters of it."""
+    quoted = ascii(name[:LONGEST_NAME])[1:-1]
+    if len(name) <= LONGEST_NAME and len(quoted) <= LONGEST_NAME:
+        return ascii(name)
+    return f"'{quoted[:LONGEST_NAME]}' (cut: it has {len(name)} characters)"
 
 
 def _extensions(hello: bytes) -> Iterator[tuple[int, bytes]]:

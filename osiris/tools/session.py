@@ -17,13 +17,13 @@ from osiris.sandboxing import Export, Limits, Result
 from osiris.tools import cgroup as cgroups
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
-from osiris.tools.collect import OBJECT_ID, collect
-from osiris.tools.disk import EXCLUDE, INDEX, Disk
-from osiris.tools.egress import Egress
+from osiris.tools.collect import MAKE_READABLE, OBJECT_ID, UnreadableWork, collect
+from osiris.tools.disk import EXCLUDE, INDEX, LEFT, Disk
 from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.helper import JailFiles
 from osiris.tools.jail import Jail, NotBegun
 from osiris.tools.output import Output
+from osiris.tools.proxy_process import ProxyProcess
 
 MOMENT: Final = 2.0  # seconds for which a command that could not begin is tried again
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -38,7 +38,7 @@ class Ground:
     view: View
     packs: Path
     cgroup: str
-    egress: Egress | None = None
+    egress: ProxyProcess | None = None
     ended: Callable[[], None] = lambda: None
 
 
@@ -54,6 +54,8 @@ class OpenSession:
         self._untouched = untouched
         self._prepared = prepared
         self._files = JailFiles(self._run)
+        if ground.egress is not None:
+            ground.egress.start(ground.disk.uid)  # it takes a moment until it serves
 
     @property
     def files(self) -> JailFiles:
@@ -79,7 +81,7 @@ class OpenSession:
     def forget_unreachable(self) -> None:
         """The next command is to be asked about that for itself."""
         if self._ground.egress is not None:
-            self._ground.egress.unreachable = False
+            self._ground.egress.forget_unreachable()
 
     async def run(
         self, argv: Sequence[str], *, cwd: str = ".", stdin: bytes = b"", timeout: float = 120, keep_as: str = ""
@@ -109,14 +111,22 @@ class OpenSession:
             raise Refused("this sandbox session is closed")
         if not OBJECT_ID.fullmatch(base):
             raise Refused(f"{base!r} is not the id of a commit")
+        try:
+            return await self._collect(base)
+        except UnreadableWork:
+            await self._run(["/bin/bash", "-c", MAKE_READABLE], b"", self.limits.export_seconds)
+            return await self._collect(base)
+
+    async def _collect(self, base: str) -> Export:
         return await collect(self.read_only(), base, packs=self._ground.packs, cgroup=self._cgroup)
 
     def read_only(self, *, home: bool = False) -> View:
         """What a jail of ours sees that takes something out: the workspace (and the home), and the trusted index."""
         ground, keep = self._ground, self._ground.disk.folder / "keep"
         extra = [(keep / INDEX, "/base.index", False)]
-        if (self._ground.disk.keep / EXCLUDE).is_file():
+        if (self._ground.disk.keep / LEFT).is_file():
             extra.append((keep / EXCLUDE, "/base.exclude", False))
+            extra.append((keep / LEFT, "/base.left", False))
         if home and ground.view.home:
             extra.append((ground.view.home, "/home/agent", False))
         return replace(
@@ -196,7 +206,7 @@ class OpenSession:
         if self._ground.egress is None or self._ground.view.way_out is None:
             yield blocked
             return
-        async with self._ground.egress.listening(self._ground.view.way_out, self._ground.disk.uid):
+        async with self._ground.egress.listening():
             yield blocked
         blocked += self._ground.egress.take_blocked()
 

@@ -1,16 +1,20 @@
 """The shell tool: one command, its exit code, and as much of its output as a model should read."""
 
 import secrets
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
 from osiris.events import Blocked, CommandRan
 from osiris.ports import ToolAnswer
 from osiris.sandboxing import Result, Session
-from osiris.tools.clean import clean_text
+from osiris.sanitize import clean_text
+from osiris.tools.egress import LONGEST_REASON
 from osiris.tools.files import Args
+from osiris.tools.hello import LONGEST_NAME
 
 MOST_SHOWN = 16_000  # characters, half of them from the end: errors stand there
+MOST_BLOCKED = 20  # hosts
 MOST_COMMAND = 100_000  # bytes; Linux takes 128 KiB in one argument
 
 
@@ -33,7 +37,7 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
         seconds=round(result.seconds, 3),
         blocked=result.blocked,
     )
-    parts = [_verdict(result, args.timeout), *map(_refused, result.blocked), _shown(result, name)]
+    parts = [_verdict(result, args.timeout), *_describe_blocked(result.blocked), _shown(result, name)]
     return ToolAnswer(text="\n".join(parts).rstrip(), ran=ran)
 
 
@@ -46,9 +50,18 @@ def _verdict(result: Result, timeout: float) -> str:
     return f"exit code {result.exit_code} in {result.seconds:.1f} s{memory}"
 
 
-def _refused(blocked: Blocked) -> str:
-    """Programs tend to say only that the network failed: the model should know that trying again is of no use."""
-    return f"blocked: {clean_text(blocked.host)}:{blocked.port}, times: {blocked.times}: {blocked.reason}"
+def _describe_blocked(blocked: Sequence[Blocked]) -> Iterator[str]:
+    """Yield a line for each host that was not let through.
+
+    Programs tend to say only that the network failed: the model should know that trying again is of
+    no use.
+    """
+    for each in blocked[:MOST_BLOCKED]:
+        host = " ".join(clean_text(each.host).split())[:LONGEST_NAME]
+        reason = " ".join(clean_text(each.reason).split())[:LONGEST_REASON]
+        yield f"blocked: {host}:{each.port}, times: {each.times}: {reason}"
+    if len(blocked) > MOST_BLOCKED:
+        yield f"blocked: {len(blocked) - MOST_BLOCKED} more hosts, which are left out here"
 
 
 def _shown(result: Result, name: str) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from osiris.policy import REGISTRIES
 from osiris.tools import registries
-from osiris.tools.addresses import Allowed, Resolver
+from osiris.tools.addresses import Allowed
 from osiris.tools.bubblewrap import SYSTEM_PATH
-from osiris.tools.egress import Egress
 from osiris.tools.options import Options
+from osiris.tools.proxy_process import ProxyProcess
 from osiris.tools.registries import Registries
 
 LIFE = 600.0  # seconds for which what the package tools said is believed
@@ -25,7 +25,7 @@ class Way:
     """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's) are for its tools."""
 
     folder: Path
-    egress: Egress
+    egress: ProxyProcess
     environment: Mapping[str, str]
     cargo: Path | None
 
@@ -36,7 +36,7 @@ class Ways:
     def __init__(self, root: Path, options: Options) -> None:
         self._folder, self._options = root / "@out", options
         self._ways: dict[str, Way] = {}
-        self._resolve, self._asking = Resolver(), asyncio.Lock()
+        self._asking = asyncio.Lock()
         self._registries: Registries | None = None
         self._until = 0.0
 
@@ -51,21 +51,25 @@ class Ways:
         named = (_allowed(host) for host in hosts if host != REGISTRIES)
         folder = self._folder / name
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        egress = ProxyProcess(folder, [*found.allowed, *named])
+        egress.shown.mkdir(mode=0o711, exist_ok=True)
         way = Way(
-            folder=folder,
-            egress=Egress([*found.allowed, *named], self._resolve),
+            folder=egress.shown,
+            egress=egress,
             environment=found.environment,
             cargo=self._write_down(found.cargo),
         )
         self._ways[name] = way
         return way
 
-    def egress(self, name: str) -> Egress | None:
+    def egress(self, name: str) -> ProxyProcess | None:
+        """Return the proxy of session `name`, which who uses it has to start; None without a way out."""
         way = self._ways.get(name)
         return way.egress if way else None
 
     def forget(self, name: str) -> None:
-        self._ways.pop(name, None)
+        if way := self._ways.pop(name, None):
+            way.egress.end()
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     async def _known(self) -> Registries:

@@ -3,7 +3,8 @@
     python3 internet.py PEM FOLDER PROGRAM...
 
 In a network of its own every address leads to the same server. Names are told by their first label, which is an address
-in hex: a0a010203.wild.example is 10.1.2.3; with several of them, each question is answered by the next.
+in hex: a0a010203.wild.example is 10.1.2.3; with several of them, each question is answered by the next. A name
+that begins with "silent" gets no answer.
 
 The server speaks TLS on port 443 and answers at which address it was reached. What it is told stands in FOLDER/told,
 and the names that were asked for in FOLDER/asked. On port 3128 is a proxy that lets everybody through.
@@ -92,6 +93,8 @@ def answer_questions(listening: socket.socket, asked: Path) -> None:
         first = labels[1 : 1 + labels[0]]
         with asked.open("ab") as file:
             file.write(labels[1:] + b"\n")
+        if first.startswith(b"silent"):
+            continue
         found = addresses(first, int.from_bytes(kind, "big"))
         rows = [found[min(times[labels + kind], len(found) - 1)]] if found else []
         times[labels + kind] += 1

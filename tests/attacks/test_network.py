@@ -214,7 +214,7 @@ def test_more_than_may_be_sent(online, verdict):
 
 
 def sockets(online: Online) -> list[str]:
-    return [path.name for path in (online.place / "own/sandboxes").glob("@out/*/*.sock")]
+    return [path.name for path in (online.place / "own/sandboxes").glob("@out/*/jail/*.sock")]
 
 
 def test_without_hosts_there_is_no_socket(online, verdict):

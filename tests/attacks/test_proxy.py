@@ -117,7 +117,7 @@ async def test_a_request_for_what_may_not_be_reached(name, wire, verdict):
     first = wire.filled(row.first).encode("latin-1")
     answer = await say(wire.guarded, first, SECRET)
     noted = Blocked(host=row.host, port=int(wire.filled(row.port)), times=1, reason=row.reason)
-    assert wire.egress.take_blocked() == [noted]
+    assert wire.take_blocked() == [noted]
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert (wire.target.heard, wire.target.callers) == (b"", 0)
     await say(wire.open, first, SECRET)
@@ -170,7 +170,7 @@ async def test_a_tunnel_that_holds_something_else(name, wire, verdict):
     first = wire.filled("CONNECT localhost:@T HTTP/1.1\r\n\r\n").encode()
     answer = await say(wire.guarded, first, start + SECRET)
     noted = Blocked(host="localhost", port=wire.tls, times=1, reason=reason)
-    assert wire.egress.take_blocked() == [noted]
+    assert wire.take_blocked() == [noted]
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\x15\x03\x01\0\2\2\x31")  # an alert: access denied
     assert wire.target.heard == b""
@@ -194,4 +194,4 @@ async def test_a_host_that_may_be_reached(host, most, pem, place):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert (await tls.ask(reader, writer, pem, "localhost", most=most)).endswith(b"reached")
         await shut(writer)
-        assert wire.egress.take_blocked() == []
+        assert wire.take_blocked() == []

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 
 from osiris.events import Blocked
 from osiris.tools.addresses import may_be_reached
-from osiris.tools.egress import MOST_NAMES, OTHERS, Caps
+from osiris.tools.egress import LONGEST_REASON, MOST_NAMES, OTHERS, Caps
+from osiris.tools.hello import LONGEST_NAME
+from osiris.tools.proxy_report import LONGEST_UNREACHABLE, MOST_REPORT, parse_report
 from tests.attacks import tls
 from tests.attacks.test_network import INNER
 from tests.attacks.wires import Wire, opening, say, shut
@@ -92,7 +96,7 @@ async def test_an_upload_that_is_too_large(times, place, verdict):
         for _ in range(times):
             await say(wire.guarded, tunnel(wire), HELLO + part * (4 // times))
         assert len(wire.target.heard) <= 3 << 20
-        [noted] = wire.egress.take_blocked()
+        [noted] = wire.take_blocked()
         assert (noted.host, noted.port, noted.reason) == ("localhost", wire.tls, "more than 3 MiB went up")
         await say(wire.open, tunnel(wire), HELLO + part * 4)
         assert len(wire.target.heard) > 4 << 20
@@ -110,7 +114,7 @@ async def test_a_download_that_is_too_large(place, verdict):
 
     async with opening(place, caps=Caps(down=(2 << 20)), meet=pour) as wire:
         assert len(await say(wire.guarded, tunnel(wire), HELLO)) < (2 << 20) + 100
-        assert [blocked.reason for blocked in wire.egress.take_blocked()] == ["more than 2 MiB went down"]
+        assert [blocked.reason for blocked in wire.take_blocked()] == ["more than 2 MiB went down"]
         assert len(await say(wire.open, tunnel(wire), HELLO)) >= 4 << 20
     verdict("cut off at its cap", "an open proxy gave 4 MiB")
 
@@ -158,7 +162,7 @@ async def test_more_refused_hosts_than_can_be_told_apart(place, verdict):
     async with opening(place) as wire:
         for number in range(MOST_NAMES + 20):
             await say(wire.guarded, f"CONNECT host-{number}.example:443 HTTP/1.1\r\n\r\n".encode())
-        blocked = wire.egress.take_blocked()
+        blocked = wire.take_blocked()
     assert len(blocked) == MOST_NAMES + 1
     assert blocked[-1] == Blocked(host=OTHERS[0], port=OTHERS[1], times=20, reason=OTHERS[2])
     verdict("a list of a hundred", "none: nothing is kept of an open proxy's")
@@ -178,6 +182,53 @@ async def test_the_way_out_outside_of_a_command(place, verdict):
     verdict("hung up on, and the socket is gone", "while it listens it answers")
 
 
+async def test_connections_that_are_not_accepted_yet_end_with_the_command(place, verdict):
+    """They came in the last moment: the proxy's loop has not seen them."""
+    async with opening(place) as wire:
+        callers = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for caller in callers:
+            caller.connect(str(wire.guarded))
+            caller.send(tunnel(wire))
+        await wire.egress.hang_up(wire.listener)
+        for caller in callers:
+            caller.settimeout(SOON)
+            with caller, contextlib.suppress(ConnectionResetError):
+                assert caller.recv(1) == b""
+        assert wire.target.callers == 0
+        await say(wire.open, tunnel(wire), b"x")
+        assert wire.target.callers == 1
+    verdict("hung up on", "an open proxy let it through")
+
+
+NAMES = {
+    "a long one": b"a" * 60_000,
+    "one of other bytes": b"\xff" * 60_000,
+    "one that grows when it is written": b"\0" * 200,
+    "one with quotes": b"'" * 60_000,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_name_is_not_shown_whole(name, place, verdict):
+    record = tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(NAMES[name]))
+    async with opening(place) as wire:
+        await say(wire.guarded, tunnel(wire), record)
+        [noted] = wire.take_blocked()
+        assert f"(cut: it has {len(NAMES[name])} characters)" in noted.reason
+        assert noted.reason.isprintable()
+        assert len(noted.reason) <= LONGEST_REASON
+        await say(wire.open, tunnel(wire), record)
+        assert wire.target.heard == record
+    verdict(f"{len(noted.reason)} characters of it", "an open proxy passed it on")
+
+
+def test_a_report_has_room_for_what_the_longest_names_make():
+    rows = [["h" * LONGEST_NAME, 65535, 10**9, "\\" * LONGEST_REASON]] * (MOST_NAMES + 1)
+    report = json.dumps({"blocked": rows, "unreachable": "\\" * LONGEST_UNREACHABLE}).encode()
+    assert len(report) <= MOST_REPORT
+    assert len(parse_report(report).blocked) == MOST_NAMES + 1
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "0.0.0.0", "::1", "::", "::1%lo"])
 async def test_a_name_that_leads_to_this_machine(address, place, verdict):
     """The rest of the addresses that are nobody's business stands in test_network."""
@@ -190,7 +241,7 @@ async def test_a_name_that_leads_to_this_machine(address, place, verdict):
         assert (await say(wire.guarded, first, b"x")).startswith(b"HTTP/1.1 403 ")
         reason = "its address is not a public one"
         noted = Blocked(host="a.wild.example", port=wire.tls, times=1, reason=reason)
-        assert wire.egress.take_blocked() == [noted]
+        assert wire.take_blocked() == [noted]
         assert wire.target.callers == 0
         await say(wire.open, first, b"x")
         assert wire.target.callers == 1

@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import json
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from osiris.events import Blocked
 from osiris.tools.addresses import Allowed, Resolve
 from osiris.tools.egress import Caps, Egress
+from osiris.tools.proxy_process import make_listener
+from osiris.tools.proxy_report import parse_report
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Meet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -88,10 +93,15 @@ class Wire:
 
     target: Target
     egress: Egress
+    listener: socket.socket
     guarded: Path
     open: Path
     tls: int
     plain: int
+
+    def take_blocked(self) -> list[Blocked]:
+        """What was not let through since this was asked last, as the worker reads it."""
+        return list(parse_report(json.dumps(self.egress.take_report()).encode()).blocked)
 
     def filled(self, words: str) -> str:
         """With these ports in it."""
@@ -132,8 +142,18 @@ async def opening(
             Allowed(host="*.wild.example", port=at),
         ]
         egress = Egress(listed, resolve, caps)
-        path = await stack.enter_async_context(egress.listening(place, None))
-        yield Wire(target=target, egress=egress, guarded=path, open=place / "open", tls=at, plain=plain)
+        listener = stack.enter_context(make_listener(place / "guarded", None))
+        stack.callback((place / "guarded").unlink)
+        await stack.enter_async_context(egress.serving(listener))
+        yield Wire(
+            target=target,
+            egress=egress,
+            listener=listener,
+            guarded=place / "guarded",
+            open=place / "open",
+            tls=at,
+            plain=plain,
+        )
 
 
 async def say(path: Path, *words: bytes) -> bytes:
