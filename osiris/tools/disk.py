@@ -16,7 +16,7 @@ from osiris.sandboxing import Limits
 
 SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
-INDEX, NOTES, EXCLUDE = "index", "notes.json", "exclude"
+INDEX, NOTES, EXCLUDE, LEFT = "index", "notes.json", "exclude", "left"
 UNSEALED, SEALED = "unsealed", "ready"
 
 

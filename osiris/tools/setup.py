@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from osiris.errors import Mendable, TooSlow, Unavailable
 from osiris.events import CommandRan
 from osiris.sandboxing import Plan, Result, Setup
-from osiris.tools.clean import clean_text
+from osiris.sanitize import clean_text
 from osiris.tools.jail import run_once
 from osiris.tools.session import OpenSession
 
@@ -31,25 +31,31 @@ log = logging.getLogger(__name__)
 
 LIVES: Final = 7 * 86400.0  # seconds; then it is made anew, for not everything that is installed stands in a lock file
 LEFT_OVER: Final = 86400.0  # seconds after which what a killed worker was writing is removed
+FORM: Final = "2"  # of the tar; what was kept in another form is made again
+MOST_NAMED: Final = 10  # hosts that were refused
 FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
 SHELL: Final = ("/bin/bash", "-e", "-o", "pipefail", "-c")  # as GitHub runs the steps of its workflows
 RAN: Final = TypeAdapter(tuple[CommandRan, ...])
 
-# Which files they are, git says by the index of the checkout: nobody reads the `.git` that strangers could write to.
-# Those that git would take for new work are noted, for they are none of the agent's.
+# Git says which files they are, by the index of the checkout; nobody reads the `.git` that strangers could write to. No
+# rule is asked, neither of the home nor of the workspace: a set-up that could write one could hide a file from this
+# list, and have it taken for the agent's work. A file of rules that it left between the repository's own files is
+# dropped: it would hide the agent's new files, or change them on their way. `tmp/left` has the names as they are, each
+# ended by NUL; `tmp/exclude` the same as rules, but for those that no rule can say.
 PACK: Final = r"""
 set -euo pipefail
-export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8
+export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 HOME=/nonexistent
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
 git init -q --bare --template= "$GIT_DIR"
+git config core.excludesFile /dev/null
 export GIT_WORK_TREE=/workspace
 cp -p /base.index "$GIT_INDEX_FILE"
 cd /workspace
-git ls-files -z --others | sed -z 's,^,workspace/,' >/tmp/list
-printf 'home/agent\0tmp/exclude\0' >>/tmp/list
-git ls-files -z --others --exclude-standard --directory >/tmp/new
-sed -z -e '/\n/d' -e 's,[][\*?!# ],\\&,g' -e 's,^,/,' /tmp/new | tr '\0' '\n' >/tmp/exclude
-exec tar -C / --null --files-from=/tmp/list --ignore-failed-read -cf - 2>/dev/null
+git ls-files -z --others --directory >/tmp/left
+sed -z -e '/\n/d' -e 's,[][\*?!# ],\\&,g' -e 's,^,/,' /tmp/left | tr '\0' '\n' >/tmp/exclude
+printf 'home/agent\0tmp/left\0tmp/exclude\0' >/tmp/list
+sed -z -E -e '/(^|\/)\.git(ignore|attributes)$/d' -e 's,^,workspace/,' /tmp/left >>/tmp/list
+exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - 2>/dev/null
 """
 
 
@@ -136,7 +142,7 @@ class Setups:
 
 
 def _key(repo: str, setup: Setup, salt: str) -> str:
-    words = [repo, setup.key, *setup.commands, "", *setup.hosts, "", salt]
+    words = [FORM, repo, setup.key, *setup.commands, "", *setup.hosts, "", salt]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 
@@ -159,7 +165,9 @@ def _failed(ran: CommandRan, result: Result, *, reached: bool) -> Mendable | Una
     told = f"the set-up command `{command}` {how}: {_last_words(result)}"
     if not reached:
         return Unavailable(f"{told}; a package registry could not be reached")
-    wanted = ", ".join(f"{b.host}:{b.port}" for b in ran.blocked)
+    wanted = ", ".join(f"{b.host}:{b.port}" for b in ran.blocked[:MOST_NAMED])
+    if len(ran.blocked) > MOST_NAMED:
+        wanted += f" and {len(ran.blocked) - MOST_NAMED} more"
     return Mendable(
         f"{told}; blocked: {wanted}; `network.setup` in `.github/osiris.yml` lets it out" if wanted else told
     )

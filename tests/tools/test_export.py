@@ -27,6 +27,34 @@ async def test_the_work_comes_out_whole(session, bash, mirror, place):
     }
 
 
+CLOSED = {
+    "a folder": "mkdir closed; echo new >closed/new; chmod 000 closed",
+    "a folder of the repository": "echo new >src/new; chmod 000 src",
+    "a folder that can only be listed": "mkdir closed; echo new >closed/new; chmod 400 closed",
+    "a folder that can only be passed through": "mkdir closed; echo new >closed/new; chmod 100 closed",
+    "a folder in a folder": "mkdir -p a/b; echo new >a/b/new; chmod 000 a/b a",
+    "a file": "echo new >new; chmod 000 new",
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+async def test_work_that_its_maker_has_closed_comes_out_too(name, session, bash, mirror, place):
+    """git itself only warns of a folder that it cannot open, and would leave its files as they were."""
+    await bash(CLOSED[name])
+    tree = mirror.take(await session.export(mirror.base), place)
+    assert (b"100644", b"new\n") in tree.values()
+    assert b"src/app.py" in tree
+
+
+async def test_work_that_no_git_can_read_is_refused_with_its_reason(session, bash, mirror):
+    deeper = "import os\nfor _ in range(25): os.mkdir('x' * 200); os.chdir('x' * 200)\nopen('deep', 'w')"
+    await bash(f'python3 -c "{deeper}"')
+    told = r"could not open directory 'x.*… \(a path of more than 3\d+ characters\); make it readable"
+    with pytest.raises(Refused, match=told):
+        await session.export(mirror.base)
+    await bash("rm -r xx*")
+
+
 async def test_the_pack_holds_only_what_is_new(session, bash, mirror):
     await bash("echo more >>README.md")
     with (await session.export(mirror.base)).pack as pack:
