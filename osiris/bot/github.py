@@ -35,7 +35,7 @@ from osiris.redaction import Redactor
 
 _POLICY_LIFE = 60.0  # seconds
 _PAGE = 100
-_JSON, _RAW = "application/vnd.github+json", "application/vnd.github.raw+json"
+_JSON, _OBJECT = "application/vnd.github+json", "application/vnd.github.object+json"
 _NEAR_BY = 30  # comments in which a double of ours is looked for
 _MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
 
@@ -113,11 +113,11 @@ class GitHub:
 
     async def _fetch_policy(self, repo: str) -> Policy:
         try:
-            text = await self._read(repo, f"/contents/{repo_file.PATH}", accept=_RAW)
+            found = await self._read(repo, f"/contents/{repo_file.PATH}", accept=_OBJECT)
         except _NotFound:
             return Policy()
         try:
-            return repo_file.parse(text)
+            return repo_file.parse(shapes.text_of_file(found, repo_file.PATH))
         except Refused as mistake:
             return Policy(broken=str(mistake))
 
@@ -268,8 +268,7 @@ class GitHub:
     # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read(self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON) -> Any:
-        answer = await self._get(repo, path, params, accept)
-        return answer.text if accept == _RAW else answer.json()
+        return (await self._get(repo, path, params, accept)).json()
 
     async def _get(
         self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON, etag: str = ""

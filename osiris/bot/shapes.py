@@ -1,9 +1,11 @@
 """What GitHub's REST answers say, in our own words: only the fields that Osiris reads."""
 
+import base64
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from osiris.errors import Refused
 from osiris.events import Thread
 
 Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
@@ -175,3 +177,16 @@ def thread(comment: dict[str, Any]) -> Thread:
 def seconds(moment: str) -> float:
     """A moment as GitHub writes it, in seconds since 1970."""
     return datetime.fromisoformat(moment).timestamp()
+
+
+def text_of_file(found: Any, path: str) -> str:
+    """Return the text of a file as `GET /contents` gives it in the object form. Raises Refused.
+
+    Above 1 MB GitHub gives no content in this form: nobody reads a hundred megabytes by mistake.
+    https://docs.github.com/en/rest/repos/contents#get-repository-content
+    """
+    if found.get("type") != "file":
+        raise Refused(f"`{path}` is not a file; mend it on the default branch")
+    if found.get("encoding") != "base64":
+        raise Refused(f"`{path}` is larger than 1 MB; mend it on the default branch")
+    return base64.b64decode(found["content"]).decode("utf-8", "replace")

@@ -5,8 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from osiris.redaction import Redactor
+from osiris.sanitize import clean_text
+
+MOST: Final = 16_000  # characters of one line; a traceback's end says most
 
 
 class _Redacted(logging.Formatter):
@@ -15,7 +19,12 @@ class _Redacted(logging.Formatter):
         self._hide = hide
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._hide(super().format(record))
+        return self._hide(_bounded(super().format(record)))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One message is one line: a stranger's words in it cannot pass for a line of their own."""
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        return super().formatMessage(record)
 
 
 class _Json(_Redacted):
@@ -24,11 +33,20 @@ class _Json(_Redacted):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _bounded(record.getMessage()),
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = _bounded(self.formatException(record.exc_info))
         return json.dumps(self._hide.within(line))
+
+
+def _bounded(text: str) -> str:
+    """Return text for the log without hidden characters and without the middle of a very long one."""
+    text = clean_text(text)
+    if len(text) <= MOST:
+        return text
+    half = MOST // 2
+    return f"{text[:half]} … [{len(text) - 2 * half} characters left out] … {text[-half:]}"
 
 
 def configure(style: str, secrets: Sequence[str] = (), level: int = logging.INFO) -> None:

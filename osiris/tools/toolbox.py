@@ -6,12 +6,16 @@ from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from osiris.ports import ToolAnswer, ToolSpec
 from osiris.redaction import Redactor
 from osiris.sandboxing import Session
+from osiris.sanitize import clean_text, cut_text
 from osiris.tools import files, finish, shell
 from osiris.tools.files import Args
+
+MOST_COMPLAINTS, MOST_NAME, MOST_MESSAGE = 5, 100, 300  # of wrong arguments: rows, and characters of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Tools:
         """
         tool = TOOLS.get(name)
         if tool is None:
-            return ToolAnswer(text=f"no tool named {name[:100]}; there are: {', '.join(TOOLS)}")
+            return ToolAnswer(text=f"no tool named {clean_text(name[:MOST_NAME])}; there are: {', '.join(TOOLS)}")
         try:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:
@@ -91,8 +95,14 @@ class Tools:
 
 
 def _complaint(name: str, error: ValidationError) -> str:
-    rows = [f"{'.'.join(map(str, row['loc'])) or 'arguments'}: {row['msg']}" for row in error.errors()]
-    return f"{name} was not run. Wrong arguments: {'; '.join(rows[:5])}"
+    rows = [_describe(row) for row in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]]
+    more = error.error_count() - len(rows)
+    return f"{name} was not run. Wrong arguments: {'; '.join(rows)}" + (f"; and {more} more" if more else "")
+
+
+def _describe(row: ErrorDetails) -> str:
+    place = clean_text(".".join(map(str, row["loc"]))) or "arguments"
+    return f"{cut_text(place, MOST_NAME)}: {cut_text(row['msg'], MOST_MESSAGE)}"
 
 
 def _schema(args: type[Args]) -> dict[str, Any]:

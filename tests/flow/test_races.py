@@ -321,12 +321,21 @@ async def test_a_policy_that_trips_the_yaml_reader_is_a_sentence(start: Start, p
         assert f"`.github/osiris.yml` {TRIPPING[policy]}" in words
 
 
-async def test_a_policy_that_would_hold_the_worker_up_for_minutes_is_a_sentence(start: Start):
-    async with start(files={**FILES, ".github/osiris.yml": "label: [" + "x," * 1_000_000}) as world:
+NO_POLICIES = {
+    ".github/osiris.yml": ("label: [" + "x," * 40_000, "is larger than 64 KiB"),
+    ".github/osiris.yml ": ("label: [" + "x," * 1_000_000, "is larger than 1 MB"),
+    ".github/osiris.yml/README.md": ("a folder", "is not a file"),
+}
+
+
+@pytest.mark.parametrize("path", NO_POLICIES, ids=lambda path: NO_POLICIES[path][1])
+async def test_what_cannot_be_a_policy_is_a_sentence(start: Start, path: str):
+    content, told = NO_POLICIES[path]
+    async with start(files={**FILES, path.strip(): content}) as world:
         issue = await world.labelled()
         await world.settled()
         [words] = await world.said_by_osiris(issue)
-        assert "`.github/osiris.yml` is larger than 64 KiB; mend it on the default branch" in words
+        assert f"`.github/osiris.yml` {told}; mend it on the default branch" in words
 
 
 async def test_the_brief_cannot_be_forged_by_the_issue(start: Start):

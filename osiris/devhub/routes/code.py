@@ -76,6 +76,9 @@ async def labels(call: Call) -> Response:
     return call.paged(call.repo.labels.values(), lambda label: basics.label(call.world, call.repo, label))
 
 
+MOST_CONTENT = 1_000_000  # bytes
+
+
 def commit_named(repo: Repo, name: str) -> str:
     """A branch, tag or object name, whichever it is."""
     for form in (f"refs/heads/{name}", name, f"refs/tags/{name}"):
@@ -92,9 +95,8 @@ async def contents(call: Call) -> Response:
     sha = commit_named(call.repo, call.query("ref") or call.repo.default_branch)
     data = call.repo.git.read(sha, path) if path else None
     if data is None:
-        return _folder(call, sha, path)
-    if "raw" in call.request.headers.get("accept", ""):
-        return Response(data, media_type="application/vnd.github.raw+json; charset=utf-8")
+        as_object = "github.object" in call.request.headers.get("accept", "")
+        return _folder(call, sha, path, as_object=as_object)
     return answer(_file(call, sha, path, data))
 
 
@@ -118,17 +120,24 @@ def _entry(call: Call, sha: str, path: str, kind: str, blob: str, size: int) -> 
 
 
 def _file(call: Call, sha: str, path: str, data: bytes) -> Json:
+    """A file with its content; without it above 1 MB, as GitHub does in the object form."""
     entry = _entry(call, sha, path, "file", call.repo.git.blob_id(sha, path), len(data))
+    if len(data) > MOST_CONTENT:
+        return entry | {"encoding": "none", "content": ""}
     return entry | {"encoding": "base64", "content": base64.encodebytes(data).decode()}
 
 
-def _folder(call: Call, sha: str, path: str) -> Response:
+def _folder(call: Call, sha: str, path: str, *, as_object: bool) -> Response:
     kinds = {"tree": "dir", "blob": "file", "commit": "submodule"}
     found = call.repo.git.listing(sha, path)
     if not found:
         raise not_found()
     prefix = f"{path}/" if path else ""
-    return answer([_entry(call, sha, prefix + name, kinds[kind], blob, size) for kind, blob, name, size in found])
+    entries = [_entry(call, sha, prefix + name, kinds[kind], blob, size) for kind, blob, name, size in found]
+    if as_object:
+        tree = _entry(call, sha, path, "dir", call.repo.git.blob_id(sha, path), 0) | {"entries": entries}
+        return answer(tree, headers={"content-type": "application/vnd.github.object"})
+    return answer(entries)
 
 
 @table.on("GET", REPO + "/git/ref/{ref:path}")
