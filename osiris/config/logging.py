@@ -19,7 +19,7 @@ class _Redacted(logging.Formatter):
         self._hide = hide
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._hide(_bounded(super().format(record)))
+        return _bounded(self._hide(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One message is one line: a stranger's words in it cannot pass for a line of their own."""
@@ -33,11 +33,12 @@ class _Json(_Redacted):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _bounded(record.getMessage()),
+            "message": record.getMessage(),
         }
         if record.exc_info:
-            line["error"] = _bounded(self.formatException(record.exc_info))
-        return json.dumps(self._hide.within(line))
+            line["error"] = self.formatException(record.exc_info)
+        # a secret is hidden before a cut can leave a part of it
+        return json.dumps({name: _bounded(self._hide(text)) for name, text in line.items()})
 
 
 def _bounded(text: str) -> str:

@@ -39,6 +39,16 @@ def test_what_is_shaped_like_a_secret_is_hidden(secret: str):
     assert Redactor()(f"before {secret}, after") == "before ***, after"
 
 
+@pytest.mark.parametrize("secret", ["sk-" + LETTERS, JWT])
+def test_a_secret_is_hidden_in_the_middle_of_a_run_of_words_with_dashes(secret: str):
+    assert Redactor()(f"the-key-of-mine-{secret} is long") == "*** is long"
+
+
+@pytest.mark.parametrize("start", ["sk-", "eyJ"])
+def test_the_first_start_of_a_run_takes_all_of_it(start: str):
+    assert Redactor()(f"{start}{start}-" * 3 + "sk-1" + "a" * 20) == "***"
+
+
 def test_a_key_that_was_cut_off_is_hidden_to_the_end():
     assert Redactor()(f"key: {PEM[:40]}") == "key: ***"
 

@@ -74,6 +74,30 @@ async def test_the_set_up_of_githubs_own_agent_serves_as_well(start: Start):
         assert "| `echo ready >.made` | 0 |" in await body(world, number)
 
 
+ALIASES = "a: &a {run: exit 1}\njobs: {copilot-setup-steps: {steps: [" + "*a, " * 6000 + "*a]}}\n"
+LONG = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": [{"run": "echo " + "x" * 20_000}]}}})
+
+
+@pytest.mark.parametrize(
+    ("workflow", "told"),
+    [
+        (ALIASES, "has 6001 commands, more than 50"),
+        (LONG, "has a command of more than 20,000 characters"),
+        ("jobs: [" * 60, "nests deeper than 50 levels in line 1"),
+        ("#" * 70_000, "is larger than 64 KiB"),
+    ],
+    ids=["aliases", "a long command", "nesting", "size"],
+)
+async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(start: Start, workflow: str, told: str):
+    files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
+    async with start(files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        said = "\n".join(await world.said_by_osiris(issue))
+        assert f"`.github/workflows/copilot-setup-steps.yml` {told}" in said
+        assert "name the set-up commands in `.github/osiris.yml`" in said
+
+
 async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(start: Start):
     files = repository(commands={"setup": ["true", "echo the disk is on fire; exit 7"]})
     async with start(files=files) as world:

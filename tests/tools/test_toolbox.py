@@ -39,6 +39,15 @@ async def test_unknown_tools_and_wrong_arguments_are_answers(use):
     assert "wrong arguments" in (await use("run_command", command="x", timeout=9999)).lower()
 
 
+async def test_names_of_arguments_are_answered_in_short(use):
+    many = {f"{n}\u200b{'x' * 100_000}": n for n in range(50)}
+    said = await use("list_dir", **many)
+    assert said.startswith("list_dir was not run. Wrong arguments: 0xxxx")
+    assert "… [99901 more characters]: Extra inputs are not permitted; 1xxx" in said
+    assert said.endswith("; and 45 more")
+    assert len(said) < 2000
+
+
 async def test_reading_numbers_lines_and_says_how_to_go_on(use, bash):
     await bash("seq 1000 >many; printf 'a\\0b' >binary; touch empty; head -c 9000 /dev/zero | tr '\\0' x >long")
     text = await use("read_file", path="many", start=5, lines=2)

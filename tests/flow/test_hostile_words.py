@@ -1,0 +1,51 @@
+"""Words of strangers that once held a worker's event loop for longer than its lease lives: all of them at once."""
+
+import pytest
+from sqlalchemy import select
+
+from osiris.queue.lease import PATIENCE
+from osiris.queue.tables import LeaseRow
+from tests.flow.conftest import FIX, Start, World, run, step
+
+GITHUB = 65_000  # characters that GitHub takes
+FLOODS = {
+    "returns": "head -c 262144 /dev/zero | tr '\\0' '\\r'",
+    "starts of keys": "python3 -c \"print('sk-' * 80000); print('eyJ-' * 60000)\"",
+    "escapes": "python3 -c \"print('\\x1b[' * 60000 + '\\x9b0' * 60000)\"",
+    "hidden characters": "python3 -c \"print('\\u200b\\U000e0041' * 60000)\"",
+}
+COMMENTS = {
+    "images": "![" * (GITHUB // 2),
+    "lists": "- a\n" * (GITHUB // 4),
+    "brackets": "[" * GITHUB,
+    "spans of code": "`\n/osiris stop\n`\n\n" * (GITHUB // 20),
+}
+
+
+async def lease_of(world: World) -> tuple[int, ...]:
+    async with world.osiris.engine.connect() as connection:
+        return tuple(await connection.scalars(select(LeaseRow.number)))
+
+
+async def test_no_words_cost_a_worker_its_lease(start: Start):
+    steps = [step("run_command", command=command) for command in FLOODS.values()]
+    async with start({"runs": [run(*steps, *FIX)]}) as world:
+        before = await lease_of(world)
+        issue = await world.labelled("![" * 100, "![" * (GITHUB // 2))
+        for words in COMMENTS.values():
+            await world.alice.comment(issue, words)
+            await world.alice.comment(issue, f"{words[: GITHUB // 2]}\n\n/osiris status")
+        await world.settled()
+        assert (await world.task()).state == "review"
+        assert await lease_of(world) == before
+        longest, place = world.osiris.monitor.longest, world.osiris.monitor.place
+        assert longest < PATIENCE / 4, place
+
+
+@pytest.mark.parametrize("name", COMMENTS)
+async def test_a_command_is_found_below_hostile_words(start: Start, name: str):
+    async with start() as world:
+        issue = await world.alice.file_issue("A title", "A body")
+        await world.alice.comment(issue, f"{COMMENTS[name][:2000]}\n\n/osiris")
+        await world.settled()
+        assert (await world.task()).state == "review"
