@@ -4,9 +4,11 @@ The controls take a little more than a session may have, unprotected: no bomb go
 """
 
 import os
+import secrets
 import shlex
 import statistics
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from tests.attacks.acts import Attack, each, known, python, won
 from tests.attacks.conftest import MIB, SMALL
+from tests.attacks.test_survivors import kill, living
 
 ALIVE = ("run", ("other", ["/bin/bash", "-c", "sleep 0.05; echo alive"]), {"timeout": 30})
 PATIENCE = 6  # seconds that a command of a neighbour may take on a busy machine; alone it takes 0.02
@@ -243,6 +246,63 @@ def test_memory_bomb(name, neighbour, verdict):
     verdict("killed at the limit", "as much could be had")
 
 
+BUFFERS = {
+    "TCP": """
+import socket, time
+listening = socket.create_server(("127.0.0.1", 0), backlog=200)
+pairs = []
+for n in range(90):
+    sends = socket.create_connection(listening.getsockname())
+    sends.setblocking(False)
+    pairs.append((sends, listening.accept()[0]))
+held, quiet = 0, 0
+while quiet < 5 and held < 320 << 20:
+    before = held
+    for sends, takes in pairs:
+        try:
+            while True: held += sends.send(bytes(1 << 16))
+        except BlockingIOError: pass
+    quiet = 0 if held > before else quiet + 1
+    time.sleep(0.05)
+""",
+    "UDP": """
+import resource, socket
+many = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 50
+pairs = [socket.socket(type=socket.SOCK_DGRAM) for n in range(min(many, 950))]
+for one in pairs:
+    one.bind(("127.0.0.1", 0))
+    one.setblocking(False)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    for n in range(9): one.sendto(bytes(60000), one.getsockname())
+held = 0
+for one in pairs:
+    try:
+        while True: held += len(one.recv(1 << 16))
+    except BlockingIOError: pass
+""",
+}
+"""They fill what nobody reads; `held` is how many bytes that is."""
+MOST_HELD = 120
+"""MiB. The bound is half of it, and the kernel lets each socket have a little at any time."""
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_what_buffers_of_a_network_hold(name, neighbour, verdict):
+    """They are one pool of the machine, and in version 1 of cgroups no memory that a cgroup counts."""
+    judged = f"print('held', held >> 20, flush=True)\nif held > {MOST_HELD} << 20: print('won')"
+    bomb = python(f"{BUFFERS[name]}\n{judged}")
+    free = neighbour.unprotected(bomb)
+    assert won(free), f"the attack itself is broken: {free[-2000:]}"
+    result = beside(neighbour, bomb)
+    seen = result.output.decode(errors="replace")
+    if neighbour.who == "ordinary" and won(seen):
+        verdict("weak: no cgroup, so only the machine's pool is a bound", "as much could be held")
+        return
+    assert not won(seen), seen
+    assert "held" in seen or result.out_of_memory, seen
+    verdict(f"{' '.join(seen.split()[:2])} MiB, then senders wait", f"{' '.join(free.split()[:2])} MiB")
+
+
 def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, verdict):
     """What the kernel still counts for jails that are gone must not keep the next one from being made."""
     grows = f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo ${{#found[@]}}"
@@ -306,10 +366,15 @@ COUNTED = {
     "inotify instances": "libc.inotify_init1(0)",
     "descriptors under way": "give(n)",
     "message queues": "libc.mq_open(b'/%d' % n, 0o102, 0o600, None)",
+    "terminals": "terminal()",
 }
+SHARED_BY_AN_ORDINARY_USER = {"descriptors under way", "message queues"}
 TAKE = """
-import array, ctypes, socket, sys, time
+import array, ctypes, os, socket, sys, time
 libc, pairs = ctypes.CDLL(None), []
+def terminal():
+    try: return os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    except OSError: return -1
 def give(n):
     if n % 100 == 0: pairs.append(socket.socketpair())
     try: return pairs[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 10))])
@@ -330,7 +395,7 @@ def counts(worker):
     free = worker.namespaced(python(TAKE, "3", "0"))
     taken, others = worker.ask("beside", ("run", ("greedy", greedy), {}), ("run", ("modest", modest), {}))
     for _ in range(200):  # the kernel takes some back a moment after the process is gone
-        if (after := worker.ask("run", "modest", modest)).output == b"1 1 1\n":
+        if (after := worker.ask("run", "modest", modest)).output.split() == [b"1"] * len(COUNTED):
             break
     for name in ("greedy", "modest"):
         worker.ask("destroy", name)
@@ -339,12 +404,65 @@ def counts(worker):
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_a_count_of_the_jails_user(name, counts, verdict):
-    """All sessions run as one user, so they share what the kernel counts by user, as long as a command holds it."""
+def test_a_count_of_the_jails_user(name, counts, worker, verdict):
+    """Each session of a root worker has a user of its own. An ordinary user's sessions share what the kernel counts by
+    user, as long as a command holds it; for some of that a session has a limit of its own."""
     free, taken, after, others = counts
     which = list(COUNTED).index(name)
     assert free[which] == 3, "the attack itself is broken"
     assert 0 < taken[which] < 9999
     assert after[which] == 1
     starved = any(other[which] == 0 for other in others)
-    verdict("weak: others have none while the command runs" if starved else "others have theirs", "it counts")
+    if worker.who == "ordinary" and name in SHARED_BY_AN_ORDINARY_USER:
+        verdict("weak: others have none while the command runs" if starved else "others have theirs", "it counts")
+        return
+    assert not starved
+    assert name != "terminals" or taken[which] <= 64
+    verdict(f"{taken[which]} for one session, and others have theirs", "it counts")
+
+
+def test_epoll_watches_are_counted_for_each_session(worker, verdict):
+    """Some gigabytes of memory would be needed to use them up, so the test asks for the user that they are counted by
+    (`epoll_watches` in the kernel's include/linux/sched/user.h). The control: commands of one session have one user."""
+    for name in ("one", "another"):
+        worker.create(name)
+    seen = {name: _users_of(worker, name) for name in ("one", "another")}
+    again = _users_of(worker, "one")
+    for name in ("one", "another"):
+        worker.ask("destroy", name)
+    assert len(again) == 1
+    assert again == seen["one"], "the attack itself is broken"
+    if worker.who == "ordinary":
+        assert seen["one"] == seen["another"]
+        verdict("weak: all sessions run as the worker's user", "commands of one session have one user")
+        return
+    assert not seen["one"] & seen["another"]
+    assert not (seen["one"] | seen["another"]) & {0, 61000, 61999}
+    verdict("each session has a user of its own", "commands of one session have one user")
+
+
+def _users_of(worker, name):
+    """The host's users of a command's processes, asked by a file that each of them makes."""
+    tag = f"osiris-{secrets.token_hex(8)}"
+    worker.tell("run", name, ["/bin/bash", "-c", f"exec -a {tag} sleep 30"], timeout=15)
+    found = set()
+    try:
+        until = time.monotonic() + 14
+        while not found and time.monotonic() < until:
+            found = {about for pid in living(tag) if (about := _uid(pid)) is not None}
+            time.sleep(0.01)
+    finally:
+        kill(tag)
+        worker._answer()
+    return found
+
+
+def _uid(pid):
+    """Of a process that is inside already."""
+    try:
+        words = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
+    except OSError:
+        return None
+    return int(words["Uid"].split()[0]) if len(words["NSpid"].split()) > 1 else None

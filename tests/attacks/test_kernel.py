@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.attacks.acts import Attack, each, judge, python
+from tests.attacks.acts import Attack, each, judge, python, won
 
 REFUSED = {"EPERM", "ENOSYS"}
 ABSENT = {"ENOENT", "EROFS", "EACCES", "EPERM"}
@@ -174,6 +174,14 @@ MACHINE = calls(
     "remap_file_pages: 216, 0, 0, 0, 0, 0",
     "vmsplice: 278, -1, BUFFER, 0, 0",
 )
+COUNTED_FOR_THE_MACHINE = calls(
+    "io_setup: 206, 1, BUFFER",
+    "io_destroy: 207, 0",
+    "io_submit: 209, 0, 0, 0",
+    "io_cancel: 210, 0, BUFFER, BUFFER",
+    "io_getevents: 208, 0, 0, 0, BUFFER, 0",
+    "io_pgetevents: 333, 0, 0, 0, BUFFER, 0, 0",
+)
 SPACES = {"NEWNS": 0x20000, "NEWCGROUP": 0x2000000, "NEWUTS": 0x4000000, "NEWIPC": 0x8000000}
 SPACES |= {"NEWUSER": 0x10000000, "NEWPID": 0x20000000, "NEWNET": 0x40000000}
 NAMESPACES = [
@@ -260,7 +268,21 @@ PRIVILEGES = [
     Asked(name="real time", code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", rootly=True),
     Asked(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", rootly=True),
 ]
-ROWS = [*MOUNTS, *OTHERS, *MACHINE, *NAMESPACES, *SOCKETS, *SHAPES, *SETTINGS, *PRIVILEGES]
+FLUSHES = [
+    Asked(name="syncfs of nothing", code="call(306, -1)", refused={"done"}),
+]
+ROWS = [
+    *MOUNTS,
+    *OTHERS,
+    *MACHINE,
+    *COUNTED_FOR_THE_MACHINE,
+    *FLUSHES,
+    *NAMESPACES,
+    *SOCKETS,
+    *SHAPES,
+    *SETTINGS,
+    *PRIVILEGES,
+]
 NOT_HERE = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENODEV", "ENXIO"}
 
 
@@ -292,6 +314,49 @@ def _control(row, free, who):
         return "closed to an ordinary user"
     assert set(free) & {*NOT_HERE, "ENOENT"}, f"the attack itself is broken: {free}"
     return "not in this kernel"
+
+
+FLUSH = """
+import ctypes, os, sys
+libc, place = ctypes.CDLL(None, use_errno=True), sys.argv[1]
+
+def dirty(fd):
+    found = (ctypes.c_uint64 * 5)()
+    if libc.syscall(451, fd, (ctypes.c_uint64 * 2)(0, 0), found, 0): raise OSError(ctypes.get_errno(), "cachestat")
+    return found[1]
+
+def left(flush):
+    most = 0
+    for n in range(9):
+        fd = os.open(f"{place}/flushed", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, bytes(1 << 16))
+        flush(fd)
+        most = max(most, dirty(fd))
+        os.close(fd)
+    os.unlink(f"{place}/flushed")
+    return most
+
+by_sync, by_file = left(lambda fd: os.sync()), left(os.fsync)
+print("dirty", by_sync, by_file)
+if by_sync == 0: print("won")
+"""
+
+
+def test_sync_writes_out_nothing_and_fsync_does(lasting, worker, verdict):
+    """What is still dirty after a flush: all others of the machine would wait for one of all its disks.
+
+    A kernel may write pages out at any time, so it is tried some times, and the most counts.
+    """
+    free = worker.unprotected(python(FLUSH, "."))
+    assert won(free), f"the attack itself is broken: {free}"
+    seen = lasting.bash(python(FLUSH, "/tmp"), name="lasting").output.decode()
+    if worker.who == "ordinary":  # its files are in memory, which is written out nowhere
+        assert seen.startswith("dirty"), seen
+        verdict("answered, and nothing done", "its files lie in memory: see syncfs")
+        return
+    assert not won(seen), seen
+    assert seen.split()[2] == "0", seen
+    verdict("answered, and nothing done", "all was written out")
 
 
 # ── what a process has ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ FILE_CALLS = re.compile(
     r"|symlink|link|readlink|copy2?|copyfile|copytree"
 )
 TOUCHES: Mapping[str, str] = {
+    "tools/disk:own": "a /usr, an /etc or a devpts of the session's, where nobody can write",
     "tools/disk:_fill": "makes the folders, before anybody was there",
     "tools/disk:close": "`keep`, which no jail sees",
     "tools/disk:seal": "`keep`",
@@ -38,7 +39,11 @@ TOUCHES: Mapping[str, str] = {
     "tools/image:make_over": "makes folders, before anybody was there",
     "tools/image:find": "whether it is mounted",
     "tools/image:remove": "where the disk was mounted",
+    "tools/image:reserve": "where the disk is mounted",
     "tools/image:_make_image": "the image itself",
+    "tools/image:_shown_as_ours": "the owner of a checkout that nothing is written to any more",
+    "tools/image:_mount_own": "where /usr, /etc and a devpts are mounted",
+    "tools/image:can_keep_apart": "disks of its own, to try what the kernel can",
     "tools/image:_mount": "where the disk is mounted",
     "tools/image:_lay": "`keep`, and whether it is mounted",
     "tools/checkout:check_out": "`keep`",
@@ -59,6 +64,7 @@ STARTERS: Mapping[str, str] = {
     "tools/bridge": "inside a jail",
     "tools/disk": "mkfs, mount and umount",
     "tools/holder": "the holder of a disk",
+    "tools/mounts": "umount, and a process that a user namespace is made with",
     "tools/etc": "compiles our own helpers",
     "tools/proxy_process": "the proxy of a session, with nothing of the worker's",
     "tools/registries": "asks this machine's package tools, in a folder of its own",

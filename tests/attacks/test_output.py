@@ -1,12 +1,14 @@
 """Hostile commands whose output is the weapon: floods, control sequences, and links where the host puts all of it."""
 
 import os
+import re
 import unicodedata
 
 import pytest
 
 from tests.attacks.acts import known, python, won
 from tests.attacks.conftest import MIB, SMALL
+from tests.attacks.test_text import takes_linear_time
 
 FLOODS = {
     "lines": "yes",
@@ -103,6 +105,40 @@ def test_a_forged_verdict(lasting, verdict):
     assert lasting.unprotected(forged).startswith("exit code 0")
     assert lasting.tool("run_command", name="lasting", command=forged).startswith("exit code 7 in ")
     verdict("the harness speaks first", "bare output begins with it")
+
+
+# ── what takes long to read ───────────────────────────────────────────────────────────────────────────────────────────
+
+PIECES = {
+    "returns": "\r",
+    "starts of keys": "sk-",
+    "starts of tokens": "eyJ-",
+    "starts of escapes": "\x1b[",
+    "escapes of one byte": "\x9b0;",
+    "hidden characters": "\u200b\U000e0041\u3164",
+    "separators of lines": "\u2028\x85\x1c",
+    "halves of characters": "\udcf0",
+}
+NAIVE = re.compile(r"\r+\n|\bsk-(?=[\w-]*\d)[\w-]{20,}|\beyJ[\w-]{10,}\.eyJ|(?:\x1b\[|\x9b)[^m]*m")
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_output_that_takes_long_to_read(name, lasting, verdict):
+    """The tools answer, and the worker's event loop goes on: `Attacked` looks at it in every call."""
+    piece = PIECES[name].encode("utf-8", "surrogateescape")
+    writing = f"import sys; sys.stdout.buffer.write({piece!r} * {262_144 // len(piece)})"
+    lasting.bash(f"mkdir -p /tmp/slow; {python(writing)} >/tmp/slow/file", name="lasting")
+    for tool, args in (
+        ("run_command", {"command": python(writing)}),
+        ("run_command", {"command": f"{python(writing)} >&2; exit 1"}),
+        ("read_file", {"path": "/tmp/slow/file"}),
+        ("search", {"path": "/tmp/slow", "pattern": "."}),
+        ("write_file", {"path": "/tmp/slow/other", "content": "x", PIECES[name] * 30_000: "an argument"}),
+    ):
+        answer = lasting.tool(tool, name="lasting", **args)
+        assert len(answer) < 25_000
+    slow = not takes_linear_time(lambda text: NAIVE.sub("", text), PIECES[name] * 20_000)
+    verdict("read at once", "a naive pattern takes quadratic time" if slow else "no naive pattern is slow here")
 
 
 # ── where the host puts all of it ─────────────────────────────────────────────────────────────────────────────────────

@@ -138,6 +138,7 @@ def test_a_command_whose_worker_is_killed(worker, tag, free, verdict):
         heir.ask("remove", "s")
         heir.close()
         assert not (place / "own/sandboxes/s").exists()
+        assert f"{place}/own/sandboxes/s" not in Path("/proc/self/mounts").read_text()
     verdict("it dies with its worker, and the next one cleans up", "an unprotected one lived on")
 
 

@@ -80,6 +80,9 @@ def test_the_filter_answers_as_it_should(machine):
     assert ask(seccomp.IOCTL, 0, 0x5412 | 1 << 32) == eperm
     assert ask(seccomp.IOCTL, 0, 0x5401) == seccomp.ALLOW
     assert ask(seccomp.PERSONALITY, 0x20000) == eperm
+    assert all(ask(row) == seccomp.ERRNO | seccomp.ENOSYS for row in seccomp.ABSENT.values())
+    assert all(ask(row) == seccomp.ERRNO for row in seccomp.VOID.values())  # error 0
+    assert [ask(row) for row in ((74, 82), (75, 83), (277, 84))] == [seccomp.ALLOW] * 3  # for one file
     assert ask((463, 463)) == seccomp.ERRNO | seccomp.ENOSYS
     assert run_filter(machine, 0x40000003, 1) == seccomp.KILL
 
@@ -91,6 +94,12 @@ def test_x32_calls_are_killed():
 def test_other_processors_are_refused():
     with pytest.raises(Refused, match="riscv64"):
         seccomp.program("riscv64")
+
+
+@pytest.mark.parametrize(("memory", "bound"), [(2 << 30, 64 << 20), (100 << 20, 25 << 20)])
+def test_version_1_of_cgroups_bounds_what_sockets_hold(memory, bound):
+    settings = {name: value for name, value, _ in cgroup._settings_1(Limits(memory=memory))}
+    assert settings["memory.kmem.tcp.limit_in_bytes"] == str(bound)
 
 
 def test_version_2_of_cgroups_is_set_up_below_our_own(tmp_path, monkeypatch):
