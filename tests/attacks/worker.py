@@ -169,14 +169,21 @@ Stall = tuple[float, str]
 
 
 async def _answer(worker: Worker, call: Call) -> tuple[Exception | None, Any, Stall]:
-    """What a call gave or raised, and the longest stall meanwhile. Controls block the loop on purpose."""
+    """What a call gave or raised, and the longest stall meanwhile."""
     monitor, error, value = LoopMonitor(STALL), None, None
     with monitor.watching():
         try:
             value = await worker._do(call)
         except Exception as raised:  # noqa: BLE001  (the test that asked has it)
             error = raised
-    return error, value, (0.0, "") if "plain" in repr(call[:2]) else (monitor.longest, monitor.place)
+    return error, value, (0.0, "") if _is_control(call) else (monitor.longest, monitor.place)
+
+
+def _is_control(call: Call) -> bool:
+    """Whether a call, or one in it, is a control, which holds the loop on purpose."""
+    method, args, _ = call
+    calls = args[0] if method == "together" else args if method == "beside" else ()
+    return method == "plain" or any(map(_is_control, calls))
 
 
 def main() -> None:
