@@ -45,10 +45,14 @@ class View:
     """What a jail sees of the host; a missing `home` or `tmp` is a fresh tmpfs of `limits.scratch` bytes.
 
     `way_out` is a folder with the socket of a proxy, `cargo` one with a file of cargo's; `enter` are the words before a
-    command that has to see all this.
+    command that has to see all this, and `uid` is the host's user of a root worker's session. `terminals` is a devpts
+    of the session's; without it the jail has one of its own.
     """
 
     etc: Path
+    usr: Path = Path("/usr")
+    terminals: Path | None = None
+    uid: int | None = None
     work: Path
     work_writable: bool = True
     tmp: Path | None = None
@@ -81,13 +85,14 @@ def _environment(view: View) -> list[str]:
 
 
 def _system(view: View) -> list[str]:
-    options = ["--ro-bind", "/usr", "/usr"]
+    options = ["--ro-bind", str(view.usr), "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if os.path.islink(f"/{name}"):
             options += ["--symlink", f"usr/{name}", f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             options += ["--ro-bind", f"/{name}", f"/{name}"]
-    return [*options, "--ro-bind", str(view.etc), "/etc", "--proc", "/proc", "--dev", "/dev"]
+    options += ["--ro-bind", str(view.etc), "/etc", "--proc", "/proc", "--dev", "/dev"]
+    return [*options, *(("--dev-bind", str(view.terminals), "/dev/pts") if view.terminals else ())]
 
 
 def _folders(view: View) -> list[str]:

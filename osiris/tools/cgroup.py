@@ -16,6 +16,10 @@ from osiris.sandboxing import Limits
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 HOUR = 3600  # seconds
+# What sockets of TCP hold is one pool of the machine (net.ipv4.tcp_mem, a tenth of its memory), and version 1 counts it
+# apart from other memory. A bound of 64 MiB holds thousands of connections that are read from; when the senders of
+# those that are not have filled it, they wait.
+TCP_BUFFERS = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ def _settings_1(limits: Limits) -> tuple[tuple[str, str, bool], ...]:
         ("memory.memsw.limit_in_bytes", "-1", False),  # so that a smaller limit can be set twice: memsw may not be less
         ("memory.limit_in_bytes", str(limits.memory), True),
         ("memory.memsw.limit_in_bytes", str(limits.memory), False),
+        ("memory.kmem.tcp.limit_in_bytes", str(min(TCP_BUFFERS, limits.memory // 4)), False),
         ("pids.max", str(_processes(limits)), True),
     )
 

@@ -18,15 +18,24 @@ SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
 INDEX, NOTES, EXCLUDE, LEFT = "index", "notes.json", "exclude", "left"
 UNSEALED, SEALED = "unsealed", "ready"
+USR, ETC, TERMINALS = "usr", "etc", "pts"
+"""What a session's jails have of their own, and would else share with those of all others."""
+MOST_TERMINALS: Final = 64  # of the 3072 that kernel.pty.max leaves to all sessions of a machine
+DEVPTS: Final = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 
 
 class Disk(ABC):
-    """The disk `name` below `root`; what is on it belongs to user `uid` (None: to ours)."""
+    """The disk `name` below `root`; what is on it belongs to user `uid` (None: to ours).
 
-    def __init__(self, root: Path, name: str, *, uid: int | None) -> None:
+    With a prepared `etc` it is one of a session, and has a /usr, an /etc and terminals of its own, where the kernel
+    can.
+    """
+
+    def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
         self.folder = root / name
         """Where jails are told to look for it."""
         self.uid = uid
+        self.etc = etc
 
     @property
     @abstractmethod
@@ -41,6 +50,13 @@ class Disk(ABC):
     @property
     def keep(self) -> Path:
         return self.here / "keep"
+
+    def own(self, name: str) -> Path | None:
+        """Return where jails find the session's own `usr`, `etc` or `pts`; None where it has none."""
+        with contextlib.suppress(OSError), os.scandir(self.here / name) as entries:
+            if any(entries):
+                return self.folder / name
+        return None
 
     @abstractmethod
     def make(self, limits: Limits) -> None:

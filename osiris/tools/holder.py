@@ -17,15 +17,23 @@ from typing import Final
 
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
-from osiris.tools.disk import Disk, fills_up
+from osiris.tools.disk import DEVPTS, Disk, fills_up
 
 NSENTER: Final = "/usr/bin/nsenter"
 # Nobody's child, and with none of our streams: whoever asked for it may end.
 HOLD: Final = ("/usr/bin/setsid", "--fork", "/usr/bin/unshare", "--map-root-user", "--mount", "/bin/sh", "-c")
+INOTIFY: Final = 32  # instances of inotify for one session, of the 128 that a user has in most cases
 # It notes by itself who it is, and since when: whoever asked for it may be killed before the answer. The start is the
 # 20th word behind the name: proc_pid_stat(5), field 22.
 HELD: Final = """
 mount -t tmpfs -o "size=$2,nr_inodes=$3,mode=0711,nosuid,nodev" osiris "$1" || exit
+if [ "$5" ]; then (
+    cd "$1" && umask 022 && mkdir usr etc pts && mount --bind "$5" etc
+    mount -t overlay -o ro,nosuid,nodev,lowerdir=usr:/usr osiris usr
+    mount -t overlay -o ro,nosuid,nodev,lowerdir=pts:etc osiris etc
+    mount -t devpts -o "nosuid,noexec,$6" osiris pts
+    echo "$7" >/proc/sys/user/max_inotify_instances
+) 2>/dev/null; fi
 set -- "$4" $(sed 's/.*) //' /proc/$$/stat)
 printf '[%d, "%s"]' $$ "${21}" >"$1" || exit
 echo held
@@ -37,8 +45,8 @@ GONE: Final = 5.0  # seconds that a killed process may take to be gone
 class HeldDisk(Disk):
     """A disk that a process holds; which one stands in a file."""
 
-    def __init__(self, root: Path, name: str, *, uid: int | None) -> None:
-        super().__init__(root, name, uid=uid)
+    def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
+        super().__init__(root, name, uid=uid, etc=etc)
         self._note = root / "@held" / name
 
     @property
@@ -52,7 +60,8 @@ class HeldDisk(Disk):
     def make(self, limits: Limits) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self._note.parent.mkdir(mode=0o700, exist_ok=True)
-        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes), str(self._note)]
+        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
+        words += [str(self._note), str(self.etc or ""), DEVPTS, str(INOTIFY)]
         said = subprocess.run(
             words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )

@@ -9,34 +9,38 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
-from osiris.tools.disk import Disk, NoRoom, fills_up, run
+from osiris.tools import mounts
+from osiris.tools.disk import DEVPTS, ETC, TERMINALS, USR, Disk, NoRoom, fills_up, run
 from osiris.tools.orphans import end_orphans
+from osiris.tools.users import USERS, check_claims
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
 # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
 # cut. redirect_dir: else a folder of the disk below could not be renamed, which `git mv` takes for a failure.
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
-OVERLAY: Final = "nosuid,nodev,noatime,redirect_dir=on,index=off,metacopy=off"
+OVERLAY: Final = "redirect_dir=on,index=off,metacopy=off"
 GONE: Final = 3.0  # seconds
 _FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
 STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
 TRIAL: Final = "@trial-"
 HOUR: Final = 3600  # seconds
+HOST_USR: Final = Path("/usr")
 KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
+LOWER: Final = "lower"  # where the workspace of the disk below is shown as this session's, until it is laid
 
 
 class ImageDisk(Disk):
     """A disk in an image file."""
 
-    def __init__(self, root: Path, name: str, *, uid: int | None) -> None:
-        super().__init__(root, name, uid=uid)
+    def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
+        super().__init__(root, name, uid=uid, etc=etc)
         self.image = root / "@disks" / f"{name}.img"
 
     @property
@@ -56,10 +60,12 @@ class ImageDisk(Disk):
         self._make_image(limits)
         self._mount()
         self._fill()
+        self._mount_own()
 
     def make_over(self, layer: "ImageDisk", limits: Limits) -> None:
         """The same, with the workspace of another disk seen below its own files."""
         self.make(limits)
+        (self.folder / LOWER).mkdir(mode=0o700)
         for part in (OWN, AUXILIARY):
             (self.folder / part).mkdir(mode=0o755)
             if self.uid is not None:
@@ -71,11 +77,14 @@ class ImageDisk(Disk):
     def find(self) -> bool:
         """An image that was put away cleanly (a restart) is mounted again."""
         with _FINDING:
-            if self.image.exists() and not self.folder.is_mount():
+            if self._is_image() and not self.folder.is_mount():
                 if not self._becomes_clean():
                     return False
                 self._mount()
-            return self.sealed and self._lay()
+            if not self.sealed:
+                return False
+            self._mount_own()
+            return self._lay()
 
     def remove(self) -> None:
         """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
@@ -89,9 +98,13 @@ class ImageDisk(Disk):
         except OSError:
             run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
-    def _make_image(self, limits: Limits) -> None:
-        self.folder.mkdir(mode=0o711, exist_ok=True)  # first: by its folder a killed worker's image is found
+    def reserve(self) -> None:
+        """Make the folder and the place of the image. By its folder a killed worker's image is found."""
+        self.folder.mkdir(mode=0o711, exist_ok=True)
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
+
+    def _make_image(self, limits: Limits) -> None:
+        self.reserve()
         _insist_on_room(self.image.parent, limits.disk)
         with self.image.open("wb") as file:
             file.truncate(limits.disk)
@@ -107,13 +120,57 @@ class ImageDisk(Disk):
         """Lay it over the disk that was noted, where that is not done; False when that is gone."""
         if not self._over.exists() or (self.folder / "work").is_mount():
             return True
-        layer = ImageDisk(self.folder.parent, self._over.read_text(), uid=self.uid)
+        layer = ImageDisk(self.folder.parent, self._over.read_text(), uid=None)
         if not layer.find():
             return False
-        # relative, for a `:` or `,` in the path would be read as an end
-        told = f"{OVERLAY},lowerdir=../{layer.folder.name}/work,upperdir={OWN},workdir={AUXILIARY}"
-        run(["/usr/bin/mount", "-t", "overlay", "-o", told, "osiris", "work"], cwd=self.folder)
+        try:
+            with self._shown_as_ours(layer.folder / "work") as lower:
+                folders = {"lowerdir": lower, "upperdir": self.folder / OWN}
+                folders["workdir"] = self.folder / AUXILIARY
+                flags = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_ATIME
+                mounts.mount_overlay(self.folder / "work", folders, OVERLAY, flags)
+        except OSError as error:
+            raise Unavailable(f"the session's disk: it cannot be laid: {error}") from None
         return True
+
+    @contextlib.contextmanager
+    def _shown_as_ours(self, folder: Path) -> Iterator[Path]:
+        """Give a place where the files of another disk belong to this session's user.
+
+        The overlay keeps what it was made of, so that is out of sight afterwards.
+        """
+        if self.uid is None or folder.stat().st_uid == self.uid:
+            yield folder
+            return
+        lower = self.folder / LOWER
+        mounts.mount_as(folder, lower, self.uid)
+        try:
+            yield lower
+        finally:
+            mounts.unmount(lower)
+
+    def _mount_own(self) -> None:
+        """Mount what the session's jails have of their own.
+
+        A session that is found again gets /usr and /etc as they are now. Where the kernel cannot, jails see the host's.
+        """
+        if self.etc is None:
+            return
+        for name, source in ((USR, HOST_USR), (ETC, self.etc)):
+            with contextlib.suppress(OSError):
+                (self.folder / name).mkdir(mode=0o755, exist_ok=True)
+                with contextlib.suppress(OSError):  # nothing is mounted there
+                    mounts.unmount(self.folder / name)
+                mounts.mount_twin(source, self.folder / name)
+        if self.own(TERMINALS) is None:
+            with contextlib.suppress(OSError):
+                (self.folder / TERMINALS).mkdir(mode=0o755, exist_ok=True)
+                flags = mounts.NO_SETUID | mounts.NO_EXECUTION
+                mounts.mount("devpts", self.folder / TERMINALS, DEVPTS, flags)
+
+    def _is_image(self) -> bool:
+        """Return whether it was made: an empty one only claims a user."""
+        return self.image.exists() and self.image.stat().st_size > 0
 
     def _becomes_clean(self) -> bool:
         """The kernel lets go of a disk a moment after it was unmounted, when the last jail's namespace has gone."""
@@ -178,3 +235,33 @@ def can_mount(root: Path) -> str:
     finally:
         second.remove()
         first.remove()
+
+
+def can_keep_apart(root: Path, etc: Path) -> tuple[str, list[str]]:
+    """Try whether each session can have a user of its own over a kept checkout.
+
+    Returns what went wrong, empty when it works; and what a session has to share all the same. Raises NoRoom.
+    """
+    small = Limits(disk=4 * MIB, inodes=64)
+    first, second = (f"{TRIAL}{secrets.token_hex(8)}" for _ in range(2))
+    layer = ImageDisk(root, first, uid=USERS[0])
+    session = ImageDisk(root, second, uid=USERS[1], etc=etc)
+    try:
+        check_claims()
+        layer.make(small)
+        (layer.folder / "work" / "seen").touch()
+        os.chown(layer.folder / "work" / "seen", USERS[0], USERS[0])
+        layer.close({})
+        layer.seal()
+        session.make_over(layer, small)
+        shared = [f"/{name}" for name in (USR, ETC) if session.own(name) is None]
+        shared += ["terminals"] if session.own(TERMINALS) is None else []
+        seen = (session.folder / "work" / "seen").stat().st_uid
+        return ("" if seen == USERS[1] else "files keep their owner"), shared
+    except NoRoom:
+        raise
+    except (OSError, Unavailable) as error:
+        return str(error), []
+    finally:
+        session.remove()
+        layer.remove()

@@ -12,7 +12,7 @@ from osiris.tools import cgroup, seccomp
 from osiris.tools.bubblewrap import View
 from osiris.tools.disk import NoRoom
 from osiris.tools.holder import can_hold
-from osiris.tools.image import can_mount
+from osiris.tools.image import can_keep_apart, can_mount
 from osiris.tools.jail import BWRAP, dropped_uid
 from osiris.tools.trial import Trial, attempt, attempt_plain, attempt_view
 
@@ -51,6 +51,7 @@ says("git", subprocess.run(["git", "--version"], capture_output=True).returncode
 """
 
 DISK, MEMORY = "size-limited disk", "memory and process limits"
+APART: Final = "a user for each session"
 SMALL: Final = Limits(memory=48 * MIB, processes=16)
 # In a group with these limits: 32 processes more are too many, and so are 160 MiB.
 GREEDY: Final = """
@@ -68,7 +69,8 @@ bytearray(160 << 20)
 def run(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
     """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator allows runs without a
     limit on their memory."""
-    return [*_ground(root, etc), *_profile(etc), *(bounds or _bounds(root, weak))]
+    found = [*_ground(root, etc), *_profile(etc), *(bounds or _bounds(root, weak))]
+    return found if dropped_uid() is None else [*found, _apart(root, etc)]
 
 
 def bounds_that_hold(found: Sequence[Probe]) -> list[Probe]:
@@ -145,6 +147,17 @@ def _disk(root: Path) -> Probe:
     except NoRoom as full:
         return Probe(name=DISK, ok=False, detail=str(full), fix="Make room.", passing=True)
     return Probe(name=DISK, ok=not trouble, detail=trouble[:160], fix=fix)
+
+
+def _apart(root: Path, etc: Path) -> Probe:
+    """What root's sessions can have of their own. Without it they are processes of one user."""
+    fix = "It needs Linux 5.19, and overlayfs in the kernel. Without it sessions share what is counted by user."
+    try:
+        trouble, shared = can_keep_apart(root, etc)
+    except NoRoom as full:
+        return Probe(name=APART, ok=False, needed=False, detail=str(full), fix="Make room.", passing=True)
+    detail = trouble[:160] or (f"shared: {', '.join(shared)}" if shared else "")
+    return Probe(name=APART, ok=not trouble, needed=False, detail=detail, fix=fix)
 
 
 def _try_limits() -> Trial:

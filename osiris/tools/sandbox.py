@@ -22,15 +22,16 @@ from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.checkout import Filling, check_out, copy_index
 from osiris.tools.collect import OBJECT_ID
-from osiris.tools.disk import INDEX, Disk
+from osiris.tools.disk import ETC, INDEX, TERMINALS, USR, Disk
 from osiris.tools.holder import HeldDisk
-from osiris.tools.image import ImageDisk
+from osiris.tools.image import HOST_USR, ImageDisk
 from osiris.tools.jail import dropped_uid, leave_no_cores
 from osiris.tools.layers import Layers
 from osiris.tools.options import Options
 from osiris.tools.orphans import end_orphans
 from osiris.tools.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
 from osiris.tools.setup import Setups
+from osiris.tools.users import SHARED, Users, owner, release_user
 from osiris.tools.ways import Ways
 
 NEW: Final = "@new-"  # of a session for a set-up
@@ -61,6 +62,7 @@ class Bubblewrap:
             raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
         self._layers = Layers(self._root, self._options.cache, uid=self._uid)
         self._ways = Ways(self._root, self._options)
+        self._users = Users(self._root / "@disks")
 
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
         """The session `name`, found again or made new as `plan` says; and whether it is new. It is found once it was
@@ -114,6 +116,7 @@ class Bubblewrap:
             failed.push_async_callback(self.remove, disk.folder.name)
             filling = Filling(base=plan.base, files=plan.files, setup=setup)
             if isinstance(disk, ImageDisk):
+                await asyncio.to_thread(self._claim_user, disk)
                 layer = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
                 await asyncio.to_thread(disk.make_over, layer, plan.limits)
                 filling = replace(filling, index=layer.keep / INDEX)
@@ -130,12 +133,19 @@ class Bubblewrap:
         return session
 
     async def _fill_layer(self, plan: Plan, disk: ImageDisk) -> None:
+        await asyncio.to_thread(self._claim_user, disk)
         await asyncio.to_thread(disk.make, plan.limits)
         try:
             await self._check_out(await self._view(disk, plan), disk, Filling(base=plan.trusted))
             disk.close({})
         finally:
             await remove_cgroup(self._group(disk.folder.name))
+        release_user(disk.image)
+
+    def _claim_user(self, disk: ImageDisk) -> None:
+        """Raises Unavailable."""
+        disk.reserve()
+        disk.uid = self._users.claim(disk.image) if self._apart else SHARED
 
     async def _for_setup(self, plan: Plan) -> OpenSession:
         """A session of the base branch, with the way out of a set-up, that nobody finds again."""
@@ -149,7 +159,7 @@ class Bubblewrap:
             await check_out(view, disk, self._cgroup(disk.folder.name, view.limits), filling)
         except Unavailable as error:
             if "find source path" in str(error):
-                raise Refused(self._unreachable(view.mirror, str(error))) from error
+                raise Refused(_unreachable(view, str(error))) from error
             raise
 
     def _session(self, disk: Disk, view: View, prepared: Prepared, *, untouched: bool = False) -> OpenSession:
@@ -171,7 +181,10 @@ class Bubblewrap:
     async def _view(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> View:
         way = await self._ways.open(disk.folder.name, plan.hosts, for_setup=for_setup)
         return View(
-            etc=self._etc,
+            etc=disk.own(ETC) or self._etc,
+            usr=disk.own(USR) or HOST_USR,
+            terminals=disk.own(TERMINALS),
+            uid=disk.uid,
             work=disk.folder / "work",
             tmp=disk.folder / "tmp",
             home=disk.folder / "home",
@@ -212,13 +225,22 @@ class Bubblewrap:
     def _disk(self, name: str) -> Disk:
         if not PLAIN_NAME.fullmatch(name.removeprefix(NEW)) or name in (".", ".."):
             raise Refused(f"{name!r} cannot name a session")
-        kind = HeldDisk if self._uid is None else ImageDisk
-        return kind(self._root, name, uid=self._uid)
+        if self._uid is None:
+            return HeldDisk(self._root, name, uid=None, etc=self._etc)
+        disk = ImageDisk(self._root, name, uid=self._uid, etc=self._etc)
+        disk.uid = owner(disk.image)
+        return disk
+
+    @property
+    def _apart(self) -> bool:
+        """Whether each session has a user of its own."""
+        return any(probe.name == probes.APART and probe.ok for probe in self._probed)
 
     @property
     def _salt(self) -> str:
         """What kept checkouts and set-ups depend on besides the repository."""
-        return "\0".join([self._etc.name, *map(str, self._options.toolchains)])
+        shared = () if self._uid is None or self._apart else (str(SHARED),)
+        return "\0".join([self._etc.name, *shared, *map(str, self._options.toolchains)])
 
     def _group(self, name: str) -> str:
         return f"osiris-{hashlib.sha256(str(self._root).encode()).hexdigest()[:8]}-{name}"
@@ -228,6 +250,7 @@ class Bubblewrap:
         if group := cgroups.find(self._group(name)):
             group.kill()
 
-    def _unreachable(self, mirror: Path | None, words: str) -> str:
-        who = f"the sandbox's user (uid {self._uid})" if self._uid is not None else "the sandbox"
-        return f"{who} cannot reach what it needs ({words}); make the folders above {mirror} searchable (chmod 711)"
+
+def _unreachable(view: View, words: str) -> str:
+    who = f"the sandbox's user (uid {view.uid})" if view.uid is not None else "the sandbox"
+    return f"{who} cannot reach what it needs ({words}); make the folders above {view.mirror} searchable (chmod 711)"

@@ -14,6 +14,7 @@ from osiris.errors import Refused
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; every argument takes eight bytes
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
+DONE: Final = ERRNO  # with error 0: the call does nothing, and says that it went well
 EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 LAST_KNOWN: Final = 462  # mseal, Linux 6.10; from 424 on the numbers are the same everywhere
 X32: Final = 0x40000000
@@ -108,6 +109,18 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "lsm_set_self_attr": (460, 460),
     "lsm_list_modules": (461, 461),
 }
+# The contexts of these are counted for the machine (fs.aio-max-nr), so one session could take those of all.
+ABSENT: Final[dict[str, tuple[int, int]]] = {
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_submit": (209, 2),
+    "io_cancel": (210, 3),
+    "io_getevents": (208, 4),
+    "io_pgetevents": (333, 292),
+}
+# These write out whole file systems, of the host too, while others wait. No session outlives a power cut, so nothing is
+# lost without them. fsync and sync_file_range are for one file, and stay.
+VOID: Final[dict[str, tuple[int, int]]] = {"sync": (162, 81), "syncfs": (306, 267)}
 CLONE: Final = (56, 220)
 CLONE3: Final = (435, 435)
 SOCKET: Final = (41, 198)
@@ -159,8 +172,10 @@ def _known_numbers() -> list[Instruction]:
 
 
 def _forbidden(machine: str) -> list[Instruction]:
-    numbers = sorted(n for row in FORBIDDEN.values() if (n := row[COLUMN[machine]]) is not None)
-    return [step for number in numbers for step in _when(EQUAL, number, _answer(ERRNO | EPERM))]
+    tables = ((FORBIDDEN, ERRNO | EPERM), (ABSENT, ERRNO | ENOSYS), (VOID, DONE))
+    rows = [(row[COLUMN[machine]], answer) for table, answer in tables for row in table.values()]
+    numbers = sorted((number, answer) for number, answer in rows if number is not None)
+    return [step for number, answer in numbers for step in _when(EQUAL, number, _answer(answer))]
 
 
 def _by_argument(machine: str) -> list[Instruction]:
