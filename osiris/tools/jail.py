@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -35,6 +36,7 @@ SETPRIV: Final = "/usr/bin/setpriv"
 CHUNK: Final = 1 << 16
 CHILD: Final = re.compile(rb'"child-pid": (\d+)')
 SAID: Final = 8192  # bytes that a command of our own may say
+MOMENT: Final = 0.02  # seconds that the event loop waits for a jail that was killed
 PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be gone after SIGKILL
 
 MARK: Final = "# a jail of Osiris"  # by which one is known whose worker is gone
@@ -78,6 +80,9 @@ def leave_no_cores() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
+_ENDING: set[threading.Thread] = set()
+
+
 class NotBegun(Unavailable):
     """The jail could not be made, and no command has begun in it."""
 
@@ -91,11 +96,13 @@ class Jail:
 
         Raises NotBegun."""
         self._open: set[int] = set()
+        self._discarded = False
         self._inside: int | None = None
         self._limits = view.limits
         try:
             self._start(view, cgroup, stdout)
         except OSError as error:  # too many processes or files, or too little memory
+            self._discarded = True
             self._close(*self._open)
             raise NotBegun(f"the sandbox could not be started: {error.strerror or error}") from error
 
@@ -184,7 +191,7 @@ class Jail:
 
     @property
     def alive(self) -> bool:
-        return bool(self._open) and not _is_readable(self._monitor, 0)
+        return not self._discarded and not _is_readable(self._monitor, 0)
 
     def kill(self) -> None:
         """SIGKILL for the monitor: its end kills pid 1 inside, and the kernel then kills the pid namespace.
@@ -196,7 +203,13 @@ class Jail:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def discard(self) -> None:
-        """End it at once and let go of everything. Synchronous, for it must also hold while a task is cancelled."""
+        """End it and let go of everything; twice is fine. Synchronous, for it must also hold while a task is cancelled.
+
+        The kernel takes seconds to free the memory of some jails. A thread waits for those: see `wait_for_ending`.
+        """
+        if self._discarded:
+            return
+        self._discarded = True
         with contextlib.suppress(RuntimeError):  # no loop is running: then none watches our descriptors either
             loop = asyncio.get_running_loop()
             for fd in self._open & {self._out, self._info, self._monitor, self._inside}:
@@ -204,6 +217,17 @@ class Jail:
                     loop.remove_reader(fd)
             if self._stdin in self._open:
                 loop.remove_writer(self._stdin)
+        if self._inside is not None:
+            self.kill()
+            if _is_readable(self._monitor, MOMENT) and _is_readable(self._inside, MOMENT):
+                self._end()
+                return
+        thread = threading.Thread(target=self._end, name="a jail's end", daemon=True)
+        _ENDING.add(thread)
+        thread.start()
+
+    def _end(self) -> None:
+        """Wait until all of it is gone, wherever it was in being set up."""
         self._meet_child()
         self.kill()
         self._process.wait()
@@ -211,6 +235,7 @@ class Jail:
         if self._inside in self._open:
             _is_readable(self._inside, PATIENCE)
         self._close(*self._open)
+        _ENDING.discard(threading.current_thread())
 
     # ── the parts of a run ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -321,6 +346,12 @@ class Jail:
         for fd in self._open & set(fds):
             os.close(fd)
         self._open -= set(fds)
+
+
+async def wait_for_ending() -> None:
+    """Return when the jails that were discarded so far are gone: what they hold open can be unmounted then."""
+    for thread in list(_ENDING):
+        await asyncio.to_thread(thread.join)
 
 
 async def run_once(

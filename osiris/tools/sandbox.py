@@ -25,7 +25,7 @@ from osiris.tools.collect import OBJECT_ID
 from osiris.tools.disk import ETC, INDEX, TERMINALS, USR, Disk
 from osiris.tools.holder import HeldDisk
 from osiris.tools.image import HOST_USR, ImageDisk
-from osiris.tools.jail import dropped_uid, leave_no_cores
+from osiris.tools.jail import dropped_uid, leave_no_cores, wait_for_ending
 from osiris.tools.layers import Layers
 from osiris.tools.options import Options
 from osiris.tools.orphans import end_orphans
@@ -98,6 +98,7 @@ class Bubblewrap:
         """Throw the session `name` away, whoever left it; fine when there is none."""
         disk = self._disk(name)
         self._end_processes(name)
+        await wait_for_ending()
         await asyncio.to_thread(disk.remove)
         await remove_cgroup(self._group(name))
         self._ways.forget(name)

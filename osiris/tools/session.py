@@ -21,7 +21,7 @@ from osiris.tools.collect import MAKE_READABLE, OBJECT_ID, UnreadableWork, colle
 from osiris.tools.disk import EXCLUDE, INDEX, LEFT, Disk
 from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.helper import JailFiles
-from osiris.tools.jail import Jail, NotBegun
+from osiris.tools.jail import Jail, NotBegun, wait_for_ending
 from osiris.tools.output import Output
 from osiris.tools.proxy_process import ProxyProcess
 
@@ -150,6 +150,7 @@ class OpenSession:
             return
         self._closed = True
         await self._stand_down()
+        await wait_for_ending()
         await asyncio.to_thread(self._ground.disk.remove)
         await remove_cgroup(self._ground.cgroup)
         self._ground.ended()

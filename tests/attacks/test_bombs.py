@@ -228,6 +228,30 @@ MEMORY = {
     "  pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)\n"
     "  with contextlib.suppress(BlockingIOError):\n    while True: total += pair[0].send(bytes(60000))",
 }
+SLOW_TO_FREE = """
+import mmap, os, sys, time
+size = 400 << 20
+page = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+page.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, size, 4096): page[at] = 1
+for n in range(150):
+    if os.fork() == 0: break
+time.sleep(60)
+"""
+"""Memory that 150 processes have in common: the kernel walks through it once for each of them when they end."""
+
+
+def test_a_jail_that_takes_the_kernel_long_to_end(worker, verdict):
+    """The worker's event loop goes on meanwhile: `Attacked` looks at it."""
+    worker.create("heavy", limits=replace(SMALL, memory=1 << 30, processes=200))
+    try:
+        assert worker.ask("cut_off", "heavy", ["/usr/bin/python3", "-c", SLOW_TO_FREE], 150) >= 150
+        assert worker.bash("echo alive", name="heavy").output == b"alive\n"
+    finally:
+        worker.ask("destroy", "heavy")
+    verdict("a thread waits for it", "its end takes the kernel a second")
+
+
 GOES_FIRST = "f=/proc/self/oom_score_adj; [ $(cat $f) = 1000 ] && ! (echo 0 >$f) 2>/dev/null && echo goes first"
 
 

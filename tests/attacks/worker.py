@@ -120,6 +120,19 @@ class Worker:
             given += [await self._do(other) for other in others]
         return await running, given
 
+    async def cut_off(self, name: str, argv: Sequence[str], many: int) -> int:
+        """Run a command in session `name` and cut it off once `many` processes have its words; how many had."""
+        task = asyncio.ensure_future(self.run(name, argv))
+        last = argv[-1].encode()
+        seen = 0
+        async with asyncio.timeout(60):
+            while seen < many and not task.done():
+                await asyncio.sleep(0.05)
+                seen = await asyncio.to_thread(_count, last)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return seen
+
     async def hurry(self, seconds: float) -> None:
         """Give the file tools less time than they have."""
         helper.PATIENCE = seconds  # type: ignore[misc]
@@ -131,6 +144,15 @@ class Worker:
     async def _do(self, call: Call) -> Any:
         method, args, options = call
         return await getattr(self, method)(*args, **options)
+
+
+def _count(words: bytes) -> int:
+    """How many processes of this machine have these words."""
+    found = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += words in (entry / "cmdline").read_bytes()
+    return found
 
 
 def _serve(listening: socket.socket, address: Any) -> None:
