@@ -10,7 +10,7 @@ from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.sandboxing import Result
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
-from osiris.tools.disk import EXCLUDE, INDEX, LEFT, Disk
+from osiris.tools.disk import INDEX, LEFT, OWN, Disk
 from osiris.tools.jail import run_once
 
 KILLED: Final = 128 + 9  # SIGKILL
@@ -36,13 +36,13 @@ cp -p .git/index /keep/index
 # From here on no git: what the set-up left is a stranger's, a configuration of git's in the home too.
 if [ -e /setup.tar ]; then
     tar -x -f /setup.tar -C / --skip-old-files --no-same-owner \
-        --exclude=tmp/exclude --exclude=tmp/left 2>/tmp/said || {
+        --exclude=tmp/own --exclude=tmp/left --exclude=tmp/exclude 2>/tmp/said || {
         tail -n 1 /tmp/said; exit 66
     }
-    tar -x -O -f /setup.tar tmp/exclude >/keep/exclude
+    tar -x -O -f /setup.tar tmp/own >/keep/own
     tar -x -O -f /setup.tar tmp/left >/keep/left
     mkdir -p .git/info
-    cat /keep/exclude >>.git/info/exclude
+    tar -x -O -f /setup.tar tmp/exclude >>.git/info/exclude
 fi
 """
 
@@ -67,7 +67,7 @@ async def check_out(view: View, disk: Disk, cgroup: Cgroup | None, filling: Fill
     result = await run_once(view, argv, view.limits.open_seconds, cgroup=cgroup)
     _checked(result, view, filling.base)
     left = set(os.listdir(disk.keep))
-    if not {INDEX} <= left <= {INDEX, EXCLUDE, LEFT} or not all(_is_plain_file(disk.keep / name) for name in left):
+    if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(_is_plain_file(disk.keep / name) for name in left):
         raise Refused("the checkout left no index, or more than that")
 
 

@@ -58,16 +58,16 @@ cat >>"$GIT_DIR/config" <<'END'
 [diff]
 	ignoreSubmodules = all
 END
-[ ! -e /base.exclude ] || cp /base.exclude "$GIT_DIR/info/exclude"
+[ ! -e /base.left ] || (cd /workspace && /usr/bin/python3 -I -S /etc/osiris/leftovers rules)
 git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
 cp -p /base.index "$GIT_INDEX_FILE"
 code=0
 GIT_WORK_TREE=/workspace git add -A -- . 2>/tmp/said || code=$?
 grep -aE -m 3 "$LEFT_OUT" /tmp/said | cut -b 1-6000 >&2 && exit 67
 [ $code = 0 ] || { tail -n 5 /tmp/said >&2; exit $code; }
-if [ -s /base.left ]; then
-    xargs -0 -a /base.left git --literal-pathspecs diff-index --cached -z --name-only --diff-filter=A "$1" -- |
-        git update-index -z --force-remove --stdin
+if [ -s /tmp/drop ]; then
+    git diff-index --cached -z --name-only --diff-filter=A "$1" -- |
+        /usr/bin/python3 -I -S /etc/osiris/leftovers drop | git update-index -z --force-remove --stdin
 fi
 tree=$(git write-tree)
 printf '%s\n^%s^{tree}\n' "$tree" "$1" | git pack-objects -q --revs --thin --stdout

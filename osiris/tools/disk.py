@@ -16,7 +16,7 @@ from osiris.sandboxing import Limits
 
 SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
-INDEX, NOTES, EXCLUDE, LEFT = "index", "notes.json", "exclude", "left"
+INDEX, NOTES, OWN, LEFT = "index", "notes.json", "own", "left"
 UNSEALED, SEALED = "unsealed", "ready"
 USR, ETC, TERMINALS = "usr", "etc", "pts"
 """What a session's jails have of their own, and would else share with those of all others."""

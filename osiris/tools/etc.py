@@ -29,8 +29,13 @@ COPIED: Final = (
     "ssl/certs/java",
     "ssl/openssl.cnf",
 )
-HELPERS: Final = ("inside", "bridge")  # without an ending python runs them as source or compiled, whichever they are
+HELPERS: Final = (
+    "inside",
+    "bridge",
+    "leftovers",
+)  # without an ending python runs them as source or compiled, whichever they are
 INSIDE_HELPER, INSIDE_BRIDGE = "/etc/osiris/inside", "/etc/osiris/bridge"
+INSIDE_LEFTOVERS = "/etc/osiris/leftovers"
 WRITTEN: Final[Mapping[str, str]] = {
     "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
     "nobody:x:65534:65534::/:/usr/sbin/nologin\n",

@@ -18,7 +18,7 @@ from osiris.tools import cgroup as cgroups
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.collect import MAKE_READABLE, OBJECT_ID, UnreadableWork, collect
-from osiris.tools.disk import EXCLUDE, INDEX, LEFT, Disk
+from osiris.tools.disk import INDEX, LEFT, OWN, Disk
 from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.helper import JailFiles
 from osiris.tools.jail import Jail, NotBegun, wait_for_ending
@@ -125,7 +125,7 @@ class OpenSession:
         ground, keep = self._ground, self._ground.disk.folder / "keep"
         extra = [(keep / INDEX, "/base.index", False)]
         if (self._ground.disk.keep / LEFT).is_file():
-            extra.append((keep / EXCLUDE, "/base.exclude", False))
+            extra.append((keep / OWN, "/base.own", False))
             extra.append((keep / LEFT, "/base.left", False))
         if home and ground.view.home:
             extra.append((ground.view.home, "/home/agent", False))

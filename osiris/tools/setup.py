@@ -25,6 +25,7 @@ from osiris.events import CommandRan
 from osiris.sandboxing import Plan, Result, Setup
 from osiris.sanitize import clean_text
 from osiris.tools.jail import run_once
+from osiris.tools.leftovers import MOST, TOO_MANY
 from osiris.tools.session import OpenSession
 
 log = logging.getLogger(__name__)
@@ -37,24 +38,27 @@ FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
 SHELL: Final = ("/bin/bash", "-e", "-o", "pipefail", "-c")  # as GitHub runs the steps of its workflows
 RAN: Final = TypeAdapter(tuple[CommandRan, ...])
 
-# Git says which files they are, by the index of the checkout; nobody reads the `.git` that strangers could write to. No
-# rule is asked, neither of the home nor of the workspace: a set-up that could write one could hide a file from this
-# list, and have it taken for the agent's work. A file of rules that it left between the repository's own files is
-# dropped: it would hide the agent's new files, or change them on their way. `tmp/left` has the names as they are, each
-# ended by NUL; `tmp/exclude` the same as rules, but for those that no rule can say.
+# Git says which files they are, by the index of the checkout; nobody reads the `.git` that strangers could write to.
+# Only the repository's own rules are asked, as they are in the index, and none that the set-up could have written: it
+# could hide a file, and have it taken for the agent's work. Files of rules that it left between the repository's own
+# are dropped: they would hide the agent's new files, or change them on their way. See `leftovers.py` for the lists.
 PACK: Final = r"""
 set -euo pipefail
 export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 HOME=/nonexistent
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
 git init -q --bare --template= "$GIT_DIR"
+git config core.bare false
 git config core.excludesFile /dev/null
-export GIT_WORK_TREE=/workspace
+mkdir "$GIT_DIR/info" /tmp/rules
+echo /base.git/objects >"$GIT_DIR/objects/info/alternates"
 cp -p /base.index "$GIT_INDEX_FILE"
+export GIT_WORK_TREE=/workspace
 cd /workspace
-git ls-files -z --others --directory >/tmp/left
-sed -z -e '/\n/d' -e 's,[][\*?!# ],\\&,g' -e 's,^,/,' /tmp/left | tr '\0' '\n' >/tmp/exclude
-printf 'home/agent\0tmp/left\0tmp/exclude\0' >/tmp/list
-sed -z -E -e '/(^|\/)\.git(ignore|attributes)$/d' -e 's,^,workspace/,' /tmp/left >>/tmp/list
+git ls-files -z --others --directory --no-empty-directory >/tmp/new
+git ls-files -z | { grep -zE '(^|/)\.gitignore$' || true; } | git checkout-index -z --stdin --prefix=/tmp/rules/
+sed -z -e 's,/$,/x,' -e 's,^,./,' /tmp/new >/tmp/asked
+(cd /tmp/rules && GIT_WORK_TREE=. git check-ignore -z --no-index --stdin) </tmp/asked >/tmp/ignored || [ $? = 1 ]
+/usr/bin/python3 -I -S /etc/osiris/leftovers note
 exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - 2>/dev/null
 """
 
@@ -154,6 +158,11 @@ async def _pack(session: OpenSession, file: IO[bytes]) -> None:
     result = await run_once(view, argv, limits.open_seconds, cgroup=session.cgroup, stdout=file.fileno())
     if result.timed_out:
         raise TooSlow("putting away what the set-up left took too long")
+    if result.exit_code == TOO_MANY:
+        raise Mendable(
+            f"the set-up leaves more than {MOST:,} files that the repository's .gitignore does not cover, such as "
+            f"{_last_words(result)}; let .gitignore cover them"
+        )
     if result.exit_code != 0:
         raise Mendable(f"what the set-up left could not be put away: {_last_words(result)}")
 

@@ -6,12 +6,14 @@ What a set-up leaves serves all runs of a repository for days. Each row is a set
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from osiris.errors import Mendable
 from osiris.sandboxing import Setup
+from tests.attacks.conftest import SMALL
 
 AGENT = "mkdir -p src; echo mine >agent.txt; echo mine >src/agent.py; echo changed >>README.md"
 OURS = {"agent.txt", "src/agent.py", "README.md"}
@@ -19,16 +21,18 @@ OURS = {"agent.txt", "src/agent.py", "README.md"}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """`left` is what the set-up runs; `bad` are files that must not be in the work."""
+    """`left` is what the set-up runs; `bad` are files that must not be in the work, and `good` some that must be."""
 
     left: str
     bad: tuple[str, ...] = ("evil.txt",)
     agent: str = AGENT
+    good: tuple[str, ...] = ()
 
 
 ANYBODYS = {"GIT_CONFIG_COUNT": "3", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
 ANYBODYS |= {"GIT_CONFIG_KEY_1": "user.name", "GIT_CONFIG_VALUE_1": "a"}
 ANYBODYS |= {"GIT_CONFIG_KEY_2": "user.email", "GIT_CONFIG_VALUE_2": "a@x"}
+ROOMY = replace(SMALL, inodes=20_000)
 ROWS = {
     "rules in the home": Row(left="mkdir -p ~/.config/git; echo 'evil*' >~/.config/git/ignore; echo bad >evil.txt"),
     "rules in the home's configuration": Row(
@@ -45,6 +49,17 @@ ROWS = {
         left=r"""for name in '!*' '#evil' 'evil ' $'evil\r' $'evil\n.txt' -evil --action=exec; do
             echo bad >"$name"; done""",
         bad=("!*", "#evil", "evil ", "evil\r", "evil\n.txt", "-evil", "--action=exec"),
+    ),
+    "folders that the agent needs": Row(
+        left="mkdir -p docs new/deep; echo bad >new/evil.txt; echo bad >new/deep/evil.txt",
+        bad=("new/evil.txt", "new/deep/evil.txt"),
+        agent=f"{AGENT}; mkdir -p docs; echo mine | tee docs/guide.txt new/agent.txt >new/deep/agent.txt",
+        good=("docs/guide.txt", "new/agent.txt", "new/deep/agent.txt"),
+    ),
+    "files that the agent makes": Row(
+        left="echo bad >src/util.py; echo bad >run; ln -s README.md link; echo bad >.gitignore",
+        agent=f"{AGENT}; echo mine >src/util.py; echo mine >run; rm -f link; echo mine >link; echo mine >.gitignore",
+        good=("src/util.py", "run", "link", ".gitignore"),
     ),
     "attributes that change files": Row(left="echo '* text working-tree-encoding=UTF-16' >.gitattributes"),
 }
@@ -99,11 +114,37 @@ def test_what_a_set_up_leaves_is_none_of_the_agents_work(name, worker, verdict, 
     verdict("all of the agent's is taken, and nothing else", f"a trusting host {free}")
 
 
+def test_a_set_up_that_leaves_too_much(worker, verdict):
+    """Each file that no rule covers is looked at whenever work is taken out."""
+    many = 'cd src; python3 -c \'for n in range(5001): open(f"{n}.dat", "w").close()\''
+    with pytest.raises(Mendable, match=r"leaves more than 5,000 files .*, such as 'src/\d+\.dat'; let \.gitignore"):
+        worker.create("much", limits=ROOMY, setup=Setup(commands=(many,), hosts=(), key=f"{worker.who}-much"))
+    verdict("refused in a sentence", "git takes quadratic time for so many rules")
+
+
+def test_what_the_repository_or_a_folder_ignores_itself_may_be_as_much_as_it_is(worker, verdict, tmp_path):
+    many = 'python3 -c \'for n in range(6000): open(f".venv/{n}.py", "w").close()\''
+    left = f"mkdir .venv; echo '*' >.venv/.gitignore; {many}"
+    worker.create("prepared", limits=ROOMY, setup=Setup(commands=(left,), hosts=(), key=f"{worker.who}-venv"))
+    try:
+        assert worker.bash(f"test -e .venv/5999.py; {AGENT}", name="prepared").exit_code == 0
+        pack = worker.place / "own" / "prepared.pack"
+        tree = worker.ask("export", "prepared", worker.base, str(pack))
+    finally:
+        worker.ask("destroy", "prepared")
+    work = files_of(worker.repo, tree, pack, tmp_path)
+    assert set(work) >= OURS
+    assert not any(path.startswith(".venv") for path in work)
+    verdict("it is there, and none of the work", "-")
+
+
 def harm(work: dict[str, bytes], row: Row) -> str:
     """What went wrong; "" when nothing did."""
     if taken := sorted(set(work) & set(row.bad)):
         return f"took {taken[0]!r} for the agent's"
-    if lost := sorted(path for path in OURS if not work.get(path, b"").endswith((b"mine\n", b"changed\n"))):
+    if lost := sorted(
+        path for path in {*OURS, *row.good} if not work.get(path, b"").endswith((b"mine\n", b"changed\n"))
+    ):
         return f"lost or changed {lost[0]!r}"
     return ""
 
