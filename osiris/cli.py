@@ -9,6 +9,7 @@ import typer
 
 from osiris import __version__
 from osiris.errors import OsirisError
+from osiris.sanitize import clean_text
 
 if TYPE_CHECKING:
     from osiris.config.settings import Settings
@@ -33,7 +34,7 @@ def main() -> NoReturn:
     try:
         app()
     except OsirisError as error:
-        print(f"osiris: {error}", file=sys.stderr)
+        print(f"osiris: {' '.join(clean_text(str(error)).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

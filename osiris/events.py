@@ -107,11 +107,16 @@ class CommandRan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """How a workspace was got ready: the commands of the set-up, whether their result was one of an earlier run, and
-    what the sandbox of that machine lacks ("": nothing)."""
+    what the sandbox of that machine lacks ("": nothing).
+
+    `blocked` and `more_blocked` are as in Work.
+    """
 
     commands: tuple[CommandRan, ...] = ()
     cached: bool = False
     weakness: str = ""
+    blocked: tuple[Blocked, ...] = ()
+    more_blocked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +137,9 @@ class Work:
     """What a run handed in: the model's words, and the facts the harness saw.
 
     `model` names every model that worked on it; `edited_last` is True when files were changed after the last command
-    ran.
+    ran. `commands` are the newest, and `earlier` is how many ran before them. `blocked` is what all
+    commands together were not let through to, and `more_blocked` how many such rows were left out;
+    in what earlier versions wrote, the rows are with the commands.
     """
 
     summary: str
@@ -145,6 +152,9 @@ class Work:
     usage: Usage = field(default_factory=Usage)
     edited_last: bool = False
     prepared: Prepared = field(default_factory=Prepared)
+    earlier: int = 0
+    blocked: tuple[Blocked, ...] = ()
+    more_blocked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

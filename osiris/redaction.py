@@ -23,7 +23,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "glpat-": r"\bglpat-[A-Za-z0-9_.\-]{20,}",
     "A": r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",
     # OpenAI, Anthropic and others after them
-    "sk-": r"(?<![\w-])(?>[\w-]*?\bsk-)(?=[A-Za-z0-9_\-]*\d)[A-Za-z0-9_\-]{20,}",
+    "sk-": r"(?<![A-Za-z0-9_-])(?>[A-Za-z0-9_-]*?\bsk-)(?=[A-Za-z0-9_-]*[0-9])[A-Za-z0-9_-]{20,}",
     "k_": r"\b(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}",  # Stripe
     "whsec_": r"\bwhsec_[A-Za-z0-9+/=]{20,}",
     "AIza": r"\bAIza[A-Za-z0-9_\-]{35}",  # Google
@@ -37,7 +37,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "SG.": r"\bSG\.[A-Za-z0-9_\-]{16,}\.[A-Za-z0-9_\-]{16,}",
     ":": r"\b\d{8,10}:[A-Za-z0-9_\-]{35}\b",  # Telegram
     # JSON Web Tokens: RFC 7519
-    "eyJ": r"(?<![\w-])(?>[\w-]*?\beyJ)[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "eyJ": r"(?<![A-Za-z0-9_-])(?>[A-Za-z0-9_-]*?\beyJ)[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
     " ": r"(?i:(?<=authorization: bearer )|(?<=authorization: basic )|(?<=authorization: token ))[\w.~+/=\-]{16,}",
 }
 """A sign that each shape contains, searched for first because that is fast, and the shape itself.
@@ -58,7 +58,7 @@ class Redactor:
         # the longest first, so that all of it goes; and what base64 fills up with
         words = [f"{re.escape(form)}(?:={{1,2}})?" for form in sorted(self._forms, key=len, reverse=True)]
         self._known = re.compile("|".join(words))
-        self._shapes = [(sign, re.compile(shape)) for sign, shape in _SHAPES.items()]
+        self._shapes = [(sign, re.compile(shape, re.ASCII)) for sign, shape in _SHAPES.items()]
 
     def __call__(self, text: str) -> str:
         """Return `text` with `***` in the place of each secret."""

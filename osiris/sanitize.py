@@ -13,6 +13,7 @@ _INVISIBLE: Final = (
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff"
     "\u2028\u2029\ufff9-\ufffb"  # separators of lines and paragraphs; annotations
+    "\u2800"  # a pattern of Braille without dots
 )
 _SURROGATES: Final = "\ud800-\udfff"
 _CONTROLS: Final = "\x00-\x1f\x7f-\x9f"  # C0 and C1

@@ -16,6 +16,7 @@ import pytest
 
 from osiris.bot.desk import HostDesk
 from osiris.bot.git import GitFailed, GitLimits, LimitReached, git, outage, shown
+from osiris.bot.path_checks import fold_prefixes, is_protected
 from osiris.errors import Mendable, Refused, TooSlow, Unavailable
 from osiris.ports import Taken
 from osiris.sandboxing import Export
@@ -260,3 +261,20 @@ def test_what_git_says_decides_between_never_and_later(told: str, kind: type[Exc
 
 def test_any_file_name_can_be_shown():
     assert shown(b"caf\xe9 \n\x1b[31m \xe2\x80\xae") == "caf\\xe9 \\n\\x1b[31m \\u202e"
+
+
+@pytest.mark.parametrize(
+    ("path", "deny"),
+    [
+        (".github/workflows/ci.yml", ".github/workflows/"),
+        (".GitHub/Workflows/ci.yml", ".github/workflows/"),
+        (".github", ".github/workflows/"),
+        ("資料\u3000x/a", "資料\u3000x/"),
+        ("a\u00a0b/c", "a\u00a0b/"),
+        ("👩\u200d💻/a", "👩\u200d💻/"),
+        ("caf\u0065\u0301/a", "caf\u00e9/"),
+    ],
+)
+def test_a_protected_path_is_protected_however_it_is_written(path, deny):
+    assert is_protected(path.encode(), fold_prefixes([deny]))
+    assert not is_protected(b"src/app.py", fold_prefixes([deny, ""]))

@@ -17,12 +17,19 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 from osiris.bootstrap import _alone_in
 from osiris.config.guest import listening
 from osiris.config.settings import load
 from osiris.demo.stage import free_port
 from osiris.errors import Refused
+from osiris.events import IssueRef
+from osiris.ports import Message, ToolCall
+from osiris.queue import codec
+from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
+from osiris.task import State, Task
 from tests.forks import osiris
 
 
@@ -220,3 +227,78 @@ async def test_a_connection_of_the_last_moment_is_closed_with_the_server():
                     await asyncio.sleep(0)
             with client, contextlib.suppress(ConnectionResetError):  # by the kernel, when nobody had accepted it
                 assert await asyncio.to_thread(client.recv, 1) == b""
+
+
+# ── strangers' words at the operator's terminal ───────────────────────────────────────────────────
+
+EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202eevil\u200b[red]\r\n9  a/b#2  done  \u20289 min ago\x85 " + "x" * 9_000
+
+
+def fill(database: Path) -> None:
+    """Write a task, its story, its steps and what failed, all in hostile words."""
+    task = Task(
+        issue=IssueRef("acme/shop", 1), title=EVIL, body="", requester="alice", branch="b",
+        state=State.FAILED, reason=EVIL,
+    )  # fmt: skip
+    call = ToolCall(id="1", name=EVIL, args={"command": EVIL})
+    said = [
+        Message(role="assistant", text=EVIL, calls=(call,)),
+        Message(role="tool", text=EVIL, call="1"),
+        Message(role="assistant", text="\x85\u2028" + EVIL),
+    ]
+    story = [
+        ("happened", EVIL, {"actor": {"login": EVIL}}),
+        ("happened", "Merged", {"by": EVIL}),
+        ("decided", "", {"state": EVIL, "orders": [EVIL]}),
+        ("done", EVIL, {"refused": EVIL}),
+        ("done", "Push", {"parked": EVIL}),
+    ]
+    order = {"about": "a", "lane": 0, "body": {}, "error": EVIL}
+    rows = [
+        TaskRow(
+            id=1, repo="acme/shop", issue=1, state="failed", data=codec.dump_task(task), created=1, updated=1,
+            version=1,
+        ),
+        LeaseRow(number=1, place="p", host=EVIL, since=1),
+        RunRow(name="r", task_id=1, purpose="build", base="b", started=1),
+        *(StepRow(run="r", seq=n, message=codec.dump_message(one), at=n) for n, one in enumerate(said)),
+        *(
+            JournalRow(task_id=1, seq=n, at=n, kind=kind, what=what, detail=detail, hash="h")
+            for n, (kind, what, detail) in enumerate(story, 1)
+        ),
+        InboxRow(source="github", delivery=EVIL, kind=EVIL, body=b"", received=1, error=EVIL),
+        OutboxRow(key=f"refused{EVIL}", kind=EVIL, done=2, **order),
+        OutboxRow(key="parked", task_id=1, kind=EVIL, **order),
+        OutboxRow(key="waits", task_id=1, kind=EVIL, not_before=9e9, **order),
+        OutboxRow(key="done", task_id=1, kind=EVIL, not_before=9e9, lease=1, **order),
+    ]  # fmt: skip
+    engine = create_engine(f"sqlite:///{database}")
+    with Session(engine) as session:
+        session.add_all(rows)
+        session.commit()
+    engine.dispose()
+
+
+def test_nothing_that_strangers_wrote_is_obeyed_by_a_terminal_or_passes_for_a_row(place: Path):
+    data = {"OSIRIS_DATA_DIR": str(place / "data")}
+    assert osiris("migrate", cwd=place, **data).returncode == 0
+    fill(place / "data/osiris.db")
+    for words in ("list", "list --failed", "show 1"):
+        told = osiris("task", *words.split(), cwd=place, **data)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "evil[red] 9 a/b#2 done" in told.stdout, "markup, or nothing, was made of it"
+        assert [c for c in told.stdout if c != "\n" and (c < " " or "\x7f" <= c < "\xa0" or c in "\u202e\u2028")] == []
+        lines = told.stdout.split("\n")
+        assert [line for line in lines if line.lstrip().startswith(("9 ", "a/b#2"))] == []
+        assert max(map(len, lines)) < 5_000
+        as_json = osiris("task", *words.split(), "--json", cwd=place, **data)
+        assert as_json.returncode == 0
+        assert as_json.stdout.isascii()
+        json.loads(as_json.stdout)
+
+
+def test_an_error_is_one_sentence_whatever_was_said(place: Path):
+    told = osiris(
+        "task", "show", "1\n\x1b[2J9  a/b#2  done", cwd=place, OSIRIS_DATA_DIR=str(place / "no\x1b]0;x\x07\nne")
+    )
+    assert (told.returncode, told.stderr.count("\n"), "\x1b" in told.stderr) == (1, 1, False)

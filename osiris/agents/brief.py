@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from osiris.effects import Purpose, StartRun
-from osiris.events import Review
+from osiris.events import Review, Thread
 from osiris.ports import Message
-from osiris.sanitize import clean_text
+from osiris.sanitize import clean_text, cut_text
 
-_LIMIT = 30_000  # characters of foreign text in one brief
+_LIMIT = 30_000  # characters of foreign text: of an issue, a review's words, its threads, a file of instructions
+_HUNK, _COMMENT, _PATH = 2_000, 8_000, 1_000  # characters: of the code before a comment, of a comment, of a path
 
 _TASKS = {
     Purpose.PLAN: "Plan the work for this issue.",
@@ -35,7 +36,8 @@ def prompt() -> str:
 
 def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
     yield _TASKS[order.purpose]
-    yield f'<issue number="{order.issue.number}">\n{_inert(order.title)}\n\n{_inert(order.body)}\n</issue>'
+    body = _without_comments(order.body[:_LIMIT])
+    yield f'<issue number="{order.issue.number}">\n{_inert(order.title)}\n\n{_inert(body)}\n</issue>'
     for review in order.reviews:
         yield _review(review)
     for path, text in instructions.items():
@@ -43,12 +45,43 @@ def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
 
 
 def _review(review: Review) -> str:
-    threads = "\n\n".join(
-        f'<thread file="{_attribute(thread.path)}" line="{thread.line or "?"}">\n'
-        f"{_inert(thread.hunk)}\n---\n{_inert(thread.text)}\n</thread>"
-        for thread in review.threads
-    )
-    return f'<review by="{_attribute(review.by)}">\n{_inert(review.text)}\n{threads[:_LIMIT]}\n</review>'
+    """One review, with as many of its threads as there is room for; the words of people come before the code."""
+    shown = []
+    room = _LIMIT
+    for thread in review.threads:
+        for hunk in (_end_of(thread.hunk), ""):
+            text = _thread(thread, hunk)
+            if len(text) <= room:
+                break
+        else:
+            break
+        shown.append(text)
+        room -= len(text)
+    if left := len(review.threads) - len(shown):
+        shown.append(f"[{left} more comments of this review are not shown here.]")
+    words = _inert(_without_comments(review.text[:_LIMIT]))
+    return f'<review by="{_attribute(review.by)}">\n{words}\n' + "\n\n".join(shown) + "\n</review>"
+
+
+def _thread(thread: Thread, hunk: str) -> str:
+    words = _inert(cut_text(_without_comments(thread.text[:_LIMIT]), _COMMENT))
+    opening = f'<thread file="{_attribute(thread.path)}" line="{thread.line or "?"}">'
+    return f"{opening}\n{_inert(hunk)}\n---\n{words}\n</thread>"
+
+
+def _end_of(hunk: str) -> str:
+    """The end of a hunk, which is where the comment stands; what comes before it can be read in the file."""
+    return hunk if len(hunk) <= _HUNK else f"…{hunk[-_HUNK:]}"
+
+
+def _without_comments(text: str) -> str:
+    """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is shown, and stays."""
+    parts = _FENCED.split(text)  # every second one is a block of code
+    found = sum(part.count("<!--") for part in parts[::2])
+    if not found:
+        return text
+    parts[::2] = [_COMMENTED.sub("", part) for part in parts[::2]]
+    return "".join(parts) + f"\n\n[{found} HTML comments, which GitHub does not show, were left out.]"
 
 
 def _inert(text: str) -> str:
@@ -61,11 +94,14 @@ def _inert(text: str) -> str:
 
 def _attribute(text: str) -> str:
     """Return foreign text as the value of an attribute, which it cannot end."""
-    return " ".join(_inert(text).split()).replace('"', "'")
+    return " ".join(_inert(text[:_PATH]).split()).replace('"', "'")
 
 
+_FENCED = re.compile(r"(?ms)(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[^\n]*$|\Z))")
+_COMMENTED = re.compile(r"(?s)<!--.*?(?:-->|\Z)")
 _TAG = re.compile(
-    r"(?i)[<\uff1c\ufe64](?=[\s/\uff0f]{0,8}(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
+    "(?i)[<\uff1c\ufe64\u1438\u02c2\u276e\u3008\u27e8\u2329\u226a\u300a](?=\\s*+[/\uff0f]?+\\s*+"
+    r"(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
 )
 """The start of one of our tags, or of one whose name has letters that are not ASCII: those can look like ours. The
-brackets are `<` and its two compatibility forms."""
+brackets are `<` and what looks like it."""

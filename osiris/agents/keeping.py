@@ -10,6 +10,7 @@ from osiris.agents.loop import INTERRUPTED, Tape
 from osiris.errors import Refused, Unavailable
 from osiris.ports import Begun, Desk, Kept, Message, Toolbox, Transcripts, Vault
 from osiris.sandboxing import Plan, Sandbox, Session
+from osiris.sanitize import cut_text
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ EVERY = 60.0  # seconds between two times that a run's files are put away, at le
 _GROWTH = 64 << 10  # bytes a second that they may grow by, so 225 MiB an hour
 _SHARE = 20  # a time that took so many seconds is followed by a pause of so many times as many
 _LAST = 6.0  # seconds that it may take when the worker is about to end
+_MOST_NAMED, _MOST_COMMAND = 10, 200  # commands that ended otherwise; characters of each
 
 MOVED = (
     "This work was moved to another machine. The files of the repository are as they were. Gone are running processes, "
@@ -138,7 +140,9 @@ async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) ->
             continue
         ran = (await toolbox.call(call.name, call.args)).ran
         if answer.ran and ran and answer.ran.exit_code != ran.exit_code:
-            differed.append(f"`{ran.command}` ended with {ran.exit_code}, before with {answer.ran.exit_code}")
+            command = cut_text(ran.command, _MOST_COMMAND)
+            before = answer.ran.exit_code
+            differed.append(f"`{command}` ended with {ran.exit_code}, before with {before}")
     return differed
 
 
@@ -146,7 +150,11 @@ def moved(differed: Sequence[str], *, restored: bool) -> Message | None:
     """What the agent is told of it; nothing when all that it had done was done again, with the same ends."""
     if not restored and not differed:
         return None
-    return Message(role="user", text=MOVED + (DIFFERED + "; ".join(differed) if differed else ""))
+    if not differed:
+        return Message(role="user", text=MOVED)
+    left = len(differed) - _MOST_NAMED
+    more = f"; and {left} more" if left > 0 else ""
+    return Message(role="user", text=MOVED + DIFFERED + "; ".join(differed[:_MOST_NAMED]) + more)
 
 
 def tells_of_difference(message: Message) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from osiris import events as e
 from osiris.agents import brief
+from osiris.agents.bounds import MOST_SUMMARY, bound_commands, bound_prepared
 from osiris.agents.budget import Budget
 from osiris.agents.keeping import Place, Shelf, do_again, moved, tells_of_difference
 from osiris.agents.loop import Mind, Tape, work
@@ -32,6 +33,7 @@ from osiris.ports import (
     Vault,
 )
 from osiris.sandboxing import Limits, Plan, Sandbox, Session, Setup
+from osiris.sanitize import cut_text
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +155,8 @@ class Runner:
         """The workspace of a run: what gets it ready stands on the base branch, where people put it."""
         commands = policy.setup
         if commands is None:
-            commands = steps.parse(await self._desk.read(repo, checkout.trusted, steps.PATH))
+            text = await self._desk.read(repo, checkout.trusted, steps.PATH)
+            commands = await asyncio.to_thread(steps.parse, text)
         setup = None
         if commands:
             key = await self._desk.fingerprint(repo, checkout.trusted)
@@ -218,17 +221,21 @@ class Runner:
         if not taken.files:
             reason = f"the agent changed no file; it said: {summary}"
             return e.RunFailed(issue=issue, run=number, reason=reason)
+        ran = bound_commands([message.ran for message in run.tape.messages if message.ran])
         work = e.Work(
-            summary=summary,
+            summary=cut_text(summary, MOST_SUMMARY),
             files=taken.files,
-            commands=tuple(message.ran for message in run.tape.messages if message.ran),
+            commands=ran.commands,
+            earlier=ran.earlier,
+            blocked=ran.blocked,
+            more_blocked=ran.more_blocked,
             edited_last=_edited_last(run.tape.messages),
             instructions=tuple(run.instructions),
             model=", ".join(dict.fromkeys(reply.model for reply in run.tape.replies)),
             steps=len(run.tape.replies),
             seconds=run.budget.seconds,
             usage=run.tape.usage,
-            prepared=run.session.prepared,
+            prepared=bound_prepared(run.session.prepared),
         )
         at = int(time.time())
         return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from markdown_it import MarkdownIt
 
 _markdown = MarkdownIt("commonmark")
-_MOST = 65_536  # characters of a comment that are read; GitHub takes no more in one
+_MOST = 20_000  # characters of a comment that are read: hostile Markdown takes up to 0.1 ms each
 _MOST_REST = 300  # characters of what follows a command
 KNOWN = ("stop", "retry", "model", "status", "help")
 
@@ -26,9 +26,9 @@ class Command:
 def find(text: str, bot: str) -> Command | None:
     """Return the first command in a comment, or None. Quotes, code and HTML comments are not commands.
 
-    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Reading Markdown takes up to 35 microseconds
-    a character: a comment in which no line begins with an address is not read, and the caller's event loop should not
-    wait for one that is.
+    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Only the first 20,000 characters are read. A
+    comment in which no line begins with an address is not parsed, and the caller's event loop should not wait for one
+    that is.
     """
     name = re.escape(bot.removesuffix("[bot]"))
     address = re.compile(rf"(?:/osiris|@{name}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
@@ -37,10 +37,18 @@ def find(text: str, bot: str) -> Command | None:
         return None
     for line in _lines(text):
         if match := address.match(line):
-            word, *rest = re.split(r"[^\w-]", match[1].strip(), maxsplit=1)
-            rest_of_line = "".join(rest).strip()[:_MOST_REST]
-            return Command(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
+            return _read(match[1].strip())
     return None
+
+
+def _read(words: str) -> Command:
+    """What follows an address: a word that is set in code, bold or quotes is none that we understand, and no bare
+    command either, for that would start the work that somebody wanted stopped."""
+    word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
+    if not word and re.search(r"[\w\0]", words):
+        return Command(words.replace("\0", "*")[:_MOST_REST], known=False)
+    rest_of_line = "".join(rest).strip()[:_MOST_REST]
+    return Command(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
 
 
 def _lines(text: str) -> Iterator[str]:

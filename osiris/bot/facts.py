@@ -77,14 +77,16 @@ class Facts:
             pull = await self._github.pull(notice.repo, notice.pull)
             told = {"commit": notice.commit, "head": pull.head, "pull": pull.number}
             return Fact(event=e.Approved(issue=task.issue, actor=actor, **told), key=key)  # type: ignore[arg-type]
-        if (review := await self._brief(notice)) is None:
+        if (review := await self._brief(notice, of_a_stranger=not actor.may_steer)) is None:
             return None
         said = e.Said("review", notice.node)
         return Fact(event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review), key=key)
 
-    async def _brief(self, notice: Reviewed) -> e.Review | None:
-        """The whole review is one brief; a comment without threads asks for nothing."""
-        threads = await self._github.review_threads(notice.repo, notice.pull, notice.review)
+    async def _brief(self, notice: Reviewed, *, of_a_stranger: bool) -> e.Review | None:
+        """The whole review is one brief; a comment without threads asks for nothing. A stranger's only shows whether
+        it has one: nobody reads it."""
+        most = {"most": 1} if of_a_stranger else {}
+        threads = await self._github.review_threads(notice.repo, notice.pull, notice.review, **most)
         if notice.state == "commented" and not threads:
             return None
         return e.Review(by=notice.sender, text=notice.text, threads=threads)

@@ -1,5 +1,6 @@
 """GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
 
+import asyncio
 import copy
 import re
 import time
@@ -35,6 +36,7 @@ from osiris.redaction import Redactor
 
 _POLICY_LIFE = 60.0  # seconds
 _PAGE = 100
+_MOST_THREADS = 1_000
 _JSON, _OBJECT = "application/vnd.github+json", "application/vnd.github.object+json"
 _NEAR_BY = 30  # comments in which a double of ours is looked for
 _MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
@@ -117,7 +119,8 @@ class GitHub:
         except _NotFound:
             return Policy()
         try:
-            return repo_file.parse(shapes.text_of_file(found, repo_file.PATH))
+            text = shapes.text_of_file(found, repo_file.PATH)
+            return await asyncio.to_thread(repo_file.parse, text)
         except Refused as mistake:
             return Policy(broken=str(mistake))
 
@@ -147,10 +150,17 @@ class GitHub:
         rows = self._pages(repo, f"/pulls/{pull}/reviews")
         return [review async for row in rows if (review := shapes.submitted(row))]
 
-    async def review_threads(self, repo: str, pull: int, review: int) -> tuple[Thread, ...]:
-        """The line comments of one review."""
+    async def review_threads(
+        self, repo: str, pull: int, review: int, *, most: int = _MOST_THREADS
+    ) -> tuple[Thread, ...]:
+        """The line comments of one review, `most` of them at most."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
-        return tuple([shapes.thread(comment) async for comment in self._pages(repo, path)])
+        found = []
+        async for comment in self._pages(repo, path):
+            found.append(shapes.thread(comment))
+            if len(found) >= most:
+                break
+        return tuple(found)
 
     async def user_id(self, repo: str, login: str) -> int | None:
         try:

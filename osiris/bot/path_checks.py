@@ -5,6 +5,7 @@ own folder, and other characters than `/` lead out of the repository.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from osiris.bot.git import shown
@@ -34,8 +35,26 @@ def check_changed_path(path: bytes, deny: Sequence[str], *, is_gone: bool) -> No
     if not is_gone and hides_something(path.decode("utf-8", "surrogateescape")):
         what = "has a control character in it, or one that is not seen"
         raise Refused(f"the file name `{name}` {what}")
-    if any(name.startswith(prefix) or prefix.startswith(f"{name}/") for prefix in deny):
+    if is_protected(path, fold_prefixes(deny)):
         raise Refused(f"`{name}` is protected in this repository; a change there needs a person")
+
+
+def fold_prefixes(deny: Sequence[str]) -> tuple[str, ...]:
+    """Return the protected prefixes in the form in which paths are compared with them."""
+    return tuple(_fold(prefix) for prefix in deny if prefix)
+
+
+def is_protected(path: bytes, prefixes: tuple[str, ...]) -> bool:
+    """Return whether a path, or a folder that would take its place, lies below one of the folded `prefixes`.
+
+    Systems that do not tell upper from lower case, or forms of one letter, would put it there too.
+    """
+    text = _fold(path.decode("utf-8", "surrogateescape"))
+    return text.startswith(prefixes) or any(prefix.startswith(f"{text}/") for prefix in prefixes)
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def _is_too_long(path: bytes) -> bool:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from osiris.config.yaml_text import UnreadableYaml, load_yaml
 from osiris.errors import Refused
 from osiris.policy import REGISTRIES, Policy
+from osiris.sanitize import clean_text, cut_text
 
 PATH = ".github/osiris.yml"
 MOST_COMMANDS, MOST_COMMAND = 50, 20_000  # of a set-up; characters of one
@@ -24,7 +25,7 @@ class _Budget(BaseModel):
 
 class _Paths(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    deny: list[str] = list(_DEFAULT.deny)
+    deny: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=500)] = list(_DEFAULT.deny)
 
 
 class _Models(BaseModel):
@@ -91,7 +92,7 @@ def parse(text: str) -> Policy:
         file = _File.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
+        key = cut_text(" ".join(clean_text(".".join(map(str, first["loc"]))).split()), 100) or "the file"
         raise Refused(
             f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; mend it on the default branch"
         ) from None

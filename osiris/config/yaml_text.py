@@ -6,7 +6,7 @@ import yaml
 
 MOST: Final = 1 << 16  # characters of one file
 _MOST_DEPTH: Final = 50
-_MOST_NODES: Final = 20_000
+_MOST_NODES: Final = 5_000
 _MOST_NUMBER: Final = 100  # characters: PyYAML converts longer ones in quadratic time
 _IN_NUMBERS: Final = frozenset("+-0123456789.:_xabcdefABCDEF")
 _OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)

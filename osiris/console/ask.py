@@ -6,10 +6,12 @@ import re
 import time
 from uuid import uuid4
 
+from rich.text import Text
+
 from osiris import events as e
 from osiris.bootstrap import prepare
 from osiris.config.settings import Settings
-from osiris.console.common import LOOK, console, find, open_views, print_json, summary
+from osiris.console.common import LOOK, console, find, make_safe, open_views, print_json, summary
 from osiris.errors import Refused
 from osiris.queue.arrival import OWN
 from osiris.queue.database import connect
@@ -41,7 +43,8 @@ async def _ask(
     if as_json:
         print_json({**summary(settings, line), "taken_up": taken})
     else:
-        console().print(f"{line.task.issue} is now {line.task.state.value}" if taken else _LATER)
+        now = f"{make_safe(line.task.issue)} is now {line.task.state.value}"
+        console().print(Text(now if taken else _LATER))
 
 
 _LATER = "noted; it takes effect as soon as `osiris serve` runs with all its settings"
@@ -59,7 +62,8 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
     await prepare(settings, engine := connect(settings.database))
     await engine.dispose()
     taken = await _note(settings, made)
-    console().print(f"taken up; the issue will appear in {repo}" if taken else _LATER)
+    appears = f"taken up; the issue will appear in {make_safe(repo)}"
+    console().print(Text(appears if taken else _LATER))
 
 
 async def _note(settings: Settings, event: e.Event) -> bool:

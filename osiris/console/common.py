@@ -16,8 +16,14 @@ from osiris.config.settings import Settings
 from osiris.errors import Refused
 from osiris.queue.database import connect
 from osiris.queue.views import TaskLine, Views
+from osiris.sanitize import clean_text, cut_text
 
 LOOK = 0.3  # seconds between two looks at the database
+
+
+def make_safe(text: object, most: int = 500) -> str:
+    """Return a stranger's words as one line for a terminal, without anything it would obey."""
+    return cut_text(" ".join(clean_text(str(text)).split()), most)
 
 
 def console() -> Console:
@@ -37,7 +43,7 @@ async def open_views(settings: Settings) -> AsyncIterator[Views]:
     try:
         yield Views(engine)
     except SQLAlchemyError as error:
-        told = str(getattr(error, "orig", error)).splitlines()[0]
+        told = str(getattr(error, "orig", error)).partition("\n")[0]
         raise Refused(f"the database cannot be read ({told}); `osiris migrate` brings it up to date") from None
     finally:
         await engine.dispose()

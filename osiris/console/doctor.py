@@ -7,7 +7,7 @@ from rich.text import Text
 from osiris.bootstrap import build, prepare
 from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
-from osiris.console.common import console, print_json
+from osiris.console.common import console, make_safe, print_json
 from osiris.errors import Refused
 from osiris.health import Readiness, github_probes
 from osiris.sandboxing import Probe
@@ -23,10 +23,10 @@ async def doctor(settings: Settings, *, as_json: bool) -> bool:
     out = console()
     for probe in probes:
         mark, style = ("ok  ", "green") if probe.ok else ("FAIL", "red") if probe.needed else ("weak", "yellow")
-        detail = f": {probe.detail}" if probe.detail else ""
-        out.print(Text(mark, style=style), Text(f"{probe.name}{detail}"))
+        detail = f": {make_safe(probe.detail, 2_000)}" if probe.detail else ""
+        out.print(Text(mark, style=style), Text(f"{make_safe(probe.name)}{detail}"))
         if not probe.ok and probe.fix:
-            out.print(Text(f"     → {probe.fix}"))
+            out.print(Text(f"     → {make_safe(probe.fix, 2_000)}"))
     return healthy
 
 

@@ -13,12 +13,13 @@ from rich.text import Text
 
 from osiris.bot.comments import review_page
 from osiris.config.settings import Settings
-from osiris.console.common import LOOK, console, find, open_views, print_json, summary
+from osiris.console.common import LOOK, console, find, make_safe, open_views, print_json, summary
 from osiris.ports import Message
 from osiris.queue.views import Line, Step, TaskLine, Waiting
 from osiris.sanitize import clean_text
 from osiris.task import ENDED, UNDER_REVIEW, State
 
+_MOST_REASON = 2_000  # characters of a reason
 _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
 
 
@@ -32,7 +33,8 @@ async def list_tasks(settings: Settings, *, as_json: bool) -> None:
     for line in lines:
         task = line.task
         pull = f"#{task.pull}" if task.pull else ""
-        table.add_row(str(line.id), str(task.issue), task.state.value, pull, _ago(line.updated), Text(task.title))
+        cells = (line.id, task.issue, task.state.value, pull, _ago(line.updated), task.title)
+        table.add_row(*map(_cell, cells))
     console().print(table if lines else "no tasks yet: label an issue, or `osiris request`")
 
 
@@ -44,8 +46,13 @@ async def list_failures(settings: Settings, *, as_json: bool) -> None:
         return
     table = Table("WHAT", "ID", "WHEN", "WHY", box=None, pad_edge=False)
     for failure in failures:
-        table.add_row(failure.what, failure.id, _ago(failure.at), Text(failure.error))
+        table.add_row(*map(_cell, (failure.what, failure.id, _ago(failure.at), failure.error)))
     console().print(table if failures else "nothing has failed")
+
+
+def _cell(value: object) -> Text:
+    """Return a table's cell: one line, and a Text, so that brackets in it are no markup."""
+    return Text(make_safe(value))
 
 
 async def show(settings: Settings, id: str, *, as_json: bool) -> None:
@@ -92,41 +99,50 @@ def _print_new(story: list[Line], steps: list[Step], *, as_json: bool) -> None:
 
 def _print_head(settings: Settings, line: TaskLine) -> None:
     task, out = line.task, console()
-    out.print(Text(f"{line.id}  {task.issue}  {task.title}", style="bold"))
-    out.print(Text(f"   {task.state.value}" + (f": {task.reason}" if task.reason else "")))
-    out.print(Text(f"   {review_page(settings.github_url, task.issue, task.pull)}"))
+    why = f": {make_safe(task.reason, _MOST_REASON)}" if task.reason else ""
+    page = review_page(settings.github_url, task.issue, task.pull)
+    out.print(Text(f"{line.id}  {make_safe(task.issue)}  {make_safe(task.title)}", style="bold"))
+    out.print(Text(f"   {task.state.value}{why}"))
+    out.print(Text(f"   {make_safe(page)}"))
 
 
 def _waits(one: Waiting) -> str:
-    why = f": {one.why}" if one.why else ""
+    what = make_safe(one.what)
+    why = f": {make_safe(one.why, _MOST_REASON)}" if one.why else ""
     if one.until is None:
-        return f"{one.what} is parked{why}; `osiris task retry` takes it up"
+        return f"{what} is parked{why}; `osiris task retry` takes it up"
     if one.worker:
-        return f"{one.what} is being done by {one.worker}"
+        return f"{what} is being done by {make_safe(one.worker)}"
     later = f" until {_clock(one.until)}" if one.until > time.time() else " for its turn"
-    return f"{one.what} waits{later}{why}"
+    return f"{what} waits{later}{why}"
 
 
 def _told(line: Line) -> tuple[float, str]:
+    what = make_safe(line.what)
     match line.kind:
         case "decided":
             orders = ", ".join(line.detail["orders"]) or "nothing to do"
-            return line.at, f"{_clock(line.at)}    → {line.detail['state']}: {orders}"
+            decided = make_safe(f"{line.detail['state']}: {orders}", _MOST_REASON)
+            return line.at, f"{_clock(line.at)}    → {decided}"
         case "done":
-            ends = [f" {how}: {line.detail[how]}" for how in ("refused", "parked") if how in line.detail]
-            return line.at, f"{_clock(line.at)}    {line.what}{ends[0] if ends else ' done'}"
+            ends = [
+                f"{how}: {make_safe(line.detail[how], _MOST_REASON)}"
+                for how in ("refused", "parked")
+                if how in line.detail
+            ]
+            return line.at, f"{_clock(line.at)}    {what} {ends[0] if ends else 'done'}"
     who = (line.detail.get("actor") or {}).get("login") or line.detail.get("by")
-    return line.at, f"{_clock(line.at)}  {line.what}" + (f" ({who})" if who else "")
+    return line.at, f"{_clock(line.at)}  {what}" + (f" ({make_safe(who, 100)})" if who else "")
 
 
 def _step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
     message: Message = step.message
-    first = clean_text(message.text).partition("\n")[0][:100]
+    first = _first_line(message.text)
     match message.role:
         case "assistant":
-            calls = "; ".join(f"{call.name} {_short(dict(call.args))}" for call in message.calls)
+            calls = "; ".join(f"{make_safe(c.name, 100)} {_short(dict(c.args))}" for c in message.calls)
             words = f"{first}  " if first and said else ""
-            return step.at, f"{_clock(step.at)}      {words}{clean_text(calls)}"
+            return step.at, f"{_clock(step.at)}      {words}{calls}"
         case "tool":
             return step.at, f"{_clock(step.at)}        {first}"
     return None
@@ -137,9 +153,13 @@ def told_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
     return [told[1].partition("  ")[2] for step in steps if (told := _step(step, said=said))]
 
 
+def _first_line(text: str) -> str:
+    return " ".join(clean_text(text).partition("\n")[0].split())[:100]
+
+
 def _short(args: dict[str, Any]) -> str:
     """The first argument says what a call is about: a path, a pattern, a command, a summary."""
-    words = " ".join(str(next(iter(args.values()), "")).split())
+    words = " ".join(clean_text(str(next(iter(args.values()), ""))).split())
     return words if len(words) <= 70 else words[:69] + "…"
 
 

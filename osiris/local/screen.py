@@ -17,6 +17,7 @@ from osiris.sanitize import clean_text, show_hidden
 
 _STYLES = {"text": "", "thinking": "dim italic"}
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+_MOST_LINE = 2_000  # characters of a line of a diff: each may be written out as eight
 
 
 class Left(Exception):
@@ -77,11 +78,18 @@ class Screen:
     # ── what came of it ──
 
     def diff(self, text: str, most: int | None = None) -> None:
-        """Each line as it is, with nothing hidden; of a long one the first `most`."""
+        """Print each line as it is, with nothing hidden; of many the first `most`.
+
+        Of a long line only the begin is shown, and how much more there is.
+        """
         lines = text.removesuffix("\n").split("\n")
         for line in lines[:most]:
             bold = line.startswith(("diff ", "+++", "---"))
-            self._out.print(Text(show_hidden(line), style="bold" if bold else _COLOURS.get(line[:1], "")))
+            style = "bold" if bold else _COLOURS.get(line[:1], "")
+            shown = Text(show_hidden(line[:_MOST_LINE]), style=style)
+            if len(line) > _MOST_LINE:
+                shown.append(f"… and {len(line) - _MOST_LINE} more characters in this line", "bold")
+            self._out.print(shown)
         if most is not None and len(lines) > most:
             self.say(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 

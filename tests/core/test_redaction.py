@@ -44,6 +44,12 @@ def test_a_secret_is_hidden_in_the_middle_of_a_run_of_words_with_dashes(secret: 
     assert Redactor()(f"the-key-of-mine-{secret} is long") == "*** is long"
 
 
+@pytest.mark.parametrize("before", ["sk-é-", "é-", "é", "日本-", "ſk-"])
+def test_a_secret_is_hidden_behind_letters_that_no_secret_has(before: str):
+    assert LETTERS not in Redactor()(f"{before}sk-ant-{LETTERS}")
+    assert JWT not in Redactor()(f"{before.replace('sk', 'eyJ')}{JWT}")
+
+
 @pytest.mark.parametrize("start", ["sk-", "eyJ"])
 def test_the_first_start_of_a_run_takes_all_of_it(start: str):
     assert Redactor()(f"{start}{start}-" * 3 + "sk-1" + "a" * 20) == "***"

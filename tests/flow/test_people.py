@@ -78,6 +78,10 @@ def test_quotes_code_and_comments_are_no_commands(text: str):
         ("@osiris[bot] help", "help", True, ""),
         ("/osiris model openai:gpt-5 ", "model", True, "openai:gpt-5"),
         ("/osiris dance now", "dance", False, "now"),
+        ("/osiris!", "", True, ""),
+        ("/osiris `stop`", "*", False, ""),
+        ("/osiris **stop**", "*stop*", False, ""),
+        ("@osiris, please stop", ", please stop", False, ""),
     ],
 )
 def test_commands_stand_at_the_start_of_a_line(text: str, name: str, known: bool, rest: str):
