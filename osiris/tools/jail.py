@@ -138,8 +138,10 @@ class Jail:
             os.set_blocking(ours, False)
 
     def __del__(self) -> None:
-        if getattr(self, "_open", None):
-            self.discard()
+        """One that nobody discarded runs no command, and ends at once. No thread: its parts are finalized with it."""
+        if getattr(self, "_open", None) and not self._discarded:
+            self._discarded = True
+            self._end()
 
     async def ready(self) -> None:
         """Wait until the jail holds. Raises NotBegun."""
