@@ -42,8 +42,10 @@ def find(text: str, bot: str) -> Command | None:
 
 
 def _read(words: str) -> Command:
-    """What follows an address: a word that is set in code, bold or quotes is none that we understand, and no bare
-    command either, for that would start the work that somebody wanted stopped."""
+    """Return the command in the words after an address.
+
+    A word in code, bold or quotes is unknown, and no bare command: that would start work somebody wanted stopped.
+    """
     word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
     if not word and re.search(r"[\w\0]", words):
         return Command(words.replace("\0", "*")[:_MOST_REST], known=False)

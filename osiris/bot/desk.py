@@ -191,7 +191,7 @@ def _digest_package_files(records: Iterator[bytes]) -> str:
 
 
 def _names_packages(name: bytes) -> bool:
-    """Whether a file of this name says which packages a repository needs."""
+    """Return whether a file of this name says which packages a repository needs."""
     if len(name) > NAME_LIMIT:
         return False
     name = name.lower()

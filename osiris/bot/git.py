@@ -50,12 +50,12 @@ STREAMING = {"core.bigFileThreshold": "1m"}
 _ENDLESS = 1 << 48
 _OUT_OF_MEMORY = re.compile(r"(?i)out of memory|cannot allocate|could not allocate|inflateinit")
 _REMOTE = re.compile(r"(?m)^remote:.*$")
-"""What the other side says: its own memory is none of ours."""
+"""Lines of the other side, whose memory is not this machine's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitLimits:
-    """What one git may use; a child of it may use as much again. No value turns a limit off.
+    """The limits of one git; a child of it may use as much again. No value turns a limit off.
 
     `seconds` is how long it may take and `cpu` how many seconds of processor time; `memory`,
     `output` (what it prints) and `file_size` (each file that it writes) are bytes.

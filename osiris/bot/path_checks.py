@@ -19,7 +19,7 @@ _DEVICE = re.compile(
     r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9\u00b9\u00b2\u00b3]) *(?:[.:].*)?",
     re.DOTALL,
 )
-"""What means a device on Windows, whatever stands behind a dot.
+"""Names of devices on Windows, whatever stands behind a dot.
 
 Microsoft, "Naming Files, Paths, and Namespaces".
 """
@@ -98,7 +98,7 @@ def _describe_name(name: str) -> str:
 
 
 def _is_git_folder(name: str) -> bool:
-    """Whether a name is that of git's own folder, here or on another system."""
+    """Return whether a name is that of git's own folder, here or on another system."""
     seen = name if name.isascii() else clean_text(name)
     seen = seen.partition(":")[0].rstrip(" .").lower()
     return seen == ".git" or _SHORT_GIT.fullmatch(seen) is not None
@@ -135,6 +135,6 @@ def _without_dots(part: bytes) -> bytes:
 
 
 def _leaves(parts: Sequence[bytes], folders: int) -> bool:
-    """Whether a link in so many folders leads out of the outermost, or up behind a name."""
+    """Return whether a link in so many folders leads out of the outermost, or up behind a name."""
     up = next((n for n, part in enumerate(parts) if part != b".."), len(parts))
     return up > folders or b".." in parts[up:]
