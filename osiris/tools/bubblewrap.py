@@ -45,12 +45,13 @@ class View:
     """What a jail sees of the host; a missing `home` or `tmp` is a fresh tmpfs of `limits.scratch` bytes.
 
     `way_out` is a folder with the socket of a proxy, `cargo` one with a file of cargo's; `enter` are the words before a
-    command that has to see all this, and `uid` is the host's user of a root worker's session. `terminals` is a devpts
-    of the session's; without it the jail has one of its own.
+    command that has to see all this, and `uid` is the host's user of a root worker's session. `devices` is a
+    read-only /dev of the session's, and `terminals` a devpts of its own; without them bubblewrap makes both.
     """
 
     etc: Path
     usr: Path = Path("/usr")
+    devices: Path | None = None
     terminals: Path | None = None
     uid: int | None = None
     work: Path
@@ -69,7 +70,7 @@ class View:
 
 def arguments(view: View) -> list[str]:
     """The view as bwrap's options: a pure function, so that the whole policy can be read and tested as a list."""
-    return [*_namespaces(), *_environment(view), *_system(view), *_folders(view), *_lock_down()]
+    return [*_namespaces(), *_environment(view), *_system(view), *_folders(view), *_lock_down(view)]
 
 
 def _namespaces() -> list[str]:
@@ -91,7 +92,10 @@ def _system(view: View) -> list[str]:
             options += ["--symlink", f"usr/{name}", f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             options += ["--ro-bind", f"/{name}", f"/{name}"]
-    options += ["--ro-bind", str(view.etc), "/etc", "--proc", "/proc", "--dev", "/dev"]
+    options += ["--ro-bind", str(view.etc), "/etc", "--proc", "/proc"]
+    if view.devices:
+        return [*options, "--dev-bind", str(view.devices), "/dev"]
+    options += ["--dev", "/dev"]
     return [*options, *(("--dev-bind", str(view.terminals), "/dev/pts") if view.terminals else ())]
 
 
@@ -118,5 +122,6 @@ def _tmpfs(path: str, size: int, mode: str) -> list[str]:
     return ["--size", str(size), "--perms", mode, "--tmpfs", path]  # without a size it is half of the host's memory
 
 
-def _lock_down() -> list[str]:
-    return ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/workspace"]
+def _lock_down(view: View) -> list[str]:
+    folders = ["/proc", "/"] if view.devices else ["/proc", "/dev", "/"]  # it would take the devices from a bound /dev
+    return [*(word for folder in folders for word in ("--remount-ro", folder)), "--chdir", "/workspace"]

@@ -18,7 +18,7 @@ SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
 INDEX, NOTES, OWN, LEFT = "index", "notes.json", "own", "left"
 UNSEALED, SEALED = "unsealed", "ready"
-USR, ETC, TERMINALS = "usr", "etc", "pts"
+USR, ETC, DEVICES, TERMINALS = "usr", "etc", "dev", "pts"
 """What a session's jails have of their own, and would else share with those of all others."""
 MOST_TERMINALS: Final = 64  # of the 3072 that kernel.pty.max leaves to all sessions of a machine
 DEVPTS: Final = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
@@ -52,7 +52,7 @@ class Disk(ABC):
         return self.here / "keep"
 
     def own(self, name: str) -> Path | None:
-        """Return where jails find the session's own `usr`, `etc` or `pts`; None where it has none."""
+        """Return where jails find the session's own `usr`, `etc`, `dev` or `pts`; None where it has none."""
         with contextlib.suppress(OSError), os.scandir(self.here / name) as entries:
             if any(entries):
                 return self.folder / name

@@ -16,7 +16,7 @@ from typing import Final
 from osiris.errors import Unavailable
 from osiris.sandboxing import MIB, Limits
 from osiris.tools import mounts
-from osiris.tools.disk import DEVPTS, ETC, TERMINALS, USR, Disk, NoRoom, fills_up, run
+from osiris.tools.disk import DEVICES, DEVPTS, ETC, USR, Disk, NoRoom, fills_up, run
 from osiris.tools.orphans import end_orphans
 from osiris.tools.users import USERS, check_claims
 
@@ -162,11 +162,10 @@ class ImageDisk(Disk):
                 with contextlib.suppress(OSError):  # nothing is mounted there
                     mounts.unmount(self.folder / name)
                 mounts.mount_twin(source, self.folder / name)
-        if self.own(TERMINALS) is None:
+        if self.own(DEVICES) is None:
             with contextlib.suppress(OSError):
-                (self.folder / TERMINALS).mkdir(mode=0o755, exist_ok=True)
-                flags = mounts.NO_SETUID | mounts.NO_EXECUTION
-                mounts.mount("devpts", self.folder / TERMINALS, DEVPTS, flags)
+                (self.folder / DEVICES).mkdir(mode=0o755, exist_ok=True)
+                mounts.mount_devices(self.folder / DEVICES, DEVPTS)
 
     def _is_image(self) -> bool:
         """Return whether it was made: an empty one only claims a user."""
@@ -255,7 +254,7 @@ def can_keep_apart(root: Path, etc: Path) -> tuple[str, list[str]]:
         layer.seal()
         session.make_over(layer, small)
         shared = [f"/{name}" for name in (USR, ETC) if session.own(name) is None]
-        shared += ["terminals"] if session.own(TERMINALS) is None else []
+        shared += ["terminals"] if session.own(DEVICES) is None else []
         seen = (session.folder / "work" / "seen").stat().st_uid
         return ("" if seen == USERS[1] else "files keep their owner"), shared
     except NoRoom:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,16 @@ from osiris.tools.disk import run
 
 OCTAL = re.compile(r"\\([0-7]{3})")  # a space is \040 in the kernel's list: proc_pid_mounts(5)
 UNSHARE: Final = ("/usr/bin/unshare", "--user", "--", "/usr/bin/cat")
-READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_ATIME = 1, 2, 4, 8, 1024  # mount(2)
+READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, REMOUNT, NO_ATIME = 1, 2, 4, 8, 32, 1024  # mount(2)
 DETACH: Final = 2  # umount2(2)
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442  # the same on x86_64 and aarch64
 CLONE: Final = 1  # open_tree(2)
 EMPTY_PATH, FROM_EMPTY_PATH = 0x1000, 4
 ID_MAPPED: Final = 0x100000  # mount_setattr(2)
 HERE: Final = -100
+NODES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+LINKS: Final = {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}  # below /proc/self
+SMALL: Final = "mode=755,size=64k,nr_inodes=32"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -65,6 +69,29 @@ def mount_twin(source: Path, target: Path) -> None:
     finally:
         os.close(first)
         os.close(second)
+
+
+def mount_devices(target: Path, terminals: str) -> None:
+    """Mount a read-only /dev with terminals of its own; `terminals` are the options of its devpts. Raises OSError.
+
+    Bubblewrap makes such a /dev of six binds, and reads the list of all mounts after each.
+    """
+    flags = NO_SETUID | NO_EXECUTION
+    mount("tmpfs", target, SMALL, flags)
+    try:
+        for name, (major, minor) in NODES.items():
+            os.mknod(target / name, stat.S_IFCHR, os.makedev(major, minor))
+            (target / name).chmod(0o666)
+        for name, source in LINKS.items():
+            (target / name).symlink_to(f"/proc/self/{source}")
+        (target / "ptmx").symlink_to("pts/ptmx")
+        (target / "shm").mkdir()
+        (target / "pts").mkdir()
+        mount("tmpfs", target, "", REMOUNT | READ_ONLY | flags)
+        mount("devpts", target / "pts", terminals, flags)
+    except OSError:
+        unmount(target)
+        raise
 
 
 def mount_as(source: Path, target: Path, uid: int) -> None:

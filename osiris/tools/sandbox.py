@@ -22,7 +22,7 @@ from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.checkout import Filling, check_out, copy_index
 from osiris.tools.collect import OBJECT_ID
-from osiris.tools.disk import ETC, INDEX, TERMINALS, USR, Disk
+from osiris.tools.disk import DEVICES, ETC, INDEX, TERMINALS, USR, Disk
 from osiris.tools.holder import HeldDisk
 from osiris.tools.image import HOST_USR, ImageDisk
 from osiris.tools.jail import dropped_uid, leave_no_cores, wait_for_ending
@@ -184,6 +184,7 @@ class Bubblewrap:
         return View(
             etc=disk.own(ETC) or self._etc,
             usr=disk.own(USR) or HOST_USR,
+            devices=disk.own(DEVICES),
             terminals=disk.own(TERMINALS),
             uid=disk.uid,
             work=disk.folder / "work",

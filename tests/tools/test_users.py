@@ -133,7 +133,7 @@ async def test_where_the_kernel_cannot_all_sessions_run_as_one_user_and_that_is_
 async def test_nothing_is_left_mounted_of_a_session(made, root, sandbox):
     session, _ = await made("one")
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    assert {str(root / "one" / part) for part in ("usr", "etc", "pts", "work")} <= set(mounted)
+    assert {str(root / "one" / part) for part in ("usr", "etc", "dev", "dev/pts", "work")} <= set(mounted)
     assert str(root / "one" / "lower") not in mounted
     await session.destroy()
     assert f"{root}/one" not in Path("/proc/mounts").read_text()
