@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -192,6 +193,19 @@ def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path
         "noted; it takes effect as soon as `osiris serve` runs with all its settings\n",
     )
     assert "--repo is to be owner/name" in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
+
+
+def test_a_user_who_has_no_name_on_this_machine_can_file_a_request(place: Path):
+    """As in a container that was started with the number of a user."""
+    as_nameless = ["/usr/bin/unshare", "--user", "--map-user=64321", "--", sys.executable, "-m", "osiris"]
+    env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data")}
+    told = subprocess.run(
+        [*as_nameless, "request", "Do it", "--repo", "acme/shop"], env=env, cwd=place, capture_output=True, text=True
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    with Session(create_engine(f"sqlite:///{place}/data/osiris.db")) as session:
+        [row] = session.query(InboxRow)
+    assert b'"user-64321"' in row.body
 
 
 @pytest.mark.parametrize("command", ["demo", "serve", "migrate", "doctor", "request", "task list", "task watch"])

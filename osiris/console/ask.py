@@ -1,7 +1,6 @@
 """Asking: the operator's wishes, put into the inbox like everybody's."""
 
 import asyncio
-import getpass
 import re
 import time
 from uuid import uuid4
@@ -11,7 +10,7 @@ from rich.text import Text
 from osiris import events as e
 from osiris.bootstrap import prepare
 from osiris.config.settings import Settings
-from osiris.console.common import LOOK, console, find, make_safe, open_views, print_json, summary
+from osiris.console.common import LOOK, console, find, make_safe, open_views, operator_name, print_json, summary
 from osiris.errors import Refused
 from osiris.queue.arrival import OWN
 from osiris.queue.database import connect
@@ -36,7 +35,7 @@ async def _ask(
 ) -> None:
     async with open_views(settings) as views:
         line = await find(views, id)
-    operator = e.Actor(getpass.getuser(), e.Role.ADMIN)  # who can write to the database is the operator
+    operator = e.Actor(operator_name(), e.Role.ADMIN)  # who can write to the database is the operator
     taken = await _note(settings, wish(issue=line.task.issue, actor=operator))
     async with open_views(settings) as views:
         line = await find(views, id)
@@ -58,7 +57,7 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Refused(f"--repo is to be owner/name, not {repo!r}")
     key = uuid4().hex
-    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=getpass.getuser())
+    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=operator_name())
     await prepare(settings, engine := connect(settings.database))
     await engine.dispose()
     taken = await _note(settings, made)

@@ -1,7 +1,9 @@
 """What the operator's commands share: the console, the database to look at, and how a task is found."""
 
 import contextlib
+import getpass
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -24,6 +26,14 @@ LOOK = 0.3  # seconds between two looks at the database
 def make_safe(text: object, most: int = 500) -> str:
     """Return a stranger's words as one line for a terminal, without anything it would obey."""
     return cut_text(" ".join(clean_text(str(text)).split()), most)
+
+
+def operator_name() -> str:
+    """Return the login name of who runs the command; "user-NUMBER" where this machine has no name for the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container it may be any number
+        return f"user-{os.getuid()}"
 
 
 def console() -> Console:

@@ -9,7 +9,6 @@ import time
 import webbrowser
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from getpass import getuser
 from pathlib import Path
 from shlex import quote
 
@@ -19,6 +18,7 @@ from osiris.bootstrap import Osiris, brains_of, sandbox_of
 from osiris.bot.comments import cost
 from osiris.config import repo
 from osiris.config.settings import Settings
+from osiris.console.common import operator_name
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.errors import Refused, Unavailable
@@ -140,11 +140,7 @@ async def _on_stage(settings: Settings, wish: Wish, repository: Repository, plac
 
 def _login() -> str:
     """The person's name on the hub."""
-    try:
-        name = getuser()
-    except (KeyError, OSError):  # a user id that this machine has no name for
-        name = ""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "me"
+    return re.sub(r"[^A-Za-z0-9]+", "-", operator_name()).strip("-") or "me"
 
 
 class Dropped(Exception):
