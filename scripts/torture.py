@@ -1,4 +1,4 @@
-"""Write what `make torture` counted (build/torture.json) into docs/testing.md, between its two markers."""
+"""Write what a whole `make torture` counted (build/torture.json) into docs/testing.md, between its two markers."""
 
 import json
 import sys
@@ -51,8 +51,12 @@ def main() -> int:
     if not COUNTED.exists() or BEGIN not in page or END not in page:
         print(f"nothing was written: {COUNTED} is missing, or {PAGE} has no markers", file=sys.stderr)
         return 1
+    counted = json.loads(COUNTED.read_text())
+    if not counted["whole"]:
+        print(f"{PAGE} keeps its figures: this run was not a whole one", file=sys.stderr)
+        return 0
     before, rest = page.split(BEGIN, 1)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(json.loads(COUNTED.read_text()))}\n{END}{rest.split(END, 1)[1]}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(counted)}\n{END}{rest.split(END, 1)[1]}")
     return 0
 
 

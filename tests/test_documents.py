@@ -1,6 +1,8 @@
 """The documents say what the code does, as far as a machine can tell."""
 
+import importlib.util
 import itertools
+import json
 import re
 import subprocess
 import tomllib
@@ -246,3 +248,29 @@ def test_no_tracked_file_names_a_package_registry():
         (name_of(path), host) for path in TRACKED for host in REGISTRIES if host.encode() in path.read_bytes().lower()
     ]
     assert named == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_a_whole_torture_changes_the_figures_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+):
+    torture = _script("torture")
+    figures = dict.fromkeys(torture.COLUMNS, 7)
+    parts = {"enemy": figures}
+    counted = {"at": "2026-01-01", "seed": 1, "whole": whole, "machine": {"cores": 2, "python": "3"}, "parts": parts}
+    (tmp_path / "counted.json").write_text(json.dumps(counted))
+    (tmp_path / "page.md").write_text(f"a {torture.BEGIN}\nold\n{torture.END} z")
+    monkeypatch.setattr(torture, "COUNTED", tmp_path / "counted.json")
+    monkeypatch.setattr(torture, "PAGE", tmp_path / "page.md")
+    assert torture.main() == 0
+    page = (tmp_path / "page.md").read_text()
+    assert ("old" not in page, "| 7 | 7 |" in page) == (whole, whole)
+    assert (page[:2], page[-2:]) == ("a ", " z")
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module

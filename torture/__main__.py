@@ -19,6 +19,7 @@ from tests.flow.toll import Toll
 from torture.parts import PARTS, Asked, play
 
 OUT = Path(__file__).parent.parent / "build/torture.json"
+MANY = 200
 COLUMNS = (
     "tasks",
     "done",
@@ -58,8 +59,8 @@ def _arguments() -> tuple[Asked, list[str]]:
     parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; may be given again")
     parser.add_argument("--limit", type=int, help="so many moments of the crash loop, drawn, instead of all")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="what is drawn")
-    parser.add_argument("--tasks", type=int, default=200, help="tasks that live while workers are killed")
-    parser.add_argument("--examples", type=int, default=200, help="lives against the enemy")
+    parser.add_argument("--tasks", type=int, default=MANY, help="tasks that live while workers are killed")
+    parser.add_argument("--examples", type=int, default=MANY, help="lives against the enemy")
     asked = parser.parse_args()
     share = 10 if asked.quick else 1
     limit = asked.limit if asked.limit is not None or not asked.quick else 40
@@ -78,7 +79,13 @@ def _write(tolls: Mapping[str, Toll], told: Asked) -> None:
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     parts = {name: toll.figures() for name, toll in tolls.items()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"at": at, "seed": told.seed, "machine": machine, "parts": parts}, indent=2) + "\n")
+    counted = {"at": at, "seed": told.seed, "whole": _is_whole(tolls, told), "machine": machine, "parts": parts}
+    OUT.write_text(json.dumps(counted, indent=2) + "\n")
+
+
+def _is_whole(tolls: Mapping[str, Toll], told: Asked) -> bool:
+    """Return whether nothing was left out that a run without options does."""
+    return tolls.keys() == PARTS.keys() and told.limit is None and min(told.tasks, told.examples) >= MANY
 
 
 def _show(tolls: Mapping[str, Toll]) -> None:
