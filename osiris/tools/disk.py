@@ -1,19 +1,21 @@
 """Where a session's files are: a place of limited size, with `work`, `home` and `tmp`, which the jail sees, and `keep`,
 which it does not. `image.py` makes it for root, `holder.py` for an ordinary user."""
 
+import asyncio
 import contextlib
 import json
 import os
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from osiris.errors import TooSlow, Unavailable
 from osiris.sandboxing import Limits
 
+T = TypeVar("T")
 SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
 INDEX, NOTES, OWN, LEFT = "index", "notes.json", "own", "left"
@@ -129,6 +131,19 @@ def run(argv: Sequence[str], cwd: Path = Path("/")) -> None:
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")
+
+
+async def finish_in_thread(work: Callable[..., T], *args: object) -> T:
+    """Return what `work` does in a thread, which also who is cancelled waits for.
+
+    Else the next one would find, fill or remove a disk that the thread is still at.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 class NoRoom(Unavailable):

@@ -96,6 +96,7 @@ class ImageDisk(Disk):
         except FileNotFoundError:
             return
         except OSError:
+            mounts.unmount_below(self.folder)
             run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
     def reserve(self) -> None:

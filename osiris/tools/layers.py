@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from osiris.tools.disk import finish_in_thread
 from osiris.tools.image import KEPT, ImageDisk
 
 MOST: Final = 32  # each is a mount, and a loop device of the kernel's
@@ -33,9 +34,9 @@ class Layers:
         name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
         disk = self._disk(name)
         async with self._locks[name]:
-            if not await asyncio.to_thread(disk.find):
+            if not await finish_in_thread(disk.find):
                 await self._make(disk, fill)
-                await asyncio.to_thread(self._make_room, disk)
+                await finish_in_thread(self._make_room, disk)
             with contextlib.suppress(FileNotFoundError):  # another one has just made room; who lies over it will see
                 os.utime(disk.image)
         return disk
@@ -45,9 +46,9 @@ class Layers:
 
     async def _make(self, disk: ImageDisk, fill: Fill) -> None:
         """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
-        await asyncio.to_thread(disk.remove)
+        await finish_in_thread(disk.remove)
         async with contextlib.AsyncExitStack() as failed:
-            failed.push_async_callback(asyncio.to_thread, disk.remove)
+            failed.push_async_callback(finish_in_thread, disk.remove)
             await fill(disk)
             disk.seal()
             failed.pop_all()

@@ -22,7 +22,7 @@ from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.checkout import Filling, check_out, copy_index
 from osiris.tools.collect import OBJECT_ID
-from osiris.tools.disk import DEVICES, ETC, INDEX, TERMINALS, USR, Disk
+from osiris.tools.disk import DEVICES, ETC, INDEX, TERMINALS, USR, Disk, finish_in_thread
 from osiris.tools.holder import HeldDisk
 from osiris.tools.image import HOST_USR, ImageDisk
 from osiris.tools.jail import dropped_uid, leave_no_cores, wait_for_ending
@@ -73,7 +73,7 @@ class Bubblewrap:
         """
         disk = self._disk(name)
         weakness = await self._insist()
-        if await asyncio.to_thread(disk.find):
+        if await finish_in_thread(disk.find):
             self._end_processes(name)
             view = await self._view(disk, plan)
             return self._session(disk, view, PREPARED.validate_python(disk.notes)), False
@@ -99,7 +99,7 @@ class Bubblewrap:
         disk = self._disk(name)
         self._end_processes(name)
         await wait_for_ending()
-        await asyncio.to_thread(disk.remove)
+        await finish_in_thread(disk.remove)
         await remove_cgroup(self._group(name))
         self._ways.forget(name)
 
@@ -117,12 +117,12 @@ class Bubblewrap:
             failed.push_async_callback(self.remove, disk.folder.name)
             filling = Filling(base=plan.base, files=plan.files, setup=setup)
             if isinstance(disk, ImageDisk):
-                await asyncio.to_thread(self._claim_user, disk)
+                await finish_in_thread(self._claim_user, disk)
                 layer = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
-                await asyncio.to_thread(disk.make_over, layer, plan.limits)
+                await finish_in_thread(disk.make_over, layer, plan.limits)
                 filling = replace(filling, index=layer.keep / INDEX)
             else:
-                await asyncio.to_thread(disk.make, plan.limits)
+                await finish_in_thread(disk.make, plan.limits)
             view = await self._view(disk, plan, for_setup=for_setup)
             if filling.index and filling == Filling(base=plan.trusted, index=filling.index):
                 copy_index(filling.index, disk)
@@ -134,8 +134,8 @@ class Bubblewrap:
         return session
 
     async def _fill_layer(self, plan: Plan, disk: ImageDisk) -> None:
-        await asyncio.to_thread(self._claim_user, disk)
-        await asyncio.to_thread(disk.make, plan.limits)
+        await finish_in_thread(self._claim_user, disk)
+        await finish_in_thread(disk.make, plan.limits)
         try:
             await self._check_out(await self._view(disk, plan), disk, Filling(base=plan.trusted))
             disk.close({})

@@ -18,7 +18,7 @@ from osiris.tools import cgroup as cgroups
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.collect import MAKE_READABLE, OBJECT_ID, UnreadableWork, collect
-from osiris.tools.disk import INDEX, LEFT, OWN, Disk
+from osiris.tools.disk import INDEX, LEFT, OWN, Disk, finish_in_thread
 from osiris.tools.etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.helper import JailFiles
 from osiris.tools.jail import Jail, NotBegun, wait_for_ending
@@ -151,7 +151,7 @@ class OpenSession:
         self._closed = True
         await self._stand_down()
         await wait_for_ending()
-        await asyncio.to_thread(self._ground.disk.remove)
+        await finish_in_thread(self._ground.disk.remove)
         await remove_cgroup(self._ground.cgroup)
         self._ground.ended()
 

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from osiris.errors import Unavailable
 from osiris.tools import mounts, probes, users
+from osiris.tools.disk import DEVPTS
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 from osiris.tools.users import SHARED, USERS, Users, owner
@@ -137,6 +139,43 @@ async def test_nothing_is_left_mounted_of_a_session(made, root, sandbox):
     assert str(root / "one" / "lower") not in mounted
     await session.destroy()
     assert f"{root}/one" not in Path("/proc/mounts").read_text()
+
+
+async def test_cancelled_while_its_disk_is_made_a_session_leaves_nothing_and_is_made_again(
+    monkeypatch, sandbox, root, mirror, limits
+):
+    """Else a mount comes after its disk is gone, and the folder can never be removed again."""
+    await sandbox.probe()
+    loop, real, reached = asyncio.get_running_loop(), mounts.mount_devices, asyncio.Event()
+
+    def mount_late(*args: object) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        cancelled.wait(10)
+        real(*args)
+
+    cancelled = threading.Event()
+    monkeypatch.setattr(mounts, "mount_devices", mount_late)
+    making = asyncio.create_task(sandbox.create("one", mirror.plan(limits)))
+    await reached.wait()
+    making.cancel()
+    await asyncio.sleep(0.1)  # time in which it would remove the disk
+    assert (root / "one").is_mount()
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert f"{root}/one" not in Path("/proc/mounts").read_text()
+    assert not (root / "one").exists()
+    session, is_new = await sandbox.create("one", mirror.plan(limits))
+    assert is_new
+    await session.destroy()
+
+
+async def test_a_folder_in_which_something_is_mounted_is_removed(root, sandbox):
+    """As a worker leaves it that is killed between two mounts."""
+    (root / "one" / "dev").mkdir(parents=True)
+    mounts.mount_devices(root / "one" / "dev", DEVPTS)
+    await sandbox.remove("one")
+    assert not (root / "one").exists()
 
 
 async def test_terminals_work_and_are_the_sessions_own(made, ending):
