@@ -150,7 +150,7 @@ class Jail:
                 child = await self._child()
         except (OSError, ValueError) as error:  # TimeoutError is an OSError too
             self.kill()
-            said = os.fsdecode(self._rest())[-400:].strip()
+            said = os.fsdecode(await self._rest())[-400:].strip()
             raise NotBegun(f"the sandbox could not be set up: {said or repr(error)}") from error
         _prefer_to_kill(child, self._process.pid)
         with contextlib.suppress(BrokenPipeError):
@@ -323,10 +323,11 @@ class Jail:
         except TimeoutError as error:
             raise Unavailable("a sandboxed process does not die") from error
 
-    def _rest(self) -> bytes:
-        with contextlib.suppress(BlockingIOError):
-            _is_readable(self._out, 1)
-            return os.read(self._out, CHUNK)
+    async def _rest(self) -> bytes:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await _readable(self._out)
+                return os.read(self._out, CHUNK)
         return b""
 
     # ── descriptors ───────────────────────────────────────────────────────────────────────────────────────────────
