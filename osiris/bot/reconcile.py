@@ -28,7 +28,8 @@ _KEPT = 3 * 86400.0  # seconds; GitHub sends nothing again that is older
 _OVERLAP = 600.0  # seconds that are read again: what is under way is on record late
 _AT_ONCE = 100  # deliveries asked for in one look
 _SOON = 60.0  # seconds to the next look when there are more
-_TO_BE_HEARD = 5.0  # seconds for what was asked for to come in, before what is seen is told as news
+_TO_BE_HEARD = 5.0  # seconds at most for what was asked for to come in, before what is seen is told as news
+_LOOK = 0.1  # seconds between two looks whether it came in
 _LONG = 60.0  # seconds of a pause that ends a look
 _OUTAGES = 3  # one after the other end it as well
 _ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
@@ -101,18 +102,17 @@ class Reconciler:
 
         Raises Unavailable when GitHub is away, or asks for a long pause.
         """
-        self._outages, asked = 0, 0
+        self._outages = 0
         with self._bearing("what GitHub delivered"):
-            asked = await self.deliveries()
-        if asked:
-            log.info("GitHub was asked to deliver %d events again", asked)
-            await asyncio.sleep(_TO_BE_HEARD)
+            if asked := await self.deliveries():
+                log.info("GitHub was asked to deliver %d events again", len(asked))
+                await self._await_deliveries(asked)
         await self.compare()
 
     # ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def deliveries(self) -> int:
-        """Ask for what was sent in the last three days and never taken in, oldest first; returns for how many.
+    async def deliveries(self) -> list[str]:
+        """Ask for what was sent in the last three days and never taken in, oldest first. Return which were asked for.
 
         A mark keeps what is settled from being read each time. While there is none yet, only what nobody took is asked
         for: a new database need not hear what an older one has heard.
@@ -122,11 +122,19 @@ class Reconciler:
         missing = await self._records.missing("github", self._sendings.guids())
         wanted = self._sendings.wanted(missing if mark else set(), now)
         self._behind = len(wanted) > _AT_ONCE
-        for attempt in wanted[:_AT_ONCE]:
-            await self._redeliver(attempt, now)
+        asked = [attempt.guid for attempt in wanted[:_AT_ONCE] if await self._redeliver(attempt, now)]
         if (settled := self._sendings.settled()) > mark:
             await self._records.remember(_MARK, str(settled))
-        return len(wanted[:_AT_ONCE])
+        return asked
+
+    async def _await_deliveries(self, guids: Sequence[str]) -> None:
+        """Return when these deliveries have come in, or have had the time to."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TO_BE_HEARD
+        while loop.time() < until:
+            if not await self._records.missing("github", guids):
+                return
+            await asyncio.sleep(_LOOK)
 
     async def _attempts(self, since: float) -> list[Attempt]:
         found, cursor = await self._tokens.attempts()
@@ -135,13 +143,15 @@ class Reconciler:
             found += more
         return [attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS]
 
-    async def _redeliver(self, attempt: Attempt, now: float) -> None:
+    async def _redeliver(self, attempt: Attempt, now: float) -> bool:
         try:
             await self._tokens.redeliver(attempt.id)
             self._sendings.asked(attempt.guid, now)
         except Refused as refused:
             self._sendings.give_up(attempt.guid)
             log.warning("delivery %s (%s) cannot be had again: %s", attempt.guid, attempt.event, refused)
+            return False
+        return True
 
     # ── comparing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
