@@ -14,7 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import signal
+import select
 import socket
 import ssl
 import struct
@@ -27,7 +27,6 @@ from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
-PR_SET_PDEATHSIG = 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 RTM_NEWROUTE, REQUEST, CREATE, ACK = 24, 1, 0x400, 4
 TABLE_LOCAL, BY_HAND, OF_THE_HOST, LOCAL, OUT = 255, 4, 254, 2, 4
@@ -169,12 +168,20 @@ def serve(pem: Path, folder: Path) -> Callable[[], None]:
     return answer
 
 
+def end_with(process: int) -> None:
+    """End when a process does. The kernel would not do it for one that has become another user: prctl(2)."""
+    select.select([process], [], [])
+    os._exit(0)
+
+
 def main(pem: str, folder: str, *program: str) -> None:
     enter(Path(folder))
     answer = serve(Path(pem), Path(folder))
+    worker = os.pidfd_open(os.getpid())
     if os.fork() == 0:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        threading.Thread(target=end_with, args=(worker,), daemon=True).start()
         answer()
+    os.close(worker)
     os.execvp(program[0], program)
 
 
