@@ -51,7 +51,7 @@ from osiris.queue.transcripts import DatabaseTranscripts
 from osiris.queue.turns import Turns
 from osiris.queue.views import Views
 from osiris.redaction import Redactor
-from osiris.sandboxing import GIB, Sandbox
+from osiris.sandboxing import GIB, Probe, Sandbox
 from osiris.sandboxing import Limits as SandboxLimits
 from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
@@ -335,8 +335,8 @@ def desk_of(settings: Settings) -> HostDesk:
     return HostDesk(settings.osiris_data_dir / "git", Redactor(settings.secrets()))
 
 
-def sandbox_of(settings: Settings) -> Bubblewrap:
-    """The sandbox that the settings ask for."""
+def sandbox_of(settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()) -> Bubblewrap:
+    """The sandbox that the settings ask for; see there for `root` and `probes`."""
     options = Options(
         toolchains=settings.osiris_toolchains,
         weak=settings.osiris_sandbox == "weak",
@@ -344,7 +344,7 @@ def sandbox_of(settings: Settings) -> Bubblewrap:
         cache=int(settings.osiris_cache_gib * GIB),
         environment=tools_environment(),
     )
-    return Bubblewrap(settings.osiris_data_dir / "sessions", desk_of(settings).mirror, options)
+    return Bubblewrap(root or settings.osiris_data_dir / "sessions", desk_of(settings).mirror, options, probes)
 
 
 def _limits(settings: Settings) -> SandboxLimits:

@@ -17,7 +17,8 @@ from osiris.errors import Refused, TooSlow, Unavailable
 from osiris.events import Prepared
 from osiris.sandboxing import Limits, Plan, Probe, Session
 from osiris.tools import cgroup as cgroups
-from osiris.tools import etc, probes
+from osiris.tools import etc
+from osiris.tools import probes as machine
 from osiris.tools.bubblewrap import View
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.checkout import Filling, check_out, copy_index
@@ -40,13 +41,19 @@ PREPARED: Final = TypeAdapter(Prepared)
 
 class Bubblewrap:
     """Implements `sandboxing.Sandbox` with bubblewrap. `root` holds the sessions' disks; `mirror_of` says where the
-    mirror of a repository is."""
+    mirror of a repository is; `probes` are what another one of this process has found out about this machine."""
 
-    def __init__(self, root: Path, mirror_of: Callable[[str], Path], options: Options | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        mirror_of: Callable[[str], Path],
+        options: Options | None = None,
+        probes: Sequence[Probe] = (),
+    ) -> None:
         self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
         leave_no_cores()
         self._uid = dropped_uid()
-        self._probed: Sequence[Probe] = ()
+        self._probed = probes
         self._bounds: Sequence[Probe] = ()
         self._probing = asyncio.Lock()
         self._for_setups = set[str]()
@@ -88,9 +95,9 @@ class Bubblewrap:
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes about a second."""
         await asyncio.to_thread(end_orphans)
-        ask = partial(probes.run, self._root, self._etc, weak=self._options.weak, bounds=self._bounds)
+        ask = partial(machine.run, self._root, self._etc, weak=self._options.weak, bounds=self._bounds)
         found = await asyncio.to_thread(ask)
-        self._bounds = probes.bounds_that_hold(found)
+        self._bounds = machine.bounds_that_hold(found)
         self._probed = found if all(probe.ok for probe in found if probe.needed) else ()
         return found
 
@@ -236,7 +243,7 @@ class Bubblewrap:
     @property
     def _apart(self) -> bool:
         """Whether each session has a user of its own."""
-        return any(probe.name == probes.APART and probe.ok for probe in self._probed)
+        return any(probe.name == machine.APART and probe.ok for probe in self._probed)
 
     @property
     def _salt(self) -> str:
