@@ -4,7 +4,7 @@ PY := .venv/bin/python
 CORE := osiris/errors.py,osiris/events.py,osiris/effects.py,osiris/task.py,osiris/policy.py,osiris/decide.py,osiris/ports.py,osiris/redaction.py,osiris/sanitize.py,osiris/sandboxing.py
 
 help:  ## show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup:  ## install what is missing to run Osiris and to work on it
 	@scripts/setup.sh dev
@@ -15,10 +15,15 @@ run-setup:
 demo: run-setup  ## the whole loop on this machine, with nothing configured
 	@$(PY) -m osiris demo
 
-test: setup  ## all tests; the core with full branch coverage
+test: setup  ## the tests of every change; the core with full branch coverage
 	@$(PY) -m coverage run --data-file=.coverage.core --include='$(CORE)' -m pytest tests/core
 	@$(PY) -m coverage report --data-file=.coverage.core --fail-under=100
-	@$(PY) -m pytest tests --ignore=tests/core --numprocesses=3 --dist=worksteal
+	@$(PY) -m pytest tests --part=short --ignore=tests/core --numprocesses=3 --dist=worksteal
+
+test-long: setup  ## what `make test` leaves out: everything on both databases, as both users, and the long forms
+	@$(PY) -m pytest tests --part=long --numprocesses=3 --dist=worksteal
+
+test-all: test test-long  ## both
 
 check: setup  ## format, lint, types, locks
 	@$(PY) -m ruff format --check .
@@ -55,4 +60,4 @@ lock: setup  ## write requirements/*.txt anew from pyproject.toml
 docs: setup  ## draw docs/states.md from the state table
 	@$(PY) scripts/states.py
 
-.PHONY: help setup run-setup demo test check attack real bench-setup bench torture fidelity-setup fidelity lock docs
+.PHONY: help setup run-setup demo test test-long test-all check attack real bench-setup bench torture fidelity-setup fidelity lock docs

@@ -30,6 +30,33 @@ if os.geteuid() != 0:  # attacks leave descriptors in flight, of which one user 
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=("short", "long", "all"), default="all", help="of `make test`, and the rest")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (part := config.getoption("--part")) == "all":
+        return
+    left = [item for item in items if _is_long(item) != (part == "long")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if _is_long(item) == (part == "long")]
+
+
+def _is_long(item: pytest.Item) -> bool:
+    """Return whether a case is left to `make test-long`.
+
+    Besides what is marked so, these are the second database where the database does not matter, and the second kind of
+    user of attacks.
+    """
+    case = getattr(item, "callspec", None)
+    params = case.params if case else {}
+    return (
+        item.get_closest_marker("long") is not None
+        or (params.get("pair") == "servers" and item.get_closest_marker("both_pairs") is None)
+        or (params.get("worker") == "ordinary" and os.geteuid() == 0)
+    )
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -121,13 +148,22 @@ def database(postgres: Postgres) -> Iterator[str]:
 def migrated(postgres: Postgres) -> str:
     """The name of a PostgreSQL database of this version, to make others from."""
     postgres.create("migrated")
-
-    async def make() -> None:
-        await migrate(engine := connect(postgres.url("migrated")))
-        await engine.dispose()
-
-    asyncio.run(make())
+    asyncio.run(_make_schema(postgres.url("migrated")))
     return "migrated"
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database of this version, to copy."""
+    path = tmp_path_factory.mktemp("schema") / "osiris.db"
+    path.touch(0o600)
+    asyncio.run(_make_schema(f"sqlite:///{path}"))
+    return path
+
+
+async def _make_schema(address: str) -> None:
+    await migrate(engine := connect(address))
+    await engine.dispose()
 
 
 PAIRS = ("embedded", "servers")

@@ -176,6 +176,7 @@ def linger(special: Special, seconds: int) -> str:
     return result.output.decode(), result.blocked
 
 
+@pytest.mark.long
 def test_a_descriptor_that_takes_its_time_to_be_closed(special, verdict):
     """On a kernel that cannot refuse descriptors only the proxy stands still, until the command ends."""
     with special.session("older kernel"):
@@ -284,6 +285,7 @@ print("answered" if select.select(waiting, [], [], 4)[0] else "they wait")
 """
 
 
+@pytest.mark.long
 def test_names_that_nobody_answers(special, verdict):
     """Another session's names are looked up nevertheless."""
 
@@ -306,7 +308,10 @@ def test_names_that_nobody_answers(special, verdict):
 # ── when it fails ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.long)],
+)
 def test_a_proxy_that_ends_in_the_middle(number, special, verdict):
     """The session goes on without a way out: a new proxy would not know how much was sent."""
     script = f"{ASK_AND_WAIT}{asking(GOOD)}"

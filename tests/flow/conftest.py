@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import functools
 import logging
+import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from sqlalchemy import create_engine, text
 
 from loopback import server as loopback
 from loopback.server import Vendors
-from osiris.bootstrap import Osiris, Patience
+from osiris.bootstrap import Osiris, Patience, sandbox_of
+from osiris.config.settings import Settings
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.devhub.tokens import KeyPair, key_pair
 from osiris.ports import Message
 from osiris.queue.tables import Table
 from osiris.queue.views import Failure
+from osiris.sandboxing import Sandbox
 from osiris.task import Task
-from tests.conftest import disks_in
+from osiris.tools.options import Options
+from osiris.tools.sandbox import Bubblewrap
+from tests.conftest import a_place, disks_in
 from tests.forks import osiris
 
 REPO = "acme/shop"
@@ -53,11 +58,13 @@ def submit(summary: str = "Fixed.") -> dict[str, Any]:
     return step("submit", summary=summary)
 
 
+LOOK = "grep 'a + b' shop.py"
 FIX = [
     step("edit_file", path="shop.py", old="a - b", new="a + b"),
-    step("run_command", {"exit_code": 0}, command="python3 -m unittest"),
+    step("run_command", {"exit_code": 0}, command=LOOK),
     submit("`add` subtracted. Now it adds."),
 ]
+"""To run the unit tests instead takes half a second; `test_main_flow.py` does it."""
 ANSWER = [
     step("write_file", path="NOTES.md", content="Reviewed.\n"),
     submit("Added the notes that the review asks for."),
@@ -72,6 +79,7 @@ def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
     return {"when": when, "steps": list(steps)}
 
 
+QUICK = Patience(pauses=(0.05,))
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 
 
@@ -87,6 +95,11 @@ class World:
     mallory: Person
     vendors: Vendors | None
     said_in_logs: list[str]
+
+    @property
+    def sessions(self) -> Path:
+        """Where the sandbox has its sessions."""
+        return self.osiris.sandbox._root
 
     async def transcript(self) -> list[Message]:
         """Every message of the first task, in order."""
@@ -144,7 +157,7 @@ class World:
 
     def let_go(self) -> None:
         """Let the command of `HELD` end."""
-        for disk in disks_in(self.stage.settings.osiris_data_dir / "sessions"):
+        for disk in disks_in(self.sessions):
             with contextlib.suppress(FileNotFoundError):  # it is just being made, or thrown away
                 (disk.here / "tmp" / "go").touch()
 
@@ -171,16 +184,42 @@ def plain_git(*args: str) -> str:
     return told.stdout.decode("utf-8", "backslashreplace")
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Callable[[Settings], Sandbox]]:
+    """Gives sandboxes that find what the ones before them in this process have prepared, and found out of the machine.
+
+    Without it each takes up to a second before its first command; `tests/flow/test_main_flow.py` and all that start
+    Osiris as a process of its own take that way. A strong sandbox asks the machine anew.
+    """
+    with a_place() as place:
+        root = place / "sessions"
+        probes = asyncio.run(Bubblewrap(root, Path, Options(weak=True)).probe())
+
+        def sandbox(settings: Settings) -> Sandbox:
+            few = settings.model_copy(update={"osiris_cache_gib": 0.001})  # each kept checkout is a mount for all jails
+            return sandbox_of(few, root, probes if settings.osiris_sandbox == "weak" else ())
+
+        yield sandbox
+
+
+def lay_database(migrated_file: Path, place: Path) -> None:
+    """Have a database of this version in the data folder of a stage: Alembic takes up to 0.4 s to make one."""
+    (place / "osiris").mkdir(0o711)
+    shutil.copy(migrated_file, place / "osiris")
+
+
 Start = Callable[..., contextlib.AbstractAsyncContextManager[World]]
 
 
 @pytest.fixture
-def start(place: Path, pair: dict[str, str]) -> Start:
+def start(place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path) -> Start:
     """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere.
 
     With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also` is configured as
-    well; `more` are further settings.
+    well; `more` are further settings. Its sandbox is a `warm` one, unless it is given (None: a new one), and its
+    database has a schema.
     """
+    lay_database(migrated_file, place)
 
     @contextlib.asynccontextmanager
     async def started(
@@ -206,7 +245,7 @@ def start(place: Path, pair: dict[str, str]) -> Start:
                 more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
             ) as stage,
             _listening() as said_in_logs,
-            stage.osiris(**{"patience": Patience(pauses=(0.05,)), **replacements}) as osiris,
+            stage.osiris(**{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}) as osiris,
             stage.person("alice") as alice,
             stage.person("bob") as bob,
             stage.person("tina") as tina,

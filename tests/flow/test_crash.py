@@ -156,6 +156,7 @@ ON_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
 
 
 @ON_SQLITE
+@pytest.mark.long
 async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path, pair: dict[str, str]):
     async with ground(place, pair) as it:
         killer = Killer(lives=it.lives)
@@ -167,6 +168,7 @@ async def test_killed_before_and_after_every_write_the_result_is_the_same(place:
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
+@pytest.mark.long
 async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair: dict[str, str]):
     chance = random.Random(20)
     async with ground(place, pair) as it:

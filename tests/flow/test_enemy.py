@@ -5,22 +5,27 @@
 
 import asyncio
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.conftest import a_place
 from tests.flow.enemy import LAWFUL, Plan, fought, plans
 
 
-@settings(
-    max_examples=5,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(plan=plans)
-def test_whatever_github_does_wrong_the_end_is_the_lawful_one(plan: Plan):
-    with a_place() as place:
-        seen, troubles = asyncio.run(fought(place, plan))
-    assert seen == LAWFUL, troubles
+@pytest.mark.parametrize("many", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
+    @settings(
+        max_examples=many,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(plan=plans)
+    def fight(plan: Plan) -> None:
+        with a_place() as place:
+            seen, troubles = asyncio.run(fought(place, plan))
+        assert seen == LAWFUL, troubles
+
+    fight()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from loopback import server as loopback
-from tests.flow.conftest import ANSWER, FILES, FIX, plain_git, run, step, submit
+from tests.flow.conftest import ANSWER, FILES, FIX, LOOK, plain_git, run, step, submit
 from tests.forks import Command, osiris
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
@@ -67,7 +67,7 @@ async def test_on_approval_a_branch_appears_and_nothing_else_changes(command, pl
     assert (code, err) == (0, ""), out
     assert "(branch trunk)" in out
     assert "2 paths have uncommitted changes: they are no part of the work" in out
-    assert "exit code 0   python3 -m unittest" in out
+    assert f"exit code 0   {LOOK}" in out
     assert plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py") == "def add(a, b):\n    return a + b\n"
     assert plain_git("-C", str(mine), "log", "-1", "--format=%s", "osiris/1-add-subtracts~1") == "One\n"
     after = everything(mine)
@@ -77,6 +77,7 @@ async def test_on_approval_a_branch_appears_and_nothing_else_changes(command, pl
     assert before.keys() <= after.keys()
 
 
+@pytest.mark.long
 async def test_a_second_request_takes_a_new_branch_name(command, place: Path, mine: Path):
     plain_git("-C", str(mine), "branch", "osiris/1-add-subtracts")
     model = script(place, STORY)
@@ -84,6 +85,7 @@ async def test_a_second_request_takes_a_new_branch_name(command, place: Path, mi
     assert (code, "the branch osiris/1-add-subtracts-2 is in" in out) == (0, True)
 
 
+@pytest.mark.long
 async def test_without_a_branch_checked_out_the_commit_is_the_base(command, place: Path, mine: Path):
     plain_git("-C", str(mine), "checkout", "-q", "--detach")
     model = script(place, STORY)
@@ -114,7 +116,7 @@ async def until(stream: Any, words: str) -> str:
     return seen.decode()
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, mine: Path, by: signal.Signals):
     model = script(place, SLOW)
     with started("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)) as (process, stdout):
@@ -184,6 +186,7 @@ async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: P
         assert await asyncio.to_thread(process.wait) == 0
 
 
+@pytest.mark.long
 async def test_nothing_that_was_typed_before_the_question_answers_it(place: Path, mine: Path):
     async with at_a_terminal("local", str(mine), "add subtracts", "--model", script(place, SLOW), **environ(place)) as (
         terminal,
@@ -209,6 +212,7 @@ async def test_the_diff_hides_nothing(command, place: Path, mine: Path):
         assert line in out.splitlines()
 
 
+@pytest.mark.long
 async def test_a_env_file_of_the_repository_is_not_read(place: Path, mine: Path):
     (mine / ".env").write_text("OSIRIS_NONSENSE=1\nOSIRIS_MODEL=scripted:/nonexistent\nOSIRIS_DATA_DIR=/nonexistent\n")
     args = ("local", ".", "add subtracts", "--model", script(place, STORY), "--yes")
@@ -216,6 +220,7 @@ async def test_a_env_file_of_the_repository_is_not_read(place: Path, mine: Path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.long
 async def test_the_repositorys_own_label_and_the_persons_own_model_count(command, place: Path, mine: Path):
     (mine / ".github").mkdir()
     (mine / ".github/osiris.yml").write_text("label: agent\nmodels: {build: 'anthropic:claude-sonnet-5'}\n")
@@ -230,6 +235,7 @@ async def test_the_repositorys_own_label_and_the_persons_own_model_count(command
     assert (code, "`.github/osiris.yml`: nonsense" in err) == (1, True)
 
 
+@pytest.mark.long
 async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, mine: Path):
     plain_git("-C", str(mine), "branch", "osiris")
     args = ("local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes")
@@ -237,6 +243,7 @@ async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, m
     assert (code, "the branch osiris-1-add-subtracts is in" in out) == (0, True)
 
 
+@pytest.mark.long
 async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(command, place: Path, mine: Path):
     from osiris.local.places import REQUEST, Places
     from osiris.local.repository import Repository
@@ -250,6 +257,7 @@ async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(com
     assert plain_git("-C", str(mine), "rev-parse", "osiris/1-add-subtracts~1").strip() == told
 
 
+@pytest.mark.long
 async def test_a_long_request_is_told_whole_and_a_longer_one_refused(command, place: Path, mine: Path):
     story = {"runs": [run(*FIX, when="THE TAIL")]}
     args = ("--model", script(place, story), "--yes")
@@ -310,6 +318,7 @@ async def test_what_is_missing_is_a_sentence(command, place: Path, mine: Path, a
     assert (code, told in err, "Traceback" in err) == (1, True, False), err
 
 
+@pytest.mark.long
 async def test_over_a_vendors_wire_with_a_budget_that_is_spent_and_granted_again(command, place: Path, mine: Path):
     async with loopback.serving(STORY) as vendors:
         environs = {**environ(place), **vendors.environ("anthropic")}

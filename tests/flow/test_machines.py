@@ -51,7 +51,10 @@ async def interrupted(it: Site) -> int:
     return sum(m.role == "tool" and m.text.startswith("interrupted") for m in await it.transcript())
 
 
-@pytest.mark.parametrize("put_away", [False, True], ids=["nothing put away", "put away before"])
+@pytest.mark.parametrize(
+    "put_away",
+    [pytest.param(False, id="nothing put away"), pytest.param(True, id="put away before", marks=pytest.mark.long)],
+)
 async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair: dict[str, str], put_away: bool):
     async with (
         loopback.serving(STEPS) as vendors,
@@ -74,6 +77,7 @@ async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair:
         assert await it.views.failures() == []
 
 
+@pytest.mark.long
 async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(place: Path, pair: dict[str, str]):
     """A workspace in which a part was done again must not pass for the whole, on that machine or on the first one."""
     story = {
@@ -140,6 +144,7 @@ async def begins_again(it: Site, machine: Machine, was: int | None) -> None:
     await until(noticed)
 
 
+@pytest.mark.long
 async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_on(place: Path, pair: dict[str, str]):
     async with site(place, pair, STEPS) as it:
         await it.labelled()
@@ -156,6 +161,7 @@ async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_o
         assert await it.views.failures() == []
 
 
+@pytest.mark.long
 async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(place: Path, pair: dict[str, str]):
     async with site(place, pair, STEPS, workers=2) as it:
         first, second = it.workers
@@ -177,7 +183,10 @@ MOMENTS = {"POST comments": True, "git-receive-pack": False, "POST pulls": True,
 """Whether it is frozen after the write was done, or before; `make torture` freezes at any moment."""
 
 
-@pytest.mark.parametrize(("write", "done"), MOMENTS.items(), ids=list(MOMENTS))
+@pytest.mark.parametrize(
+    ("write", "done"),
+    [pytest.param(*one, id=one[0], marks=[pytest.mark.long] if n else []) for n, one in enumerate(MOMENTS.items())],
+)
 async def test_frozen_inside_a_write_it_writes_nothing_more(place: Path, pair: dict[str, str], write: str, done: bool):
     async with site(place, pair, {"runs": [run(*FIX)]}) as it:
         [first], was = it.workers, await it.holds(it.workers[0])
@@ -213,6 +222,7 @@ def _is(request: Request, write: str) -> bool:
     return request.method == (method or "POST") and request.url.path.endswith(end)
 
 
+@pytest.mark.long
 async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(place: Path, pair: dict[str, str]):
     names = [name_of(number) for number in range(10)]
     async with site(place, pair, story(len(names)), workers=2) as it:
@@ -226,6 +236,7 @@ async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(pla
         assert reaper.kills == 6
 
 
+@pytest.mark.long
 async def test_work_goes_on_while_redis_is_away_or_has_forgotten_everything(
     place: Path, pair: dict[str, str], redis_server: Redis
 ):
@@ -261,6 +272,7 @@ async def test_a_database_that_stops_in_the_middle_parks_nothing(place: Path, pa
         assert len(said) == 5 + await interrupted(it)
 
 
+@pytest.mark.long
 async def test_with_a_frozen_database_the_door_says_come_again(place: Path, pair: dict[str, str], postgres: Postgres):
     async with site(place, pair, {"runs": [run(*FIX)]}) as it:
         await asyncio.to_thread(postgres.freeze)
@@ -297,6 +309,7 @@ async def is_ready(it: Site) -> bool:
         return (await http.get(f"http://127.0.0.1:{it.stage.settings.osiris_port}/readyz")).is_success
 
 
+@pytest.mark.long
 async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair: dict[str, str]):
     steps = {"runs": [run(step("run_command", command="sleep 0.3; echo 1 > $RANDOM$RANDOM.txt"), submit())]}
     async with site(place, {**pair, "osiris_repository_runs": 1}, steps, workers=2) as it:

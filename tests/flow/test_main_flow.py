@@ -2,12 +2,16 @@
 
 import asyncio
 
+import pytest
+
 from osiris.ports import Delta, Noted
-from tests.flow.conftest import FILES, HELD, STORY, Start, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, STORY, Start, run, step, submit
 
 
+@pytest.mark.both_pairs
 async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start: Start):
-    async with start() as world:
+    tested = step("run_command", {"exit_code": 0}, command="python3 -m unittest")
+    async with start({"runs": [run(FIX[0], tested, FIX[-1])]}) as world:
         issue, number = await world.in_review()
         pull = await world.alice.pull(number)
         assert (pull["draft"], pull["title"]) == (True, "add subtracts")

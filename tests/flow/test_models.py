@@ -22,7 +22,7 @@ from loopback.troubles import (
 from osiris.agents.scripted import ScriptedBrain
 from osiris.bootstrap import Patience
 from osiris.ports import Delta, Message, deaf
-from tests.flow.conftest import ANSWER, FILES, FIX, HELD, Start, World, run, settings_of, step
+from tests.flow.conftest import ANSWER, FILES, FIX, HELD, LOOK, Start, World, run, settings_of, step
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ def _heard_as_said(heard: list[Delta], transcript: list[Message]) -> None:
 LONG = [step("run_command", {"exit_code": 0}, command=f"echo {n}") for n in range(12)]
 
 
-@every_vendor
+@pytest.mark.parametrize(
+    "vendor", ["openai", *(pytest.param(one, marks=pytest.mark.long) for one in VENDORS if one != "openai")]
+)
 async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(start: Start, vendor: str):
     async with start({"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}) as world:
         silent = [Hang(), HangMidway()] if vendor == "anthropic" else []  # each takes all our patience
@@ -105,7 +107,7 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(st
         _, pull = await world.in_review()
         assert world.vendors.troubles == []
         task, transcript = await world.task(), await world.transcript()
-        assert [ran.command for ran in task.work.commands] == [*(f"echo {n}" for n in range(12)), "python3 -m unittest"]
+        assert [ran.command for ran in task.work.commands] == [*(f"echo {n}" for n in range(12)), LOOK]
         answers = [message.text for message in transcript if message.role == "tool"]
         assert any("run_command was not run" in answer for answer in answers)
         assert any("write_file was not run" in answer for answer in answers)
@@ -167,11 +169,18 @@ async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_tran
         assert task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
         assert [ran.command for ran in task.work.commands] == [
             HELD["call"]["run_command"]["command"],
-            "python3 -m unittest",
+            LOOK,
         ]
 
 
-@pytest.mark.parametrize(("first", "other"), [("anthropic", "openai"), ("openai", "google"), ("google", "anthropic")])
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ("anthropic", "openai"),
+        pytest.param("openai", "google", marks=pytest.mark.long),
+        pytest.param("google", "anthropic", marks=pytest.mark.long),
+    ],
+)
 async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, first: str, other: str):
     async with start({"runs": [run(HELD, *FIX)]}, vendor=first, also=other) as world:
         issue = await world.labelled()
@@ -297,6 +306,7 @@ async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: 
         assert (await world.task()).model == ""
 
 
+@pytest.mark.long
 async def test_only_the_chosen_vendors_library_is_loaded():
     """In a process of its own, for each vendor."""
     import subprocess

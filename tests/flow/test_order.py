@@ -17,6 +17,8 @@ from tests.flow.conftest import FIX, HELD, REPO, STORY, Start, World, run, step,
 from tests.flow.test_outages import from_osiris
 from tests.flow.test_races import Gate
 
+pytestmark = pytest.mark.both_pairs
+
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 NEW = "acme/store"
 

@@ -36,6 +36,7 @@ async def whole_life(world: World) -> None:
     assert await world.failures() == []
 
 
+@pytest.mark.both_pairs
 @pytest.mark.parametrize("after_the_write", [False, True], ids=["before the write", "after it was done"])
 async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_write: bool):
     async with start() as world:

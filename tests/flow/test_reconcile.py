@@ -12,15 +12,31 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bootstrap import Osiris, Patience
+from osiris.bootstrap import Osiris
+from osiris.config.settings import Settings
 from osiris.demo.people import Person
 from osiris.demo.stage import Stage, staged
 from osiris.devhub.access import Grant, Who
 from osiris.devhub.hooks import Sending
 from osiris.devhub.things import Delivery
 from osiris.errors import Unavailable
+from osiris.sandboxing import Sandbox
 from osiris.task import Task
-from tests.flow.conftest import FILES, FIX, HELD, PEOPLE, REPO, STORY, keys, plain_git, run, step, submit
+from tests.flow.conftest import (
+    FILES,
+    FIX,
+    HELD,
+    PEOPLE,
+    QUICK,
+    REPO,
+    STORY,
+    keys,
+    lay_database,
+    plain_git,
+    run,
+    step,
+    submit,
+)
 from tests.flow.test_outages import from_osiris, is_write
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
@@ -35,11 +51,12 @@ class Ground:
     alice: Person
     bob: Person
     tina: Person
+    warm: Callable[[Settings], Sandbox]
 
     @contextlib.asynccontextmanager
     async def life(self) -> AsyncIterator[Osiris]:
         """A life of Osiris, that ends when it has taken in what it was told; an agent may still be at work."""
-        async with self.stage.osiris(patience=Patience(pauses=(0.05,))) as osiris:
+        async with self.stage.osiris(patience=QUICK, sandbox=self.warm(self.stage.settings)) as osiris:
             yield osiris
             await self.decided(osiris)
 
@@ -96,7 +113,11 @@ class Ground:
 
 
 @pytest.fixture
-def ground(place: Path, pair: dict[str, str]) -> Callable[..., contextlib.AbstractAsyncContextManager[Ground]]:
+def ground(
+    place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path
+) -> Callable[..., contextlib.AbstractAsyncContextManager[Ground]]:
+    lay_database(migrated_file, place)
+
     @contextlib.asynccontextmanager
     async def laid(story: dict[str, object] = STORY) -> AsyncIterator[Ground]:
         script = place / "script.yml"
@@ -108,7 +129,7 @@ def ground(place: Path, pair: dict[str, str]) -> Callable[..., contextlib.Abstra
             stage.person("bob") as bob,
             stage.person("tina") as tina,
         ):
-            yield Ground(stage=stage, alice=alice, bob=bob, tina=tina)
+            yield Ground(stage=stage, alice=alice, bob=bob, tina=tina, warm=warm)
 
     return laid
 

@@ -3,13 +3,16 @@
 import functools
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from osiris.bootstrap import sandbox_of
+from osiris.config.settings import Settings
+from osiris.sandboxing import Sandbox
 from osiris.tools import cgroup
 from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, step, submit
 
@@ -29,6 +32,12 @@ def fixed_after(*commands: str) -> dict[str, list[Any]]:
 
 async def body(world: World, number: int) -> str:
     return str((await world.alice.pull(number))["body"])
+
+
+@pytest.fixture
+def warm() -> Callable[[Settings], Sandbox]:
+    """A sandbox of their own: one keeps what a set-up left for the next test."""
+    return sandbox_of
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
     for made in (slow, tried):
         made.touch()
     tried.chmod(0o666)
-    async with start(patience=Patience(pauses=(0.05,))) as world:
+    async with start(patience=Patience(pauses=(0.05,)), sandbox=None) as world:
         monkeypatch.setattr(probes, "BWRAP", str(bwrap))
         monkeypatch.setattr(trial, "BWRAP", str(bwrap))
         monkeypatch.setattr(trial, "PATIENCE", 0.5)

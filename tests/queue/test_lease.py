@@ -11,6 +11,8 @@ from osiris.queue.lease import Lease
 from osiris.queue.turns import Turns
 from tests.servers import Postgres
 
+pytestmark = pytest.mark.both_pairs
+
 
 class Clock:
     def __init__(self) -> None:

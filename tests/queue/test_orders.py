@@ -22,6 +22,8 @@ from osiris.queue.store import Store
 from osiris.queue.tables import OutboxRow
 from osiris.queue.turns import Turns
 
+pytestmark = pytest.mark.both_pairs
+
 LONG = 600.0  # seconds
 
 

@@ -19,6 +19,8 @@ from osiris.queue.pace import DatabasePace, Limits, wait_for_slot
 from osiris.queue.tables import TurnRow
 from tests.servers import Postgres
 
+pytestmark = pytest.mark.both_pairs
+
 GITHUB = Limits()
 
 
