@@ -143,6 +143,7 @@ async def finish_in_thread(work: Callable[..., T], *args: object) -> T:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait([working])
+        working.exception()  # nobody else asks for it
         raise
 
 
