@@ -106,9 +106,8 @@ def started(*args: str, **more: str) -> Iterator[tuple[Command, io.FileIO]]:
         command.kill()
 
 
-async def until(stream: Any, words: str) -> str:
-    """Read until `words` have come; what was read."""
-    seen = b""
+async def until(stream: Any, words: str, seen: bytes = b"") -> str:
+    """Read until `words` have come; what was read, after what was `seen` before."""
     async with asyncio.timeout(60):
         while words.encode() not in seen:
             seen += (piece := await asyncio.to_thread(os.read, stream.fileno(), 4096))
@@ -141,12 +140,16 @@ class Terminal:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._unread = ""
 
     def fileno(self) -> int:
         return self._fd
 
     async def sees(self, words: str) -> str:
-        return await until(self, words)
+        """Wait until `words` have come. What came with them is for the next time."""
+        seen = await until(self, words, self._unread.encode())
+        before, _, self._unread = seen.partition(words)
+        return before + words
 
     def types(self, line: str) -> None:
         os.write(self._fd, line.encode() + b"\n")

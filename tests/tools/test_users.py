@@ -190,9 +190,10 @@ async def test_terminals_work_and_are_the_sessions_own(made, ending):
 
 @pytest.fixture
 def claims(tmp_path, monkeypatch):
-    """A folder of claims of its own, with three users."""
+    """A folder of claims of its own, with three users that no session of this machine has."""
     monkeypatch.setattr(users, "CLAIMS", tmp_path / "claims")
-    monkeypatch.setattr(users, "USERS", USERS[-3:])
+    first = 1_000_000 + 3 * os.getpid()
+    monkeypatch.setattr(users, "USERS", tuple(range(first, first + 3)))
     return tmp_path
 
 
