@@ -336,7 +336,10 @@ def desk_of(settings: Settings) -> HostDesk:
 
 
 def sandbox_of(settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()) -> Bubblewrap:
-    """The sandbox that the settings ask for; see there for `root` and `probes`."""
+    """Return the sandbox that the settings ask for, with its sessions in `root` (None: in the data folder).
+
+    `probes` are what another sandbox of this process has found out about this machine; without them it is asked.
+    """
     options = Options(
         toolchains=settings.osiris_toolchains,
         weak=settings.osiris_sandbox == "weak",

@@ -104,14 +104,14 @@ class Reconciler:
         """
         self._outages = 0
         with self._bearing("what GitHub delivered"):
-            if asked := await self.deliveries():
+            if asked := await self.request_deliveries():
                 log.info("GitHub was asked to deliver %d events again", len(asked))
                 await self._await_deliveries(asked)
         await self.compare()
 
     # ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def deliveries(self) -> list[str]:
+    async def request_deliveries(self) -> list[str]:
         """Ask for what was sent in the last three days and never taken in, oldest first. Return which were asked for.
 
         A mark keeps what is settled from being read each time. While there is none yet, only what nobody took is asked
@@ -122,7 +122,7 @@ class Reconciler:
         missing = await self._records.missing("github", self._sendings.guids())
         wanted = self._sendings.wanted(missing if mark else set(), now)
         self._behind = len(wanted) > _AT_ONCE
-        asked = [attempt.guid for attempt in wanted[:_AT_ONCE] if await self._redeliver(attempt, now)]
+        asked = [attempt.guid for attempt in wanted[:_AT_ONCE] if await self._request_delivery(attempt, now)]
         if (settled := self._sendings.settled()) > mark:
             await self._records.remember(_MARK, str(settled))
         return asked
@@ -143,7 +143,8 @@ class Reconciler:
             found += more
         return [attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS]
 
-    async def _redeliver(self, attempt: Attempt, now: float) -> bool:
+    async def _request_delivery(self, attempt: Attempt, now: float) -> bool:
+        """Return whether GitHub will send it again."""
         try:
             await self._tokens.redeliver(attempt.id)
             self._sendings.asked(attempt.guid, now)

@@ -254,8 +254,7 @@ def can_keep_apart(root: Path, etc: Path) -> tuple[str, list[str]]:
         layer.close({})
         layer.seal()
         session.make_over(layer, small)
-        shared = [f"/{name}" for name in (USR, ETC) if session.own(name) is None]
-        shared += ["terminals"] if session.own(DEVICES) is None else []
+        shared = [f"/{name}" for name in (USR, ETC, DEVICES) if session.own(name) is None]
         seen = (session.folder / "work" / "seen").stat().st_uid
         return ("" if seen == USERS[1] else "files keep their owner"), shared
     except NoRoom:

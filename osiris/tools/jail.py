@@ -150,7 +150,7 @@ class Jail:
                 child = await self._child()
         except (OSError, ValueError) as error:  # TimeoutError is an OSError too
             self.kill()
-            said = os.fsdecode(await self._rest())[-400:].strip()
+            said = os.fsdecode(await self._read_rest())[-400:].strip()
             raise NotBegun(f"the sandbox could not be set up: {said or repr(error)}") from error
         _prefer_to_kill(child, self._process.pid)
         with contextlib.suppress(BrokenPipeError):
@@ -323,7 +323,8 @@ class Jail:
         except TimeoutError as error:
             raise Unavailable("a sandboxed process does not die") from error
 
-    async def _rest(self) -> bytes:
+    async def _read_rest(self) -> bytes:
+        """Return what a jail says that could not be set up; a process may keep its output open without a word."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await _readable(self._out)

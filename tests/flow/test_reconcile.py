@@ -569,7 +569,7 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: 
         await it.alice.file_issue("Another")
         for _ in range(7):
             await it.stage.hub.drained()
-            await osiris.reconciler.deliveries()
+            await osiris.reconciler.request_deliveries()
         await it.stage.hub.drained()
         sent = Counter(delivery.guid for delivery in it.stage.app.deliveries)
         assert max(sent.values()) == 5  # once by GitHub itself, four times because Osiris asked, on whosever hint

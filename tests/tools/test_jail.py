@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from osiris.errors import Unavailable
 from osiris.tools import jail
 from osiris.tools.cgroup import Cgroup
 from osiris.tools.jail import run_once
@@ -18,6 +19,11 @@ from osiris.tools.options import Options
 from osiris.tools.sandbox import Bubblewrap
 
 ROOT = os.geteuid() == 0
+SILENT = """#!/usr/bin/python3 -I
+import os, subprocess
+subprocess.Popen(["/bin/sh", "-c", "sleep 0.1; : >{0}/seen; for n in $(seq 300); do [ -e {0}/go ] || sleep 0.01; done"])
+os.closerange(3, 100)
+"""
 needs_root = pytest.mark.skipif(not ROOT, reason="an ordinary user's jail has no cgroup and no disk image")
 
 
@@ -273,3 +279,27 @@ async def test_a_jail_enters_a_real_cgroup_of_version_2(session, place):
         while not group.remove():
             await asyncio.sleep(0.01)
     assert any(line.endswith(f"/{group.folders[0].name}") for line in result.output.decode().splitlines())
+
+
+async def test_a_jail_that_fails_without_a_word_holds_up_nothing_else(session, place, monkeypatch):
+    """Bubblewrap ends, and a process that it has left keeps the output open until others have had their turn."""
+    program, notes = place / "bwrap", place / "notes"
+    notes.mkdir()
+    notes.chmod(0o777)
+    program.write_text(SILENT.format(notes))
+    program.chmod(0o755)
+    ended = []
+
+    async def work() -> None:
+        while not (notes / "seen").exists():
+            await asyncio.sleep(0.01)
+        ended.append("work")
+        (notes / "go").touch()
+
+    monkeypatch.setattr(jail, "BWRAP", str(program))
+    working = asyncio.create_task(work())
+    with pytest.raises(Unavailable, match="could not be set up"):
+        await jail.run_once(session._ground.view, ["/bin/true"], 5, cgroup=None)
+    ended.append("jail")
+    await working
+    assert ended == ["work", "jail"]

@@ -132,6 +132,28 @@ async def test_where_the_kernel_cannot_all_sessions_run_as_one_user_and_that_is_
         await sandbox.remove(name)
 
 
+async def test_where_no_device_files_can_be_made_jails_have_those_of_the_host_and_that_is_said(
+    monkeypatch, place, mirror, limits
+):
+    """As in a container without CAP_MKNOD."""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "mknod", refuse)
+    sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True))
+    [probe] = [probe for probe in await sandbox.probe() if probe.name == probes.APART]
+    assert (probe.ok, probe.detail) == (True, "shared: /dev")
+    session, _ = await sandbox.create("one", mirror.plan(limits))
+    told = await session.run(
+        ["bash", "-c", "echo x >/dev/null; head -c 4 /dev/urandom | wc -c; touch /dev/x || echo closed"]
+    )
+    assert told.output.splitlines()[0] == b"4"
+    assert told.output.splitlines()[-1] == b"closed"
+    await session.destroy()
+    assert f"{place}/sandboxes/one" not in Path("/proc/mounts").read_text()
+
+
 async def test_nothing_is_left_mounted_of_a_session(made, root, sandbox):
     session, _ = await made("one")
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
