@@ -16,8 +16,8 @@ demo: run-setup  ## the whole loop on this machine, with nothing configured
 	@$(PY) -m osiris demo
 
 test: setup  ## the tests of every change; the core with full branch coverage
-	@$(PY) -m coverage run --data-file=.coverage.core --include='$(CORE)' -m pytest tests/core
-	@$(PY) -m coverage report --data-file=.coverage.core --fail-under=100
+	@$(PY) -m coverage run --data-file=.coverage.core --source=osiris -m pytest tests/core
+	@$(PY) -m coverage report --data-file=.coverage.core --include='$(CORE)' --fail-under=100
 	@$(PY) -m pytest tests --part=short --ignore=tests/core --numprocesses=3 --dist=worksteal
 
 test-long: setup  ## what `make test` leaves out: everything on both databases, as both users, and the long forms
