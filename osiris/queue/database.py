@@ -2,11 +2,13 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
@@ -22,6 +24,7 @@ SCHEMA = "0002"
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+_LAST_WORDS = 3.0  # seconds that connections may take to end after their engine
 _MIGRATION_LOCK = 0x0517  # any number, the same for every Osiris
 
 # A database that hangs must be noticed: the door waits for it, and so does a worker's lease.
@@ -41,7 +44,7 @@ def connect(database: str) -> AsyncEngine:
     try:
         if url.get_backend_name() == "sqlite":
             # a connection is a thread: dear to open, cheap to keep
-            opened = WeakSet[_Connection]()
+            opened: _Opened = []
             create = partial(_open, url.database or ":memory:", opened)
             engine = create_async_engine(url, pool_size=16, async_creator=create)
             _prepare_all(engine.sync_engine)
@@ -77,18 +80,25 @@ class _Connection(aiosqlite.Connection):
                 self._tx.put_nowait((None, last))
 
 
-def _open(path: str, opened: WeakSet[_Connection]) -> _Connection:
+_Opened = list[tuple[ref[_Connection], Thread]]
+"""The connections of an engine and their threads, which live on when nobody holds the connection any more."""
+
+
+def _open(path: str, opened: _Opened) -> _Connection:
     connection = _Connection(partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64)
     connection._thread.daemon = True  # as SQLAlchemy does: a statement that does not end keeps no process from ending
-    opened.add(connection)
+    opened[:] = [one for one in opened if one[1].is_alive()]
+    opened.append((ref(connection), connection._thread))
     return connection
 
 
-def _see_them_end(opened: WeakSet[_Connection]) -> None:
-    """Wait for the threads that were told to stop: what they bring needs a loop."""
-    for connection in opened:
-        if not connection._running:
-            connection._thread.join(timeout=1)
+def _see_them_end(opened: _Opened) -> None:
+    """Wait for the threads that were told to stop, or whose connection is gone: what they bring needs a loop."""
+    until = time.monotonic() + _LAST_WORDS
+    for known, thread in opened:
+        connection = known()
+        if thread.is_alive() and (connection is None or not connection._running):
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
 
 def _address(database: str) -> URL:

@@ -166,7 +166,7 @@ async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
 async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: Start):
     async with start() as world:
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
-        time.sleep(1.5)
+        time.sleep(3)  # that a busy machine gave the loop no processor for a while does not count as a stall
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
             while not re.search(r'osiris_loop_stalls{worker="[^"]+:\d+"} [1-9]', (await http.get(url)).text):
                 await asyncio.sleep(0.05)

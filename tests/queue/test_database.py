@@ -1,10 +1,14 @@
 """The connection to the database."""
 
 import asyncio
+import gc
 import sqlite3
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
+import pytest
 from sqlalchemy import event, text
 
 from osiris.queue.database import connect
@@ -77,3 +81,19 @@ async def test_a_transaction_that_is_cut_off_at_any_moment_keeps_no_lock(place: 
     await engine.dispose()
     # one that outlives the loop could not say that it has ended
     assert not any("connection_worker" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.filterwarnings("ignore:.* was deleted before being closed:ResourceWarning")
+async def test_a_connection_that_nobody_holds_any_more_ends_before_its_engine_is_gone(place: Path):
+    """Its thread is still at a statement when the last who knew of it has let go."""
+    engine = connect(f"sqlite:///{place / 'osiris.db'}")
+    connection = await engine.connect()
+    raw = await connection.get_raw_connection()
+    thread = raw.driver_connection._thread
+    raw.driver_connection._tx.put_nowait((None, partial(time.sleep, 0.3)))
+    raw.dbapi_connection.terminate()  # as SQLAlchemy does with what was cut off
+    connection.sync_connection.detach()
+    del connection, raw
+    gc.collect()
+    await engine.dispose()
+    assert not thread.is_alive()
