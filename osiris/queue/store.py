@@ -148,8 +148,8 @@ class Store:
             await session.flush()
         if kept is not None:
             await _at_once(session, kept.id, decided)
-        outbox = [order for order in decided if not isinstance(order, TakeUp)]
-        session.add_all(orders.row(row.id, n, order, kept) for n, order in enumerate(outbox))
+        kept_orders = [order for order in decided if not isinstance(order, TakeUp)]
+        session.add_all(orders.row(row.id, n, order, kept) for n, order in enumerate(kept_orders))
         if kept is not None and (task != before or decided):
             detail = {"state": kept.state, "orders": [type(order).__name__ for order in decided]}
             happened = ("happened", type(event).__name__, codec.dump(event))

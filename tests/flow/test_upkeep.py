@@ -230,9 +230,9 @@ async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        upkeep, desk = world.osiris.upkeep, world.stage.settings.osiris_data_dir / "git"
-        upkeep._most = 0
-        assert await upkeep.trim() == ["acme/shop"]  # in review nothing on this machine is needed
+        keeper, desk = world.osiris.upkeep, world.stage.settings.osiris_data_dir / "git"
+        keeper._most = 0
+        assert await keeper.trim() == ["acme/shop"]  # in review nothing on this machine is needed
         assert not list(desk.glob("mirrors/*/*.git"))
         await world.bob.review(number, "REQUEST_CHANGES", "More.")
         await world.settled()
