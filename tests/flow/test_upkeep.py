@@ -269,7 +269,7 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
             await alice.label(await alice.file_issue("add subtracts"))
             await world.settled()
         hub.uninstall(app, REPO)
-        await world.settled()
+        await until(lambda: is_in_state(world, REPO, "paused"))
         asked = requests_about(world, REPO)
         world.osiris.upkeep._put_off.clear()  # the worker itself may just have asked
         await world.osiris.upkeep.drop_needless()
@@ -280,10 +280,16 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
         await world.osiris.upkeep.drop_needless()
         assert asked == []
         hub.install(app, REPO)
-        await world.settled()
+        await until(lambda: is_in_state(world, REPO, "review"))
         world.osiris.upkeep._put_off.clear()  # an hour later
         await world.osiris.upkeep.drop_needless()
         assert put_away(world, REPO) == ""
+
+
+async def is_in_state(world: World, repo: str, state: str) -> bool:
+    """Return whether the tasks of `repo` are in `state`, and nothing about them is still to be decided."""
+    states = {line.task.state.value for line in await world.osiris.views.tasks() if line.task.issue.repo == repo}
+    return states == {state} and await world.osiris.store.next_due() is None
 
 
 def put_away(world: World, repo: str) -> str:
