@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import command, door, first, history, machines, memory, model, prompt, sandbox, step, workspace
+from bench import command, first, history, machines, memory, model, prompt, sandbox, step, webhooks, workspace
 from bench.row import Row, middle
-from osiris.errors import OsirisError
+from osiris.core.errors import OsirisError
 
 OUT = Path(__file__).parent.parent / "build/bench.json"
 MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
-    "door": door.measure,
+    "door": webhooks.measure,
     "first": first.measure,
     "step": step.measure,
     "workspace": workspace.measure,

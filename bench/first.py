@@ -8,11 +8,11 @@ from asyncio.subprocess import Process
 
 from bench.process import HERE, PATIENCE, a_place, environment, ran, running
 from bench.row import Row, Target
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
-from osiris.errors import Refused
+from osiris.core.errors import Refused
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
 from osiris.queue.database import connect
-from osiris.queue.store import Store
+from osiris.queue.task_store import Store
 
 REPO = "acme/shop"
 _WARM_UP = 2

@@ -9,16 +9,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.row import Row, Target
-from osiris.events import Actor, IssueRef, Role, TaskRequested
-from osiris.policy import Policy
+from osiris.core.events import Actor, IssueRef, Role, TaskRequested
+from osiris.core.policy import Policy
 from osiris.queue.database import connect, migrate
-from osiris.queue.intake import Intake
-from osiris.queue.lanes import REACTIONS, REPORTS, RUNS, STOPS, WRITES
-from osiris.queue.lease import INBOX, Lease
-from osiris.queue.local import LocalJournal, LocalWake
-from osiris.queue.orders import Orders
-from osiris.queue.store import Store
-from osiris.queue.turns import Turns
+from osiris.queue.in_process import LocalJournal, LocalWake
+from osiris.queue.inbox import Intake
+from osiris.queue.leases import INBOX, Lease
+from osiris.queue.locks import Turns
+from osiris.queue.outbox import Orders
+from osiris.queue.outbox_queries import REACTIONS, REPORTS, RUNS, STOPS, WRITES
+from osiris.queue.task_store import Store
 from tests.conftest import a_place
 from tests.servers import running_postgres
 

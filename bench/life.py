@@ -7,8 +7,8 @@ import uvloop
 
 from osiris.bootstrap import build
 from osiris.config.settings import load
-from osiris.ports import Brain, Hear, Message, ToolCall, ToolSpec, deaf
-from osiris.serving import serve
+from osiris.core.ports.models import Brain, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.runtime import serve
 
 
 class Noting:

@@ -14,14 +14,14 @@ from typing import Any
 from sqlalchemy import func, select
 
 from bench.row import Row, Target
-from osiris.errors import Refused
+from osiris.core.errors import Refused
 from osiris.queue.database import connect, migrate
-from osiris.queue.lanes import RUNS
+from osiris.queue.outbox_queries import RUNS
 from osiris.queue.tables import InboxRow, OutboxRow, RunRow, StepRow
 from tests.conftest import a_place
 from tests.flow.conftest import run, step, submit
-from tests.flow.machines import REAL, Machine, Site, site, until
-from tests.flow.toll import Counting, live_all, name_of, story
+from tests.flow.support.cluster import REAL, Machine, Site, site, until
+from tests.flow.support.consistency_audit import Counting, live_all, name_of, story
 from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 _MANY = 50

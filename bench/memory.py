@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from bench.process import HERE, a_place, environment, osiris_command, running
 from bench.row import Row, Target
 from osiris.config.settings import Settings
-from osiris.demo.stage import free_port
+from osiris.playground.environment import free_port
 
 _IDLE = 3.0  # seconds
 

@@ -13,9 +13,9 @@ import httpx2
 from bench.process import HERE
 from bench.row import Row, Target
 from bench.step import order_of
-from osiris.agents.brain import Access, Brains
-from osiris.agents.brief import messages
-from osiris.ports import Message
+from osiris.agents.briefing import messages
+from osiris.agents.models.registry import Access, Brains
+from osiris.core.ports.models import Message
 from osiris.tools.toolbox import specs
 
 _PLACE, _AROUND = 50, 5

@@ -17,8 +17,8 @@ import httpx
 from pydantic import SecretStr
 
 from osiris.config.settings import Settings
-from osiris.errors import Refused
-from osiris.tools.mounts import unmount_below
+from osiris.core.errors import Refused
+from osiris.tools.sandbox.disks.mounts import unmount_below
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build/bench"

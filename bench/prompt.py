@@ -6,7 +6,7 @@ import json
 from bench.process import ran
 from bench.row import Row, Target
 from bench.step import mini
-from osiris.agents.brief import prompt
+from osiris.agents.briefing import prompt
 from osiris.tools.toolbox import specs
 
 _THEIRS = """

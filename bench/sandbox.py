@@ -12,10 +12,10 @@ from typing import Final
 from bench.process import BUILD, a_place, ran
 from bench.row import Row, Target
 from bench.workspace import a_mirror, a_plan
-from osiris.errors import Refused
-from osiris.sandboxing import Session
-from osiris.tools.options import Options
-from osiris.tools.sandbox import Bubblewrap
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Session
+from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.options import Options
 
 SRT: Final = "@anthropic-ai/sandbox-runtime@0.0.78"
 TRUE: Final = ("/bin/bash", "-c", "true")

@@ -11,18 +11,19 @@ from uv import find_uv_bin
 
 from bench.process import BUILD, HERE, a_place, ran, told
 from bench.row import Row, Target
-from osiris.agents import brief
-from osiris.agents.run import Hands, Runner, run_name
+from osiris.agents import briefing
+from osiris.agents.runner import Hands, Runner, run_name
 from osiris.bootstrap import Osiris, build, prepare
-from osiris.bot.desk import HostDesk
+from osiris.bot.git.repositories import HostDesk
 from osiris.config.settings import Settings
-from osiris.effects import Purpose, StartRun
-from osiris.errors import Refused
-from osiris.events import Actor, IssueRef, Role, RunFailed, TaskRequested
-from osiris.policy import Policy
-from osiris.ports import Brain, Checkout, Hear, Message, ToolCall, ToolSpec, deaf
-from osiris.queue.lease import INBOX
-from osiris.queue.turns import Turns
+from osiris.core.effects import Purpose, StartRun
+from osiris.core.errors import Refused
+from osiris.core.events import Actor, IssueRef, Role, RunFailed, TaskRequested
+from osiris.core.policy import Policy
+from osiris.core.ports.models import Brain, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.core.ports.repositories import Checkout
+from osiris.queue.leases import INBOX
+from osiris.queue.locks import Turns
 from osiris.tools.toolbox import Tools
 
 MINI = "mini-swe-agent==2.4.6"
@@ -179,7 +180,7 @@ class Bench:
 
 
 async def _their_run(python: Path, place: Path, order: StartRun) -> list[float]:
-    system, user = (message.text for message in brief.messages(order, {}))
+    system, user = (message.text for message in briefing.messages(order, {}))
     job = {"place": str(place), "steps": _PLACES[-1] + _AROUND, "system": system, "brief": user}
     env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "MSWEA_SILENT_STARTUP": "1"}
     done = await told([str(python), str(HERE / "mini_side.py")], job, env)

@@ -6,7 +6,7 @@ import sys
 
 import uvloop
 
-from loopback.server import WIRES, serving
+from fake_vendors.server import WIRES, serving
 
 
 async def main(steps: int) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bench.process import a_place, ran
 from bench.row import Row, Target
-from osiris.errors import Refused
-from osiris.sandboxing import Limits, Plan, Session
-from osiris.tools.image import ImageDisk
-from osiris.tools.options import Options
-from osiris.tools.sandbox import Bubblewrap
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Limits, Plan, Session
+from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.disks.image_disk import ImageDisk
+from osiris.tools.sandbox.options import Options
 
 _FILES = 8000
 _EDIT = "for n in $(seq 0 50 7999); do echo '# more' >>part_$((n % 100))/file_$n.py; done; seq 9 >new"

@@ -17,8 +17,8 @@ import yaml
 from fidelity import packages
 from fidelity.finding import Outcome
 from osiris.bootstrap import Patience
-from osiris.bot import payloads
-from osiris.demo.stage import Stage, staged
+from osiris.bot.github import webhook_payloads
+from osiris.playground.environment import Stage, staged
 
 NOTICES = Path(__file__).parent / "notices.yml"
 AT_ONCE = 20
@@ -34,7 +34,7 @@ def parsed() -> Outcome:
         known.add((event, number))
         where = _name(event, number, body)
         try:
-            notice = payloads.read(event, json.dumps(body).encode())
+            notice = webhook_payloads.read(event, json.dumps(body).encode())
         except ValueError as error:
             outcome.blame(where, f"cannot be read: {error}")
             continue

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 
+from fake_vendors.request_shapes import misfits
+from fake_vendors.server import WIRES, Asked, Vendors, serving
+from fake_vendors.troubles import BadArguments, BreakMidway, ContextFull, CutInCall, Say, UnknownTool
 from fidelity.finding import Outcome
-from loopback.server import WIRES, Asked, Vendors, serving
-from loopback.shapes import misfits
-from loopback.troubles import BadArguments, BreakMidway, ContextFull, CutInCall, Say, UnknownTool
-from osiris.agents.brain import Access, Brains
-from osiris.agents.brief import prompt
-from osiris.ports import Message
+from osiris.agents.briefing import prompt
+from osiris.agents.models.registry import Access, Brains
+from osiris.core.ports.models import Message
 from osiris.tools.toolbox import specs
 
 _BOTH = {"say": "Two at once.", "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}}}

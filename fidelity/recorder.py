@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fidelity.packages import BUILD
+from osiris.devhub.models import Delivery
+from osiris.devhub.observers import Exchange
 from osiris.devhub.server import API, Hub
-from osiris.devhub.things import Delivery
-from osiris.devhub.watching import Exchange
 
 FOLDER = BUILD / "recorded"
 

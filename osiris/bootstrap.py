@@ -18,45 +18,46 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.agents.brain import Access, Brains
-from osiris.agents.run import Hands, Runner
-from osiris.bot.app import create_app
-from osiris.bot.depot import Depot
-from osiris.bot.desk import HostDesk
-from osiris.bot.github import GitHub
-from osiris.bot.lookup import Lookup
-from osiris.bot.names import Names
-from osiris.bot.perform import Performers
-from osiris.bot.reconcile import Reconciler
-from osiris.bot.tokens import Tokens
-from osiris.config.guest import tls
+from osiris.agents.models.registry import Access, Brains
+from osiris.agents.runner import Hands, Runner
+from osiris.bot.git.remote import Depot
+from osiris.bot.git.repositories import HostDesk
+from osiris.bot.github.app_auth import Tokens
+from osiris.bot.github.client import GitHub
+from osiris.bot.github.effect_handlers import Performers
+from osiris.bot.github.interpreter import Lookup
+from osiris.bot.github.reconcile import Reconciler
+from osiris.bot.github.repository_names import Names
+from osiris.bot.web.app import create_app
+from osiris.config.http_server import tls
 from osiris.config.settings import Settings, tools_environment
-from osiris.errors import Refused, Unavailable
-from osiris.health import Readiness
+from osiris.core.errors import Refused, Unavailable
+from osiris.core.policy import Policy
+from osiris.core.ports.models import Choose
+from osiris.core.ports.sandbox import GIB, Probe, Sandbox
+from osiris.core.ports.sandbox import Limits as SandboxLimits
+from osiris.core.ports.storage import Figure
+from osiris.core.redaction import Redactor
 from osiris.loop_monitor import LoopMonitor
-from osiris.policy import Policy
-from osiris.ports import Choose, Figure
+from osiris.maintenance import Upkeep
 from osiris.queue.database import connect, is_current, migrate
-from osiris.queue.intake import WAITING, Intake
-from osiris.queue.jobs import PAUSES, TRIES, Jobs, Manner, PolicyOf
-from osiris.queue.lease import PATIENCE, Lease
-from osiris.queue.local import LocalJournal, LocalWake
-from osiris.queue.orders import Orders
-from osiris.queue.pace import DatabasePace, Limits
-from osiris.queue.prune import Pruning
-from osiris.queue.records import STALLS, DatabaseRecords
-from osiris.queue.store import Store
-from osiris.queue.sweep import Worker
+from osiris.queue.in_process import LocalJournal, LocalWake
+from osiris.queue.inbox import WAITING, Intake
+from osiris.queue.leases import PATIENCE, Lease
+from osiris.queue.locks import Turns
+from osiris.queue.outbox import Orders
+from osiris.queue.processor import PAUSES, TRIES, Jobs, Manner, PolicyOf
+from osiris.queue.read_models import Views
+from osiris.queue.reconcile_state import STALLS, DatabaseRecords
+from osiris.queue.retention import Pruning
+from osiris.queue.task_store import Store
 from osiris.queue.transcripts import DatabaseTranscripts
-from osiris.queue.turns import Turns
-from osiris.queue.views import Views
-from osiris.redaction import Redactor
-from osiris.sandboxing import GIB, Probe, Sandbox
-from osiris.sandboxing import Limits as SandboxLimits
-from osiris.tools.options import Options
-from osiris.tools.sandbox import Bubblewrap
+from osiris.queue.worker import Worker
+from osiris.queue.write_rate_limit import DatabasePace, Limits
+from osiris.readiness import Readiness
+from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.options import Options
 from osiris.tools.toolbox import Tools
-from osiris.upkeep import Upkeep
 
 log = logging.getLogger("osiris")
 
@@ -287,8 +288,8 @@ def _between_processes(redis: str) -> tuple[LocalWake, LocalJournal]:
     if not redis:
         return LocalWake(), LocalJournal()
     try:
-        from osiris.queue.arq import ArqWake
-        from osiris.queue.live import StreamJournal
+        from osiris.queue.redis_events import StreamJournal
+        from osiris.queue.redis_wake import ArqWake
     except ModuleNotFoundError:
         raise Refused("REDIS_URL needs arq and redis: install osiris[machines]") from None
     return ArqWake(redis), StreamJournal(redis)

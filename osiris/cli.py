@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from osiris import __version__
-from osiris.errors import OsirisError
-from osiris.sanitize import clean_text
+from osiris.core.errors import OsirisError
+from osiris.core.sanitize import clean_text
 
 if TYPE_CHECKING:
     from osiris.config.settings import Settings
@@ -59,7 +59,7 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Leave it running at the end, for a look in the browser.")] = False,
 ) -> None:
     """The whole loop on this machine, with nothing configured."""
-    from osiris.demo.story import play
+    from osiris.playground.demo import play
 
     _run(play(keep=keep))
 
@@ -95,7 +95,7 @@ def web() -> None:
 def _serve(*, works: bool) -> None:
     from osiris.bootstrap import build
     from osiris.config.logging import configure
-    from osiris.serving import serve as serve_osiris
+    from osiris.runtime import serve as serve_osiris
 
     settings = _settings()
     configure(settings.osiris_log_format, settings.secrets())
@@ -108,7 +108,7 @@ def worker() -> None:
     """The worker alone: any number of them, each in a data folder of its own."""
     from osiris.bootstrap import build
     from osiris.config.logging import configure
-    from osiris.serving import work
+    from osiris.runtime import work
 
     settings = _settings()
     configure(settings.osiris_log_format, settings.secrets())
@@ -151,7 +151,7 @@ def request(
     repo: Annotated[str, typer.Option(help="The repository, as owner/name.")],
 ) -> None:
     """File a request, as any channel would."""
-    from osiris.console.ask import file_request
+    from osiris.console.commands import file_request
 
     _run(file_request(_settings(), text, repo))
 
@@ -162,7 +162,7 @@ def task_list(
     json: Json = False,
 ) -> None:
     """The tasks that moved last."""
-    from osiris.console.show import list_failures, list_tasks
+    from osiris.console.reports import list_failures, list_tasks
 
     _run((list_failures if failed else list_tasks)(_settings(), as_json=json))
 
@@ -170,7 +170,7 @@ def task_list(
 @task_app.command("show")
 def task_show(id: TaskId, json: Json = False) -> None:
     """One task, with its whole story."""
-    from osiris.console.show import show
+    from osiris.console.reports import show
 
     _run(show(_settings(), id, as_json=json))
 
@@ -178,7 +178,7 @@ def task_show(id: TaskId, json: Json = False) -> None:
 @task_app.command("watch")
 def task_watch(id: TaskId, json: Json = False) -> None:
     """Follow a task until it waits for a person or has ended."""
-    from osiris.console.show import watch
+    from osiris.console.reports import watch
 
     _run(watch(_settings(), id, as_json=json))
 
@@ -186,7 +186,7 @@ def task_watch(id: TaskId, json: Json = False) -> None:
 @task_app.command("cancel")
 def task_cancel(id: TaskId, json: Json = False) -> None:
     """Stop a task; what was pushed stays."""
-    from osiris.console.ask import cancel
+    from osiris.console.commands import cancel
 
     _run(cancel(_settings(), id, as_json=json))
 
@@ -194,7 +194,7 @@ def task_cancel(id: TaskId, json: Json = False) -> None:
 @task_app.command("retry")
 def task_retry(id: TaskId, json: Json = False) -> None:
     """Let a stopped, failed or paused task go on."""
-    from osiris.console.ask import retry
+    from osiris.console.commands import retry
 
     _run(retry(_settings(), id, as_json=json))
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from osiris.task import states_page
+from osiris.core.task import states_page
 
 if __name__ == "__main__":
     (Path(__file__).parent.parent / "docs/states.md").write_text(states_page())

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from osiris.queue.database import connect, migrate
-from osiris.tools.disk import Disk
-from osiris.tools.holder import HeldDisk
-from osiris.tools.image import ImageDisk
-from osiris.tools.mounts import unmount_below
+from osiris.tools.sandbox.disks.disk import Disk
+from osiris.tools.sandbox.disks.image_disk import ImageDisk
+from osiris.tools.sandbox.disks.mounts import unmount_below
+from osiris.tools.sandbox.disks.tmpfs_disk import HeldDisk
 from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)

@@ -1,8 +1,8 @@
 """Private servers for tests: PostgreSQL and Redis as an ordinary user, on a free port of this machine.
 
 Each has its data in a temporary folder, in memory where there is room: on a disk, making a database takes ten times as
-long. Both server and folder are gone when the process that started them ends, however it ends (`tests/keeper.py`).
-Everything here blocks: a start for half a second, the rest for some hundredths.
+long. Both server and folder are gone when the process that started them ends, however it ends
+(`tests/server_reaper.py`). Everything here blocks: a start for half a second, the rest for some hundredths.
 """
 
 import os
@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, LiteralString, TypeVar
 
-from tests import keeper
+from tests import server_reaper
 
 PATIENCE = 30.0
 """Seconds in which a server has to be ready: much more than it needs, for a machine that is busy."""
@@ -104,21 +104,21 @@ class Server:
         if self._process is None:
             return
         with self._process:  # which leaves no zombie
-            keeper.end(self.folder, self.FAREWELL)
+            server_reaper.end(self.folder, self.FAREWELL)
         self._process = None
 
     def freeze(self) -> None:
         """Let every process of the server stand still: connections stay, and nothing is answered."""
-        keeper.signal_all(self.folder, signal.SIGSTOP)
+        server_reaper.signal_all(self.folder, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let them go on; nothing if they do."""
-        keeper.signal_all(self.folder, signal.SIGCONT)
+        server_reaper.signal_all(self.folder, signal.SIGCONT)
 
     @property
     def processes(self) -> set[int]:
         """The process ids of the server and all it started."""
-        return keeper.at_home(self.folder)
+        return server_reaper.at_home(self.folder)
 
     @property
     def _log(self) -> Path:
@@ -238,7 +238,7 @@ def _make_folder() -> Path:
 @contextmanager
 def _running(kind: type[ServerT]) -> Iterator[ServerT]:
     folder = _make_folder()
-    program = [sys.executable, "-I", "-S", keeper.__file__, str(folder), str(kind.FAREWELL.value)]
+    program = [sys.executable, "-I", "-S", server_reaper.__file__, str(folder), str(kind.FAREWELL.value)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True):  # leaving closes the pipe and waits
         server = kind(folder)
         try:

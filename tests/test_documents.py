@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel
 
 from osiris.cli import app
-from osiris.config import repo
-from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
+from osiris.config import repository_file
+from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
-from osiris.policy import Policy
+from osiris.core.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 TRACKED = sorted(
@@ -92,13 +92,13 @@ def keys(model: type[BaseModel], before: str = "") -> dict[str, object]:
 
 def test_every_key_of_the_repositorys_file_is_documented_with_its_default():
     documented = {row[0].strip("`"): row[1].strip("`") for row in rows(CONFIGURATION, "`.github/osiris.yml`")}
-    shown = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in keys(repo._File).items()}
+    shown = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in keys(repository_file._File).items()}
     assert documented == shown
 
 
 def test_the_example_of_the_repositorys_file_is_a_good_one():
     [example] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
-    policy = repo.parse(example)
+    policy = repository_file.parse(example)
     assert policy.deny == (".github/workflows/", "migrations/")
     assert policy != Policy()
 

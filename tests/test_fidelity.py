@@ -88,7 +88,7 @@ def test_a_field_that_no_schema_names_is_invented():
 
 
 async def test_the_recorder_writes_down_what_was_said_without_tokens(place: Path, monkeypatch: pytest.MonkeyPatch):
-    from osiris.demo.stage import staged
+    from osiris.playground.environment import staged
 
     monkeypatch.setattr(recorder, "FOLDER", place / "recorded")
     monkeypatch.setattr(Hub, "watchers", [recorder.Recorder()])

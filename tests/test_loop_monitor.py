@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from osiris.core.sanitize import clean_text
 from osiris.loop_monitor import LoopMonitor
-from osiris.sanitize import clean_text
 
 
 def hold_the_loop(seconds: float) -> None:

@@ -22,16 +22,16 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from osiris.bootstrap import _alone_in
-from osiris.config.guest import listening
+from osiris.config.http_server import listening
 from osiris.config.settings import load
-from osiris.demo.stage import free_port
-from osiris.errors import Refused
-from osiris.events import IssueRef
-from osiris.ports import Message, ToolCall
-from osiris.queue import codec
+from osiris.core.errors import Refused
+from osiris.core.events import IssueRef
+from osiris.core.ports.models import Message, ToolCall
+from osiris.core.task import State, Task
+from osiris.playground.environment import free_port
+from osiris.queue import serialization
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
-from osiris.task import State, Task
-from tests.forks import osiris
+from tests.forkserver import osiris
 
 
 @asynccontextmanager
@@ -270,12 +270,12 @@ def fill(database: Path) -> None:
     order = {"about": "a", "lane": 0, "body": {}, "error": EVIL}
     rows = [
         TaskRow(
-            id=1, repo="acme/shop", issue=1, state="failed", data=codec.dump_task(task), created=1, updated=1,
+            id=1, repo="acme/shop", issue=1, state="failed", data=serialization.dump_task(task), created=1, updated=1,
             version=1,
         ),
         LeaseRow(number=1, place="p", host=EVIL, since=1),
         RunRow(name="r", task_id=1, purpose="build", base="b", started=1),
-        *(StepRow(run="r", seq=n, message=codec.dump_message(one), at=n) for n, one in enumerate(said)),
+        *(StepRow(run="r", seq=n, message=serialization.dump_message(one), at=n) for n, one in enumerate(said)),
         *(
             JournalRow(task_id=1, seq=n, at=n, kind=kind, what=what, detail=detail, hash="h")
             for n, (kind, what, detail) in enumerate(story, 1)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests import keeper
+from tests import server_reaper
 from tests.servers import Postgres, Redis, Server
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +136,7 @@ def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(number: 
     with owner:
         assert owner.stdout
         folders = [Path(name) for name in owner.stdout.readline().split()]
-        assert all(keeper.at_home(folder) for folder in folders)
+        assert all(server_reaper.at_home(folder) for folder in folders)
         owner.send_signal(number)
     for folder in folders:
-        until(lambda folder=folder: not keeper.at_home(folder) and not folder.exists())
+        until(lambda folder=folder: not server_reaper.at_home(folder) and not folder.exists())

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 
-from osiris.errors import RunEnded
-from osiris.events import Usage
-from osiris.ports import Halted, SpentBudget
+from osiris.core.errors import RunEnded
+from osiris.core.events import Usage
+from osiris.core.ports.models import Halted, SpentBudget
 
 
 class Budget:

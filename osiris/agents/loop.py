@@ -8,23 +8,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from osiris.agents.budget import Budget, total
-from osiris.errors import Refused, RunEnded, Unavailable
-from osiris.events import Usage
-from osiris.ports import (
+from osiris.core.errors import Refused, RunEnded, Unavailable
+from osiris.core.events import Usage
+from osiris.core.ports.live import Delta, Journal
+from osiris.core.ports.models import (
     Brain,
     Choose,
-    Delta,
     GaveUp,
     Halted,
-    Journal,
     Kind,
     Message,
     Outcome,
     ToolAnswer,
     Toolbox,
     ToolCall,
-    Transcripts,
 )
+from osiris.core.ports.storage import Transcripts
 
 _REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submit"})
 """Tools that may be used again after a crash without doing anything twice."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from osiris.redaction import Redactor
-from osiris.sanitize import clean_text
+from osiris.core.redaction import Redactor
+from osiris.core.sanitize import clean_text
 
 MOST: Final = 16_000  # characters of one line; a traceback's end says most
 

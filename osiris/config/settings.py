@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from osiris.errors import Refused
+from osiris.core.errors import Refused
 
 
 def _default_data_dir() -> Path:

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from rich.text import Text
 
 from osiris.bootstrap import build, prepare
-from osiris.config.app import APP_EVENTS, APP_PERMISSIONS
+from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
-from osiris.console.common import console, make_safe, print_json
-from osiris.errors import Refused
-from osiris.health import Readiness, github_probes
-from osiris.sandboxing import Probe
+from osiris.console.support import console, make_safe, print_json
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Probe
+from osiris.readiness import Readiness, github_probes
 
 
 async def doctor(settings: Settings, *, as_json: bool) -> bool:

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 from osiris.bootstrap import prepare
 from osiris.config.settings import Settings
-from osiris.console.common import console, print_json
-from osiris.errors import Refused
+from osiris.console.support import console, print_json
+from osiris.core.errors import Refused
 from osiris.queue.database import connect
-from osiris.queue.prune import Pruning
+from osiris.queue.retention import Pruning
 
 
 async def prune(settings: Settings, *, as_json: bool) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from osiris.devhub.things import App, CheckRun, Happening, Repo
+from osiris.core.errors import OsirisError
+from osiris.devhub.models import App, CheckRun, Happening, Repo
 from osiris.devhub.world import World
-from osiris.errors import OsirisError
 
 RunCheck = Callable[[Path, str, str], Awaitable[tuple[int | None, str]]]
 FILE = ".github/devhub-ci.yml"

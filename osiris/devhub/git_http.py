@@ -10,11 +10,11 @@ from pathlib import Path
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
-from osiris.devhub.access import Keyring, Who
+from osiris.devhub.auth import Keyring, Who
+from osiris.devhub.errors import Denied
+from osiris.devhub.git_repository import environment
+from osiris.devhub.models import Repo
 from osiris.devhub.pulls import notice_refs
-from osiris.devhub.refusals import Denied
-from osiris.devhub.repos import environment
-from osiris.devhub.things import Repo
 from osiris.devhub.world import World
 
 CHUNK = 65_536

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.devhub import pulls, reviews
-from osiris.devhub.access import Who
-from osiris.devhub.payloads.basics import Json, iso
-from osiris.devhub.refusals import Denied, not_found
-from osiris.devhub.routes.call import read_json
-from osiris.devhub.things import Comment, Issue, LineComment, Pull, Repo, Review, Said, Thing, Thread, User
+from osiris.devhub.auth import Who
+from osiris.devhub.errors import Denied, not_found
+from osiris.devhub.models import Comment, Issue, LineComment, Pull, Repo, Review, Said, Thing, Thread, User
+from osiris.devhub.payloads.issues import Json, iso
+from osiris.devhub.routes.request import read_json
 from osiris.devhub.world import World
 
 SCHEMA = build_schema("""

@@ -10,11 +10,11 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from osiris.devhub import acts, pulls, reviews, view, words
-from osiris.devhub.access import NOBODY, Who
-from osiris.devhub.payloads.basics import iso
-from osiris.devhub.refusals import Denied, not_found
-from osiris.devhub.things import Issue, Repo, User
+from osiris.devhub import form_actions, markdown, page_models, pulls, reviews
+from osiris.devhub.auth import NOBODY, Who
+from osiris.devhub.errors import Denied, not_found
+from osiris.devhub.models import Issue, Repo, User
+from osiris.devhub.payloads.issues import iso
 
 if TYPE_CHECKING:
     from osiris.devhub.server import Hub
@@ -35,7 +35,7 @@ TYPES = {"css": "text/css", "js": "text/javascript"}
 _templates = Environment(
     loader=PackageLoader("osiris.devhub"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
-_templates.filters |= {"words": words.html, "iso": iso}
+_templates.filters |= {"words": markdown.html, "iso": iso}
 
 
 async def answer(hub: "Hub", request: Request) -> Response:
@@ -106,7 +106,7 @@ def _page(hub: "Hub", who: Who, template: str, *, status: int = 200, **facts: An
 
 def _static(name: str) -> Response:
     if name == "code.css":
-        return Response(view.code_css(), media_type="text/css")
+        return Response(page_models.code_css(), media_type="text/css")
     source = {"hub.css": "hub.css", "hub.js": "hub.js"}.get(name)
     if source is None:
         return Response("Not Found", 404, media_type="text/plain")
@@ -140,7 +140,12 @@ def _show(hub: "Hub", path: str, who: Who, extra: dict[str, Any], status: int = 
 
 
 def _issue_page(hub: "Hub", who: Who, issue: Issue, tab: str, extra: dict[str, Any], status: int) -> Response:
-    facts = {"repo": issue.repo, "issue": issue, "story": view.story(issue), "may": acts.may(who, issue)} | extra
+    facts = {
+        "repo": issue.repo,
+        "issue": issue,
+        "story": page_models.story(issue),
+        "may": form_actions.may(who, issue),
+    } | extra
     if issue.pull is None:
         return _page(hub, who, "issue.html", status=status, **facts)
     pull = issue.pull
@@ -148,9 +153,9 @@ def _issue_page(hub: "Hub", who: Who, issue: Issue, tab: str, extra: dict[str, A
     facts |= {
         "pull": pull,
         "tab": "files" if tab == "files" else "talk",
-        "files": view.diff(pull, who.user) if tab == "files" else [],
+        "files": page_models.diff(pull, who.user) if tab == "files" else [],
         "changes": pulls.changes(pull),
-        "checks": view.checks(pull),
+        "checks": page_models.checks(pull),
         "merge_state": pulls.merge_state(pull, clean),
         "decided": reviews.latest_states(pull.reviews),
         "pending": reviews.pending_of(pull, who.user) if who.user else None,
@@ -174,19 +179,19 @@ async def _act(hub: "Hub", request: Request, who: Who) -> Response:
     if (match := REPO.fullmatch(path)) and match["rest"]:
         repo = _seen_repo(hub, who, match["owner"], match["name"])
         try:
-            issue = acts.open_issue(hub.world, who, repo, acts.texts(form))
+            issue = form_actions.open_issue(hub.world, who, repo, form_actions.texts(form))
         except Denied as denied:
-            return _show(hub, path, who, {"error": denied.sentence, "typed": acts.texts(form)}, denied.status)
+            return _show(hub, path, who, {"error": denied.sentence, "typed": form_actions.texts(form)}, denied.status)
         return RedirectResponse(f"/{repo.full_name}/issues/{issue.number}", 303)
     raise not_found()
 
 
 def _acted(hub: "Hub", who: Who, issue: Issue, deed: str, form: FormData) -> Response:
-    texts = acts.texts(form)
+    texts = form_actions.texts(form)
     talk = f"/{issue.repo.full_name}/{'pull' if issue.pull else 'issues'}/{issue.number}"
     back = f"{talk}/files" if issue.pull and texts.get("tab") == "files" else talk
     try:
-        anchor = acts.act(hub.world, who, issue, deed, texts)
+        anchor = form_actions.act(hub.world, who, issue, deed, texts)
     except Denied as denied:
         return _show(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
     done = talk if deed == "review" else back  # a submitted review is read in the conversation

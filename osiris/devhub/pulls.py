@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 
 from osiris.devhub import diffs
-from osiris.devhub.refusals import Denied, invalid, unprocessable
-from osiris.devhub.repos import Change
-from osiris.devhub.things import App, Pull, Repo, User
+from osiris.devhub.errors import Denied, invalid, unprocessable
+from osiris.devhub.git_repository import Change
+from osiris.devhub.models import App, Pull, Repo, User
 from osiris.devhub.world import World
 
 CLOSING = re.compile(r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?):?\s+#(\d+)\b", re.IGNORECASE)

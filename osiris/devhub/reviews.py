@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from osiris.devhub import diffs, pulls
-from osiris.devhub.refusals import Denied, not_found, unprocessable
-from osiris.devhub.things import App, LineComment, Pull, Review, Thread, User
+from osiris.devhub.errors import Denied, not_found, unprocessable
+from osiris.devhub.models import App, LineComment, Pull, Review, Thread, User
 from osiris.devhub.world import World, check_body
 
 STATES = {"APPROVE": "APPROVED", "REQUEST_CHANGES": "CHANGES_REQUESTED", "COMMENT": "COMMENTED", "": "PENDING"}

@@ -15,19 +15,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from osiris.config.guest import listening
-from osiris.devhub import graphql, page, saved, standing
-from osiris.devhub.access import Keyring, Who
+from osiris.config.http_server import listening
+from osiris.devhub import administration, graphql, page, persistence
+from osiris.devhub.auth import Keyring, Who
 from osiris.devhub.ci import CI, RunCheck
+from osiris.devhub.errors import Denied, Limited, not_found
 from osiris.devhub.git_http import GitHttp, wants_git
-from osiris.devhub.hooks import Hooks
-from osiris.devhub.rates import Rates
-from osiris.devhub.refusals import Denied, Limited, not_found
+from osiris.devhub.models import App, Installation, Repo, User
+from osiris.devhub.observers import Exchange, Watcher
+from osiris.devhub.rate_limits import Rates
 from osiris.devhub.routes import apps, checks, code, issues, pulls
-from osiris.devhub.routes.call import Call, joined, moved, read_json, refusal
-from osiris.devhub.things import App, Installation, Repo, User
+from osiris.devhub.routes.request import Call, joined, moved, read_json, refusal
 from osiris.devhub.tokens import KeyPair
-from osiris.devhub.watching import Exchange, Watcher
+from osiris.devhub.webhook_sender import Hooks
 from osiris.devhub.world import World
 
 API = "/api/v3"
@@ -66,12 +66,12 @@ class Hub:
     def keep(self, path: Path) -> bool:
         """Keep the world in a file from now on; True when it held one already, and the hub goes on with that."""
         self._kept = path
-        return saved.load(self.world, path)
+        return persistence.load(self.world, path)
 
     def save(self) -> None:
         """Write the world down, if it is kept. Requests that may change it do so by themselves."""
         if self._kept is not None:
-            saved.save(self.world, self._kept)
+            persistence.save(self.world, self._kept)
 
     # ── the stage ──
 
@@ -132,28 +132,28 @@ class Hub:
         for name in repos:
             repo = self.world.repo(name)
             installation = self.installation(app, name)
-            if standing.narrow(installation, repo):
+            if administration.narrow(installation, repo):
                 self.hooks.selected(installation, removed=[repo])
 
     def remove(self, installation: Installation) -> None:
         """Take an app off an account."""
-        standing.uninstall(self.world, installation)
+        administration.uninstall(self.world, installation)
         self.hooks.installed(installation, "deleted")
 
     def suspend(self, installation: Installation, by: User | None = None) -> None:
         """Let an app do nothing on an account, for now."""
-        standing.suspend(self.world, installation, by)
+        administration.suspend(self.world, installation, by)
         self.hooks.installed(installation, "suspend")
 
     def unsuspend(self, installation: Installation) -> None:
-        standing.unsuspend(installation)
+        administration.unsuspend(installation)
         self.hooks.installed(installation, "unsuspend")
 
     def transfer(self, full_name: str, owner: str, by: User | None = None) -> Repo:
         """Give a repository to another account, where no app is installed on it yet."""
         repo = self.world.repo(full_name)
         new = self.world.add_user(owner, type="Organization")
-        for installation in standing.transfer(self.world, repo, by or new, new):
+        for installation in administration.transfer(self.world, repo, by or new, new):
             self.hooks.selected(installation, removed=[repo])
         return repo
 

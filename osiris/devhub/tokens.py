@@ -10,7 +10,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from osiris.devhub.refusals import Denied
+from osiris.devhub.errors import Denied
 
 HOUR = 3600
 LONGEST_JWT = 600

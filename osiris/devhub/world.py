@@ -1,7 +1,7 @@
 """Everything the hub knows, with the verbs that change it; no HTTP in here.
 
 A verb checks what must hold whoever asks (a title is not blank, a closed issue is not closed again); who may ask is
-`access.py`'s question. Each verb that apps may hear about ends by telling the listeners.
+`auth.py`'s question. Each verb that apps may hear about ends by telling the listeners.
 """
 
 import itertools
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from osiris.devhub import tokens
-from osiris.devhub.refusals import Denied, invalid, not_found
-from osiris.devhub.repos import Git, Person
-from osiris.devhub.things import (
+from osiris.devhub.errors import Denied, invalid, not_found
+from osiris.devhub.git_repository import Git, Person
+from osiris.devhub.models import (
     ROLES,
     App,
     CheckRun,

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.errors import Refused
+from osiris.core.errors import Refused
 
 _TIMEOUT = 600.0  # seconds; a large repository on a slow disk takes minutes to look at
 _OUTPUT = 1 << 20  # bytes that git may print

@@ -15,18 +15,18 @@ from shlex import quote
 import httpx
 
 from osiris.bootstrap import Osiris, brains_of, sandbox_of
-from osiris.bot.comments import cost
-from osiris.config import repo
+from osiris.bot.github.comments import cost
+from osiris.config import repository_file
 from osiris.config.settings import Settings
-from osiris.console.common import operator_name
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
-from osiris.errors import Refused, Unavailable
-from osiris.local.places import REQUEST, Places
+from osiris.console.support import operator_name
+from osiris.core.errors import Refused, Unavailable
+from osiris.core.ports.live import Delta
+from osiris.core.task import ENDED, State, Task
 from osiris.local.repository import Repository
-from osiris.local.screen import Left, Screen
-from osiris.ports import Delta
-from osiris.task import ENDED, State, Task
+from osiris.local.terminal import Left, Screen
+from osiris.local.work_directories import REQUEST, Places
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
 
 _LOOK = 0.2  # seconds between two looks at the task
 _CARRIED = re.compile(r"osiris_(model|second|run|toolchains|sandbox|network|cache)|(anthropic|openai|google)_")
@@ -61,7 +61,9 @@ async def play(settings: Settings, wish: Wish) -> None:
         raise Refused("there is no terminal to ask you on; --yes approves what the agent hands in")
     if len(wish.request) > _LONGEST:
         raise Refused(f"the request has more than {_LONGEST} characters; put the rest into a file of the repository")
-    repo.parse(repository.file(repository.commit, repo.PATH))  # a mistake in it would let nothing start
+    repository_file.parse(
+        repository.file(repository.commit, repository_file.PATH)
+    )  # a mistake in it would let nothing start
     settings = _chosen(settings, wish)
     await _ready(settings)
     places = Places.of(settings.osiris_data_dir, repository.path)
@@ -192,7 +194,9 @@ class Session:
             whole = body.strip() if body.strip() and len(title) <= _TITLE else asked["request"]
             await self._person.file_issue(title[:_TITLE], whole)
         if not (issues := hub.issues)[1].labels:
-            policy = repo.parse((hub.git.read(asked["commit"], repo.PATH) or b"").decode("utf-8", "replace"))
+            policy = repository_file.parse(
+                (hub.git.read(asked["commit"], repository_file.PATH) or b"").decode("utf-8", "replace")
+            )
             await self._person.label(1, policy.label)
         self._screen.head("2", f"the request is issue #1: “{issues[1].title}”; `Ctrl-C` stops, and you can go on later")
 

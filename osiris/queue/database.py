@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from osiris.errors import Refused, Unavailable
+from osiris.core.errors import Refused, Unavailable
 
 SCHEMA = "0002"
 """The newest migration. Alembic knows it too, but takes longer to load than most commands to run."""

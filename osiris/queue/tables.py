@@ -97,7 +97,7 @@ class InboxRow(Table):
 
 
 class TaskRow(Table):
-    """One issue, one task; `data` is the whole `osiris.task.Task`, the columns are what is looked up.
+    """One issue, one task; `data` is the whole `osiris.core.task.Task`, the columns are what is looked up.
 
     `lease` is that of the worker which ran the task last: what its runs left is on that machine.
     """
@@ -121,8 +121,8 @@ class TaskRow(Table):
 
 
 class OutboxRow(Table):
-    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`lanes.py`), `lease`
-    who does it now.
+    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`outbox_queries.py`),
+    `lease` who does it now.
 
     Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked: neither.
     """

@@ -5,12 +5,13 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from osiris.errors import Fenced
-from osiris.events import IssueRef
-from osiris.ports import Begun, Kept, Message
-from osiris.queue import codec
+from osiris.core.errors import Fenced
+from osiris.core.events import IssueRef
+from osiris.core.ports.models import Message
+from osiris.core.ports.storage import Begun, Kept
+from osiris.queue import serialization
 from osiris.queue.database import answering, insert, reading
-from osiris.queue.lease import Lease
+from osiris.queue.leases import Lease
 from osiris.queue.tables import RunRow, StepRow, TaskRow, now
 
 _HELD = (RunRow.name == bindparam("run_name"), RunRow.lease == bindparam("number"))
@@ -27,7 +28,7 @@ _KEEP = (
 
 
 class DatabaseTranscripts:
-    """`osiris.ports.Transcripts` over the tables runs and steps.
+    """`osiris.core.ports.storage.Transcripts` over the tables runs and steps.
 
     The lease that began a run last is the fence of its transcript: nobody else can add to it.
     """
@@ -60,10 +61,10 @@ class DatabaseTranscripts:
         query = select(StepRow.message).where(StepRow.run == run).order_by(StepRow.seq)
         with answering():
             async with self._read() as session:
-                return [codec.load_message(message) for message in await session.scalars(query)]
+                return [serialization.load_message(message) for message in await session.scalars(query)]
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
-        values = {"run": run, "seq": seq, "message": codec.dump_message(message), "at": now()}
+        values = {"run": run, "seq": seq, "message": serialization.dump_message(message), "at": now()}
         with answering():
             async with self._write.begin() as session:
                 await self._hold(session, _ADD_SECONDS, run, more=seconds)

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from osiris.ports import ToolAnswer
-from osiris.sandboxing import Session
+from osiris.core.ports.models import ToolAnswer
+from osiris.core.ports.sandbox import Session
 
 
 class Args(BaseModel):

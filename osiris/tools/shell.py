@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from osiris.events import Blocked, CommandRan
-from osiris.ports import ToolAnswer
-from osiris.sandboxing import Result, Session
-from osiris.sanitize import clean_text
-from osiris.tools.egress import LONGEST_REASON
+from osiris.core.events import Blocked, CommandRan
+from osiris.core.ports.models import ToolAnswer
+from osiris.core.ports.sandbox import Result, Session
+from osiris.core.sanitize import clean_text
 from osiris.tools.files import Args
-from osiris.tools.hello import LONGEST_NAME
+from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON
+from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 
 MOST_SHOWN = 16_000  # characters, half of them from the end: errors stand there
 MOST_BLOCKED = 20  # hosts

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from osiris.ports import ToolAnswer, ToolSpec
-from osiris.redaction import Redactor
-from osiris.sandboxing import Session
-from osiris.sanitize import clean_text, cut_text
-from osiris.tools import files, finish, shell
+from osiris.core.ports.models import ToolAnswer, ToolSpec
+from osiris.core.ports.sandbox import Session
+from osiris.core.redaction import Redactor
+from osiris.core.sanitize import clean_text, cut_text
+from osiris.tools import files, shell, submit
 from osiris.tools.files import Args
 
 MOST_COMPLAINTS, MOST_NAME, MOST_MESSAGE = 5, 100, 300  # of wrong arguments: rows, and characters of each
@@ -51,8 +51,8 @@ TOOLS: Mapping[str, Tool] = {
         "/tmp/outputs.",
     ),
     "submit": Tool(
-        finish.Submit,
-        finish.submit,
+        submit.Submit,
+        submit.submit,
         "Hand in the workspace as it stands and end. Run the tests first; commits are not needed.",
     ),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from osiris.sandboxing import Limits, Result
+from osiris.core.ports.sandbox import Limits, Result
 from tests.attacks.worker import CANARY, STALL, Stall
 from tests.conftest import a_place
 

@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from osiris.tools import egress, proxy_process, proxy_report, shell, ways
-from osiris.tools.addresses import Resolver
-from osiris.tools.egress import Egress
-from osiris.tools.proxy_process import ProxyProcess, make_listener
+from osiris.tools import shell
+from osiris.tools.sandbox.network import egress_proxy, network_access, proxy_process, proxy_report
+from osiris.tools.sandbox.network.addresses import Resolver
+from osiris.tools.sandbox.network.egress_proxy import Egress
+from osiris.tools.sandbox.network.proxy_process import ProxyProcess, make_listener
 from tests.attacks import worker
 
 NO_OPTION = 9999  # of a socket: no kernel has it
 IN_THE_WORKER = ("in the worker", "without limits")
 LIMITS = [
-    *((module, "LONGEST_REASON") for module in (egress, proxy_report, shell)),
+    *((module, "LONGEST_REASON") for module in (egress_proxy, proxy_report, shell)),
     *((shell, name) for name in ("LONGEST_NAME", "MOST_BLOCKED")),
 ]
 
@@ -55,15 +56,15 @@ class ProxyWorker(worker.Worker):
         """
         for (module, name), value in WITH_LIMITS.items():
             setattr(module, name, 1 << 40 if how == "without limits" else value)
-        egress.quote_name = ascii if how == "without limits" else QUOTE_NAME
+        egress_proxy.quote_name = ascii if how == "without limits" else QUOTE_NAME
         proxy_process.SO_PASSRIGHTS = NO_OPTION if how else SO_PASSRIGHTS
         proxy_process.CHILD = f"# proxy_child\n{child}" if child else CHILD
         proxy_process.START_TIMEOUT = proxy_process.REPORT_TIMEOUT if child else START_TIMEOUT
-        ways.ProxyProcess = ProxyInTheWorker if how in IN_THE_WORKER else ProxyProcess
+        network_access.ProxyProcess = ProxyInTheWorker if how in IN_THE_WORKER else ProxyProcess
 
 
 WITH_LIMITS: dict[Any, int] = {(module, name): getattr(module, name) for module, name in LIMITS}
-QUOTE_NAME, CHILD = egress.quote_name, proxy_process.CHILD
+QUOTE_NAME, CHILD = egress_proxy.quote_name, proxy_process.CHILD
 SO_PASSRIGHTS, START_TIMEOUT = proxy_process.SO_PASSRIGHTS, proxy_process.START_TIMEOUT
 
 if __name__ == "__main__":

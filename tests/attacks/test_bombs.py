@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.acts import Attack, each, known, python, won
+from tests.attacks.attack import Attack, each, known, python, won
 from tests.attacks.conftest import MIB, SMALL
 from tests.attacks.test_survivors import kill, living
 

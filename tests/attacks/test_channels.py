@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.attacks.acts import python, won
+from tests.attacks.attack import python, won
 
 HOLD = """
 import fcntl, sys, time

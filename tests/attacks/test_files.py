@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from osiris.tools.helper import PATIENCE
-from tests.attacks.acts import known, python
+from osiris.tools.sandbox.workspace.file_helper_client import PATIENCE
+from tests.attacks.attack import known, python
 from tests.attacks.conftest import MIB, SMALL
 
 PATIENT = 5  # seconds that a tool may take at most, on a busy machine

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from osiris.errors import OsirisError, TooSlow
+from osiris.core.errors import OsirisError, TooSlow
 from tests.attacks.conftest import SMALL, USERS, Attacked
-from tests.attacks.hosts import PRIVATE, Careful, Thief, Tree, Trusting, contents, leaks, planting, tree_of
-from tests.attacks.plants import BROKEN, COMMANDS, ENTRIES, HIDDEN, OTHERS, PLANTS, WORK, Plant
+from tests.attacks.git_hosts import PRIVATE, Careful, Thief, Tree, Trusting, contents, leaks, planting, tree_of
+from tests.attacks.hostile_repositories import BROKEN, COMMANDS, ENTRIES, HIDDEN, OTHERS, PLANTS, WORK, Plant
 
 DONE = {"README.md": ("100644", "hello\nchange\n"), "src/new.txt": ("100644", "new\n")}
 

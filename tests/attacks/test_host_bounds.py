@@ -1,6 +1,7 @@
 """The host's git on a stranger's objects: they take no memory, no time of the event loop and no processor without end.
 
-What a call costs is measured in a process of its own (`bounds.py`); the control is the same reading without bounds.
+What a call costs is measured in a process of its own (`memory_bounds.py`); the control is the same reading without
+bounds.
 """
 
 import contextlib
@@ -15,26 +16,26 @@ from typing import Any
 
 import pytest
 
-from osiris.agents.keeping import Place, Shelf
-from osiris.bot import comments
-from osiris.bot.depot import Depot
-from osiris.bot.desk import HostDesk
-from osiris.bot.git import git
-from osiris.errors import Refused
-from osiris.events import Work
+from osiris.agents.checkpoints import Place, Shelf
+from osiris.bot.git.remote import Depot
+from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.runner import git
+from osiris.bot.github import comments
+from osiris.core.errors import Refused
+from osiris.core.events import Work
+from osiris.core.ports.sandbox import Export
+from osiris.core.ports.storage import Begun, Kept
 from osiris.local.repository import Repository
-from osiris.ports import Begun, Kept
-from osiris.sandboxing import Export
-from tests.attacks import packs
-from tests.attacks.bounds import measure
-from tests.attacks.packs import FILE, FOLDER, LINK, Delta, Entry, Stored, Thing, Zeros, blob, pack, tree
+from tests.attacks import hostile_packs
+from tests.attacks.hostile_packs import FILE, FOLDER, LINK, Delta, Entry, Stored, Thing, Zeros, blob, pack, tree
+from tests.attacks.memory_bounds import measure
 from tests.conftest import a_place
 
 REPO = "acme/shop"
 MIB = 1 << 20
 README = blob(b"hello\n")
 BASE = tree((FILE, "README.md", README))
-COMMIT = packs.commit(BASE)
+COMMIT = hostile_packs.commit(BASE)
 SOME = 24 * MIB
 """What a worker may grow by: Python holds some MiB of what it is done with."""
 STALL = 0.25
@@ -88,7 +89,7 @@ async def test_folders_that_hold_each_other_without_end(leaves, place, verdict):
     """The first lists files for ever, the second only folders, which git looks through for ever."""
     bomb = tree_bomb(*leaves)
     root = tree((FILE, "AGENTS.md", blob(b"be kind\n")), (FOLDER, "d", bomb[-1]))
-    commit = packs.commit(root)
+    commit = hostile_packs.commit(root)
     add(place, [README, blob(b"be kind\n"), *bomb, root, commit])
     found = measure("fingerprint", cpu=1, place=f"{place}/git", commit=commit.id)
     assert found.answer == root.id
@@ -105,7 +106,7 @@ async def test_instructions_that_are_large(place, verdict):
     large = Zeros(40)
     inner = tree((FILE, "AGENTS.md", large))
     root = tree((FILE, "AGENTS.md", large), *((FOLDER, f"{n:02}", inner) for n in range(19)))
-    commit = packs.commit(root)
+    commit = hostile_packs.commit(root)
     add(place, [large, inner, root, commit])
     found = measure("instructions", place=f"{place}/git", commit=commit.id)
     text = found.answer["AGENTS.md"]
@@ -120,7 +121,7 @@ async def test_names_that_a_pattern_takes_long_for(place, verdict):
     for length in (255, 4095):
         names = (f"{n:04}" + "requirements" * 400 for n in range(1500 if length == 255 else 400))
         root = tree(*((FILE, name[:length], README) for name in names))
-        commit = packs.commit(root)
+        commit = hostile_packs.commit(root)
         add(place, [root, commit])
         found = measure("fingerprint", place=f"{place}/git", commit=commit.id)
         assert found.answer == root.id
@@ -135,7 +136,7 @@ async def test_a_large_honest_repository(place):
     folders = tree(*((FOLDER, f"package_{n:03}", files) for n in range(399)), (FOLDER, "z", locked))
     root = tree((FOLDER, "some_folder_of_the_sources", folders))
     other = tree((FOLDER, "some_folder_of_the_sources", folders), (FILE, "README.md", README))
-    commits = [packs.commit(root), packs.commit(other)]
+    commits = [hostile_packs.commit(root), hostile_packs.commit(other)]
     add(place, [README, files, locked, folders, root, other, *commits])
     found = measure("fingerprint", place=f"{place}/git", commit=commits[0].id)
     assert found.answer not in (root.id, other.id)
@@ -173,7 +174,7 @@ async def test_files_that_take_a_processor_long_to_unpack(place, verdict):
 async def test_complaints_without_end(place, verdict):
     """git complains of each tag, and quotes its name."""
     good = tree((FILE, "README.md", README), (FILE, "new", README))
-    tags = [packs.tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
+    tags = [hostile_packs.tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
     found = measure("take", place=f"{place}/git", base=COMMIT.id, tree=good.id, pack=put(place, [*tags, good]))
     assert found.growth < SOME, found
     verdict("the beginning and the end are kept", f"{sum(len(tag.content) for tag in tags) // MIB} MiB of complaints")
@@ -186,7 +187,7 @@ async def test_lines_that_take_long_to_count(place, verdict):
     old = [blob(text[:900_000] + b"%d\n" % n) for text in lines for n in range(8)]
     new = [blob(text[100_000:] + b"%d\n" % n) for text in reversed(lines) for n in range(8)]
     before, after = (tree(*((FILE, f"{n:03}", file) for n, file in enumerate(files))) for files in (old, new))
-    commit = packs.commit(before)
+    commit = hostile_packs.commit(before)
     add(place, [*old, before, commit])
     found = measure("take", place=f"{place}/git", base=commit.id, tree=after.id, pack=put(place, [*new, after]), cpu=2)
     assert [file["additions"] for file in found.answer] == [None] * len(new)
@@ -308,7 +309,7 @@ async def test_what_killed_fetches_left_is_removed(place):
     origin = place / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
     subprocess.run(["git", "clone", "-q", "--bare", desk.mirror(REPO), origin], check=True, capture_output=True)
-    other = packs.commit(tree((FILE, "README.md", blob(b"other\n"))))
+    other = hostile_packs.commit(tree((FILE, "README.md", blob(b"other\n"))))
     for thing in (blob(b"other\n"), tree((FILE, "README.md", blob(b"other\n"))), other):
         with packed([thing]) as file:
             await git(origin, "index-pack", "--stdin", stdin=file)
@@ -346,7 +347,7 @@ def place_of_clone() -> Iterator[tuple[Path, str]]:
     """A repository with a large file, and its commit."""
     with a_place() as clone:
         root = tree((FILE, "README.md", README), (FILE, "large", large := Zeros(8)))
-        commit = packs.commit(root)
+        commit = hostile_packs.commit(root)
         subprocess.run(["git", "init", "-q", clone], check=True)
         argv = ["git", "-C", str(clone), "index-pack", "--stdin"]
         subprocess.run(argv, input=pack([README, large, root, commit]), check=True, capture_output=True)

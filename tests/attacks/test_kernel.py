@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.attacks.acts import Attack, each, judge, python, won
+from tests.attacks.attack import Attack, each, judge, python, won
 
 REFUSED = {"EPERM", "ENOSYS"}
 ABSENT = {"ENOENT", "EROFS", "EACCES", "EPERM"}

@@ -25,68 +25,70 @@ FILE_CALLS = re.compile(
     r"|symlink|link|readlink|copy2?|copyfile|copytree"
 )
 TOUCHES: Mapping[str, str] = {
-    "tools/disk:own": "a /usr, an /etc or a devpts of the session's, where nobody can write",
-    "tools/disk:_fill": "makes the folders, before anybody was there",
-    "tools/disk:close": "`keep`, which no jail sees",
-    "tools/disk:seal": "`keep`",
-    "tools/disk:sealed": "`keep`",
-    "tools/disk:notes": "`keep`",
-    "tools/disk:settle": "`keep`",
-    "tools/disk:open_up": "a folder in one of ours, so it is never a link",
-    "tools/disk:fills_up": "a disk of its own, to try the limits",
-    "tools/holder:make": "where the disk is mounted",
-    "tools/holder:remove": "where the disk was mounted",
-    "tools/image:make_over": "makes folders, before anybody was there",
-    "tools/image:find": "whether it is mounted",
-    "tools/image:remove": "where the disk was mounted",
-    "tools/image:reserve": "where the disk is mounted",
-    "tools/image:_make_image": "the image itself",
-    "tools/image:_shown_as_ours": "the owner of a checkout that nothing is written to any more",
-    "tools/image:_mount_own": "where /usr, /etc and a devpts are mounted",
-    "tools/image:can_keep_apart": "disks of its own, to try what the kernel can",
-    "tools/image:_mount": "where the disk is mounted",
-    "tools/image:_lay": "`keep`, and whether it is mounted",
-    "tools/checkout:check_out": "`keep`",
-    "tools/checkout:copy_index": "`keep`",
-    "tools/session:read_only": "`keep`",
-    "tools/session:_keep": "/tmp/outputs, by descriptors that follow no link",
-    "tools/session:_give": "the same",
-    "tools/sandbox:_view": "opens a way out, and no file",
+    "tools/sandbox/disks/disk:own": "a /usr, an /etc or a devpts of the session's, where nobody can write",
+    "tools/sandbox/disks/disk:_fill": "makes the folders, before anybody was there",
+    "tools/sandbox/disks/disk:close": "`keep`, which no jail sees",
+    "tools/sandbox/disks/disk:seal": "`keep`",
+    "tools/sandbox/disks/disk:sealed": "`keep`",
+    "tools/sandbox/disks/disk:notes": "`keep`",
+    "tools/sandbox/disks/disk:settle": "`keep`",
+    "tools/sandbox/disks/disk:open_up": "a folder in one of ours, so it is never a link",
+    "tools/sandbox/disks/disk:fills_up": "a disk of its own, to try the limits",
+    "tools/sandbox/disks/tmpfs_disk:make": "where the disk is mounted",
+    "tools/sandbox/disks/tmpfs_disk:remove": "where the disk was mounted",
+    "tools/sandbox/disks/image_disk:make_over": "makes folders, before anybody was there",
+    "tools/sandbox/disks/image_disk:find": "whether it is mounted",
+    "tools/sandbox/disks/image_disk:remove": "where the disk was mounted",
+    "tools/sandbox/disks/image_disk:reserve": "where the disk is mounted",
+    "tools/sandbox/disks/image_disk:_make_image": "the image itself",
+    "tools/sandbox/disks/image_disk:_shown_as_ours": "the owner of a checkout that nothing is written to any more",
+    "tools/sandbox/disks/image_disk:_mount_own": "where /usr, /etc and a devpts are mounted",
+    "tools/sandbox/disks/image_disk:can_keep_apart": "disks of its own, to try what the kernel can",
+    "tools/sandbox/disks/image_disk:_mount": "where the disk is mounted",
+    "tools/sandbox/disks/image_disk:_lay": "`keep`, and whether it is mounted",
+    "tools/sandbox/workspace/checkout:check_out": "`keep`",
+    "tools/sandbox/workspace/checkout:copy_index": "`keep`",
+    "tools/sandbox/session:read_only": "`keep`",
+    "tools/sandbox/session:_keep": "/tmp/outputs, by descriptors that follow no link",
+    "tools/sandbox/session:_give": "the same",
+    "tools/sandbox/backend:_view": "opens a way out, and no file",
 }
 STARTS = re.compile(
     r"subprocess\.(?:run|Popen|call|check_call|check_output|getoutput)|asyncio\.create_subprocess_(?:exec|shell)"
     r"|os\.(?:system|popen|posix_spawnp?|fork|forkpty|exec\w+|spawn\w+)|pty\.(?:spawn|fork)"
 )
 STARTERS: Mapping[str, str] = {
-    "bot/processes": "git on repositories that no sandbox sees",
-    "tools/jail": "every jail",
-    "tools/trial": "what a machine can do",
-    "tools/bridge": "inside a jail",
-    "tools/disk": "mkfs, mount and umount",
-    "tools/holder": "the holder of a disk",
-    "tools/mounts": "umount, and a process that a user namespace is made with",
-    "tools/etc": "compiles our own helpers",
-    "tools/proxy_process": "the proxy of a session, with nothing of the worker's",
-    "tools/registries": "asks this machine's package tools, in a folder of its own",
+    "bot/git/subprocesses": "git on repositories that no sandbox sees",
+    "tools/sandbox/jail/process": "every jail",
+    "tools/sandbox/probes/attempt": "what a machine can do",
+    "tools/sandbox/guest/proxy_bridge": "inside a jail",
+    "tools/sandbox/disks/disk": "mkfs, mount and umount",
+    "tools/sandbox/disks/tmpfs_disk": "the holder of a disk",
+    "tools/sandbox/disks/mounts": "umount, and a process that a user namespace is made with",
+    "tools/sandbox/jail/jail_etc": "compiles our own helpers",
+    "tools/sandbox/network/proxy_process": "the proxy of a session, with nothing of the worker's",
+    "tools/sandbox/network/package_registries": "asks this machine's package tools, in a folder of its own",
     "local/repository": "the person's own repository",
     "devhub/git_http": "the make-believe GitHub",
-    "devhub/repos": "the make-believe GitHub",
-    "demo/story": "the demo",
+    "devhub/git_repository": "the make-believe GitHub",
+    "playground/demo": "the demo",
 }
 SAYS_GIT: Mapping[str, str] = {
-    "bot/git": "on repositories that no sandbox sees",
+    "bot/git/runner": "on repositories that no sandbox sees",
     "bootstrap": "the name of a folder",
-    "tools/checkout": "a script for a jail",
-    "tools/collect": "a script for a jail",
-    "tools/setup": "a script for a jail",
-    "tools/probes": "inside a jail",
+    "tools/sandbox/workspace/checkout": "a script for a jail",
+    "tools/sandbox/workspace/export": "a script for a jail",
+    "tools/sandbox/workspace/setup_cache": "a script for a jail",
+    "tools/sandbox/probes/capabilities": "inside a jail",
     "local/repository": "the person's own repository",
     "devhub/git_http": "the make-believe GitHub",
-    "devhub/repos": "the make-believe GitHub",
+    "devhub/git_repository": "the make-believe GitHub",
     "devhub/routes/code": "the make-believe GitHub",
-    "demo/story": "the demo",
+    "playground/demo": "the demo",
 }
-INSIDES = re.compile(r"osiris\.tools\.(?:disk|image|holder|layers|bubblewrap|jail|session|checkout|setup)")
+INSIDES = re.compile(
+    r"osiris\.tools\.sandbox\.(?:session|disks\.(?!mounts)\w+|jail\.(?:process|bwrap_arguments)|workspace\.\w+)"
+)
 """Modules that know where a session's files are; nobody else's business."""
 GIT = re.compile(r"(?m)\A(?:\S*/)?git\Z|^[^#\n]*(?:^|[|(;&!=`{] *)(?:\S*/)?git -|\A(?:\S*/)?git [a-z-]+ |^ *git .*\n")
 
@@ -146,8 +148,8 @@ def intrusions(place: str, source: str) -> Iterator[str]:
             yield from (f"{place}: {name}" for name in named if INSIDES.fullmatch(name))
 
 
-RUNNERS: Mapping[str, str] = {"bot/git": "sets the limits"}
-"""Modules that may use `bot/processes`."""
+RUNNERS: Mapping[str, str] = {"bot/git/runner": "sets the limits"}
+"""Modules that may use `bot/git/subprocesses`."""
 ENDLESS = re.compile(r"(?:math\.)?inf|float\(.*|sys\.maxsize|resource\.RLIM_INFINITY|None|-1|0|False")
 BOUNDS = {"timeout", "most", "limits", "seconds", "cpu", "memory", "output", "file_size"}
 """What the bounds of git and of the programs of the host are called."""
@@ -156,12 +158,12 @@ HOST = ("bot/", "local/repository")
 
 
 def runs(place: str, source: str) -> Iterator[str]:
-    """Modules that use `bot/processes`: git has limits because only one of them starts it."""
+    """Modules that use `bot/git/subprocesses`: git has limits because only one of them starts it."""
     for node in ast.walk(ast.parse(source)):
         module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
         names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
         whole = {*names, *(f"{module}.{name}" for name in names), str(module)}
-        if place != "bot/processes" and "osiris.bot.processes" in whole:
+        if place != "bot/git/subprocesses" and "osiris.bot.git.subprocesses" in whole:
             yield place
 
 
@@ -178,9 +180,9 @@ def unbounded(place: str, source: str) -> Iterator[str]:
 
 def _lacks(name: str, call: ast.Call) -> Iterator[str]:
     words = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
-    bounded = name in {"git", "_git", "GitLimits", "replace", "processes.run"}
+    bounded = name in {"git", "_git", "GitLimits", "replace", "subprocesses.run"}
     yield from (f"{word}={value}" for word, value in words.items() if bounded and _is_off(word, value))
-    if name == "processes.run" and not {"timeout", "most"} <= set(words):
+    if name == "subprocesses.run" and not {"timeout", "most"} <= set(words):
         yield "no bounds"
     takes_all = name.startswith("subprocess.") and name != "subprocess.Popen"
     if takes_all or name.endswith(".communicate") or "capture_output" in words:
@@ -220,31 +222,31 @@ def test_the_host_keeps_away_from_workspaces(rule):
     [
         (touches, "tools/toolbox", "def f(session):\n    return (session.disk.work / 'README.md').read_text()"),
         (touches, "tools/files", "def f(ground):\n    return os.listdir(ground.disk.here)"),
-        (touches, "tools/session", "async def f(self):\n    with open(self._ground.view.home) as file: ..."),
+        (touches, "tools/sandbox/session", "async def f(self):\n    with open(self._ground.view.home) as file: ..."),
         (touches, "tools/shell", "def f(disk):\n    shutil.rmtree(disk.folder / 'work')"),
         (starts, "tools/toolbox", "import subprocess\nsubprocess.run(['ls'])"),
         (starts, "agents/loop", "from subprocess import Popen\nPopen(['ls'])"),
-        (starts, "agents/run", "import asyncio\nasyncio.create_subprocess_exec('ls')"),
-        (starts, "bot/perform", "import os\nstart = os.system\nstart('ls')"),
-        (says_git, "tools/session", "run(['git', '-C', work, 'add', '-A'])"),
-        (says_git, "tools/session", "run(['/usr/bin/git', 'status'])"),
-        (says_git, "agents/run", "run(f'cd {work} && git -C . status')"),
-        (says_git, "agents/run", "SCRIPT = '''\nset -e\ngit add -A\n'''"),
-        (says_git, "agents/run", "run('git status '.split())"),
-        (intrusions, "agents/run", "from osiris.tools.disk import Disk"),
-        (intrusions, "bot/git", "from osiris.tools import session"),
-        (intrusions, "bootstrap", "import osiris.tools.image"),
-        (runs, "bot/depot", "from osiris.bot import processes"),
-        (runs, "agents/run", "from osiris.bot.processes import run"),
-        (runs, "bootstrap", "import osiris.bot.processes"),
-        (unbounded, "bot/desk", "git(repo, 'ls-tree', limits=None)"),
-        (unbounded, "bot/desk", "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))"),
-        (unbounded, "bot/taking", "replace(_IMPORT, cpu=math.inf)"),
-        (unbounded, "bot/taking", "_git(desk, 'ls-tree', timeout=None)"),
-        (unbounded, "bot/depot", "GitLimits(file_size=sys.maxsize)"),
-        (unbounded, "bot/git", "processes.run(argv, env=env)"),
-        (unbounded, "bot/git", "processes.run(argv, env=env, timeout=3, most=None)"),
-        (unbounded, "bot/processes", "async def run(argv, *, most: int | None = None): ..."),
+        (starts, "agents/runner", "import asyncio\nasyncio.create_subprocess_exec('ls')"),
+        (starts, "bot/github/effect_handlers", "import os\nstart = os.system\nstart('ls')"),
+        (says_git, "tools/sandbox/session", "run(['git', '-C', work, 'add', '-A'])"),
+        (says_git, "tools/sandbox/session", "run(['/usr/bin/git', 'status'])"),
+        (says_git, "agents/runner", "run(f'cd {work} && git -C . status')"),
+        (says_git, "agents/runner", "SCRIPT = '''\nset -e\ngit add -A\n'''"),
+        (says_git, "agents/runner", "run('git status '.split())"),
+        (intrusions, "agents/runner", "from osiris.tools.sandbox.disks.disk import Disk"),
+        (intrusions, "bot/git/runner", "from osiris.tools.sandbox import session"),
+        (intrusions, "bootstrap", "import osiris.tools.sandbox.disks.image_disk"),
+        (runs, "bot/git/remote", "from osiris.bot.git import subprocesses"),
+        (runs, "agents/runner", "from osiris.bot.git.subprocesses import run"),
+        (runs, "bootstrap", "import osiris.bot.git.subprocesses"),
+        (unbounded, "bot/git/repositories", "git(repo, 'ls-tree', limits=None)"),
+        (unbounded, "bot/git/repositories", "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))"),
+        (unbounded, "bot/git/import_pack", "replace(_IMPORT, cpu=math.inf)"),
+        (unbounded, "bot/git/import_pack", "_git(desk, 'ls-tree', timeout=None)"),
+        (unbounded, "bot/git/remote", "GitLimits(file_size=sys.maxsize)"),
+        (unbounded, "bot/git/runner", "subprocesses.run(argv, env=env)"),
+        (unbounded, "bot/git/runner", "subprocesses.run(argv, env=env, timeout=3, most=None)"),
+        (unbounded, "bot/git/subprocesses", "async def run(argv, *, most: int | None = None): ..."),
         (unbounded, "local/repository", "subprocess.run(['git'], capture_output=True)"),
         (unbounded, "local/repository", "process.communicate()"),
         (unbounded, "local/repository", "process.stdout.read()"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from osiris.events import Blocked
-from osiris.sandboxing import Result
+from osiris.core.events import Blocked
+from osiris.core.ports.sandbox import Result
 from tests.attacks import tls
 from tests.attacks.conftest import HOUSE, ORDINARY, SMALL, USERS, Attacked
 from tests.conftest import a_place
@@ -56,10 +56,10 @@ for kind, to in ((socket.SOCK_STREAM, ("{PUBLIC}", 443)), (socket.SOCK_DGRAM, ("
 
 
 class Online(Attacked):
-    """A worker with an internet of its own; see `internet.py`."""
+    """A worker with an internet of its own; see `fake_internet.py`."""
 
     def _command(self, place: Path, fd: int) -> list[str]:
-        internet = ["/usr/bin/python3", str(HOUSE / "tests/attacks/internet.py"), str(place / "both.pem")]
+        internet = ["/usr/bin/python3", str(HOUSE / "tests/attacks/fake_internet.py"), str(place / "both.pem")]
         return [*internet, str(place / "internet"), *super()._command(place, fd)]
 
     def told(self) -> bytes:

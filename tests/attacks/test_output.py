@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from tests.attacks.acts import known, python, won
+from tests.attacks.attack import known, python, won
 from tests.attacks.conftest import MIB, SMALL
 from tests.attacks.test_text import takes_linear_time
 

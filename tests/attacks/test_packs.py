@@ -12,12 +12,12 @@ from typing import IO
 
 import pytest
 
-from osiris.bot.desk import HostDesk
-from osiris.bot.git import GitFailed, git
-from osiris.errors import Refused
-from osiris.sandboxing import Export
-from tests.attacks import packs
-from tests.attacks.packs import FILE, FOLDER, GITLINK, LINK, Delta, Entry, Stored, Thing, blob, pack, tree
+from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.runner import GitFailed, git
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Export
+from tests.attacks import hostile_packs
+from tests.attacks.hostile_packs import FILE, FOLDER, GITLINK, LINK, Delta, Entry, Stored, Thing, blob, pack, tree
 from tests.conftest import a_place
 
 REPO = "acme/shop"
@@ -26,7 +26,7 @@ README, APP, LARGE = blob(b"hello\n"), blob(b"print('one')\n"), blob(b"base\n" *
 SRC = tree((FILE, "app.py", APP))
 KEPT: Sequence[Entry] = ((FILE, "README.md", README), (FILE, "large", LARGE), (FOLDER, "src", SRC))
 BASE = tree(*KEPT)
-COMMIT = packs.commit(BASE)
+COMMIT = hostile_packs.commit(BASE)
 NEW = blob(b"new\n")
 GOOD = tree(*KEPT, (FILE, "new.txt", NEW))
 STRANGE = blob(b"strange\n" * 20)
@@ -108,17 +108,19 @@ EVILS = {
     "nothing": raw(b""),
     "a pack that is cut": raw(WHOLE[:-30]),
     "a wrong checksum": raw(WHOLE[:-1] + bytes([WHOLE[-1] ^ 1])),
-    "a damaged byte": raw(packs.sealed(WHOLE[:14] + bytes([WHOLE[14] ^ 1]) + WHOLE[15:-20])),
+    "a damaged byte": raw(hostile_packs.sealed(WHOLE[:14] + bytes([WHOLE[14] ^ 1]) + WHOLE[15:-20])),
     "more things than it says": raw(pack([NEW, GOOD], count=1)),
     "fewer things than it says": raw(pack([NEW, GOOD], count=3)),
-    "an unknown version": raw(packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])),
-    "a delta that reads behind its base": raw(pack([Delta(README.id, packs.beyond(6)), NEW, GOOD])),
-    "a delta of a base that nobody has": raw(pack([Delta("1" * 40, packs.copies(1 << 12, 2)), NEW, GOOD])),
+    "an unknown version": raw(hostile_packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])),
+    "a delta that reads behind its base": raw(pack([Delta(README.id, hostile_packs.beyond(6)), NEW, GOOD])),
+    "a delta of a base that nobody has": raw(pack([Delta("1" * 40, hostile_packs.copies(1 << 12, 2)), NEW, GOOD])),
     "a missing file": entry(NOT_TAKEN, (FILE, "f", "2" * 40)),
     "a missing folder": entry(NOT_TAKEN, (FOLDER, "d", "3" * 40)),
     "no tree at all": Evil(words=NOT_TAKEN, tree="1" * 40, pack=WHOLE, git_refuses=True),
-    "a commit for a tree": beside(packs.commit(GOOD).id, packs.commit(GOOD), GOOD, NEW, words="is no tree"),
-    "a tag for a tree": beside(packs.tag(GOOD).id, packs.tag(GOOD), GOOD, NEW, words="is no tree"),
+    "a commit for a tree": beside(
+        hostile_packs.commit(GOOD).id, hostile_packs.commit(GOOD), GOOD, NEW, words="is no tree"
+    ),
+    "a tag for a tree": beside(hostile_packs.tag(GOOD).id, hostile_packs.tag(GOOD), GOOD, NEW, words="is no tree"),
     "a file for a tree": Evil(words="is no tree", tree=NEW.id, pack=WHOLE, git_refuses=True),
     "a file that calls itself a folder": entry(NOT_TAKEN, (FOLDER, "d", NEW)),
     "a folder that calls itself a file": entry(NOT_TAKEN, (FILE, "f", GOOD), things=[GOOD, NEW]),
@@ -270,7 +272,7 @@ async def test_what_a_person_is_told_is_one_line(desk):
 
 ODD_FOLDER = tree((FILE, "a:b", README))
 ODD = tree((FILE, "aux.c", README), (FOLDER, "aux", ODD_FOLDER))
-ODD_COMMIT = packs.commit(ODD)
+ODD_COMMIT = hostile_packs.commit(ODD)
 
 
 async def test_odd_names_of_the_base_are_no_obstacle(desk):
@@ -327,7 +329,7 @@ async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verd
     await take(desk, BASE.id, lie)
     assert await git(desk.desk(REPO), "cat-file", "blob", README.id) == README.content
     (naive / "objects/pack/pack-1.pack").write_bytes(lie)  # a host that copies packs with their indexes
-    (naive / "objects/pack/pack-1.idx").write_bytes(packs.lying_index(STRANGE, README.id, lie))
+    (naive / "objects/pack/pack-1.idx").write_bytes(hostile_packs.lying_index(STRANGE, README.id, lie))
     assert await git(naive, "cat-file", "blob", README.id) == STRANGE.content
     verdict("things are called what they are", "another file in its place")
 
@@ -339,9 +341,9 @@ ROOM = 192  # MiB that git and the worker may take for one pack; Python with our
 TAKE = """
 import asyncio
 from pathlib import Path
-from osiris.bot.desk import HostDesk
-from osiris.errors import OsirisError
-from osiris.sandboxing import Export
+from osiris.bot.git.repositories import HostDesk
+from osiris.core.errors import OsirisError
+from osiris.core.ports.sandbox import Export
 with open(pack, "rb") as file:
     try:
         asyncio.run(HostDesk(Path(place)).take("acme/shop", base, Export(tree=tree, pack=file), ()))
@@ -380,13 +382,13 @@ def measured(what: str, place: Path, evil: Evil) -> tuple[int, str]:
 def swollen_delta() -> Evil:
     """A file of 256 MiB in 5 KB: a delta that copies one MiB of zeros over and over."""
     zeros = blob(bytes(MIB))
-    copied = Delta(zeros.id, packs.copies(MIB, 256))
+    copied = Delta(zeros.id, hostile_packs.copies(MIB, 256))
     return beside(GOOD.id, zeros, copied, NEW, GOOD)
 
 
 def swollen_tree() -> Evil:
     """git streams large files, and nothing else: a folder is read into memory whole."""
-    return beside(GOOD.id, Thing(packs.TREE, bytes(256 * MIB)), NEW, GOOD)
+    return beside(GOOD.id, Thing(hostile_packs.TREE, bytes(256 * MIB)), NEW, GOOD)
 
 
 def million_files() -> Evil:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from osiris.events import Blocked
+from osiris.core.events import Blocked
 from tests.attacks import tls
-from tests.attacks.wires import Wire, opening, say, shut
+from tests.attacks.proxies import Wire, opening, say, shut
 from tests.attacks.worker import CANARY
 
 SECRET = CANARY.encode()

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from osiris.events import Blocked
-from osiris.tools.addresses import may_be_reached
-from osiris.tools.egress import LONGEST_REASON, MOST_NAMES, OTHERS, Caps
-from osiris.tools.hello import LONGEST_NAME
-from osiris.tools.proxy_report import LONGEST_UNREACHABLE, MOST_REPORT, parse_report
+from osiris.core.events import Blocked
+from osiris.tools.sandbox.network.addresses import may_be_reached
+from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON, MOST_NAMES, OTHERS, Caps
+from osiris.tools.sandbox.network.proxy_report import LONGEST_UNREACHABLE, MOST_REPORT, parse_report
+from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 from tests.attacks import tls
+from tests.attacks.proxies import Wire, opening, say, shut
 from tests.attacks.test_network import INNER
-from tests.attacks.wires import Wire, opening, say, shut
 
 HELLO = tls.hello("localhost")
 SOON = 5.0  # seconds in which a bounded wait of this file is over

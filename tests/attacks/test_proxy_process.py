@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from osiris.events import Blocked
-from osiris.tools.proxy_process import LOST, PROXY_UID, SO_PASSRIGHTS
+from osiris.core.events import Blocked
+from osiris.tools.sandbox.network.proxy_process import LOST, PROXY_UID, SO_PASSRIGHTS
 from tests.attacks import tls
-from tests.attacks.acts import python
+from tests.attacks.attack import python
 from tests.attacks.conftest import ORDINARY, SMALL, Attacked, start
 from tests.attacks.proxy_workers import IN_THE_WORKER
 from tests.attacks.test_network import PUBLIC, Online, asking, named
@@ -468,7 +468,7 @@ def test_what_a_proxy_that_was_taken_over_finds_in_itself(special, verdict):
 IMPORTS_NO_MORE = """
 import sys
 sys.path.append(sys.argv[1])
-from osiris.tools import proxy_child
+from osiris.tools.sandbox.network import proxy_child
 sys.path.clear()
 sys.path_importer_cache.clear()
 sys.meta_path.clear()

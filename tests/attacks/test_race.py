@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from osiris.bot.desk import HostDesk
-from osiris.bot.git import git
-from osiris.errors import Refused
-from osiris.sandboxing import Export
-from tests.attacks.acts import python
+from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.runner import git
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Export
+from tests.attacks.attack import python
 from tests.attacks.conftest import Attacked
-from tests.attacks.hosts import REPO, Careful
+from tests.attacks.git_hosts import REPO, Careful
 
 FILES, TAKES = 100, 4
 SWAP = """

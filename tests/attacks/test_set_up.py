@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from osiris.errors import Mendable
-from osiris.sandboxing import Setup
+from osiris.core.errors import Mendable
+from osiris.core.ports.sandbox import Setup
 from tests.attacks.conftest import SMALL
 
 AGENT = "mkdir -p src; echo mine >agent.txt; echo mine >src/agent.py; echo changed >>README.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.acts import python
+from tests.attacks.attack import python
 from tests.attacks.conftest import start
 from tests.conftest import a_place
 

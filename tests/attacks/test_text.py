@@ -18,16 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from osiris.agents import brief
-from osiris.bot import commands, comments
-from osiris.bot.git import GitFailed, outage, shown
-from osiris.config import repo, steps
-from osiris.decide import branch_name
-from osiris.errors import OsirisError
-from osiris.redaction import Redactor
-from osiris.sanitize import clean_text, has_hidden, show_hidden
-from osiris.tools.hello import NotOurs
-from osiris.tools.proxied import read_request
+from osiris.agents import briefing
+from osiris.bot.git.runner import GitFailed, outage, shown
+from osiris.bot.github import commands, comments
+from osiris.config import copilot_setup, repository_file
+from osiris.core.decide import branch_name
+from osiris.core.errors import OsirisError
+from osiris.core.redaction import Redactor
+from osiris.core.sanitize import clean_text, has_hidden, show_hidden
+from osiris.tools.sandbox.network.proxy_request import read_request
+from osiris.tools.sandbox.network.tls_client_hello import NotOurs
 
 SIZE = 1 << 18  # characters
 GITHUB = 1 << 16  # characters that GitHub takes in an issue or a comment
@@ -63,9 +63,9 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "words for a commit": comments.harmless,
     "a title": comments.title,
     "a quotation": comments.quoted,
-    "the brief": brief._inert,
-    "a policy file": lambda text: repo.parse(f"label: {text}"),
-    "set-up steps": lambda text: steps.parse(f"jobs: {text}"),
+    "the brief": briefing._inert,
+    "a policy file": lambda text: repository_file.parse(f"label: {text}"),
+    "set-up steps": lambda text: copilot_setup.parse(f"jobs: {text}"),
     "the name of a branch": lambda text: branch_name(1, text, 1),
     "a request to the proxy": lambda text: read_request(text.encode("latin-1", "replace")),
     "git's words": lambda text: outage(GitFailed("fetch", text), "fetch"),
@@ -119,14 +119,14 @@ ROOT = Path(__file__).parents[2] / "osiris"
 NOT_STRANGERS: Mapping[str, str] = {
     "config/settings": "the operator's settings",
     "console": "the operator's words",
-    "demo": "ours",
+    "playground": "ours",
     "devhub": "the make-believe GitHub",
     "local": "the words of the person at the terminal",
     "queue/migrations": "ours",
-    "tools/inside": "runs in the jail",
-    "tools/mounts": "the kernel's words",
-    "tools/jail": "bubblewrap's words",
-    "tools/registries": "the words of the machine's own tools",
+    "tools/sandbox/guest/file_helper": "runs in the jail",
+    "tools/sandbox/disks/mounts": "the kernel's words",
+    "tools/sandbox/jail/process": "bubblewrap's words",
+    "tools/sandbox/network/package_registries": "the words of the machine's own tools",
 }
 LENGTH = 1 << 14
 USES = {"match": "match", "fullmatch": "fullmatch"}

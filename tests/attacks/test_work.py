@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from osiris.sandboxing import GIB
-from tests.attacks.acts import python
+from osiris.core.ports.sandbox import GIB
+from tests.attacks.attack import python
 from tests.attacks.conftest import MIB, SMALL
 
 ROOMY = replace(SMALL, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=256, file_size=512 * MIB)

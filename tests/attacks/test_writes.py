@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.acts import Attack, judge, python
+from tests.attacks.attack import Attack, judge, python
 from tests.attacks.conftest import SMALL
 
 FOLDERS = (
@@ -27,8 +27,22 @@ FOLDERS = (
     *("/home", "/root", "/run", "/run/egress", "/var", "/opt", "/.cargo", "/base.git", "/base.git/hooks", "/newroot"),
 )
 FILES = (
-    *("/usr/bin/python3", "/usr/bin/git", "/etc/passwd", "/etc/gitconfig", "/etc/ld.so.cache", "/etc/osiris/inside"),
-    *("/etc/osiris/bridge", "/base.git/config", "/base.git/HEAD", "/base.git/packed-refs", "/proc/1/exe", "/bin/sh"),
+    *(
+        "/usr/bin/python3",
+        "/usr/bin/git",
+        "/etc/passwd",
+        "/etc/gitconfig",
+        "/etc/ld.so.cache",
+        "/etc/osiris/file_helper",
+    ),
+    *(
+        "/etc/osiris/proxy_bridge",
+        "/base.git/config",
+        "/base.git/HEAD",
+        "/base.git/packed-refs",
+        "/proc/1/exe",
+        "/bin/sh",
+    ),
 )
 WRITE = "(mkdir -p {0} && echo x >{0}/osiris-marker) && echo won; rm -f {0}/osiris-marker"
 CHANGE = "; ".join(f"({way}) && echo won" for way in (": >>{0}", "chmod u+w {0}", "ln -f {0} hard", "mv {0} {0}-2"))

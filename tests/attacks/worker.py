@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from osiris.core.ports.sandbox import Plan, Result, Session
 from osiris.loop_monitor import LoopMonitor
-from osiris.sandboxing import Plan, Result, Session
-from osiris.tools import helper
-from osiris.tools.options import Options
-from osiris.tools.sandbox import Bubblewrap
+from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.workspace import file_helper_client
 from osiris.tools.toolbox import Tools
 
 CANARY = "canary-9f2c71d0b4e8"
@@ -135,7 +135,7 @@ class Worker:
 
     async def hurry(self, seconds: float) -> None:
         """Give the file tools less time than they have."""
-        helper.PATIENCE = seconds  # type: ignore[misc]
+        file_helper_client.PATIENCE = seconds  # type: ignore[misc]
 
     async def together(self, calls: Sequence[Call]) -> list[Any]:
         """Several calls at once; what each gave, an exception included."""

@@ -1,6 +1,6 @@
 """One of each event, for tests that try them all."""
 
-from osiris import events as e
+from osiris.core import events as e
 
 ISSUE = e.IssueRef("acme/shop", 7)
 OWNER = e.Actor("alice", e.Role.MAINTAIN)

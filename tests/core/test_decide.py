@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from osiris import effects as f
-from osiris import events as e
-from osiris.decide import branch_name, decide
-from osiris.errors import RunEnded, Unavailable
-from osiris.policy import Policy
-from osiris.ports import SpentBudget
-from osiris.task import State, Task
+from osiris.core import effects as f
+from osiris.core import events as e
+from osiris.core.decide import branch_name, decide
+from osiris.core.errors import RunEnded, Unavailable
+from osiris.core.policy import Policy
+from osiris.core.ports.models import SpentBudget
+from osiris.core.task import State, Task
 from tests.core.events import (
     ISSUE,
     OUTSIDER,

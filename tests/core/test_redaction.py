@@ -5,8 +5,8 @@ import base64
 
 import pytest
 
-from osiris.redaction import Redactor
-from osiris.sandboxing import Result
+from osiris.core.ports.sandbox import Result
+from osiris.core.redaction import Redactor
 
 JWT = "ey" + "JhbGciOiJSUzI1NiJ9.ey" + "JpYXQiOjE3MDAwMDAwMDB9.c2lnbmF0dXJlLW9mLWl0"
 LETTERS = "Ab1" * 12

@@ -2,7 +2,7 @@
 
 import pytest
 
-from osiris.sanitize import clean_text, cut_text, has_hidden, show_hidden
+from osiris.core.sanitize import clean_text, cut_text, has_hidden, show_hidden
 
 
 @pytest.mark.parametrize(

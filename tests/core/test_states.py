@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osiris import events as e
-from osiris.decide import decide
-from osiris.policy import Policy
-from osiris.task import ENDED, LIVING, MOVES, Back, State, Task, states_page
+from osiris.core import events as e
+from osiris.core.decide import decide
+from osiris.core.policy import Policy
+from osiris.core.task import ENDED, LIVING, MOVES, Back, State, Task, states_page
 from tests.core.events import one_of_each, requested
 
 

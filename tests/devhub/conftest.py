@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from osiris.devhub.server import serving
-from tests.devhub.stage import EVENTS, FILES, PERMISSIONS, SECRET, Clock, Stage, receiving
+from tests.devhub.environment import EVENTS, FILES, PERMISSIONS, SECRET, Clock, Stage, receiving
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """From an issue to a merged pull request, as an app and two people live it."""
 
-from tests.devhub.stage import FILES, Stage
+from tests.devhub.environment import FILES, Stage
 
 
 async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: Stage) -> None:

@@ -9,11 +9,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from osiris.core.errors import Refused
+from osiris.devhub.models import Delivery
+from osiris.devhub.observers import Exchange
 from osiris.devhub.server import Cut, serving
-from osiris.devhub.things import Delivery
-from osiris.devhub.watching import Exchange
-from osiris.errors import Refused
-from tests.devhub.stage import Stage
+from tests.devhub.environment import Stage
 
 REPO = "/repos/acme/shop"
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.devhub.stage import FILES, Stage
+from tests.devhub.environment import FILES, Stage
 
 PULL = "/acme/shop/pull/2"
 

@@ -8,7 +8,7 @@ from githubkit import AppAuthStrategy, GitHub
 from githubkit import webhooks as kit_webhooks
 from githubkit.exception import RequestFailed
 
-from tests.devhub.stage import Stage
+from tests.devhub.environment import Stage
 
 OF = {"owner": "acme", "repo": "shop"}
 

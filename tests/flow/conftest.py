@@ -16,22 +16,22 @@ import pytest
 import yaml
 from sqlalchemy import create_engine, text
 
-from loopback import server as loopback
-from loopback.server import Vendors
+from fake_vendors import server as loopback
+from fake_vendors.server import Vendors
 from osiris.bootstrap import Osiris, Patience, sandbox_of
 from osiris.config.settings import Settings
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
+from osiris.core.ports.models import Message
+from osiris.core.ports.sandbox import Sandbox
+from osiris.core.task import Task
 from osiris.devhub.tokens import KeyPair, key_pair
-from osiris.ports import Message
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
+from osiris.queue.read_models import Failure
 from osiris.queue.tables import Table
-from osiris.queue.views import Failure
-from osiris.sandboxing import Sandbox
-from osiris.task import Task
-from osiris.tools.options import Options
-from osiris.tools.sandbox import Bubblewrap
+from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.options import Options
 from tests.conftest import a_place, disks_in
-from tests.forks import osiris
+from tests.forkserver import osiris
 
 REPO = "acme/shop"
 FILES = {

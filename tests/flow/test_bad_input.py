@@ -175,7 +175,7 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
 
 
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):
-    from osiris.tools.sandbox import Bubblewrap
+    from osiris.tools.sandbox.backend import Bubblewrap
 
     sandbox = Bubblewrap(place / "sessions", Path)
     [passwd] = (place / "sessions").rglob("passwd")
@@ -192,7 +192,7 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
 
 
 async def test_no_model_is_a_sentence(start: Start):
-    from osiris.agents.brain import Brains
+    from osiris.agents.models.registry import Brains
 
     async with start(choose=Brains("", {}).choose) as world:
         assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)

@@ -16,15 +16,15 @@ import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loopback import server as loopback
+from fake_vendors import server as loopback
 from osiris.bootstrap import Patience
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
 from osiris.queue.database import connect
-from osiris.queue.store import Store
-from osiris.queue.views import Views
+from osiris.queue.read_models import Views
+from osiris.queue.task_store import Store
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys, settings_of
-from tests.flow.lives import Lives
+from tests.flow.support.osiris_process import Lives
 from tests.flow.test_outages import from_osiris, is_write
 
 

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import select
 
-from osiris.queue.lease import PATIENCE
+from osiris.queue.leases import PATIENCE
 from osiris.queue.tables import LeaseRow
 from tests.flow.conftest import FIX, Start, World, run, step
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from loopback import server as loopback
+from fake_vendors import server as loopback
 from tests.flow.conftest import ANSWER, FILES, FIX, LOOK, plain_git, run, step, submit
-from tests.forks import Command, osiris
+from tests.forkserver import Command, osiris
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 SLOW = {"runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]}
@@ -248,8 +248,8 @@ async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, m
 
 @pytest.mark.long
 async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(command, place: Path, mine: Path):
-    from osiris.local.places import REQUEST, Places
     from osiris.local.repository import Repository
+    from osiris.local.work_directories import REQUEST, Places
 
     told = Repository.at(mine).commit
     folder = Places.of(place / "data", mine).new()

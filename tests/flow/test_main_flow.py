@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from osiris.ports import Delta, Noted
+from osiris.core.ports.live import Delta, Noted
 from tests.flow.conftest import FILES, FIX, HELD, STORY, Start, run, step, submit
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from loopback import server as loopback
-from loopback.server import WIRES
-from loopback.troubles import (
+from fake_vendors import server as loopback
+from fake_vendors.server import WIRES
+from fake_vendors.troubles import (
     BadArguments,
     BreakMidway,
     CutInCall,
@@ -19,9 +19,10 @@ from loopback.troubles import (
     Status,
     UnknownTool,
 )
-from osiris.agents.scripted import ScriptedBrain
+from osiris.agents.models.scripted import ScriptedBrain
 from osiris.bootstrap import Patience
-from osiris.ports import Delta, Message, deaf
+from osiris.core.ports.live import Delta
+from osiris.core.ports.models import Message, deaf
 from tests.flow.conftest import ANSWER, FILES, FIX, HELD, LOOK, Start, World, run, settings_of, step
 
 
@@ -315,7 +316,7 @@ async def test_only_the_chosen_vendors_library_is_loaded():
     libraries = {"anthropic": "anthropic", "openai": "openai", "google": "google.genai", "openai-compatible": "openai"}
     for vendor, own in libraries.items():
         code = (
-            "import asyncio, sys\nfrom osiris.agents.brain import Access, Brains\n"
+            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, Brains\n"
             f"brains = Brains('{vendor}:x', {{'{vendor}': Access(key='k', url='http://127.0.0.1:9')}})\n"
             "async def main():\n    await brains.choose()\n    await brains.close()\nasyncio.run(main())\n"
             f"print([name for name in {sorted(set(libraries.values()))} if name in sys.modules])"

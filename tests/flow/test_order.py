@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.bootstrap import Patience
-from osiris.devhub.hooks import Sending
-from osiris.devhub.things import Delivery
+from osiris.devhub.models import Delivery
+from osiris.devhub.webhook_sender import Sending
 from osiris.queue import tables
 from tests.flow.conftest import FIX, HELD, REPO, STORY, Start, World, run, step, submit
 from tests.flow.test_outages import from_osiris

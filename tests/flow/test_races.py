@@ -12,8 +12,8 @@ from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bot.payloads import read
-from osiris.sanitize import clean_text
+from osiris.bot.github.webhook_payloads import read
+from osiris.core.sanitize import clean_text
 from tests.flow.conftest import FILES, FIX, HELD, REPO, STORY, Start, World, plain_git, run, step, submit
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}

@@ -14,14 +14,14 @@ from starlette.responses import JSONResponse, Response
 
 from osiris.bootstrap import Osiris
 from osiris.config.settings import Settings
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
-from osiris.devhub.access import Grant, Who
-from osiris.devhub.hooks import Sending
-from osiris.devhub.things import Delivery
-from osiris.errors import Unavailable
-from osiris.sandboxing import Sandbox
-from osiris.task import Task
+from osiris.core.errors import Unavailable
+from osiris.core.ports.sandbox import Sandbox
+from osiris.core.task import Task
+from osiris.devhub.auth import Grant, Who
+from osiris.devhub.models import Delivery
+from osiris.devhub.webhook_sender import Sending
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
 from tests.flow.conftest import (
     FILES,
     FIX,

@@ -14,19 +14,19 @@ from sqlalchemy import Connection, MetaData, create_engine, func, select, text
 
 from osiris.bootstrap import Osiris, Patience
 from osiris.config.settings import Settings
-from osiris.demo.people import Person
-from osiris.demo.stage import Stage, staged
-from osiris.devhub.hooks import Sending
-from osiris.devhub.things import Delivery
-from osiris.errors import Refused
-from osiris.queue import journal
+from osiris.core.errors import Refused
+from osiris.devhub.models import Delivery
+from osiris.devhub.webhook_sender import Sending
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
+from osiris.queue import audit_log
 from osiris.queue.database import SCHEMA
 from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
-from tests.flow.test_machines import MADE, STEPS
+from tests.flow.test_several_workers import MADE, STEPS
 
 WRITTEN = Path(__file__).with_name("version_0001.json")
 """What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not yet looked at."""
-MIGRATIONS = Path(journal.__file__).with_name("migrations")
+MIGRATIONS = Path(audit_log.__file__).with_name("migrations")
 
 
 def test_the_version_of_the_schema_is_that_of_the_newest_migration():
@@ -140,8 +140,8 @@ async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, in
 async def _is_a_chain(osiris: Osiris, task: int) -> None:
     """The journal's hashes hold, from the old version's lines to the new one's."""
     async with osiris.engine.connect() as connection:
-        query = select(journal.JournalRow.__table__).where(journal.JournalRow.task_id == task)
+        query = select(audit_log.JournalRow.__table__).where(audit_log.JournalRow.task_id == task)
         link = ""
-        for row in await connection.execute(query.order_by(journal.JournalRow.seq)):
-            link = journal.digest(link, row.seq, row.at, row.kind, row.what, row.detail)
+        for row in await connection.execute(query.order_by(audit_log.JournalRow.seq)):
+            link = audit_log.digest(link, row.seq, row.at, row.kind, row.what, row.detail)
             assert link == row.hash

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from bench.load import _signed
 from osiris.bootstrap import Patience
 from osiris.queue import tables
-from osiris.tools import probes, trial
+from osiris.tools.sandbox.probes import attempt, capabilities
 from tests.flow.conftest import FIX, HELD, Start, World, run
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres
@@ -132,9 +132,9 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
         made.touch()
     tried.chmod(0o666)
     async with start(patience=Patience(pauses=(0.05,)), sandbox=None) as world:
-        monkeypatch.setattr(probes, "BWRAP", str(bwrap))
-        monkeypatch.setattr(trial, "BWRAP", str(bwrap))
-        monkeypatch.setattr(trial, "PATIENCE", 0.5)
+        monkeypatch.setattr(capabilities, "BWRAP", str(bwrap))
+        monkeypatch.setattr(attempt, "BWRAP", str(bwrap))
+        monkeypatch.setattr(attempt, "PATIENCE", 0.5)
         issue = await world.labelled()
         async with asyncio.timeout(30):
             while tried.stat().st_size < 2:

@@ -2,9 +2,9 @@
 
 import json
 
-from osiris.devhub.payloads import basics, code
-from osiris.devhub.payloads.basics import Json, api, iso, repo_api, repo_page
-from osiris.devhub.things import CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
+from osiris.devhub.models import CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
+from osiris.devhub.payloads import code, issues
+from osiris.devhub.payloads.issues import Json, api, iso, repo_api, repo_page
 from osiris.devhub.world import World
 
 
@@ -14,7 +14,7 @@ def installation(world: World, installation: Installation) -> Json:
     return {
         "id": installation.id,
         "client_id": app.client_id,
-        "account": basics.user(world, installation.account),
+        "account": issues.user(world, installation.account),
         "repository_selection": "selected",
         "access_tokens_url": f"{url}/access_tokens",
         "repositories_url": f"{api(world)}/installation/repositories",
@@ -30,7 +30,7 @@ def installation(world: World, installation: Installation) -> Json:
         "single_file_name": None,
         "has_multiple_single_files": False,
         "single_file_paths": [],
-        "suspended_by": basics.user(world, installation.suspended_by) if installation.suspended_by else None,
+        "suspended_by": issues.user(world, installation.suspended_by) if installation.suspended_by else None,
         "suspended_at": iso(installation.suspended),
     }
 
@@ -85,7 +85,7 @@ def check_run(world: World, run: CheckRun) -> Json:
             "annotations_url": f"{url}/annotations",
         },
         "check_suite": {"id": run.suite.id},
-        "app": basics.app(world, run.app),
+        "app": issues.app(world, run.app),
         "pull_requests": [_pull_of_check(world, pull) for pull in pulls_at(repo, run.sha)],
     }
 
@@ -112,7 +112,7 @@ def check_suite(world: World, suite: CheckSuite) -> Json:
         "before": commit.parents[0] if commit.parents else None,
         "after": suite.sha,
         "pull_requests": [_pull_of_check(world, pull) for pull in pulls_at(repo, suite.sha)],
-        "app": basics.app(world, suite.app),
+        "app": issues.app(world, suite.app),
         "created_at": iso(suite.created),
         "updated_at": iso(world.now()),
         "rerequestable": True,

@@ -4,10 +4,10 @@ import base64
 from typing import Any
 
 from osiris.devhub import pulls
-from osiris.devhub.payloads import basics
-from osiris.devhub.payloads.basics import Json, iso, issue_api, issue_page, repo_api, repo_page
-from osiris.devhub.repos import Change, Commit, Person
-from osiris.devhub.things import LineComment, Pull, Repo, Review
+from osiris.devhub.git_repository import Change, Commit, Person
+from osiris.devhub.models import LineComment, Pull, Repo, Review
+from osiris.devhub.payloads import issues
+from osiris.devhub.payloads.issues import Json, iso, issue_api, issue_page, repo_api, repo_page
 from osiris.devhub.world import World
 
 
@@ -21,8 +21,8 @@ def _end(world: World, repo: Repo, ref: str, sha: str) -> Json:
         "label": f"{repo.owner.login}:{ref}",
         "ref": ref,
         "sha": sha,
-        "user": basics.user(world, repo.owner),
-        "repo": basics.repository(world, repo),
+        "user": issues.user(world, repo.owner),
+        "repo": issues.repository(world, repo),
     }
 
 
@@ -42,7 +42,7 @@ def pull_simple(world: World, pull: Pull) -> Json:
         "statuses": statuses,
     }
     return {
-        **basics.said(world, pull.issue, pull.repo),
+        **issues.said(world, pull.issue, pull.repo),
         "id": pull.id,
         "node_id": pull.node_id,
         "body": pull.body or None,
@@ -56,7 +56,7 @@ def pull_simple(world: World, pull: Pull) -> Json:
         "number": pull.number,
         "state": pull.state,
         "title": pull.title,
-        "labels": basics.labels(world, pull.issue),
+        "labels": issues.labels(world, pull.issue),
         "draft": pull.draft,
         "closed_at": iso(pull.issue.closed),
         "merged_at": iso(pull.merged_at),
@@ -78,7 +78,7 @@ def pull(world: World, pull: Pull) -> Json:
         "mergeable": clean,
         "rebaseable": clean,
         "mergeable_state": pulls.merge_state(pull, clean),
-        "merged_by": basics.user(world, pull.merged_by) if pull.merged_by else None,
+        "merged_by": issues.user(world, pull.merged_by) if pull.merged_by else None,
         "comments": len(pull.issue.comments),
         "review_comments": len(pull.line_comments),
         "maintainer_can_modify": False,
@@ -92,7 +92,7 @@ def pull(world: World, pull: Pull) -> Json:
 def review(world: World, review: Review) -> Json:
     page = f"{issue_page(world, review.pull.issue)}#pullrequestreview-{review.id}"
     shape = {
-        **basics.said(world, review, review.pull.repo),
+        **issues.said(world, review, review.pull.repo),
         "state": review.state,
         "html_url": page,
         "pull_request_url": pull_api(world, review.pull),
@@ -109,7 +109,7 @@ def line_comment(world: World, comment: LineComment) -> Json:
     url = f"{repo_api(world, pull.repo)}/pulls/comments/{comment.id}"
     page = f"{issue_page(world, pull.issue)}#discussion_r{comment.id}"
     shape = {
-        **basics.said(world, comment, pull.repo),
+        **issues.said(world, comment, pull.repo),
         "url": url,
         "html_url": page,
         "pull_request_url": pull_api(world, pull),
@@ -127,7 +127,7 @@ def line_comment(world: World, comment: LineComment) -> Json:
         "position": comment.position,
         "original_position": comment.original_position,
         "subject_type": "line",
-        "reactions": basics.reactions(url, comment.reactions),
+        "reactions": issues.reactions(url, comment.reactions),
         "_links": _links(self=url, html=page, pull_request=pull_api(world, pull)),
     }
     return shape | ({"in_reply_to_id": comment.reply_to.id} if comment.reply_to else {})
@@ -160,7 +160,7 @@ def _account(world: World, who: Person) -> Json | None:
     """The account behind a commit's e-mail address, when the hub knows one."""
     login = who.email.partition("@")[0].partition("+")[2]
     known = world.users.get(login.lower())
-    return basics.user(world, known) if known else None
+    return issues.user(world, known) if known else None
 
 
 def commit(world: World, repo: Repo, commit: Commit) -> Json:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from osiris.devhub.payloads import apps, basics, code
-from osiris.devhub.payloads.basics import Json
+from osiris.devhub.models import Happening, Installation, LineComment, Pull, Repo, Review, Thread
+from osiris.devhub.payloads import apps, code, issues
+from osiris.devhub.payloads.issues import Json
 from osiris.devhub.pulls import NO_COMMIT
-from osiris.devhub.things import Happening, Installation, LineComment, Pull, Repo, Review, Thread
 from osiris.devhub.world import World
 
 OF_SUITES_ALONE = ("check_runs_url", "head_commit", "latest_check_runs_count", "rerequestable", "runs_rerequestable")
@@ -17,10 +17,10 @@ def payload(world: World, happening: Happening, installation: Installation) -> J
     return {
         **({"action": happening.action} if happening.action else {}),
         **SHAPES[happening.event](world, happening),
-        "repository": basics.repository(world, happening.repo),
-        "organization": basics.organization(world, happening.repo.owner),
+        "repository": issues.repository(world, happening.repo),
+        "organization": issues.organization(world, happening.repo.owner),
         "installation": {"id": installation.id, "node_id": installation.node_id},
-        "sender": basics.user(world, happening.by),
+        "sender": issues.user(world, happening.by),
     }
 
 
@@ -29,18 +29,18 @@ def _more(world: World, happening: Happening) -> Json:
     subject = happening.subject
     more: Json = {name: subject[name] for name in ("changes", "before", "after") if name in subject}
     if "label" in subject:
-        more["label"] = basics.label(world, happening.repo, subject["label"])
+        more["label"] = issues.label(world, happening.repo, subject["label"])
     return more
 
 
 def _issues(world: World, happening: Happening) -> Json:
-    issue = basics.issue(world, happening.subject["issue"])
+    issue = issues.issue(world, happening.subject["issue"])
     del issue["closed_by"]  # REST alone tells
     return {"issue": issue, **_more(world, happening)}
 
 
 def _issue_comment(world: World, happening: Happening) -> Json:
-    return {**_issues(world, happening), "comment": basics.comment(world, happening.subject["comment"])}
+    return {**_issues(world, happening), "comment": issues.comment(world, happening.subject["comment"])}
 
 
 def _pull_request(world: World, happening: Happening) -> Json:
@@ -75,7 +75,7 @@ def _push(world: World, happening: Happening) -> Json:
     before, after = subject["before"], subject["after"]
     created, deleted = before == NO_COMMIT, after == NO_COMMIT
     commits = [] if deleted else _pushed(world, happening, before, after)
-    page = basics.repo_page(world, repo)
+    page = issues.repo_page(world, repo)
     return {
         "ref": f"refs/heads/{subject['branch']}",
         "before": before,
@@ -117,7 +117,7 @@ def _repository(world: World, happening: Happening) -> Json:
     if "old_name" in subject:
         return {"changes": {"repository": {"name": {"from": subject["old_name"]}}}}
     if "old_owner" in subject:
-        return {"changes": {"owner": {"from": {"organization": basics.organization(world, subject["old_owner"])}}}}
+        return {"changes": {"owner": {"from": {"organization": issues.organization(world, subject["old_owner"])}}}}
     return {}
 
 
@@ -128,7 +128,7 @@ def installed(world: World, installation: Installation, action: str) -> Json:
         "installation": apps.installation(world, installation),
         "repositories": [apps.small_repository(repo) for repo in installation.repos],
         "requester": None,
-        "sender": basics.user(world, installation.suspended_by or installation.account),
+        "sender": issues.user(world, installation.suspended_by or installation.account),
     }
 
 
@@ -141,7 +141,7 @@ def selected(world: World, installation: Installation, added: Sequence[Repo], re
         "repositories_added": [apps.small_repository(repo) for repo in added],
         "repositories_removed": [apps.small_repository(repo) for repo in removed],
         "requester": None,
-        "sender": basics.user(world, installation.account),
+        "sender": issues.user(world, installation.account),
     }
 
 

@@ -2,11 +2,11 @@
 
 from starlette.responses import Response
 
-from osiris.devhub.payloads import apps, basics
-from osiris.devhub.payloads.basics import Json
-from osiris.devhub.refusals import Denied, not_found
-from osiris.devhub.routes.call import Call, Table, answer
-from osiris.devhub.things import Delivery, Installation
+from osiris.devhub.errors import Denied, not_found
+from osiris.devhub.models import Delivery, Installation
+from osiris.devhub.payloads import apps, issues
+from osiris.devhub.payloads.issues import Json
+from osiris.devhub.routes.request import Call, Table, answer
 
 table = Table()
 
@@ -21,7 +21,7 @@ def _installation(call: Call) -> Installation:
 @table.on("GET", "/app")
 async def app(call: Call) -> Response:
     count = sum(installation.app is call.app for installation in call.world.installations.values())
-    return answer(basics.app(call.world, call.app) | {"installations_count": count})
+    return answer(issues.app(call.world, call.app) | {"installations_count": count})
 
 
 @table.on("GET", "/app/installations")
@@ -72,12 +72,12 @@ async def access_token(call: Call) -> Response:
     )
     body: Json = {
         "token": grant.token,
-        "expires_at": basics.iso(grant.expires),
+        "expires_at": issues.iso(grant.expires),
         "permissions": dict(grant.permissions),
         "repository_selection": "selected",
     }
     if grant.narrowed:
-        body["repositories"] = [basics.repository(call.world, repo) for repo in grant.repos]
+        body["repositories"] = [issues.repository(call.world, repo) for repo in grant.repos]
     return answer(body, 201)
 
 
@@ -85,7 +85,7 @@ async def access_token(call: Call) -> Response:
 async def installation_repositories(call: Call) -> Response:
     if call.who.grant is None:
         raise Denied(403, "You must authenticate with an installation access token in order to list repositories.")
-    shape = lambda repo: basics.repository(call.world, repo)  # noqa: E731
+    shape = lambda repo: issues.repository(call.world, repo)  # noqa: E731
     return call.paged(call.who.grant.repos, shape, "repositories", repository_selection="selected")
 
 
@@ -132,12 +132,12 @@ async def redeliver(call: Call) -> Response:
 async def me(call: Call) -> Response:
     if call.who.app is not None:
         raise Denied(403, "Resource not accessible by integration")
-    return answer(basics.public_user(call.world, call.by))
+    return answer(issues.public_user(call.world, call.by))
 
 
 @table.on("GET", "/users/{login}")
 async def user(call: Call) -> Response:
-    return answer(basics.public_user(call.world, call.world.user(call.params["login"])))
+    return answer(issues.public_user(call.world, call.world.user(call.params["login"])))
 
 
 @table.on("GET", "/rate_limit")

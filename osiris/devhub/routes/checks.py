@@ -4,11 +4,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from osiris.devhub.errors import Denied, invalid, not_found, unfit
+from osiris.devhub.models import App, CheckRun
 from osiris.devhub.payloads import apps
-from osiris.devhub.refusals import Denied, invalid, not_found, unfit
-from osiris.devhub.routes.call import Call, Table, answer
 from osiris.devhub.routes.code import commit_named
-from osiris.devhub.things import App, CheckRun
+from osiris.devhub.routes.request import Call, Table, answer
 
 table = Table()
 REPO = "/repos/{owner}/{repo}"

@@ -4,13 +4,13 @@ import base64
 
 from starlette.responses import Response
 
-from osiris.devhub import pulls, standing
-from osiris.devhub.access import ADMINISTRATION
-from osiris.devhub.payloads import basics, code
-from osiris.devhub.payloads.basics import Json, repo_api, repo_page
-from osiris.devhub.refusals import Denied, not_found, unfit
-from osiris.devhub.routes.call import Call, Table, answer
-from osiris.devhub.things import Repo
+from osiris.devhub import administration, pulls
+from osiris.devhub.auth import ADMINISTRATION
+from osiris.devhub.errors import Denied, not_found, unfit
+from osiris.devhub.models import Repo
+from osiris.devhub.payloads import code, issues
+from osiris.devhub.payloads.issues import Json, repo_api, repo_page
+from osiris.devhub.routes.request import Call, Table, answer
 
 table = Table()
 REPO = "/repos/{owner}/{repo}"
@@ -20,7 +20,7 @@ OLD_NAMES = {"maintain": "write", "triage": "read"}
 @table.on("GET", REPO)
 async def repo(call: Call) -> Response:
     call.need("metadata:read")
-    return answer(basics.full_repository(call.world, call.repo, call.who.user))
+    return answer(issues.full_repository(call.world, call.repo, call.who.user))
 
 
 @table.on("PATCH", REPO)
@@ -28,16 +28,16 @@ async def changed(call: Call) -> Response:
     """Another name, or archived: what else GitHub lets an owner change is not modelled."""
     call.need(ADMINISTRATION, role="admin")
     if (archived := call.get("archived", bool)) is not None:
-        standing.archive(call.world, call.repo, call.by, archived)
+        administration.archive(call.world, call.repo, call.by, archived)
     if name := call.given("name"):
-        standing.rename(call.world, call.repo, call.by, name)
-    return answer(basics.full_repository(call.world, call.repo, call.who.user))
+        administration.rename(call.world, call.repo, call.by, name)
+    return answer(issues.full_repository(call.world, call.repo, call.who.user))
 
 
 @table.on("DELETE", REPO)
 async def deleted(call: Call) -> Response:
     call.need(ADMINISTRATION, role="admin")
-    standing.delete(call.world, call.repo, call.by)
+    administration.delete(call.world, call.repo, call.by)
     return Response(status_code=204)
 
 
@@ -45,7 +45,7 @@ async def deleted(call: Call) -> Response:
 async def transferred(call: Call) -> Response:
     call.need(ADMINISTRATION, role="admin")
     repo = call.hub.transfer(call.repo.full_name, call.required("new_owner"), call.by)
-    return answer(basics.repository(call.world, repo), 202)
+    return answer(issues.repository(call.world, repo), 202)
 
 
 @table.on("DELETE", REPO + "/git/refs/{ref:path}")
@@ -66,14 +66,14 @@ async def permission(call: Call) -> Response:
     user = call.world.user(call.params["login"])
     role = call.repo.role_of(user)
     old = OLD_NAMES.get(role, role)
-    body = {"permission": old, "role_name": role, "user": basics.user(call.world, user) | {"role_name": role}}
+    body = {"permission": old, "role_name": role, "user": issues.user(call.world, user) | {"role_name": role}}
     return answer(body)
 
 
 @table.on("GET", REPO + "/labels")
 async def labels(call: Call) -> Response:
     call.need("issues:read", "pull_requests:read")
-    return call.paged(call.repo.labels.values(), lambda label: basics.label(call.world, call.repo, label))
+    return call.paged(call.repo.labels.values(), lambda label: issues.label(call.world, call.repo, label))
 
 
 MOST_CONTENT = 1_000_000  # bytes

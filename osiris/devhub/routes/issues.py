@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
-from osiris.devhub.payloads import basics
-from osiris.devhub.refusals import invalid, not_found
-from osiris.devhub.routes.call import Call, Table, answer
-from osiris.devhub.things import Comment, Issue, LineComment, Said
+from osiris.devhub.errors import invalid, not_found
+from osiris.devhub.models import Comment, Issue, LineComment, Said
+from osiris.devhub.payloads import issues
+from osiris.devhub.routes.request import Call, Table, answer
 
 table = Table()
 REPO = "/repos/{owner}/{repo}"
@@ -24,7 +24,7 @@ async def listed(call: Call) -> Response:
     call.need("issues:read", "pull_requests:read")
     up = call.query("direction", "desc") == "asc"
     found = sorted(call.repo.issues.values(), key=ORDERS.get(call.query("sort"), ORDERS["created"]), reverse=not up)
-    return call.paged([issue for issue in found if _wanted(call, issue)], lambda one: basics.issue(call.world, one))
+    return call.paged([issue for issue in found if _wanted(call, issue)], lambda one: issues.issue(call.world, one))
 
 
 def _wanted(call: Call, issue: Issue) -> bool:
@@ -35,7 +35,7 @@ def _wanted(call: Call, issue: Issue) -> bool:
         state in ("all", issue.state)
         and labels <= {label.name.lower() for label in issue.labels}
         and (not creator or issue.author.login.lower() == creator.lower())
-        and (not since or (basics.iso(issue.updated) or "") >= since)
+        and (not since or (issues.iso(issue.updated) or "") >= since)
     )
 
 
@@ -47,13 +47,13 @@ async def opened(call: Call) -> Response:
     kept = labels if call.who.may(call.repo, ["issues:write"], "triage") else []
     title, body = call.required("title"), call.text("body")
     issue = call.world.open_issue(call.repo, call.by, title, body, labels=kept, by_app=call.by_app)
-    return answer(basics.issue(call.world, issue), 201)
+    return answer(issues.issue(call.world, issue), 201)
 
 
 @table.on("GET", ISSUE)
 async def shown(call: Call) -> Response:
     call.need_on(call.issue, "read")
-    return answer(basics.issue(call.world, call.issue))
+    return answer(issues.issue(call.world, call.issue))
 
 
 @table.on("PATCH", ISSUE)
@@ -68,7 +68,7 @@ async def changed(call: Call) -> Response:
         call.world.close_issue(issue, call.by, call.text("state_reason", "completed"))
     elif "state" in call.body:
         call.world.reopen_issue(issue, call.by)
-    return answer(basics.issue(call.world, issue))
+    return answer(issues.issue(call.world, issue))
 
 
 @table.on("GET", ISSUE + "/events")
@@ -76,7 +76,7 @@ async def events(call: Call) -> Response:
     """Oldest first."""
     call.need_on(call.issue, "read")
     told = [note for note in call.issue.timeline if note.event]
-    return call.paged(told, lambda note: basics.issue_event(call.world, call.issue, note))
+    return call.paged(told, lambda note: issues.issue_event(call.world, call.issue, note))
 
 
 # ── comments ──
@@ -86,15 +86,15 @@ async def events(call: Call) -> Response:
 async def comments(call: Call) -> Response:
     call.need_on(call.issue, "read")
     since = call.query("since")
-    found = [one for one in call.issue.comments if not since or (basics.iso(one.updated) or "") >= since]
-    return call.paged(found, lambda comment: basics.comment(call.world, comment))
+    found = [one for one in call.issue.comments if not since or (issues.iso(one.updated) or "") >= since]
+    return call.paged(found, lambda comment: issues.comment(call.world, comment))
 
 
 @table.on("POST", ISSUE + "/comments")
 async def commented(call: Call) -> Response:
     call.need_on(call.issue, "write")
     comment = call.world.comment(call.issue, call.by, call.required("body"), by_app=call.by_app)
-    return answer(basics.comment(call.world, comment), 201)
+    return answer(issues.comment(call.world, comment), 201)
 
 
 def _comment(call: Call) -> Comment:
@@ -109,7 +109,7 @@ def _comment(call: Call) -> Comment:
 async def comment(call: Call) -> Response:
     found = _comment(call)
     call.need_on(found.issue, "read")
-    return answer(basics.comment(call.world, found))
+    return answer(issues.comment(call.world, found))
 
 
 @table.on("PATCH", REPO + "/issues/comments/{id:int}")
@@ -117,7 +117,7 @@ async def comment_changed(call: Call) -> Response:
     found = _comment(call)
     call.need_on(found.issue, "write", role="read" if call.who.user is found.author else "write")
     call.world.edit_comment(found, call.by, call.required("body"))
-    return answer(basics.comment(call.world, found))
+    return answer(issues.comment(call.world, found))
 
 
 @table.on("DELETE", REPO + "/issues/comments/{id:int}")
@@ -142,7 +142,7 @@ def _label_name(given: object) -> str:
 @table.on("GET", ISSUE + "/labels")
 async def labels(call: Call) -> Response:
     call.need_on(call.issue, "read")
-    return call.paged(call.issue.labels, lambda label: basics.label(call.world, call.repo, label))
+    return call.paged(call.issue.labels, lambda label: issues.label(call.world, call.repo, label))
 
 
 @table.on("POST", ISSUE + "/labels")
@@ -150,14 +150,14 @@ async def labeled(call: Call) -> Response:
     call.need_on(call.issue, "write", role="triage")
     given = call.body if isinstance(call.body, list) else call.get("labels", list, [])
     call.world.label(call.issue, call.by, [_label_name(label) for label in given])
-    return answer(basics.labels(call.world, call.issue))
+    return answer(issues.labels(call.world, call.issue))
 
 
 @table.on("DELETE", ISSUE + "/labels/{name:path}")
 async def unlabeled(call: Call) -> Response:
     call.need_on(call.issue, "write", role="triage")
     call.world.unlabel(call.issue, call.by, call.params["name"])
-    return answer(basics.labels(call.world, call.issue))
+    return answer(issues.labels(call.world, call.issue))
 
 
 # ── reactions ──
@@ -165,13 +165,13 @@ async def unlabeled(call: Call) -> Response:
 
 def _react(call: Call, said: Said) -> Response:
     reaction, new = call.world.react(said, call.by, call.required("content"))
-    return answer(basics.reaction(call.world, reaction), 201 if new else 200)
+    return answer(issues.reaction(call.world, reaction), 201 if new else 200)
 
 
 def _reactions(call: Call, said: Said) -> Response:
     content = call.query("content")
     found = [one for one in said.reactions if not content or one.content == content]
-    return call.paged(found, lambda reaction: basics.reaction(call.world, reaction))
+    return call.paged(found, lambda reaction: issues.reaction(call.world, reaction))
 
 
 @table.on("POST", ISSUE + "/reactions")

@@ -3,11 +3,11 @@
 from starlette.responses import Response
 
 from osiris.devhub import pulls, reviews
+from osiris.devhub.errors import Denied, invalid, not_found, unprocessable
+from osiris.devhub.models import Pull, Review
 from osiris.devhub.payloads import code
-from osiris.devhub.refusals import Denied, invalid, not_found, unprocessable
-from osiris.devhub.routes.call import Call, Table, answer
 from osiris.devhub.routes.issues import line_comment
-from osiris.devhub.things import Pull, Review
+from osiris.devhub.routes.request import Call, Table, answer
 
 table = Table()
 REPO = "/repos/{owner}/{repo}"

@@ -1,0 +1,107 @@
+"""What a run is told: the prompt as a text file, and its brief made of facts."""
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+from osiris.core.effects import Purpose, StartRun
+from osiris.core.events import Review, Thread
+from osiris.core.ports.models import Message
+from osiris.core.sanitize import clean_text, cut_text
+
+_LIMIT = 30_000  # characters of foreign text: of an issue, a review's words, its threads, a file of instructions
+_HUNK, _COMMENT, _PATH = 2_000, 8_000, 1_000  # characters: of the code before a comment, of a comment, of a path
+
+_TASKS = {
+    Purpose.PLAN: "Plan the work for this issue.",
+    Purpose.BUILD: "Work on this issue.",
+    Purpose.REVISE: "Your pull request for this issue was reviewed. Answer the review with changes to the code.",
+    Purpose.FIX_CHECKS: "The checks of your pull request for this issue fail. Find out why and fix it.",
+    Purpose.RESOLVE_CONFLICT: "Your branch for this issue conflicts with its base. Resolve the conflict.",
+}
+
+
+def messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
+    """The first two messages of a transcript."""
+    return [
+        Message(role="system", text=prompt()),
+        Message(role="user", text="\n\n".join(_brief(order, instructions))),
+    ]
+
+
+def prompt() -> str:
+    """What every agent is told first."""
+    return files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
+
+
+def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
+    yield _TASKS[order.purpose]
+    body = _without_comments(order.body[:_LIMIT])
+    yield f'<issue number="{order.issue.number}">\n{_inert(order.title)}\n\n{_inert(body)}\n</issue>'
+    for review in order.reviews:
+        yield _review(review)
+    for path, text in instructions.items():
+        yield f'<instructions path="{_attribute(path)}">\n{_inert(text)}\n</instructions>'
+
+
+def _review(review: Review) -> str:
+    """One review, with as many of its threads as there is room for; the words of people come before the code."""
+    shown = []
+    room = _LIMIT
+    for thread in review.threads:
+        for hunk in (_end_of(thread.hunk), ""):
+            text = _thread(thread, hunk)
+            if len(text) <= room:
+                break
+        else:
+            break
+        shown.append(text)
+        room -= len(text)
+    if left := len(review.threads) - len(shown):
+        shown.append(f"[{left} more comments of this review are not shown here.]")
+    words = _inert(_without_comments(review.text[:_LIMIT]))
+    return f'<review by="{_attribute(review.by)}">\n{words}\n' + "\n\n".join(shown) + "\n</review>"
+
+
+def _thread(thread: Thread, hunk: str) -> str:
+    words = _inert(cut_text(_without_comments(thread.text[:_LIMIT]), _COMMENT))
+    opening = f'<thread file="{_attribute(thread.path)}" line="{thread.line or "?"}">'
+    return f"{opening}\n{_inert(hunk)}\n---\n{words}\n</thread>"
+
+
+def _end_of(hunk: str) -> str:
+    """The end of a hunk, which is where the comment stands; what comes before it can be read in the file."""
+    return hunk if len(hunk) <= _HUNK else f"…{hunk[-_HUNK:]}"
+
+
+def _without_comments(text: str) -> str:
+    """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is shown, and stays."""
+    parts = _FENCED.split(text)  # every second one is a block of code
+    found = sum(part.count("<!--") for part in parts[::2])
+    if not found:
+        return text
+    parts[::2] = [_COMMENTED.sub("", part) for part in parts[::2]]
+    return "".join(parts) + f"\n\n[{found} HTML comments, which GitHub does not show, were left out.]"
+
+
+def _inert(text: str) -> str:
+    """Return foreign text that cannot open or close one of our own tags, and hides nothing from a reader.
+
+    Hidden characters go first, for one inside a tag's name would hide the tag from the pattern.
+    """
+    return _TAG.sub("‹", clean_text(text[:_LIMIT]))
+
+
+def _attribute(text: str) -> str:
+    """Return foreign text as the value of an attribute, which it cannot end."""
+    return " ".join(_inert(text[:_PATH]).split()).replace('"', "'")
+
+
+_FENCED = re.compile(r"(?ms)(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[^\n]*$|\Z))")
+_COMMENTED = re.compile(r"(?s)<!--.*?(?:-->|\Z)")
+_TAG = re.compile(
+    "(?i)[<\uff1c\ufe64\u1438\u02c2\u276e\u3008\u27e8\u2329\u226a\u300a](?=\\s*+[/\uff0f]?+\\s*+"
+    r"(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
+)
+"""The start of one of our tags, or of one whose name has letters that are not ASCII: those can look like ours. The
+brackets are `<` and what looks like it."""

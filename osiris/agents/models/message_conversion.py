@@ -1,0 +1,169 @@
+"""Our transcript in the form of the model layer, and its replies in ours. No vendor is named here."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelRequestPart,
+    ModelResponse,
+    ModelResponsePart,
+    ModelResponseStreamEvent,
+    PartDeltaEvent,
+    PartStartEvent,
+    SystemPromptPart,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
+    ToolCallPart,
+    ToolCallPartDelta,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.tools import ToolDefinition
+
+from osiris.core.events import Usage
+from osiris.core.ports.models import Hear, Message, ToolCall, ToolSpec
+
+Price = Callable[[Usage, int], Usage]
+"""(tokens, those of them written to the vendor's cache) -> the same with their price."""
+
+_CUT = "the reply was cut at its greatest length in the middle of this call, so nothing was done; do less in one call"
+_NO_JSON = "the arguments are no JSON object, so nothing was done; call it once more"
+
+
+def history(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
+    """The transcript as requests and responses for a vendor.
+
+    A reply with nothing in it is left out, for no vendor takes it back.
+    """
+    transcript = _translated(transcript, vendor)
+    names = {call.id: call.name for message in transcript for call in message.calls}
+    found: list[ModelMessage] = []
+    for message in transcript:
+        if message.role == "assistant":
+            if message.text or message.calls:
+                found.append(_response(message))
+        elif found and isinstance(found[-1], ModelRequest):
+            found[-1].parts = [*found[-1].parts, _part(message, names)]
+        else:
+            found.append(ModelRequest(parts=[_part(message, names)]))
+    return found
+
+
+def _translated(transcript: Sequence[Message], vendor: str) -> list[Message]:
+    """The transcript with what other vendors said made plain: none of their state, ids and names that all take."""
+    ids: dict[str, str] = {}
+    found = []
+    for message in transcript:
+        if message.role == "assistant" and not message.model.startswith(f"{vendor}:"):
+            ids |= {call.id: _plain(call.id) for call in message.calls}
+            calls = (replace(call, id=ids[call.id], name=_plain(call.name)) for call in message.calls)
+            message = replace(message, calls=tuple(calls), state={})
+        elif message.call in ids:
+            message = replace(message, call=ids[message.call])
+        found.append(message)
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
+
+
+def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
+    match message.role:
+        case "system":
+            return SystemPromptPart(message.text)
+        case "tool":
+            return ToolReturnPart(tool_name=names[message.call], content=message.text, tool_call_id=message.call)
+        case _:
+            return UserPromptPart(message.text)
+
+
+def _response(message: Message) -> ModelResponse:
+    """A reply as its vendor said it; without that, what was said and done."""
+    if message.state:
+        [response] = ModelMessagesTypeAdapter.validate_python([message.state])
+        if isinstance(response, ModelResponse):
+            return response
+    text: list[ModelResponsePart] = [TextPart(message.text)] if message.text else []
+    calls = [ToolCallPart(call.name, dict(call.args), tool_call_id=call.id) for call in message.calls]
+    return ModelResponse(parts=[*text, *calls])
+
+
+def parameters(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
+    return ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(name=t.name, description=t.description, parameters_json_schema=dict(t.parameters))
+            for t in tools
+        ]
+    )
+
+
+def reply(response: ModelResponse, model: str, price: Price) -> Message:
+    """A vendor's reply as a line of the transcript, said by `model`."""
+    [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
+    state.pop("provider_url", None)  # it is the operator's, not the vendor's
+    if (whole := _without_half_characters(state)) != state:
+        state, response = whole, cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
+    cut = response.finish_reason == "length"
+    parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
+    calls = [_call(part, cut=cut and part is parts[-1]) for part in parts]
+    usage = response.usage
+    tokens = Usage(input=usage.input_tokens, cached=usage.cache_read_tokens, output=usage.output_tokens)
+    return Message(
+        role="assistant",
+        text="\n\n".join(part.content for part in response.parts if isinstance(part, TextPart)),
+        calls=tuple(calls),
+        model=model,
+        end="cut" if cut else "refused" if response.finish_reason == "content_filter" else "",
+        usage=price(tokens, usage.cache_write_tokens),
+        state=state,
+    )
+
+
+def _without_half_characters(state: dict[str, Any]) -> dict[str, Any]:
+    """A stream can cut a character in two; half of one can neither be stored nor sent."""
+    whole: dict[str, Any] = json.loads(json.dumps(state, ensure_ascii=False).encode("utf-8", "replace"))
+    return whole
+
+
+def _call(part: ToolCallPart, *, cut: bool) -> ToolCall:
+    if cut:
+        return ToolCall(id=part.tool_call_id, name=part.tool_name, args={}, broken=_CUT)
+    try:
+        args = part.args_as_dict(raise_if_invalid=True)
+    except (ValueError, AssertionError):
+        return ToolCall(id=part.tool_call_id, name=part.tool_name, args={}, broken=_NO_JSON)
+    return ToolCall(id=part.tool_call_id, name=part.tool_name, args=args)
+
+
+def tell(event: ModelResponseStreamEvent, hear: Hear) -> None:
+    """Hand a piece of a reply on to who listens."""
+    match event:
+        case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+            _say(hear, "text", text)
+        case PartStartEvent(part=ThinkingPart(content=text)):
+            _say(hear, "thinking", text)
+        case PartDeltaEvent(delta=ThinkingPartDelta(content_delta=text)):
+            _say(hear, "thinking", text)
+        case PartStartEvent(part=ToolCallPart(tool_name=name, args=args)):
+            hear("call", f"\n{name} {_words(args)}")
+        case PartDeltaEvent(delta=ToolCallPartDelta(args_delta=args)):
+            _say(hear, "call", _words(args))
+
+
+def _say(hear: Hear, kind: Any, text: str | None) -> None:
+    if text:
+        hear(kind, text)
+
+
+def _words(args: Any) -> str:
+    return args if isinstance(args, str) else json.dumps(args, ensure_ascii=False) if args else ""

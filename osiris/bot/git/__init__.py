@@ -1,0 +1,1 @@
+"""Git on the host: repositories, remotes, and the import of a sandbox's work."""

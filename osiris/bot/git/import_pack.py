@@ -1,0 +1,345 @@
+"""Taking work over from a sandbox as a stranger's push: held apart from everything until it was looked at.
+
+Whoever made the pack may have taken the sandbox over. So git's own checks are at their strictest, what git lets pass is
+checked here, git has little memory for it (a pack of 5 KB can unfold to gigabytes), and what is refused leaves nothing.
+"""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from osiris.bot.git.file_listings import PATH_LIMIT
+from osiris.bot.git.path_checks import check_changed_path, check_link, find_bad_name
+from osiris.bot.git.runner import STREAMING, GitFailed, GitLimits, LimitReached, git, has, shown
+from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.events import FileChange
+from osiris.core.ports.repositories import Taken
+from osiris.core.ports.sandbox import MIB, Export
+
+_PACK_LIMIT = 64 * MIB
+_BLOB_LIMIT = 20 * MIB
+_SUM_LIMIT = 256 * MIB  # of all changed files
+_FILES_LIMIT = 3000
+_NAMES_LIMIT = 2 * MIB  # bytes: the names of all changed files, and what all changed links lead to
+_STREAMED = 1 * MIB  # git reads larger files in pieces, and counts no lines in them
+_LEFT_OVER = 3600.0  # seconds after which what a killed worker held apart is removed
+# An honest pack of 64 MiB with files of 120 MiB takes 1.5 seconds of an ordinary processor.
+_IMPORT = GitLimits(memory=144 * MIB, cpu=10, file_size=_SUM_LIMIT)
+_UNPACK = _IMPORT
+_WALK = replace(_IMPORT, cpu=20)
+# Modes and ids stand before each name.
+_LISTING = replace(_IMPORT, output=_NAMES_LIMIT + _FILES_LIMIT * 128)
+_SIZES = replace(_IMPORT, output=2 * _FILES_LIMIT * 64)
+_COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + _FILES_LIMIT * 32)
+# `--strict` with what git else only warns of: https://git-scm.com/docs/git-fsck#_fsck_messages
+_STRICT = "--strict=badFilemode=error,zeroPaddedFilemode=error,nullSha1=error,fullPathname=error,emptyName=error"
+_SMALL = {**STREAMING, "core.deltaBaseCacheLimit": "16m", "pack.threads": "1"}
+_MODES = {b"100644", b"100755", b"120000", b"000000"}
+_LINK, _NOTHING = b"120000", b"000000"
+_BLOB = b"blob\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """One row of `git diff-tree --raw`; the mode of nothing is 000000."""
+
+    mode_before: bytes
+    mode_after: bytes
+    id_before: bytes
+    id_after: bytes
+    status: bytes
+    path: bytes
+
+    @property
+    def is_gone(self) -> bool:
+        return self.mode_after == _NOTHING
+
+    @property
+    def is_new(self) -> bool:
+        return self.mode_before == _NOTHING
+
+
+async def take(desk: Path, base: str, export: Export, deny: Sequence[str]) -> Taken:
+    """The work in `export` against commit `base`, checked, and from now on in `desk`; `deny` are path prefixes that it
+    may not change.
+
+    Raises Refused with what is wrong with it, or Unavailable.
+    """
+    with _apart(desk) as (folder, apart):
+        try:
+            limit = f"--max-input-size={_PACK_LIMIT}"
+            unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
+            await _git(desk, *unpack, apart=apart, limits=_UNPACK, stdin=export.pack)
+            if (await _git(desk, "cat-file", "-t", export.tree, apart=apart)).strip() != b"tree":
+                raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
+            walk = ("rev-list", "--objects", "--quiet", export.tree, "--not", base)
+            await _git(desk, *walk, apart=apart, limits=_WALK)
+            changes = await _list_changes(desk, base, export.tree, apart)
+            sizes = await _check(desk, base, changes, deny, apart)
+            counts = await _count_lines(desk, base, export.tree, apart)
+        except LimitReached as error:
+            raise Refused(f"the work could not be taken over: {error}") from None
+        except GitFailed as error:
+            raise await _not_taken(desk, base, error) from None
+        added = _move(folder, desk)
+    return Taken(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
+
+
+# ── apart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def _apart(desk: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """A folder for what git is handed, and the environment in which it puts it there. What is not moved is removed."""
+    for left in (desk / "objects").glob("incoming-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _LEFT_OVER:
+                shutil.rmtree(left, ignore_errors=True)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="incoming-", dir=desk / "objects"))
+    except OSError as error:
+        raise Unavailable(f"this machine has no place to take the work over: {error.strerror}") from None
+    try:
+        objects = {"GIT_OBJECT_DIRECTORY": str(folder), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(desk / "objects")}
+        yield folder, objects
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, desk: Path) -> int:
+    """Move what was taken into the desk; return how many bytes that are.
+
+    The index comes last: git does not look at a pack without one.
+    """
+    packs = desk / "objects/pack"
+    packs.mkdir(exist_ok=True)
+    added = 0
+    for file in sorted((folder / "pack").glob("pack-*"), key=lambda file: file.suffix == ".idx"):
+        added += file.stat().st_size
+        file.replace(packs / file.name)
+    return added
+
+
+async def _git(
+    desk: Path,
+    *args: str,
+    apart: Mapping[str, str],
+    limits: GitLimits = _IMPORT,
+    **how: Any,
+) -> bytes:
+    return await git(desk, *args, env=apart, config=_SMALL, limits=limits, **how)
+
+
+async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unavailable:
+    """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
+    if not await has(desk, f"{base}^{{commit}}"):  # it was there when the run began
+        return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
+    if "No space left on device" in error.told:
+        return Unavailable("this machine has no room to take the work over")
+    return Refused(f"the work could not be taken over: {_complaint(error.told)}")
+
+
+def _complaint(told: str) -> str:
+    """git's own words at the beginning of what it said; further on it quotes whoever made the pack, line ends too."""
+    first = next(
+        (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))), told.partition("\n")[0]
+    )
+    words = re.match(r"(?:(?:error|fatal): )?(?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", first)
+    return words[1] if words else "it was not said why"
+
+
+# ── what git lets pass ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _list_changes(desk: Path, base: str, tree: str, apart: Mapping[str, str]) -> list[_Change]:
+    args = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", f"{base}^{{tree}}", tree)
+    many = Refused(f"more than {_FILES_LIMIT} files were changed; so many are not taken")
+    try:
+        listed = await _git(desk, *args, apart=apart, limits=_LISTING, head=True)
+    except LimitReached as error:  # it counts them all before it prints the first
+        raise many if error.limit == "memory" else error from None
+    count = listed.count(b"\0") // 2
+    if len(listed) >= _LISTING.output:
+        size = f"{_NAMES_LIMIT // MIB} MiB"
+        long = Refused(f"the names of the changed files are longer than {size} together")
+        raise many if count > _FILES_LIMIT else long
+    if count > _FILES_LIMIT:
+        raise Refused(f"{count} files were changed; more than {_FILES_LIMIT} are not taken")
+    raw = listed.split(b"\0")
+    return [_parse_change(raw[i], raw[i + 1]) for i in range(0, len(raw) - 1, 2)]
+
+
+def _parse_change(fields: bytes, path: bytes) -> _Change:
+    mode_before, mode_after, id_before, id_after, status = fields.lstrip(b":").split(b" ")
+    return _Change(
+        mode_before=mode_before,
+        mode_after=mode_after,
+        id_before=id_before,
+        id_after=id_after,
+        status=status,
+        path=path,
+    )
+
+
+async def _check(
+    desk: Path, base: str, changes: Sequence[_Change], deny: Sequence[str], apart: Mapping[str, str]
+) -> Mapping[bytes, int]:
+    """Raise Refused for a change that is not taken.
+
+    Returns the sizes of all changed files, before and after, by their ids.
+    """
+    await asyncio.to_thread(_check_paths, changes, deny)
+    await _check_new_names(desk, base, changes, apart)
+    sizes = await _read_sizes(desk, changes, apart)
+    _check_sizes(changes, sizes)
+    links = [change for change in changes if change.mode_after == _LINK]
+    await _check_links(desk, links, sizes, apart)
+    return sizes
+
+
+def _check_paths(changes: Sequence[_Change], deny: Sequence[str]) -> None:
+    for change in changes:
+        check_changed_path(change.path, deny, is_gone=change.is_gone)
+        if b"160000" in (change.mode_before, change.mode_after):
+            what = f"`{shown(change.path)}` is a submodule or a repository in the repository"
+            raise Refused(f"{what}; that needs a person")
+        if change.mode_after not in _MODES:
+            mode = change.mode_after.decode()
+            raise Refused(f"`{shown(change.path)}` has the mode {mode}, which is not taken")
+
+
+async def _check_new_names(
+    desk: Path,
+    base: str,
+    changes: Sequence[_Change],
+    apart: Mapping[str, str],
+) -> None:
+    """Raise Refused for a name that is bad on other systems and that the base does not have."""
+    found = await asyncio.to_thread(_find_bad_names, changes)
+    if not found:
+        return
+    asked = b"".join(b"%s:%s\n" % (base.encode(), prefix) for prefix in found)
+    args = ("cat-file", "--batch-check=%(objecttype)")
+    told = await _git(desk, *args, apart=apart, limits=_LISTING, stdin=asked)
+    for (prefix, why), line in zip(found.items(), told.split(b"\n"), strict=False):
+        if line.endswith(b" missing"):
+            raise Refused(f"the file name `{shown(prefix)}` {why}; give it another name")
+
+
+def _find_bad_names(changes: Sequence[_Change]) -> dict[bytes, str]:
+    names = (find_bad_name(change.path) for change in changes if change.is_new)
+    return dict(name for name in names if name)
+
+
+async def _read_sizes(
+    desk: Path,
+    changes: Sequence[_Change],
+    apart: Mapping[str, str],
+) -> dict[bytes, int]:
+    ids = {change.id_after for change in changes if not change.is_gone}
+    ids |= {change.id_before for change in changes if not change.is_new}
+    if not ids:
+        return {}
+    asked = b"\n".join(sorted(ids)) + b"\n"
+    args = ("cat-file", "--batch-check=%(objectsize)")
+    told = await _git(desk, *args, apart=apart, limits=_SIZES, stdin=asked)
+    return dict(zip(sorted(ids), map(int, told.split()), strict=True))
+
+
+def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None:
+    after = [sizes[change.id_after] for change in changes if not change.is_gone]
+    if max(after, default=0) > _BLOB_LIMIT:
+        raise Refused(f"a changed file is larger than {_BLOB_LIMIT // MIB} MiB")
+    if sum(after) > _SUM_LIMIT:
+        raise Refused(f"the changed files are larger than {_SUM_LIMIT // MIB} MiB together")
+
+
+async def _check_links(
+    desk: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], apart: Mapping[str, str]
+) -> None:
+    """Raise Refused for a link that leaves the repository; a target is read only when it is short."""
+    for link in links:
+        if sizes[link.id_after] > PATH_LIMIT:
+            name = shown(link.path)
+            raise Refused(f"what the link `{name}` leads to is longer than {PATH_LIMIT} bytes")
+    total = sum(sizes[link.id_after] for link in links)
+    if total > _NAMES_LIMIT:
+        size = f"{_NAMES_LIMIT // MIB} MiB"
+        raise Refused(f"what the changed links lead to is longer than {size} together")
+    if not links:
+        return
+    asked = b"".join(b"%s\n" % link.id_after for link in links)
+    limits = replace(_IMPORT, output=total + (len(_BLOB) + 1) * len(links))
+    args = ("cat-file", "--batch=%(objecttype)")
+    told = await _git(desk, *args, apart=apart, limits=limits, stdin=asked)
+    await asyncio.to_thread(_check_targets, links, sizes, told)
+
+
+def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: bytes) -> None:
+    """Check what `git cat-file --batch` told: for each link its type, where it leads, and line ends."""
+    at = 0
+    for link in links:
+        at += len(_BLOB)
+        end = at + sizes[link.id_after]
+        check_link(link.path, told[at:end])
+        at = end + 1
+
+
+# ── what the evidence says of it ──────────────────────────────────────────────────────────────────────────────────
+
+Counts = tuple[int | None, int | None]
+_STATUSES: Mapping[bytes, Literal["added", "deleted"]] = {b"A": "added", b"D": "deleted"}
+
+
+async def _count_lines(
+    desk: Path,
+    base: str,
+    tree: str,
+    apart: Mapping[str, str],
+) -> Mapping[bytes, Counts] | None:
+    """The lines that were added to and deleted from each path (None: it is binary).
+
+    None when counting them took too long: the work is taken all the same.
+    """
+    args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
+    try:
+        told = await _git(desk, *args, f"{base}^{{tree}}", tree, apart=apart, limits=_COUNTING)
+    except (LimitReached, TooSlow):
+        return None
+    counts: dict[bytes, Counts] = {}
+    for line in told.split(b"\0"):
+        if line:
+            added, deleted, path = line.split(b"\t", 2)
+            counts[path] = (None, None) if added == b"-" else (int(added), int(deleted))
+    return counts
+
+
+def _describe_files(
+    changes: Sequence[_Change], sizes: Mapping[bytes, int], counts: Mapping[bytes, Counts] | None
+) -> tuple[FileChange, ...]:
+    return tuple(_describe_file(change, sizes, counts) for change in changes)
+
+
+def _describe_file(
+    change: _Change,
+    sizes: Mapping[bytes, int],
+    counts: Mapping[bytes, Counts] | None,
+) -> FileChange:
+    additions, deletions = (counts or {}).get(change.path, (None, None))
+    is_streamed = max(sizes.get(id_, 0) for id_ in (change.id_before, change.id_after)) > _STREAMED
+    path = str(PurePosixPath(shown(change.path)))
+    is_counted = counts is not None and not (additions is None and is_streamed)
+    return FileChange(
+        path=path,
+        status=_STATUSES.get(change.status[:1], "modified"),
+        additions=additions,
+        deletions=deletions,
+        counted=is_counted,
+    )

@@ -1,0 +1,230 @@
+"""Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
+
+import re
+import resource
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from osiris.bot.git import subprocesses
+from osiris.core.errors import Mendable, Refused, TooSlow, Unavailable
+from osiris.core.ports.sandbox import GIB, KIB, MIB
+
+_ENV = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "/bin/false",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_LITERAL_PATHSPECS": "1",
+}
+_CONFIG = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.attributesFile": "/dev/null",
+    "core.sshCommand": "/bin/false",
+    "core.alternateRefsCommand": "/bin/false",
+    "core.protectHFS": "true",
+    "core.protectNTFS": "true",
+    "credential.helper": "",
+    "protocol.allow": "never",
+    "http.followRedirects": "false",
+    "transfer.fsckObjects": "true",
+    "fetch.fsckObjects": "true",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "commit.gpgSign": "false",
+    "push.gpgSign": "false",
+    "submodule.recurse": "false",
+    "safe.bareRepository": "explicit",
+    "safe.directory": "*",
+}
+STREAMING = {"core.bigFileThreshold": "1m"}
+"""Configuration with which git reads large files in pieces, and not whole into its memory."""
+_ENDLESS = 1 << 48
+_OUT_OF_MEMORY = re.compile(r"(?i)out of memory|cannot allocate|could not allocate|inflateinit")
+_REMOTE = re.compile(r"(?m)^remote:.*$")
+"""Lines of the other side, whose memory is not this machine's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitLimits:
+    """The limits of one git; a child of it may use as much again. No value turns a limit off.
+
+    `seconds` is how long it may take and `cpu` how many seconds of processor time; `memory`,
+    `output` (what it prints) and `file_size` (each file that it writes) are bytes.
+    """
+
+    seconds: float = 120
+    cpu: int = 60
+    memory: int = 512 * MIB
+    output: int = 64 * KIB
+    file_size: int = 1 * GIB
+
+    def __post_init__(self) -> None:
+        values = (self.seconds, self.cpu, self.memory, self.output, self.file_size)
+        if not all(0 < value < _ENDLESS for value in values):
+            raise ValueError("each limit of git is a positive number")
+
+
+DEFAULT_LIMITS = GitLimits()
+
+
+class GitFailed(Exception):
+    """git ended with an error; `told` is the beginning and the end of what it said."""
+
+    def __init__(self, command: str, told: str) -> None:
+        super().__init__(f"git {command}: {told}")
+        self.told = told
+
+
+class LimitReached(Refused):
+    """git was ended because it reached one of its limits; `limit` is its name in `GitLimits`."""
+
+    def __init__(self, command: str, limit: str, limits: GitLimits) -> None:
+        super().__init__(f"git {command} {_describe_limit(limit, limits)}")
+        self.limit = limit
+
+
+async def git(
+    repo: Path,
+    *args: str,
+    stdin: bytes | IO[bytes] = b"",
+    env: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
+    limits: GitLimits = DEFAULT_LIMITS,
+    head: bool = False,
+    to: IO[bytes] | None = None,
+) -> bytes:
+    """Run git on a repository of our own; return what it printed.
+
+    With the file `to`, what it prints goes there instead.
+
+    Raises GitFailed; TooSlow after `limits.seconds`; LimitReached when it used more than it may, or
+    printed more: with `head`, the first `limits.output` bytes are the answer then.
+    Configuration goes through the environment, so that no token is ever in an argv.
+    """
+    environ = {**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
+    argv = [*_prlimit(limits, limits.file_size if to is None else limits.output), "git", *args]
+    try:
+        result = await subprocesses.run(
+            argv,
+            env=environ,
+            timeout=limits.seconds,
+            most=limits.output,
+            stdin=stdin,
+            to=to,
+        )
+    except TimeoutError:
+        raise TooSlow(f"git {args[0]} gave no answer in {limits.seconds:g} seconds") from None
+    if result.cut and head:
+        return result.out
+    if limit := _limit_reached(result, is_listing=to is not None):
+        raise LimitReached(args[0], limit, limits)
+    if result.code == -signal.SIGKILL:
+        raise TooSlow(f"git {args[0]} was cut off; this machine may be short of memory")
+    if result.code < 0:
+        raise GitFailed(args[0], f"ended by signal {-result.code}")
+    if result.code:
+        told = (result.err + result.out[:2000]).decode("utf-8", "replace")
+        raise GitFailed(args[0], told.strip())
+    return result.out
+
+
+def _prlimit(limits: GitLimits, file_size: int) -> list[str]:
+    """The command that sets the limits and then starts git.
+
+    A lower limit of this process stays in force.
+    """
+    cpu = _at_most(limits.cpu, resource.getrlimit(resource.RLIMIT_CPU)[0])
+    killed = _at_most(limits.cpu + 5, resource.getrlimit(resource.RLIMIT_CPU)[1])
+    memory = _at_most(limits.memory, resource.getrlimit(resource.RLIMIT_DATA)[0])
+    size = _at_most(file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+    return [
+        "prlimit",
+        f"--cpu={cpu}:{killed}",  # SIGXCPU, which says why git ended, and then SIGKILL
+        f"--data={memory}",
+        f"--fsize={size}",
+        "--core=0",
+        "--",
+    ]
+
+
+def _at_most(value: int, now: int) -> int:
+    return value if now == resource.RLIM_INFINITY else min(now, value)
+
+
+def _limit_reached(result: subprocesses.ProcessResult, *, is_listing: bool) -> str:
+    """The name of the limit that ended git or one of its children, "" if none did."""
+    if result.cut:
+        return "output"
+    if result.code == 0:
+        return ""
+    told = _REMOTE.sub("", result.err.decode("utf-8", "replace"))
+    if result.code == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in told:
+        return "cpu"
+    if result.code == -signal.SIGXFSZ or f"died of signal {int(signal.SIGXFSZ)}" in told:
+        return "output" if is_listing else "file_size"
+    if _OUT_OF_MEMORY.search(told):
+        return "memory"
+    return ""
+
+
+def _describe_limit(limit: str, limits: GitLimits) -> str:
+    match limit:
+        case "output":
+            return f"printed more than {limits.output >> 10} KiB; Osiris reads no more"
+        case "cpu":
+            return f"needed more than {limits.cpu} seconds of processor time; Osiris allows no more"
+        case "file_size":
+            return f"wrote a file of more than {limits.file_size >> 20} MiB; Osiris allows no more"
+    return f"needed more than {limits.memory >> 20} MiB of memory; Osiris allows no more"
+
+
+def _settings(config: Mapping[str, str]) -> dict[str, str]:
+    """git's configuration as environment variables."""
+    pairs = {"GIT_CONFIG_COUNT": str(len(config))}
+    for i, (key, value) in enumerate(config.items()):
+        pairs |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
+    return pairs
+
+
+async def has(repo: Path, what: str) -> bool:
+    """Whether a repository has an object."""
+    try:
+        await git(repo, "cat-file", "-e", what)
+    except GitFailed:
+        return False
+    return True
+
+
+def shown(path: bytes) -> str:
+    """A file name as text; what is no UTF-8 or not printable is escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+OVERTAKEN = re.compile(r"non-fast-forward|fetch first|stale info|Updates were rejected")
+"""What git says when the end of a branch is not the one it knew."""
+
+
+def outage(error: GitFailed, what: str) -> Refused | Unavailable:
+    """What a failed fetch or push means: for good, or only now."""
+    told = error.told
+    if OVERTAKEN.search(told):
+        return Refused("somebody else pushed to the branch while I worked, and I never force a push")
+    if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
+        return Unavailable(f"git could not {what}: GitHub had a fault of its own")
+    if match := re.search(r"\[remote rejected\][^\n]*", told):
+        return Mendable(f"GitHub rejected the {what}: {match[0][:500]}")
+    if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
+        return Mendable(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
+    return Unavailable(f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}")

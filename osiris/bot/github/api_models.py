@@ -1,0 +1,192 @@
+"""What GitHub's REST answers say, in our own words: only the fields that Osiris reads."""
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from osiris.core.errors import Refused
+from osiris.core.events import Thread
+
+Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
+"""What a review says, or that it was taken back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """A pull request as it is now; `branch` is "" when it is in a fork, `merged_by` while nobody merged it.
+
+    `closed` (or merged) and `updated` say when that last happened, as GitHub writes it.
+    """
+
+    number: int
+    node: str
+    open: bool
+    merged: bool
+    draft: bool
+    head: str
+    branch: str
+    merged_by: str
+    closed: str
+    updated: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issue:
+    """An issue as it is now, or the conversation of the pull request of that number; its labels in lower case.
+
+    `node` is its name that never changes. `closed` is when (as GitHub writes it) and `closed_by` by whom, both "" while
+    it is open; `dropped` is True when it was closed as not planned.
+    """
+
+    node: str
+    open: bool
+    labels: frozenset[str]
+    closed: str = ""
+    closed_by: str = ""
+    dropped: bool = False
+
+    @property
+    def closed_at(self) -> float:
+        """In seconds since 1970; 0.0 while it is open."""
+        return seconds(self.closed) if self.closed else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A review that was submitted; `id` and `node` are its two names on GitHub."""
+
+    id: int
+    node: str
+    by: str
+    by_bot: bool
+    verdict: Verdict
+    text: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTurn:
+    """Somebody put a label on (`on`) or took it off, at `at` (seconds since 1970); `id` is GitHub's for that event."""
+
+    id: int
+    on: bool
+    by: str
+    by_bot: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a repository is to be reached: its name now, and why nothing can be written ("" when it can).
+
+    `at` is GitHub's own clock, in seconds since 1970.
+    """
+
+    repo: str
+    trouble: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touched:
+    """The issues and pull requests of a repository that were touched: number -> when, as GitHub writes it.
+
+    `same` is True when nothing is other than at the last question; `moved`, when the repository has another name. `at`
+    is GitHub's own clock, in seconds since 1970.
+    """
+
+    rows: dict[int, str]
+    etag: str
+    at: float
+    same: bool = False
+    moved: bool = False
+
+
+def pull(data: dict[str, Any]) -> Pull:
+    return Pull(
+        number=data["number"],
+        node=data["node_id"],
+        open=data["state"] == "open",
+        merged=bool(data.get("merged") or data.get("merged_at")),
+        draft=data["draft"],
+        head=data["head"]["sha"],
+        branch=data["head"]["ref"] if _at_home(data) else "",
+        merged_by=login(data.get("merged_by")),
+        closed=data["closed_at"] or "",
+        updated=data["updated_at"],
+    )
+
+
+def _at_home(pull: dict[str, Any]) -> bool:
+    """Whether the branch is in this repository: a fork's may have any name."""
+    home, head = pull["base"]["repo"]["full_name"], pull["head"]["repo"]
+    return bool(head) and head["full_name"] == home
+
+
+def login(user: dict[str, Any] | None) -> str:
+    """Who it is; an account that is gone has GitHub's stand-in."""
+    return str(user["login"]) if user else "ghost"
+
+
+def issue(data: dict[str, Any]) -> Issue:
+    return Issue(
+        node=data["node_id"],
+        open=data["state"] == "open",
+        labels=frozenset(label["name"].casefold() for label in data["labels"]),
+        closed=data["closed_at"] or "",
+        closed_by=login(data.get("closed_by")) if data["closed_at"] else "",
+        dropped=data.get("state_reason") in ("not_planned", "duplicate"),
+    )
+
+
+def submitted(data: dict[str, Any]) -> Submitted | None:
+    """None for one that nobody but its author sees yet."""
+    verdict = data["state"].lower()
+    if verdict not in ("approved", "changes_requested", "commented", "dismissed"):
+        return None
+    return Submitted(
+        id=data["id"],
+        node=data["node_id"],
+        by=login(data["user"]),
+        by_bot=_is_bot(data["user"]),
+        verdict=verdict,
+        text=data["body"] or "",
+        commit=data["commit_id"] or "",
+    )
+
+
+def _is_bot(user: dict[str, Any] | None) -> bool:
+    return user is not None and user.get("type") == "Bot"
+
+
+def label_turn(event: dict[str, Any], label: str) -> LabelTurn | None:
+    """What an event of an issue did with a label (in lower case); None when it is another event."""
+    on = event["event"] == "labeled"
+    if (not on and event["event"] != "unlabeled") or event["label"]["name"].casefold() != label:
+        return None
+    who = event["actor"]
+    return LabelTurn(id=event["id"], on=on, by=login(who), by_bot=_is_bot(who), at=seconds(event["created_at"]))
+
+
+def thread(comment: dict[str, Any]) -> Thread:
+    line = comment.get("line") or comment.get("original_line")
+    return Thread(path=comment["path"], line=line, hunk=comment["diff_hunk"], text=comment["body"])
+
+
+def seconds(moment: str) -> float:
+    """A moment as GitHub writes it, in seconds since 1970."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def text_of_file(found: Any, path: str) -> str:
+    """Return the text of a file as `GET /contents` gives it in the object form. Raises Refused.
+
+    Above 1 MB GitHub gives no content in this form: nobody reads a hundred megabytes by mistake.
+    https://docs.github.com/en/rest/repos/contents#get-repository-content
+    """
+    if found.get("type") != "file":
+        raise Refused(f"`{path}` is not a file; mend it on the default branch")
+    if found.get("encoding") != "base64":
+        raise Refused(f"`{path}` is larger than 1 MB; mend it on the default branch")
+    return base64.b64decode(found["content"]).decode("utf-8", "replace")

@@ -1,0 +1,173 @@
+"""The evidence of a run: what the harness saw, as tables that no stranger's words can outgrow.
+
+Each section has a budget of characters and says how many rows it left out. The verdicts and the
+cost are bounded by what they are, so whoever puts them on a page writes them first, and gives the
+tables the room that is left.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from osiris.bot.github.escaping import clip, clip_page, code, fit_rows, one_line
+from osiris.core.events import Blocked, CommandRan, FileChange, Prepared, Work
+
+ROWS: Final = 30  # of a table
+MOST_ROW: Final = 300  # characters of a row, as it is written
+FILES_ROOM: Final = 9_000
+COMMANDS_ROOM: Final = 8_000  # once for the agent, once for the set-up
+BLOCKED_ROOM: Final = 9_100  # the same
+WEAKNESS_ROOM: Final = 1_000
+PATHS_ROOM: Final = 5_000
+MOST_EVIDENCE: Final = 54_000  # characters of all that
+_TEST: Final = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """The commands of the agent or of the set-up, and what of them is known only as a number."""
+
+    commands: Sequence[CommandRan]
+    earlier: int
+    blocked: Sequence[Blocked]
+    more_blocked: int
+
+
+def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
+    """Return what a run did, with its cost, in at most `room` characters."""
+    agent = _Ran(
+        commands=work.commands,
+        earlier=work.earlier,
+        blocked=work.blocked,
+        more_blocked=work.more_blocked,
+    )
+    tables = [
+        _write_files(work.files),
+        _write_commands(agent),
+        _write_blocked(agent, "network.agent"),
+        _write_set_up(work.prepared),
+        _write_weakness(work.prepared),
+    ]
+    last = f"{write_cost(work)}\n\n{_write_instructions(work.instructions)}"
+    return clip_page("\n\n".join(filter(None, tables)), room - len(last) - 2) + f"\n\n{last}"
+
+
+def write_cost(work: Work) -> str:
+    """Return steps, time, model, tokens and money; a price that is not known is said to be so."""
+    steps = f"{work.steps} steps in {duration(work.seconds)} with `{code(work.model)}`"
+    used = work.usage
+    if not used.input:
+        return f"{steps}."
+    tokens = f"{used.input:,} tokens in ({used.cached:,} of them from the vendor's cache)"
+    money = "at a price that is not known" if used.usd is None else f"for {used.usd:.2f} US dollars"
+    return f"{steps}: {tokens} and {used.output:,} out, {money}."
+
+
+def write_not_done(work: Work) -> str:
+    """Return the verdicts on what a run left undone, a line each."""
+    lines = []
+    if not work.commands:
+        lines.append("- Nothing was run, so nothing shows that it works.")
+    elif work.commands[-1].exit_code != 0:
+        lines.append("- The last command that was run did not succeed.")
+    if work.commands and work.edited_last:
+        lines.append("- Files were changed after the last command had run.")
+    if not any(_TEST.search(file.path) for file in work.files):
+        lines.append("- No test was changed or added.")
+    return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
+
+
+def duration(seconds: float) -> str:
+    """Return 1.2 s, or 3 min 20 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _write_files(files: Sequence[FileChange]) -> str:
+    rows = [_file_row(file) for file in files[:ROWS]]
+    fitting = fit_rows(rows, FILES_ROOM)
+    left = len(files) - len(fitting)
+    more = [f"| … and {left} more | | |"] if left else []
+    return "\n".join(["| changed file | how | lines |", "|---|---|---|", *fitting, *more])
+
+
+def _file_row(file: FileChange) -> str:
+    return f"| `{code(file.path)}` | {file.status} | {_count_lines(file)} |"
+
+
+def _count_lines(file: FileChange) -> str:
+    if not file.counted:
+        return "not counted"
+    return "binary" if file.additions is None else f"+{file.additions} −{file.deletions}"
+
+
+def _write_commands(ran: _Ran) -> str:
+    """Return the newest commands that there is room for, oldest first."""
+    if not ran.commands:
+        return "No command was run."
+    newest = [_command_row(command) for command in reversed(ran.commands[-ROWS:])]
+    fitting = fit_rows(newest, COMMANDS_ROOM)
+    left = len(ran.commands) - len(fitting) + ran.earlier
+    first = [f"| … and {left} earlier commands | | |"] if left else []
+    head = ["| command | exit code | time |", "|---|---|---|"]
+    return "\n".join([*head, *first, *reversed(fitting)])
+
+
+def _command_row(ran: CommandRan) -> str:
+    end = "cut off" if ran.exit_code is None else str(ran.exit_code)
+    return f"| `{code(ran.command)}` | {end} | {duration(ran.seconds)} |"
+
+
+def _write_blocked(ran: _Ran, key: str) -> str:
+    """Return where commands were not let through to, and with which `key` people allow it."""
+    times = Counter[tuple[str, int, str]]()
+    for blocked in (*ran.blocked, *(b for command in ran.commands for b in command.blocked)):
+        times[blocked.host, blocked.port, blocked.reason] += blocked.times
+    if not times:
+        return ""
+    rows = [_blocked_row(*what, count) for what, count in times.most_common(ROWS)]
+    fitting = fit_rows(rows, BLOCKED_ROOM)
+    left = len(times) - len(fitting) + ran.more_blocked
+    more = [f"- … and {left} more"] if left else []
+    hint = f"`{key}` in `.github/osiris.yml` of the base branch lets commands out to a host."
+    return "\n".join([*fitting, *more, "", hint])
+
+
+def _blocked_row(host: str, port: int, reason: str, count: int) -> str:
+    often = "once" if count == 1 else f"{count} times"
+    return clip(f"- blocked: `{code(host)}:{port}`, {often}: {one_line(reason)}", MOST_ROW)
+
+
+def _write_set_up(prepared: Prepared) -> str:
+    """Return what ran before the agent did, with a way out to the package registries."""
+    if not prepared.commands:
+        return ""
+    ran = _Ran(
+        commands=prepared.commands,
+        earlier=0,
+        blocked=prepared.blocked,
+        more_blocked=prepared.more_blocked,
+    )
+    earlier, now = "the result of an earlier run was used", "run before the agent began"
+    head = f"Set-up of the base branch ({earlier if prepared.cached else now}):"
+    parts = [head, _write_commands(ran), _write_blocked(ran, "network.setup")]
+    return "\n\n".join(filter(None, parts))
+
+
+def _write_weakness(prepared: Prepared) -> str:
+    if not prepared.weakness:
+        return ""
+    lacks = one_line(prepared.weakness, WEAKNESS_ROOM)
+    weak = "The sandbox of this run was a weak one, as the operator allows"
+    return f"⚠️ {weak}. It lacks: {lacks}."
+
+
+def _write_instructions(paths: Sequence[str]) -> str:
+    fitting = fit_rows([f"`{code(path)}`," for path in paths[:ROWS]], PATHS_ROOM)
+    left = len(paths) - len(fitting)
+    more = f" … and {left} more" if left else ""
+    read = " ".join(fitting).removesuffix(",") + more
+    return f"Instructions read from the base branch: {read or 'none'}."

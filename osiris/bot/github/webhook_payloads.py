@@ -1,0 +1,241 @@
+"""The only file that knows GitHub's webhook JSON: a delivery becomes what GitHub says happened, or nothing.
+
+The models hold the fields Osiris reads and nothing more. What is said here may be stale; `interpreter.py` asks again.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel
+
+from osiris.bot.github.api_models import Verdict
+from osiris.core.events import IssueRef
+
+
+class _Repository(BaseModel):
+    full_name: str
+    id: int = 0
+
+
+class _User(BaseModel):
+    login: str
+    type: str = "User"
+
+
+class _Label(BaseModel):
+    name: str
+
+
+class _Issue(BaseModel):
+    number: int
+    title: str
+    body: str | None = None
+    state_reason: str | None = None
+    pull_request: object | None = None
+
+
+class _Comment(BaseModel):
+    id: int
+    body: str | None = None
+    user: _User | None = None
+
+
+class _Head(BaseModel):
+    ref: str
+    repo: _Repository | None = None
+
+
+class _Pull(BaseModel):
+    number: int
+    head: _Head
+    merged: bool | None = None
+
+
+class _Review(BaseModel):
+    id: int
+    node_id: str
+    state: str
+    body: str | None = None
+    commit_id: str | None = None
+    user: _User | None = None
+
+
+class _Account(BaseModel):
+    login: str = ""
+
+
+class _Installation(BaseModel):
+    account: _Account | None = None
+
+
+class _Payload(BaseModel):
+    action: str = ""
+    installation: _Installation | None = None
+    repository: _Repository | None = None
+    sender: _User | None = None
+    label: _Label | None = None
+    issue: _Issue | None = None
+    comment: _Comment | None = None
+    pull_request: _Pull | None = None
+    review: _Review | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`, under any name."""
+
+    repo: str
+    repository: int = 0
+    sender: str
+    by_bot: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled(Notice):
+    issue: IssueRef
+    title: str
+    body: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlabelled(Notice):
+    issue: IssueRef
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commented(Notice):
+    """A comment on an issue, or (`on_pull`) on a pull request's conversation."""
+
+    number: int
+    on_pull: bool
+    title: str
+    body: str
+    comment: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueClosed(Notice):
+    issue: IssueRef
+    not_planned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviewed(Notice):
+    pull: int
+    branch: str
+    review: int
+    node: str
+    state: Verdict
+    text: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullMoved(Notice):
+    """Something about a pull request changed: closed, reopened, or other commits."""
+
+    pull: int
+    branch: str
+    how: Literal["closed", "reopened", "synchronize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessMoved:
+    """Where Osiris may read and write has changed for repositories of `account` ("": of anybody)."""
+
+    account: str
+
+
+_ACCESS = {
+    "installation": ("created", "deleted", "suspend", "unsuspend", "new_permissions_accepted"),
+    "installation_repositories": ("added", "removed"),
+    "repository": ("archived", "unarchived", "renamed", "transferred", "deleted"),
+}
+
+
+def read(kind: str, body: bytes) -> Notice | AccessMoved | None:
+    """What a delivery says; None for all that does not concern Osiris.
+
+    Raises ValueError (pydantic's among them) when the body is not what GitHub sends.
+    """
+    payload = json.loads(body)
+    if not isinstance(payload, dict):
+        raise ValueError("not a JSON object")
+    if kind in _ACCESS:
+        return _access(kind, _Payload.model_validate(payload))
+    if kind not in ("issues", "issue_comment", "pull_request", "pull_request_review"):
+        return None
+    said = _Payload.model_validate(payload)
+    if said.repository is None or said.sender is None:
+        raise ValueError("no repository or no sender")
+    return _notice(kind, said, said.repository, said.sender)
+
+
+def _access(kind: str, said: _Payload) -> AccessMoved | None:
+    if said.action not in _ACCESS[kind]:
+        return None
+    if said.action == "transferred":  # the account it belonged to is another one
+        return AccessMoved(account="")
+    if said.repository is not None:
+        return AccessMoved(account=said.repository.full_name.partition("/")[0])
+    account = said.installation and said.installation.account
+    return AccessMoved(account=account.login if account else "")
+
+
+def _notice(kind: str, said: _Payload, where: _Repository, sender: _User) -> Notice | None:
+    repo = where.full_name
+    who = {"repo": repo, "repository": where.id, "sender": sender.login, "by_bot": sender.type == "Bot"}
+    match kind, said:
+        case "issues", _Payload(action="labeled", issue=_Issue() as issue, label=_Label() as label):
+            ref = IssueRef(repo, issue.number)
+            return Labelled(**who, issue=ref, title=issue.title, body=issue.body or "", label=label.name)  # type: ignore[arg-type]
+        case "issues", _Payload(action="unlabeled", issue=_Issue() as issue, label=_Label() as label):
+            return Unlabelled(**who, issue=IssueRef(repo, issue.number), label=label.name)  # type: ignore[arg-type]
+        case "issues", _Payload(action="closed", issue=_Issue() as issue):
+            dropped = issue.state_reason in ("not_planned", "duplicate")
+            return IssueClosed(**who, issue=IssueRef(repo, issue.number), not_planned=dropped)  # type: ignore[arg-type]
+        case "issue_comment", _Payload(action="created", issue=_Issue() as issue, comment=_Comment() as comment):
+            return Commented(
+                **who,  # type: ignore[arg-type]
+                number=issue.number,
+                on_pull=issue.pull_request is not None,
+                title=issue.title,
+                body=issue.body or "",
+                comment=comment.id,
+                text=comment.body or "",
+            )
+        case "pull_request", _Payload(
+            action="closed" | "reopened" | "synchronize" as how, pull_request=_Pull() as pull
+        ):
+            return PullMoved(**who, pull=pull.number, branch=_branch(pull, repo), how=how)  # type: ignore[arg-type]
+        case (
+            "pull_request_review",
+            _Payload(action="submitted" | "dismissed", pull_request=_Pull() as pull, review=_Review() as review),
+        ):
+            return _reviewed(said.action, pull, review, who)
+    return None
+
+
+def _branch(pull: _Pull, repo: str) -> str:
+    """The branch in this repository; a fork's branch may have any name, so it has none here."""
+    return pull.head.ref if pull.head.repo and pull.head.repo.full_name == repo else ""
+
+
+def _reviewed(action: str, pull: _Pull, review: _Review, who: dict[str, object]) -> Reviewed | None:
+    state = "dismissed" if action == "dismissed" else review.state.lower()
+    if state not in ("approved", "changes_requested", "commented", "dismissed"):
+        return None
+    return Reviewed(
+        **who,  # type: ignore[arg-type]
+        pull=pull.number,
+        branch=_branch(pull, str(who["repo"])),
+        review=review.id,
+        node=review.node_id,
+        state=state,  # type: ignore[arg-type]
+        text=review.body or "",
+        commit=review.commit_id or "",
+    )

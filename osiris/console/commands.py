@@ -1,0 +1,80 @@
+"""Asking: the operator's wishes, put into the inbox like everybody's."""
+
+import asyncio
+import re
+import time
+from uuid import uuid4
+
+from rich.text import Text
+
+from osiris.bootstrap import prepare
+from osiris.config.settings import Settings
+from osiris.console.support import LOOK, console, find, make_safe, open_views, operator_name, print_json, summary
+from osiris.core import events as e
+from osiris.core.errors import Refused
+from osiris.queue.database import connect
+from osiris.queue.in_process import LocalWake
+from osiris.queue.inbox import Intake
+from osiris.queue.inbox_rows import OWN
+from osiris.queue.read_models import Views
+from osiris.queue.task_store import Store
+
+_PATIENCE = 3.0  # seconds to wait for a worker to take something up
+
+
+async def cancel(settings: Settings, id: str, *, as_json: bool) -> None:
+    await _ask(settings, id, e.StopRequested, as_json=as_json)
+
+
+async def retry(settings: Settings, id: str, *, as_json: bool) -> None:
+    await _ask(settings, id, e.RetryRequested, as_json=as_json)
+
+
+async def _ask(
+    settings: Settings, id: str, wish: type[e.StopRequested] | type[e.RetryRequested], *, as_json: bool
+) -> None:
+    async with open_views(settings) as views:
+        line = await find(views, id)
+    operator = e.Actor(operator_name(), e.Role.ADMIN)  # who can write to the database is the operator
+    taken = await _note(settings, wish(issue=line.task.issue, actor=operator))
+    async with open_views(settings) as views:
+        line = await find(views, id)
+    if as_json:
+        print_json({**summary(settings, line), "taken_up": taken})
+    else:
+        now = f"{make_safe(line.task.issue)} is now {line.task.state.value}"
+        console().print(Text(now if taken else _LATER))
+
+
+_LATER = "noted; it takes effect as soon as `osiris serve` runs with all its settings"
+
+
+async def file_request(settings: Settings, text: str, repo: str) -> None:
+    """File a request under the operator's name. Raises Refused for one that cannot be filed."""
+    title, _, body = text.strip().partition("\n")
+    if not title:
+        raise Refused("say what is to be done")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise Refused(f"--repo is to be owner/name, not {repo!r}")
+    key = uuid4().hex
+    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=operator_name())
+    await prepare(settings, engine := connect(settings.database))
+    await engine.dispose()
+    taken = await _note(settings, made)
+    appears = f"taken up; the issue will appear in {make_safe(repo)}"
+    console().print(Text(appears if taken else _LATER))
+
+
+async def _note(settings: Settings, event: e.Event) -> bool:
+    """Put an event into the inbox; True when a worker took it up within a few seconds."""
+    store, key = Store(engine := connect(settings.database)), f"operator/{uuid4().hex}"
+    try:
+        await Intake(store, LocalWake()).note(key, event)
+        views, until = Views(engine), time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            if await views.handled(OWN, key):
+                return True
+            await asyncio.sleep(LOOK)
+        return False
+    finally:
+        await store.close()

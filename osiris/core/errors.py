@@ -1,0 +1,62 @@
+"""The errors Osiris raises on purpose, named by what the worker does next.
+
+OsirisError
+├── Refused        a person asked for what cannot be done: they are told the sentence, nothing is retried
+│   └── Mendable   the same, but once a person has mended it the same job can be tried again: it is parked
+│       └── Barred the repository cannot be written at all for now: the task rests, and goes on by itself
+├── Unavailable    the other side may recover: the same job is tried again later
+│   └── TooSlow    this machine was too slow, perhaps only now: a few tries, then a person is asked
+├── Fenced         another worker has taken the job over: this one leaves it, and writes nothing more
+└── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
+
+Anything else that is raised is a bug in Osiris.
+"""
+
+
+class OsirisError(Exception):
+    """Base of every error we raise on purpose; its text is a sentence for a person."""
+
+
+class Refused(OsirisError):
+    """It will not be done, and trying again would change nothing; the text says why and what to do."""
+
+
+class Mendable(Refused):
+    """It will not be done before a person has mended what the text says; then the same thing can be tried again."""
+
+
+class Barred(Mendable):
+    """Nothing can be written in the repository for now: archived, the App suspended or taken off."""
+
+
+class Fenced(OsirisError):
+    """This worker no longer holds what it works on; whoever holds it now goes on with it."""
+
+
+class Unavailable(OsirisError):
+    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause).
+
+    `got_on` is True when the job came further than it was at its last try: earlier tries then count for nothing.
+    """
+
+    tries: int | None = None
+    """How often it is worth trying; None: as often as the worker tries anything."""
+
+    def __init__(self, sentence: str, *, retry_in: float | None = None, got_on: bool = False) -> None:
+        super().__init__(sentence)
+        self.retry_in, self.got_on = retry_in, got_on
+
+
+class TooSlow(Unavailable):
+    """Something of our own machine took too long: it may have too much to do now, or the thing may be too large for it.
+    It is tried for some minutes before a person hears of it."""
+
+    tries = 8
+
+
+class RunEnded(OsirisError):
+    """A run came to its end; `outcome` is one of `osiris.core.ports.models.Outcome`."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(type(outcome).__name__)
+        self.outcome = outcome

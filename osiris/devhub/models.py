@@ -1,0 +1,340 @@
+"""What the hub holds, as plain data: people, repositories, issues, pull requests, reviews, checks and apps."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from osiris.devhub.git_repository import Git
+from osiris.devhub.tokens import KeyPair
+
+ROLES = ("none", "read", "triage", "write", "maintain", "admin")
+
+
+@dataclass(kw_only=True, eq=False)
+class Thing:
+    """Anything with GitHub's two names: a number (`id`) and an opaque word (`node_id`)."""
+
+    id: int
+    kind = "T"
+
+    @property
+    def node_id(self) -> str:
+        word = base64.urlsafe_b64encode(b"\x92\xce" + self.id.to_bytes(6, "big")).decode().rstrip("=")
+        return f"{self.kind}_kwDO{word}"
+
+
+@dataclass(kw_only=True, eq=False)
+class User(Thing):
+    """An account: a person, an organization or an app's bot. `key` opens the review page, `token` the API."""
+
+    kind = "U"
+    login: str
+    type: str = "User"
+    token: str = ""
+    key: str = ""
+    created: float = 0.0
+    app: App | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Label(Thing):
+    kind = "LA"
+    name: str
+    color: str = "ededed"
+    description: str | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Reaction(Thing):
+    kind = "REA"
+    user: User
+    content: str
+    created: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Said(Thing):
+    """Words of somebody that others may react to; `by_app` is the app whose token wrote them."""
+
+    author: User
+    body: str
+    created: float
+    updated: float
+    by_app: App | None = None
+    reactions: list[Reaction] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, eq=False)
+class Comment(Said):
+    kind = "IC"
+    issue: Issue
+
+
+@dataclass(kw_only=True, eq=False)
+class Issue(Said):
+    """An issue, or the conversation of the pull request of the same number (`pull` is then set)."""
+
+    kind = "I"
+    repo: Repo
+    number: int
+    title: str
+    state: str = "open"
+    state_reason: str | None = None
+    closed: float | None = None
+    closed_by: User | None = None
+    labels: list[Label] = field(default_factory=list)
+    comments: list[Comment] = field(default_factory=list)
+    pull: Pull | None = None
+    timeline: list[Note] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A small line of a conversation: who closed, labeled, pushed or merged, and when.
+
+    `event` is its name among an issue's events, "" for what is none; `label` and `commit` are what it is about.
+    """
+
+    id: int
+    by: User
+    text: str
+    at: float
+    event: str = ""
+    label: Label | None = None
+    commit: str | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Pull(Thing):
+    """A pull request; its words, state and labels live in `issue`."""
+
+    kind = "PR"
+    issue: Issue
+    head_ref: str
+    head_sha: str
+    base_ref: str
+    base_sha: str
+    draft: bool = False
+    merged_at: float | None = None
+    merged_by: User | None = None
+    merge_commit: str | None = None
+    reviews: list[Review] = field(default_factory=list)
+    threads: list[Thread] = field(default_factory=list)
+
+    @property
+    def repo(self) -> Repo:
+        return self.issue.repo
+
+    @property
+    def number(self) -> int:
+        return self.issue.number
+
+    @property
+    def title(self) -> str:
+        return self.issue.title
+
+    @property
+    def body(self) -> str:
+        return self.issue.body
+
+    @property
+    def state(self) -> str:
+        return self.issue.state
+
+    @property
+    def author(self) -> User:
+        return self.issue.author
+
+    @property
+    def merged(self) -> bool:
+        return self.merged_at is not None
+
+    @property
+    def line_comments(self) -> list[LineComment]:
+        """Every published line comment, oldest first."""
+        return sorted((c for t in self.threads for c in t.comments if not c.review.pending), key=lambda c: c.id)
+
+
+@dataclass(kw_only=True, eq=False)
+class Review(Said):
+    """A review; `submitted` is None while it is pending and only its author sees it."""
+
+    kind = "PRR"
+    pull: Pull
+    state: str
+    commit: str
+    submitted: float | None = None
+    comments: list[LineComment] = field(default_factory=list)
+
+    @property
+    def pending(self) -> bool:
+        return self.state == "PENDING"
+
+
+@dataclass(kw_only=True, eq=False)
+class LineComment(Said):
+    """Words on one line of a diff; `line` is None once later commits rewrote that line."""
+
+    kind = "PRRC"
+    review: Review
+    thread: Thread
+    path: str
+    line: int | None
+    side: str
+    original_line: int
+    commit: str
+    original_commit: str
+    hunk: str
+    position: int | None
+    original_position: int
+    reply_to: LineComment | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Thread(Thing):
+    """A line comment and its replies."""
+
+    kind = "PRRT"
+    pull: Pull
+    comments: list[LineComment] = field(default_factory=list)
+    resolved_by: User | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class CheckSuite(Thing):
+    kind = "CS"
+    repo: Repo
+    app: App
+    sha: str
+    created: float
+    runs: list[CheckRun] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, eq=False)
+class CheckRun(Thing):
+    kind = "CR"
+    suite: CheckSuite
+    name: str
+    started: float
+    status: str = "queued"
+    conclusion: str | None = None
+    completed: float | None = None
+    external_id: str = ""
+    details_url: str | None = None
+    output: dict[str, str | None] = field(default_factory=dict)
+    actions: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def sha(self) -> str:
+        return self.suite.sha
+
+    @property
+    def app(self) -> App:
+        return self.suite.app
+
+
+@dataclass(kw_only=True, eq=False)
+class Repo(Thing):
+    """A repository; `heads` are the branches the hub has told the world about."""
+
+    kind = "R"
+    owner: User
+    name: str
+    git: Git
+    default_branch: str
+    created: float
+    private: bool = False
+    archived: bool = False
+    collaborators: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Label] = field(default_factory=dict)
+    issues: dict[int, Issue] = field(default_factory=dict)
+    suites: list[CheckSuite] = field(default_factory=list)
+    heads: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.owner.login}/{self.name}"
+
+    @property
+    def pulls(self) -> dict[int, Pull]:
+        return {number: issue.pull for number, issue in self.issues.items() if issue.pull}
+
+    @property
+    def checks(self) -> list[CheckRun]:
+        return [run for suite in self.suites for run in suite.runs]
+
+    def role_of(self, user: User) -> str:
+        """The person's role here; strangers read what is public."""
+        if user is self.owner:
+            return "admin"
+        return self.collaborators.get(user.login.lower(), "none" if self.private else "read")
+
+
+@dataclass(kw_only=True, eq=False)
+class App(Thing):
+    """A GitHub App; `bot` is the account it acts as."""
+
+    kind = "A"
+    slug: str
+    bot: User
+    owner: User
+    keys: KeyPair
+    client_id: str
+    webhook_url: str
+    webhook_secret: str
+    permissions: Mapping[str, str]
+    events: tuple[str, ...]
+    created: float
+    deliveries: list[Delivery] = field(default_factory=list)
+
+    @property
+    def private_key(self) -> str:
+        return self.keys.private
+
+
+@dataclass(kw_only=True, eq=False)
+class Installation(Thing):
+    """`suspended` is since when the account lets the app do nothing; None: it may."""
+
+    kind = "MDIzOkluc3RhbGxhdGlvbg"
+    app: App
+    account: User
+    created: float
+    suspended: float | None = None
+    suspended_by: User | None = None
+    repos: list[Repo] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, eq=False)
+class Delivery(Thing):
+    """One sending of one webhook; a redelivery is a new record with the same `guid`."""
+
+    guid: str
+    app: App
+    event: str
+    action: str | None
+    body: bytes
+    installation: Installation | None
+    repo: Repo | None
+    redelivery: bool = False
+    delivered: float | None = None
+    duration: float = 0.0
+    status: str = "pending"
+    status_code: int = 0
+    request_headers: dict[str, str] = field(default_factory=dict)
+    response_headers: dict[str, str] = field(default_factory=dict)
+    response_body: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """Something the hub tells its apps about: `subject` holds the things the payload is made of."""
+
+    event: str
+    action: str | None
+    repo: Repo
+    by: User
+    subject: Mapping[str, Any]

@@ -1,0 +1,41 @@
+"""The hub's world on disk, so that a hub that was ended, or killed, goes on where it was."""
+
+import itertools
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from osiris.core.errors import Refused
+from osiris.devhub.world import World
+
+_LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")  # they belong to a process, not to the world
+
+
+def save(world: World, path: Path) -> None:
+    """Write the whole world, or leave what was written before. The file is for its owner alone: keys are in it."""
+    kept = {name: value for name, value in vars(world).items() if name not in _LEFT_OUT}
+    kept["last_id"] = world.next_id()
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            pickle.dump(kept, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)  # what could not be written whole
+
+
+def load(world: World, path: Path) -> bool:
+    """Fill a new world with a saved one; False when there is none. Raises Refused for a file that is none of ours."""
+    try:
+        kept: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file in our own folder
+    except FileNotFoundError:
+        return False
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+        raise Refused(f"{path} was not written by this version: {error}") from None
+    world._ids = itertools.count(kept.pop("last_id") + 1)
+    vars(world).update(kept)
+    return True

@@ -1,0 +1,71 @@
+"""How many requests each caller has left in this hour, as GitHub counts them and says so in every answer's headers."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from osiris.devhub.auth import Who
+from osiris.devhub.errors import Limited
+
+HOUR = 3600.0
+Key = tuple[str, int, str]
+"""Kind of caller, its id, and the resource: core or graphql."""
+
+
+class Rates:
+    """`limit` is what each caller may ask in an hour of each resource; `leave` takes away what is left."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.limit = 5000
+        self._clock = clock
+        self._used: dict[Key, int] = defaultdict(int)
+        self._begun: dict[Key, float] = {}
+
+    def leave(self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core") -> None:
+        """Let a caller have so many requests left for so long: an "installation", a "user" or an "app", by its id."""
+        key = (kind, id, resource)
+        self._begun[key] = self._clock() - HOUR + seconds
+        self._used[key] = self.limit - remaining
+
+    def check(self, who: Who, resource: str) -> None:
+        """Raise Limited when nothing is left."""
+        key = _key(who, resource)
+        if self._remaining(key) <= 0:
+            raise Limited(f"API rate limit exceeded for {key[0]} ID {key[1]}.", self._headers(key))
+
+    def spend(self, who: Who, resource: str, count: int) -> dict[str, str]:
+        """Count a request, and say what is left."""
+        key = _key(who, resource)
+        self._remaining(key)
+        self._used[key] += count
+        return self._headers(key)
+
+    def left(self, who: Who, resource: str) -> dict[str, int]:
+        """As GET /rate_limit tells it."""
+        key = _key(who, resource)
+        remaining = self._remaining(key)
+        reset = int(self._begun[key] + HOUR)
+        return {"limit": self.limit, "used": self.limit - remaining, "remaining": remaining, "reset": reset}
+
+    def _remaining(self, key: Key) -> int:
+        now = self._clock()
+        if now >= self._begun.setdefault(key, now) + HOUR:
+            self._begun[key], self._used[key] = now, 0
+        return max(0, self.limit - self._used[key])
+
+    def _headers(self, key: Key) -> dict[str, str]:
+        remaining = max(0, self.limit - self._used[key])
+        return {
+            "X-RateLimit-Limit": str(self.limit),
+            "X-RateLimit-Remaining": str(remaining),
+            "X-RateLimit-Used": str(self.limit - remaining),
+            "X-RateLimit-Reset": str(int(self._begun[key] + HOUR)),
+            "X-RateLimit-Resource": key[2],
+        }
+
+
+def _key(who: Who, resource: str) -> Key:
+    if who.grant is not None:
+        return "installation", who.grant.installation.id, resource
+    if who.user is not None:
+        return "user", who.user.id, resource
+    return ("app", who.app.id, resource) if who.app is not None else ("nobody", 0, resource)

@@ -1,0 +1,216 @@
+"""Sends webhooks: signed, in order of happening, one app at a time, never twice by itself."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import httpx
+
+from osiris.config.http_server import tls
+from osiris.devhub.models import App, Delivery, Happening, Installation, Repo
+from osiris.devhub.observers import Watcher
+from osiris.devhub.payloads import webhooks
+from osiris.devhub.world import World
+
+TIMEOUT = 10
+PENDING, PUT_OFF = "pending", "put off"
+WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: "timed out"}
+
+
+class Sending:
+    """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is called."""
+
+    def __init__(self, hooks: "Hooks", delivery: Delivery, rest: Sequence["Interceptor"]) -> None:
+        self._hooks, self._delivery, self._rest = hooks, delivery, rest
+
+    async def __call__(self) -> None:
+        await self._hooks.through(self._delivery, self._rest)
+
+    def after(self, moment: Awaitable[object]) -> None:
+        """Let it go once `moment` has come; what happens until then overtakes it."""
+        self._hooks.put_off(self._delivery, moment, self)
+
+    def lost(self) -> None:
+        """Let it be as if it had never been: it goes nowhere and is not on record."""
+        self._delivery.app.deliveries.remove(self._delivery)
+
+
+Interceptor = Callable[[Delivery, Sending], Awaitable[None]]
+"""Stands between a delivery and the wire. When it does nothing, the delivery failed."""
+
+
+class Hooks:
+    """One queue and one sender for each app."""
+
+    def __init__(self, world: World, watchers: Sequence[Watcher] = ()) -> None:
+        self._world, self._watchers = world, watchers
+        self.interceptors: list[Interceptor] = []
+        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=tls())
+        self._queues: dict[int, asyncio.Queue[Delivery]] = {}
+        self._senders: dict[int, asyncio.Task[None]] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._unsent, self._quiet = 0, asyncio.Event()
+        world.listeners.append(self.hear)
+
+    def hear(self, happening: Happening) -> None:
+        """Write down, at this moment, what each app that listens will be sent."""
+        for installation in self._world.installations.values():
+            app = installation.app
+            if not app.webhook_url or happening.event not in app.events or happening.repo not in installation.repos:
+                continue
+            if installation.suspended is not None:
+                continue
+            body = webhooks.payload(self._world, happening, installation)
+            self._queue(app, happening.event, body, installation, happening.repo)
+
+    def installed(self, installation: Installation, action: str) -> None:
+        """Tell an app that it was installed or taken off, suspended or let in again."""
+        body = webhooks.installed(self._world, installation, action)
+        self._queue(installation.app, "installation", body, installation, None)
+
+    def selected(self, installation: Installation, *, added: Sequence[Repo] = (), removed: Sequence[Repo] = ()) -> None:
+        """Tell an app which repositories came to an installation of it, or were taken from it."""
+        body = webhooks.selected(self._world, installation, added, removed)
+        self._queue(installation.app, "installation_repositories", body, installation, None)
+
+    def redeliver(self, old: Delivery) -> None:
+        """Send the same body again under the same guid."""
+        self._put(self._delivery(old.app, old.event, old.body, old.installation, old.repo, guid=old.guid))
+
+    def _queue(self, app: App, event: str, body: dict[str, Any], installation: Installation, repo: Repo | None) -> None:
+        if app.webhook_url:
+            self._put(self._delivery(app, event, json.dumps(body).encode(), installation, repo))
+
+    def _delivery(
+        self,
+        app: App,
+        event: str,
+        body: bytes,
+        installation: Installation | None,
+        repo: Repo | None,
+        *,
+        guid: str = "",
+    ) -> Delivery:
+        return Delivery(
+            id=self._world.next_id(),
+            guid=guid or str(uuid.uuid4()),
+            app=app,
+            event=event,
+            action=json.loads(body).get("action"),
+            body=body,
+            installation=installation,
+            repo=repo,
+            redelivery=bool(guid),
+        )
+
+    def _put(self, delivery: Delivery) -> None:
+        app = delivery.app
+        self._world.record(delivery)
+        self._count(1)
+        if app.id not in self._queues:
+            self._queues[app.id] = asyncio.Queue()
+            self._senders[app.id] = asyncio.create_task(self._send_all(self._queues[app.id]))
+        self._queues[app.id].put_nowait(delivery)
+
+    async def _send_all(self, queue: asyncio.Queue[Delivery]) -> None:
+        while True:
+            await self._sent(delivery := await queue.get(), self.through(delivery, list(self.interceptors)))
+
+    async def through(self, delivery: Delivery, interceptors: Sequence[Interceptor]) -> None:
+        if not interceptors:
+            await self._post(delivery)
+            return
+        first, *rest = interceptors
+        await first(delivery, Sending(self, delivery, rest))
+
+    def put_off(self, delivery: Delivery, moment: Awaitable[object], send: Sending) -> None:
+        async def later() -> None:
+            await moment
+            if delivery.status == PUT_OFF:
+                delivery.status = PENDING
+            await send()
+
+        self._count(1)
+        if delivery.status == PENDING:
+            delivery.status = PUT_OFF
+        self._waiting.add(task := asyncio.create_task(self._sent(delivery, later())))
+        task.add_done_callback(self._waiting.discard)
+
+    async def _sent(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
+        """Send; what nobody sent and nobody put off has failed."""
+        try:
+            await sending
+            if delivery.status == PENDING:
+                delivery.delivered, delivery.status_code = self._world.now(), 502
+                delivery.status = "failed to connect to host"
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._unsent += more
+        (self._quiet.clear if self._unsent else self._quiet.set)()
+
+    async def _post(self, delivery: Delivery) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        delivery.request_headers = _headers(delivery)
+        delivery.delivered = self._world.now()
+        try:
+            answer = await self._client.post(
+                delivery.app.webhook_url, content=delivery.body, headers=delivery.request_headers
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            delivery.status_code = 502
+            delivery.status = next((why for kind, why in WHY.items() if isinstance(error, kind)), "connection lost")
+        else:
+            delivery.status_code, delivery.status = (
+                answer.status_code,
+                "OK" if answer.is_success else answer.reason_phrase,
+            )
+            delivery.response_headers, delivery.response_body = dict(answer.headers), answer.text[:10_000]
+        delivery.duration = loop.time() - begun
+        for watcher in self._watchers:
+            watcher.delivered(delivery)
+
+    async def drained(self) -> None:
+        """Wait until everything queued so far or put off, and what that caused, was sent."""
+        while self._unsent:
+            quiet = asyncio.ensure_future(self._quiet.wait())
+            tasks = [quiet, *self._senders.values(), *self._waiting]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            quiet.cancel()
+            for task in done:
+                task.result()  # a bug of an interceptor is the test's
+
+    async def close(self) -> None:
+        tasks = [*self._senders.values(), *self._waiting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+
+def signature(algorithm: str, secret: str, body: bytes) -> str:
+    return f"{algorithm}={hmac.new(secret.encode(), body, getattr(hashlib, algorithm)).hexdigest()}"
+
+
+def _headers(delivery: Delivery) -> dict[str, str]:
+    app = delivery.app
+    headers = {
+        "Accept": "*/*",
+        "Content-Type": "application/json",
+        "User-Agent": "GitHub-Hookshot/devhub",
+        "X-GitHub-Delivery": delivery.guid,
+        "X-GitHub-Event": delivery.event,
+        "X-GitHub-Hook-ID": str(app.id),
+        "X-GitHub-Hook-Installation-Target-ID": str(app.id),
+        "X-GitHub-Hook-Installation-Target-Type": "integration",
+    }
+    if app.webhook_secret:
+        headers["X-Hub-Signature"] = signature("sha1", app.webhook_secret, delivery.body)
+        headers["X-Hub-Signature-256"] = signature("sha256", app.webhook_secret, delivery.body)
+    return headers

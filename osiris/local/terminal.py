@@ -1,0 +1,124 @@
+"""What the person sees and types. Everything a model or a stranger wrote is made harmless first."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import termios
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from osiris.console.reports import told_steps
+from osiris.core.ports.live import Delta
+from osiris.core.sanitize import clean_text, show_hidden
+from osiris.queue.read_models import Step
+
+_STYLES = {"text": "", "thinking": "dim italic"}
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+_MOST_LINE = 2_000  # characters of a line of a diff: each may be written out as eight
+
+
+class Left(Exception):
+    """The person does not want to go on now."""
+
+
+class Screen:
+    """A terminal, or a plain stream of lines where there is none."""
+
+    def __init__(self) -> None:
+        self._out = Console(soft_wrap=True, highlight=False)
+        self._open = ""  # the kind of a streamed line that is not ended yet
+        self._streamed: set[tuple[str, int]] = set()  # the replies that were shown as they came
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._out.is_terminal and sys.stdin.isatty()
+
+    def say(self, words: str, style: str = "") -> None:
+        self._end_line()
+        self._out.print(Text(clean_text(words), style=style))
+
+    def head(self, mark: str, words: str) -> None:
+        self._end_line()
+        self._out.print(Text.assemble((f"{mark}  ", "bold cyan"), clean_text(words)))
+
+    # ── what the agent does ──
+
+    def is_new(self, delta: Delta) -> bool:
+        """Whether it is the first piece of its reply."""
+        return (delta.run, delta.seq) not in self._streamed
+
+    def delta(self, delta: Delta) -> None:
+        """A piece of a reply, as it comes; off a terminal the whole reply is shown when it is there."""
+        if not self._out.is_terminal:
+            return
+        if delta.kind == "again":
+            self.say("   (the reply broke off; asking again)", "dim")
+        elif delta.kind in _STYLES:
+            self._streamed.add((delta.run, delta.seq))
+            if self._open != delta.kind:
+                self._end_line()
+            text = clean_text(delta.text)
+            self._out.print(Text(text, style=_STYLES[delta.kind]), end="")
+            self._open = "" if text.endswith("\n") else delta.kind
+
+    def steps(self, steps: Sequence[Step]) -> None:
+        """Messages of the transcript: what was called, and what came of it."""
+        for step in steps:
+            for words in told_steps([step], said=(step.run, step.seq) not in self._streamed):
+                self.say(f"   {words}", "dim")
+
+    def _end_line(self) -> None:
+        if self._open:
+            self._out.print()
+            self._open = ""
+
+    # ── what came of it ──
+
+    def diff(self, text: str, most: int | None = None) -> None:
+        """Print each line as it is, with nothing hidden; of many the first `most`.
+
+        Of a long line only the begin is shown, and how much more there is.
+        """
+        lines = text.removesuffix("\n").split("\n")
+        for line in lines[:most]:
+            bold = line.startswith(("diff ", "+++", "---"))
+            style = "bold" if bold else _COLOURS.get(line[:1], "")
+            shown = Text(show_hidden(line[:_MOST_LINE]), style=style)
+            if len(line) > _MOST_LINE:
+                shown.append(f"… and {len(line) - _MOST_LINE} more characters in this line", "bold")
+            self._out.print(shown)
+        if most is not None and len(lines) > most:
+            self.say(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
+
+    async def ask(self, question: str, *, until: bytes = b"\n") -> str:
+        """What the person types from now on, up to an end of line, or to another `until`. Raises Left at the end of
+        the input."""
+        self._end_line()
+        typed = self._forget()
+        self._out.print(Text(question, style="bold"), end=" ")
+        self._open = "question"
+        while not typed.endswith(until):
+            typed += await self._read()
+        self._open = ""
+        return clean_text(typed).strip()
+
+    def _forget(self) -> bytes:
+        """Throw away what was typed before the question was there to be answered."""
+        with contextlib.suppress(termios.error):
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        return b""
+
+    async def _read(self) -> bytes:
+        """Wait for the terminal without a thread, so that whoever waits can be cancelled."""
+        loop, came, descriptor = asyncio.get_running_loop(), asyncio.Event(), sys.stdin.fileno()
+        loop.add_reader(descriptor, came.set)
+        try:
+            await came.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        if not (typed := os.read(descriptor, 4096)):
+            raise Left
+        return typed

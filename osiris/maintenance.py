@@ -1,0 +1,129 @@
+"""What a worker does beside its work: it clears away what nobody will come back to."""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from osiris.bot.git.remote import Depot
+from osiris.bot.git.repositories import HostDesk
+from osiris.config.settings import Settings
+from osiris.core.errors import OsirisError, Refused, Unavailable
+from osiris.core.ports.sandbox import Sandbox
+from osiris.queue.leases import Lease
+from osiris.queue.locks import Turns
+from osiris.queue.retention import Pruned, Pruning, PutAway
+
+log = logging.getLogger(__name__)
+
+_EVERY = 60.0  # seconds
+_PRUNE = 6 * 3600.0
+_LATER = 3600.0
+_GIB = 1 << 30
+
+
+class Upkeep:
+    """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the disk."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lease: Lease,
+        turns: Turns,
+        sandbox: Sandbox,
+        desk: HostDesk,
+        depot: Depot,
+        pruning: Pruning,
+    ) -> None:
+        self._most, self._lease, self._turns = int(settings.osiris_cache_gib * _GIB), lease, turns
+        self._sandbox, self._desk, self._depot, self._pruning = sandbox, desk, depot, pruning
+        self._pruned, self._put_off = -_PRUNE, dict[str, float]()
+
+    async def run(self) -> None:
+        """Go on until cancelled; what fails keeps nothing else from being done, and is tried again the next time."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            mine = False
+            with _by_itself():
+                await self.tidy()
+            with _by_itself():
+                mine = await self._turns.take("upkeep")
+            if mine:
+                with _by_itself():
+                    await self.drop_needless()
+                with _by_itself():
+                    await self._prune()
+            with _by_itself():
+                await self.trim()
+
+    async def tidy(self) -> None:
+        """Remove the workspaces on this machine that no run will come back to."""
+        names = self._sandbox.names()  # before the question: a run that begins meanwhile is in its answer
+        current = await self._pruning.current(self._lease.place)
+        for name in names:
+            if name not in current:
+                with _by_itself():
+                    await self._sandbox.remove(name)
+
+    async def drop_needless(self) -> None:
+        """Remove from GitHub what was put away for runs that are over.
+
+        A repository that does not let us (archived, gone, the App taken off) is asked again in an hour, until its tasks
+        are pruned and their runs with them; the others do not wait for it.
+        """
+        time = asyncio.get_running_loop().time()
+        self._put_off = {repo: until for repo, until in self._put_off.items() if until > time}
+        by_repo: dict[str, list[PutAway]] = defaultdict(list)
+        for away in await self._pruning.needless(without=self._put_off):
+            by_repo[away.issue.repo].append(away)
+        for repo, some in by_repo.items():
+            if not await self._dropped(repo, some):
+                self._put_off[repo] = time + _LATER
+                continue
+            for away in some:
+                await self._pruning.forget(away.run)
+
+    async def _dropped(self, repo: str, some: Sequence[PutAway]) -> bool:
+        try:
+            await self._depot.drop(repo, [away.ref for away in some])
+        except (Refused, Unavailable, OSError) as error:
+            log.warning("what was put away in %s stays there for now: %s", repo, error)
+            return False
+        return True
+
+    async def _prune(self) -> None:
+        time = asyncio.get_running_loop().time()
+        if time - self._pruned >= _PRUNE:
+            self._pruned = time
+            _say(await self._pruning.prune())
+
+    async def trim(self) -> list[str]:
+        """Remove the repositories used longest ago until the rest fits into what the settings allow."""
+        cached = await asyncio.to_thread(self._desk.cached)
+        total, gone = sum(size for _, size, _ in cached), list[str]()
+        for repo, size, _ in sorted(cached, key=lambda found: found[2]):
+            if total > self._most and repo not in await self._pruning.busy():
+                await self._depot.forget(repo)
+                total, gone = total - size, [*gone, repo]
+        if gone:
+            log.info("removed from this machine to make room: %s", ", ".join(gone))
+        return gone
+
+
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """What fails in here waits for the next time."""
+    try:
+        yield
+    except (OsirisError, OSError) as error:
+        log.warning("tidying up waits: %s", error)
+    except SQLAlchemyError as error:  # only its name: its text may quote what is in the rows
+        log.warning("tidying up waits: the database did not take it (%s)", type(error).__name__)
+
+
+def _say(pruned: Pruned) -> None:
+    if pruned.tasks or pruned.deliveries:
+        log.info("pruned %d tasks and %d deliveries", pruned.tasks, pruned.deliveries)

@@ -1,0 +1,151 @@
+"""A stage: devhub and a whole Osiris joined on loopback, with people to act."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from osiris.bootstrap import Osiris, build
+from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
+from osiris.config.settings import Settings
+from osiris.core.ports.sandbox import Plan, Sandbox
+from osiris.devhub.models import App
+from osiris.devhub.server import Hub
+from osiris.devhub.server import serving as hub_serving
+from osiris.devhub.tokens import KeyPair
+from osiris.playground.users import Person
+from osiris.queue.task_store import Store
+from osiris.runtime import as_guest
+from osiris.tools.sandbox.disks.mounts import unmount_below
+
+_PATIENCE = 60.0  # seconds any wait on a stage may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The hub, and what Osiris needs to know to work on it."""
+
+    hub: Hub
+    app: App
+    repo: str
+    settings: Settings
+
+    def person(self, login: str) -> Person:
+        return Person(self.hub.api_url, login, self.hub.world.user(login).token, self.repo)
+
+    @contextlib.asynccontextmanager
+    async def osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
+        """One life of Osiris: web and worker in this process, until the block ends."""
+        async with as_guest(life := build(self.settings, **replacements)):
+            yield life
+
+    async def settled(self, store: Store) -> None:
+        """Wait until nothing is on its way: no webhook unsent, no row undone."""
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                await self.hub.drained()
+                if await store.next_due() is None:
+                    return
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def staged(
+    place: Path,
+    *,
+    repo: str,
+    files: Mapping[str, bytes | str] | None = None,
+    import_from: tuple[Path, str] | None = None,
+    people: Mapping[str, str],
+    model: str = "",
+    more: Mapping[str, Any] | None = None,
+    sandbox: Sandbox | None = None,
+    toolchains: tuple[Path, ...] = (),
+    keys: KeyPair | None = None,
+    hub_port: int = 0,
+    keep: bool = False,
+) -> AsyncIterator[Stage]:
+    """A hub with one repository, its people by role, and the App installed.
+
+    The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
+    `sandbox` runs the hub's checks; `keys` are the App's, else it gets new ones. With `keep` the hub's world stays in
+    `place`, and a stage that stood there before is set up again as it was left.
+    """
+    async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
+        if not (keep and hub.keep(place / "hub.world")):
+            _set(hub, repo, files, import_from, people, keys)
+        if keep:
+            (place / "hub").chmod(0o700)  # no jail needs it, and it may hold what only its owner should read
+        [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
+        port = free_port()
+        app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
+        hub.save()
+        settings = Settings(
+            github_app_id=str(app.id),
+            github_private_key=app.private_key,
+            github_webhook_secret=app.webhook_secret,
+            github_api_url=hub.api_url,
+            github_url=hub.url,
+            osiris_data_dir=place / "osiris",
+            osiris_port=port,
+            **{
+                "osiris_github_limits": "off",  # the hub has none of GitHub's for writes
+                "osiris_sandbox": "weak",  # what runs here is our own, or a person's who says what holds
+                "osiris_model": model,
+                "osiris_toolchains": toolchains,
+                **(more or {}),
+            },
+        )
+        try:
+            yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+        finally:
+            await asyncio.to_thread(unmount_below, place)
+
+
+def _set(
+    hub: Hub,
+    repo: str,
+    files: Mapping[str, bytes | str] | None,
+    import_from: tuple[Path, str] | None,
+    people: Mapping[str, str],
+    keys: KeyPair | None,
+) -> None:
+    """People, a repository, and the App installed on it."""
+    for login in people:
+        hub.add_user(login)
+    insiders = {login: role for login, role in people.items() if role != "none"}
+    hub.add_repo(repo, files=files, import_from=import_from, collaborators=insiders)
+    app = hub.add_app(
+        slug="osiris",
+        webhook_url="http://127.0.0.1/",
+        webhook_secret=token_hex(16),
+        permissions=APP_PERMISSIONS,
+        events=APP_EVENTS,
+        keys=keys,
+    )
+    hub.install(app, repo)
+
+
+def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
+    """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
+
+    async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
+        session, _new = await sandbox.create(f"ci-{commit}", Plan(repo=str(mirror), base=commit, trusted=commit))
+        try:
+            result = await session.run(["bash", "-c", command])
+            return result.exit_code, result.output.decode("utf-8", "replace")
+        finally:
+            await session.destroy()
+
+    return run_check
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on right now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,79 @@
+"""People, as GitHub sees them: each acts over the API with a token of their own."""
+
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from osiris.config.http_server import tls
+
+
+class Person:
+    """One person at a hub. Every verb raises httpx.HTTPStatusError when the hub refuses."""
+
+    def __init__(self, api_url: str, login: str, token: str, repo: str) -> None:
+        self.login, self.repo = login, repo
+        self._http = httpx.AsyncClient(
+            base_url=f"{api_url}/",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+            limits=httpx.Limits(keepalive_expiry=2),  # before the hub hangs up, which may meet a request
+            trust_env=False,
+            verify=tls(),
+        )
+
+    async def __aenter__(self) -> "Person":
+        return self
+
+    async def __aexit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self._http.aclose()
+
+    async def ask(self, method: str, path: str, **body: Any) -> Any:
+        """A request on the repository; `path` begins with a slash or is empty."""
+        answer = await self._http.request(method, f"repos/{self.repo}{path}", json=body or None)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    async def file_issue(self, title: str, body: str = "") -> int:
+        return int((await self.ask("POST", "/issues", title=title, body=body))["number"])
+
+    async def label(self, issue: int, label: str = "osiris") -> None:
+        await self.ask("POST", f"/issues/{issue}/labels", labels=[label])
+
+    async def unlabel(self, issue: int, label: str = "osiris") -> None:
+        await self.ask("DELETE", f"/issues/{issue}/labels/{label}")
+
+    async def comment(self, issue: int, text: str) -> int:
+        return int((await self.ask("POST", f"/issues/{issue}/comments", body=text))["id"])
+
+    async def comments(self, issue: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.ask("GET", f"/issues/{issue}/comments?per_page=100")
+        return found
+
+    async def close_issue(self, issue: int, reason: str = "completed") -> None:
+        await self.ask("PATCH", f"/issues/{issue}", state="closed", state_reason=reason)
+
+    async def pulls(self, state: str = "all") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.ask("GET", f"/pulls?state={state}&per_page=100")
+        return found
+
+    async def pull(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = await self.ask("GET", f"/pulls/{number}")
+        return found
+
+    async def review(
+        self, pull: int, event: str, body: str = "", threads: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """`event` is APPROVE, REQUEST_CHANGES or COMMENT; a thread is {path, line, body}."""
+        lines = [{"side": "RIGHT", **thread} for thread in threads or []]
+        head = (await self.pull(pull))["head"]["sha"]
+        sent = {"event": event, "body": body, "comments": lines, "commit_id": head}
+        made: dict[str, Any] = await self.ask("POST", f"/pulls/{pull}/reviews", **sent)
+        return made
+
+    async def merge(self, pull: int) -> dict[str, Any]:
+        made: dict[str, Any] = await self.ask("PUT", f"/pulls/{pull}/merge", merge_method="merge")
+        return made
+
+    async def close_pull(self, pull: int) -> None:
+        await self.ask("PATCH", f"/pulls/{pull}", state="closed")

@@ -1,0 +1,54 @@
+"""The door of the inbox: rows that arrive together are committed together."""
+
+import asyncio
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from osiris.core.errors import Unavailable
+from osiris.core.events import Event
+from osiris.core.ports.live import Wake
+from osiris.queue.batch import Batch
+from osiris.queue.inbox_rows import Received, own_row
+from osiris.queue.task_store import Store
+
+WAITING = 2000
+"""Rows that may wait for their commit."""
+
+_PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
+
+
+class Intake:
+    """`osiris.core.ports.storage.Inbox`. A caller is answered after the commit that holds its row, never before.
+
+    At most `most` rows wait for their commit: who comes then is told at once to come again.
+    """
+
+    def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
+        self._wake, self._most = wake, most
+        self._rows = Batch[Received](store.receive)
+
+    def __len__(self) -> int:
+        """How many rows wait for their commit."""
+        return len(self._rows)
+
+    async def rest(self) -> None:
+        """Wait for the commit that is under way."""
+        await self._rows.rest()
+
+    async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
+        await self._take(Received(source, delivery, kind, body))
+
+    async def note(self, key: str, event: Event) -> None:
+        await self._take(own_row(key, event))
+
+    async def _take(self, row: Received) -> None:
+        if len(self._rows) >= self._most:
+            raise Unavailable("too much comes at once; come again", retry_in=5.0)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._rows.add(row)
+        except SQLAlchemyError as error:
+            raise Unavailable(f"the database did not take it: {type(error).__name__}", retry_in=5.0) from None
+        except TimeoutError:
+            raise Unavailable(f"the database did not answer in {_PATIENCE:.0f} s", retry_in=5.0) from None
+        self._wake.wake()

@@ -1,0 +1,45 @@
+"""Turns: what only one worker may do at a time."""
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from osiris.queue.database import answering, insert, reading
+from osiris.queue.leases import Lease, frees, others
+from osiris.queue.tables import TurnRow
+
+
+class Turns:
+    """Each turn is held by one lease, and free again when that lease is over."""
+
+    def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
+        self._lease = lease
+        self._read = async_sessionmaker(reading(engine))
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._new = insert(engine, TurnRow)
+
+    async def take(self, name: str) -> bool:
+        """Whether it is this worker's turn from now on. Raises Fenced or Unavailable."""
+        with answering():
+            if await self._is_others(name):
+                return False
+            async with self._write.begin() as session:
+                await self._lease.insist(session)
+                taken = self._new.on_conflict_do_update(
+                    index_elements=["name"],
+                    set_={"lease": self._new.excluded.lease},
+                    where=frees(TurnRow.lease, self._lease.number),
+                ).returning(TurnRow.name)
+                values = {"name": name, "lease": self._lease.number, "data": {}}
+                return (await session.execute(taken, values)).scalar_one_or_none() is not None
+
+    async def _is_others(self, name: str) -> bool:
+        held = select(TurnRow.name).where(TurnRow.name == name, others(TurnRow.lease, self._lease.number))
+        async with self._read() as session:
+            return await session.scalar(held) is not None
+
+    async def give(self, name: str) -> None:
+        """Let the next one have it."""
+        mine = update(TurnRow).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
+        with answering():
+            async with self._write.begin() as session:
+                await session.execute(mine.values(lease=None))

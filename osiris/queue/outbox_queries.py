@@ -1,0 +1,100 @@
+"""What waits for what in the outbox: its lanes, and which orders a worker may take.
+
+A worker asks this many times a second, so each statement is built once, with parameters: `now`, `lease` (the worker's),
+`without` (orders it has already), `limit`, and `most` (runs at once in one repository).
+"""
+
+import functools
+from typing import Any
+
+from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, exists, func, or_, select
+
+from osiris.core.effects import Effect, React, Report, StartRun, StopRun, SwitchModel
+from osiris.queue.leases import frees, others
+from osiris.queue.tables import LeaseRow, OutboxRow, TaskRow, is_due
+
+WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
+"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a reaction and a
+stop wait for nothing.
+"""
+
+_LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS, Report: REPORTS}
+_NEAR = 1.0  # seconds that an order waits for the worker which ran its task last: what it needs is on that machine
+
+_ORDERS: Any = OutboxRow.__table__
+_TASKS: Any = TaskRow.__table__
+_order, _task, _other = _ORDERS.c, _TASKS.c, _ORDERS.alias("other").c
+_living = select(LeaseRow.number)
+_lease: ColumnElement[Any] = bindparam("lease")
+
+
+def lane_of(order: Effect) -> int:
+    return _LANES.get(type(order), WRITES)
+
+
+@functools.cache
+def due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
+    """Id, lane and repository of the orders of `lanes` that a worker may take now, oldest first.
+
+    `counted`: no run in a repository that has `most` of them already.
+    """
+    query = (
+        select(_order.id, _order.lane, _task.repo)
+        .select_from(_ORDERS.outerjoin(_TASKS, _task.id == _order.task_id))
+        .where(is_due(_order), _order.lane.in_(lanes), _order.id.not_in(bindparam("without", expanding=True)))
+        .where(frees(_order.lease, _lease), _is_near(), ~_is_held_up(), _is_alone(lanes))
+        .order_by(_order.id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+    return query.where(_runs_in_repository() < bindparam("most", type_=Integer)) if counted else query
+
+
+@functools.cache
+def free(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
+    """The same, held until the end of the transaction, but for those that another worker is taking."""
+    return due(lanes, counted=counted).with_for_update(of=_ORDERS, skip_locked=True)
+
+
+def _is_near() -> ColumnElement[bool]:
+    """Whether it should be done on this machine: elsewhere the work would have to be fetched first."""
+    return or_(frees(_task.lease, _lease), _order.not_before <= bindparam("now") - _NEAR)
+
+
+def _is_held_up() -> ColumnElement[bool]:
+    """Whether an earlier order about the same issue must be done first."""
+    same = exists().where(
+        _other.about == _order.about,
+        _other.id < _order.id,
+        _other.not_before.is_not(None),
+        or_(_other.lane == WRITES, (_other.lane == REPORTS) & (_order.lane == REPORTS)),
+    )
+    return and_(_order.lane.in_((WRITES, RUNS, REPORTS)), same)
+
+
+def _is_alone(lanes: tuple[int, ...]) -> ColumnElement[bool]:
+    """One run of a task at a time, and only who runs it can stop it.
+
+    Of two that could begin, the first one does. One that was put off holds up nothing: a person who wants another try
+    need not wait for it.
+    """
+    first = and_(_order.lane == RUNS, _other.id < _order.id, is_due(_other))
+    elsewhere = exists().where(
+        _other.task_id == _order.task_id,
+        _other.id != _order.id,
+        _other.lane == RUNS,
+        _other.not_before.is_not(None),
+        or_(_other.lease.in_(_living), first) if RUNS in lanes else others(_other.lease, _lease),
+    )
+    return or_(_order.lane.not_in((RUNS, STOPS)), ~elsewhere)
+
+
+def _runs_in_repository() -> Any:
+    task = _TASKS.alias("beside")
+    return (
+        select(func.count())
+        .select_from(_other.id.table.join(task, task.c.id == _other.task_id))
+        .where(_other.lane == RUNS, _other.not_before.is_not(None), task.c.repo == _task.repo)
+        .where(_other.lease.in_(_living))
+        .correlate(_TASKS)
+        .scalar_subquery()
+    )

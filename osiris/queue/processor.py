@@ -1,0 +1,254 @@
+"""The two jobs of a worker, handle and perform. Each may run twice; each does its work once."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from osiris.core.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
+from osiris.core.errors import Barred, Fenced, Mendable, Refused, Unavailable
+from osiris.core.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
+from osiris.core.policy import Policy
+from osiris.core.task import Task
+from osiris.queue import serialization
+from osiris.queue.batch import Batch
+from osiris.queue.inbox_rows import OWN
+from osiris.queue.outbox import Orders
+from osiris.queue.tables import now
+from osiris.queue.task_store import Happening, Store
+
+Thread = tuple[str, str]
+"""A source, and the issue that something is about; "" for what is about none."""
+PolicyOf = Callable[[str], Awaitable[Policy]]
+Performer = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
+"""(order, its task as it is now) -> the facts that doing it brought."""
+
+log = logging.getLogger(__name__)
+
+PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds before the next attempt, by the attempts so far; the last one goes on."""
+_BUG_ATTEMPTS = 3
+TRIES = 40
+"""How often an outage is met before an order is given up: with the pauses above somewhat less than three hours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for an outage, and the
+    seconds from one report of a task to its next; what comes meanwhile is one report."""
+
+    pauses: Sequence[float] = PAUSES
+    tries: int = TRIES
+    report_every: float = 0.0
+
+
+class Interpreter(Protocol):
+    """What a source's deliveries mean."""
+
+    async def __call__(self, kind: str, body: bytes) -> Event | None:
+        """What happened; None for what does not concern us. Raises Refused or Unavailable."""
+
+    async def about(self, kind: str, body: bytes) -> str:
+        """The issue it is about, "" for none: what is about one issue is interpreted in the order it was said."""
+
+
+class Jobs:
+    """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        orders: Orders,
+        interpreters: Mapping[str, Interpreter],
+        policy_of: PolicyOf,
+        performers: Mapping[type, Performer],
+        manner: Manner,
+    ) -> None:
+        self._store, self._orders, self._interpreters = store, orders, interpreters
+        self._policy_of, self._performers = policy_of, performers
+        self._pauses, self._tries, self._report_every = manner.pauses, manner.tries, manner.report_every
+        self._needless = Batch[int](store.ignore)
+        self._put_off: dict[int, Thread] = {}
+
+    async def rest(self) -> None:
+        """Wait for what goes on without a job."""
+        await self._needless.rest()
+
+    async def thread(self, row: Happening) -> Thread:
+        """What is of one thread is decided in the order it was said; what cannot be read is of none."""
+        try:
+            if row.source != OWN:
+                return row.source, await self._interpreters[row.source].about(row.kind, row.body)
+            fact = serialization.load(json.loads(row.body))
+            return OWN, "" if isinstance(fact, RequestMade) else str(fact.issue)
+        except (SQLAlchemyError, Unavailable):
+            raise
+        except Exception:  # handling it will meet the same, and counts its tries
+            log.exception("a bug in reading %s (%s)", row.id, row.kind)
+            return row.source, ""
+
+    async def put_off(self, at: float) -> dict[Thread, tuple[int, float]]:
+        """The oldest row of each thread to be looked at later than `at`, and when (both seconds since 1970)."""
+        later = await self._store.put_off(at)
+        new = later.keys() - self._put_off.keys()
+        for row in await self._store.happenings(new) if new else []:
+            self._put_off[row.id] = await self.thread(row)
+        self._put_off = {id: self._put_off[id] for id in later if id in self._put_off}
+        return {thread: (id, later[id]) for id, thread in reversed(self._put_off.items())}
+
+    async def handle(
+        self, row: Happening, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
+    ) -> float:
+        """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is to be looked at.
+
+        It waits when one of them does, or when one that is none of them is to be looked at only at `behind`.
+        Everything that must be asked of others is asked before, outside the transaction.
+        """
+        for job in after:
+            behind = max(behind, await _end_of(job))
+        if behind:
+            await self._store.put_behind(row.id, behind)
+            return behind
+        return await self._handle(row)
+
+    async def _handle(self, row: Happening) -> float:
+        id = row.id
+        try:
+            if (event := await self._event(row)) is None:
+                await self._needless.add(id)
+            else:
+                await self._store.settle(id, event, await self._policy(event))
+        except Fenced as fenced:
+            log.warning("delivery %s is left: %s", id, fenced)
+        except Refused as refused:
+            log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
+            await self._store.fail_inbox(id, str(refused))
+        except Unavailable as outage:
+            if row.attempts + 1 >= self._tries and row.source != OWN:
+                await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
+            else:
+                return await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
+        except Exception as bug:
+            log.exception("a bug in handling %s (%s)", id, row.kind)
+            if row.attempts + 1 >= _BUG_ATTEMPTS:
+                await self._store.fail_inbox(id, _bug(bug))
+            else:
+                return await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
+        return 0.0
+
+    async def _event(self, row: Happening) -> Event | None:
+        if row.source == OWN:
+            fact: Event = serialization.load(json.loads(row.body))
+            return fact
+        return await self._interpreters[row.source](row.kind, row.body)
+
+    async def _policy(self, event: Event) -> Policy:
+        if isinstance(event, RequestMade):
+            return Policy()
+        try:
+            return await self._policy_of(event.issue.repo)
+        except Refused:
+            if isinstance(event, Ask):
+                raise
+            return Policy()  # a fact of our own is never lost because the policy cannot be read now
+
+    async def perform(self, id: int) -> None:
+        """Do one order that this worker holds, unless a later one makes it needless."""
+        try:
+            found = await self._orders.get(id)
+        except (ValueError, KeyError) as error:
+            log.error("order %s cannot be read and is given up: %s", id, error)
+            await self._orders.finish(id, error="it cannot be read")
+            return
+        if found is None:
+            return
+        order, task, attempts = found
+        if isinstance(order, Report) and await self._is_needless(id):
+            return
+        try:
+            await self._orders.finish(id, await self._performers[type(order)](order, task))
+        except Fenced as fenced:
+            log.warning("%s is left: %s", type(order).__name__, fenced)
+        except Barred as barred:
+            await self._bar(id, order, str(barred))
+        except Mendable as refused:
+            await self._park(id, order, str(refused))
+        except Refused as refused:
+            await self._give_up(id, order, str(refused))
+        except Unavailable as outage:
+            await self._wait(id, order, attempts, outage)
+        except Exception as bug:
+            log.exception("a bug in doing %s", type(order).__name__)
+            if attempts + 1 >= _BUG_ATTEMPTS:
+                await self._park(id, order, _bug(bug))
+            else:
+                await self._orders.postpone(id, str(bug), self._pause(attempts), tries=attempts + 1)
+
+    async def _is_needless(self, id: int) -> bool:
+        """Whether a report need not be made (now): a later one waits, or the last one was made just before."""
+        if await self._orders.is_superseded(id):
+            await self._orders.skip(id)
+            return True
+        rest = self._report_every and await self._orders.last_done(id) + self._report_every - now()
+        if not 0 < rest <= self._report_every:
+            return False
+        await self._orders.postpone(id, "it waits, so that several changes become one edit", rest, tries=1)
+        return True
+
+    async def _wait(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
+        """It is tried again later; what does not end parks the order."""
+        log.warning("%s waits: %s", type(order).__name__, outage)
+        tries = 1 if outage.got_on else attempts + 1
+        if tries >= min(self._tries, outage.tries or self._tries):
+            await self._park(id, order, f"{outage} (tried {tries} times)")
+        else:
+            pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
+            await self._orders.postpone(id, str(outage), pause, tries=tries)
+
+    async def _bar(self, id: int, order: Effect, reason: str) -> None:
+        """Its task rests until the repository can be written again; then what is parked is taken up by itself."""
+        if isinstance(order, OpenIssue):  # there is no task yet that could take it up
+            return await self._give_up(id, order, reason)
+        log.warning("%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason)
+        lost = [AccessLost(issue=order.issue, reason=reason)]
+        if isinstance(order, StartRun):  # it is ordered anew
+            await self._orders.finish(id, lost)
+        else:
+            await self._orders.park(id, reason, lost)
+
+    async def _park(self, id: int, order: Effect, reason: str) -> None:
+        """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""
+        log.warning("%s is parked: %s", type(order).__name__, reason)
+        if isinstance(order, StartRun):
+            await self._orders.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
+        else:
+            run = order.run if isinstance(order, Push) else None
+            facts = [OrderParked(issue=order.issue, reason=reason, run=run)] if isinstance(order, ESSENTIAL) else []
+            await self._orders.park(id, reason, facts)
+
+    async def _give_up(self, id: int, order: Effect, reason: str) -> None:
+        log.warning("%s was refused: %s", type(order).__name__, reason)
+        facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+        await self._orders.finish(id, facts, error=reason)
+
+    def _pause(self, attempts: int, outage: Unavailable | None = None) -> float:
+        if outage is not None and outage.retry_in is not None:
+            return outage.retry_in
+        return self._pauses[min(attempts, len(self._pauses) - 1)]
+
+
+async def _end_of(job: asyncio.Task[float]) -> float:
+    """When the row of a job is to be looked at again (seconds since 1970); 0.0: never."""
+    await asyncio.wait([job])
+    if job.cancelled() or job.exception():
+        return now()  # it could not be recorded, so its row is as it was
+    return job.result()
+
+
+def _bug(error: Exception) -> str:
+    """What people are told of a bug: its text may hold anything, so that stays in the operator's log."""
+    return f"a bug in Osiris ({type(error).__name__}); the operator's log has the rest"

@@ -1,0 +1,196 @@
+"""What the operator is shown: tasks, what failed, and the story of one task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from osiris.core.events import IssueRef
+from osiris.core.ports.storage import Figure
+from osiris.core.task import Task
+from osiris.queue import serialization
+from osiris.queue.database import reading
+from osiris.queue.reconcile_state import STALLS
+from osiris.queue.tables import (
+    InboxRow,
+    JournalRow,
+    LeaseRow,
+    OutboxRow,
+    RecordRow,
+    RunRow,
+    StepRow,
+    TaskRow,
+    TurnRow,
+    now,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLine:
+    """A task in a list; times are seconds since 1970."""
+
+    id: int
+    task: Task
+    updated: float
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Something that was given up: a delivery (`what` is its kind) or an order."""
+
+    what: str
+    id: str
+    at: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """An order that is still to be done.
+
+    `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its turn), `worker` who
+    does it now ("": nobody).
+    """
+
+    what: str
+    until: float | None
+    why: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a task's story; `seq` grows."""
+
+    seq: int
+    at: float
+    kind: str
+    what: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One message of a run's transcript."""
+
+    run: str
+    seq: int
+    at: float
+    message: Any
+
+
+class Views:
+    """Reads only."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+
+    async def tasks(self, limit: int = 50) -> list[TaskLine]:
+        """The tasks that moved last, newest first."""
+        query = select(TaskRow).order_by(TaskRow.updated.desc(), TaskRow.id.desc()).limit(limit)
+        async with self._read() as session:
+            rows = list(await session.scalars(query))
+            return [await _line(session, row) for row in rows]
+
+    async def task(self, id: int | IssueRef) -> TaskLine | None:
+        """A task by its number here, or by its issue."""
+        query = select(TaskRow)
+        if isinstance(id, IssueRef):
+            query = query.where(TaskRow.repo == id.repo, TaskRow.issue == id.number)
+        else:
+            query = query.where(TaskRow.id == id)
+        async with self._read() as session:
+            row = await session.scalar(query)
+            return await _line(session, row) if row else None
+
+    async def failures(self, limit: int = 50) -> list[Failure]:
+        """Deliveries and orders that were given up, newest first."""
+        inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
+        outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None))
+        async with self._read() as session:
+            lost = await session.scalars(inbox.order_by(InboxRow.id.desc()).limit(limit))
+            refused = await session.scalars(outbox.order_by(OutboxRow.id.desc()).limit(limit))
+            found = [
+                *(Failure(what=r.kind, id=r.delivery, at=r.received, error=r.error or "") for r in lost),
+                *(Failure(what=r.kind, id=r.key, at=r.done or 0.0, error=r.error or "") for r in refused),
+            ]
+        return sorted(found, key=lambda failure: -failure.at)[:limit]
+
+    async def waiting(self, task: int) -> list[Waiting]:
+        """The orders of a task that are still to be done, in their order."""
+        query = (
+            select(OutboxRow.kind, OutboxRow.not_before, OutboxRow.error, LeaseRow.host)
+            .outerjoin(LeaseRow, LeaseRow.number == OutboxRow.lease)
+            .where(OutboxRow.task_id == task, OutboxRow.done.is_(None))
+            .order_by(OutboxRow.id)
+        )
+        async with self._read() as session:
+            rows = await session.execute(query)
+            return [Waiting(what=kind, until=at, why=why or "", worker=host or "") for kind, at, why, host in rows]
+
+    async def figures(self) -> list[Figure]:
+        """What there is and what waits, counted now."""
+        waits = OutboxRow.not_before.is_not(None)
+        parked = OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
+        oldest = select(func.min(InboxRow.received)).where(InboxRow.not_before.is_not(None))
+        stalls = select(LeaseRow.host, RecordRow.value).outerjoin(RecordRow, RecordRow.name == STALLS + LeaseRow.place)
+        async with self._read() as session:
+            return [
+                *await _counted(session, "tasks", TaskRow.state),
+                *await _counted(session, "orders_waiting", OutboxRow.kind, waits),
+                *await _counted(session, "orders_parked", OutboxRow.kind, parked),
+                *await _counted(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
+                Figure("oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0),
+                Figure("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
+                *[Figure("loop_stalls", float(n or 0), "worker", host) for host, n in await session.execute(stalls)],
+                *_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
+            ]
+
+    async def story(self, task: int, after: int = 0) -> list[Line]:
+        """The journal of a task beyond line `after`."""
+        query = select(JournalRow).where(JournalRow.task_id == task, JournalRow.seq > after).order_by(JournalRow.seq)
+        async with self._read() as session:
+            rows = await session.scalars(query)
+            return [Line(seq=r.seq, at=r.at, kind=r.kind, what=r.what, detail=r.detail) for r in rows]
+
+    async def steps(self, task: int, after: float = 0.0) -> list[Step]:
+        """The messages of all of a task's runs that were stored later than `after`."""
+        query = (
+            select(StepRow)
+            .join(RunRow, RunRow.name == StepRow.run)
+            .where(RunRow.task_id == task, StepRow.at > after)
+            .order_by(StepRow.at, StepRow.seq)
+        )
+        async with self._read() as session:
+            rows = await session.scalars(query)
+            return [Step(run=r.run, seq=r.seq, at=r.at, message=serialization.load_message(r.message)) for r in rows]
+
+    async def handled(self, source: str, delivery: str) -> bool:
+        """Whether a worker has taken up a row of the inbox."""
+        query = select(InboxRow.not_before).where(InboxRow.source == source, InboxRow.delivery == delivery)
+        async with self._read() as session:
+            return (await session.execute(query)).one_or_none() == (None,)
+
+
+async def _counted(session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]) -> list[Figure]:
+    rows = await session.execute(select(by, func.count()).where(*only).group_by(by))
+    return [Figure(name, float(count), by.key, str(value)) for value, count in rows]
+
+
+def _writes(accounts: Sequence[TurnRow]) -> list[Figure]:
+    """Writes to GitHub in the last hour; it lets an account have 500."""
+    since = now() - 3600
+    return [
+        Figure("writes_last_hour", sum(at > since for at in row.data.get("sent", [])), "account", row.name[7:])
+        for row in accounts
+    ]
+
+
+async def _line(session: Any, row: TaskRow) -> TaskLine:
+    waiting = await session.scalar(
+        select(func.count()).where(OutboxRow.task_id == row.id, OutboxRow.not_before.is_not(None))
+    )
+    return TaskLine(id=row.id, task=serialization.load_task(row.data), updated=row.updated, waiting=waiting)

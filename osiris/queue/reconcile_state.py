@@ -1,0 +1,105 @@
+"""`osiris.core.ports.storage.Records`: what the database knows, for who compares it with GitHub."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from osiris.core.errors import Refused
+from osiris.core.events import IssueRef
+from osiris.core.task import LIVING, Task
+from osiris.queue import audit_log, serialization
+from osiris.queue.database import answering, insert, reading
+from osiris.queue.tables import InboxRow, OutboxRow, RecordRow, TaskRow
+
+_AT_ONCE = 500  # parameters in one statement
+_RENAMED = "renamed/"
+STALLS = "stalls/"
+"""Before the data folder of a worker: how often its event loop stood still."""
+_RENAMES = 5  # that are followed, one after the other
+
+
+class DatabaseRecords:
+    """Raises Unavailable when the database does not answer."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def living(self) -> Sequence[tuple[Task, float]]:
+        query = select(TaskRow.data, TaskRow.created).where(TaskRow.state.in_([state.value for state in LIVING]))
+        with answering():
+            async with self._read() as session:
+                return [(serialization.load_task(data), created) for data, created in await session.execute(query)]
+
+    async def missing(self, source: str, deliveries: Collection[str]) -> set[str]:
+        wanted, known = list(deliveries), set[str]()
+        with answering():
+            async with self._read() as session:
+                for start in range(0, len(wanted), _AT_ONCE):
+                    some = InboxRow.delivery.in_(wanted[start : start + _AT_ONCE])
+                    known |= set(
+                        await session.scalars(select(InboxRow.delivery).where(InboxRow.source == source, some))
+                    )
+        return set(wanted) - known
+
+    async def recall(self, name: str) -> str:
+        with answering():
+            async with self._read() as session:
+                return await session.scalar(select(RecordRow.value).where(RecordRow.name == name)) or ""
+
+    async def remember(self, name: str, value: str) -> None:
+        with answering():
+            async with self._write.begin() as session:
+                await session.execute(self._keeping(), {"name": name, "value": value})
+
+    def _keeping(self) -> Any:
+        new = insert(self._engine, RecordRow)
+        return new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
+
+    async def rename(self, old: str, new: str) -> None:
+        """Tasks and waiting orders follow, and facts still to come that were begun under the old name (`moved`).
+
+        Raises Refused when there are tasks under the new name that have the same numbers.
+        """
+        kept = self._keeping()
+        try:
+            with answering():
+                async with self._write.begin() as session:
+                    rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
+                    for row in list(rows):
+                        await _rename_task(session, row, new)
+                    await session.execute(kept, {"name": f"{_RENAMED}{old}", "value": new})
+        except IntegrityError:
+            raise Refused(f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name") from None
+
+
+async def moved(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
+    """The task of an issue whose repository has another name by now; locked until the end of the transaction."""
+    repo: str | None = issue.repo
+    for _ in range(_RENAMES):
+        repo = await session.scalar(select(RecordRow.value).where(RecordRow.name == f"{_RENAMED}{repo}"))
+        if repo is None:
+            return None
+        query = select(TaskRow).where(TaskRow.repo == repo, TaskRow.issue == issue.number).with_for_update()
+        if (row := await session.scalar(query)) is not None:
+            return row
+    return None
+
+
+async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
+    task = serialization.load_task(row.data)
+    renamed = replace(task, issue=IssueRef(repo, task.issue.number))
+    row.repo, row.data = repo, serialization.dump_task(renamed)
+    waiting = await session.scalars(select(OutboxRow).where(OutboxRow.task_id == row.id, OutboxRow.done.is_(None)))
+    for order in list(waiting):
+        body = {**order.body, "issue": {"repo": repo, "number": task.issue.number}}
+        await session.execute(
+            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(renamed.issue))
+        )
+    detail = {"from": task.issue.repo, "to": repo}
+    await audit_log.write(session, row.id, ("happened", "RepositoryRenamed", detail))

@@ -1,0 +1,99 @@
+"""`osiris.core.ports.live.Journal` across processes: what happens goes into a Redis stream, and who watches reads it
+there."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
+
+import redis
+from redis.asyncio import Redis
+
+from osiris.core.ports.live import Delta, News, Noted
+from osiris.queue.in_process import LocalJournal
+
+log = logging.getLogger(__name__)
+
+_STREAM = "osiris:live"
+_LENGTH = 10_000  # pieces the stream keeps
+_WAITING = 10_000  # pieces that wait to be sent; more are lost
+_GATHER = 0.02  # seconds
+_BLOCK = 5000  # milliseconds
+_LOST = (redis.RedisError, OSError, TimeoutError)
+
+
+class StreamJournal(LocalJournal):
+    """What one process hears, the readers of all processes get. What Redis loses is in the database soon after."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._redis = Redis.from_url(url, socket_connect_timeout=2)
+        self._outgoing: deque[News] = deque(maxlen=_WAITING)
+        self._more = asyncio.Event()
+        self._receiving: asyncio.Task[None] | None = None
+
+    def hear(self, news: News) -> None:
+        self._outgoing.append(news)
+        self._more.set()
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Send what is heard until the block ends."""
+        sending = asyncio.create_task(self._send())
+        try:
+            yield
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await self._redis.aclose()
+
+    async def _send(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            pieces = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
+            try:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for piece in pieces:
+                        pipe.xadd(_STREAM, {"news": dumps(piece)}, maxlen=_LENGTH, approximate=True)
+                    await pipe.execute()
+            except _LOST as error:
+                log.debug("live events are lost: %s", type(error).__name__)
+            await asyncio.sleep(_GATHER)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[asyncio.Queue[News]]:
+        if self._receiving is None:
+            self._receiving = asyncio.create_task(self._receive())
+        try:
+            with super().reading() as reader:
+                yield reader
+        finally:
+            if not self._readers and self._receiving is not None:
+                self._receiving.cancel()
+                self._receiving = None
+
+    async def _receive(self) -> None:
+        last = "$"
+        while True:
+            try:
+                for _, entries in await self._redis.xread({_STREAM: last}, block=_BLOCK, count=500):
+                    for id, fields in entries:
+                        last = id
+                        super().hear(loads(fields[b"news"]))
+            except _LOST as error:
+                log.debug("live events are not heard: %s", type(error).__name__)
+                await asyncio.sleep(1.0)
+
+
+def dumps(news: News) -> str:
+    return json.dumps({"type": type(news).__name__, **asdict(news)})
+
+
+def loads(text: bytes) -> News:
+    fields = json.loads(text)
+    news: News = {"Delta": Delta, "Noted": Noted}[fields.pop("type")](**fields)
+    return news

@@ -1,0 +1,188 @@
+"""Redis through arq: hints to workers on other machines, each second's look, and whether they live.
+
+Only hints go through here. What is due stands in the database, and each worker takes it there: with Redis away or
+emptied, workers find their work a little later. So arq's jobs hold nothing, keep no result, and need no retry.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import redis
+from arq import create_pool, cron
+from arq.connections import ArqRedis, RedisSettings
+from arq.worker import Worker as ArqWorker
+from arq.worker import func
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from osiris.core.errors import Refused
+from osiris.core.ports.sandbox import Probe
+from osiris.queue.in_process import LocalWake
+
+log = logging.getLogger(__name__)
+
+_QUEUES = "osiris:worker:"
+_HEALTH = ":health-check"
+_ALIVE = 3  # seconds between two signs of life of a worker
+_KNOWN = 1.0  # seconds for which the list of workers is good
+_GATHER = 0.02  # seconds in which hints become one
+_LAST = 0.5  # seconds for the last hint of a process
+_AGAIN = 2.0  # seconds before Redis is tried again
+_LOST = (redis.RedisError, OSError, TimeoutError)
+
+
+def settings(url: str) -> RedisSettings:
+    """How Redis is reached: a short break of the connection must end nothing. Raises Refused for no address."""
+    try:
+        reached = RedisSettings.from_dsn(url)
+    except (AssertionError, ValueError, RuntimeError):
+        raise Refused("REDIS_URL is no address of a Redis; write redis://HOST:6379/0") from None
+    reached.max_connections = 2**31
+    reached.conn_timeout, reached.conn_retries, reached.retry_on_timeout = 2, 0, True
+    reached.retry = Retry(ExponentialBackoff(cap=1, base=0.05), 3)
+    reached.retry_on_error = [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError]
+    return reached
+
+
+def dumps(job: dict[str, Any]) -> bytes:
+    """arq's jobs as JSON: its own pickles would run what anybody puts into Redis."""
+    return json.dumps(job, default=lambda error: {"__error__": f"{type(error).__name__}: {error}"}).encode()
+
+
+def loads(job: bytes) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(job, object_hook=_error)
+    return loaded
+
+
+def _error(found: dict[str, Any]) -> Any:
+    """arq compares an aborted job's result with CancelledError."""
+    if "__error__" not in found:
+        return found
+    name, _, text = found["__error__"].partition(": ")
+    return asyncio.CancelledError() if name == "CancelledError" else RuntimeError(f"{name}: {text}")
+
+
+class ArqWake(LocalWake):
+    """`osiris.core.ports.live.Wake` across processes: a hint in one wakes the workers of all."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._settings = settings(url)
+        self._pool: ArqRedis | None = None
+        self._hint = asyncio.Event()
+        self._queues: Sequence[str] = ()
+        self._until = 0.0
+
+    def wake(self) -> None:
+        super().wake()
+        self._hint.set()
+
+    @contextlib.asynccontextmanager
+    async def connected(self, name: str = "") -> AsyncIterator[None]:
+        """Send hints until the block ends; with a `name` (one worker's own) receive them too."""
+        tasks = [asyncio.create_task(self._send())]
+        if name:
+            tasks.append(asyncio.create_task(self._receive(_QUEUES + name)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if name:  # the last hint: somebody else may go on with what this worker let go of
+                with contextlib.suppress(*_LOST):
+                    async with asyncio.timeout(_LAST):
+                        await self._tell()
+            if self._pool is not None:
+                await self._pool.aclose(close_connection_pool=True)
+
+    async def _send(self) -> None:
+        while True:
+            await self._hint.wait()
+            self._hint.clear()
+            try:
+                await self._tell()
+                await asyncio.sleep(_GATHER)
+            except _LOST as error:
+                log.warning("Redis does not answer (%s): other workers find their work later", type(error).__name__)
+                await asyncio.sleep(_AGAIN)
+
+    async def _tell(self) -> None:
+        pool = await self._connection()
+        for queue in await self._workers(pool):
+            await pool.enqueue_job("look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN)
+            await pool.expire(queue, 60)
+
+    async def _connection(self) -> ArqRedis:
+        if self._pool is None:
+            self._pool = await create_pool(self._settings, job_serializer=dumps, job_deserializer=loads)
+        return self._pool
+
+    async def _workers(self, pool: ArqRedis) -> Sequence[str]:
+        """The queues of the living workers, by their signs of life."""
+        at = asyncio.get_running_loop().time()
+        if at >= self._until:
+            found = [key.decode() async for key in pool.scan_iter(match=f"{_QUEUES}*{_HEALTH}", count=1000)]
+            self._queues, self._until = [key.removesuffix(_HEALTH) for key in found], at + _KNOWN
+        return self._queues
+
+    async def _receive(self, queue: str) -> None:
+        """arq's own worker on this worker's queue; begun again whenever Redis was away for too long."""
+        while True:
+            try:
+                async with self._pooled() as pool, _ended(self._listener(queue, pool)) as listener:
+                    await listener.async_run()
+            except _LOST as error:
+                log.warning("Redis does not answer (%s): work is looked for every second or so", type(error).__name__)
+            await asyncio.sleep(_AGAIN)
+
+    @contextlib.asynccontextmanager
+    async def _pooled(self) -> AsyncIterator[ArqRedis]:
+        """arq's own way to close leaves a connection open when a job is under way."""
+        pool = await create_pool(self._settings, job_serializer=dumps, job_deserializer=loads)
+        try:
+            yield pool
+        finally:
+            await pool.aclose(close_connection_pool=True)
+
+    def _listener(self, queue: str, pool: ArqRedis) -> ArqWorker:
+        async def look(ctx: dict[Any, Any]) -> None:
+            super(ArqWake, self).wake()
+
+        return ArqWorker(
+            [func(look, name="look", keep_result=0, max_tries=1)],
+            queue_name=queue,
+            cron_jobs=[cron(look, name="sweep", second=set(range(60)), unique=False, keep_result=0)],
+            redis_pool=pool,
+            job_serializer=dumps,
+            job_deserializer=loads,
+            keep_result=0,
+            poll_delay=0.05,
+            health_check_interval=_ALIVE,
+            handle_signals=False,
+            log_results=False,
+        )
+
+    async def probe(self) -> Probe:
+        """Whether Redis answers, and how many workers give signs of life in it."""
+        fix = "see that REDIS_URL is right and Redis runs; until then workers find their work later"
+        try:
+            async with asyncio.timeout(3):
+                found = await self._workers(await self._connection())
+        except _LOST as error:
+            return Probe(name="Redis", ok=False, needed=False, detail=type(error).__name__, fix=fix)
+        return Probe(name="Redis", ok=True, detail=f"{len(found)} workers listen")
+
+
+@contextlib.asynccontextmanager
+async def _ended(listener: ArqWorker) -> AsyncIterator[ArqWorker]:
+    """Jobs under way use the connections, and arq leaves them to go on by themselves."""
+    try:
+        yield listener
+    finally:
+        if listener.tasks:
+            await asyncio.wait(listener.tasks.values(), timeout=_LAST)

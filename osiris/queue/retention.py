@@ -1,0 +1,186 @@
+"""Keeping the database small: what is over for long enough goes; journals are written to a file before."""
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from osiris.core.events import IssueRef
+from osiris.core.task import ENDED
+from osiris.queue.database import answering, reading
+from osiris.queue.tables import InboxRow, JournalRow, OutboxRow, RunRow, StepRow, TaskRow, now
+
+_DAY = 86400.0
+_AT_ONCE = 100  # tasks or rows in one transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """How much went."""
+
+    tasks: int = 0
+    steps: int = 0
+    lines: int = 0
+    deliveries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutAway:
+    """A run whose files are put away although nothing will need them again."""
+
+    issue: IssueRef
+    run: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.issue.number}-{self.run.rpartition('-')[2]}"
+
+
+class Pruning:
+    """What is older than `days` goes. The task itself stays, so that its request is never done twice."""
+
+    def __init__(self, engine: AsyncEngine, exports: Path, *, days: int) -> None:
+        """Journals are appended to files in `exports`, one for each task, before their lines go."""
+        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._exports, self._days = exports, days
+
+    async def prune(self) -> Pruned:
+        """One pass. Raises Unavailable without a database; OSError when a journal cannot be written to its file."""
+        before, tasks, steps, lines = now() - self._days * _DAY, 0, 0, 0
+        with answering():
+            for id in await self._over(before):
+                async with self._write.begin() as session:
+                    if (task := await _still_over(session, id, before)) is None:
+                        continue
+                    some_steps, some_lines = await self._prune_task(session, task)
+                tasks, steps, lines = tasks + 1, steps + some_steps, lines + some_lines
+            return Pruned(tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before))
+
+    async def _over(self, before: float) -> list[int]:
+        async with self._read() as session:
+            return list(await session.scalars(select(TaskRow.id).where(_is_over(before)).order_by(TaskRow.id)))
+
+    async def _prune_task(self, session: AsyncSession, task: TaskRow) -> tuple[int, int]:
+        runs = select(RunRow.name).where(RunRow.task_id == task.id)
+        lines = await self._export(session, task)
+        steps = await _gone(session, StepRow, StepRow.run.in_(runs))
+        await _gone(session, RunRow, RunRow.task_id == task.id)
+        await _gone(session, OutboxRow, OutboxRow.task_id == task.id)
+        return steps, lines
+
+    async def _export(self, session: AsyncSession, task: TaskRow) -> int:
+        """All lines but the last one, on which the chain goes on should the task be taken up again."""
+        query = select(JournalRow).where(JournalRow.task_id == task.id).order_by(JournalRow.seq)
+        rows = list(await session.scalars(query))[:-1]
+        self._exports.mkdir(mode=0o700, exist_ok=True)
+        _append(self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl", [_line(row) for row in rows])
+        return await _gone(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
+
+    async def _prune_inbox(self, before: float) -> int:
+        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them longer.
+
+        The newest row stays, whatever its age: SQLite counts on from the highest id there is, and the orders of tasks
+        that live are known by the ids of the rows that brought them.
+        """
+        newest = select(func.max(InboxRow.id)).scalar_subquery()
+        total, old = 0, (InboxRow.handled < before) & InboxRow.not_before.is_(None) & (InboxRow.id < newest)
+        while True:
+            async with self._write.begin() as session:
+                ids = list(await session.scalars(select(InboxRow.id).where(old).limit(_AT_ONCE * 10)))
+                total += await _gone(session, InboxRow, InboxRow.id.in_(ids))
+            if len(ids) < _AT_ONCE * 10:
+                return total
+
+    # ── what was put away ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def needless(self, *, without: Collection[str] = ()) -> list[PutAway]:
+        """Some runs that are over, with files put away, whose work waits for no push; none of the repositories
+        `without`."""
+        with answering():
+            async with self._read() as session:
+                rows = await session.execute(_needless().where(TaskRow.repo.not_in(without)))
+                return [PutAway(issue=IssueRef(repo, number), run=name) for name, repo, number in rows]
+
+    async def forget(self, run: str) -> None:
+        """Nothing is put away for a run any more."""
+        with answering():
+            async with self._write.begin() as session:
+                await session.execute(update(RunRow).where(RunRow.name == run).values(kept=""))
+
+    async def current(self, place: str) -> set[str]:
+        """The runs that are not over, and whose workspace lies in the data folder `place`."""
+        over = TaskRow.state.in_([state.value for state in ENDED])
+        query = select(RunRow.name).join(TaskRow, TaskRow.id == RunRow.task_id)
+        with answering():
+            async with self._read() as session:
+                here = RunRow.place.in_(("", place))  # "": it was begun before places were noted
+                return set(await session.scalars(query.where(here, RunRow.ended.is_(None), ~over)))
+
+    async def busy(self) -> set[str]:
+        """The repositories that a run or an order still needs on this machine."""
+        orders = select(TaskRow.repo).join(OutboxRow, OutboxRow.task_id == TaskRow.id).where(OutboxRow.done.is_(None))
+        runs = select(TaskRow.repo).join(RunRow, RunRow.task_id == TaskRow.id).where(RunRow.ended.is_(None))
+        with answering():
+            async with self._read() as session:
+                return {*(await session.scalars(orders)), *(await session.scalars(runs))}
+
+
+def _is_over(before: float) -> ColumnElement[bool]:
+    """A task that ended before, with nothing left to do, and with more rows than the last line of its journal."""
+    mine = OutboxRow.task_id == TaskRow.id
+    ended = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before)
+    return ended & exists().where(mine) & ~exists().where(mine, OutboxRow.not_before.is_not(None))
+
+
+async def _still_over(session: AsyncSession, id: int, before: float) -> TaskRow | None:
+    """The task's row, which nobody else changes now; None when somebody has taken it up again.
+
+    The question comes after the lock: PostgreSQL may have waited for it, and sees only then what was done meanwhile.
+    """
+    await session.execute(select(TaskRow.id).where(TaskRow.id == id).with_for_update())
+    found: TaskRow | None = await session.scalar(select(TaskRow).where(TaskRow.id == id, _is_over(before)))
+    return found
+
+
+def _line(row: JournalRow) -> bytes:
+    fields = ("seq", "at", "kind", "what", "detail", "hash")
+    return json.dumps({name: getattr(row, name) for name in fields}).encode() + b"\n"
+
+
+def _append(path: Path, lines: Sequence[bytes]) -> None:
+    """Have `lines` at the end of a file, on the disk, each of them once.
+
+    Some may be there already: they are written before the commit that removes their rows, and that may fail. Who died
+    while writing left half a line, whose row is still there.
+    """
+    with path.open("a+b") as file:
+        os.chmod(file.fileno(), 0o600)
+        file.seek(0)
+        whole = [line for line in file if line.endswith(b"\n")]
+        file.truncate(sum(len(line) for line in whole))
+        known = set(whole)
+        file.writelines(line for line in lines if line not in known)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _needless() -> Select[str, str, int]:
+    pushing = exists().where(OutboxRow.task_id == RunRow.task_id, OutboxRow.kind == "Push", OutboxRow.done.is_(None))
+    undecided = exists().where(InboxRow.not_before.is_not(None), InboxRow.source == "osiris")
+    return (
+        select(RunRow.name, TaskRow.repo, TaskRow.issue)
+        .join(TaskRow, TaskRow.id == RunRow.task_id)
+        .where(RunRow.kept != "", RunRow.ended.is_not(None), ~pushing, ~undecided)
+        .limit(_AT_ONCE)
+    )
+
+
+async def _gone(session: AsyncSession, table: type, which: ColumnElement[bool]) -> int:
+    count = await session.scalar(select(func.count()).select_from(table).where(which))
+    await session.execute(delete(table).where(which))
+    return count or 0

@@ -1,0 +1,240 @@
+"""The unit of work: one inbox row in, one task moved, its orders out, all or nothing."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Integer, bindparam, case, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
+
+from osiris.core.decide import decide
+from osiris.core.effects import Effect, SwitchModel, TakeUp
+from osiris.core.errors import Unavailable
+from osiris.core.events import Event, IssueRef, RequestMade
+from osiris.core.policy import Policy
+from osiris.core.ports.live import Journal, Noted
+from osiris.core.task import Task
+from osiris.queue import audit_log, outbox, serialization
+from osiris.queue.database import answering, blocking, insert, reading
+from osiris.queue.in_process import LocalJournal
+from osiris.queue.inbox_rows import OWN, Received
+from osiris.queue.leases import INBOX, Lease
+from osiris.queue.reconcile_state import moved
+from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, is_due, now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """An inbox row that waits to be decided."""
+
+    id: int
+    source: str
+    kind: str
+    body: bytes
+    attempts: int
+
+
+# Statements of the busy paths are built once, and run without the ORM.
+_HAPPENING = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
+_DUE = (
+    select(*_HAPPENING)
+    .where(is_due(InboxRow), InboxRow.id.not_in(bindparam("without", expanding=True)))
+    .order_by(InboxRow.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+_PUT_OFF = (
+    select(InboxRow.id, InboxRow.not_before)
+    .where(InboxRow.not_before.is_not(None), ~is_due(InboxRow))
+    .order_by(InboxRow.id)
+)
+_SOME = select(*_HAPPENING).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
+_IGNORE = (
+    update(InboxRow.__table__)  # type: ignore[arg-type]
+    .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
+    .values(handled=bindparam("at"), not_before=None, error=None)
+)
+_WAITING = (InboxRow, OutboxRow)  # with their indexes of what waits alone
+_NEXT_DUE = select(  # one statement, so that nothing on its way from the outbox to the inbox is overlooked
+    *(select(func.min(row.not_before)).where(row.not_before.is_not(None)).scalar_subquery() for row in _WAITING)
+)
+
+
+class Store:
+    """Every transaction on the inbox and the tasks. What only a worker may do fails without its `lease`."""
+
+    def __init__(self, engine: AsyncEngine, lease: Lease | None = None, news: Journal | None = None) -> None:
+        self._door, self._blocking = ThreadPoolExecutor(1, "door"), blocking(engine)
+        self._engine, self._lease, self._news = engine, lease or Lease(engine, ""), news or LocalJournal()
+        self._write = async_sessionmaker(engine, expire_on_commit=False)
+        self._reader = reading(engine)
+        self._read = async_sessionmaker(self._reader, expire_on_commit=False)
+        new = insert(engine, InboxRow)
+        self._new = new.on_conflict_do_update(
+            index_elements=["source", "delivery"],
+            set_={"not_before": new.excluded.not_before, "attempts": 0, "error": None},
+            where=InboxRow.not_before.is_(None) & InboxRow.handled.is_(None),
+        )
+
+    # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(self, rows: Sequence[Received]) -> None:
+        """Write down what arrived, in one transaction.
+
+        A known delivery changes nothing, but one that was given up is taken up again: somebody had it redelivered.
+        """
+        at = now()
+        values = [{**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows]
+        await asyncio.get_running_loop().run_in_executor(self._door, self._receive, values)
+
+    def _receive(self, values: list[dict[str, Any]]) -> None:
+        """In the door's own thread: one hand-over a batch, where the async engine needs one a statement."""
+        with self._blocking.begin() as connection:
+            connection.execute(self._new, values)
+
+    async def inbox_due(self, limit: int, without: Collection[int] = (), at: float | None = None) -> list[Happening]:
+        """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for those `without`."""
+        params = {"now": now() if at is None else at, "without": without, "limit": limit}
+        async with self._reader.connect() as connection:
+            rows = await connection.execute(_DUE, params)
+            return [Happening(**row._mapping) for row in rows]
+
+    async def put_off(self, at: float) -> dict[int, float]:
+        """The rows that are to be looked at later than `at`, oldest first, and when (both seconds since 1970)."""
+        async with self._reader.connect() as connection:
+            return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})}
+
+    async def happenings(self, ids: Collection[int]) -> list[Happening]:
+        async with self._reader.connect() as connection:
+            return [Happening(**row._mapping) for row in await connection.execute(_SOME, {"ids": list(ids)})]
+
+    async def ignore(self, ids: Sequence[int]) -> None:
+        """Close rows that concern nobody, in one transaction."""
+        at = now()
+        with answering():
+            async with self._write.begin() as session:
+                await self._lease.insist_on_turn(session, INBOX)
+                connection = await session.connection()
+                await connection.execute(_IGNORE, [{"row": id, "at": at} for id in ids])
+
+    async def settle(self, id: int, event: Event, policy: Policy) -> None:
+        """Decide one inbox row: task state, orders, journal and the row itself, in one transaction."""
+        try:
+            with answering():
+                async with self._write.begin() as session:
+                    await self._lease.insist_on_turn(session, INBOX)
+                    row = await session.get_one(InboxRow, id)
+                    if row.not_before is None:
+                        return
+                    row.handled, row.not_before, row.error = now(), None, None
+                    noted = await self._decide(session, row, event, policy)
+        except (StaleDataError, IntegrityError):
+            raise Unavailable("another worker moved the task first", retry_in=0.05) from None
+        if noted:
+            self._news.hear(noted)
+
+    async def _decide(self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy) -> Noted | None:
+        was = None
+        if not isinstance(event, RequestMade) and (was := await _subject(session, row, event.issue)):
+            event = replace(event, issue=IssueRef(was.repo, was.issue))
+        before = serialization.load_task(was.data) if was else None
+        task, decided = decide(before, event, policy)
+        kept = _keep(was, task) if task else None
+        if kept is not None and was is None:
+            session.add(kept)
+            await session.flush()
+        if kept is not None:
+            await _at_once(session, kept.id, decided)
+        kept_orders = [order for order in decided if not isinstance(order, TakeUp)]
+        session.add_all(outbox.row(row.id, n, order, kept) for n, order in enumerate(kept_orders))
+        if kept is not None and (task != before or decided):
+            detail = {"state": kept.state, "orders": [type(order).__name__ for order in decided]}
+            happened = ("happened", type(event).__name__, serialization.dump(event))
+            return await audit_log.write(session, kept.id, happened, ("decided", kept.state, detail))
+        return None
+
+    async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
+        """It could not be looked at now; again in `seconds`. Returns when that is (seconds since 1970)."""
+        at = now() + seconds
+        await self._touch(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
+        return at
+
+    async def put_behind(self, id: int, at: float) -> None:
+        """What was said before it about the same is looked at again only `at` that time.
+
+        This is no try, but what was never tried at all would be due at once.
+        """
+        tried = case((InboxRow.attempts == 0, 1), else_=InboxRow.attempts)
+        await self._touch(id, error="it waits for what was said before", not_before=at, attempts=tried)
+
+    async def fail_inbox(self, id: int, error: str) -> None:
+        """It will never be decided; `osiris task list --failed` shows it."""
+        await self._touch(id, error=error, not_before=None)
+
+    async def _touch(self, id: int, *, error: str, **values: Any) -> None:
+        row = update(InboxRow).where(InboxRow.id == id, InboxRow.not_before.is_not(None))
+        with answering():
+            async with self._write.begin() as session:
+                await self._lease.insist_on_turn(session, INBOX)
+                await session.execute(row.values(error=serialization.plain(error), **values))
+
+    async def next_due(self) -> float | None:
+        """When the earliest waiting row wants to be looked at, in seconds since 1970; None when nothing waits."""
+        async with self._reader.connect() as connection:
+            waiting = (await connection.execute(_NEXT_DUE)).one()
+        return min((at for at in waiting if at is not None), default=None)
+
+    # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, issue: IssueRef) -> Task | None:
+        async with self._read() as session:
+            row = await _task_row(session, issue, lock=False)
+        return serialization.load_task(row.data) if row else None
+
+    async def by_pull(self, repo: str, pull: int) -> Task | None:
+        async with self._read() as session:
+            row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
+        return serialization.load_task(row.data) if row else None
+
+    async def close(self) -> None:
+        """Close every connection to the database."""
+        self._door.shutdown(wait=False, cancel_futures=True)
+        self._blocking.dispose()
+        await self._engine.dispose()
+
+    async def ready(self) -> None:
+        """Raises when the database does not answer, or cannot be written."""
+        async with self._write.begin() as session:
+            await session.execute(delete(InboxRow).where(InboxRow.id < 0))
+
+
+async def _at_once(session: AsyncSession, task: int, decided: Sequence[Effect]) -> None:
+    """What is done to the outbox with the decision itself."""
+    if any(isinstance(order, SwitchModel) for order in decided):
+        await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})  # it may wait for the other model
+    if any(isinstance(order, TakeUp) for order in decided):
+        await session.execute(outbox.TAKE_UP, {"task": task, "now": now()})
+
+
+async def _task_row(session: AsyncSession, issue: IssueRef, *, lock: bool = True) -> TaskRow | None:
+    """The task's row, for a transaction that changes it unless `lock` is False: then nobody else changes it."""
+    query = select(TaskRow).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
+    found: TaskRow | None = await session.scalar(query.with_for_update() if lock else query)
+    return found
+
+
+async def _subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
+    """The task that a row is about; a fact of our own may come from a job that began under an older name."""
+    found = await _task_row(session, issue)
+    return await moved(session, issue) if found is None and row.source == OWN else found
+
+
+def _keep(row: TaskRow | None, task: Task) -> TaskRow:
+    """The task's row with the task in it; `row` None: a new one."""
+    at = now()
+    row = row or TaskRow(repo=task.issue.repo, issue=task.issue.number, created=at)
+    row.state, row.pull, row.data, row.updated = task.state.value, task.pull, serialization.dump_task(task), at
+    return row

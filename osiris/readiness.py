@@ -1,0 +1,100 @@
+"""Whether everything that the work needs is there, each thing found out by trying it."""
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Protocol, cast
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from osiris.agents.models.registry import Brains
+from osiris.bot.github.app_auth import Tokens
+from osiris.config.settings import Settings
+from osiris.core.errors import OsirisError, Refused, Unavailable
+from osiris.core.ports.sandbox import Probe, Sandbox
+from osiris.queue.task_store import Store
+
+_PROBE_LIFE = 60.0  # seconds
+
+
+class _Hints(Protocol):
+    async def probe(self) -> Probe | None: ...
+
+
+class Readiness:
+    """What is missing for the work, asked at most once a minute where asking is dear."""
+
+    def __init__(
+        self, settings: Settings, store: Store, sandbox: Sandbox | None, brains: Brains, hints: _Hints
+    ) -> None:
+        """`sandbox` None: this process runs no commands."""
+        self._settings, self._store, self._sandbox, self._brains = settings, store, sandbox, brains
+        self._hints = hints
+        self._probes: Sequence[Probe] = ()
+        self._until = 0.0
+
+    async def __call__(self) -> Sequence[Probe]:
+        if self._sandbox is not None and monotonic() >= self._until:
+            self._probes = await self._sandbox.probe()
+            self._until = monotonic() + _PROBE_LIFE
+        hints = await self._hints.probe()
+        return [*self.settings(), await self.database(), *([hints] if hints else []), *self._probes]
+
+    def settings(self) -> list[Probe]:
+        missing = self._settings.missing()
+        fix = "set it in the environment or in .env; README, section 'A GitHub App by hand'"
+        return [Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing]
+
+    async def models(self) -> list[Probe]:
+        """Whether the operator's models answer and can call tools, found out by asking each: it costs a few tokens."""
+        wanted = filter(None, (self._settings.osiris_model, self._settings.osiris_second_model))
+        return [await self._model(model) for model in wanted]
+
+    async def _model(self, model: str) -> Probe:
+        name = f"model {model}"
+        try:
+            await self._brains.probe(model)
+        except Refused as refused:
+            return Probe(name=name, ok=False, detail=str(refused), fix="mend OSIRIS_MODEL, the vendor's key or address")
+        except Unavailable as outage:
+            fix = "see that this machine reaches the vendor; runs wait until it answers"
+            return Probe(name=name, ok=False, needed=False, detail=str(outage), fix=fix)
+        return Probe(name=name, ok=True, detail="it calls tools")
+
+    async def database(self) -> Probe:
+        try:
+            await self._store.ready()
+        except SQLAlchemyError as error:
+            told = str(getattr(error, "orig", error))
+            fix = "see that the data folder can be written, or that the server of DATABASE_URL runs"
+            return Probe(name="database", ok=False, detail=told, fix=fix)
+        return Probe(name="database", ok=True, detail="" if self._settings.is_embedded else "PostgreSQL")
+
+
+async def github_probes(tokens: Tokens | None, wanted: dict[str, str], events: Sequence[str]) -> list[Probe]:
+    """Whether GitHub knows the App, and whether it has the permissions and events that Osiris needs."""
+    if tokens is None:
+        return []
+    try:
+        app, delivery = await tokens.app(), await tokens.last_delivery()
+    except OsirisError as error:
+        fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
+        return [Probe(name="GitHub App", ok=False, detail=str(error), fix=fix)]
+    has = cast(dict[str, str], app.get("permissions", {}))
+    lacks = [f"{name}: {level}" for name, level in wanted.items() if has.get(name) not in (level, "write")]
+    deaf = [name for name in events if name not in app.get("events", [])]
+    return [
+        Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
+        Probe(name="permissions", ok=not lacks, detail=", ".join(lacks), fix="grant them on the App's page"),
+        Probe(name="events", ok=not deaf, detail=", ".join(deaf), fix="subscribe to them on the App's page"),
+        _webhook_probe(delivery),
+    ]
+
+
+def _webhook_probe(delivery: dict[str, Any] | None) -> Probe:
+    """Whether GitHub reached our door the last time it tried."""
+    if delivery is None:
+        fix = "label an issue, or press 'Redeliver' on the App's page under Advanced"
+        return Probe(name="webhooks", ok=False, needed=False, detail="GitHub has sent none yet", fix=fix)
+    told = f"the last one ({delivery['event']}) was answered {delivery['status_code']} {delivery['status']}"
+    fix = "see that the App's webhook URL reaches this server, and that the secret is the same"
+    return Probe(name="webhooks", ok=delivery["status_code"] == 202, needed=False, detail=told, fix=fix)

@@ -1,0 +1,75 @@
+"""The processes of Osiris: web, worker, or both in one, until they are told to end."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+
+from osiris.bootstrap import Osiris, background
+from osiris.config.http_server import listening
+from osiris.config.settings import Settings
+from osiris.core.errors import Refused
+
+log = logging.getLogger(__name__)
+
+
+async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
+    """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told the address."""
+    end = _told_to_end()
+    gc.collect()
+    gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
+    async with osiris.running():
+        listener = _listener(osiris.settings)
+        async with listening(osiris.app, listener, grace=2), background(_say_what_lacks(osiris)):
+            ready(_url(listener))
+            await end.wait()  # `grace`: the worker needs the rest of its ten seconds
+
+
+async def work(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
+    """The worker alone, until SIGINT or SIGTERM."""
+    if osiris.worker is None:
+        raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.missing())}")
+    end = _told_to_end()
+    async with osiris.running(), background(_say_what_lacks(osiris)):
+        ready(socket.gethostname())
+        await end.wait()
+
+
+async def _say_what_lacks(osiris: Osiris) -> None:
+    """Into the log, before the first run has to be refused."""
+    for probe in await osiris.sandbox.probe() if osiris.worker and osiris.sandbox else ():
+        if not probe.ok:
+            effect = "no run can start" if probe.needed else "the sandbox is a weak one, which pull requests will say"
+            log.warning("%s: %s: %s. %s", effect, probe.name, probe.detail, probe.fix)
+
+
+def _told_to_end() -> asyncio.Event:
+    """An event for SIGINT and SIGTERM: everything is put in order before the process ends."""
+    end = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    return end
+
+
+@contextlib.asynccontextmanager
+async def as_guest(osiris: Osiris) -> AsyncIterator[None]:
+    """Web and worker inside somebody else's process, until the block ends."""
+    async with osiris.running(), listening(osiris.app, _listener(osiris.settings), grace=5):
+        yield
+
+
+def _listener(settings: Settings) -> socket.socket:
+    where = (settings.osiris_host, settings.osiris_port)
+    try:
+        return socket.create_server(where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise Refused(f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT") from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

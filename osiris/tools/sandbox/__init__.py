@@ -1,0 +1,1 @@
+"""The sandbox: sessions, and what they are made of."""

@@ -1,0 +1,67 @@
+"""Checkouts that are kept, each on a disk that nothing is written to any more.
+
+Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 8,000 files out. Only root can do that.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from osiris.tools.sandbox.disks.disk import finish_in_thread
+from osiris.tools.sandbox.disks.image_disk import KEPT, ImageDisk
+
+MOST: Final = 32  # each is a mount, and a loop device of the kernel's
+
+Fill = Callable[[ImageDisk], Awaitable[None]]
+"""Makes a disk and checks the commit out on it. Raises Refused or Unavailable."""
+
+
+class Layers:
+    """The kept checkouts of this machine; those used longest ago make room."""
+
+    def __init__(self, root: Path, most: int, *, uid: int | None) -> None:
+        """`most` is how many bytes they may take together."""
+        self._root, self._most, self._uid = root, most, uid
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> ImageDisk:
+        """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
+        name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
+        disk = self._disk(name)
+        async with self._locks[name]:
+            if not await finish_in_thread(disk.find):
+                await self._make(disk, fill)
+                await finish_in_thread(self._make_room, disk)
+            with contextlib.suppress(FileNotFoundError):  # another one has just made room; who lies over it will see
+                os.utime(disk.image)
+        return disk
+
+    def _disk(self, name: str) -> ImageDisk:
+        return ImageDisk(self._root, name, uid=self._uid)
+
+    async def _make(self, disk: ImageDisk, fill: Fill) -> None:
+        """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
+        await finish_in_thread(disk.remove)
+        async with contextlib.AsyncExitStack() as failed:
+            failed.push_async_callback(finish_in_thread, disk.remove)
+            await fill(disk)
+            disk.seal()
+            failed.pop_all()
+
+    def _make_room(self, newest: ImageDisk) -> None:
+        """A disk that a workspace lies over goes only from sight: it is there as long as that."""
+        found = []
+        for image in newest.image.parent.glob(f"{KEPT}*.img"):
+            with contextlib.suppress(FileNotFoundError):
+                about = image.stat()
+                found.append((about.st_mtime, about.st_blocks * 512, image))  # what it takes without its holes
+        total, many = sum(size for _, size, _ in found), len(found)
+        for _, size, image in sorted(found):
+            if image != newest.image and (total > self._most or many > MOST):
+                total, many = total - size, many - 1
+                self._disk(image.stem).remove()

@@ -1,0 +1,112 @@
+"""Disks of an ordinary user: a tmpfs of a limited size, held by a process that does nothing else.
+
+Only root may mount, but an ordinary user may in name spaces of its own. Those last as long as a process is in them, so
+one is left there; it outlives its worker, and so does the disk. What is on it counts as memory of this machine.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from osiris.core.errors import Unavailable
+from osiris.core.ports.sandbox import MIB, Limits
+from osiris.tools.sandbox.disks.disk import DEVPTS, Disk, fills_up
+
+NSENTER: Final = "/usr/bin/nsenter"
+# Nobody's child, and with none of our streams: whoever asked for it may end.
+HOLD: Final = ("/usr/bin/setsid", "--fork", "/usr/bin/unshare", "--map-root-user", "--mount", "/bin/sh", "-c")
+INOTIFY: Final = 32  # instances of inotify for one session, of the 128 that a user has in most cases
+# It notes by itself who it is, and since when: whoever asked for it may be killed before the answer. The start is the
+# 20th word behind the name: proc_pid_stat(5), field 22.
+HELD: Final = """
+mount -t tmpfs -o "size=$2,nr_inodes=$3,mode=0711,nosuid,nodev" osiris "$1" || exit
+if [ "$5" ]; then (
+    cd "$1" && umask 022 && mkdir usr etc pts && mount --bind "$5" etc
+    mount -t overlay -o ro,nosuid,nodev,lowerdir=usr:/usr osiris usr
+    mount -t overlay -o ro,nosuid,nodev,lowerdir=pts:etc osiris etc
+    mount -t devpts -o "nosuid,noexec,$6" osiris pts
+    echo "$7" >/proc/sys/user/max_inotify_instances
+) 2>/dev/null; fi
+set -- "$4" $(sed 's/.*) //' /proc/$$/stat)
+printf '[%d, "%s"]' $$ "${21}" >"$1" || exit
+echo held
+exec /usr/bin/sleep infinity <&- >/dev/null 2>&1
+"""
+GONE: Final = 5.0  # seconds that a killed process may take to be gone
+
+
+class HeldDisk(Disk):
+    """A disk that a process holds; which one stands in a file."""
+
+    def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
+        super().__init__(root, name, uid=uid, etc=etc)
+        self._note = root / "@held" / name
+
+    @property
+    def here(self) -> Path:
+        return Path(f"/proc/{self._holder()}/root{self.folder}")
+
+    @property
+    def enter(self) -> Sequence[str]:
+        return (NSENTER, "--user", "--mount", "--preserve-credentials", f"--target={self._holder()}", "--")
+
+    def make(self, limits: Limits) -> None:
+        self.folder.mkdir(mode=0o711, exist_ok=True)
+        self._note.parent.mkdir(mode=0o700, exist_ok=True)
+        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
+        words += [str(self._note), str(self.etc or ""), DEVPTS, str(INOTIFY)]
+        said = subprocess.run(
+            words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        )
+        if said.stdout != b"held\n":
+            raise Unavailable(f"the session's disk: {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}")
+        self._fill()
+
+    def find(self) -> bool:
+        return self._holder() > 0 and self.sealed
+
+    def remove(self) -> None:
+        if (pid := self._holder()) > 0:
+            os.kill(pid, signal.SIGKILL)
+            until = time.monotonic() + GONE
+            while self._holder() and time.monotonic() < until:
+                time.sleep(0.001)
+        self._note.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.folder.rmdir()
+
+    def _holder(self) -> int:
+        """The process; 0 when there is none. A number that another process has now does not count."""
+        try:
+            pid, started = json.loads(self._note.read_text())
+        except (OSError, ValueError):
+            return 0
+        return int(pid) if started and _started(pid) == started else 0
+
+
+def _started(pid: int) -> str:
+    """When a process was started; "" when there is none, or a dead one. See proc_pid_stat(5), fields 3 and 22."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def can_hold(root: Path) -> str:
+    """Try a small one; empty when it works, else what went wrong."""
+    trial = HeldDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None)
+    try:
+        trial.make(Limits(disk=4 * MIB, inodes=64))
+        return fills_up(trial, 8 * MIB)
+    except (OSError, Unavailable, subprocess.SubprocessError) as error:
+        return str(error)
+    finally:
+        trial.remove()

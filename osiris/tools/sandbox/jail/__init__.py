@@ -1,0 +1,1 @@
+"""The jail of one command: its namespaces, limits and process."""

@@ -1,0 +1,46 @@
+"""Jails whose worker was killed in the one moment in which they do not see it.
+
+bubblewrap's monitor dies with its worker, and the jail with the monitor. But a jail that has just been started waits
+for the monitor on an eventfd, which never ends: killed in that millisecond, the monitor leaves it waiting for ever. No
+command has begun in it, but it holds a copy of all mounts, so that no disk that is unmounted is ever put away.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from osiris.tools.sandbox.jail.process import BWRAP, MARK
+
+_BEGINS, _MARK = f"{BWRAP}\0".encode(), MARK.encode()
+
+
+def end_orphans() -> None:
+    """Kill every jail on this machine that has lost its monitor, whichever worker it was of."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError):  # ended as we looked, or not ours
+                _end_orphan(entry)
+
+
+def _end_orphan(process: Path) -> None:
+    if not _is_ours(process):
+        return
+    pidfd = os.pidfd_open(int(process.name))  # and asked again with that: its number may be another's by now
+    try:
+        if _is_orphan(process):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
+def _is_orphan(process: Path) -> bool:
+    """Whether it is process 1 of a jail of ours, and its parent no monitor."""
+    about = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    is_first = len(inside := about["NSpid"].split()) > 1 and inside[-1] == "1"
+    return is_first and _is_ours(process) and not _is_ours(process.parent / about["PPid"])
+
+
+def _is_ours(process: Path) -> bool:
+    command = (process / "cmdline").read_bytes()
+    return command.startswith(_BEGINS) and _MARK in command

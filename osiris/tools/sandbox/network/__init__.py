@@ -1,0 +1,1 @@
+"""The network of a session: a proxy that lets allowed hosts through."""

@@ -1,0 +1,80 @@
+"""Which addresses a jail's proxy may reach, and the list of hosts that it goes by."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from osiris.tools.sandbox.network.proxy_request import Request
+
+NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+INNER: Final = tuple(
+    map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10"))
+)
+"""What some Pythons call global: what Azure and Oracle tell their machines about themselves; IPv4 in IPv6 as it was
+written once, and as a network translates it for itself; and the private addresses of an older IPv6."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """A host that may be reached: its name, or `*.` and what its name ends with. `own`: this machine's configuration
+    names it, so its address may be a private one; `plain`: it is spoken to without TLS."""
+
+    host: str
+    port: int = 443
+    own: bool = False
+    plain: bool = False
+
+    def fits(self, request: Request) -> bool:
+        named = request.host.endswith(self.host[1:]) if self.host.startswith("*.") else request.host == self.host
+        return named and (request.port, bool(request.plain)) == (self.port, self.plain)
+
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""(host, port) -> its addresses. Raises OSError."""
+
+
+class Resolver:
+    """Finds addresses as this machine does, in threads of its own."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(4, "resolver")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+
+
+def _look_up(host: str, port: int) -> Sequence[str]:
+    """Return its addresses. Raises OSError.
+
+    The name is passed as bytes: for a str Python imports a codec, and the proxy's user may not be
+    able to read that.
+    """
+    found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def may_be_reached(address: str, host: str, *, own: bool) -> bool:
+    """Whether a host may be reached at an address: a public one, or for one of our `own` configuration a private one.
+
+    Not even those lead to this machine, unless the configuration says so in these words: names change their addresses.
+    """
+    ip = _inner(ipaddress.ip_address(address.partition("%")[0]))
+    if ip.is_multicast or ip.is_link_local or ip.is_unspecified:
+        return False
+    if ip.is_loopback:
+        return own and (host == "localhost" or host == address)
+    return own or (ip.is_global and not any(ip in network for network in INNER))
+
+
+def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that one of IPv6 stands for, where it stands for one."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip in NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)

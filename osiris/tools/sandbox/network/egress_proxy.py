@@ -1,0 +1,254 @@
+"""Egress proxy: the only way out of a jail. It leads to the hosts of a list, and to nothing else.
+
+It serves a unix socket that is shown to the jail; without that there is no way out at all. A
+connection is let through when its host and port are on the list, the host's address is a public
+one, and the TLS that follows names the same host: a name that resolves to a service of this machine
+or of its cloud leads nowhere, and an allowed name is no disguise for another. What is said inside
+of TLS cannot be seen, so an allowed host is a way out for data too: hence the cap on what is sent.
+
+It runs in a process of its own (`proxy_child.py`), so that a jail can harm nothing but its own way
+out. That process has to start fast: this module and those it needs import little.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from osiris.tools.sandbox.network.addresses import Allowed, Resolve, may_be_reached
+from osiris.tools.sandbox.network.proxy_request import Request, read_request
+from osiris.tools.sandbox.network.tls_client_hello import NotOurs, client_hello, quote_name, server_name
+
+CHUNK: Final = 1 << 16
+BACKLOG: Final = 128  # connections that wait to be accepted
+HEAD: Final = 16 << 10  # bytes of a request
+LONGEST_REASON: Final = 400  # characters
+MOST_NAMES: Final = 100  # refused hosts that are told apart: a hostile jail can ask for as many as it likes
+OTHERS: Final = ("other hosts", 0, "more than can be told apart")
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+ACCESS_DENIED: Final = b"\x15\x03\x01\x00\x02\x02\x31"  # a fatal alert of TLS: RFC 8446, section 6.2
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """For one proxy: bytes that may be sent and received in its life, and connections at once. For one connection:
+    seconds until it stands, and of silence."""
+
+    up: int = 16 << 20
+    down: int = 4 << 30
+    connections: int = 100
+    patience: float = 20.0
+    silence: float = 120.0
+
+
+class Denied(Exception):
+    """It is not let through. The text says why; `answer` is what the jail is told in place of a page that says so."""
+
+    def __init__(self, reason: str, answer: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.answer = answer
+
+
+class Unreachable(Exception):
+    """It may be reached, but does not answer."""
+
+
+class Egress:
+    """A proxy for one session. Its connections end with the command that made them: see `hang_up`."""
+
+    def __init__(self, allowed: Sequence[Allowed], resolve: Resolve, caps: Caps | None = None) -> None:
+        self._allowed = tuple(allowed)
+        self._caps = caps or Caps()
+        self._resolve = resolve
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._left = {"up": self._caps.up, "down": self._caps.down}
+        self._blocked = Counter[tuple[str, int, str]]()
+        self._unreachable = ""
+
+    def take_report(self) -> dict[str, object]:
+        """Return what happened since this was asked last, as JSON takes it.
+
+        `blocked` is a list of (host, port, times, reason); `unreachable` says which host that may
+        be reached was not, and why.
+        """
+        rows = [[host, port, times, reason] for (host, port, reason), times in self._blocked.items()]
+        report: dict[str, object] = {"blocked": rows, "unreachable": self._unreachable}
+        self._blocked.clear()
+        self._unreachable = ""
+        return report
+
+    @contextlib.asynccontextmanager
+    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Serve the connections of a listening unix socket until the block ends."""
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener, self._accept, listener)
+        try:
+            yield
+        finally:
+            loop.remove_reader(listener)
+            await self.hang_up(listener)
+
+    async def hang_up(self, listener: socket.socket) -> None:
+        """End all connections, and those that still wait to be accepted."""
+        for _ in range(2 * BACKLOG):
+            try:
+                listener.accept()[0].close()
+            except OSError:  # none is left
+                break
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take the connections that wait. Too many at once are closed: each takes descriptors."""
+        for _ in range(BACKLOG):
+            try:
+                jail, _ = listener.accept()
+            except OSError:
+                return
+            if len(self._under_way) >= self._caps.connections:
+                jail.close()
+                continue
+            task = asyncio.get_running_loop().create_task(self._meet(jail))
+            self._under_way.add(task)
+            task.add_done_callback(partial(self._forget, jail))
+
+    def _forget(self, jail: socket.socket, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        jail.close()  # also of a task that never began
+        if not task.cancelled() and (error := task.exception()):
+            self._unreachable = f"a connection failed: {error!r}"[:LONGEST_REASON]
+
+    async def _meet(self, jail: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=jail, limit=HEAD)
+        try:
+            await self._serve((reader, writer))
+            await self._finish(writer)
+        finally:
+            writer.transport.abort()
+
+    async def _finish(self, writer: asyncio.StreamWriter) -> None:
+        """Close, once the other side has taken what was written. Until then it counts."""
+        writer.close()
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(self._caps.patience):
+                await writer.wait_closed()
+
+    async def _serve(self, jail: Stream) -> None:
+        request = Request(host="?", port=0)
+        try:
+            async with asyncio.timeout(self._caps.patience):
+                request = read_request(await jail[0].readuntil(b"\r\n\r\n"))
+                there = await self._connect(request)
+            try:
+                await self._join(request, jail, there)
+                await self._finish(there[1])
+            finally:
+                there[1].transport.abort()
+        except (Denied, NotOurs) as denied:
+            self._refuse(request, str(denied))
+            answer = denied.answer if isinstance(denied, Denied) else None
+            jail[1].write(_page(403, request, str(denied)) if answer is None else answer)
+        except Unreachable as error:
+            self._unreachable = f"{request.host}:{request.port}: {str(error)[:LONGEST_REASON]}"
+            jail[1].write(_page(502, request, str(error)))
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            return  # one of both sides broke off, or took too long (a TimeoutError is an OSError)
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        what = (request.host, request.port, reason[:LONGEST_REASON])
+        if what not in self._blocked and len(self._blocked) >= MOST_NAMES:
+            what = OTHERS
+        self._blocked[what] += 1
+
+    # ── finding the host ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _connect(self, request: Request) -> Stream:
+        """Raises Denied or Unreachable."""
+        rules = [rule for rule in self._allowed if rule.fits(request)]
+        if not rules:
+            raise Denied("it is not on the list of allowed hosts")
+        trouble = "it has no address"
+        for address in await self._addresses(request, own=any(rule.own for rule in rules)):
+            try:
+                return await asyncio.open_connection(address, request.port, limit=CHUNK)
+            except OSError as error:
+                trouble = error.strerror or str(error)
+        raise Unreachable(trouble)
+
+    async def _addresses(self, request: Request, *, own: bool) -> list[str]:
+        """Those it may be reached at. The name is not looked up again, so what was checked is what is reached."""
+        try:
+            found = await self._resolve(request.host, request.port)
+        except OSError as error:
+            if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+                raise Denied("there is no host of that name") from None
+            raise Unreachable(f"its name cannot be resolved: {error.strerror or error}") from None
+        good = [address for address in found if may_be_reached(address, request.host, own=own)]
+        if found and not good:
+            raise Denied("its address is not a public one")
+        return good
+
+    # ── letting through ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _join(self, request: Request, jail: Stream, there: Stream) -> None:
+        """Pass bytes between the two until both have ended. Raises Denied."""
+        first = request.plain or await self._tls(request, jail)
+        self._take("up", len(first))
+        there[1].write(first)
+        broken: list[Exception] = []
+        try:
+            async with asyncio.timeout(self._caps.silence) as silence, asyncio.TaskGroup() as both:
+                both.create_task(self._pump("down", there[0], jail[1], silence))
+                if not request.plain:
+                    both.create_task(self._pump("up", jail[0], there[1], silence))
+        except* (OSError, Denied) as group:
+            broken += group.exceptions  # not raised here: before Python 3.11.4 that would come out as a group
+        if broken:
+            raise broken[0]
+
+    async def _tls(self, request: Request, jail: Stream) -> bytes:
+        """The first that the jail says to the host: it must be TLS, and mean that host."""
+        jail[1].write(ESTABLISHED)
+        try:
+            async with asyncio.timeout(self._caps.patience):
+                raw, hello = await client_hello(jail[0])
+            if (named := server_name(hello)) != request.host:
+                raise NotOurs(f"its TLS hello names another host: {quote_name(named)}")
+        except NotOurs as error:
+            raise Denied(str(error), ACCESS_DENIED) from None
+        return raw
+
+    async def _pump(
+        self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter, silence: asyncio.Timeout
+    ) -> None:
+        """Only silence of both sides ends a connection: who downloads something large says nothing meanwhile."""
+        while data := await source.read(CHUNK):
+            self._take(way, len(data))
+            target.write(data)
+            await target.drain()
+            if not silence.expired():
+                silence.reschedule(asyncio.get_running_loop().time() + self._caps.silence)
+        with contextlib.suppress(OSError):
+            target.write_eof()
+
+    def _take(self, way: str, size: int) -> None:
+        self._left[way] -= size
+        if self._left[way] < 0:
+            most = self._caps.up if way == "up" else self._caps.down
+            raise Denied(f"more than {most >> 20} MiB went {way}", b"")
+
+
+def _page(status: int, request: Request, reason: str) -> bytes:
+    """An answer of the proxy's own: tools show its first line to people, and people look into its body."""
+    phrase = "Blocked by the sandbox" if status == 403 else "Bad Gateway"
+    body = f"{request.host}:{request.port}: {reason}\n".encode("utf-8", "replace")
+    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Connection: close\r\n\r\n" + body

@@ -1,0 +1,75 @@
+"""What a jail asks of its proxy: CONNECT, or a plain GET of a mirror without TLS. RFC 9110, section 9.3.6."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from osiris.tools.sandbox.network.tls_client_hello import NotOurs
+
+HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*")
+NOT_PASSED_ON: Final = re.compile(r"(?i)connection|content-length|expect|host|keep-alive|proxy-.*|te|trailer|upgrade")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Which host a jail wants; `plain` is what that is told first, when it is spoken to without TLS."""
+
+    host: str
+    port: int
+    plain: bytes = b""
+
+
+def read_request(head: bytes) -> Request:
+    """Raises NotOurs for what is no request that a proxy of ours takes."""
+    first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    method, _, rest = first.partition(" ")
+    target, _, version = rest.partition(" ")
+    if version not in ("HTTP/1.0", "HTTP/1.1"):
+        raise NotOurs("it speaks no HTTP")
+    if method == "CONNECT":
+        host, _, port = target.rpartition(":")
+        return Request(host=_host(host), port=_port(port))
+    if method not in ("GET", "HEAD"):
+        raise NotOurs("only CONNECT, and GET of a mirror, are let through")
+    return _plain(method, target, lines)
+
+
+def _plain(method: str, target: str, lines: Sequence[str]) -> Request:
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        raise NotOurs("it asks for no address") from None
+    if parts.scheme != "http" or not re.fullmatch(r"[!-~]+", target):
+        raise NotOurs("it asks for no address")
+    host, _, port = parts.netloc.partition(":")
+    asked = [f"{method} {_path(parts)} HTTP/1.1", f"Host: {parts.netloc}", *_headers(lines), "Connection: close"]
+    return Request(host=_host(host), port=_port(port or "80"), plain="\r\n".join([*asked, "\r\n"]).encode("latin-1"))
+
+
+def _path(parts: SplitResult) -> str:
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _headers(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        found = HEADER.fullmatch(line)
+        if not found or found[1].lower() == "transfer-encoding":
+            raise NotOurs("its request is garbled")
+        if not NOT_PASSED_ON.fullmatch(found[1]):
+            yield line
+
+
+def _host(text: str) -> str:
+    host = text.lower().removesuffix(".")
+    if not HOST.fullmatch(host):
+        raise NotOurs("it names no host")
+    return host
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII):
+        raise NotOurs("it names no port")
+    return int(text)

@@ -1,0 +1,1 @@
+"""The workspace: its checkout, its set-up, its files, and the export of the work."""

@@ -1,0 +1,188 @@
+"""Getting workspaces ready: the commands of the base branch, with a way out to the package registries, before anybody
+else's words are near. What comes of it is kept for all runs whose lock files are the same.
+
+The commands run in the files of the base branch: nothing that an agent wrote ever runs with this way out. Kept is what
+git does not know (packages, compiled things) and the home, as a tar that is packed and unpacked in jails; the host only
+holds it.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Final
+
+from pydantic import TypeAdapter
+
+from osiris.core.errors import Mendable, TooSlow, Unavailable
+from osiris.core.events import CommandRan
+from osiris.core.ports.sandbox import Plan, Result, Setup
+from osiris.core.sanitize import clean_text
+from osiris.tools.sandbox.guest.setup_leftovers import MOST, TOO_MANY
+from osiris.tools.sandbox.jail.process import run_once
+from osiris.tools.sandbox.session import OpenSession
+
+log = logging.getLogger(__name__)
+
+LIVES: Final = 7 * 86400.0  # seconds; then it is made anew, for not everything that is installed stands in a lock file
+LEFT_OVER: Final = 86400.0  # seconds after which what a killed worker was writing is removed
+FORM: Final = "2"  # of the tar; what was kept in another form is made again
+MOST_NAMED: Final = 10  # hosts that were refused
+FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
+SHELL: Final = ("/bin/bash", "-e", "-o", "pipefail", "-c")  # as GitHub runs the steps of its workflows
+RAN: Final = TypeAdapter(tuple[CommandRan, ...])
+
+# Git says which files they are, by the index of the checkout; nobody reads the `.git` that strangers could write to.
+# Only the repository's own rules are asked, as they are in the index, and none that the set-up could have written: it
+# could hide a file, and have it taken for the agent's work. Files of rules that it left between the repository's own
+# are dropped: they would hide the agent's new files, or change them on their way. See `setup_leftovers.py` for the
+# lists.
+PACK: Final = r"""
+set -euo pipefail
+export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 HOME=/nonexistent
+export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
+git init -q --bare --template= "$GIT_DIR"
+git config core.bare false
+git config core.excludesFile /dev/null
+mkdir "$GIT_DIR/info" /tmp/rules
+echo /base.git/objects >"$GIT_DIR/objects/info/alternates"
+cp -p /base.index "$GIT_INDEX_FILE"
+export GIT_WORK_TREE=/workspace
+cd /workspace
+git ls-files -z --others --directory --no-empty-directory >/tmp/new
+git ls-files -z | { grep -zE '(^|/)\.gitignore$' || true; } | git checkout-index -z --stdin --prefix=/tmp/rules/
+sed -z -e 's,/$,/x,' -e 's,^,./,' /tmp/new >/tmp/asked
+(cd /tmp/rules && GIT_WORK_TREE=. git check-ignore -z --no-index --stdin) </tmp/asked >/tmp/ignored || [ $? = 1 ]
+/usr/bin/python3 -I -S /etc/osiris/setup_leftovers note
+exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - 2>/dev/null
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a set-up left, the commands that made it, and whether that was for an earlier session."""
+
+    tar: Path
+    commands: tuple[CommandRan, ...]
+    cached: bool = False
+
+
+class Setups:
+    """What set-ups left, on this machine; those used longest ago make room."""
+
+    def __init__(self, root: Path, most: int) -> None:
+        """`most` is how many bytes they may take together."""
+        self._root, self._most = root / "@setups", most
+        self._root.mkdir(mode=0o711, exist_ok=True)
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def get(self, plan: Plan, salt: str, make: Callable[[], Awaitable[OpenSession]]) -> Outcome | None:
+        """What the set-up of `plan` leaves, made in a session of `make` when it is not there; None without a set-up.
+
+        `salt` changes with this machine. Raises Mendable when a command fails, Refused, and Unavailable.
+        """
+        if plan.setup is None or not plan.setup.commands:
+            return None
+        key = _key(plan.repo, plan.setup, salt)
+        async with self._locks[key]:
+            if found := await asyncio.to_thread(self._find, key):
+                return found
+            session = await make()
+            try:
+                return await self._make(key, plan.setup, session)
+            finally:
+                await session.destroy()
+
+    def _find(self, key: str) -> Outcome | None:
+        tar, notes = self._root / f"{key}.tar", self._root / f"{key}.json"
+        try:
+            made = notes.stat().st_mtime
+            commands = RAN.validate_json(notes.read_bytes())
+            os.utime(tar)
+        except (OSError, ValueError):
+            return None
+        return Outcome(tar=tar, commands=commands, cached=True) if time.time() - made < LIVES else None
+
+    async def _make(self, key: str, setup: Setup, session: OpenSession) -> Outcome:
+        commands, began = [], time.monotonic()
+        for command in setup.commands:
+            left = session.limits.setup_seconds - (time.monotonic() - began)
+            session.forget_unreachable()
+            result = await session.run([*SHELL, command], timeout=max(1.0, left))
+            ran = CommandRan(
+                command=command, exit_code=result.exit_code, seconds=round(result.seconds, 3), blocked=result.blocked
+            )
+            log.info("set-up: %r ended with %s after %.1f s", command[:200], ran.exit_code, ran.seconds)
+            if result.exit_code != 0:
+                raise _failed(ran, result, reached=not session.unreachable)
+            commands.append(ran)
+        new, tar = self._root / f"{key}.new", self._root / f"{key}.tar"
+        for old in self._root.glob("*.new"):
+            if time.time() - old.stat().st_mtime > LEFT_OVER:
+                old.unlink(missing_ok=True)
+        try:
+            with new.open("wb") as file:
+                await _pack(session, file)
+            new.replace(tar)
+        finally:
+            new.unlink(missing_ok=True)
+        tar.with_suffix(".json").write_bytes(RAN.dump_json(tuple(commands)))
+        self._make_room(tar)
+        return Outcome(tar=tar, commands=tuple(commands))
+
+    def _make_room(self, newest: Path) -> None:
+        tars = sorted(self._root.glob("*.tar"), key=lambda tar: tar.stat().st_mtime)
+        total = sum(tar.stat().st_size for tar in tars)
+        for tar in tars:
+            if total > self._most and tar != newest:
+                total -= tar.stat().st_size
+                tar.with_suffix(".json").unlink(missing_ok=True)
+                tar.unlink()
+
+
+def _key(repo: str, setup: Setup, salt: str) -> str:
+    words = [FORM, repo, setup.key, *setup.commands, "", *setup.hosts, "", salt]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
+
+
+async def _pack(session: OpenSession, file: IO[bytes]) -> None:
+    limits = session.limits
+    view = session.read_only(home=True)
+    view = replace(view, limits=replace(limits, file_size=limits.disk))
+    argv = ["/bin/bash", "-c", PACK]
+    result = await run_once(view, argv, limits.open_seconds, cgroup=session.cgroup, stdout=file.fileno())
+    if result.timed_out:
+        raise TooSlow("putting away what the set-up left took too long")
+    if result.exit_code == TOO_MANY:
+        raise Mendable(
+            f"the set-up leaves more than {MOST:,} files that the repository's .gitignore does not cover, such as "
+            f"{_last_words(result)}; let .gitignore cover them"
+        )
+    if result.exit_code != 0:
+        raise Mendable(f"what the set-up left could not be put away: {_last_words(result)}")
+
+
+def _failed(ran: CommandRan, result: Result, *, reached: bool) -> Mendable | Unavailable:
+    """What it means that a command failed: that somebody has to mend it, or that a registry was not to be had."""
+    command = " ".join(clean_text(ran.command).split())[:200]
+    how = "took too long" if result.timed_out else f"ended with exit code {ran.exit_code}"
+    told = f"the set-up command `{command}` {how}: {_last_words(result)}"
+    if not reached:
+        return Unavailable(f"{told}; a package registry could not be reached")
+    wanted = ", ".join(f"{b.host}:{b.port}" for b in ran.blocked[:MOST_NAMED])
+    if len(ran.blocked) > MOST_NAMED:
+        wanted += f" and {len(ran.blocked) - MOST_NAMED} more"
+    return Mendable(
+        f"{told}; blocked: {wanted}; `network.setup` in `.github/osiris.yml` lets it out" if wanted else told
+    )
+
+
+def _last_words(result: Result) -> str:
+    lines = [line.strip() for line in clean_text(result.output).splitlines() if line.strip()]
+    return " / ".join(lines[-3:])[-400:] or "it said nothing"

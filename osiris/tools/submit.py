@@ -1,0 +1,18 @@
+"""The tool that ends a run."""
+
+from typing import NoReturn
+
+from pydantic import Field
+
+from osiris.core.errors import RunEnded
+from osiris.core.ports.models import Submitted
+from osiris.core.ports.sandbox import Session
+from osiris.tools.files import Args
+
+
+class Submit(Args):
+    summary: str = Field(min_length=1, description="what you changed, why, and what you left undone")
+
+
+async def submit(session: Session, args: Submit) -> NoReturn:
+    raise RunEnded(Submitted(summary=args.summary.strip()))

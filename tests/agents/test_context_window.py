@@ -1,0 +1,109 @@
+"""What a model is sent when its window fills: one rule, and what it promises."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osiris.agents.context_window import GONE, fitted, tokens
+from osiris.agents.models.fallback import REST, TRIES, WithSecond
+from osiris.core.errors import Unavailable
+from osiris.core.ports.models import Message, ToolCall
+
+ROOM = 2000  # tokens
+
+
+def conversation(sizes: list[int]) -> list[Message]:
+    """A brief, and for each size a call and its answer of so many characters."""
+    found = [Message(role="system", text="rules " * 20), Message(role="user", text="brief " * 20)]
+    for number, size in enumerate(sizes):
+        call = ToolCall(id=f"c{number}", name="run_command", args={"command": f"step {number}"})
+        found.append(Message(role="assistant", text=f"Step {number}.", calls=(call,)))
+        found.append(Message(role="tool", text="x" * size, call=call.id))
+    return found
+
+
+sizes = st.lists(st.integers(0, 2500), max_size=40)
+
+
+@given(sizes)
+def test_only_old_outputs_of_tools_are_left_out(sizes: list[int]):
+    whole = conversation(sizes)
+    sent = fitted(whole, ROOM)
+    assert len(sent) == len(whole)
+    assert sent[-4:] == whole[-4:]
+    for was, now in zip(whole, sent, strict=True):
+        assert was == now or (was.role == "tool" and now.text == GONE and now.call == was.call)
+
+
+@given(sizes)
+def test_it_fits_whenever_leaving_them_out_is_enough(sizes: list[int]):
+    sent = fitted(conversation(sizes), ROOM)
+    stays = [message if message.role != "tool" else Message(role="tool", text=GONE) for message in sent[:-4]]
+    if sum(map(tokens, [*stays, *sent[-4:]])) <= ROOM:
+        assert sum(map(tokens, sent)) <= ROOM
+
+
+@given(sizes)
+@settings(deadline=None)
+def test_between_two_cuts_the_beginning_stays_the_same(sizes: list[int]):
+    whole = conversation(sizes)
+    before: list[Message] = []
+    cuts = 0
+    for end in range(2, len(whole) + 1, 2):
+        sent = fitted(whole[:end], ROOM)
+        cuts += sent[: len(before)] != before
+        before = sent
+    assert cuts <= 1 + sum(map(tokens, whole)) // (ROOM // 4)
+
+
+def test_a_short_conversation_is_sent_as_it_is():
+    whole = conversation([100] * 5)
+    assert fitted(whole, ROOM) == whole
+
+
+class Flaky:
+    """A brain that fails while `down`."""
+
+    priced = True
+
+    def __init__(self, name: str, *, down: bool = False) -> None:
+        self.name, self.down, self.asked = name, down, 0
+
+    async def reply(self, transcript, tools, hear=None) -> Message:
+        self.asked += 1
+        if self.down:
+            raise Unavailable("down")
+        return Message(role="assistant", text=self.name)
+
+
+def test_all_answers_to_the_newest_reply_stay_however_many():
+    calls = tuple(ToolCall(id=f"p{n}", name="read_file", args={"path": f"{n}.py"}) for n in range(8))
+    answers = [Message(role="tool", text="y" * 3000, call=call.id) for call in calls]
+    whole = [*conversation([2000] * 4), Message(role="assistant", text="", calls=calls), *answers]
+    sent = fitted(whole, ROOM)
+    assert sent[-8:] == answers
+    assert [message.text for message in sent if message.role == "tool"][:4] == [GONE] * 4
+
+
+async def test_the_second_model_rests_again_as_soon_as_the_first_is_back():
+    now = 0.0
+    first, second = Flaky("first", down=True), Flaky("second")
+    both = WithSecond(first, second, clock=lambda: now)
+    for _ in range(TRIES - 1):
+        try:
+            await both.reply([], [])
+        except Unavailable:
+            continue
+        raise AssertionError("the second took over too early")
+    assert [(await both.reply([], [])).text for _ in range(5)] == ["second"] * 5
+    assert first.asked == TRIES  # while it rests it is not asked
+    now += REST
+    assert (await both.reply([], [])).text == "second"  # still down: one question was enough
+    assert first.asked == TRIES + 1
+    first.down, now = False, now + REST
+    assert (await both.reply([], [])).text == "first"
+    first.down = True
+    try:
+        await both.reply([], [])
+    except Unavailable:
+        return
+    raise AssertionError("the count begins anew")

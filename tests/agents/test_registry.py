@@ -1,0 +1,367 @@
+"""Each vendor's own library against a server that speaks its wire: what a model is asked, and all that can go wrong."""
+
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
+
+from fake_vendors.request_shapes import misfits
+from fake_vendors.server import WIRES, Vendors, serving
+from fake_vendors.troubles import (
+    BadArguments,
+    BreakMidway,
+    ContextFull,
+    CutInCall,
+    Empty,
+    Hang,
+    HangMidway,
+    Refusal,
+    Say,
+    Status,
+    Trouble,
+    UnknownTool,
+)
+from osiris.agents.models import message_conversion
+from osiris.agents.models.model_call import LONGEST_PAUSE
+from osiris.agents.models.pricing import priced
+from osiris.agents.models.registry import Access, Brains
+from osiris.config.http_server import listening
+from osiris.core.errors import Refused, RunEnded, Unavailable
+from osiris.core.events import Usage
+from osiris.core.ports.models import Halted, Kind, Message, ToolCall, ToolSpec
+from osiris.queue import serialization
+
+STRING = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+TOOLS = [ToolSpec(name=name, description=f"{name} it", parameters=STRING) for name in ("read_file", "list_dir")]
+BOTH = {"say": "I look: é 😀.", "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}}}
+ONE = {"say": "On.", "call": {"read_file": {"path": "c.py"}}}
+SCRIPT = {"runs": [{"steps": [BOTH, ONE, ONE, ONE]}]}
+BEGIN = [Message(role="system", text="You are an engineer. " * 40), Message(role="user", text="The brief.")]
+
+every_vendor = pytest.mark.parametrize("vendor", tuple(WIRES))
+
+
+def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> Brains:
+    environ, name = vendors.environ(vendor), vendor.upper().replace("-", "_")
+    access = Access(key=how.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"])
+    return Brains(model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how})
+
+
+class Talk:
+    """A conversation that goes on as a run's does; it is stored as JSON between any two steps."""
+
+    def __init__(self, vendors: Vendors, brains: Brains) -> None:
+        self.vendors, self.brains = vendors, brains
+        self.transcript, self.heard = list(BEGIN), list[tuple[Kind, str]]()
+
+    async def step(self, *troubles: Trouble) -> Message:
+        self.vendors.troubles[:] = troubles
+        self.heard.clear()
+        stored = [
+            serialization.load_message(json.loads(json.dumps(serialization.dump_message(m)))) for m in self.transcript
+        ]
+        brain = await self.brains.choose()
+        reply = await brain.reply(stored, TOOLS, lambda kind, text: self.heard.append((kind, text)))
+        self.transcript += [
+            reply,
+            *(Message(role="tool", text=f"of {call.name}", call=call.id) for call in reply.calls),
+        ]
+        return reply
+
+    def told(self, kind: Kind) -> str:
+        return "".join(text for of, text in self.heard if of == kind)
+
+
+@contextlib.asynccontextmanager
+async def talking(vendor: str, **how: Any) -> AsyncIterator[Talk]:
+    async with serving(SCRIPT) as vendors:
+        brains = brains_at(vendors, vendor, **how)
+        await brains.probe()
+        yield Talk(vendors, brains)
+        await brains.close()
+
+
+@every_vendor
+async def test_a_reply_comes_in_pieces_and_goes_back_as_the_vendor_said_it(vendor: str):
+    async with talking(vendor) as talk:
+        first = await talk.step()
+        assert (first.text, first.end, first.model) == (BOTH["say"], "", talk.vendors.environ(vendor)["OSIRIS_MODEL"])
+        assert {call.name: dict(call.args) for call in first.calls} == BOTH["call"]
+        assert talk.told("text") == first.text
+        assert all(call.name in talk.told("call") for call in first.calls)
+        assert talk.told("thinking") or vendor == "openai"  # which shows its thoughts to verified organisations only
+        assert len([kind for kind, _ in talk.heard if kind == "text"]) > 1
+        await talk.step()  # the server insists on every signature, verbatim
+        await talk.step()
+
+
+@every_vendor
+async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: str):
+    async with talking(vendor) as talk:
+        first, second = await talk.step(), await talk.step()
+        assert 0 < first.usage.output < first.usage.input
+        assert second.usage.cached > 0.8 * first.usage.input
+        if vendor == "openai-compatible":
+            assert second.usage.usd is None
+        else:
+            assert 0 < (second.usage.usd or 0) < 0.01
+
+
+@every_vendor
+async def test_what_was_said_before_is_asked_again_byte_by_byte(vendor: str):
+    async with talking(vendor) as talk:
+        for _ in range(4):
+            await talk.step()
+        bodies = [asked.body for asked in talk.vendors.requests[1:]]
+        for field in ("messages", "input", "contents"):
+            parts = [[_unmarked(part) for part in body.get(field, [])] for body in bodies]
+            for earlier, later in pairwise(parts):
+                assert later[: len(earlier)] == earlier
+
+
+def _unmarked(part: Any) -> str:
+    """Without the marks that say up to where a cache is to be written: they move on, and are no content."""
+    if isinstance(part, dict):
+        part = {key: _unmarked(value) for key, value in part.items() if key != "cache_control"}
+    elif isinstance(part, list):
+        part = [_unmarked(value) for value in part]
+    return json.dumps(part)
+
+
+@every_vendor
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (Status(429, retry_after=7), "asks for a pause"),
+        (Status(500), "has trouble"),
+        (Status(503), "has trouble"),
+        (Status(529), "has trouble"),
+        (Hang(), "said nothing for 2 s and was cut off"),
+    ],
+)
+async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, words: str):
+    async with talking(vendor) as talk:
+        asked = len(talk.vendors.requests)
+        with pytest.raises(Unavailable, match=words) as outage:
+            await talk.step(trouble)
+        assert len(talk.vendors.requests) == asked + 1  # no library tries again behind our back
+        if isinstance(trouble, Status) and trouble.code == 429 and vendor != "google":
+            assert outage.value.retry_in == 7
+        await talk.step()
+
+
+@every_vendor
+async def test_a_vendor_that_is_not_there_is_waited_for(vendor: str):
+    brains = Brains(f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await brains.probe()
+    await brains.close()
+
+
+@every_vendor
+@pytest.mark.parametrize("trouble", [BreakMidway(), HangMidway()])
+async def test_a_stream_that_breaks_is_asked_for_once_more(vendor: str, trouble: Trouble):
+    async with talking(vendor) as talk:
+        reply = await talk.step(trouble)
+        assert {call.name: dict(call.args) for call in reply.calls} == BOTH["call"]
+        kinds = [kind for kind, _ in talk.heard]
+        assert kinds.count("again") == 1
+        after = "".join(text for kind, text in talk.heard[kinds.index("again") :] if kind == "text")
+        assert after == BOTH["say"]
+        await talk.step()
+
+
+@every_vendor
+async def test_a_stream_that_breaks_twice_is_waited_for(vendor: str):
+    async with talking(vendor) as talk:
+        with pytest.raises(Unavailable, match=r"broke off"):
+            await talk.step(BreakMidway(), BreakMidway())
+        await talk.step()
+
+
+@every_vendor
+async def test_arguments_that_cannot_be_read_are_no_call(vendor: str):
+    async with talking(vendor) as talk:
+        reply = await talk.step(BadArguments("read_file", '{"path": '))
+        [call] = reply.calls
+        if vendor == "google":  # arguments are objects on its wire: these can be read, and the tool will complain
+            assert (call.broken, "path" in call.args) == ("", False)
+        else:
+            assert "no JSON object" in call.broken
+        await talk.step()
+
+
+@every_vendor
+async def test_a_call_that_was_cut_is_no_call(vendor: str):
+    async with talking(vendor) as talk:
+        reply = await talk.step(CutInCall("read_file", '{"path": "a'))
+        assert reply.end == "cut"
+        assert ["cut at its greatest length" in call.broken for call in reply.calls] in ([True], [])
+        if not reply.calls:
+            talk.transcript.append(Message(role="user", text="Go on."))
+        await talk.step()
+
+
+@every_vendor
+@pytest.mark.parametrize(
+    ("trouble", "end", "calls"),
+    [
+        (Empty(), "", 0),
+        (Refusal("I would rather not."), "refused", 0),
+        (Say("Well."), "", 0),
+        (UnknownTool("x"), "", 1),
+    ],
+)
+async def test_a_reply_that_does_nothing_can_be_answered(vendor: str, trouble: Trouble, end: str, calls: int):
+    async with talking(vendor) as talk:
+        reply = await talk.step(trouble)
+        assert (reply.end, len(reply.calls)) == (end, calls)
+        if not calls:
+            talk.transcript.append(Message(role="user", text="Use a tool."))
+        await talk.step()
+
+
+@every_vendor
+async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_for_another_model(vendor: str):
+    async with talking(vendor) as talk:
+        await talk.step(ContextFull())
+        with pytest.raises(RunEnded) as end:
+            await talk.step(ContextFull(), ContextFull())
+        assert "no longer fits into the window of" in end.value.outcome.reason
+        assert isinstance(end.value.outcome, Halted)
+
+
+@every_vendor
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (Status(401), "the model refused the key: the operator's key or address for {} is wrong"),
+        (Status(402), "the operator's account at {} has no credit left"),
+        (Status(400, "that is not lawful"), "{}:{} refused the request: that is not lawful"),
+    ],
+)
+async def test_what_will_not_pass_halts_the_run(vendor: str, trouble: Trouble, reason: str):
+    async with talking(vendor) as talk:
+        with pytest.raises(RunEnded) as end:
+            await talk.step(trouble)
+        name = talk.vendors.environ(vendor)["OSIRIS_MODEL"].partition(":")[2]
+        assert end.value.outcome == Halted(reason=reason.format(vendor, name))
+
+
+@every_vendor
+@pytest.mark.parametrize(("model", "words"), [("missing", "there is no model"), ("toolless", "tools")])
+async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(vendor: str, model: str, words: str):
+    async with serving(SCRIPT) as vendors:
+        brains = brains_at(vendors, vendor, f"{vendor}:{model}")
+        with pytest.raises(Refused, match=words):
+            await brains.probe()
+        assert words in await brains.trouble(f"{vendor}:{model}")
+        with pytest.raises(RunEnded) as end:
+            await (await brains.choose()).reply(BEGIN, TOOLS)
+        assert isinstance(end.value.outcome, Halted)
+        await brains.close()
+
+
+@pytest.mark.parametrize("vendor", [vendor for vendor in WIRES if vendor != "openai-compatible"])
+async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
+    key = "sk-wrong-canary-0123456789abcdef"
+    async with serving(SCRIPT) as vendors:
+        brains = brains_at(vendors, vendor, key=key)
+        with pytest.raises(Refused, match="the model refused the key") as refused:
+            await brains.probe()
+        assert not any(key[n : n + 12] in f"{refused.value} {caplog.text}" for n in range(0, len(key) - 12, 4))
+        await brains.close()
+
+
+async def test_words_of_a_vendor_are_shown_without_secrets():
+    async with talking("anthropic", hide=lambda words: words.replace("s3cret", "***")) as talk:
+        with pytest.raises(RunEnded) as end:
+            await talk.step(Status(400, "your key s3cret is odd"))
+        assert "your key *** is odd" in end.value.outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("", "no model is configured"),
+        ("nobody:x", "there is no model 'nobody:x' here; configured are: anthropic:…"),
+        ("anthropic:", "there is no model 'anthropic:' here"),
+        ("scripted:/etc/passwd", "there is no model 'scripted:/etc/passwd' here"),
+    ],
+)
+async def test_what_is_not_configured_is_refused_with_what_is(model: str, words: str):
+    with pytest.raises(Refused) as refused:
+        await Brains("", {"anthropic": Access(key="k")}).choose(model)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("order", [tuple(WIRES), tuple(reversed(WIRES))])
+async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
+    async with serving(SCRIPT) as vendors:
+        transcript: list[Message] = list(BEGIN)
+        for vendor in order:
+            brains = brains_at(vendors, vendor)
+            reply = await (await brains.choose()).reply(transcript, TOOLS)
+            transcript += [reply, *(Message(role="tool", text="done", call=call.id) for call in reply.calls)]
+            await brains.close()
+        assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
+
+
+async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
+    call = ToolCall(id="functions.read_file:0", name="read file<|x|>", args={"path": "a"})
+    said = Message(role="assistant", text="", calls=(call,), model="openai-compatible:kimi", state={"kind": "response"})
+    transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
+    async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
+        brains = brains_at(vendors, "anthropic")
+        await (await brains.choose()).reply(transcript, TOOLS)
+        sent = json.dumps(vendors.requests[-1].body["messages"])
+        assert sent.count("functions_read_file_0") == 2
+        assert "read_file__x__" in sent
+        await brains.close()
+
+
+async def test_half_a_character_poisons_nothing():
+    half = ModelResponse(
+        parts=[TextPart("cut: \ud83d"), ToolCallPart("read_file", {"path": "\udc00"}, tool_call_id="c")]
+    )
+    message = message_conversion.reply(half, "openai-compatible:x", lambda usage, written: usage)
+    assert (message.text, dict(message.calls[0].args)) == ("cut: ?", {"path": "?"})
+    json.dumps(serialization.dump_message(message)).encode()
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "openai", "google"])
+def test_counts_that_cannot_be_right_have_no_price(vendor: str):
+    model = WIRES[vendor].model
+    assert priced(vendor, model, "", Usage(input=10, cached=500, output=1), 700).usd is None
+
+
+async def test_a_pause_that_a_vendor_wants_is_bounded():
+    async with talking("anthropic") as talk:
+        with pytest.raises(Unavailable) as outage:
+            await talk.step(Status(429, retry_after=900_000))
+        assert outage.value.retry_in == LONGEST_PAUSE
+
+
+async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "ready", "arguments": '{"word": "yes"}'}}
+    chunks = [{"delta": {"role": "assistant", "tool_calls": [call]}}, {"delta": {}, "finish_reason": "eos_token"}]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        row = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        told = [f"data: {json.dumps({**row, 'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks]
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": "".join([*told, "data: [DONE]\n\n"]).encode()})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    async with listening(app, listener, grace=1):
+        brains = Brains("openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2)
+        await brains.probe()
+        await brains.close()

@@ -1,0 +1,211 @@
+"""Where an app may work, what is left of its hour, and webhooks that go astray, as GitHub has them."""
+
+import asyncio
+
+import pytest
+
+from osiris.devhub.models import Delivery
+from osiris.devhub.webhook_sender import Sending
+from tests.devhub.environment import Stage
+from tests.devhub.test_errors import said
+
+REPO = "/repos/acme/shop"
+
+
+# ── repositories ──
+
+
+async def test_the_old_name_of_a_repository_leads_to_it(stage: Stage) -> None:
+    stage.hub.world.set_role(stage.repo, "mia", "admin")
+    token = await stage.token()
+    bot, mia, app = stage.client(token), stage.client(stage.mia.token), stage.client(stage.app_jwt())
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    assert (await mia.patch(REPO, json={"name": "store"})).json()["full_name"] == "acme/store"
+
+    moved = await bot.get(f"{REPO}/issues?state=all")
+    assert (moved.status_code, moved.json()["message"]) == (301, "Moved Permanently")
+    assert moved.headers["location"] == f"{stage.hub.api_url}/repositories/{stage.repo.id}/issues?state=all"
+    assert [one["title"] for one in (await bot.get(moved.headers["location"])).json()] == ["Prices"]
+    assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 307
+    again = await bot.post(f"{REPO}/issues/1/comments", json={"body": "On it"}, follow_redirects=True)
+    assert (again.status_code, len(stage.repo.issues[1].comments)) == (201, 1)
+    assert (await app.get(f"{REPO}/installation", follow_redirects=True)).json()["id"] == stage.installation
+    assert (await stage.git("ls-remote", stage.address(token))).returncode == 0
+    assert (await stage.branch("fix", {"a.txt": "a"}, token)) == stage.repo.heads["fix"]
+
+    stage.hub.add_repo("acme/shop", collaborators={})
+    assert (await bot.get(REPO)).json()["full_name"] == "acme/shop"
+
+
+async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: Stage) -> None:
+    stage.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
+    mia, eve = stage.client(stage.mia.token), stage.client(stage.eve.token)
+    await mia.patch("/repos/acme/vault", json={"name": "safe"})
+    assert (await mia.get("/repos/acme/vault")).status_code == 301
+    assert said(await eve.get("/repos/acme/vault"), 404) == "Not Found"
+
+
+async def test_an_archived_repository_is_read_and_not_written(stage: Stage) -> None:
+    stage.hub.world.set_role(stage.repo, "mia", "admin")
+    token = await stage.token()
+    bot, mia, rob = stage.client(token), stage.client(stage.mia.token), stage.client(stage.rob.token)
+    pull = await stage.pull(bot, token, draft=True)
+    assert said(await rob.patch(REPO, json={"archived": True}), 403)
+    assert (await mia.patch(REPO, json={"archived": True})).json()["archived"] is True
+    words = "Repository was archived so is read-only."
+    assert said(await bot.post(f"{REPO}/issues", json={"title": "x"}), 403) == words
+    assert said(await mia.put(f"{REPO}/pulls/1/merge"), 403) == words
+    ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"
+    answer = await bot.post("../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}})
+    assert answer.json()["errors"][0]["message"] == words
+    refused = await stage.git("push", stage.address(token), "fix:other", at=stage.place / "work")
+    assert "read-only" in refused.stderr
+    assert (await bot.get(f"{REPO}/pulls/1")).status_code == 200
+    assert (await mia.patch(REPO, json={"archived": False})).status_code == 200
+    assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 201
+
+
+async def test_the_events_of_an_issue_tell_who_did_what(stage: Stage) -> None:
+    mia = stage.client(stage.mia.token)
+    await mia.post(f"{REPO}/issues", json={"title": "Prices", "labels": ["osiris"]})
+    await mia.delete(f"{REPO}/issues/1/labels/osiris")
+    await mia.patch(f"{REPO}/issues/1", json={"state": "closed"})
+    events = (await mia.get(f"{REPO}/issues/1/events")).json()
+    assert [(one["event"], one["actor"]["login"]) for one in events] == [
+        ("labeled", "mia"),
+        ("unlabeled", "mia"),
+        ("closed", "mia"),
+    ]
+    assert events[1]["label"]["name"] == "osiris"
+
+
+async def test_a_deleted_branch_closes_its_pull_request(stage: Stage) -> None:
+    token = await stage.token()
+    await stage.pull(stage.client(token), token)
+    mia = stage.client(stage.mia.token)
+    assert (await mia.delete(f"{REPO}/git/refs/heads/fix")).status_code == 204
+    closed = (await mia.get(f"{REPO}/issues/1")).json()
+    assert (closed["state"], closed["closed_by"]["login"]) == ("closed", "mia")
+    assert said(await mia.delete(f"{REPO}/git/refs/heads/fix"), 422) == "Reference does not exist"
+
+
+async def test_what_did_not_change_since_is_said_for_nothing(stage: Stage) -> None:
+    bot, other = await stage.bot(), await stage.bot()
+    issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    url = f"{REPO}/issues?state=all&sort=updated&since=2020-01-01T00:00:00Z"
+    first = await bot.get(url)
+    left = int(first.headers["x-ratelimit-remaining"])
+    same = await bot.get(url, headers={"If-None-Match": first.headers["etag"]})
+    assert (same.status_code, same.content, int(same.headers["x-ratelimit-remaining"])) == (304, b"", left)
+    assert (await other.get(url, headers={"If-None-Match": first.headers["etag"]})).status_code == 200
+    stage.clock.now += 10
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Sizes")
+    stage.clock.now += 10
+    stage.hub.world.comment(issue, stage.mia, "Soon?")
+    changed = await bot.get(url, headers={"If-None-Match": first.headers["etag"]})
+    assert [one["title"] for one in changed.json()] == ["Prices", "Sizes"]
+    assert int(changed.headers["x-ratelimit-remaining"]) == left - 2
+
+
+# ── installations ──
+
+
+async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(stage: Stage) -> None:
+    token = await stage.token()
+    bot, app = stage.client(token), stage.client(stage.app_jwt())
+    url = f"/app/installations/{stage.installation}"
+    assert (await app.put(f"{url}/suspended")).status_code == 204
+    assert said(await app.post(f"{url}/access_tokens", json={}), 403) == "This installation has been suspended"
+    assert "suspended your access" in said(await bot.get(REPO), 403)
+    assert (await app.get(f"{REPO}/installation")).json()["suspended_at"] is not None
+    refused = await stage.git("push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git")
+    assert "403" in refused.stderr
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    assert (await app.delete(f"{url}/suspended")).status_code == 204
+    assert (await bot.get(REPO)).status_code == 200
+    assert await stage.events() == ["installation.created", "installation.suspend", "installation.unsuspend"]
+
+
+async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(stage: Stage) -> None:
+    bot, app = await stage.bot(), stage.client(stage.app_jwt())
+    assert (await app.delete(f"/app/installations/{stage.installation}")).status_code == 204
+    assert said(await app.get(f"{REPO}/installation"), 404) == "Not Found"
+    assert said(await bot.get(REPO), 401) == "Bad credentials"
+
+
+async def test_an_hour_has_so_many_requests(stage: Stage) -> None:
+    bot = await stage.bot()
+    assert int((await bot.get(REPO)).headers["x-ratelimit-remaining"]) == 4999
+    stage.hub.rates.leave("installation", stage.installation, 1, seconds=60)
+    assert (await bot.get(REPO)).headers["x-ratelimit-remaining"] == "0"
+    refused = await bot.get(REPO)
+    assert said(refused, 403).startswith("API rate limit exceeded for installation ID")
+    assert int(refused.headers["x-ratelimit-reset"]) == int(stage.clock.now + 60)
+    assert (await bot.get("/rate_limit")).json()["resources"]["core"]["remaining"] == 0
+    assert (await stage.client(stage.mia.token).get(REPO)).status_code == 200
+    stage.clock.now += 60
+    assert (await bot.get(REPO)).headers["x-ratelimit-remaining"] == "4999"
+
+
+# ── webhooks that go astray ──
+
+
+async def test_a_webhook_may_come_twice_late_or_never(stage: Stage) -> None:
+    await stage.hub.drained()
+    moment = asyncio.Event()
+
+    async def astray(delivery: Delivery, send: Sending) -> None:
+        title = b"twice late never lost".split()[len(stage.repo.issues) - 1]
+        if title == b"twice":
+            await send()
+            await send()
+        elif title == b"late":
+            send.after(moment.wait())
+        elif title == b"lost":
+            send.lost()
+
+    stage.hub.hooks.interceptors.append(astray)
+    before = len(stage.app.deliveries)
+    for title in ("twice", "late", "never", "lost"):
+        stage.hub.world.open_issue(stage.repo, stage.mia, title)
+        await asyncio.sleep(0)
+        while any(one.status == "pending" for one in stage.app.deliveries):
+            await asyncio.sleep(0.01)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await stage.hub.drained()
+    moment.set()
+    await stage.hub.drained()
+    assert [body["issue"]["title"] for _, body in stage.receiver.got[1:]] == ["twice", "twice", "late"]
+    on_record = [(one.status_code, one.delivered is not None) for one in stage.app.deliveries[before:]]
+    assert on_record == [(202, True), (202, True), (502, True)]
+
+
+async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: Stage) -> None:
+    await stage.hub.drained()
+    seen = []
+
+    async def outer(delivery: Delivery, send: Sending) -> None:
+        seen.append("outer")
+        await send()
+
+    async def inner(delivery: Delivery, send: Sending) -> None:
+        seen.append("inner")
+        await send()
+
+    stage.hub.hooks.interceptors[:] = [outer, inner]
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    assert (await stage.events())[-1] == "issues.opened"
+    assert seen == ["outer", "inner"]
+
+
+async def test_a_bug_of_an_interceptor_is_not_hidden(stage: Stage) -> None:
+    await stage.hub.drained()
+
+    async def broken(delivery: Delivery, send: Sending) -> None:
+        raise ZeroDivisionError
+
+    stage.hub.hooks.interceptors.append(broken)
+    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    with pytest.raises(ZeroDivisionError):
+        await stage.hub.drained()

@@ -1,0 +1,385 @@
+"""Osiris on several machines: a web process and workers, killed, ended, frozen and thawed for real.
+
+Each is a process of its own with a data folder of its own, as on a machine of its own. They share a PostgreSQL and a
+Redis; GitHub is the devhub of the process that looks on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx
+import uvloop
+import yaml
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from osiris.bootstrap import Patience, build
+from osiris.config.settings import Settings
+from osiris.core.ports.models import Message
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
+from osiris.queue.database import connect
+from osiris.queue.read_models import Views
+from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow
+from osiris.queue.task_store import Store
+from osiris.runtime import serve, work
+from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
+from tests.forkserver import FORKS
+
+QUICK = Patience(pauses=(0.05,), lease=2.0)
+"""A worker that is silent for two seconds counts as dead; a take-over need not be waited for."""
+REAL = Patience(pauses=(0.05,))
+"""The patience that operators get."""
+
+Role = Literal["web", "worker"]
+Found = TypeVar("Found")
+
+
+def live(role: Role, settings: Settings, patience: Patience, log: Path) -> None:
+    """A whole life of one process, until it is told to end or killed."""
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    osiris = build(settings, patience=patience, works=role == "worker")
+    uvloop.run(serve(osiris) if role == "web" else work(osiris))
+
+
+class Machine:
+    """One process of Osiris in one data folder; it can be begun again there when it is gone."""
+
+    def __init__(self, role: Role, settings: Settings, patience: Patience) -> None:
+        self.role, self.settings, self._patience = role, settings, patience
+        self._process: BaseProcess | None = None
+        self.pid = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.osiris_data_dir
+
+    @property
+    def place(self) -> str:
+        """What its lease is known by."""
+        return (self.folder / "place").read_text()
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
+
+    def begin(self) -> None:
+        self._process = FORKS.Process(
+            target=live, args=(self.role, self.settings, self._patience, self.log), daemon=True
+        )
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            os.kill(self.pid, number)
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.send(signal.SIGKILL)
+        self._gone()
+
+    def again(self) -> None:
+        """kill -9, and begin again in the same folder."""
+        self.kill()
+        self.begin()
+
+    async def end(self) -> tuple[int | None, float]:
+        """SIGTERM; its exit code, and the seconds until it was gone."""
+        began = time.monotonic()
+        self.send(signal.SIGTERM)
+        code = await asyncio.to_thread(self._gone)
+        return code, time.monotonic() - began
+
+    def _gone(self) -> int | None:
+        """Wait for its end; None when it does not come."""
+        if (process := self._process) is None:
+            return None
+        process.join(20)
+        if (code := process.exitcode) is not None:
+            process.close()
+            self._process = None
+        return code
+
+
+@dataclass(kw_only=True)
+class Site:
+    """The stage, the machines on it, and who looks into the database."""
+
+    stage: Stage
+    web: Machine
+    engine: AsyncEngine
+    store: Store
+    views: Views
+    alice: Person
+    bob: Person
+    patience: Patience
+    workers: list[Machine] = field(default_factory=list)
+
+    # ── machines ──
+
+    def worker(self, **more: Any) -> Machine:
+        """One more worker, in an empty data folder; `more` are settings of its own."""
+        folder = self.stage.settings.osiris_data_dir.with_name(f"worker-{len(self.workers)}")
+        settings = self.stage.settings.model_copy(update={"osiris_data_dir": folder, **more})
+        self.workers.append(machine := Machine("worker", settings, self.patience))
+        machine.begin()
+        return machine
+
+    def living(self) -> list[Machine]:
+        """The workers that run."""
+        return [machine for machine in self.workers if machine.runs]
+
+    async def holds(self, machine: Machine) -> int | None:
+        """The number of the lease that a machine has now."""
+        if not (machine.folder / "place").exists():
+            return None
+        return await self.scalar(select(LeaseRow.number).where(LeaseRow.place == machine.place))
+
+    async def gone(self, number: int | None) -> bool:
+        """Whether a lease is over."""
+        return await self.scalar(select(LeaseRow.number).where(LeaseRow.number == number)) is None
+
+    async def ready(self, *machines: Machine) -> None:
+        """Wait until workers have a lease."""
+        for machine in machines or self.workers:
+            await until(lambda machine=machine: self.holds(machine))
+
+    # ── the database ──
+
+    async def calm(self) -> bool:
+        """Whether the database answers, and the workers that run have a lease in it."""
+        try:
+            return all([await self.holds(machine) for machine in self.living()])
+        except SQLAlchemyError:
+            return False
+
+    async def scalar(self, query: Any) -> Any:
+        async with self.engine.connect() as connection:
+            return await connection.scalar(query)
+
+    async def rows(self, *tables: type) -> dict[str, list[Any]]:
+        """Whole tables, to compare."""
+        found = {}
+        async with self.engine.connect() as connection:
+            for table in tables or (TaskRow, RunRow, StepRow, JournalRow, OutboxRow, InboxRow):
+                rows = (await connection.execute(select(table.__table__))).all()
+                found[table.__tablename__] = sorted(map(repr, rows))
+        return found
+
+    async def story(self, title: str) -> list[str]:
+        """All that the database holds about the task whose title that is."""
+        mine = select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
+        queries = (
+            select(TaskRow.__table__).where(TaskRow.id == mine),
+            select(JournalRow.at, JournalRow.kind, JournalRow.what, JournalRow.detail)
+            .where(JournalRow.task_id == mine)
+            .order_by(JournalRow.seq),
+            select(RunRow.__table__).where(RunRow.task_id == mine),
+            select(StepRow.__table__)
+            .join(RunRow, RunRow.name == StepRow.run)
+            .where(RunRow.task_id == mine)
+            .order_by(StepRow.run, StepRow.seq),
+        )
+        async with self.engine.connect() as connection:
+            return [str(row) for query in queries for row in await connection.execute(query)]
+
+    async def waiting(self) -> list[str]:
+        """What is not over: rows that wait, tasks that live, runs, and who holds what."""
+        queries = (
+            select(InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error).where(
+                InboxRow.not_before.is_not(None) | InboxRow.error.is_not(None)
+            ),
+            select(OutboxRow.__table__).where(OutboxRow.done.is_(None)),
+            select(TaskRow.id, TaskRow.issue, TaskRow.state, TaskRow.lease).where(TaskRow.state != "done"),
+            select(RunRow.__table__).where(RunRow.ended.is_(None)),
+            select(TurnRow.__table__),
+            select(LeaseRow.__table__),
+        )
+        async with self.engine.connect() as connection:
+            return [f"now {time.time()}"] + [str(row) for query in queries for row in await connection.execute(query)]
+
+    async def settled(self) -> None:
+        """Wait until nothing is on its way; GitHub sends again what met a closed door."""
+        while True:
+            await self.stage.settled(self.store)
+            if not self.send_again():
+                return
+
+    def send_again(self) -> int:
+        """Let GitHub send what nobody took, as its API allows; how much that was."""
+        deliveries = [delivery for app in self.stage.hub.world.apps.values() for delivery in app.deliveries]
+        last = {delivery.guid: delivery for delivery in deliveries}
+        lost = [one for one in last.values() if one.delivered is not None and not 200 <= one.status_code < 300]
+        for delivery in lost:
+            self.stage.hub.hooks.redeliver(delivery)
+        return len(lost)
+
+    @contextlib.asynccontextmanager
+    async def sending_again(self) -> AsyncIterator[None]:
+        """Meanwhile, look every second whether a door was closed."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(1)
+                self.send_again()
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+
+    async def transcript(self, task: int = 1) -> list[Message]:
+        """Every message of a task, in order."""
+        return [step.message for step in await self.views.steps(task)]
+
+    async def said(self, many: int) -> None:
+        """Wait until the model has said so much in the first task, and what it said last is being done."""
+
+        async def done() -> bool:
+            transcript = await self.transcript()
+            roles = [message.role for message in transcript]
+            return roles.count("assistant") >= many and roles[-1] == "assistant"
+
+        await until(done)
+
+    # ── what people see ──
+
+    def git(self, *args: str) -> str:
+        """Plain git in the hub's own repository."""
+        path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
+        return plain_git("--git-dir", str(path), *args)
+
+    async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
+        issue = await self.alice.file_issue(title, body)
+        await self.alice.label(issue)
+        return issue
+
+    async def files(self) -> dict[str, str]:
+        """What the only pull request adds or changes, and how it reads there."""
+        [pull] = await self.alice.pulls()
+        changed = await self.alice.ask("GET", f"/pulls/{pull['number']}/files")
+        return {f["filename"]: self.git("show", f"{pull['head']['sha']}:{f['filename']}") for f in changed}
+
+    async def visible(self) -> dict[str, Any]:
+        """Everything that anybody could see on GitHub."""
+        issues = await self.alice.ask("GET", "/issues?state=all&per_page=100")
+        pulls = await self.alice.pulls()
+        heads = sorted({pull["head"]["sha"] for pull in pulls})
+        return {
+            "issues": [(i["number"], i["state"], i["title"], i["body"]) for i in issues],
+            "pulls": [(p["number"], p["state"], p["draft"], p["head"]["sha"], p["body"]) for p in pulls],
+            "comments": {i["number"]: await self._comments(i["number"]) for i in issues},
+            "checks": {head: await self._checks(head) for head in heads},
+            "refs": sorted(self.git("for-each-ref", "--format=%(refname) %(objectname)").splitlines()),
+        }
+
+    async def _comments(self, number: int) -> list[tuple[Any, ...]]:
+        return [(c["id"], c["updated_at"], c["body"]) for c in await self.alice.comments(number)]
+
+    async def _checks(self, head: str) -> list[tuple[Any, ...]]:
+        found = await self.alice.ask("GET", f"/commits/{head}/check-runs")
+        return [(run["id"], run["status"], run["conclusion"]) for run in found["check_runs"]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that could be seen on GitHub and in the database at one moment."""
+
+    github: Mapping[str, Any]
+    database: Mapping[str, Any]
+
+    @classmethod
+    async def of(cls, it: Site) -> "Snapshot":
+        return cls(await it.visible(), await it.rows())
+
+    def changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
+        """What is otherwise later: as it was, and as it is."""
+        was, now = {**self.github, **self.database}, {**later.github, **later.database}
+        return {name: _apart(was[name], now[name]) for name in was if was[name] != now[name]}
+
+
+def _apart(was: Any, now: Any) -> tuple[Any, Any]:
+    if not (isinstance(was, list) and isinstance(now, list)):
+        return was, now
+    return [row for row in was if row not in now], [row for row in now if row not in was]
+
+
+async def until(
+    condition: Callable[[], Awaitable[Found | None]], *, within: float = 30.0, every: float = 0.01
+) -> Found:
+    """Wait until something is seen."""
+    async with asyncio.timeout(within):
+        while not (found := await condition()):
+            await asyncio.sleep(every)
+        return found
+
+
+@contextlib.asynccontextmanager
+async def site(
+    place: Path,
+    pair: Mapping[str, Any],
+    story: dict[str, Any],
+    *,
+    patience: Patience = QUICK,
+    workers: int = 1,
+    model: Mapping[str, str] | None = None,
+    files: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Site]:
+    """A web process and some workers; every process is gone when the block ends."""
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump(story))
+    more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
+    async with staged(place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more) as stage:
+        engine = connect(stage.settings.database)
+        async with stage.person("alice") as alice, stage.person("bob") as bob:
+            it = Site(
+                stage=stage,
+                web=Machine("web", stage.settings, patience),
+                engine=engine,
+                store=Store(engine),
+                views=Views(engine),
+                alice=alice,
+                bob=bob,
+                patience=patience,
+            )
+            it.web.begin()
+            try:
+                await until(lambda: answers(stage))
+                for _ in range(workers):
+                    it.worker()
+                await it.ready()
+                yield it
+            finally:
+                for machine in (it.web, *it.workers):
+                    machine.kill()
+                await it.store.close()
+
+
+async def answers(stage: Stage) -> bool:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        try:
+            return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success
+        except httpx.TransportError:
+            return False

@@ -1,0 +1,203 @@
+"""Osiris as a process that counts how often it touches the outside, and kills itself at one of these touches.
+
+A touch is an SQL statement or a commit, a process that is started (git, jails), an HTTP request before it is sent and
+after it was answered, and a question to the model. `kill -9` at each of them is `kill -9` at every await that matters:
+between two touches nothing happens that anybody could see afterwards.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import greenlet
+import httpx
+import yaml
+from sqlalchemy import Engine, event
+
+import osiris
+from osiris.bootstrap import Patience, brains_of, build
+from osiris.config.settings import Settings
+from osiris.core.ports.models import Brain, Hear, Message, ToolSpec, deaf
+from osiris.playground.environment import staged
+from osiris.queue.database import connect
+from osiris.queue.read_models import Views
+from osiris.queue.task_store import Store
+from osiris.runtime import serve
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
+from tests.flow.support.cluster import answers
+from tests.flow.test_crash import Ground
+from tests.forkserver import FORKS
+
+OURS = f"{Path(osiris.__file__).parent}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The `number`-th time that a life comes by a place in Osiris's code from which it touches the outside."""
+
+    place: str
+    number: int
+
+
+Fate = int | Moment | Path | None
+"""What becomes of a life: it dies at its so-manieth touch or at a moment, or lives on; into a file it writes places."""
+
+
+def place() -> str:
+    """The lines of Osiris's own code that led here, innermost first, also through SQLAlchemy's greenlets."""
+    here, stacks = greenlet.getcurrent(), [sys._getframe(2)]
+    while here.parent is not None:
+        here = here.parent
+        if here.gr_frame is not None:
+            stacks.append(here.gr_frame)
+    frames = [frame for stack in stacks for frame, _ in traceback.walk_stack(stack)]
+    ours = [frame for frame in frames if frame.f_code.co_filename.startswith(OURS)]
+    return " < ".join(f"{frame.f_code.co_filename.removeprefix(OURS)}:{frame.f_lineno}" for frame in ours)
+
+
+class Fuse:
+    """Counts touches; at the one that `fate` names the process kills itself."""
+
+    def __init__(self, fate: Fate, burnt: "Synchronized[int]") -> None:
+        self._fate, self._burnt, self._came_by = fate, burnt, 0
+
+    def touch(self, *_: object, **__: object) -> None:
+        self._burnt.value += 1
+        if self._is_over():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_over(self) -> bool:
+        match self._fate:
+            case int():
+                return self._burnt.value == self._fate
+            case Moment() as moment:
+                self._came_by += place() == moment.place
+                return self._came_by == moment.number
+            case Path() as file:
+                with file.open("a") as places:
+                    places.write(f"{place()}\n")
+        return False
+
+    def lay(self) -> None:
+        """Be told of every touch of this process."""
+        event.listen(Engine, "before_cursor_execute", self.touch)
+        event.listen(Engine, "commit", self.touch)
+        sys.addaudithook(self._audit)
+        httpx.AsyncHTTPTransport.handle_async_request = self._around(  # type: ignore[method-assign]
+            httpx.AsyncHTTPTransport.handle_async_request
+        )
+
+    def _audit(self, name: str, _args: tuple[Any, ...]) -> None:
+        if name == "subprocess.Popen":
+            self.touch()
+
+    def _around(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        async def sent(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+            self.touch()
+            answer: httpx.Response = await send(transport, request)
+            self.touch()
+            return answer
+
+        return sent
+
+
+class Touched:
+    """A brain whose questions are touches."""
+
+    def __init__(self, brain: Brain, fuse: Fuse) -> None:
+        self._brain, self._fuse, self.priced = brain, fuse, brain.priced
+
+    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+        self._fuse.touch()
+        return await self._brain.reply(transcript, tools, hear)
+
+
+def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
+    """A whole life, web and worker, until it dies of its fuse or is killed."""
+    logging.disable(logging.CRITICAL)
+    fuse, brains = Fuse(fate, burnt), brains_of(settings)
+    fuse.lay()
+
+    async def choose(model: str) -> Brain:
+        return Touched(await brains.choose(model), fuse)
+
+    asyncio.run(serve(build(settings, choose=choose, patience=Patience(pauses=(0.05,)))))
+
+
+class Fused:
+    """One life after the other on the same settings, each with its fate; the last one lives on."""
+
+    def __init__(self, settings: Settings, fates: Sequence[Fate]) -> None:
+        self._settings, self._fates = settings, iter(fates)
+        self._process: BaseProcess | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self.deaths = 0
+        self.touches: list[int] = []
+        """How many touches each life had."""
+
+    def begin(self) -> None:
+        self._watching = asyncio.create_task(self._go_on())
+
+    async def _go_on(self) -> None:
+        """Begin the next life when one has died."""
+        while True:
+            fate, burnt = next(self._fates, None), FORKS.Value("q", 0)
+            self._process = process = FORKS.Process(target=live, args=(self._settings, fate, burnt), daemon=True)
+            process.start()
+            try:
+                while process.is_alive():
+                    await asyncio.sleep(0.01)
+            finally:
+                self.touches.append(burnt.value)
+            assert process.exitcode == -signal.SIGKILL, f"a life ended with {process.exitcode}"
+            self.deaths += 1
+
+    def check(self) -> None:
+        """Raise what went wrong with a life."""
+        if self._watching is not None and self._watching.done():
+            self._watching.result()
+
+    async def end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+@contextlib.asynccontextmanager
+async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[Ground, Fused]]:
+    """The ground of the crash tests, with lives that die of themselves."""
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump(STORY))
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
+        lives, store = Fused(stage.settings, fates), Store(engine := connect(stage.settings.database))
+        lives.begin()
+        try:
+            async with asyncio.timeout(60):
+                while not await answers(stage):
+                    await asyncio.sleep(0.02)
+            async with stage.person("alice") as alice, stage.person("bob") as bob:
+                yield Ground(stage=stage, lives=lives, store=store, views=Views(engine), alice=alice, bob=bob), lives
+        finally:
+            await lives.end()
+            await store.close()
+
+
+async def killed_at(place: Path, fates: Sequence[Fate]) -> tuple[dict[str, object], Fused]:
+    """A whole life whose processes have these fates; what is seen at its end."""
+    async with fused(place, fates) as (it, lives):
+        seen = await it.whole_life()
+        lives.check()
+    return seen, lives

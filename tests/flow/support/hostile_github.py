@@ -1,0 +1,182 @@
+"""GitHub as an enemy: it answers and delivers as drawn; what is seen at the end must be the lawful thing."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from osiris.bootstrap import Osiris, Patience
+from osiris.bot.github import app_auth, transport
+from osiris.core.task import Task
+from osiris.devhub.models import Delivery
+from osiris.devhub.server import Cut
+from osiris.devhub.webhook_sender import Sending
+from osiris.playground.environment import Stage, staged
+from osiris.playground.users import Person
+from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
+from tests.flow.test_crash import EXPECTED, Ground
+from tests.flow.test_outages import from_osiris
+
+ANSWERS = (
+    "refused for now",
+    "done, and the answer lost",
+    "broken off",
+    "too fast",
+    "token bad",
+    "silence",
+    "done, silence",
+)
+DELIVERIES = ("twice", "later", "refused", "taken, and the answer lost", "dropped")
+WAIT = 120.0  # seconds for one step of a life
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to each coming request and to each coming delivery; "" is nothing, and so is what comes after."""
+
+    answers: tuple[str, ...]
+    deliveries: tuple[str, ...]
+
+
+def _mostly(troubles: Sequence[str], most: int) -> st.SearchStrategy[tuple[str, ...]]:
+    fine = st.just("")
+    return st.lists(st.one_of(fine, fine, st.sampled_from(troubles)), max_size=most).map(tuple)
+
+
+plans = st.builds(Plan, _mostly(ANSWERS, 60), _mostly(DELIVERIES, 25))
+
+
+@dataclass
+class Enemy:
+    """Stands between Osiris and devhub, on both ways."""
+
+    plan: Plan
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    done: list[str] = field(default_factory=list)
+    """What went wrong so far."""
+
+    def __post_init__(self) -> None:
+        self._answers, self._deliveries = iter(self.plan.answers), iter(self.plan.deliveries)
+
+    async def answer(self, request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
+        if not from_osiris(request) or not (trouble := next(self._answers, "")):
+            return await forward()
+        self.done.append(f"{request.method} {request.url.path}: {trouble}")
+        git = not request.url.path.startswith("/api/")
+        if trouble.startswith("done"):
+            await forward()
+        match trouble:
+            case "silence" | "done, silence" if not git:
+                await self.over.wait()
+            case "too fast" if not git:
+                return JSONResponse({"message": "secondary rate limit"}, 403, headers={"retry-after": "1"})
+            case "token bad" if "/app/" not in request.url.path and "authorization" in request.headers and not git:
+                return JSONResponse({"message": "Bad credentials"}, 401)
+            case "broken off":
+                return Cut()
+        return JSONResponse({"message": "Server Error"}, 502)
+
+    async def deliver(self, delivery: Delivery, send: Sending) -> None:
+        trouble = next(self._deliveries, "")
+        if trouble:
+            self.done.append(f"{delivery.event} {delivery.action}: {trouble}")
+        match trouble:
+            case "twice":
+                await send()
+                await send()
+            case "later":
+                send.after(asyncio.sleep(0.3))
+            case "refused":
+                pass
+            case "taken, and the answer lost":
+                await send()
+                delivery.status, delivery.status_code = "timed out", 502
+            case "dropped" if delivery.event != "issues":
+                send.lost()
+            case _:
+                await send()
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Osiris waits for an answer of GitHub for one second only."""
+    was = transport.PATIENCE, app_auth.PATIENCE
+    transport.PATIENCE = app_auth.PATIENCE = 1.0
+    try:
+        yield
+    finally:
+        transport.PATIENCE, app_auth.PATIENCE = was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A life of Osiris with that enemy, and people."""
+
+    stage: Stage
+    osiris: Osiris
+    alice: Person
+    bob: Person
+
+    async def _task(self) -> Task | None:
+        lines = await self.osiris.views.tasks()
+        return lines[0].task if lines else None
+
+    async def _until(self, reached: Callable[[Task], bool]) -> Task:
+        """Wait until the task is there: GitHub sends again what was not taken, and Osiris looks for the rest."""
+        async with asyncio.timeout(WAIT):
+            while True:
+                await self.stage.settled(self.osiris.store)
+                if (task := await self._task()) and reached(task):
+                    return task
+                await self.stage.hub.resend()
+                assert self.osiris.reconciler is not None
+                self.osiris.reconciler.soon()
+                await asyncio.sleep(0.1)
+
+    async def whole_life(self) -> dict[str, object]:
+        issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
+        await self.alice.label(issue)
+        pull = (await self._until(lambda task: task.state == "review" and task.pull is not None)).pull
+        assert pull is not None
+        await self.bob.review(pull, "REQUEST_CHANGES", "Nearly.")
+        await self._until(lambda task: task.state == "review" and task.run == 2)
+        await self.bob.review(pull, "APPROVE")
+        await self._until(lambda task: task.state == "approved")
+        await self.bob.merge(pull)
+        await self._until(lambda task: task.state == "done")
+        await self.stage.settled(self.osiris.store)
+        return await self._visible(issue, pull)
+
+    async def _visible(self, issue: int, pull: int) -> dict[str, object]:
+        views, store = self.osiris.views, self.osiris.store
+        ground = Ground(stage=self.stage, lives=None, store=store, views=views, alice=self.alice, bob=self.bob)
+        return await ground.visible(issue, pull)
+
+
+async def fought(place: Path, plan: Plan) -> tuple[dict[str, object], list[str]]:
+    """A whole life against an enemy: what is seen at its end, and what went wrong."""
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump(STORY))
+    enemy = Enemy(plan)
+    with impatient():
+        async with (
+            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage,
+            stage.osiris(patience=Patience(pauses=(0.05,))) as osiris,
+            stage.person("alice") as alice,
+            stage.person("bob") as bob,
+        ):
+            stage.hub.interceptors.append(enemy.answer)
+            stage.hub.hooks.interceptors.append(enemy.deliver)
+            try:
+                return await Field(stage=stage, osiris=osiris, alice=alice, bob=bob).whole_life(), enemy.done
+            finally:
+                enemy.over.set()
+
+
+LAWFUL = EXPECTED

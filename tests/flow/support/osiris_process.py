@@ -1,0 +1,47 @@
+"""Osiris as a process of its own that can be killed for real, and started again quickly."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from multiprocessing.process import BaseProcess
+
+from osiris.bootstrap import Patience, build
+from osiris.config.settings import Settings
+from osiris.runtime import serve
+from tests.forkserver import FORKS
+
+
+def live(settings: Settings) -> None:
+    """A whole life: web and worker, until killed."""
+    logging.disable(logging.CRITICAL)
+    asyncio.run(serve(build(settings, patience=Patience(pauses=(0.05,)))))
+
+
+class Lives:
+    """One life after the other on the same settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: BaseProcess | None = None
+        self._one_at_a_time = threading.Lock()  # two writes may be cut off at the same moment
+        self.count = 0
+
+    def begin(self) -> None:
+        self._process = FORKS.Process(target=live, args=(self._settings,), daemon=True)
+        self._process.start()
+        self.count += 1
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.join()
+            self._process.close()
+            self._process = None
+
+    def again(self) -> None:
+        with self._one_at_a_time:
+            self.kill()
+            self.begin()

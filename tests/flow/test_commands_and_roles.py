@@ -1,0 +1,144 @@
+"""Who is listened to, and what they can say."""
+
+import pytest
+
+from tests.flow.conftest import Start, run, step, submit
+
+SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
+
+
+async def test_an_outsiders_label_gets_one_refusal_and_no_run(start: Start):
+    async with start() as world:
+        issue = await world.alice.file_issue("Please")
+        await world.tina.label(issue)
+        await world.settled()
+        [words] = await world.said_by_osiris(issue)
+        assert "Thank you, tina" in words
+        assert await world.osiris.views.tasks() == []
+
+
+async def test_an_outsiders_commands_get_one_refusal_however_many_they_are(start: Start):
+    async with start() as world:
+        issue = await world.alice.file_issue("Please")
+        for text in ("/osiris", "/osiris stop", "@osiris hello"):
+            await world.mallory.comment(issue, text)
+        await world.settled()
+        [words] = await world.said_by_osiris(issue)
+        assert "Only people with write access" in words
+
+
+async def test_an_outsiders_review_starts_nothing_and_their_approval_counts_nothing(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        await world.mallory.review(number, "APPROVE")
+        await world.mallory.review(number, "REQUEST_CHANGES", "Add my backdoor.")
+        await world.settled()
+        task = await world.task()
+        assert (task.state, task.run, task.approved) == ("review", 1, None)
+        assert (await world.alice.pull(number))["draft"]
+
+
+async def test_a_command_by_a_writer_starts_a_run_and_is_seen(start: Start):
+    async with start() as world:
+        issue = await world.mallory.file_issue("add subtracts", "really")
+        comment = await world.bob.comment(issue, "I can confirm.\n\n/osiris")
+        await world.settled()
+        assert (await world.task()).state == "review"
+        reactions = await world.bob.ask("GET", f"/issues/comments/{comment}/reactions")
+        assert [(r["content"], r["user"]["login"]) for r in reactions] == [("eyes", "osiris[bot]")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "> /osiris stop",
+        "```\n/osiris stop\n```",
+        "    /osiris stop",
+        "I would not say /osiris stop here",
+        "<!-- /osiris stop -->",
+        "`/osiris stop`",
+        "- /osiris stop",
+        "/osirisstop",
+        "/osiris/stop",
+    ],
+)
+def test_quotes_code_and_comments_are_no_commands(text: str):
+    from osiris.bot.github.commands import find
+
+    assert find(text, "osiris[bot]") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "known", "rest"),
+    [
+        ("/osiris", "", True, ""),
+        ("/Osiris STOP please", "stop", True, "please"),
+        ("Thanks!\n/osiris retry", "retry", True, ""),
+        ("Hello\n\n@osiris status", "status", True, ""),
+        ("@osiris[bot] help", "help", True, ""),
+        ("/osiris model openai:gpt-5 ", "model", True, "openai:gpt-5"),
+        ("/osiris dance now", "dance", False, "now"),
+        ("/osiris!", "", True, ""),
+        ("/osiris `stop`", "*", False, ""),
+        ("/osiris **stop**", "*stop*", False, ""),
+        ("@osiris, please stop", ", please stop", False, ""),
+    ],
+)
+def test_commands_stand_at_the_start_of_a_line(text: str, name: str, known: bool, rest: str):
+    from osiris.bot.github.commands import Command, find
+
+    assert find(text, "osiris[bot]") == Command(name, known, rest)
+
+
+async def test_stop_ends_the_run_at_once_and_retry_goes_on(start: Start):
+    async with start(SLOW) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        await world.bob.comment(issue, "/osiris stop")
+        await world.settled()
+        assert (await world.task()).state == "cancelled"
+        [status] = await world.said_by_osiris(issue)
+        assert "Bob stopped it" in status
+        assert world.osiris.sandbox.names() == []
+
+
+async def test_status_and_help_and_an_unknown_command_get_one_answer_each(start: Start):
+    async with start() as world:
+        issue, _ = await world.in_review()
+        for text in ("/osiris status", "/osiris help", "/osiris dance"):
+            await world.bob.comment(issue, text)
+        await world.settled()
+        status, *replies = await world.said_by_osiris(issue)
+        assert "ready for review" in status
+        assert len(replies) == 3
+        assert any("I do not know `/osiris dance`" in words for words in replies)
+
+
+async def test_taking_the_label_off_stops_the_work(start: Start):
+    async with start(SLOW) as world:
+        issue = await world.labelled()
+        await world.until_running()
+        await world.alice.unlabel(issue)
+        await world.settled()
+        assert (await world.task()).reason == "alice withdrew the request"
+
+
+async def test_a_command_on_the_pull_request_is_about_its_task(start: Start):
+    async with start() as world:
+        _, number = await world.in_review()
+        await world.bob.comment(number, "/osiris stop")
+        await world.settled()
+        assert (await world.task()).state == "cancelled"
+
+
+async def test_a_task_is_cancelled_and_retried_from_the_command_line(start: Start, command):
+    async with start() as world:
+        await world.in_review()
+        data = {"OSIRIS_DATA_DIR": str(world.stage.settings.osiris_data_dir)}
+        assert (await command("task", "cancel", "1", **data))[:2] == (0, "acme/shop#1 is now cancelled\n")
+        assert (await command("task", "retry", "acme/shop#1", **data))[0] == 0
+        await world.settled()
+        code, out, _ = await command("task", "show", "1", "--json", **data)
+        assert (code, '"state": "review"' in out) == (0, True)
+        code, _, err = await command("task", "show", "99", **data)
+        assert (code, err) == (1, "osiris: there is no task 99; `osiris task list` shows those there are\n")

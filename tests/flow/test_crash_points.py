@@ -1,0 +1,20 @@
+"""kill -9 at each touch of the outside: SQL, commits, processes, requests, models. The result is always the same.
+
+`make torture` goes through every touch of a whole life; here it is a few, at drawn distances.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.flow.support.crash_points import killed_at
+from tests.flow.test_crash import EXPECTED
+
+
+@pytest.mark.parametrize("many", [4, pytest.param(20, marks=pytest.mark.long)])
+async def test_killed_at_touches_of_the_outside_the_result_is_the_same(place: Path, many: int):
+    chance = random.Random(8)
+    seen, lives = await killed_at(place, [chance.randint(40, 400) for _ in range(many)])
+    assert seen == EXPECTED
+    assert lives.deaths >= many // 2

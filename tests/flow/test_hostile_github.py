@@ -1,0 +1,31 @@
+"""GitHub answers wrong, late or never, and delivers twice, late, in another order or not at all: all ends as it should.
+
+`make torture` draws many more.
+"""
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.conftest import a_place
+from tests.flow.support.hostile_github import LAWFUL, Plan, fought, plans
+
+
+@pytest.mark.parametrize("many", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
+    @settings(
+        max_examples=many,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(plan=plans)
+    def fight(plan: Plan) -> None:
+        with a_place() as place:
+            seen, troubles = asyncio.run(fought(place, plan))
+        assert seen == LAWFUL, troubles
+
+    fight()

@@ -1,0 +1,105 @@
+"""`osiris web` and `osiris worker` as an operator starts them."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.process import environment
+from osiris.config.settings import Settings
+from osiris.playground.environment import Stage, staged
+from osiris.queue.database import connect
+from osiris.queue.task_store import Store
+from tests.conftest import a_database
+from tests.flow.conftest import FILES, FIX, PEOPLE, REPO, run
+from tests.servers import Postgres, Redis
+
+PATIENCE = 20.0  # seconds
+
+
+async def started(settings: Settings, what: str) -> Process:
+    argv = (sys.executable, "-m", "osiris", what)
+    return await asyncio.create_subprocess_exec(
+        *argv, env=environment(settings), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
+    )
+
+
+async def refused(settings: Settings, what: str) -> tuple[int | None, str]:
+    """Exit code and words of a command that does not start."""
+    process = await started(settings, what)
+    async with asyncio.timeout(PATIENCE):
+        _, said = await process.communicate()
+    return process.returncode, said.decode()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, what: str, sentence: str) -> AsyncIterator[None]:
+    """A command from the moment it says that it is there; at SIGTERM it ends, in order.
+
+    The web side's server takes the signal once more when all is closed: that is an end in order, too.
+    """
+    process = await started(settings, what)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while sentence not in (line := (await process.stderr.readline()).decode()):
+                assert line, f"osiris {what} ended"
+        draining = asyncio.create_task(process.stderr.read())
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        assert await process.wait() == 0
+    assert "Traceback" not in (await draining).decode()
+
+
+@pytest.fixture
+def redis_url(redis_server: Redis) -> str:
+    redis_server.flush()
+    return redis_server.url
+
+
+@contextlib.asynccontextmanager
+async def stage(place: Path, database: str, redis_url: str) -> AsyncIterator[Stage]:
+    script = place / "script.yml"
+    script.write_text(yaml.safe_dump({"runs": [run(*FIX)]}))
+    more = {"database_url": database, "redis_url": redis_url, "osiris_model": f"scripted:{script}"}
+    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as it:
+        yield it
+
+
+@pytest.mark.parametrize("what", ["web", "worker"])
+async def test_on_a_database_of_no_version_the_commands_say_what_to_run(
+    place: Path, database: str, redis_url: str, what: str
+):
+    async with stage(place, database, redis_url) as it:
+        code, said = await refused(it.settings, what)
+        assert code == 1
+        assert said.strip().splitlines()[-1].startswith("osiris: the database ")
+        assert "run `osiris migrate` first" in said
+        assert "Traceback" not in said
+
+
+async def test_web_and_worker_do_the_work_and_end_when_they_are_told_to(
+    place: Path, postgres: Postgres, migrated: str, redis_url: str
+):
+    with a_database(postgres, migrated) as database:
+        async with stage(place, database, redis_url) as it, it.person("alice") as alice:
+            worker = it.settings.model_copy(update={"osiris_data_dir": place / "worker"})
+            async with (
+                running(it.settings, "web", "osiris listens on http://127.0.0.1:"),
+                running(worker, "worker", "osiris works on "),
+            ):
+                code, said = await refused(worker, "worker")
+                assert (code, "another `osiris serve` or `osiris worker` works in" in said) == (1, True)
+                await alice.label(await alice.file_issue("add subtracts", "add(1, 2) is -1"))
+                await it.settled(store := Store(connect(database)))
+                await store.close()
+                assert [pull["draft"] for pull in await alice.pulls()] == [True]

@@ -1,0 +1,216 @@
+"""How Osiris goes about GitHub's limits: writes in turn, questions that can wait do wait, and nothing into a wall."""
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from sqlalchemy import text
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from osiris.bot.github.app_auth import Suspended
+from osiris.core.errors import Mendable, Refused, Unavailable
+from osiris.core.events import IssueRef
+from tests.flow.conftest import REPO, Start, World
+from tests.flow.test_outages import from_osiris
+
+LIMITED = {"osiris_github_limits": "on"}
+
+
+@pytest.fixture
+def pair() -> dict[str, str]:
+    """What Osiris stands on makes no difference here."""
+    return {}
+
+
+@dataclass
+class Wire:
+    """What Osiris asked of REST and GraphQL, and when it was at it (in seconds): requests, and the writes among them.
+
+    `forced` answers the first write whose path ends so.
+    """
+
+    forced: tuple[str, JSONResponse] | None = None
+    asked: list[Request] = field(default_factory=list)
+    writes: list[tuple[str, float, float]] = field(default_factory=list)
+
+    async def __call__(self, request: Request, forward) -> Response:
+        path = request.url.path
+        if not from_osiris(request) or not path.startswith("/api/"):
+            return await forward()
+        self.asked.append(request)
+        if request.method == "GET" or "/app/" in path:
+            return await forward()
+        if self.forced and path.endswith(self.forced[0]):
+            answer, self.forced = self.forced[1], None
+            self.writes.append((path, time.monotonic(), time.monotonic()))
+            return answer
+        begun = time.monotonic()
+        answer = await forward()
+        self.writes.append((path, begun, time.monotonic()))
+        return answer
+
+
+def wired(world: World, forced: tuple[str, JSONResponse] | None = None) -> Wire:
+    wire = Wire(forced)
+    world.stage.hub.interceptors.append(wire)
+    return wire
+
+
+def leave(world: World, remaining: int, *, seconds: float = 3600.0) -> None:
+    """Let Osiris have so many requests left, for so long."""
+    installation = world.stage.hub.installation(world.stage.app, REPO)
+    world.stage.hub.rates.leave("installation", installation.id, remaining, seconds=seconds)
+
+
+async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
+    async with start(more=LIMITED) as world:
+        wire = wired(world)
+        for n in range(4):
+            await world.alice.comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+        async with asyncio.timeout(30):
+            while len(wire.writes) < 4:
+                await asyncio.sleep(0.05)
+        for (_, _, done), (_, begun, _) in itertools.pairwise(wire.writes):
+            assert begun >= done
+        starts = [begun for _, begun, _ in wire.writes]
+        assert all(later - before > 0.9 for before, later in itertools.pairwise(starts))
+
+
+async def test_a_limit_holds_back_every_write_through_that_account(start: Start):
+    limit = JSONResponse({"message": "You have exceeded a secondary rate limit."}, 403, headers={"retry-after": "4"})
+    async with start(more=LIMITED) as world:
+        wire = wired(world, ("/comments", limit))
+        for n in range(3):
+            await world.alice.comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+        async with asyncio.timeout(40):
+            while len(wire.writes) < 4:
+                await asyncio.sleep(0.05)
+        (_, refused, _), *later = wire.writes
+        assert all(begun > refused + 3.9 for _, begun, _ in later)
+        assert await world.failures() == []
+
+
+@pytest.mark.parametrize("headers", [{"retry-after": "99999999"}, {"x-ratelimit-remaining": "0"}])
+async def test_no_pause_is_longer_than_an_hour_whatever_is_said(start: Start, headers: dict[str, str]):
+    """GitHub counts by the hour; a time that lies further ahead was told by a clock that went wrong, on either side."""
+    told = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
+    limit = JSONResponse({"message": "You have exceeded a secondary rate limit."}, 403, headers=told)
+    due = text("select not_before from outbox where not_before is not null")
+    async with start() as world:
+        wire = wired(world, ("/comments", limit))
+        await world.alice.comment(await world.alice.file_issue("Help"), "/osiris help")
+
+        async def when() -> float:
+            async with world.osiris.engine.connect() as connection:
+                return await connection.scalar(due) or 0.0
+
+        async with asyncio.timeout(20):
+            while not wire.writes or await when() < time.time() + 60:
+                await asyncio.sleep(0.05)
+        assert await when() <= time.time() + 3700
+
+
+async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start: Start):
+    async with start() as world:
+        await world.stage.settled(world.osiris.store)
+        issue = await world.alice.file_issue("add subtracts")
+        leave(world, 0, seconds=4)
+        wire, until = wired(world), time.time() + 3
+        await world.alice.label(issue)
+        async with asyncio.timeout(30):
+            while not await world.alice.pulls():
+                assert time.time() > until or len(_reads(wire)) <= 1
+                await asyncio.sleep(0.05)
+        assert time.time() > until
+
+
+def _reads(wire: Wire) -> list[str]:
+    """What was asked through the installation: not what the App asks by its own key."""
+    paths = [request.url.path.removeprefix("/api/v3") for request in wire.asked]
+    return [path for path in paths if not path.startswith("/app") and not path.endswith("/installation")]
+
+
+async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start):
+    async with start() as world:
+        assert world.osiris.reconciler is not None
+        await world.in_review()
+        leave(world, 240)
+        await world.alice.comment(1, "/osiris status")
+        await world.settled()  # its answers told that little is left
+        wire = wired(world)
+        with pytest.raises(Unavailable, match="are left") as refused:
+            await world.osiris.reconciler.compare()
+        assert 3000 < (refused.value.retry_in or 0) <= 3600
+        assert _reads(wire) == []
+        await world.alice.label(await world.alice.file_issue("Another"))
+        await world.settled()
+        assert [line.task.state for line in await world.osiris.views.tasks()] == ["review", "review"]
+
+
+async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
+    async with start() as world:
+        assert world.osiris.reconciler is not None
+        await world.in_review()
+        leave(world, 240, seconds=86400)
+        await world.alice.comment(1, "/osiris status")
+        await world.settled()
+        wire = wired(world)
+        await world.osiris.reconciler.compare()
+        assert _reads(wire) != []
+
+
+async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Start):
+    async with start() as world:
+        gone = JSONResponse({"message": "Bad credentials"}, 401)
+        rest = wired(world, ("/comments", gone))
+        _, number = await world.in_review()
+        graphql = wired(world, ("/api/graphql", gone))
+        await world.bob.review(number, "APPROVE")
+        await world.settled()
+        assert (rest.forced, graphql.forced) == (None, None)
+        assert not (await world.alice.pull(number))["draft"]
+        assert len(await world.said_by_osiris(1)) == 1
+        assert await world.failures() == []
+
+
+async def test_every_request_names_the_version_of_rest_that_is_meant(start: Start):
+    async with start() as world:
+        wire = wired(world)
+        await world.in_review()
+        versions = {
+            request.headers.get("x-github-api-version")
+            for request in wire.asked
+            if not request.url.path.endswith("/graphql")
+        }
+        assert versions == {"2022-11-28"}
+
+
+async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: Start):
+    async with start() as world:
+        github, hub = world.osiris.github, world.stage.hub
+        assert github is not None
+        issue = IssueRef(REPO, await world.alice.file_issue("x"))
+        repo, installation = hub.world.repo(REPO), hub.installation(world.stage.app, REPO)
+
+        repo.archived = True
+        with pytest.raises(Mendable, match="has to unarchive the repository"):
+            await github.say(issue, issue.number, "Hello.", kind="status")
+        repo.archived = False
+
+        world.stage.app.permissions = {**world.stage.app.permissions, "checks": "read"}
+        with pytest.raises(Mendable, match="give the App that permission"):
+            await github.check_run(issue, repo.heads["main"], {"status": "queued"})
+
+        hub.suspend(installation)
+        for ask in (github.say(issue, issue.number, "Hello.", kind="status"), github.issue(REPO, issue.number)):
+            with pytest.raises(Suspended, match="end"):
+                await ask
+        hub.unsuspend(installation)
+        assert (await github.issue(REPO, issue.number)).open
+
+        with pytest.raises(Refused) as final:
+            await github.say(issue, issue.number, "x" * 70_000, kind="status")
+        assert not isinstance(final.value, Mendable)

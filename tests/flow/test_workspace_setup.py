@@ -1,0 +1,208 @@
+"""What gets a workspace ready, who may have a way out, and how people learn of both."""
+
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from osiris.bootstrap import sandbox_of
+from osiris.config.settings import Settings
+from osiris.core.ports.sandbox import Sandbox
+from osiris.tools.sandbox.jail import cgroup
+from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, step, submit
+
+FETCH = 'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] + "/page").read().decode())'
+REGISTRY = "127.0.0.2"  # 127.0.0.1 is the jail itself for what runs in it
+PAGE = "a page of the registry"
+
+
+def repository(**config: object) -> dict[str, str]:
+    return {**FILES, ".github/osiris.yml": yaml.safe_dump(config)}
+
+
+def fixed_after(*commands: str) -> dict[str, list[Any]]:
+    """A run that makes commands succeed, and then does its work."""
+    return {"runs": [run(*(step("run_command", {"exit_code": 0}, command=command) for command in commands), *FIX)]}
+
+
+async def body(world: World, number: int) -> str:
+    return str((await world.alice.pull(number))["body"])
+
+
+@pytest.fixture
+def warm() -> Callable[[Settings], Sandbox]:
+    """A sandbox of their own: one keeps what a set-up left for the next test."""
+    return sandbox_of
+
+
+@pytest.fixture
+def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package registry that this machine's pip is configured for."""
+    (place / "registry").mkdir()
+    (place / "registry/page").write_text(PAGE)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(
+        (REGISTRY, 0), functools.partial(Quiet, directory=str(place / "registry"))
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{REGISTRY}:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_agent(start: Start, registry: None):
+    files = repository(commands={"setup": ["mkdir -p vendor", f"python3 -c '{FETCH}' >vendor/page"]})
+    story = fixed_after(f"grep '{PAGE}' vendor/page", 'test -z "$(git status --short)"', f"! python3 -c '{FETCH}'")
+    story["runs"].insert(0, run(*ANSWER, when="<review"))
+    async with start(story, files=files) as world:
+        _, number = await world.in_review()
+        said = await body(world, number)
+        assert "Set-up of the base branch (run before the agent began):" in said
+        assert "| `mkdir -p vendor` | 0 |" in said
+        assert "vendor/page" not in world.git("show", "--stat", "osiris/1-add-subtracts")
+        await world.bob.review(number, "REQUEST_CHANGES", "Again.")
+        await world.settled()
+        [status] = await world.said_by_osiris(number)
+        assert "Set-up of the base branch (the result of an earlier run was used):" in status
+
+
+async def test_the_set_up_of_githubs_own_agent_serves_as_well(start: Start):
+    steps = [{"uses": "actions/checkout@v4"}, {"run": "echo ready >.made"}, {"run": "exit ${{ github.run_id }}"}]
+    workflow = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": steps}}})
+    files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
+    async with start(fixed_after("grep ready .made"), files=files) as world:
+        _, number = await world.in_review()
+        assert "| `echo ready >.made` | 0 |" in await body(world, number)
+
+
+ALIASES = "a: &a {run: exit 1}\njobs: {copilot-setup-steps: {steps: [" + "*a, " * 4000 + "*a]}}\n"
+LONG = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": [{"run": "echo " + "x" * 20_000}]}}})
+
+
+@pytest.mark.parametrize(
+    ("workflow", "told"),
+    [
+        (ALIASES, "has 4001 commands, more than 50"),
+        (LONG, "has a command of more than 20,000 characters"),
+        ("jobs: [" * 60, "nests deeper than 50 levels in line 1"),
+        ("#" * 70_000, "is larger than 64 KiB"),
+    ],
+    ids=["aliases", "a long command", "nesting", "size"],
+)
+async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(start: Start, workflow: str, told: str):
+    files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
+    async with start(files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        said = "\n".join(await world.said_by_osiris(issue))
+        assert f"`.github/workflows/copilot-setup-steps.yml` {told}" in said
+        assert "name the set-up commands in `.github/osiris.yml`" in said
+
+
+async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(start: Start):
+    files = repository(commands={"setup": ["true", "echo the disk is on fire; exit 7"]})
+    async with start(files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        said = "\n".join(await world.said_by_osiris(issue))
+        assert "echo the disk is on fire; exit 7" in said
+        assert "ended with exit code 7: the disk is on fire" in said
+        assert "`/osiris retry`" in said
+        assert await world.alice.pulls() == []
+
+
+async def test_what_a_set_up_may_not_reach_is_named_on_the_issue(start: Start):
+    files = repository(commands={"setup": "curl -sSf https://evil.example/"})
+    async with start(files=files) as world:
+        issue = await world.labelled()
+        await world.settled()
+        said = "\n".join(await world.said_by_osiris(issue))
+        assert "blocked: evil.example:443" in said
+        assert "network.setup" in said
+
+
+async def test_what_an_agent_may_not_reach_is_counted_in_the_pull_request(start: Start):
+    files = repository(network={"agent": ["api.example.com"]})
+    asks = "for n in 1 2 3; do curl -sS https://evil.example/; done; true"
+    async with start(fixed_after(asks), files=files, more={"osiris_network": "agent"}) as world:
+        _, number = await world.in_review()
+        said = await body(world, number)
+        assert "blocked: `evil.example:443`, 3 times: it is not on the list of allowed hosts" in said
+        assert "`network.agent` in `.github/osiris.yml`" in said
+        told = [message.text for message in await world.transcript() if message.role == "tool"]
+        assert "blocked: evil.example:443, times: 3" in told[0]
+
+
+async def test_a_repository_opens_nothing_that_the_operator_keeps_closed(start: Start):
+    files = repository(network={"agent": ["api.example.com"]})
+    closed = "test ! -e /run/egress && ! curl -sS https://api.example.com/"
+    async with start(fixed_after(closed), files=files) as world:
+        await world.in_review()
+
+
+async def test_a_branch_cannot_change_its_own_set_up(start: Start):
+    """The second run begins with files of the first one, which wrote a set-up of its own."""
+    evil = yaml.safe_dump({"commands": {"setup": "touch /workspace/evil"}})
+    story = {
+        "runs": [
+            run(step("run_command", {"exit_code": 0}, command="test ! -e evil"), submit("Fine."), when="<review"),
+            run(step("write_file", path=".github/osiris.yml", content=evil), *FIX),
+        ]
+    }
+    async with start(story) as world:
+        _, number = await world.in_review()
+        await world.bob.review(number, "REQUEST_CHANGES", "Again.")
+        await world.settled()
+        assert (await world.task()).state == "review"
+
+
+@pytest.fixture
+def no_cgroups(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """A machine on which the worker may make none."""
+    monkeypatch.setattr(cgroup, "CGROUPS", place / "none")
+
+
+async def test_a_weak_sandbox_is_named_in_every_pull_request(start: Start, no_cgroups: None):
+    async with start() as world:
+        _, number = await world.in_review()
+        assert "The sandbox of this run was a weak one" in await body(world, number)
+        assert "It lacks: memory and process limits." in await body(world, number)
+
+
+async def test_without_its_limits_no_run_starts_unless_the_operator_says_so(start: Start, no_cgroups: None):
+    async with start(more={"osiris_sandbox": "strong"}) as world:
+        issue = await world.labelled()
+        await world.settled()
+        [said] = await world.said_by_osiris(issue)
+        assert "There is no safe sandbox on this machine: memory and process limits" in said
+        assert "OSIRIS_SANDBOX=weak" in said
+        assert any("no safe sandbox" in line for line in world.said_in_logs)
+
+
+async def test_a_secret_in_a_file_reaches_neither_the_model_nor_the_pull_request(start: Start):
+    secret = "glpat-" + "Ab1" * 7
+    story = {
+        "runs": [
+            run(
+                step("run_command", {"exit_code": 0}, command="cat settings.ini"),
+                step("read_file", path="settings.ini"),
+                step("write_file", path="a", content="a"),
+                submit(f"I found {secret}."),
+            )
+        ]
+    }
+    async with start(story, files={**FILES, "settings.ini": f"token = {secret}\n"}) as world:
+        _, number = await world.in_review()
+        told = [message.text for message in await world.transcript() if message.role == "tool"]
+        assert sum("token = ***" in text for text in told) == 2
+        assert not any(secret in text for text in told)
+        assert "I found ***" in await body(world, number)
+        assert secret not in world.git("log", "--format=%B", "osiris/1-add-subtracts")

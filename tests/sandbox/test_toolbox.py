@@ -1,0 +1,190 @@
+"""The tools as a model uses them."""
+
+import json
+
+import pytest
+
+from osiris.core.errors import RunEnded
+from osiris.core.ports.models import Submitted
+from osiris.tools.toolbox import Tools
+
+
+@pytest.fixture
+def use(session):
+    tools = Tools(session)
+
+    async def call(tool: str, **args) -> str:
+        return (await tools.call(tool, args)).text
+
+    return call
+
+
+async def test_the_specs_are_short(session):
+    specs = [{"n": s.name, "d": s.description, "p": s.parameters} for s in Tools(session).specs()]
+    assert [s["n"] for s in specs] == [
+        "read_file",
+        "write_file",
+        "edit_file",
+        "list_dir",
+        "search",
+        "run_command",
+        "submit",
+    ]
+    assert len(json.dumps(specs)) < 4000  # about a thousand tokens
+
+
+async def test_unknown_tools_and_wrong_arguments_are_answers(use):
+    assert "no tool named fly; there are: read_file" in await use("fly")
+    assert "path: Field required" in await use("read_file", pth="x")
+    assert "wrong arguments" in (await use("run_command", command="x", timeout=9999)).lower()
+
+
+async def test_names_of_arguments_are_answered_in_short(use):
+    many = {f"{n}\u200b{'x' * 100_000}": n for n in range(50)}
+    said = await use("list_dir", **many)
+    assert said.startswith("list_dir was not run. Wrong arguments: 0xxxx")
+    assert "… [99901 more characters]: Extra inputs are not permitted; 1xxx" in said
+    assert said.endswith("; and 45 more")
+    assert len(said) < 2000
+
+
+async def test_reading_numbers_lines_and_says_how_to_go_on(use, bash):
+    await bash("seq 1000 >many; printf 'a\\0b' >binary; touch empty; head -c 9000 /dev/zero | tr '\\0' x >long")
+    text = await use("read_file", path="many", start=5, lines=2)
+    assert text == "many: lines 5-6 of 1000 lines; go on with start=7\n     5\t5\n     6\t6"
+    assert (
+        await use("read_file", path="/workspace/src/app.py") == "src/app.py: lines 1-1 of 1 lines\n     1\tprint('one')"
+    )
+    assert await use("read_file", path="binary") == "binary is a binary file of 3 bytes"
+    assert await use("read_file", path="empty") == "empty is empty"
+    assert await use("read_file", path="many", start=2000) == "many has only 1000 lines"
+    assert "7000 more characters" in await use("read_file", path="long")
+    assert len(await use("read_file", path="many", lines=2000)) < 21_000
+
+
+async def test_reading_what_is_no_file_is_an_answer(use, bash):
+    await bash("mkfifo pipe; ln -s /nowhere dangling; ln -s loop loop; truncate -s 40M huge")
+    assert await use("read_file", path="pipe") == "error: pipe is not a regular file"
+    assert await use("read_file", path="src") == "error: src is a folder"
+    assert await use("read_file", path="nothing") == "error: nothing: no such file or directory"
+    assert "no such file" in await use("read_file", path="dangling")
+    assert "symbolic links" in await use("read_file", path="loop")
+    assert "binary" in await use("read_file", path="huge")
+    assert "not a regular file" in await use("read_file", path="/dev/zero")
+    assert "error" in await use("read_file", path="x\0y")
+    assert "error" in await use("read_file", path="x" * 3000)
+
+
+async def test_no_path_leads_out_of_the_jail(use, bash, place, monkeypatch, root):
+    monkeypatch.setenv("WORKER_SECRET", "canary-52")
+    (place / "canary").write_text("secret")
+    await bash(f"ln -s {place}/canary out; ln -s /proc/self/environ env; ln -s /etc/shadow shadow")
+    for path in ("out", "env", "shadow", f"{place}/canary", f"../../../../{place}/canary", "/proc/1/environ", "/root"):
+        text = await use("read_file", path=path)
+        assert "secret" not in text
+        assert "canary-52" not in text
+    await use("write_file", path="out", content="x")
+    assert "read-only" in await use("write_file", path="/etc/passwd", content="x")
+    assert (place / "canary").read_text() == "secret"
+
+
+async def test_writing_makes_folders_and_says_how_much(use, bash):
+    assert await use("write_file", path="a/b/c.txt", content="häuser\n") == "made a/b/c.txt: 8 bytes"
+    assert await use("write_file", path="run.sh", content="#!/bin/sh\nexit 4\n") == "wrote run.sh: 17 bytes"
+    await bash("chmod +x run.sh; ln -s a/b/c.txt link; mkfifo pipe")
+    await use("write_file", path="run.sh", content="#!/bin/sh\nexit 5\n")
+    assert await bash("./run.sh; echo $?") == "5\n"
+    await use("write_file", path="link", content="through")
+    assert await bash("cat a/b/c.txt; readlink link") == "througha/b/c.txt\n"
+    assert "folder" in await use("write_file", path="src", content="")
+    assert "regular" in await use("write_file", path="pipe", content="")
+    assert "error" in await use("write_file", path="", content="")
+    big = "line\n" * 500_000
+    assert await use("write_file", path="big", content=big) == "made big: 2500000 bytes"
+
+
+async def test_editing_wants_one_exact_place(use, bash):
+    await use("write_file", path="f.py", content="def a():\n    return 1\n\ndef b():\n    return 1\n")
+    assert "found 2 times in f.py (lines 2, 5)" in await use("edit_file", path="f.py", old="return 1", new="return 2")
+    text = await use("edit_file", path="f.py", old="def b():\n  return 1", new="x")
+    assert "not in f.py" in text
+    assert "nearest line is 4: def b():" in text
+    assert (
+        await use("edit_file", path="f.py", old="b():\n    return 1", new="b():\n    return 2")
+        == "edited f.py at line 4"
+    )
+    assert (await bash("tail -1 f.py")) == "    return 2\n"
+    assert "same" in await use("edit_file", path="f.py", old="a", new="a")
+
+
+async def test_editing_keeps_line_ends_and_odd_bytes(use, bash):
+    await bash("printf 'one\\r\\ntwo\\r\\nth\\xffree\\r\\n' >dos")
+    assert "edited" in await use("edit_file", path="dos", old="one\ntwo", new="1\n2")
+    assert await bash("cat dos") == "1\r\n2\r\nth\udcffree\r\n"
+
+
+async def test_listing_shows_sizes_folders_and_links(use, bash):
+    await bash("ln -s /etc x; mkfifo p; touch $'new\\nline'")
+    assert (await use("list_dir")).splitlines() == [
+        ".git/",
+        "README.md  6 bytes",
+        "new\\nline  0 bytes",
+        "p  (not a regular file)",
+        "run.sh  10 bytes",
+        "src/",
+        "x -> /etc",
+    ]
+    await bash("mkdir many; cd many; touch $(seq 700)")
+    assert (await use("list_dir", path="many")).endswith("… and 200 more")
+    assert "error" in await use("list_dir", path="README.md")
+
+
+async def test_searching_gives_path_line_and_text(use, bash, root):
+    await bash("mkfifo pipe; printf 'print\\0' >bin; ln -s / root; echo 'x print(' >src/b.py; echo print >.git/print")
+    assert (await use("search", pattern=r"print\(")).splitlines() == [
+        "src/app.py:1: print('one')",
+        "src/b.py:1: x print(",
+    ]
+    assert await use("search", pattern="^hel+o$", path="README.md") == "README.md:1: hello"
+    assert "no match" in await use("search", pattern="nowhere to be found")
+    assert "not a regular expression" in await use("search", pattern="(")
+    assert "error" in await use("search", pattern="x", path="nowhere")
+    await bash("seq 5000 >many")
+    assert "more matches" in await use("search", pattern="1", path="many")
+
+
+async def test_a_search_that_explodes_is_stopped(use, bash, monkeypatch):
+    monkeypatch.setattr("osiris.tools.sandbox.workspace.file_helper_client.PATIENCE", 0.5)
+    await bash("printf '%0.sa' $(seq 50) >a; echo b >>a")
+    assert "stopped after" in await use("search", pattern="^(a+)+$", path="a")
+
+
+async def test_a_command_says_how_it_ended(session):
+    answer = await Tools(session).call("run_command", {"command": "echo out; echo err >&2; exit 3"})
+    assert answer.text.splitlines()[0].startswith("exit code 3 in 0.")
+    assert answer.text.splitlines()[1:] == ["out", "err"]
+    assert (answer.ran.command, answer.ran.exit_code) == ("echo out; echo err >&2; exit 3", 3)
+    answer = await Tools(session).call("run_command", {"command": "sleep 60", "timeout": 0.2})
+    assert answer.text.startswith("stopped after 0.2 s")
+    assert answer.ran.exit_code is None
+
+
+async def test_long_output_is_cut_and_kept(use):
+    text = await use("run_command", command="seq 100000")
+    assert len(text) < 16_300
+    name = text.split("/tmp/outputs/")[1].split("]")[0]
+    counted = await use("run_command", command=f"wc -l </tmp/outputs/{name}")
+    assert counted.splitlines()[1:] == ["100000"]
+    assert "50000" in await use("read_file", path=f"/tmp/outputs/{name}", start=50000, lines=1)
+
+
+async def test_output_is_harmless_text(use):
+    text = await use("run_command", command=r"printf '\e[31mred\e[0m \e]0;title\a\u202e\xff\ttab\r\n'")
+    assert text.splitlines()[1] == "red ��\ttab".replace("��", "�")
+
+
+async def test_submitting_ends_the_run(use):
+    with pytest.raises(RunEnded) as ended:
+        await use("submit", summary=" done ")
+    assert ended.value.outcome == Submitted(summary="done")
+    assert "was not run" in await use("submit", summary="")
