@@ -13,6 +13,7 @@ from osiris.agents.command_totals import MOST_SUMMARY, bound_commands, bound_pre
 from osiris.agents.loop import Mind, Tape, work
 from osiris.config import copilot_setup
 from osiris.core import events as e
+from osiris.core.bounded_dict import BoundedDict
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.errors import Refused
 from osiris.core.policy import Policy
@@ -24,6 +25,8 @@ from osiris.core.ports.storage import Inbox, Transcripts
 from osiris.core.sanitize import cut_text
 
 log = logging.getLogger(__name__)
+
+_MOST_REMEMBERED = 1_000  # runs that were stopped, or had a model chosen, before they began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +70,8 @@ class Runner:
         self._transcripts, self._inbox, self._journal = transcripts, inbox, journal
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
         self._minds: dict[str, Mind] = {}
-        self._chosen: dict[str, str] = {}
-        self._stopped: set[str] = set()
+        self._chosen = BoundedDict[str, str](_MOST_REMEMBERED)
+        self._stopped = BoundedDict[str, None](_MOST_REMEMBERED)
         self._held: set[str] = set()
 
     async def begin(self, order: StartRun) -> None:
@@ -117,7 +120,7 @@ class Runner:
                 self._held.add(name)
                 job.cancel()
             return
-        self._stopped.add(name)  # for good: a run number is never used again
+        self._stopped[name] = None  # a run number is never used again
         if job is not None:
             job.cancel()
         else:

@@ -359,3 +359,11 @@ async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: St
         assert (stuck.exists(), left.exists()) == (True, False)
         await world.osiris.upkeep.tidy()
         assert not stuck.exists()
+
+
+async def test_no_lock_of_a_repository_outlives_its_use(start: Start):
+    async with start() as world:
+        await world.in_review()
+        assert world.osiris.upkeep is not None
+        owners = [world.osiris.upkeep._depot, world.osiris.sandbox._layers, world.osiris.sandbox._setups]
+        assert [len(owner._locks) for owner in owners] == [0, 0, 0]

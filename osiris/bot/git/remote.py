@@ -4,9 +4,9 @@ import asyncio
 import base64
 import os
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from osiris.bot.git.repositories import HostDesk
 from osiris.bot.git.runner import OVERTAKEN, GitFailed, GitLimits, LimitReached, git, outage
@@ -33,11 +33,11 @@ class Depot:
         """`leave` raises Fenced when this worker may not write any more; it is asked before each push."""
         self._desk, self._tokens, self._url, self._leave = desk, tokens, url.rstrip("/"), leave
         self.noreply = f"users.noreply.{urlsplit(url).hostname}"  # so that a commit names nobody of another GitHub
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
 
     async def checkout(self, repo: str, branch: str) -> Checkout:
         """The end of `branch`, or of the default branch while it does not exist. Raises Refused or Unavailable."""
-        async with self._locks[repo]:
+        async with self._locks.setdefault(repo, asyncio.Lock()):
             await self._desk.prepare(repo)
             token = await self._tokens.reader(repo)
             try:
@@ -71,7 +71,7 @@ class Depot:
 
     async def forget(self, repo: str) -> None:
         """Remove a repository from this machine; nobody is fetching into it meanwhile."""
-        async with self._locks[repo]:
+        async with self._locks.setdefault(repo, asyncio.Lock()):
             await asyncio.to_thread(self._desk.forget, repo)
 
     async def push(self, repo: str, commit: str, branch: str) -> None:
@@ -115,7 +115,7 @@ class Depot:
 
     async def fetch(self, repo: str, run: str) -> None:
         token, ref = await self._tokens.reader(repo), _hidden(run)
-        async with self._locks[repo]:
+        async with self._locks.setdefault(repo, asyncio.Lock()):
             await self._desk.prepare(repo)
             try:
                 await self._fetch(repo, ref, token)

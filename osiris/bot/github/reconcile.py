@@ -17,6 +17,7 @@ from osiris.bot.github.redelivery import Place, Sendings
 from osiris.bot.github.webhook_payloads import IssueClosed, PullMoved, Reviewed, Unlabelled
 from osiris.config.app_manifest import READ_EVENTS
 from osiris.core import events as e
+from osiris.core.bounded_dict import BoundedDict
 from osiris.core.errors import OsirisError, Refused, Unavailable
 from osiris.core.ports.storage import Inbox, Records
 from osiris.core.task import HALTED, Task
@@ -32,6 +33,7 @@ _TO_BE_HEARD = 5.0  # seconds at most for what was asked for to come in, before 
 _LOOK = 0.1  # seconds between two looks whether it came in
 _LONG = 60.0  # seconds of a pause that ends a look
 _OUTAGES = 3  # one after the other end it as well
+_MOST_KNOWN = 10_000  # reviews; one that is forgotten is read and noted again, which changes nothing
 _ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
 
 
@@ -62,7 +64,7 @@ class Reconciler:
         self._hint = asyncio.Event()
         self._places: dict[str, Place] = {}
         self._sendings = Sendings()
-        self._known: set[str] = set()  # reviews that were noted, or ask for nothing
+        self._known = BoundedDict[str, None](_MOST_KNOWN)  # reviews that were noted, or ask for nothing
         self._hints = self._outages = 0
         self._behind = self._looked = False
 
@@ -288,7 +290,7 @@ class Reconciler:
             commit=review.commit,
         )
         await self._note(await self._facts.reviewed(task, notice))
-        self._known.add(key)
+        self._known[key] = None
 
     async def _issue(self, task: Task, made: float) -> None:
         ref = task.issue

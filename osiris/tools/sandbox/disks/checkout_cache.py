@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from osiris.tools.sandbox.disks.disk import finish_in_thread
 from osiris.tools.sandbox.disks.image_disk import KEPT, ImageDisk
@@ -27,13 +27,13 @@ class Layers:
     def __init__(self, root: Path, most: int, *, uid: int | None) -> None:
         """`most` is how many bytes they may take together."""
         self._root, self._most, self._uid = root, most, uid
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
 
     async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> ImageDisk:
         """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
         name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
         disk = self._disk(name)
-        async with self._locks[name]:
+        async with self._locks.setdefault(name, asyncio.Lock()):
             if not await finish_in_thread(disk.find):
                 await self._make(disk, fill)
                 await finish_in_thread(self._make_room, disk)
