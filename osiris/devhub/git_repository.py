@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from osiris.core.errors import Refused
+from osiris.core.git_environment import HARDENED
 
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 SETTINGS = {
@@ -77,13 +78,7 @@ def _is_for_ever(args: Sequence[str]) -> bool:
 
 def environment() -> dict[str, str]:
     """No settings of the machine's user leak into the hub's git."""
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C.UTF-8",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_TERMINAL_PROMPT": "0",
-    }
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **HARDENED}
 
 
 class Git:

@@ -10,18 +10,15 @@ from typing import IO
 
 from osiris.bot.git import subprocesses
 from osiris.core.errors import Mendable, Refused, TooSlow, Unavailable
+from osiris.core.git_environment import HARDENED
 from osiris.core.ports.sandbox import GIB, KIB, MIB
 
 _ENV = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/nonexistent",
     "LANG": "C.UTF-8",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_ATTR_NOSYSTEM": "1",
-    "GIT_TERMINAL_PROMPT": "0",
+    **HARDENED,
     "GIT_ASKPASS": "/bin/false",
-    "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_LITERAL_PATHSPECS": "1",
 }
 _CONFIG = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.git_environment import EXPORTS
 from osiris.core.ports.sandbox import Export, Result
 from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.jail.bwrap_arguments import View
@@ -29,11 +30,11 @@ OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 #
 # `git add` only warns of a folder that it cannot open, and goes on without it: so its words are read. What the set-up
 # left is taken out of the index by name, for a rule of the repository (`!name`) outranks info/exclude.
-INSIDE = r"""
-set -euo pipefail
+INSIDE = (
+    f"set -euo pipefail\n{EXPORTS}\n"
+    r"""
 LEFT_OUT='^warning: could not open directory|: Permission denied$'
-export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 GIT_NO_REPLACE_OBJECTS=1 HOME=/nonexistent
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
+export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 HOME=/nonexistent
 git init -q --bare --template= "$GIT_DIR"
 mkdir -p "$GIT_DIR/info"
 echo /base.git/objects >"$GIT_DIR/objects/info/alternates"
@@ -73,6 +74,7 @@ tree=$(git write-tree)
 printf '%s\n^%s^{tree}\n' "$tree" "$1" | git pack-objects -q --revs --thin --stdout
 printf '\n%s\n' "$tree" >&2
 """
+)
 
 
 # Git keeps no modes of folders, and of files only whether they can be run: to make them readable changes no work.
