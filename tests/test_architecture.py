@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "osiris"
 COMPOSITION = {"__main__", "cli", "bootstrap", "runtime", "readiness", "maintenance", "loop_monitor"}
 COMPOSITION |= {"console", "playground", "local"}
-DEVHUB = {"osiris.core.errors", "osiris.config.http_server", "osiris.__version__"}
+DEVHUB = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
+DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
 """All of Osiris that devhub may know: it is GitHub, which knows nothing of Osiris."""
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 

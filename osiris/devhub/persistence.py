@@ -1,12 +1,11 @@
 """The hub's world on disk, so that a hub that was ended, or killed, goes on where it was."""
 
 import itertools
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from osiris.config.atomic_file import replace_file
 from osiris.core.errors import Refused
 from osiris.devhub.world import World
 
@@ -17,15 +16,8 @@ def save(world: World, path: Path) -> None:
     """Write the whole world, or leave what was written before. The file is for its owner alone: keys are in it."""
     kept = {name: value for name, value in vars(world).items() if name not in _LEFT_OUT}
     kept["last_id"] = world.next_id()
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            pickle.dump(kept, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)  # what could not be written whole
+    with replace_file(path) as file:
+        pickle.dump(kept, file)
 
 
 def load(world: World, path: Path) -> bool:

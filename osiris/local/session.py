@@ -17,6 +17,7 @@ import httpx
 from osiris.bootstrap import Osiris, brains_of, sandbox_of
 from osiris.bot.github.comments import cost
 from osiris.config import repository_file
+from osiris.config.atomic_file import write_atomically
 from osiris.config.settings import Settings
 from osiris.console.support import operator_name
 from osiris.core.errors import Refused, Unavailable
@@ -110,10 +111,7 @@ def _begun(places: Places, wish: Wish, repository: Repository) -> Path:
     """A folder with the request in it: from here on the work can go on after anything."""
     place = places.new()
     asked = {"request": wish.request, "commit": repository.commit, "branch": repository.branch}
-    begun = place / f".{REQUEST}"
-    begun.touch(mode=0o600)
-    begun.write_text(json.dumps(asked))
-    begun.rename(place / REQUEST)
+    write_atomically(place / REQUEST, json.dumps(asked))
     return place
 
 

@@ -12,6 +12,7 @@ from osiris.bot.git.file_listings import NAME_LIMIT, search_files
 from osiris.bot.git.import_pack import take
 from osiris.bot.git.instructions import read_instructions
 from osiris.bot.git.runner import STREAMING, GitFailed, GitLimits, LimitReached, git, has
+from osiris.config.atomic_file import write_atomically
 from osiris.core.errors import Refused, Unavailable
 from osiris.core.ports.repositories import Taken
 from osiris.core.ports.sandbox import Export
@@ -165,9 +166,7 @@ def _set(path: Path, text: str) -> None:
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    new.write_text(text)
-    new.replace(path)
+    write_atomically(path, text, mode=0o644)
 
 
 def _size(folder: Path) -> int:

@@ -12,16 +12,18 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
+from weakref import WeakValueDictionary
 
 from pydantic import TypeAdapter
 
+from osiris.config.atomic_file import replace_file, write_atomically
 from osiris.core.errors import Mendable, TooSlow, Unavailable
 from osiris.core.events import CommandRan
+from osiris.core.git_environment import EXPORTS
 from osiris.core.ports.sandbox import Plan, Result, Setup
 from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.guest.setup_leftovers import MOST, TOO_MANY
@@ -43,10 +45,10 @@ RAN: Final = TypeAdapter(tuple[CommandRan, ...])
 # could hide a file, and have it taken for the agent's work. Files of rules that it left between the repository's own
 # are dropped: they would hide the agent's new files, or change them on their way. See `setup_leftovers.py` for the
 # lists.
-PACK: Final = r"""
-set -euo pipefail
+PACK: Final = (
+    f"set -euo pipefail\n{EXPORTS}\n"
+    r"""
 export GIT_DIR=/tmp/c.git GIT_INDEX_FILE=/tmp/c.index LC_ALL=C.UTF-8 HOME=/nonexistent
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_ATTR_NOSYSTEM=1
 git init -q --bare --template= "$GIT_DIR"
 git config core.bare false
 git config core.excludesFile /dev/null
@@ -62,6 +64,7 @@ sed -z -e 's,/$,/x,' -e 's,^,./,' /tmp/new >/tmp/asked
 /usr/bin/python3 -I -S /etc/osiris/setup_leftovers note
 exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - 2>/dev/null
 """
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,7 @@ class Setups:
         """`most` is how many bytes they may take together."""
         self._root, self._most = root / "@setups", most
         self._root.mkdir(mode=0o711, exist_ok=True)
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
 
     async def get(self, plan: Plan, salt: str, make: Callable[[], Awaitable[OpenSession]]) -> Outcome | None:
         """What the set-up of `plan` leaves, made in a session of `make` when it is not there; None without a set-up.
@@ -90,7 +93,7 @@ class Setups:
         if plan.setup is None or not plan.setup.commands:
             return None
         key = _key(plan.repo, plan.setup, salt)
-        async with self._locks[key]:
+        async with self._locks.setdefault(key, asyncio.Lock()):
             if found := await asyncio.to_thread(self._find, key):
                 return found
             session = await make()
@@ -122,17 +125,13 @@ class Setups:
             if result.exit_code != 0:
                 raise _failed(ran, result, reached=not session.unreachable)
             commands.append(ran)
-        new, tar = self._root / f"{key}.new", self._root / f"{key}.tar"
-        for old in self._root.glob("*.new"):
+        tar = self._root / f"{key}.tar"
+        for old in self._root.glob(".*.tar.*"):  # of a worker that was killed
             if time.time() - old.stat().st_mtime > LEFT_OVER:
                 old.unlink(missing_ok=True)
-        try:
-            with new.open("wb") as file:
-                await _pack(session, file)
-            new.replace(tar)
-        finally:
-            new.unlink(missing_ok=True)
-        tar.with_suffix(".json").write_bytes(RAN.dump_json(tuple(commands)))
+        with replace_file(tar, mode=0o644) as file:
+            await _pack(session, file)
+        write_atomically(tar.with_suffix(".json"), RAN.dump_json(tuple(commands)).decode())
         self._make_room(tar)
         return Outcome(tar=tar, commands=tuple(commands))
 
