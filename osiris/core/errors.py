@@ -5,6 +5,7 @@ OsirisError
 │   └── Mendable   the same, but once a person has mended it the same job can be tried again: it is parked
 │       └── Barred the repository cannot be written at all for now: the task rests, and goes on by itself
 ├── Unavailable    the other side may recover: the same job is tried again later
+│   ├── Occupied   other work of this machine has the room for it: it waits for that to end, however long
 │   └── TooSlow    this machine was too slow, perhaps only now: a few tries, then a person is asked
 ├── Fenced         another worker has taken the job over: this one leaves it, and writes nothing more
 └── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
@@ -45,6 +46,10 @@ class Unavailable(OsirisError):
     def __init__(self, sentence: str, *, retry_in: float | None = None, got_on: bool = False) -> None:
         super().__init__(sentence)
         self.retry_in, self.got_on = retry_in, got_on
+
+
+class Occupied(Unavailable):
+    """Other work of this machine has the room that this needs, and will give it back: no try is the last one."""
 
 
 class TooSlow(Unavailable):

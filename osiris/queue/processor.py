@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.core.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
-from osiris.core.errors import Barred, Fenced, Mendable, Refused, Unavailable
+from osiris.core.errors import Barred, Fenced, Mendable, Occupied, Refused, Unavailable
 from osiris.core.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
 from osiris.core.policy import Policy
 from osiris.core.task import Task
@@ -200,10 +200,12 @@ class Jobs:
         return True
 
     async def _wait(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
-        """It is tried again later; what does not end parks the order."""
+        """Try it again later. An outage that does not end parks the order; other work of this machine ends."""
         log.warning("%s waits: %s", type(order).__name__, outage)
         tries = 1 if outage.got_on else attempts + 1
-        if tries >= min(self._tries, outage.tries or self._tries):
+        if isinstance(outage, Occupied):
+            await self._orders.postpone(id, str(outage), self._pause(0), tries=attempts)
+        elif tries >= min(self._tries, outage.tries or self._tries):
             await self._park(id, order, f"{outage} (tried {tries} times)")
         else:
             pause = max(self._pause(tries - 1), outage.retry_in or 0.0)

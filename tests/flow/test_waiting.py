@@ -1,6 +1,7 @@
 """What cannot be done now waits, says why, and is taken up again: nothing is lost by an outage."""
 
 import asyncio
+import os
 import re
 import sqlite3
 import time
@@ -147,6 +148,24 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
         [status] = await world.said_by_osiris(issue)
         assert "sandbox" not in status
         assert await world.failures() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
+async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(start: Start):
+    """The other one is a disk that may still grow to more than this machine has."""
+    async with start(patience=Patience(pauses=(0.05,), tries=2), sandbox=None) as world:
+        disks = world.sessions / "@disks"
+        disks.mkdir(exist_ok=True)
+        with (disks / "other.img").open("wb") as other:
+            other.truncate(8 << 40)
+        await world.labelled()
+        async with asyncio.timeout(20):
+            while " ".join(world.said_in_logs).count("StartRun waits: this machine's disk has no room") < 5:
+                await asyncio.sleep(0.02)
+        assert (await world.task()).state == "running"
+        (disks / "other.img").unlink()
+        await world.settled()
+        assert (await world.task()).state == "review"
 
 
 @pytest.mark.parametrize("jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.errors import Occupied, Refused, TooSlow
 from osiris.core.ports.sandbox import Setup
 from osiris.tools.sandbox.backend import Bubblewrap
 from osiris.tools.sandbox.disks.tmpfs_disk import HELD, HOLD, HeldDisk
@@ -281,7 +281,7 @@ async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100M,mode=711", "small", place / "small"], check=True)
     sandbox = Bubblewrap(place / "small" / "sandboxes", Path, Options(weak=True))
     first, _ = await sandbox.create("first", mirror.plan(limits))
-    with pytest.raises(Unavailable, match="no room for one more workspace: it may take 64 MiB"):
+    with pytest.raises(Occupied, match="no room for one more workspace: it may take 64 MiB"):
         await sandbox.create("second", mirror.plan(limits))
     assert (await first.run(["/bin/cat", "README.md"])).output == b"hello\n"
     subprocess.run(["mount", "-o", "remount,size=300M", place / "small"], check=True)

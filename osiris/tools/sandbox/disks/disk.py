@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from osiris.core.errors import TooSlow, Unavailable
+from osiris.core.errors import Occupied, TooSlow, Unavailable
 from osiris.core.ports.sandbox import Limits
 
 T = TypeVar("T")
@@ -149,6 +149,10 @@ async def finish_in_thread(work: Callable[..., T], *args: object) -> T:
 
 class NoRoom(Unavailable):
     """The host has no room for a disk now."""
+
+
+class NoRoomYet(NoRoom, Occupied):
+    """It has none because other disks may still grow; there is room once they are removed."""
 
 
 def fills_up(disk: Disk, size: int) -> str:

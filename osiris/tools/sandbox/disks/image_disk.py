@@ -16,7 +16,7 @@ from typing import Final
 from osiris.core.errors import Unavailable
 from osiris.core.ports.sandbox import MIB, Limits
 from osiris.tools.sandbox.disks import mounts
-from osiris.tools.sandbox.disks.disk import DEVICES, DEVPTS, ETC, USR, Disk, NoRoom, fills_up, run
+from osiris.tools.sandbox.disks.disk import DEVICES, DEVPTS, ETC, USR, Disk, NoRoom, NoRoomYet, fills_up, run
 from osiris.tools.sandbox.jail.orphans import end_orphans
 from osiris.tools.sandbox.users import USERS, check_claims
 
@@ -106,7 +106,7 @@ class ImageDisk(Disk):
 
     def _make_image(self, limits: Limits) -> None:
         self.reserve()
-        _insist_on_room(self.image.parent, limits.disk)
+        _insist_on_room(self.image, limits.disk)
         with self.image.open("wb") as file:
             file.truncate(limits.disk)
         self.image.chmod(0o600)
@@ -188,20 +188,22 @@ class ImageDisk(Disk):
             return file.read(2) == CLEAN
 
 
-def _insist_on_room(images: Path, size: int) -> None:
+def _insist_on_room(new: Path, size: int) -> None:
     """Images are sparse, and what is written to one for which there is no room is lost without a word.
 
-    Raises NoRoom when that could come to pass: with what other images may still grow there is too little.
+    Raises NoRoom when that could come to pass, and NoRoomYet when only other images that may still grow stand in
+    the way; a trial takes next to nothing, and they do not.
     """
-    room = os.statvfs(images)
+    room = os.statvfs(new.parent)
     free = room.f_bavail * room.f_frsize
     promised = 0
-    for image in images.glob("*.img"):
+    for image in [] if new.name.startswith(TRIAL) else new.parent.glob("*.img"):
         with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
             found = image.stat()
             promised += 0 if image.name.startswith(KEPT) else max(0, found.st_size - found.st_blocks * 512)
     if free - promised < size:
-        raise NoRoom(
+        full = NoRoom if free < size else NoRoomYet
+        raise full(
             f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB, {free >> 20} are "
             f"free, and others may take {promised >> 20} of them; make room, or set OSIRIS_SANDBOX_DISK_GIB lower"
         )
