@@ -40,8 +40,8 @@ real: setup  ## a real bug in a real project (tenacity), from issue to merge; VE
 bench-setup:
 	@scripts/setup.sh bench
 
-bench: bench-setup  ## measure, each figure beside another side in the same run
-	@$(PY) -m bench
+bench: bench-setup  ## measure, each figure beside another side in the same run; ARGS="--quick --only NAME --strict"
+	@$(PY) -m bench $(ARGS)
 
 torture: setup  ## kill, freeze and mislead Osiris for hours, and count what is lost or doubled; ARGS="--quick"
 	@$(PY) -m chaos $(ARGS)

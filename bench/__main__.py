@@ -1,4 +1,8 @@
-"""`python -m bench [--quick] [--only NAME]`: a table to read, and the same figures in build/bench.json."""
+"""`python -m bench [--quick] [--only NAME] [--strict]`: a table to read, and the same figures in build/bench.json.
+
+It ends with the table whatever a measure does. Exit 1 when a measure failed; with `--strict` also when a target was
+missed.
+"""
 
 import argparse
 import json
@@ -11,7 +15,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +22,6 @@ from rich.text import Text
 
 from bench import command, first, history, machines, memory, model, prompt, sandbox, step, webhooks, workspace
 from bench.row import Row, middle
-from osiris.core.errors import OsirisError
 
 OUT = Path(__file__).parent.parent / "build/bench.json"
 MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
@@ -44,34 +46,41 @@ def main() -> int:
     logging.disable(logging.WARNING)
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
     rows: list[Row] = []
-    for name in asked.only or MEASURES:
-        began = time.monotonic()
-        try:
-            rows += uvloop.run(MEASURES[name](quick=asked.quick))
-        except (OsirisError, OSError, httpx.HTTPError) as error:
-            print(f"bench: {name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-            return 1
-        print(f"bench: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
-    _write(rows, quick=asked.quick)
-    _show(console, rows)
-    return 0
+    failures: list[str] = []
+    try:
+        for name in asked.only or MEASURES:
+            began = time.monotonic()
+            try:
+                rows += uvloop.run(MEASURES[name](quick=asked.quick))
+            except Exception as error:
+                logging.debug("%s", name, exc_info=True)
+                failures.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+                print(f"bench: {failures[-1]}", file=sys.stderr)
+            print(f"bench: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+    except KeyboardInterrupt:
+        failures.append(f"{name}: interrupted, and what follows it was not measured")
+    _write(rows, failures, quick=asked.quick)
+    _show(console, rows, failures)
+    missed = [row.name for row in rows if row.met is False]
+    return 1 if failures or (asked.strict and missed) else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="one measure; may be given again")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
     return parser.parse_args()
 
 
-def _write(rows: Sequence[Row], *, quick: bool) -> None:
+def _write(rows: Sequence[Row], failures: Sequence[str], *, quick: bool) -> None:
     machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
     told = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "quick": quick, "machine": machine, "load": os.getloadavg()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({**told, "rows": [row.figures() for row in rows]}, indent=2) + "\n")
+    OUT.write_text(json.dumps({**told, "rows": [row.figures() for row in rows], "failures": failures}, indent=2) + "\n")
 
 
-def _show(console: Console, rows: Sequence[Row]) -> None:
+def _show(console: Console, rows: Sequence[Row], failures: Sequence[str]) -> None:
     table = Table("WHAT", box=None, pad_edge=False)
     for title in ("P50", "P99"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -96,6 +105,10 @@ def _show(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.note:
             console.print(Text(f"{row.name}: {row.note}", style="dim"))
+    for failure in failures:
+        console.print(Text(f"not measured: {failure}", style="red"))
+    if missed := [row.name for row in rows if row.met is False]:
+        console.print(Text(f"missed: {', '.join(missed)}", style="red"))
     console.print(Text(f"all figures: {OUT}", style="dim"))
 
 

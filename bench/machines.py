@@ -166,7 +166,7 @@ async def runs(*, quick: bool) -> list[Row]:
     each, first = list[list[float]](), list[list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
         for number in range(1 if quick else 3):
-            more = {"osiris_runs": _MANY}
+            more = {"osiris_runs": _MANY, "osiris_sandbox_disk_gib": 0.1}  # 50 disks must fit on any machine
             async with _standing(postgres, redis, f"runs_{number}", _LONG, workers=1, more=more) as it:
                 [worker] = it.workers
                 await it.labelled("run 0")

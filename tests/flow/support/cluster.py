@@ -329,11 +329,14 @@ def _apart(was: Any, now: Any) -> tuple[Any, Any]:
 async def until(
     condition: Callable[[], Awaitable[Found | None]], *, within: float = 30.0, every: float = 0.01
 ) -> Found:
-    """Wait until something is seen."""
-    async with asyncio.timeout(within):
-        while not (found := await condition()):
-            await asyncio.sleep(every)
-        return found
+    """Wait until something is seen. Raises TimeoutError that names what was not."""
+    try:
+        async with asyncio.timeout(within):
+            while not (found := await condition()):
+                await asyncio.sleep(every)
+            return found
+    except TimeoutError:
+        raise TimeoutError(f"`{condition.__qualname__}` was not seen within {within:.0f} s") from None
 
 
 @contextlib.asynccontextmanager
