@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import command, first, history, machines, memory, model, prompt, sandbox, step, webhooks, workspace
-from bench.row import Row, middle
+from bench.row import BenchmarkRow, middle
 
 OUT = Path(__file__).parent.parent / "build/bench.json"
-MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
+MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[BenchmarkRow]]]] = {
     "door": webhooks.measure,
     "first": first.measure,
     "step": step.measure,
@@ -45,7 +45,7 @@ def main() -> int:
     asked = _arguments()
     logging.disable(logging.WARNING)
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     failures: list[str] = []
     try:
         for name in asked.only or MEASURES:
@@ -73,14 +73,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write(rows: Sequence[Row], failures: Sequence[str], *, quick: bool) -> None:
+def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool) -> None:
     machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
     told = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "quick": quick, "machine": machine, "load": os.getloadavg()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({**told, "rows": [row.figures() for row in rows], "failures": failures}, indent=2) + "\n")
 
 
-def _show(console: Console, rows: Sequence[Row], failures: Sequence[str]) -> None:
+def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str]) -> None:
     table = Table("WHAT", box=None, pad_edge=False)
     for title in ("P50", "P99"):
         table.add_column(title, justify="right", no_wrap=True)

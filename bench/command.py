@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import typer
 
 from bench.process import osiris_command
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.cli import app
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """By turns: every command's help once, and as often a python that does nothing."""
     words = list(_commands(typer.main.get_command(app)))
     took: dict[tuple[str, ...], list[float]] = {tuple(one): [] for one in words}
@@ -35,9 +35,15 @@ async def measure(*, quick: bool) -> list[Row]:
     ]
 
 
-def _row(name: str, what: str, ours: list[float], nothing: list[float]) -> Row:
-    return Row(
-        name=name, what=what, unit="ms", ours=[ours], other="python -c pass", theirs=[nothing], target=Target(p50=300)
+def _row(name: str, what: str, ours: list[float], nothing: list[float]) -> BenchmarkRow:
+    return BenchmarkRow(
+        name=name,
+        what=what,
+        unit="ms",
+        ours=[ours],
+        other="python -c pass",
+        theirs=[nothing],
+        target=Threshold(p50=300),
     )
 
 

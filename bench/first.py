@@ -7,9 +7,9 @@ import time
 from asyncio.subprocess import Process
 
 from bench.process import HERE, PATIENCE, a_place, environment, ran, running
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.database import connect
 from osiris.queue.task_store import Store
@@ -18,18 +18,20 @@ REPO = "acme/shop"
 _WARM_UP = 2
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """Osiris is a process of its own; the hub is in this one, and says when it sent each webhook."""
     files = {f"shop/part_{n % 10}/file_{n}.py": f"NUMBER = {n}\n" * (20 + n) for n in range(100)}
     ours: list[float] = []
     theirs: list[float] = []
     with a_place() as place:
-        async with staged(place, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none") as stage:
+        async with start_environment(
+            place, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none"
+        ) as stage:
             argv = [sys.executable, str(HERE / "life.py")]
             port = stage.settings.osiris_port
             async with (
                 running(argv, environment(stage.settings), place, port=port) as life,
-                stage.person("alice") as alice,
+                stage.get_person("alice") as alice,
             ):
                 store = Store(connect(stage.settings.database))
                 for number in range(_WARM_UP + (4 if quick else 15)):
@@ -38,22 +40,22 @@ async def measure(*, quick: bool) -> list[Row]:
                     if number >= _WARM_UP:
                         ours.append(took * 1e3)
                         theirs.append(cloned * 1e3)
-    row = Row(
+    row = BenchmarkRow(
         name="first",
         what="webhook sent → model asked, warm, 100 files",
         unit="ms",
         ours=[ours],
         other="plain git clone of it from the same hub",
         theirs=[theirs],
-        target=Target(p50=300),
+        target=Threshold(p50=300),
         note="with the answer to the hook, the lookups at the hub, the mirror, a new sandbox and its checkout",
     )
     return [row]
 
 
-async def _issue(stage: Stage, alice: Person, life: Process) -> float:
+async def _issue(stage: Environment, alice: Person, life: Process) -> float:
     issue = await alice.file_issue("Look", "Only look.")
-    await alice.label(issue)
+    await alice.add_label(issue)
     if life.stdout is None:
         raise Refused("Osiris has no output")
     asked = float(await asyncio.wait_for(life.stdout.readline(), PATIENCE))
@@ -63,7 +65,7 @@ async def _issue(stage: Stage, alice: Person, life: Process) -> float:
     return asked - sent[-1]
 
 
-async def _clone(stage: Stage, number: int) -> float:
+async def _clone(stage: Environment, number: int) -> float:
     place = stage.settings.osiris_data_dir.parent / f"clone-{number}"
     began = time.perf_counter()
     await asyncio.to_thread(ran, ["git", "clone", "-q", f"{stage.hub.url}/{REPO}.git", place])
@@ -72,11 +74,11 @@ async def _clone(stage: Stage, number: int) -> float:
     return took
 
 
-async def _rest(stage: Stage, store: Store) -> None:
+async def _rest(stage: Environment, store: Store) -> None:
     """Wait until the run is over and everything about it is said."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            await stage.hub.drained()
+            await stage.hub.wait_until_sent()
             if await store.next_due() is None:
                 return
             await asyncio.sleep(0.02)

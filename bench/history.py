@@ -8,15 +8,15 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.core.events import Actor, IssueRef, Role, TaskRequested
 from osiris.core.policy import Policy
-from osiris.queue.database import connect, migrate
-from osiris.queue.in_process import LocalJournal, LocalWake
-from osiris.queue.inbox import Intake
+from osiris.queue.database import connect, migrate_schema
+from osiris.queue.in_process import LocalLiveEvents, LocalWake
+from osiris.queue.inbox import DatabaseInbox
 from osiris.queue.leases import INBOX, Lease
-from osiris.queue.locks import Turns
-from osiris.queue.outbox import Orders
+from osiris.queue.locks import NamedLocks
+from osiris.queue.outbox import Outbox
 from osiris.queue.outbox_queries import REACTIONS, REPORTS, RUNS, STOPS, WRITES
 from osiris.queue.task_store import Store
 from tests.conftest import a_place
@@ -48,21 +48,21 @@ _WORDS: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Side:
+class DatabaseSide:
     """The durable part of Osiris on one database; a worker's look is done by hand, so that it can be timed."""
 
     store: Store
-    intake: Intake
-    orders: Orders
+    intake: DatabaseInbox
+    orders: Outbox
 
     @classmethod
-    async def at(cls, url: str) -> "Side":
-        await migrate(engine := connect(url))
+    async def at(cls, url: str) -> "DatabaseSide":
+        await migrate_schema(engine := connect(url))
         lease = Lease(engine, "bench")
-        await lease.take()
-        await Turns(engine, lease).take(INBOX)
-        store = Store(engine, lease, journal := LocalJournal())
-        return cls(store, Intake(store, LocalWake()), Orders(engine, lease, journal))
+        await lease.acquire()
+        await NamedLocks(engine, lease).acquire(INBOX)
+        store = Store(engine, lease, journal := LocalLiveEvents())
+        return cls(store, DatabaseInbox(store, LocalWake()), Outbox(engine, lease, journal))
 
     async def handle(self, number: int) -> float:
         """From a delivery at the door until all that it ordered is done, but for the doing; in ms."""
@@ -70,18 +70,18 @@ class Side:
             issue=IssueRef("acme/shop", number), actor=Actor("alice", Role.ADMIN), title="Look", body="Only look."
         )
         began = time.perf_counter()
-        await self.intake.note(f"bench/{number}", asked)
-        for row in await self.store.inbox_due(16):
-            await self.store.settle(row.id, asked, Policy())
+        await self.intake.accept_fact(f"bench/{number}", asked)
+        for row in await self.store.list_due(16):
+            await self.store.decide(row.id, asked, Policy())
         for lanes in _LANES:
-            for due in await self.orders.claim(10, lanes, ()):
+            for due in await self.orders.claim_orders(10, lanes, ()):
                 await self.orders.get(due.id)
-                await self.orders.finish(due.id)
+                await self.orders.finish_order(due.id)
         await self.store.next_due()
         return (time.perf_counter() - began) * 1e3
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     share = 10 if quick else 1
     tasks, lines = 100_000 // share, 5_000_000 // share
     rows = []
@@ -95,27 +95,29 @@ async def measure(*, quick: bool) -> list[Row]:
     return rows
 
 
-async def _row(what: str, full: str, empty: str, tasks: int, lines: int) -> Row:
-    long, short = await Side.at(full), await Side.at(empty)
+async def _row(what: str, full: str, empty: str, tasks: int, lines: int) -> BenchmarkRow:
+    long, short = await DatabaseSide.at(full), await DatabaseSide.at(empty)
     try:
         took = await _fill(connect(full), tasks, lines)
         ours, theirs = await _rounds(long, short)
     finally:
         await long.store.close()
         await short.store.close()
-    return Row(
+    return BenchmarkRow(
         name=f"history-{what.lower()}",
         what=f"one delivery handled on {what} with {tasks:,} tasks and {lines:,} lines behind it",
         unit="ms",
         ours=ours,
         other="the same on an empty database",
         theirs=theirs,
-        target=Target(most=1.3),
+        target=Threshold(most=1.3),
         note=f"received, decided, each order claimed and noted as done; the history was made in {took:.0f} s",
     )
 
 
-async def _rounds(long: Side, short: Side) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]:
+async def _rounds(
+    long: DatabaseSide, short: DatabaseSide
+) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]:
     """Both sides by turns; the first round warms up."""
     ours, theirs = [], []
     for number in range(6):

@@ -5,25 +5,27 @@ from collections.abc import Sequence
 
 import uvloop
 
-from osiris.bootstrap import build
-from osiris.config.settings import load
-from osiris.core.ports.models import Brain, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.bootstrap import build_osiris
+from osiris.config.settings import load_settings
+from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolCall, ToolSpec, ignore_deltas
 from osiris.runtime import serve
 
 
 class Noting:
-    priced = True
+    is_priced = True
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         print(time.time(), flush=True)
         return Message(
             role="assistant", text="", calls=(ToolCall(id="1", name="submit", args={"summary": "Nothing."}),)
         )
 
 
-async def _choose(model: str) -> Brain:
+async def _choose(model: str) -> LanguageModel:
     return Noting()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(build(load(), choose=_choose)))
+    uvloop.run(serve(build_osiris(load_settings(), choose=_choose)))

@@ -18,7 +18,7 @@ from typing import Any
 ACCEPTED = 202
 
 
-class Line:
+class LoadConnection:
     """One keep-alive connection with at most one delivery on it."""
 
     def __init__(self, port: int) -> None:
@@ -63,7 +63,7 @@ class Load:
     """Deliveries `first`, `first` + 1 ... with bodies by turns."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self._lines = [Line(job["port"]) for _ in range(job["connections"])]
+        self._lines = [LoadConnection(job["port"]) for _ in range(job["connections"])]
         self._prefix, self._seconds, self._rate = job["prefix"], job["seconds"], job["rate"]
         self._ready = [_signed(body.encode(), job["secret"]) for body in job["bodies"]]
         self.took: list[float] = []
@@ -74,7 +74,7 @@ class Load:
         head, body = self._ready[number % len(self._ready)]
         return b"%bX-GitHub-Delivery: %b-%d\r\n\r\n%b" % (head, self._prefix.encode(), number, body)
 
-    def _answered(self, line: Line) -> bool:
+    def _answered(self, line: LoadConnection) -> bool:
         if (status := line.status()) is None:
             return False
         self.took.append(time.perf_counter() - line.due)
@@ -83,7 +83,7 @@ class Load:
 
     def open(self) -> None:
         """`rate` a second, whether or not the answers keep up."""
-        total, sent, idle, busy = int(self._rate * self._seconds), 0, deque(self._lines), set[Line]()
+        total, sent, idle, busy = int(self._rate * self._seconds), 0, deque(self._lines), set[LoadConnection]()
         waiting: deque[float] = deque()
         start = time.perf_counter() + 0.05
         due = [start + n / self._rate for n in range(total)]

@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
-from osiris.queue.database import connect, migrate
+from osiris.queue.database import connect, migrate_schema
 from osiris.queue.outbox_queries import RUNS
 from osiris.queue.tables import InboxRow, OutboxRow, RunRow, StepRow
 from tests.conftest import a_place
@@ -34,7 +34,7 @@ async def _standing(
 ) -> AsyncIterator[Site]:
     """A web process and workers on an empty database, with the patience of operators."""
     postgres.create(name)
-    await migrate(engine := connect(postgres.url(name)))
+    await migrate_schema(engine := connect(postgres.url(name)))
     await engine.dispose()
     redis.flush()
     more = {"database_url": postgres.url(name), "redis_url": redis.url, **how.pop("more", {})}
@@ -48,7 +48,7 @@ async def _standing(
 # ── whole lives ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def lives(*, quick: bool) -> list[Row]:
+async def lives(*, quick: bool) -> list[BenchmarkRow]:
     """Rounds of one worker and of two take turns."""
     tasks, rates, spent = 6 if quick else 24, dict[int, list[list[float]]](), dict[str, list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
@@ -60,7 +60,7 @@ async def lives(*, quick: bool) -> list[Row]:
                     spent.setdefault(what, []).extend(seconds)
     where = ", ".join(f"{what} {statistics.median(some) * 1e3:.0f}" for what, some in sorted(spent.items()))
     return [
-        Row(
+        BenchmarkRow(
             name="lives",
             what="whole lives (issue to merge, one review) a minute, two workers",
             unit="/min",
@@ -107,7 +107,7 @@ async def _where(it: Site) -> Mapping[str, Sequence[float]]:
 # ── taking over ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def takeover(*, quick: bool) -> list[Row]:
+async def takeover(*, quick: bool) -> list[BenchmarkRow]:
     """A run waits in a command; its worker dies or is told to end; until the other has the run."""
     rounds, chance = 1 if quick else 5, random.Random(3)
     killed, ended, again = list[list[float]](), list[list[float]](), list[list[float]]()
@@ -118,14 +118,14 @@ async def takeover(*, quick: bool) -> list[Row]:
                     took.append([await _taken(it, how, chance.uniform(0, 3))])
     targets = {"kill": (killed, 30.0, "kill -9"), "end": (ended, 2.0, "SIGTERM")}
     return [
-        Row(
+        BenchmarkRow(
             name=f"takeover-{how}",
             what=f"{word} of a worker → another goes on with its run",
             unit="s",
             ours=took,
             other="kill -9, begun again in its folder",
             theirs=again,
-            target=Target(p50=most),
+            target=Threshold(p50=most),
             note="from the signal; SIGTERM's time holds the putting away of its files" if how == "end" else "",
         )
         for how, (took, most, word) in targets.items()
@@ -161,7 +161,7 @@ async def _taken(it: Site, how: str, rest: float) -> float:
 # ── many runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def runs(*, quick: bool) -> list[Row]:
+async def runs(*, quick: bool) -> list[BenchmarkRow]:
     """What a worker holds with one run and with many, each waiting in a command."""
     each, first = list[list[float]](), list[list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
@@ -176,14 +176,14 @@ async def runs(*, quick: bool) -> list[Row]:
                 first.append([one])
                 each.append([(await _held(it, worker, _MANY) - one) / (_MANY - 1)])
     return [
-        Row(
+        BenchmarkRow(
             name="runs",
             what=f"memory of one more run at once, of {_MANY} in one worker",
             unit="MiB",
             ours=each,
             other="the worker with one run",
             theirs=first,
-            target=Target(p50=8),
+            target=Threshold(p50=8),
             note="resident memory of the worker; jails are processes of their own",
         )
     ]

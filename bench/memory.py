@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bench.process import HERE, a_place, environment, osiris_command, running
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.config.settings import Settings
-from osiris.playground.environment import free_port
+from osiris.playground.environment import find_free_port
 
 _IDLE = 3.0  # seconds
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     ours, theirs = [], []
     with a_place() as place:
         script = place / "script.yml"
@@ -26,16 +26,16 @@ async def measure(*, quick: bool) -> list[Row]:
             settings = _settings(place / f"data-{number}", script)
             port = settings.osiris_port
             ours.append([await _held([*osiris_command(), "serve"], environment(settings), place, port)])
-            env = {"BARE_PORT": str(port := free_port())}
+            env = {"BARE_PORT": str(port := find_free_port())}
             theirs.append([await _held([sys.executable, str(HERE / "bare_web.py")], env, place, port)])
-    row = Row(
+    row = BenchmarkRow(
         name="memory",
         what=f"osiris serve, idle for {_IDLE:.0f} s, resident",
         unit="MiB",
         ours=ours,
         other="python with uvicorn and FastAPI",
         theirs=theirs,
-        target=Target(p50=120),
+        target=Threshold(p50=120),
     )
     return [row]
 
@@ -50,7 +50,7 @@ def _settings(data: Path, script: Path) -> Settings:
         github_api_url="http://127.0.0.1:9/api/v3",
         github_url="http://127.0.0.1:9",
         osiris_data_dir=data,
-        osiris_port=free_port(),
+        osiris_port=find_free_port(),
         osiris_model=f"scripted:{script}",
     )
 

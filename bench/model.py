@@ -11,18 +11,18 @@ from typing import Any
 import httpx2
 
 from bench.process import HERE
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from bench.step import order_of
-from osiris.agents.briefing import messages
-from osiris.agents.models.registry import Access, Brains
+from osiris.agents.briefing import build_messages
+from osiris.agents.models.registry import Access, ModelRegistry
 from osiris.core.ports.models import Message
-from osiris.tools.toolbox import specs
+from osiris.tools.toolbox import build_specs
 
 _PLACE, _AROUND = 50, 5
 _OUTPUT = "exit code 0 in 0.0 s\n" + "a line of output\n" * 60  # about 1 kB
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """Each round is a run of 55 steps, and the last eleven requests of it once more by bare HTTP."""
     ours: dict[str, list[list[float]]] = {}
     theirs: dict[str, list[list[float]]] = {}
@@ -38,14 +38,14 @@ async def measure(*, quick: bool) -> list[Row]:
                 pairs = zip(bare, again, strict=True)
                 theirs.setdefault(vendor, []).append([1e3 * (span - one["seconds"]) for span, one in pairs])
     return [
-        Row(
+        BenchmarkRow(
             name=f"model-{vendor}",
             what=f"one model step at step {_PLACE}, {vendor}",
             unit="ms",
             ours=ours[vendor],
             other="the same request by bare httpx2, events parsed as JSON",
             theirs=theirs[vendor],
-            target=Target(p50=15),
+            target=Threshold(p50=15),
             note="both without the server's own time; the server is another process on this machine"
             if vendor == "anthropic"
             else "",
@@ -84,10 +84,10 @@ async def _vendors(steps: int) -> AsyncIterator[tuple[Mapping[str, Mapping[str, 
 async def _run(vendor: str, environ: Mapping[str, str]) -> list[float]:
     """The seconds of each reply."""
     key, url = (environ[name] for name in sorted(environ) if name != "OSIRIS_MODEL")
-    brains = Brains(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
-    brain, tools, took = await brains.choose(), specs(), []
-    await brains.probe()
-    transcript = list(messages(order_of(1), {}))
+    brains = ModelRegistry(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
+    brain, tools, took = await brains.select(), build_specs(), []
+    await brains.probe_model()
+    transcript = list(build_messages(order_of(1), {}))
     for _ in range(_PLACE + _AROUND):
         began = time.perf_counter()
         reply = await brain.reply(transcript, tools)

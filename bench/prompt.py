@@ -4,10 +4,10 @@ import asyncio
 import json
 
 from bench.process import ran
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from bench.step import mini
-from osiris.agents.briefing import prompt
-from osiris.tools.toolbox import specs
+from osiris.agents.briefing import read_prompt
+from osiris.tools.toolbox import build_specs
 
 _THEIRS = """
 import json, yaml, minisweagent
@@ -17,20 +17,20 @@ print(json.dumps([agent["system_template"], agent["instance_template"], BASH_TOO
 """
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """One figure a side: nothing in it varies."""
-    tools = [{"name": s.name, "description": s.description, "parameters": s.parameters} for s in specs()]
+    tools = [{"name": s.name, "description": s.description, "parameters": s.parameters} for s in build_specs()]
     python = await asyncio.to_thread(mini)
     system, brief, bash = json.loads(ran([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"}))
     return [
-        Row(
+        BenchmarkRow(
             name="prompt",
             what="system prompt and tool descriptions",
             unit="tokens",
-            ours=[[_tokens(prompt(), json.dumps(tools))]],
+            ours=[[_tokens(read_prompt(), json.dumps(tools))]],
             other="mini-swe-agent 2.4.6: both its templates, and its tool",
             theirs=[[_tokens(system, brief, json.dumps(bash))]],
-            target=Target(p50=2500),
+            target=Threshold(p50=2500),
             note="a token is taken as four characters of the text, and of the tools as JSON",
         )
     ]

@@ -10,7 +10,7 @@ Rounds = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Threshold:
     """At most `p50` and `p99` (in the row's unit), at least `ratio` and at most `most` times the other side; None: not
     held to that.
     """
@@ -22,7 +22,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchmarkRow:
     """`unit` is ms, s, MiB, tokens, /s or /min; `ours` and `theirs` are in it. `note` says what must be known to read
     them.
     """
@@ -33,7 +33,7 @@ class Row:
     ours: Rounds
     other: str
     theirs: Rounds
-    target: Target = field(default_factory=Target)
+    target: Threshold = field(default_factory=Threshold)
     note: str = ""
 
     @property

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from bench.process import BUILD, a_place, ran
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from bench.workspace import a_mirror, a_plan
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Session
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
 
 SRT: Final = "@anthropic-ai/sandbox-runtime@0.0.78"
 TRUE: Final = ("/bin/bash", "-c", "true")
@@ -36,13 +36,13 @@ class Took:
     at_once: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """The sides take turns."""
     srt = await asyncio.to_thread(_srt)
     took, rounds = Took(), 2 if quick else 5
     with a_place() as place:
         mirror, base = await asyncio.to_thread(a_mirror, place, 20)
-        sandbox = Bubblewrap(place / "sessions", Path, Options(weak=True))
+        sandbox = BubblewrapSandbox(place / "sessions", Path, SandboxOptions(weak=True))
         sessions = [(await sandbox.create(f"bench-{n}", a_plan(mirror, base)))[0] for n in range(AT_ONCE)]
         sides = _sides(sessions, srt, place)
         for _ in range(rounds):
@@ -93,19 +93,21 @@ OTHERS: Final = {
 }
 
 
-def _rows(took: Took) -> list[Row]:
+def _rows(took: Took) -> list[BenchmarkRow]:
     """Beside no sandbox stands the whole time; beside another one what both take more than none, as the target means
     it."""
     rows = []
     for name, what, times, most in (
-        ("command", "`true` in the sandbox, one after another", took.alone, Target(p50=8, p99=20)),
-        ("sixteen", f"the same, {AT_ONCE} at once", took.at_once, Target(p50=70)),
+        ("command", "`true` in the sandbox, one after another", took.alone, Threshold(p50=8, p99=20)),
+        ("sixteen", f"the same, {AT_ONCE} at once", took.at_once, Threshold(p50=70)),
     ):
         bare = statistics.median(statistics.median(samples) for samples in times["plain"])
         ours, added = times["osiris"], _less(times["osiris"], bare)
-        rows.append(Row(name=name, what=what, unit="ms", ours=ours, other=OTHERS["plain"], theirs=times["plain"]))
+        rows.append(
+            BenchmarkRow(name=name, what=what, unit="ms", ours=ours, other=OTHERS["plain"], theirs=times["plain"])
+        )
         rows += [
-            Row(
+            BenchmarkRow(
                 name=f"{name}-{other}",
                 what="what the sandbox adds to it",
                 unit="ms",
@@ -126,7 +128,7 @@ def _less(rounds: Sequence[Sequence[float]], bare: float) -> list[list[float]]:
 # ── a flood ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _flood(session: Session) -> Row:
+async def _flood(session: Session) -> BenchmarkRow:
     """How much this process grows while a command prints a gigabyte."""
     argv = ["/bin/bash", "-c", f"yes | head -c {FLOOD}"]
     before = _peak()
@@ -136,14 +138,14 @@ async def _flood(session: Session) -> Row:
     ours = _peak() - before
     before = _peak()
     await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=True)
-    return Row(
+    return BenchmarkRow(
         name="flood",
         what="memory for 1 GiB of output",
         unit="MiB",
         ours=[[ours]],
         other="subprocess.run(capture_output=True)",
         theirs=[[_peak() - before]],
-        target=Target(p50=8),
+        target=Threshold(p50=8),
     )
 
 

@@ -10,21 +10,21 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from bench.process import BUILD, HERE, a_place, ran, told
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.agents import briefing
-from osiris.agents.runner import Hands, Runner, run_name
-from osiris.bootstrap import Osiris, build, prepare
-from osiris.bot.git.repositories import HostDesk
+from osiris.agents.runner import RunDependencies, Runner, run_name
+from osiris.bootstrap import Osiris, build_osiris, prepare_storage
+from osiris.bot.git.repositories import HostRepositories
 from osiris.config.settings import Settings
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.errors import Refused
 from osiris.core.events import Actor, IssueRef, Role, RunFailed, TaskRequested
 from osiris.core.policy import Policy
-from osiris.core.ports.models import Brain, Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolCall, ToolSpec, ignore_deltas
 from osiris.core.ports.repositories import Checkout
 from osiris.queue.leases import INBOX
-from osiris.queue.locks import Turns
-from osiris.tools.toolbox import Tools
+from osiris.queue.locks import NamedLocks
+from osiris.tools.toolbox import SessionTools
 
 MINI = "mini-swe-agent==2.4.6"
 REPO = "acme/shop"
@@ -36,17 +36,19 @@ _NOISE = 1.05
 class Scripted:
     """A model that answers at once; `spans` is the time between an answer of its and the next question."""
 
-    priced = True
+    is_priced = True
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._left = 0.0
         self.spans: list[float] = []
 
-    async def choose(self, model: str) -> Brain:
+    async def select(self, model: str) -> LanguageModel:
         return self
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         if self._left:
             self.spans.append(time.perf_counter() - self._left)
         done = len(self.spans) == self._steps
@@ -56,7 +58,7 @@ class Scripted:
         return Message(role="assistant", text="On with it.", calls=(answer,))
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in between."""
     python = await asyncio.to_thread(mini)
     ours: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
@@ -74,13 +76,13 @@ async def measure(*, quick: bool) -> list[Row]:
                 theirs[at].append([(span - command) * 1e3 for span in other[around]])
         await bench.osiris.store.close()
     early = statistics.median(statistics.median(samples) for samples in ours[_PLACES[0]])
-    targets = {_PLACES[0]: Target(p50=12), _PLACES[1]: Target(p50=round(min(12, early * _NOISE), 2))}
+    targets = {_PLACES[0]: Threshold(p50=12), _PLACES[1]: Threshold(p50=round(min(12, early * _NOISE), 2))}
     note = (
         f"a step minus a bare `bash -c true` ({statistics.median(bare) * 1e3:.1f} ms) on both sides; the model answers "
         "at once, so that the next jail's set-up, which else happens while it thinks, counts in full"
     )
     return [
-        Row(
+        BenchmarkRow(
             name=f"step-{at}",
             what=f"one agent step's own cost, at step {at}",
             unit="ms",
@@ -138,41 +140,41 @@ def order_of(number: int) -> StartRun:
 class Bench:
     """A run of ours with everything real but the model; the runner gets a new one each time."""
 
-    def __init__(self, osiris: Osiris, desk: HostDesk, checkout: Checkout) -> None:
+    def __init__(self, osiris: Osiris, desk: HostRepositories, checkout: Checkout) -> None:
         self.osiris, self._desk, self._checkout = osiris, desk, checkout
 
     @classmethod
     async def at(cls, place: Path) -> "Bench":
         """The database on SQLite, the sandbox, the mirror, and a task to run on."""
         settings = Settings(osiris_data_dir=place / "osiris", osiris_sandbox="weak")
-        await prepare(settings, (osiris := build(settings)).engine)
-        desk = HostDesk(settings.osiris_data_dir / "git")
-        await desk.prepare(REPO)
-        commit = await asyncio.to_thread(_commit, place, desk.mirror(REPO))
+        await prepare_storage(settings, (osiris := build_osiris(settings)).engine)
+        desk = HostRepositories(settings.osiris_data_dir / "git")
+        await desk.prepare_repository(REPO)
+        commit = await asyncio.to_thread(_commit, place, desk.mirror_path(REPO))
         actor = Actor("alice", Role.ADMIN)
         asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
-        await osiris.lease.take()
-        await Turns(osiris.engine, osiris.lease).take(INBOX)
-        await osiris.intake.note("bench", asked)
-        [row] = await osiris.store.inbox_due(1)
-        await osiris.store.settle(row.id, asked, Policy())
+        await osiris.lease.acquire()
+        await NamedLocks(osiris.engine, osiris.lease).acquire(INBOX)
+        await osiris.inbox.accept_fact("bench", asked)
+        [row] = await osiris.store.list_due(1)
+        await osiris.store.decide(row.id, asked, Policy())
         return cls(osiris, desk, Checkout(commit=commit, trusted=commit))
 
     async def run(self, order: StartRun) -> list[float]:
         """The seconds of each step."""
         brain = Scripted(_PLACES[-1] + _AROUND)
         runner = Runner(
-            choose=brain.choose,
-            hands=Hands(sandbox=self.osiris.sandbox, tools=Tools, desk=self._desk),
+            select_model=brain.select,
+            dependencies=RunDependencies(sandbox=self.osiris.sandbox, tools=SessionTools, repositories=self._desk),
             transcripts=self.osiris.transcripts,
-            inbox=self.osiris.intake,
-            journal=self.osiris.journal,
+            inbox=self.osiris.inbox,
+            live_events=self.osiris.live_events,
         )
         fact = await runner.run(order, self._checkout, Policy())
-        await runner.stop(order.issue, order.run)
+        await runner.stop_run(order.issue, order.run)
         if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
             raise Refused(f"the run did not end as it should: {fact}")
-        stored = await self.osiris.transcripts.load(run_name(order.issue, order.run))
+        stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run))
         codes = [message.ran.exit_code for message in stored if message.ran]
         if codes != [0] * len(brain.spans):
             raise Refused(f"{len(codes)} commands of {len(brain.spans)} are in the database")
@@ -180,7 +182,7 @@ class Bench:
 
 
 async def _their_run(python: Path, place: Path, order: StartRun) -> list[float]:
-    system, user = (message.text for message in briefing.messages(order, {}))
+    system, user = (message.text for message in briefing.build_messages(order, {}))
     job = {"place": str(place), "steps": _PLACES[-1] + _AROUND, "system": system, "brief": user}
     env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "MSWEA_SILENT_STARTUP": "1"}
     done = await told([str(python), str(HERE / "mini_side.py")], job, env)

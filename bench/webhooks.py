@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.process import HERE, a_place, environment, osiris_command, running, told
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
-from osiris.playground.environment import Stage, free_port, staged
+from osiris.playground.environment import Environment, find_free_port, start_environment
 
 _RATE = 200
 _LINES = 16
@@ -21,7 +21,7 @@ _WORDS = "The second quantity replaces the first one, and nothing says so. "
 _DRAINED = 60.0  # seconds
 
 
-class Side(Protocol):
+class DeliveryReceiver(Protocol):
     """Something that takes deliveries on `port` and stores them in the table `inbox` of `database`."""
 
     name: str
@@ -34,7 +34,7 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    stage: Stage
+    stage: Environment
     place: Path
     name: str = "osiris"
 
@@ -78,36 +78,38 @@ class Figures:
     late: list[float]
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """Each round is a fresh process on a fresh database, ours and the bare one by turns."""
     ours, theirs = [], []
     with a_place() as place:
-        async with staged(place, repo="acme/shop", files={"README.md": "shop\n"}, people={"alice": "maintain"}) as hub:
+        async with start_environment(
+            place, repo="acme/shop", files={"README.md": "shop\n"}, people={"alice": "maintain"}
+        ) as hub:
             bodies = await _bodies(hub)
             for number in range(2 if quick else 5):
                 (here := place / f"round-{number}").mkdir()
                 ours.append(await _round(Ours(hub, here), bodies, quick=quick))
-                theirs.append(await _round(Bare(here, free_port()), bodies, quick=quick))
+                theirs.append(await _round(Bare(here, find_free_port()), bodies, quick=quick))
     late = sorted(late for figures in [*ours, *theirs] for late in figures.late)
-    answered = Row(
+    answered = BenchmarkRow(
         name="answer",
         what=f"webhook answered after its commit, {_RATE} a second",
         unit="ms",
         ours=[_ms(figures.took) for figures in ours],
         other="bare ASGI app, HMAC and one commit",
         theirs=[_ms(figures.took) for figures in theirs],
-        target=Target(p50=5, p99=50),
+        target=Threshold(p50=5, p99=50),
         note=f"from the moment each was due; the generator itself was late by {late[len(late) * 99 // 100] * 1e3:.2f} "
         f"ms (p99); bodies of {min(map(len, bodies)) >> 10} to {max(map(len, bodies)) >> 10} KiB",
     )
-    most = Row(
+    most = BenchmarkRow(
         name="rate",
         what=f"webhooks a second, {_LINES} connections",
         unit="/s",
         ours=[[figures.rate] for figures in ours],
         other="bare ASGI app, HMAC and one commit",
         theirs=[[figures.rate] for figures in theirs],
-        target=Target(ratio=0.6),
+        target=Threshold(ratio=0.6),
         note="only answers 202 count; every one of them was found in the database afterwards",
     )
     return [answered, most]
@@ -117,20 +119,20 @@ def _ms(seconds: Sequence[float]) -> list[float]:
     return [one * 1e3 for one in seconds]
 
 
-async def _bodies(stage: Stage) -> list[str]:
+async def _bodies(stage: Environment) -> list[str]:
     """`issues` deliveries as the hub makes them, of 8 to 20 kB; the label is none that starts work."""
-    async with stage.person("alice") as alice:
+    async with stage.get_person("alice") as alice:
         for number in range(8):
             issue = await alice.file_issue(f"Quantity {number}", _WORDS * (number * 22))
-            await alice.label(issue, "bug")
+            await alice.add_label(issue, "bug")
     made = [d.body.decode() for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")]
     if len(made) != 8:
         raise Refused(f"the hub made {len(made)} deliveries, not 8")
-    await stage.hub.drained()
+    await stage.hub.wait_until_sent()
     return made
 
 
-async def _round(side: Side, bodies: list[str], *, quick: bool) -> Figures:
+async def _round(side: DeliveryReceiver, bodies: list[str], *, quick: bool) -> Figures:
     async with side.alive():
         sent = await _load(side, bodies, "warm", rate=None, seconds=0.3)
         accepted = _accepted(sent)
@@ -147,7 +149,7 @@ async def _round(side: Side, bodies: list[str], *, quick: bool) -> Figures:
     return Figures(slow["took"], fast["rate"], slow["late"])
 
 
-async def _load(side: Side, bodies: list[str], name: str, *, rate: int | None, seconds: float) -> Any:
+async def _load(side: DeliveryReceiver, bodies: list[str], name: str, *, rate: int | None, seconds: float) -> Any:
     job = {
         "port": side.port,
         "secret": side.secret,
@@ -164,7 +166,7 @@ def _accepted(sent: Any) -> int:
     return int(sent["statuses"].get("202", 0))
 
 
-async def _idle(side: Side) -> None:
+async def _idle(side: DeliveryReceiver) -> None:
     """Wait until the worker has handled what came, so that the next figure starts from rest."""
     if side.name == "bare":
         return

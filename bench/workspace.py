@@ -6,12 +6,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from bench.process import a_place, ran
-from bench.row import Row, Target
+from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
-from osiris.core.ports.sandbox import Limits, Plan, Session
-from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.core.ports.sandbox import Plan, SandboxLimits, Session
+from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.disks.image_disk import ImageDisk
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.options import SandboxOptions
 
 _FILES = 8000
 _EDIT = "for n in $(seq 0 50 7999); do echo '# more' >>part_$((n % 100))/file_$n.py; done; seq 9 >new"
@@ -22,14 +22,14 @@ _BARE = (
 Took = defaultdict[str, list[float]]
 
 
-async def measure(*, quick: bool) -> list[Row]:
+async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """By turns: a first workspace, one over a kept checkout, a plain shared clone."""
     ours: Took = defaultdict(list)
     theirs: Took = defaultdict(list)
     with a_place() as place:
         mirror, base = await asyncio.to_thread(a_mirror, place, _FILES)
         for number in range(-1, 3 if quick else 9):
-            sandbox = Bubblewrap(place / f"sessions-{number}", Path, Options(weak=True))
+            sandbox = BubblewrapSandbox(place / f"sessions-{number}", Path, SandboxOptions(weak=True))
             await sandbox.probe()
             some = await _ours(sandbox, a_plan(mirror, base))
             other = await asyncio.to_thread(_theirs, mirror, place)
@@ -40,7 +40,7 @@ async def measure(*, quick: bool) -> list[Row]:
     return _rows(ours, theirs)
 
 
-def _rows(ours: Took, theirs: Took) -> list[Row]:
+def _rows(ours: Took, theirs: Took) -> list[BenchmarkRow]:
     clone, new = "git clone --shared, a disk like the session's", f"a new workspace, {_FILES} files, warm mirror"
     note = "with the disk image made and mounted (not so for the plain clone), and the clone made in the jail"
     table = (
@@ -57,21 +57,21 @@ def _rows(ours: Took, theirs: Took) -> list[Row]:
         ("close", "and thrown away", "rm -rf of that clone", "remove", 100, ""),
     )
     return [
-        Row(
+        BenchmarkRow(
             name=name,
             what=what,
             unit="ms",
             ours=[ours[name]],
             other=other,
             theirs=[theirs[against]],
-            target=Target(p50=most),
+            target=Threshold(p50=most),
             note=said,
         )
         for name, what, other, against, most, said in table
     ]
 
 
-async def _ours(sandbox: Bubblewrap, plan: Plan) -> dict[str, float]:
+async def _ours(sandbox: BubblewrapSandbox, plan: Plan) -> dict[str, float]:
     began = time.perf_counter()
     first, _ = await sandbox.create("first", plan)
     opened = time.perf_counter()
@@ -97,7 +97,7 @@ def _theirs(mirror: Path, place: Path) -> dict[str, float]:
     """On a new disk of the kind that sessions have, which is not timed."""
     (place / "plain").mkdir(mode=0o711, exist_ok=True)
     disk = ImageDisk(place / "plain", "plain", uid=None)
-    disk.make(Limits())
+    disk.create(SandboxLimits())
     clone = disk.folder / "work/plain"
     try:
         began = time.perf_counter()

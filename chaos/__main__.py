@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from chaos.parts import PARTS, Asked, play
+from chaos.parts import PARTS, TortureOptions, play
 from tests.flow.support.consistency_audit import Toll
 
 OUT = Path(__file__).parent.parent / "build/torture.json"
@@ -53,7 +53,7 @@ def main() -> int:
     return int(any(toll.doubles or toll.losses or toll.repeated for toll in tolls.values()))
 
 
-def _arguments() -> tuple[Asked, list[str]]:
+def _arguments() -> tuple[TortureOptions, list[str]]:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; may be given again")
@@ -64,7 +64,7 @@ def _arguments() -> tuple[Asked, list[str]]:
     asked = parser.parse_args()
     share = 10 if asked.quick else 1
     limit = asked.limit if asked.limit is not None or not asked.quick else 40
-    told = Asked(
+    told = TortureOptions(
         quick=asked.quick,
         limit=limit,
         seed=asked.seed,
@@ -74,7 +74,7 @@ def _arguments() -> tuple[Asked, list[str]]:
     return told, asked.only or list(PARTS)
 
 
-def _write(tolls: Mapping[str, Toll], told: Asked) -> None:
+def _write(tolls: Mapping[str, Toll], told: TortureOptions) -> None:
     machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     parts = {name: toll.figures() for name, toll in tolls.items()}
@@ -83,7 +83,7 @@ def _write(tolls: Mapping[str, Toll], told: Asked) -> None:
     OUT.write_text(json.dumps(counted, indent=2) + "\n")
 
 
-def _is_whole(tolls: Mapping[str, Toll], told: Asked) -> bool:
+def _is_whole(tolls: Mapping[str, Toll], told: TortureOptions) -> bool:
     """Return whether nothing was left out that a run without options does."""
     return tolls.keys() == PARTS.keys() and told.limit is None and min(told.tasks, told.examples) >= MANY
 

@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from fake_vendors import server as loopback
-from osiris.bootstrap import Patience
-from osiris.queue.database import connect, migrate
+from osiris.bootstrap import Timeouts
+from osiris.queue.database import connect, migrate_schema
 from tests.conftest import a_place
 from tests.flow.conftest import settings_of
 from tests.flow.support.cluster import Site, site
@@ -32,18 +32,18 @@ from tests.flow.support.consistency_audit import (
     story,
 )
 from tests.flow.support.crash_points import Moment, killed_at
-from tests.flow.support.hostile_github import LAWFUL, Plan, fought, plans
+from tests.flow.support.hostile_github import LAWFUL, FaultPlan, fought, plans
 from tests.flow.test_crash import EXPECTED
 from tests.servers import running_postgres, running_redis
 
-PATIENCE = Patience(pauses=(0.05,), lease=3.0)
+PATIENCE = Timeouts(pauses=(0.05,), lease=3.0)
 DETAILS = Path(__file__).parent.parent / "build/torture"
 _AT_ONCE = 8
 _LIVES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TortureOptions:
     """What the command line says. `limit` is for the moments of the crash loop; None: all of them."""
 
     quick: bool
@@ -60,7 +60,7 @@ def _say(words: str) -> None:
 # ── kill -9 at every touch of the outside ─────────────────────────────────────────────────────────────────────────
 
 
-async def crash(told: Asked) -> Toll:
+async def crash(told: TortureOptions) -> Toll:
     """For each place in the code from which a life touches the outside two lives: one is killed when it comes by for
     the first time, one at a drawn later time."""
     chance, came_by = random.Random(told.seed), await _places()
@@ -137,11 +137,11 @@ def servers() -> Iterator[dict[str, str]]:
 
 
 async def _migrate(url: str) -> None:
-    await migrate(engine := connect(url))
+    await migrate_schema(engine := connect(url))
     await engine.dispose()
 
 
-async def _machines(told: Asked, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]) -> Toll:
+async def _machines(told: TortureOptions, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]) -> Toll:
     """Two workers that something happens to, while tasks live their lives."""
     names = [name_of(number) for number in range(tasks)]
     with servers() as pair, a_place() as place:
@@ -174,7 +174,7 @@ async def _write_down(it: Site, wrong: Sequence[str]) -> None:
         shutil.copy(machine.log, DETAILS)
 
 
-async def machines(told: Asked) -> Toll:
+async def machines(told: TortureOptions) -> Toll:
     """kill -9 of workers and of the web process, at random moments."""
     reapers: list[Reaper] = []
 
@@ -187,7 +187,7 @@ async def machines(told: Asked) -> Toll:
     return toll
 
 
-async def frozen(told: Asked) -> Toll:
+async def frozen(told: TortureOptions) -> Toll:
     """SIGSTOP until another has taken the work over, then SIGCONT."""
     freezers: list[Freezer] = []
 
@@ -203,11 +203,11 @@ async def frozen(told: Asked) -> Toll:
 # ── GitHub as an enemy ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def enemy(told: Asked) -> Toll:
+async def enemy(told: TortureOptions) -> Toll:
     return await asyncio.to_thread(_fight, told)
 
 
-def _fight(told: Asked) -> Toll:
+def _fight(told: TortureOptions) -> Toll:
     toll = Toll()
 
     @seed(told.seed)
@@ -219,7 +219,7 @@ def _fight(told: Asked) -> Toll:
         suppress_health_check=list(HealthCheck),
     )
     @given(plan=plans)
-    def fight(plan: Plan) -> None:
+    def fight(plan: FaultPlan) -> None:
         with a_place() as place:
             try:
                 seen, troubles = asyncio.run(fought(place, plan))
@@ -232,7 +232,7 @@ def _fight(told: Asked) -> Toll:
     return toll
 
 
-PARTS: Mapping[str, Callable[[Asked], Coroutine[Any, Any, Toll]]] = {
+PARTS: Mapping[str, Callable[[TortureOptions], Coroutine[Any, Any, Toll]]] = {
     "machines": machines,
     "frozen": frozen,
     "crash": crash,
@@ -240,7 +240,7 @@ PARTS: Mapping[str, Callable[[Asked], Coroutine[Any, Any, Toll]]] = {
 }
 
 
-async def play(name: str, told: Asked) -> Toll:
+async def play(name: str, told: TortureOptions) -> Toll:
     """One part, timed."""
     began = time.monotonic()
     toll = await PARTS[name](told)

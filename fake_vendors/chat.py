@@ -5,11 +5,11 @@ from typing import Any
 
 from fake_vendors.wire import (
     TOOLLESS,
-    Ask,
     Counts,
-    Denied,
-    Kept,
-    Reply,
+    ModelReply,
+    ModelRequest,
+    ReplyRecord,
+    VendorError,
     answered,
     call_of,
     canonical,
@@ -32,7 +32,7 @@ _ERRORS = {
 }
 
 
-class Chat:
+class ChatApi:
     vendor = "openai-compatible"
     key = "sk-local-canary-0123456789abcdef"
     model = "qwen3-coder"
@@ -45,12 +45,12 @@ class Chat:
     def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return True
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> Ask:
+    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         messages, tools = listed(body, "messages"), listed(body, "tools")
         if body.get("model") == TOOLLESS and tools:
-            raise Denied(400, f'"{TOOLLESS}" does not support tools', "invalid_request_error")
+            raise VendorError(400, f'"{TOOLLESS}" does not support tools', "invalid_request_error")
         functions = [tool.get("function") or {} for tool in tools]
-        return Ask(
+        return ModelRequest(
             model=str(body.get("model")),
             stream=bool(body.get("stream")),
             body=body,
@@ -59,10 +59,10 @@ class Chat:
             blocks=[canonical(part) for part in [*tools, *messages]],
         )
 
-    def kept(self, ask: Ask, reply: Reply) -> Kept:
-        return Kept(keys=frozenset(call.id for call in reply.calls))
+    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
+        return ReplyRecord(keys=frozenset(call.id for call in reply.calls))
 
-    def whole(self, ask: Ask, reply: Reply, counts: Counts) -> Mapping[str, Any]:
+    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
         if reply.thinking:
             message["reasoning_content"] = reply.thinking
@@ -71,7 +71,7 @@ class Chat:
         choice = {"index": 0, "message": message, "finish_reason": _finish(reply)}
         return {**_head(ask, reply, "chat.completion"), "choices": [choice], "usage": _usage(counts)}
 
-    def frames(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[str]:
+    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         head = _head(ask, reply, "chat.completion.chunk")
         for delta in _deltas(reply):
             choice = {"index": 0, "delta": delta, "finish_reason": None}
@@ -82,18 +82,18 @@ class Chat:
             yield f"data: {compact({**head, 'choices': [], 'usage': _usage(counts)})}\n\n"
         yield "data: [DONE]\n\n"
 
-    def no_key(self, headers: Mapping[str, str]) -> Denied:
-        return Denied(401, "Unauthorized")
+    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+        return VendorError(401, "Unauthorized")
 
-    def no_model(self, model: str) -> Denied:
-        return Denied(404, f"The model `{model}` does not exist.")
+    def no_model(self, model: str) -> VendorError:
+        return VendorError(404, f"The model `{model}` does not exist.")
 
-    def full(self) -> Denied:
+    def full(self) -> VendorError:
         asked = "However, you requested 40960 tokens (38912 in the messages, 2048 in the completion)."
         advice = "Please reduce the length of the messages or completion."
-        return Denied(400, f"This model's maximum context length is 32768 tokens. {asked} {advice}")
+        return VendorError(400, f"This model's maximum context length is 32768 tokens. {asked} {advice}")
 
-    def error(self, denied: Denied) -> Mapping[str, Any]:
+    def error(self, denied: VendorError) -> Mapping[str, Any]:
         name, sentence = _ERRORS.get(denied.status, ("InternalServerError", "Internal server error"))
         kind = denied.error or name
         return {"error": {"message": denied.sentence or sentence, "type": kind, "param": None, "code": denied.status}}
@@ -113,14 +113,14 @@ def _read(message: Mapping[str, Any]) -> Message:
             calls = [call_of(id, str(function.get("name")), function.get("arguments")) for id, function in called]
             return said(text, calls, keys=[])
         case role:
-            raise Denied(400, f"Unexpected message role: {role!r}.")
+            raise VendorError(400, f"Unexpected message role: {role!r}.")
 
 
 def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _deltas(reply: Reply) -> Iterator[dict[str, Any]]:
+def _deltas(reply: ModelReply) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": ""}
     for piece in pieces(reply.thinking):
         yield {"reasoning_content": piece}
@@ -132,13 +132,13 @@ def _deltas(reply: Reply) -> Iterator[dict[str, Any]]:
             yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
-def _finish(reply: Reply) -> str:
+def _finish(reply: ModelReply) -> str:
     if reply.end:
         return "length" if reply.end == "cut" else "content_filter"
     return "tool_calls" if reply.calls else "stop"
 
 
-def _head(ask: Ask, reply: Reply, kind: str) -> dict[str, Any]:
+def _head(ask: ModelRequest, reply: ModelReply, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{reply.id}", "object": kind, "created": 1, "model": ask.model}
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fake_vendors.wire import (
-    Ask,
     Counts,
-    Denied,
-    Kept,
-    Reply,
+    ModelReply,
+    ModelRequest,
+    ReplyRecord,
+    VendorError,
     answered,
     call_of,
     canonical,
@@ -51,7 +51,7 @@ class Gemini:
     def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return self.key in (headers.get("x-goog-api-key"), query.get("key"))
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> Ask:
+    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         model, verb = path.rpartition("/")[2].split(":")
         contents, tools = listed(body, "contents"), listed(body, "tools")
         system = body.get("systemInstruction") or {}
@@ -59,7 +59,7 @@ class Gemini:
         for number, content in enumerate(contents):
             heard += _read(content, number, heard[-1])
         offered = [function for tool in tools for function in tool.get("functionDeclarations", ())]
-        return Ask(
+        return ModelRequest(
             model=model,
             stream=verb == "streamGenerateContent",
             body=body,
@@ -68,21 +68,21 @@ class Gemini:
             blocks=[canonical(part) for part in [*tools, system, *_parts(contents)]],
         )
 
-    def kept(self, ask: Ask, reply: Reply) -> Kept:
+    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
         states = {"thoughtSignature": reply.state} if reply.thinking and reply.calls else {}
-        return Kept(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
+        return ReplyRecord(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
 
-    def whole(self, ask: Ask, reply: Reply, counts: Counts) -> Mapping[str, Any]:
+    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         parts = [part for parts in _said(ask, reply, most=1) for part in parts]
         return self._chunk(ask, reply, parts, counts, last=True)
 
-    def frames(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[str]:
+    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         for parts in _said(ask, reply, most=4):
             yield f"data: {compact(self._chunk(ask, reply, parts, counts, last=False))}\r\n\r\n"
         yield f"data: {compact(self._chunk(ask, reply, [], counts, last=True))}\r\n\r\n"
 
     def _chunk(
-        self, ask: Ask, reply: Reply, parts: Sequence[Mapping[str, Any]], counts: Counts, *, last: bool
+        self, ask: ModelRequest, reply: ModelReply, parts: Sequence[Mapping[str, Any]], counts: Counts, *, last: bool
     ) -> dict[str, Any]:
         candidate: dict[str, Any] = {"content": {"role": "model"}, "index": 0}
         if parts:
@@ -96,18 +96,20 @@ class Gemini:
             "responseId": reply.id,
         }
 
-    def no_key(self, headers: Mapping[str, str]) -> Denied:
-        return Denied(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID")
+    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+        return VendorError(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID")
 
-    def no_model(self, model: str) -> Denied:
+    def no_model(self, model: str) -> VendorError:
         there = "Call ListModels to see the list of available models and their supported methods."
         sentence = f"models/{model} is not found for API version v1beta, or is not supported for generateContent."
-        return Denied(404, f"{sentence} {there}")
+        return VendorError(404, f"{sentence} {there}")
 
-    def full(self) -> Denied:
-        return Denied(400, "The input token count (1100000) exceeds the maximum number of tokens allowed (1048576).")
+    def full(self) -> VendorError:
+        return VendorError(
+            400, "The input token count (1100000) exceeds the maximum number of tokens allowed (1048576)."
+        )
 
-    def error(self, denied: Denied) -> Mapping[str, Any]:
+    def error(self, denied: VendorError) -> Mapping[str, Any]:
         status, sentence = _ERRORS.get(denied.status, ("UNKNOWN", "Unknown error."))
         if denied.error and denied.error.isupper() and denied.error != "API_KEY_INVALID":
             status = denied.error
@@ -116,7 +118,7 @@ class Gemini:
         return {"error": {**error, "details": details} if details else error}
 
 
-def _details(denied: Denied) -> Iterator[dict[str, Any]]:
+def _details(denied: VendorError) -> Iterator[dict[str, Any]]:
     if denied.error == "API_KEY_INVALID":
         info = {"reason": denied.error, "domain": "googleapis.com", "metadata": {"service": _SERVICE}}
         yield {"@type": f"{_RPC}.ErrorInfo", **info}
@@ -145,7 +147,7 @@ def _parts(contents: Iterable[Mapping[str, Any]]) -> Iterator[list[Any]]:
 def _read(content: Mapping[str, Any], number: int, before: Message) -> Iterator[Message]:
     parts = listed(content, "parts")
     if not parts:
-        raise Denied(400, f"contents[{number}].parts must not be empty.")
+        raise VendorError(400, f"contents[{number}].parts must not be empty.")
     match content.get("role", "user"):
         case "model":
             yield _turn(parts, number)
@@ -157,7 +159,7 @@ def _read(content: Mapping[str, Any], number: int, before: Message) -> Iterator[
                 else:
                     yield Message(role="user", text=str(part.get("text", "")))
         case role:
-            raise Denied(400, f"Please use a valid role: user, model. {role!r} is none.")
+            raise VendorError(400, f"Please use a valid role: user, model. {role!r} is none.")
 
 
 def _answer(answer: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> Message:
@@ -188,7 +190,7 @@ def _plain(signature: Any) -> str:
     return str(signature).replace("-", "+").replace("_", "/")
 
 
-def _said(ask: Ask, reply: Reply, most: int) -> Iterator[list[dict[str, Any]]]:
+def _said(ask: ModelRequest, reply: ModelReply, most: int) -> Iterator[list[dict[str, Any]]]:
     """The parts of the reply, as many at a time as one chunk has."""
     thinking = (ask.body.get("generationConfig") or {}).get("thinkingConfig") or {}
     if _either(thinking, "includeThoughts", "include_thoughts"):

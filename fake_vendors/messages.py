@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fake_vendors.wire import (
-    Ask,
-    Call,
     Counts,
-    Denied,
-    Kept,
-    Reply,
+    ModelReply,
+    ModelRequest,
+    ReplyRecord,
+    VendorError,
+    WireToolCall,
     answered,
     call_of,
     canonical,
@@ -49,9 +49,9 @@ class Messages:
     def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return self.key in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer "))
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> Ask:
+    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if not isinstance(body.get("max_tokens"), int):
-            raise Denied(400, "max_tokens: Field required")
+            raise VendorError(400, "max_tokens: Field required")
         messages = listed(body, "messages")
         system = body.get("system") or []
         system = _blocks({"content": system}) if system else []
@@ -60,7 +60,7 @@ class Messages:
         for message in messages:
             heard += _read(message)
         blocks, marks = _prompt(tools, system, messages, automatic=bool(body.get("cache_control")))
-        return Ask(
+        return ModelRequest(
             model=str(body.get("model")),
             stream=bool(body.get("stream")),
             body=body,
@@ -70,12 +70,12 @@ class Messages:
             marks=marks,
         )
 
-    def kept(self, ask: Ask, reply: Reply) -> Kept:
+    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
         thinking = [canonical(block) for block in _content(ask, reply) if block["type"] == "thinking"]
         states = {"thinking block with its signature": thinking[0]} if thinking else {}
-        return Kept(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
+        return ReplyRecord(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
 
-    def whole(self, ask: Ask, reply: Reply, counts: Counts) -> Mapping[str, Any]:
+    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         return {
             "id": f"msg_{reply.id}",
             "type": "message",
@@ -86,11 +86,11 @@ class Messages:
             **_stop(reply),
         }
 
-    def frames(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[str]:
+    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         for event in self._events(ask, reply, counts):
             yield f"event: {event['type']}\ndata: {compact(event)}\n\n"
 
-    def _events(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[dict[str, Any]]:
+    def _events(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[dict[str, Any]]:
         begun: dict[str, Any] = {"content": [], "stop_reason": None, "usage": {**_usage(counts), "output_tokens": 1}}
         yield {"type": "message_start", "message": {**self.whole(ask, reply, counts), **begun}}
         yield {"type": "ping"}
@@ -104,16 +104,16 @@ class Messages:
         yield {"type": "message_delta", "delta": _stop(reply), "usage": _usage(counts)}
         yield {"type": "message_stop"}
 
-    def no_key(self, headers: Mapping[str, str]) -> Denied:
-        return Denied(401, "invalid x-api-key")
+    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+        return VendorError(401, "invalid x-api-key")
 
-    def no_model(self, model: str) -> Denied:
-        return Denied(404, f"model: {model}")
+    def no_model(self, model: str) -> VendorError:
+        return VendorError(404, f"model: {model}")
 
-    def full(self) -> Denied:
-        return Denied(400, "prompt is too long: 208310 tokens > 200000 maximum")
+    def full(self) -> VendorError:
+        return VendorError(400, "prompt is too long: 208310 tokens > 200000 maximum")
 
-    def error(self, denied: Denied) -> Mapping[str, Any]:
+    def error(self, denied: VendorError) -> Mapping[str, Any]:
         name, sentence = _ERRORS.get(denied.status, ("api_error", "Internal server error"))
         error = {"type": denied.error or name, "message": denied.sentence or sentence}
         return {"type": "error", "error": error, "request_id": "req_loopback"}
@@ -138,7 +138,7 @@ def _read(message: Mapping[str, Any]) -> Iterator[Message]:
         case "system":
             yield Message(role="system", text=text_of(blocks))
         case role:
-            raise Denied(400, f"messages: Unexpected role {role!r}. Allowed roles are user, assistant and system")
+            raise VendorError(400, f"messages: Unexpected role {role!r}. Allowed roles are user, assistant and system")
 
 
 def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
@@ -146,7 +146,7 @@ def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
     uses = [block for block in blocks if block.get("type") == "tool_use"]
     for use in uses:
         if not isinstance(use.get("input"), dict):
-            raise Denied(400, f"tool_use.input of {use.get('id')}: Input should be a valid dictionary")
+            raise VendorError(400, f"tool_use.input of {use.get('id')}: Input should be a valid dictionary")
     return said(
         "".join(str(block.get("text")) for block in blocks if block.get("type") == "text"),
         [call_of(str(use.get("id")), str(use.get("name")), use["input"]) for use in uses],
@@ -168,12 +168,12 @@ def _prompt(
     marks = [at for at, (_, block) in enumerate(parts, 1) if block.get("cache_control")]
     marks += [len(parts)] if automatic else []
     if len(marks) > _MOST_MARKS:
-        raise Denied(400, f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}.")
+        raise VendorError(400, f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}.")
     bare = [[role, {name: block[name] for name in block if name != "cache_control"}] for role, block in parts]
     return [canonical(part) for part in bare], marks
 
 
-def _content(ask: Ask, reply: Reply) -> list[dict[str, Any]]:
+def _content(ask: ModelRequest, reply: ModelReply) -> list[dict[str, Any]]:
     thinking = ask.body.get("thinking") or {}
     content: list[dict[str, Any]] = []
     if reply.thinking and thinking.get("type", "disabled") != "disabled":
@@ -186,7 +186,7 @@ def _content(ask: Ask, reply: Reply) -> list[dict[str, Any]]:
     return content
 
 
-def _streamed(block: Mapping[str, Any], calls: Iterator[Call]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _streamed(block: Mapping[str, Any], calls: Iterator[WireToolCall]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A block as it begins, and what is added to it."""
     match block["type"]:
         case "thinking":
@@ -200,7 +200,7 @@ def _streamed(block: Mapping[str, Any], calls: Iterator[Call]) -> tuple[dict[str
             return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": piece} for piece in told]
 
 
-def _stop(reply: Reply) -> dict[str, Any]:
+def _stop(reply: ModelReply) -> dict[str, Any]:
     reason = "tool_use" if reply.calls else "end_turn"
     if reply.end:
         reason = "max_tokens" if reply.end == "cut" else "refusal"

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from fake_vendors.wire import Denied, Kept, Reply
+from fake_vendors.wire import ModelReply, ReplyRecord, VendorError
 from osiris.core.ports.models import Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
     vendor: str
-    reply: Reply
-    kept: Kept
+    reply: ModelReply
+    kept: ReplyRecord
     scripted: bool
 
 
@@ -24,7 +24,7 @@ class Ledger:
         self._asides: set[str] = set()
         self._answers: dict[str, Message] = {}
 
-    def issue(self, vendor: str, reply: Reply, kept: Kept, *, scripted: bool) -> None:
+    def issue(self, vendor: str, reply: ModelReply, kept: ReplyRecord, *, scripted: bool) -> None:
         """Remember a reply; one that is not `scripted` took the place of one that is."""
         turn = _Turn(vendor=vendor, reply=reply, kept=kept, scripted=scripted)
         self._turns.update(dict.fromkeys(kept.keys, turn))
@@ -77,11 +77,11 @@ def _compare(turn: _Turn, message: Message) -> None:
     which = turn.reply.calls[0].id if turn.reply.calls else turn.reply.id
     for name, state in turn.kept.states.items():
         if state not in message.state["states"]:
-            raise Denied(400, f"the {name} of the assistant's turn {which} is missing, or is not what it was")
+            raise VendorError(400, f"the {name} of the assistant's turn {which} is missing, or is not what it was")
     there = {call.id for call in message.calls}
     for call in turn.reply.calls:
         if call.id not in there:
-            raise Denied(400, f"the tool call {call.id} of the assistant's turn {which} is missing")
+            raise VendorError(400, f"the tool call {call.id} of the assistant's turn {which} is missing")
 
 
 def _answered_at_once(transcript: Sequence[Message]) -> None:
@@ -91,7 +91,7 @@ def _answered_at_once(transcript: Sequence[Message]) -> None:
             answers = takewhile(lambda later: later.role == "tool", transcript[at + 1 :])
             _fit([call.id for call in message.calls], [answer.call for answer in answers])
         elif message.role == "tool" and transcript[at - 1].role not in ("assistant", "tool"):
-            raise Denied(400, f"the answer to the tool call {message.call} does not stand right behind the call")
+            raise VendorError(400, f"the answer to the tool call {message.call} does not stand right behind the call")
 
 
 def _answered_anywhere(transcript: Sequence[Message]) -> None:
@@ -102,7 +102,7 @@ def _answered_anywhere(transcript: Sequence[Message]) -> None:
         calls += [call.id for call in message.calls]
         if message.role == "tool":
             if message.call not in calls:
-                raise Denied(400, f"No tool call found for function call output with call_id {message.call}.")
+                raise VendorError(400, f"No tool call found for function call output with call_id {message.call}.")
             answers.append(message.call)
     _fit(calls, answers)
 
@@ -110,7 +110,9 @@ def _answered_anywhere(transcript: Sequence[Message]) -> None:
 def _fit(calls: Sequence[str], answers: Sequence[str]) -> None:
     for call in calls:
         if (times := answers.count(call)) != 1:
-            raise Denied(400, f"the tool call {call} must be answered once, right behind it; it has {times} answers")
+            raise VendorError(
+                400, f"the tool call {call} must be answered once, right behind it; it has {times} answers"
+            )
     for answer in answers:
         if answer not in calls:
-            raise Denied(400, f"there is no tool call {answer} before the answer to it")
+            raise VendorError(400, f"there is no tool call {answer} before the answer to it")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired, Required, Union
 from pydantic import BaseModel
 from typing_extensions import ReadOnly, TypedDict, get_type_hints, is_typeddict
 
-from fake_vendors.server import Asked
+from fake_vendors.server import ReceivedRequest
 
 _LISTS = (list, collections.abc.Iterable, collections.abc.Sequence, collections.abc.Collection)
 _PLAIN = {str: "a text", bool: "true or false", int: "an integer", float: "a number", type(None): "null"}
@@ -21,7 +21,7 @@ _DIALECT = {"openai-compatible": ("reasoning_content",)}
 """Fields that servers of this wire have and the SDK's types have not, at any message."""
 
 
-def misfits(asked: Asked) -> list[str]:
+def misfits(asked: ReceivedRequest) -> list[str]:
     """What in the body does not fit the vendor's request type, as "where: what" lines; none when all of it fits."""
     if not isinstance(asked.body, dict):
         return ["body: is no object"]

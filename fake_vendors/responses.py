@@ -5,11 +5,11 @@ from itertools import groupby
 from typing import Any
 
 from fake_vendors.wire import (
-    Ask,
     Counts,
-    Denied,
-    Kept,
-    Reply,
+    ModelReply,
+    ModelRequest,
+    ReplyRecord,
+    VendorError,
     answered,
     call_of,
     canonical,
@@ -34,7 +34,7 @@ _ERRORS = {
 _OWN = ("reasoning", "function_call", "assistant")
 
 
-class Responses:
+class ResponsesApi:
     vendor = "openai"
     key = "sk-proj-canary-0123456789abcdef"
     model = "gpt-5"
@@ -47,9 +47,9 @@ class Responses:
     def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return headers.get("authorization") == f"Bearer {self.key}"
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> Ask:
+    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if body.get("previous_response_id"):
-            raise Denied(400, f"Previous response with id {body['previous_response_id']!r} not found.")
+            raise VendorError(400, f"Previous response with id {body['previous_response_id']!r} not found.")
         given = body.get("input")
         items = [{"role": "user", "content": given}] if isinstance(given, str) else listed(body, "input")
         tools = listed(body, "tools")
@@ -58,7 +58,7 @@ class Responses:
         for own, group in groupby(items, lambda item: _kind(item) in _OWN):
             part = list(group)
             heard += [_turn(part)] if own else map(_read, part)
-        return Ask(
+        return ModelRequest(
             model=str(body.get("model")),
             stream=bool(body.get("stream")),
             body=body,
@@ -67,16 +67,16 @@ class Responses:
             blocks=[canonical(part) for part in [*tools, system, *items]],
         )
 
-    def kept(self, ask: Ask, reply: Reply) -> Kept:
+    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
         keys = [f"msg_{reply.id}", f"rs_{reply.id}", reply.state, *(call.id for call in reply.calls)]
         states = {}
         if reply.thinking and _seals(ask):
             states["reasoning item with its encrypted_content"] = reply.state
         elif reply.thinking and ask.body.get("store") is not False:
             states["reasoning item"] = f"rs_{reply.id}"
-        return Kept(keys=frozenset(keys), states=states)
+        return ReplyRecord(keys=frozenset(keys), states=states)
 
-    def whole(self, ask: Ask, reply: Reply, counts: Counts) -> Mapping[str, Any]:
+    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         return {
             "id": f"resp_{reply.id}",
             "object": "response",
@@ -96,12 +96,12 @@ class Responses:
             "usage": _usage(counts),
         }
 
-    def frames(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[str]:
+    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         for number, (kind, fields) in enumerate(self._events(ask, reply, counts)):
             event = {"type": kind, "sequence_number": number, **fields}
             yield f"event: {kind}\ndata: {compact(event)}\n\n"
 
-    def _events(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _events(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
         whole = self.whole(ask, reply, counts)
         begun = {**whole, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
         yield "response.created", {"response": begun}
@@ -119,20 +119,22 @@ class Responses:
             yield "response.output_item.done", {"output_index": index, "item": item}
         yield f"response.{whole['status']}", {"response": whole}
 
-    def no_key(self, headers: Mapping[str, str]) -> Denied:
+    def no_key(self, headers: Mapping[str, str]) -> VendorError:
         key = headers.get("authorization", "").removeprefix("Bearer ")
         shown = f"{key[:8]}{'*' * max(0, len(key) - 12)}{key[-4:]}"
         where = "You can find your API key at https://platform.openai.com/account/api-keys."
-        return Denied(401, f"Incorrect API key provided: {shown}. {where}", "invalid_api_key")
+        return VendorError(401, f"Incorrect API key provided: {shown}. {where}", "invalid_api_key")
 
-    def no_model(self, model: str) -> Denied:
-        return Denied(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")
+    def no_model(self, model: str) -> VendorError:
+        return VendorError(
+            404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found"
+        )
 
-    def full(self) -> Denied:
+    def full(self) -> VendorError:
         sentence = "Your input exceeds the context window of this model. Please adjust your input and try again."
-        return Denied(400, sentence, "context_length_exceeded")
+        return VendorError(400, sentence, "context_length_exceeded")
 
-    def error(self, denied: Denied) -> Mapping[str, Any]:
+    def error(self, denied: VendorError) -> Mapping[str, Any]:
         kind, code, sentence = _ERRORS.get(
             denied.status, ("server_error", None, "The server had an error while processing your request.")
         )
@@ -158,7 +160,7 @@ def _read(item: Mapping[str, Any]) -> Message:
         case "system" | "developer":
             return Message(role="system", text=text_of(item.get("content")))
         case kind:
-            raise Denied(400, f"Invalid value: {kind!r} in the input.")
+            raise VendorError(400, f"Invalid value: {kind!r} in the input.")
 
 
 def _turn(items: Iterable[Mapping[str, Any]]) -> Message:
@@ -174,11 +176,11 @@ def _turn(items: Iterable[Mapping[str, Any]]) -> Message:
     )
 
 
-def _seals(ask: Ask) -> bool:
+def _seals(ask: ModelRequest) -> bool:
     return "reasoning.encrypted_content" in (ask.body.get("include") or ())
 
 
-def _items(ask: Ask, reply: Reply) -> Iterator[dict[str, Any]]:
+def _items(ask: ModelRequest, reply: ModelReply) -> Iterator[dict[str, Any]]:
     if reply.thinking:
         shown = (ask.body.get("reasoning") or {}).get("summary")
         summary = [{"type": "summary_text", "text": reply.thinking}] if shown else []

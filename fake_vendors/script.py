@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fake_vendors.troubles import BadArguments, CutInCall, Empty, Refusal, Say, Trouble, UnknownTool
-from fake_vendors.wire import TOOLLESS, Ask, Call, Denied, Reply, compact
-from osiris.agents.models.scripted import ScriptedBrain
+from fake_vendors.wire import TOOLLESS, ModelReply, ModelRequest, VendorError, WireToolCall, compact
+from osiris.agents.models.scripted import ScriptedModel
 from osiris.core.errors import Refused
 from osiris.core.ports.models import Message
 
@@ -27,19 +27,21 @@ class _Words:
     thinking: str = _THINKING
 
 
-class Mind:
+class ScriptPlayer:
     def __init__(self, script: Mapping[str, Any] | Path) -> None:
         """Raises Refused when the script is not one."""
-        self._brain = ScriptedBrain.from_file(script) if isinstance(script, Path) else ScriptedBrain(script)
+        self._brain = ScriptedModel.from_file(script) if isinstance(script, Path) else ScriptedModel(script)
 
-    async def reply(self, ask: Ask, transcript: Sequence[Message], trouble: Trouble | None, prefix: str) -> Reply:
+    async def reply(
+        self, ask: ModelRequest, transcript: Sequence[Message], trouble: Trouble | None, prefix: str
+    ) -> ModelReply:
         """The reply to a transcript; its call ids begin with `prefix`. Raises Denied when the script refuses."""
         words = _instead(trouble) or _aside(ask) or await self._scripted(transcript)
         calls = (
-            Call(id=f"{prefix}{secrets.token_hex(10)}", name=name, arguments=arguments)
+            WireToolCall(id=f"{prefix}{secrets.token_hex(10)}", name=name, arguments=arguments)
             for name, arguments in words.calls
         )
-        return Reply(
+        return ModelReply(
             id=secrets.token_hex(12),
             state=base64.b64encode(secrets.token_bytes(96)).decode(),
             thinking=words.thinking,
@@ -52,7 +54,7 @@ class Mind:
         try:
             message = await self._brain.reply(transcript, [])
         except Refused as refused:
-            raise Denied(400, str(refused)) from None
+            raise VendorError(400, str(refused)) from None
         return _Words(text=message.text, calls=[(call.name, compact(dict(call.args))) for call in message.calls])
 
 
@@ -75,7 +77,7 @@ def _instead(trouble: Trouble | None) -> _Words | None:
             return None
 
 
-def _aside(ask: Ask) -> _Words | None:
+def _aside(ask: ModelRequest) -> _Words | None:
     """What is said before any script: that there are no tools here, or that they can be called."""
     if ask.model == TOOLLESS:
         return _Words(text="I would look at the files, but I can only talk about them.")

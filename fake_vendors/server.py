@@ -12,28 +12,28 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from fake_vendors.caching import Cache
-from fake_vendors.chat import Chat
+from fake_vendors.chat import ChatApi
 from fake_vendors.gemini import Gemini
 from fake_vendors.messages import Messages
 from fake_vendors.request_log import Ledger
-from fake_vendors.responses import Responses
-from fake_vendors.script import Mind
-from fake_vendors.streaming import Client
+from fake_vendors.responses import ResponsesApi
+from fake_vendors.script import ScriptPlayer
+from fake_vendors.streaming import StreamingClient
 from fake_vendors.troubles import BreakMidway, ContextFull, Hang, HangMidway, Status, Trouble
-from fake_vendors.wire import MISSING, Ask, Counts, Denied, Reply, Wire, compact
-from osiris.config.http_server import listening
+from fake_vendors.wire import MISSING, Counts, ModelReply, ModelRequest, VendorApi, VendorError, compact
+from osiris.config.http_server import serve_app
 
-WIRES: Mapping[str, Wire] = {wire.vendor: wire for wire in (Messages(), Responses(), Gemini(), Chat())}
+WIRES: Mapping[str, VendorApi] = {wire.vendor: wire for wire in (Messages(), ResponsesApi(), Gemini(), ChatApi())}
 
 _BASES = {"anthropic": "/anthropic", "openai": "/openai/v1", "google": "/google", "openai-compatible": "/compatible/v1"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Asked:
+class ReceivedRequest:
     """A model request as it came.
 
-    `began` is when all of it was here, on time.monotonic()'s clock; `seconds` is the server's own time from then until
-    the answer was handed over, 0 while that goes on.
+    `began` is when all of it was here, on time.monotonic()'s clock; `parse_time` is the server's own time from then
+    until the answer was handed over, 0 while that goes on.
     """
 
     vendor: str
@@ -52,7 +52,7 @@ class _Tally:
     input: int = 0
     cached: int = 0
 
-    def add(self, ask: Ask, counts: Counts) -> None:
+    def add(self, ask: ModelRequest, counts: Counts) -> None:
         brief = ask.transcript[1].text
         if brief in self.briefs and not ask.probes:
             self.input += counts.input
@@ -63,9 +63,9 @@ class _Tally:
 class Vendors:
     """The vendors' side of the story: what they were asked, and what goes wrong at the next request."""
 
-    def __init__(self, url: str, mind: Mind) -> None:
+    def __init__(self, url: str, mind: ScriptPlayer) -> None:
         self.url = url
-        self.requests: list[Asked] = []
+        self.requests: list[ReceivedRequest] = []
         self.troubles: list[Trouble | None] = []  # for each coming request; None: it is answered as the script says
         self._mind, self._ledger = mind, Ledger()
         self._caches = {vendor: Cache() for vendor in WIRES}
@@ -85,7 +85,9 @@ class Vendors:
         tally = self._tallies[vendor]
         return tally.cached / tally.input if tally.input else 0.0
 
-    async def answer(self, client: Client, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> None:
+    async def answer(
+        self, client: StreamingClient, path: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> None:
         """Answer one HTTP request, whatever it is. The client may leave at any time."""
         if (body := await client.body()) is None:
             return
@@ -93,27 +95,29 @@ class Vendors:
         if wire is None:
             await client.whole(404, compact({"error": {"message": f"there is no {path} here"}}))
             return
-        asked = Asked(vendor=wire.vendor, path=path, headers=headers, body=_parsed(body), began=time.monotonic())
+        asked = ReceivedRequest(
+            vendor=wire.vendor, path=path, headers=headers, body=_parsed(body), began=time.monotonic()
+        )
         self.requests.append(asked)
         try:
             if not wire.admits(headers, query):
                 raise wire.no_key(headers)
             await self._model(client, wire, asked)
-        except Denied as denied:
+        except VendorError as denied:
             after = {} if denied.retry_after is None or wire.vendor == "google" else _retry(denied.retry_after)
             await client.whole(denied.status, compact(wire.error(denied)), after)
         finally:
             asked.seconds = time.monotonic() - asked.began
 
-    async def _model(self, client: Client, wire: Wire, asked: Asked) -> None:
+    async def _model(self, client: StreamingClient, wire: VendorApi, asked: ReceivedRequest) -> None:
         """Answer a model request. Raises Denied."""
         if asked.body is None:
-            raise Denied(400, "the body is no JSON object")
+            raise VendorError(400, "the body is no JSON object")
         trouble = self.troubles.pop(0) if self.troubles else None
         match trouble:
             case Status(code=code, error=error, retry_after=after):
                 sentence = error if " " in error else ""
-                raise Denied(code, sentence, "" if sentence else error, after)
+                raise VendorError(code, sentence, "" if sentence else error, after)
             case ContextFull():
                 raise wire.full()
             case Hang():
@@ -126,7 +130,7 @@ class Vendors:
         reply, counts = await self._reply(wire, ask, trouble)
         await _send(client, wire, ask, reply, counts, trouble)
 
-    async def _reply(self, wire: Wire, ask: Ask, trouble: Trouble | None) -> tuple[Reply, Counts]:
+    async def _reply(self, wire: VendorApi, ask: ModelRequest, trouble: Trouble | None) -> tuple[ModelReply, Counts]:
         transcript = self._ledger.scripted(ask.transcript)
         reply = await self._mind.reply(ask, transcript, trouble, wire.call_prefix)
         aside = trouble is not None and not isinstance(trouble, BreakMidway | HangMidway)
@@ -137,7 +141,14 @@ class Vendors:
         return reply, replace(counts, output=len(words) // 4 + 1)
 
 
-async def _send(client: Client, wire: Wire, ask: Ask, reply: Reply, counts: Counts, trouble: Trouble | None) -> None:
+async def _send(
+    client: StreamingClient,
+    wire: VendorApi,
+    ask: ModelRequest,
+    reply: ModelReply,
+    counts: Counts,
+    trouble: Trouble | None,
+) -> None:
     if ask.stream:
         kind, frames = "text/event-stream", list(wire.frames(ask, reply, counts))
     else:
@@ -183,7 +194,7 @@ async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
     """The vendors on a port of 127.0.0.1, until the block ends. Raises Refused when the script is not one."""
     listener = socket.create_server(("127.0.0.1", 0))
     try:
-        vendors = Vendors(f"http://127.0.0.1:{listener.getsockname()[1]}", Mind(script))
+        vendors = Vendors(f"http://127.0.0.1:{listener.getsockname()[1]}", ScriptPlayer(script))
     except BaseException:
         listener.close()
         raise
@@ -192,9 +203,9 @@ async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        await vendors.answer(Client(receive, send, closing), scope["path"], query, headers)
+        await vendors.answer(StreamingClient(receive, send, closing), scope["path"], query, headers)
 
-    async with listening(app, listener, grace=1):
+    async with serve_app(app, listener, grace=1):
         try:
             yield vendors
         finally:

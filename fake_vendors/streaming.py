@@ -9,7 +9,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Client:
+class StreamingClient:
     """One request's client, over ASGI. `closing` is set when the server ends."""
 
     def __init__(self, receive: Receive, send: Send, closing: asyncio.Event) -> None:

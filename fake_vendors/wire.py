@@ -14,7 +14,7 @@ MISSING, TOOLLESS = "missing", "toolless"
 """Names of models that every vendor has: one that does not exist, and one that cannot call tools."""
 
 
-class Denied(Exception):
+class VendorError(Exception):
     """The vendor answers with an error: an HTTP status, a sentence, and perhaps the vendor's name of it."""
 
     def __init__(self, status: int, sentence: str, error: str = "", retry_after: float | None = None) -> None:
@@ -23,7 +23,7 @@ class Denied(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class ModelRequest:
     """A model request.
 
     The transcript begins with the system's words and a user's. `blocks` is the prompt in the order in which it is
@@ -45,7 +45,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class WireToolCall:
     """`arguments` is text, mostly JSON."""
 
     id: str
@@ -54,17 +54,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class ModelReply:
     """What the model says; `id` is unique, and `state` is the seal on its thoughts that only the vendor can read."""
 
     id: str
     state: str
     thinking: str = ""
     text: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[WireToolCall, ...] = ()
     end: Literal["", "cut", "refused"] = ""
 
-    def arguments(self, call: Call) -> Mapping[str, Any]:
+    def arguments(self, call: WireToolCall) -> Mapping[str, Any]:
         """A call's arguments where the wire has only objects."""
         try:
             whole = json.loads(call.arguments)
@@ -75,7 +75,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Tokens; `cached` and `written` are parts of `input`."""
+    """Tokens; `list_cached` and `written` are parts of `input`."""
 
     input: int
     cached: int
@@ -84,14 +84,14 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class ReplyRecord:
     """How a reply is known when it comes back, and what must be in it then, by what it is called."""
 
     keys: frozenset[str]
     states: Mapping[str, str] = field(default_factory=dict)
 
 
-class Wire(Protocol):
+class VendorApi(Protocol):
     """One vendor's API: pure translation, no conversation is remembered here."""
 
     vendor: str
@@ -109,29 +109,29 @@ class Wire(Protocol):
         """Whether the key is right."""
         ...
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> Ask:
+    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         """Raises Denied when the request is not lawful."""
         ...
 
-    def kept(self, ask: Ask, reply: Reply) -> Kept: ...
+    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord: ...
 
-    def whole(self, ask: Ask, reply: Reply, counts: Counts) -> Mapping[str, Any]:
+    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         """The reply as one JSON."""
         ...
 
-    def frames(self, ask: Ask, reply: Reply, counts: Counts) -> Iterator[str]:
+    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         """The reply as server-sent events."""
         ...
 
-    def no_key(self, headers: Mapping[str, str]) -> Denied: ...
+    def no_key(self, headers: Mapping[str, str]) -> VendorError: ...
 
-    def no_model(self, model: str) -> Denied: ...
+    def no_model(self, model: str) -> VendorError: ...
 
-    def full(self) -> Denied:
+    def full(self) -> VendorError:
         """The prompt is too long."""
         ...
 
-    def error(self, denied: Denied) -> Mapping[str, Any]:
+    def error(self, denied: VendorError) -> Mapping[str, Any]:
         """The body of an error."""
         ...
 
@@ -191,9 +191,9 @@ def transcript(messages: Iterable[Message]) -> list[Message]:
     while rest and rest[0].role == "system":
         system.append(rest.pop(0).text)
     if not rest or rest[0].role != "user":
-        raise Denied(400, "the first message must be the user's")
+        raise VendorError(400, "the first message must be the user's")
     if rest[-1].role == "assistant":
-        raise Denied(400, "the last message must not be the assistant's")
+        raise VendorError(400, "the last message must not be the assistant's")
     return [Message(role="system", text="\n\n".join(system)), *rest]
 
 
@@ -201,5 +201,5 @@ def listed(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """A field that is a list of objects. Raises Denied when it is not."""
     value = body.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise Denied(400, f"{name} must be a list of objects")
+        raise VendorError(400, f"{name} must be a list of objects")
     return value

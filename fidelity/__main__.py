@@ -13,17 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fidelity import examples, graph, hooks, models, packages, recordings, rest
-from fidelity.finding import Allowance, Outcome, load_allowances
+from fidelity.finding import Allowance, CheckOutcome, load_allowances
 from fidelity.recordings import Recordings
 
-ALONE: Mapping[str, Callable[[], Outcome]] = {
+ALONE: Mapping[str, Callable[[], CheckOutcome]] = {
     "door": lambda: asyncio.run(examples.through_the_door()),
     "payloads": examples.parsed,
     "models": models.requests,
 }
 """Checks that stand by themselves."""
 
-OF_RECORDINGS: Mapping[str, Callable[[Recordings], Outcome]] = {
+OF_RECORDINGS: Mapping[str, Callable[[Recordings], CheckOutcome]] = {
     "requests": rest.requests,
     "answers": rest.answers,
     "graphql documents": graph.documents,
@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _checked(wanted: Sequence[str], *, recorded: bool) -> list[Outcome]:
+def _checked(wanted: Sequence[str], *, recorded: bool) -> list[CheckOutcome]:
     allowances = load_allowances()
     packages.fetch()
     found = [_timed(name, ALONE[name]) for name in wanted if name in ALONE]
@@ -70,14 +70,14 @@ def _checked(wanted: Sequence[str], *, recorded: bool) -> list[Outcome]:
     return found
 
 
-def _timed(name: str, check: Callable[[], Outcome]) -> Outcome:
+def _timed(name: str, check: Callable[[], CheckOutcome]) -> CheckOutcome:
     began = time.monotonic()
     outcome = check()
     print(f"fidelity: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     return outcome
 
 
-def _show(outcomes: Sequence[Outcome], allowances: Sequence[Allowance]) -> None:
+def _show(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
     table = Table("CHECK", "PROMISE", box=None, pad_edge=False)
     table.add_column("LOOKED AT", justify="right", no_wrap=True)

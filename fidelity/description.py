@@ -47,7 +47,7 @@ class Operation:
 
 
 @dataclass(kw_only=True)
-class Request:
+class DescribedRequest:
     """A request in the form that openapi-core asks for."""
 
     operation: Operation
@@ -143,7 +143,7 @@ class Description:
 
     # ── the judgements ──
 
-    def of_request(self, request: Request) -> Iterator[Fault]:
+    def of_request(self, request: DescribedRequest) -> Iterator[Fault]:
         """What is wrong with a request: parameters, body, and whatever the description does not know."""
         for error in self._requests.iter_errors(request):
             yield from _faults(error)
@@ -155,7 +155,7 @@ class Description:
         if request.body and "requestBody" not in said:
             yield "", "the description knows no body here"
 
-    def of_answer(self, request: Request, response: Response) -> Iterator[Fault]:
+    def of_answer(self, request: DescribedRequest, response: Response) -> Iterator[Fault]:
         """What is wrong with an answer. An error that an operation does not list has GitHub's usual form."""
         said = self._document["paths"][request.operation.template][request.method]
         if str(response.status_code) not in said["responses"] and response.status_code in (400, 401, 403, 404, 422):

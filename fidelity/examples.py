@@ -15,18 +15,18 @@ import httpx
 import yaml
 
 from fidelity import packages
-from fidelity.finding import Outcome
-from osiris.bootstrap import Patience
+from fidelity.finding import CheckOutcome
+from osiris.bootstrap import Timeouts
 from osiris.bot.github import webhook_payloads
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 
 NOTICES = Path(__file__).parent / "notices.yml"
 AT_ONCE = 20
 
 
-def parsed() -> Outcome:
+def parsed() -> CheckOutcome:
     """Each payload becomes the notice that the table says, and all others become nothing."""
-    outcome = Outcome(check="payloads", promise="a recorded payload becomes the notice in the table, or none")
+    outcome = CheckOutcome(check="payloads", promise="a recorded payload becomes the notice in the table, or none")
     expected = {(row.pop("event"), row.pop("example")): row for row in yaml.safe_load(NOTICES.read_text())}
     known = set()
     for event, number, body in packages.webhook_examples():
@@ -34,7 +34,7 @@ def parsed() -> Outcome:
         known.add((event, number))
         where = _name(event, number, body)
         try:
-            notice = webhook_payloads.read(event, json.dumps(body).encode())
+            notice = webhook_payloads.parse_delivery(event, json.dumps(body).encode())
         except ValueError as error:
             outcome.blame(where, f"cannot be read: {error}")
             continue
@@ -65,28 +65,28 @@ def _name(event: str, number: int, body: dict[str, Any]) -> str:
     return f"{event} {body.get('action', '')} (example {number})".replace("  ", " ")
 
 
-async def through_the_door() -> Outcome:
+async def through_the_door() -> CheckOutcome:
     """A running Osiris takes each payload, handles it, and gives none up."""
-    outcome = Outcome(check="door", promise="Osiris takes every recorded payload of GitHub and fails at none")
+    outcome = CheckOutcome(check="door", promise="Osiris takes every recorded payload of GitHub and fails at none")
     with tempfile.TemporaryDirectory(prefix="osiris-fidelity-") as folder:
         place, people = Path(folder), {"alice": "maintain"}
         async with (
-            staged(place, repo="acme/shop", people=people, model="scripted:none") as stage,
-            stage.osiris(patience=Patience(pauses=(0.05,))) as osiris,
+            start_environment(place, repo="acme/shop", people=people, model="scripted:none") as stage,
+            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
         ):
             names = await _deliver(stage, outcome)
-            await stage.settled(osiris.store)
-            for failure in await osiris.views.failures(limit=1000):
+            await stage.wait_until_settled(osiris.store)
+            for failure in await osiris.read_models.list_failures(limit=1000):
                 outcome.blame(names.get(failure.id, failure.what), f"given up: {failure.error}")
-            for line in await osiris.views.tasks():
+            for line in await osiris.read_models.list_tasks():
                 outcome.blame(str(line.task.issue), "a payload about a stranger's repository became a task")
             for id, name in names.items():
-                if not await osiris.views.handled("github", id):
+                if not await osiris.read_models.is_handled("github", id):
                     outcome.blame(name, "was never taken up")
     return outcome
 
 
-async def _deliver(stage: Stage, outcome: Outcome) -> dict[str, str]:
+async def _deliver(stage: Environment, outcome: CheckOutcome) -> dict[str, str]:
     """Send every payload, signed, some at once; gives the name of each by its delivery's id."""
     answered: Counter[int] = Counter()
     names: dict[str, str] = {}

@@ -41,8 +41,8 @@ class Allowance:
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """The result of one check. `looked` counts what was held against GitHub; `seen` says what that was."""
+class CheckOutcome:
+    """The result of one check. `checked_at` counts what was held against GitHub; `seen` says what that was."""
 
     check: str
     promise: str

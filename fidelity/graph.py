@@ -29,8 +29,8 @@ from graphql.execution.values import get_variable_values
 
 from fidelity import packages
 from fidelity.description import Description, Fault
-from fidelity.finding import Outcome, pointer_to, short
-from fidelity.recordings import Asked, Recordings
+from fidelity.finding import CheckOutcome, pointer_to, short
+from fidelity.recordings import RecordedRequest, Recordings
 from fidelity.rest import GRAPHQL
 
 PLAIN: Mapping[str, type | tuple[type, ...]] = {
@@ -46,9 +46,9 @@ PLAIN: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def documents(recordings: Recordings) -> Outcome:
+def documents(recordings: Recordings) -> CheckOutcome:
     """Every GraphQL document of Osiris is valid, and its variables are what it declares."""
-    outcome = Outcome(check="graphql documents", promise="what Osiris asks GraphQL for is in GitHub's schema")
+    outcome = CheckOutcome(check="graphql documents", promise="what Osiris asks GraphQL for is in GitHub's schema")
     names = set()
     for one in recordings.asked:
         if one.path != GRAPHQL or one.by != "osiris" or not one.test.startswith("tests/flow/"):
@@ -65,9 +65,9 @@ def documents(recordings: Recordings) -> Outcome:
     return outcome
 
 
-def data(recordings: Recordings) -> Outcome:
+def data(recordings: Recordings) -> CheckOutcome:
     """Every GraphQL answer of devhub has the shape that its document asks for."""
-    outcome = Outcome(check="graphql answers", promise="what devhub answers over GraphQL has the schema's types")
+    outcome = CheckOutcome(check="graphql answers", promise="what devhub answers over GraphQL has the schema's types")
     for one in recordings.asked:
         if one.path != GRAPHQL or not one.status:
             continue
@@ -79,7 +79,7 @@ def data(recordings: Recordings) -> Outcome:
     return outcome
 
 
-def _asked(one: Asked) -> tuple[str, DocumentNode | None, dict[str, Any]]:
+def _asked(one: RecordedRequest) -> tuple[str, DocumentNode | None, dict[str, Any]]:
     said = json.loads(one.body)
     try:
         document = parse(said.get("query") or "")
@@ -103,7 +103,7 @@ def _wrong(schema: GraphQLSchema, document: DocumentNode, said: Mapping[str, Any
             yield from (error.message for error in given)
 
 
-def _faults(document: DocumentNode | None, one: Asked) -> Iterator[Fault]:
+def _faults(document: DocumentNode | None, one: RecordedRequest) -> Iterator[Fault]:
     told = json.loads(one.answer)
     if one.status != 200:
         yield from Description(packages.openapi()).of_data(told, ["#/components/schemas/basic-error"])

@@ -7,13 +7,13 @@ from gidgethub.sansio import Event
 
 from fidelity import packages
 from fidelity.description import Description
-from fidelity.finding import Outcome
+from fidelity.finding import CheckOutcome
 from fidelity.recordings import Recordings, Sent
 
 
-def bodies(recordings: Recordings) -> Outcome:
+def bodies(recordings: Recordings) -> CheckOutcome:
     """Every webhook of devhub has the form that the description gives it."""
-    outcome = Outcome(check="webhooks", promise="what devhub sends as a webhook has GitHub's form")
+    outcome = CheckOutcome(check="webhooks", promise="what devhub sends as a webhook has GitHub's form")
     description = Description(packages.openapi())
     kinds = set()
     for one in recordings.sent:
@@ -27,9 +27,9 @@ def bodies(recordings: Recordings) -> Outcome:
     return outcome
 
 
-def signatures(recordings: Recordings) -> Outcome:
+def signatures(recordings: Recordings) -> CheckOutcome:
     """gidgethub takes every delivery of devhub as it is, and none with a byte changed or another secret."""
-    outcome = Outcome(check="signatures", promise="gidgethub takes devhub's deliveries, and no changed one")
+    outcome = CheckOutcome(check="signatures", promise="gidgethub takes devhub's deliveries, and no changed one")
     for one in recordings.sent:
         if not one.secret:
             continue

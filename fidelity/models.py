@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Sequence
 
 from fake_vendors.request_shapes import misfits
-from fake_vendors.server import WIRES, Asked, Vendors, serving
+from fake_vendors.server import WIRES, ReceivedRequest, Vendors, serving
 from fake_vendors.troubles import BadArguments, BreakMidway, ContextFull, CutInCall, Say, UnknownTool
-from fidelity.finding import Outcome
-from osiris.agents.briefing import prompt
-from osiris.agents.models.registry import Access, Brains
+from fidelity.finding import CheckOutcome
+from osiris.agents.briefing import read_prompt
+from osiris.agents.models.registry import Access, ModelRegistry
 from osiris.core.ports.models import Message
-from osiris.tools.toolbox import specs
+from osiris.tools.toolbox import build_specs
 
 _BOTH = {"say": "Two at once.", "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}}}
 _ONE = {"say": "One.", "call": {"run_command": {"command": "echo 😀"}}}
@@ -18,9 +18,9 @@ _SCRIPT = {"runs": [{"steps": [_BOTH, *[_ONE] * 30]}]}
 _TROUBLES = (Say("Well."), UnknownTool("browse"), BadArguments("read_file", '{"pa'), CutInCall("read_file", '{"pa'))
 
 
-def requests() -> Outcome:
+def requests() -> CheckOutcome:
     """Whole conversations with each vendor, and one that goes from each vendor to each other."""
-    outcome = Outcome(check="models", promise="requests to models fit the types of the vendors' own libraries")
+    outcome = CheckOutcome(check="models", promise="requests to models fit the types of the vendors' own libraries")
     for asked in asyncio.run(_conversations()):
         outcome.looked += 1
         for misfit in misfits(asked):
@@ -29,7 +29,7 @@ def requests() -> Outcome:
     return outcome
 
 
-async def _conversations() -> Sequence[Asked]:
+async def _conversations() -> Sequence[ReceivedRequest]:
     async with serving(_SCRIPT) as vendors:
         for vendor in WIRES:
             await _talk(vendors, [vendor] * 8, troubled=True)
@@ -43,12 +43,12 @@ async def _talk(vendors: Vendors, who: Sequence[str], *, troubled: bool = False)
     """A conversation in which each of `who` says one thing; with every trouble between two of them."""
     brains = {vendor: _brains(vendors, vendor) for vendor in who}
     for one in brains.values():
-        await one.probe()
-    transcript = [Message(role="system", text=prompt()), Message(role="user", text="The brief.")]
+        await one.probe_model()
+    transcript = [Message(role="system", text=read_prompt()), Message(role="user", text="The brief.")]
     troubles = [*_TROUBLES, BreakMidway(), ContextFull()] if troubled else []
     for vendor in who:
         vendors.troubles += [troubles.pop(0)] if troubles else []
-        reply = await (await brains[vendor].choose()).reply(transcript, specs())
+        reply = await (await brains[vendor].select()).reply(transcript, build_specs())
         answers = [
             Message(role="tool", text="exit code 0 in 0.1 s\n" + "x" * 3000, call=call.id) for call in reply.calls
         ]
@@ -57,7 +57,7 @@ async def _talk(vendors: Vendors, who: Sequence[str], *, troubled: bool = False)
         await one.close()
 
 
-def _brains(vendors: Vendors, vendor: str) -> Brains:
+def _brains(vendors: Vendors, vendor: str) -> ModelRegistry:
     environ, name = vendors.environ(vendor), vendor.upper().replace("-", "_")
     access = Access(key=environ[f"{name}_API_KEY"], url=environ[f"{name}_BASE_URL"])
-    return Brains(environ["OSIRIS_MODEL"], {vendor: access}, window=8_000)
+    return ModelRegistry(environ["OSIRIS_MODEL"], {vendor: access}, window=8_000)

@@ -9,7 +9,7 @@ import pytest
 
 from fidelity.packages import BUILD
 from osiris.devhub.models import Delivery
-from osiris.devhub.observers import Exchange
+from osiris.devhub.observers import ApiExchange
 from osiris.devhub.server import API, Hub
 
 FOLDER = BUILD / "recorded"
@@ -18,7 +18,7 @@ FOLDER = BUILD / "recorded"
 class Recorder:
     """One file for each process; tokens are left out, but for what an answer itself hands over."""
 
-    def exchanged(self, exchange: Exchange) -> None:
+    def on_exchange(self, exchange: ApiExchange) -> None:
         request, answer = exchange.request, exchange.answer
         headers = dict(request.headers)
         authority = headers.pop("authorization", "")
@@ -38,7 +38,7 @@ class Recorder:
             },
         )
 
-    def delivered(self, delivery: Delivery) -> None:
+    def on_delivery(self, delivery: Delivery) -> None:
         self._write(
             kind="delivery",
             event=delivery.event,
@@ -63,4 +63,4 @@ def _text(data: bytes) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    Hub.watchers.append(Recorder())
+    Hub.observers.append(Recorder())

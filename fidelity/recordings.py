@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RecordedRequest:
     """One request to a hub and the hub's own answer; `status` is 0 when an interceptor kept the request from it."""
 
     test: str
@@ -44,7 +44,7 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class Recordings:
-    asked: Sequence[Asked]
+    asked: Sequence[RecordedRequest]
     sent: Sequence[Sent]
 
 
@@ -65,6 +65,6 @@ def load(folder: Path = FOLDER) -> Recordings:
     return Recordings(asked=asked, sent=sent)
 
 
-def _asked(row: dict[str, Any]) -> Asked:
+def _asked(row: dict[str, Any]) -> RecordedRequest:
     answer = row.pop("answer") or {"status": 0, "headers": {}, "body": ""}
-    return Asked(**row, status=answer["status"], answer_headers=answer["headers"], answer=answer["body"])
+    return RecordedRequest(**row, status=answer["status"], answer_headers=answer["headers"], answer=answer["body"])

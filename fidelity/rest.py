@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fidelity import packages
-from fidelity.description import Description, Request, Response
-from fidelity.finding import Outcome
-from fidelity.recordings import Asked, Recordings
+from fidelity.description import DescribedRequest, Description, Response
+from fidelity.finding import CheckOutcome
+from fidelity.recordings import RecordedRequest, Recordings
 
 GRAPHQL = "/api/graphql"
 
 
-def requests(recordings: Recordings) -> Outcome:
+def requests(recordings: Recordings) -> CheckOutcome:
     """Every request of Osiris is one that the description knows: method, path, parameters, body."""
-    outcome = Outcome(check="requests", promise="what Osiris asks REST for is in GitHub's description")
+    outcome = CheckOutcome(check="requests", promise="what Osiris asks REST for is in GitHub's description")
     asked = [one for one in _rest(recordings) if one.by == "osiris" and one.test.startswith("tests/flow/")]
     description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
     operations = set()
@@ -30,9 +30,9 @@ def requests(recordings: Recordings) -> Outcome:
     return outcome
 
 
-def answers(recordings: Recordings) -> Outcome:
+def answers(recordings: Recordings) -> CheckOutcome:
     """Every answer of devhub has the form that the description gives it, whoever asked."""
-    outcome = Outcome(check="answers", promise="what devhub answers over REST has GitHub's form")
+    outcome = CheckOutcome(check="answers", promise="what devhub answers over REST has GitHub's form")
     asked = [one for one in _rest(recordings) if one.status]
     description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
     kinds = set()
@@ -52,7 +52,7 @@ def answers(recordings: Recordings) -> Outcome:
     return outcome
 
 
-def _rest(recordings: Recordings) -> Iterator[Asked]:
+def _rest(recordings: Recordings) -> Iterator[RecordedRequest]:
     return (replace(one, path=_by_name(one.path)) for one in recordings.asked if one.path != GRAPHQL)
 
 
@@ -61,9 +61,11 @@ def _by_name(path: str) -> str:
     return re.sub(r"^/repositories/\d+(?=/|$)", "/repos/owner/name", path)
 
 
-def _request(description: Description, one: Asked) -> Request | None:
+def _request(description: Description, one: RecordedRequest) -> DescribedRequest | None:
     operation = description.operation(one.method, one.path)
     if operation is None:
         return None
     kind = one.headers.get("content-type", "application/json")
-    return Request(operation=operation, query=one.query, body=one.body.encode(), content_type=kind, headers=one.headers)
+    return DescribedRequest(
+        operation=operation, query=one.query, body=one.body.encode(), content_type=kind, headers=one.headers
+    )

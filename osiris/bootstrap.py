@@ -18,46 +18,46 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.agents.models.registry import Access, Brains
-from osiris.agents.runner import Hands, Runner
-from osiris.bot.git.remote import Depot
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.github.app_auth import Tokens
+from osiris.agents.models.registry import Access, ModelRegistry
+from osiris.agents.runner import RunDependencies, Runner
+from osiris.bot.git.remote import RemoteRepositories
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.github.app_auth import AppAuth
 from osiris.bot.github.client import GitHub
-from osiris.bot.github.effect_handlers import Performers
-from osiris.bot.github.interpreter import Lookup
+from osiris.bot.github.effect_handlers import EffectHandlers
+from osiris.bot.github.interpreter import GitHubInterpreter
 from osiris.bot.github.reconcile import Reconciler
-from osiris.bot.github.repository_names import Names
+from osiris.bot.github.repository_names import RepositoryNames
 from osiris.bot.web.app import create_app
-from osiris.config.http_server import tls
+from osiris.config.http_server import create_tls_context
 from osiris.config.settings import Settings, tools_environment
 from osiris.core.errors import Refused, Unavailable
 from osiris.core.policy import Policy
-from osiris.core.ports.models import Choose
+from osiris.core.ports.models import SelectModel
 from osiris.core.ports.sandbox import GIB, Probe, Sandbox
-from osiris.core.ports.sandbox import Limits as SandboxLimits
-from osiris.core.ports.storage import Figure
+from osiris.core.ports.sandbox import SandboxLimits as SandboxLimits
+from osiris.core.ports.storage import MetricSample
 from osiris.core.redaction import Redactor
 from osiris.loop_monitor import LoopMonitor
-from osiris.maintenance import Upkeep
-from osiris.queue.database import connect, is_current, migrate
-from osiris.queue.in_process import LocalJournal, LocalWake
-from osiris.queue.inbox import WAITING, Intake
+from osiris.maintenance import Maintenance
+from osiris.queue.database import connect, is_current, migrate_schema
+from osiris.queue.in_process import LocalLiveEvents, LocalWake
+from osiris.queue.inbox import WAITING, DatabaseInbox
 from osiris.queue.leases import PATIENCE, Lease
-from osiris.queue.locks import Turns
-from osiris.queue.outbox import Orders
-from osiris.queue.processor import PAUSES, TRIES, Jobs, Manner, PolicyOf
-from osiris.queue.read_models import Views
-from osiris.queue.reconcile_state import STALLS, DatabaseRecords
-from osiris.queue.retention import Pruning
+from osiris.queue.locks import NamedLocks
+from osiris.queue.outbox import Outbox
+from osiris.queue.processor import PAUSES, TRIES, PolicyOf, Processor, RetryPolicy
+from osiris.queue.read_models import ReadModels
+from osiris.queue.reconcile_state import STALLS, DatabaseReconcileState
+from osiris.queue.retention import Retention
 from osiris.queue.task_store import Store
 from osiris.queue.transcripts import DatabaseTranscripts
 from osiris.queue.worker import Worker
-from osiris.queue.write_rate_limit import DatabasePace, Limits
+from osiris.queue.write_rate_limit import DatabaseWriteLimiter, WriteLimits
 from osiris.readiness import Readiness
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
-from osiris.tools.toolbox import Tools
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
+from osiris.tools.toolbox import SessionTools
 
 log = logging.getLogger("osiris")
 
@@ -74,71 +74,75 @@ class Osiris:
     engine: AsyncEngine
     lease: Lease
     store: Store
-    intake: Intake
-    views: Views
-    records: DatabaseRecords
-    brains: Brains
+    inbox: DatabaseInbox
+    read_models: ReadModels
+    reconcile_state: DatabaseReconcileState
+    models: ModelRegistry
     wake: LocalWake
-    journal: LocalJournal
+    live_events: LocalLiveEvents
     transcripts: DatabaseTranscripts
-    tokens: Tokens | None
+    auth: AppAuth | None
     app: FastAPI
     monitor: LoopMonitor
     sandbox: Sandbox | None = None
     github: GitHub | None = None
     reconciler: Reconciler | None = None
-    upkeep: Upkeep | None = None
+    maintenance: Maintenance | None = None
     worker: Worker | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def start_services(self) -> AsyncIterator[None]:
         """Bring the database to this version, and work until left."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self.monitor.watching())
+            stack.enter_context(self.monitor.watch_loop())
             stack.push_async_callback(self.store.close)
-            stack.push_async_callback(self.intake.rest)
-            stack.push_async_callback(self.brains.close)
+            stack.push_async_callback(self.inbox.wait_idle)
+            stack.push_async_callback(self.models.close)
             if self.sandbox is not None:
-                stack.enter_context(_alone_in(self.settings.osiris_data_dir))
-            await prepare(self.settings, self.engine)
-            await stack.enter_async_context(self.journal.connected())
-            await stack.enter_async_context(self.wake.connected(self.lease.place if self.worker else ""))
-            if missing := self.settings.missing():
+                stack.enter_context(_lock_folder(self.settings.osiris_data_dir))
+            await prepare_storage(self.settings, self.engine)
+            await stack.enter_async_context(self.live_events.open_connection())
+            await stack.enter_async_context(self.wake.open_connection(self.lease.place if self.worker else ""))
+            if missing := self.settings.list_missing():
                 log.warning("Osiris does no work yet; missing: %s", ", ".join(missing))
-            if self.github and self.worker and self.upkeep and self.reconciler:
+            if self.github and self.worker and self.maintenance and self.reconciler:
                 await stack.enter_async_context(self.github)
-                await self.upkeep.tidy()
-                await stack.enter_async_context(background(self.worker.work()))
-                await stack.enter_async_context(background(self.upkeep.run()))
-                await stack.enter_async_context(background(self.reconciler.run(_RECONCILE)))
+                await self.maintenance.remove_workspaces()
+                await stack.enter_async_context(run_in_background(self.worker.run()))
+                await stack.enter_async_context(run_in_background(self.maintenance.run()))
+                await stack.enter_async_context(run_in_background(self.reconciler.run(_RECONCILE)))
             yield
 
 
-async def prepare(settings: Settings, engine: AsyncEngine) -> None:
+async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
     """Make the data folder and, on SQLite, the schema. Raises Refused when something does not allow it."""
     make_data_folder(settings)
     if settings.is_embedded:
-        await bring_up_to_date(settings, engine)
+        await migrate_database(settings, engine)
         return
     try:
         current = await is_current(engine)
     except Unavailable as outage:
-        raise Refused(f"the database {settings.database_shown} cannot be used: {outage}") from None
+        raise Refused(f"the database {settings.database_without_password} cannot be used: {outage}") from None
     if not current:
-        raise Refused(f"the database {settings.database_shown} is not of this version; run `osiris migrate` first")
+        raise Refused(
+            f"the database {settings.database_without_password} is not of this version; run `osiris migrate` first"
+        )
 
 
-async def bring_up_to_date(settings: Settings, engine: AsyncEngine) -> None:
+async def migrate_database(settings: Settings, engine: AsyncEngine) -> None:
     """Make the schema, or bring it to this version. Raises Refused when the disk or the database does not allow it."""
     try:
         if settings.is_embedded:
             os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
         if await is_current(engine):
             return
-        await migrate(engine)  # SQLite gives its other files the same mode: all hold words of private repositories
+        await migrate_schema(
+            engine
+        )  # SQLite gives its other files the same mode: all hold words of private repositories
     except (OSError, SQLAlchemyError, Unavailable) as error:
         told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error)).splitlines()[0]
-        name = engine.url.database if settings.is_embedded else settings.database_shown
+        name = engine.url.database if settings.is_embedded else settings.database_without_password
         raise Refused(f"the database {name} cannot be used: {told}") from None
 
 
@@ -146,18 +150,18 @@ def make_data_folder(settings: Settings) -> None:
     """Raises Refused when the disk does not allow it."""
     try:
         settings.osiris_data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        passable(settings.osiris_data_dir)
+        make_passable(settings.osiris_data_dir)
     except OSError as error:
         raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}") from None
 
 
-def passable(folder: Path) -> None:
+def make_passable(folder: Path) -> None:
     """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's choice."""
     folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     """Hold a data folder for one worker; the lock goes with the process. Raises Refused when another holds it."""
     with (folder / "serve.lock").open("w") as lock:
         for tries_left in reversed(range(_LOCK_TRIES)):
@@ -174,7 +178,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class Timeouts:
     """How long things are waited for: the pauses (seconds) between tries and how many tries there are, the seconds that
     a silent worker lives, and how many deliveries may wait at the door."""
 
@@ -184,12 +188,12 @@ class Patience:
     waiting: int = WAITING
 
 
-def build(
+def build_osiris(
     settings: Settings,
     *,
     sandbox: Sandbox | None = None,
-    choose: Choose | None = None,
-    patience: Patience | None = None,
+    choose: SelectModel | None = None,
+    patience: Timeouts | None = None,
     repositories_choose: bool = True,
     works: bool = True,
 ) -> Osiris:
@@ -200,102 +204,113 @@ def build(
     """
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
     make_data_folder(settings)
-    engine, patience = connect(settings.database), patience or Patience()
-    lease = Lease(engine, _place(settings.osiris_data_dir), patience=patience.lease)
-    wake, journal = _between_processes(settings.redis_url.get_secret_value())
-    store, brains, tokens = Store(engine, lease, journal), brains_of(settings), _tokens(settings)
+    engine, patience = connect(settings.database), patience or Timeouts()
+    lease = Lease(engine, _identify_folder(settings.osiris_data_dir), patience=patience.lease)
+    wake, journal = _create_channels(settings.redis_url.get_secret_value())
+    store, brains, tokens = Store(engine, lease, journal), create_models(settings), _create_auth(settings)
     if works and sandbox is None:
-        sandbox = sandbox_of(settings)
-    views, monitor = Views(engine), LoopMonitor()
-    intake, secret = Intake(store, wake, most=patience.waiting), settings.github_webhook_secret.get_secret_value()
+        sandbox = create_sandbox(settings)
+    views, monitor = ReadModels(engine), LoopMonitor()
+    intake, secret = (
+        DatabaseInbox(store, wake, most=patience.waiting),
+        settings.github_webhook_secret.get_secret_value(),
+    )
     ready = Readiness(settings, store, sandbox, brains, wake)
     osiris = Osiris(
         settings=settings,
         engine=engine,
         lease=lease,
         store=store,
-        intake=intake,
-        views=views,
-        records=DatabaseRecords(engine),
-        brains=brains,
+        inbox=intake,
+        read_models=views,
+        reconcile_state=DatabaseReconcileState(engine),
+        models=brains,
         wake=wake,
-        journal=journal,
+        live_events=journal,
         transcripts=DatabaseTranscripts(engine, lease),
-        tokens=tokens,
+        auth=tokens,
         app=create_app(
             intake,
             secret=secret,
             ready=ready,
-            count=views.figures if works else partial(_figures_of_web, views, monitor),
+            read_metrics=views.read_metrics if works else partial(_read_web_metrics, views, monitor),
         ),
         monitor=monitor,
         sandbox=sandbox,
     )
     if tokens is None or sandbox is None:
         return osiris
-    return _with_work(osiris, tokens, sandbox, choose or brains.choose, patience, repositories_choose)
+    return _add_worker(osiris, tokens, sandbox, choose or brains.select, patience, repositories_choose)
 
 
-def _with_work(
-    osiris: Osiris, tokens: Tokens, sandbox: Sandbox, choose: Choose, patience: Patience, repositories_choose: bool
+def _add_worker(
+    osiris: Osiris, auth: AppAuth, sandbox: Sandbox, choose: SelectModel, patience: Timeouts, repositories_choose: bool
 ) -> Osiris:
     """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor them."""
     settings, lease = osiris.settings, osiris.lease
-    lease.with_each_beat(partial(_record_stalls, osiris.monitor, osiris.records, lease.place))
-    pace = DatabasePace(osiris.engine, lease, Limits() if settings.osiris_github_limits == "on" else None)
-    hide = Redactor(settings.secrets())
-    github = GitHub(tokens, settings.github_api_url, pace, hide)
-    desk = desk_of(settings)
-    depot = Depot(desk, tokens, settings.github_url, pace.leave)
+    lease.on_heartbeat(partial(_record_stalls, osiris.monitor, osiris.reconcile_state, lease.place))
+    pace = DatabaseWriteLimiter(osiris.engine, lease, WriteLimits() if settings.osiris_github_limits == "on" else None)
+    hide = Redactor(settings.list_secrets())
+    github = GitHub(auth, settings.github_api_url, pace, hide)
+    desk = create_repositories(settings)
+    depot = RemoteRepositories(desk, auth, settings.github_url, pace.verify_lease)
     vault = None if settings.is_embedded else depot
-    tools = partial(Tools, hide=hide)
-    hands = Hands(sandbox=sandbox, tools=tools, desk=desk, vault=vault, limits=_limits(settings))
-    runner = Runner(
-        choose=choose, hands=hands, transcripts=osiris.transcripts, inbox=osiris.intake, journal=osiris.journal
+    tools = partial(SessionTools, hide=hide)
+    hands = RunDependencies(
+        sandbox=sandbox, tools=tools, repositories=desk, storage=vault, limits=_create_limits(settings)
     )
-    turns = Turns(osiris.engine, lease)
-    reconciler = Reconciler(github, tokens, osiris.intake, osiris.records, may=lambda: worker.decides())
-    names = Names(github, osiris.records)
-    lookup = Lookup(github, osiris.store, names, osiris.brains.trouble, reconciler.soon, reconciler.heard)
-    policy_of = _bounded(github.policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
-    orders = Orders(osiris.engine, lease, osiris.journal, runs_per_repository=settings.osiris_repository_runs or 0)
-    manner = Manner(
+    runner = Runner(
+        select_model=choose,
+        dependencies=hands,
+        transcripts=osiris.transcripts,
+        inbox=osiris.inbox,
+        live_events=osiris.live_events,
+    )
+    turns = NamedLocks(osiris.engine, lease)
+    reconciler = Reconciler(github, auth, osiris.inbox, osiris.reconcile_state, is_elected=lambda: worker.is_decider())
+    names = RepositoryNames(github, osiris.reconcile_state)
+    interpreter = GitHubInterpreter(
+        github, osiris.store, names, osiris.models.why_unavailable, reconciler.request, reconciler.mark_seen
+    )
+    policy_of = _bound_policies(github.read_policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
+    orders = Outbox(osiris.engine, lease, osiris.live_events, runs_per_repository=settings.osiris_repository_runs or 0)
+    manner = RetryPolicy(
         pauses=patience.pauses,
         tries=patience.tries,
         report_every=_REPORT if settings.osiris_github_limits == "on" else 0.0,
     )
-    performers = Performers(github, depot, desk, runner).table()
-    jobs = Jobs(osiris.store, orders, {"github": lookup}, policy_of, performers, manner)
+    performers = EffectHandlers(github, depot, desk, runner).build_table()
+    jobs = Processor(osiris.store, orders, {"github": interpreter}, policy_of, performers, manner)
     worker = Worker(osiris.store, orders, jobs, osiris.wake, lease, turns, runs=settings.osiris_runs)
-    pruning = Pruning(osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days)
-    upkeep = Upkeep(settings, lease, turns, sandbox, desk, depot, pruning)
-    return replace(osiris, github=github, reconciler=reconciler, worker=worker, upkeep=upkeep)
+    pruning = Retention(osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days)
+    maintenance = Maintenance(settings, lease, turns, sandbox, desk, depot, pruning)
+    return replace(osiris, github=github, reconciler=reconciler, worker=worker, maintenance=maintenance)
 
 
-async def _record_stalls(monitor: LoopMonitor, records: DatabaseRecords, place: str) -> None:
+async def _record_stalls(monitor: LoopMonitor, state: DatabaseReconcileState, place: str) -> None:
     """Let every web process show the stalls of this worker, which answers no requests itself."""
     if (stalls := monitor.take_change()) is not None:
-        await records.remember(f"{STALLS}{place}", str(stalls))
+        await state.set_value(f"{STALLS}{place}", str(stalls))
 
 
-async def _figures_of_web(views: Views, monitor: LoopMonitor) -> list[Figure]:
+async def _read_web_metrics(read_models: ReadModels, monitor: LoopMonitor) -> list[MetricSample]:
     """Return the figures of the database, and the stalls of this process, which is no worker."""
-    return [*await views.figures(), Figure("loop_stalls", monitor.stalls, "worker", "web")]
+    return [*await read_models.read_metrics(), MetricSample("loop_stalls", monitor.stalls, "worker", "web")]
 
 
-def _between_processes(redis: str) -> tuple[LocalWake, LocalJournal]:
+def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
     """Hints and live events within this process, or through Redis to all of them."""
     if not redis:
-        return LocalWake(), LocalJournal()
+        return LocalWake(), LocalLiveEvents()
     try:
-        from osiris.queue.redis_events import StreamJournal
+        from osiris.queue.redis_events import RedisLiveEvents
         from osiris.queue.redis_wake import ArqWake
     except ModuleNotFoundError:
         raise Refused("REDIS_URL needs arq and redis: install osiris[machines]") from None
-    return ArqWake(redis), StreamJournal(redis)
+    return ArqWake(redis), RedisLiveEvents(redis)
 
 
-def _place(folder: Path) -> str:
+def _identify_folder(folder: Path) -> str:
     """What a data folder is known by; it is made up once, and kept in the folder."""
     path = folder / "place"
     try:
@@ -306,58 +321,60 @@ def _place(folder: Path) -> str:
         raise Refused(f"the data folder {folder} cannot be used: {error.strerror}") from None
 
 
-def _bounded(policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool) -> PolicyOf:
+def _bound_policies(policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool) -> PolicyOf:
     """The policies of repositories, with the operator's bound on what a run may cost."""
 
-    async def bounded(repo: str) -> Policy:
+    async def read_bounded(repo: str) -> Policy:
         policy = await policy_of(repo)
         return replace(policy, usd=usd, models=policy.models if repositories_choose else {})
 
-    return bounded
+    return read_bounded
 
 
-def brains_of(settings: Settings) -> Brains:
+def create_models(settings: Settings) -> ModelRegistry:
     """The models that the settings allow. Raises Refused for one that they name and that is not configured."""
-    brains = Brains(
+    brains = ModelRegistry(
         settings.osiris_model,
-        {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.vendors().items()},
+        {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.list_vendors().items()},
         second=settings.osiris_second_model,
         patience=settings.osiris_model_patience,
         window=settings.osiris_model_window,
-        hide=Redactor(settings.secrets()),
+        hide=Redactor(settings.list_secrets()),
     )
     for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
-        brains.check(model)
+        brains.check_configured(model)
     return brains
 
 
-def desk_of(settings: Settings) -> HostDesk:
+def create_repositories(settings: Settings) -> HostRepositories:
     """The repositories on this machine."""
-    return HostDesk(settings.osiris_data_dir / "git", Redactor(settings.secrets()))
+    return HostRepositories(settings.osiris_data_dir / "git", Redactor(settings.list_secrets()))
 
 
-def sandbox_of(settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()) -> Bubblewrap:
+def create_sandbox(settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()) -> BubblewrapSandbox:
     """Return the sandbox that the settings ask for, with its sessions in `root` (None: in the data folder).
 
     `probes` are what another sandbox of this process has found out about this machine; without them it is asked.
     """
-    options = Options(
+    options = SandboxOptions(
         toolchains=settings.osiris_toolchains,
         weak=settings.osiris_sandbox == "weak",
         network=settings.osiris_network,
         cache=int(settings.osiris_cache_gib * GIB),
         environment=tools_environment(),
     )
-    return Bubblewrap(root or settings.osiris_data_dir / "sessions", desk_of(settings).mirror, options, probes)
+    return BubblewrapSandbox(
+        root or settings.osiris_data_dir / "sessions", create_repositories(settings).mirror_path, options, probes
+    )
 
 
-def _limits(settings: Settings) -> SandboxLimits:
+def _create_limits(settings: Settings) -> SandboxLimits:
     return SandboxLimits(
         memory=int(settings.osiris_sandbox_memory_gib * GIB), disk=int(settings.osiris_sandbox_disk_gib * GIB)
     )
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _create_auth(settings: Settings) -> AppAuth | None:
     """The App's tokens, when the App is configured."""
     key = settings.private_key
     if not settings.github_app_id or not key:
@@ -368,14 +385,14 @@ def _tokens(settings: Settings) -> Tokens | None:
         raise Refused(
             "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's page"
         ) from None
-    return Tokens(settings.github_app_id, key, settings.github_api_url, tls=tls())
+    return AppAuth(settings.github_app_id, key, settings.github_api_url, tls=create_tls_context())
 
 
 @contextlib.asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Let some work go on until the block ends; a bug that ends it before is logged."""
     task = asyncio.create_task(work)
-    task.add_done_callback(_complain)
+    task.add_done_callback(_log_bug)
     try:
         yield
     finally:
@@ -383,6 +400,6 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _complain(task: asyncio.Task[None]) -> None:
+def _log_bug(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (bug := task.exception()):
         log.error("a bug ended %s", task.get_coro(), exc_info=bug)

@@ -59,9 +59,9 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Leave it running at the end, for a look in the browser.")] = False,
 ) -> None:
     """The whole loop on this machine, with nothing configured."""
-    from osiris.playground.demo import play
+    from osiris.playground.demo import play_demo
 
-    _run(play(keep=keep))
+    _run_async(play_demo(keep=keep))
 
 
 @app.command()
@@ -73,75 +73,81 @@ def local(
     yes: Annotated[bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")] = False,
 ) -> None:
     """The whole loop on your own repository; on your approval a branch appears there, and nothing else changes."""
-    from osiris.config.settings import load
-    from osiris.local.session import Wish, play
+    from osiris.config.settings import load_settings
+    from osiris.local.session import LocalRequest, run_local
 
-    settings = load(env_file=None)  # a .env where we stand may be a stranger's, and could send the key elsewhere
-    _run(play(settings, Wish(path=path.expanduser(), request=request.strip(), model=model, budget=budget, yes=yes)))
+    settings = load_settings(
+        env_file=None
+    )  # a .env where we stand may be a stranger's, and could send the key elsewhere
+    _run_async(
+        run_local(
+            settings, LocalRequest(path=path.expanduser(), request=request.strip(), model=model, budget=budget, yes=yes)
+        )
+    )
 
 
 @app.command()
 def serve() -> None:
     """Web and worker in one process."""
-    _serve(works=True)
+    _run_server(works=True)
 
 
 @app.command()
 def web() -> None:
     """The web side alone; `osiris worker` does the work, here or on other machines."""
-    _serve(works=False)
+    _run_server(works=False)
 
 
-def _serve(*, works: bool) -> None:
-    from osiris.bootstrap import build
-    from osiris.config.logging import configure
+def _run_server(*, works: bool) -> None:
+    from osiris.bootstrap import build_osiris
+    from osiris.config.logging import configure_logging
     from osiris.runtime import serve as serve_osiris
 
-    settings = _settings()
-    configure(settings.osiris_log_format, settings.secrets())
-    osiris = build(settings, works=works)
-    _run(serve_osiris(osiris, ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
+    settings = _load_settings()
+    configure_logging(settings.osiris_log_format, settings.list_secrets())
+    osiris = build_osiris(settings, works=works)
+    _run_async(serve_osiris(osiris, ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
 
 
 @app.command()
 def worker() -> None:
     """The worker alone: any number of them, each in a data folder of its own."""
-    from osiris.bootstrap import build
-    from osiris.config.logging import configure
-    from osiris.runtime import work
+    from osiris.bootstrap import build_osiris
+    from osiris.config.logging import configure_logging
+    from osiris.runtime import run_worker
 
-    settings = _settings()
-    configure(settings.osiris_log_format, settings.secrets())
-    _run(work(build(settings), ready=lambda name: print(f"osiris works on {name}", file=sys.stderr)))
+    settings = _load_settings()
+    configure_logging(settings.osiris_log_format, settings.list_secrets())
+    _run_async(run_worker(build_osiris(settings), ready=lambda name: print(f"osiris works on {name}", file=sys.stderr)))
 
 
 @app.command()
 def migrate() -> None:
     """Bring the database to this version (`serve` does it itself on SQLite)."""
-    from osiris.bootstrap import bring_up_to_date, make_data_folder
+    from osiris.bootstrap import make_data_folder, migrate_database
     from osiris.queue.database import connect
 
-    settings = _settings()
+    settings = _load_settings()
     if settings.is_embedded:
         make_data_folder(settings)
-    _run(bring_up_to_date(settings, connect(settings.database)))
-    print(f"{settings.database_shown} is up to date")
+    _run_async(migrate_database(settings, connect(settings.database)))
+    print(f"{settings.database_without_password} is up to date")
 
 
 @app.command()
 def prune(json: Json = False) -> None:
     """Remove what has been over for OSIRIS_KEEP_DAYS; journals are written to files before."""
-    from osiris.console.prune import prune as remove
+    from osiris.console.prune import prune_records as remove
 
-    _run(remove(_settings(), as_json=json))
+    _run_async(remove(_load_settings(), as_json=json))
 
 
 @app.command()
 def doctor(json: Json = False) -> None:
     """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is missing."""
-    from osiris.console.doctor import doctor as examine
+    from osiris.console.doctor import run_doctor as examine
 
-    if not _run(examine(_settings(), as_json=json)):
+    if not _run_async(examine(_load_settings(), as_json=json)):
         raise typer.Exit(1)
 
 
@@ -153,7 +159,7 @@ def request(
     """File a request, as any channel would."""
     from osiris.console.commands import file_request
 
-    _run(file_request(_settings(), text, repo))
+    _run_async(file_request(_load_settings(), text, repo))
 
 
 @task_app.command("list")
@@ -164,48 +170,48 @@ def task_list(
     """The tasks that moved last."""
     from osiris.console.reports import list_failures, list_tasks
 
-    _run((list_failures if failed else list_tasks)(_settings(), as_json=json))
+    _run_async((list_failures if failed else list_tasks)(_load_settings(), as_json=json))
 
 
 @task_app.command("show")
 def task_show(id: TaskId, json: Json = False) -> None:
     """One task, with its whole story."""
-    from osiris.console.reports import show
+    from osiris.console.reports import show_task
 
-    _run(show(_settings(), id, as_json=json))
+    _run_async(show_task(_load_settings(), id, as_json=json))
 
 
 @task_app.command("watch")
 def task_watch(id: TaskId, json: Json = False) -> None:
     """Follow a task until it waits for a person or has ended."""
-    from osiris.console.reports import watch
+    from osiris.console.reports import watch_task
 
-    _run(watch(_settings(), id, as_json=json))
+    _run_async(watch_task(_load_settings(), id, as_json=json))
 
 
 @task_app.command("cancel")
 def task_cancel(id: TaskId, json: Json = False) -> None:
     """Stop a task; what was pushed stays."""
-    from osiris.console.commands import cancel
+    from osiris.console.commands import cancel_task
 
-    _run(cancel(_settings(), id, as_json=json))
+    _run_async(cancel_task(_load_settings(), id, as_json=json))
 
 
 @task_app.command("retry")
 def task_retry(id: TaskId, json: Json = False) -> None:
     """Let a stopped, failed or paused task go on."""
-    from osiris.console.commands import retry
+    from osiris.console.commands import retry_task
 
-    _run(retry(_settings(), id, as_json=json))
-
-
-def _settings() -> "Settings":
-    from osiris.config.settings import load
-
-    return load()
+    _run_async(retry_task(_load_settings(), id, as_json=json))
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def _load_settings() -> "Settings":
+    from osiris.config.settings import load_settings
+
+    return load_settings()
+
+
+def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
     import uvloop
 
     return uvloop.run(work)

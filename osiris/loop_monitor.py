@@ -39,40 +39,40 @@ class LoopMonitor:
         self._last = 0.0
         self._waited = 0.0
         self._sample = ""
-        self._told = -1
+        self._last_reported = -1
         self._thread_id = 0
         self._native_id = 0
 
     def take_change(self) -> int | None:
         """Return the number of stalls when it is not the one that was returned last, else None."""
-        if self.stalls == self._told:
+        if self.stalls == self._last_reported:
             return None
-        self._told = self.stalls
+        self._last_reported = self.stalls
         return self.stalls
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watch_loop(self) -> Iterator[None]:
         """Watch the running loop until the block ends. Called on the loop's own thread."""
         self._thread_id = threading.get_ident()
         self._native_id = threading.get_native_id()
         self._begin_interval()
         ended = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(ended,), name="loop monitor", daemon=True)
+        watcher = threading.Thread(target=self._watch_thread, args=(ended,), name="loop monitor", daemon=True)
         watcher.start()
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
             yield
         finally:
-            self._measure()
+            self._measure_interval()
             ticking.cancel()
             ended.set()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
-            self._measure()
+            self._measure_interval()
 
-    def _measure(self) -> None:
+    def _measure_interval(self) -> None:
         """Record how much later than planned this interval ended."""
         late = time.monotonic() - self._last - self._interval
         stall = late - (self._time_without_processor() - self._waited)
@@ -102,7 +102,7 @@ class LoopMonitor:
 
     # ── the watching thread ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _watch(self, ended: threading.Event) -> None:
+    def _watch_thread(self, ended: threading.Event) -> None:
         """Note what the loop's thread runs once a stall has begun.
 
         A stall that holds the interpreter's lock is seen a moment after its end, when the function that made it still
@@ -111,15 +111,15 @@ class LoopMonitor:
         while not ended.wait(self._interval):
             late = time.monotonic() - self._last - self._interval
             if late > self._interval and not self._sample:
-                self._sample = _describe(sys._current_frames().get(self._thread_id))
+                self._sample = _describe_stack(sys._current_frames().get(self._thread_id))
 
 
-def _describe(frame: FrameType | None) -> str:
+def _describe_stack(frame: FrameType | None) -> str:
     """Return the innermost functions of a stack in one line."""
     summary = traceback.extract_stack(frame, limit=40) if frame else []
-    told = [f"{_short(entry.filename)}:{entry.lineno} {entry.name}" for entry in reversed(summary)]
+    told = [f"{_shorten_path(entry.filename)}:{entry.lineno} {entry.name}" for entry in reversed(summary)]
     return " < ".join(told[:_SHOWN])
 
 
-def _short(filename: str) -> str:
+def _shorten_path(filename: str) -> str:
     return "/".join(Path(filename).parts[-2:])

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from osiris.bot.git.remote import Depot
-from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.remote import RemoteRepositories
+from osiris.bot.git.repositories import HostRepositories
 from osiris.config.settings import Settings
 from osiris.core.errors import OsirisError, Refused, Unavailable
 from osiris.core.ports.sandbox import Sandbox
 from osiris.queue.leases import Lease
-from osiris.queue.locks import Turns
-from osiris.queue.retention import Pruned, Pruning, PutAway
+from osiris.queue.locks import NamedLocks
+from osiris.queue.retention import ObsoleteCheckpoint, PruneResult, Retention
 
 log = logging.getLogger(__name__)
 
@@ -25,88 +25,88 @@ _LATER = 3600.0
 _GIB = 1 << 30
 
 
-class Upkeep:
+class Maintenance:
     """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the disk."""
 
     def __init__(
         self,
         settings: Settings,
         lease: Lease,
-        turns: Turns,
+        locks: NamedLocks,
         sandbox: Sandbox,
-        desk: HostDesk,
-        depot: Depot,
-        pruning: Pruning,
+        repositories: HostRepositories,
+        remotes: RemoteRepositories,
+        retention: Retention,
     ) -> None:
-        self._most, self._lease, self._turns = int(settings.osiris_cache_gib * _GIB), lease, turns
-        self._sandbox, self._desk, self._depot, self._pruning = sandbox, desk, depot, pruning
-        self._pruned, self._put_off = -_PRUNE, dict[str, float]()
+        self._most, self._lease, self._locks = int(settings.osiris_cache_gib * _GIB), lease, locks
+        self._sandbox, self._repositories, self._remotes, self._retention = sandbox, repositories, remotes, retention
+        self._pruned, self._postponed = -_PRUNE, dict[str, float]()
 
     async def run(self) -> None:
         """Go on until cancelled; what fails keeps nothing else from being done, and is tried again the next time."""
         while True:
             await asyncio.sleep(_EVERY)
             mine = False
-            with _by_itself():
-                await self.tidy()
-            with _by_itself():
-                mine = await self._turns.take("upkeep")
+            with _log_failures():
+                await self.remove_workspaces()
+            with _log_failures():
+                mine = await self._locks.acquire("upkeep")
             if mine:
-                with _by_itself():
-                    await self.drop_needless()
-                with _by_itself():
-                    await self._prune()
-            with _by_itself():
-                await self.trim()
+                with _log_failures():
+                    await self.delete_obsolete()
+                with _log_failures():
+                    await self._prune_rows()
+            with _log_failures():
+                await self.trim_cache()
 
-    async def tidy(self) -> None:
+    async def remove_workspaces(self) -> None:
         """Remove the workspaces on this machine that no run will come back to."""
         names = self._sandbox.names()  # before the question: a run that begins meanwhile is in its answer
-        current = await self._pruning.current(self._lease.place)
+        current = await self._retention.list_active_runs(self._lease.place)
         for name in names:
             if name not in current:
-                with _by_itself():
+                with _log_failures():
                     await self._sandbox.remove(name)
 
-    async def drop_needless(self) -> None:
+    async def delete_obsolete(self) -> None:
         """Remove from GitHub what was put away for runs that are over.
 
         A repository that does not let us (archived, gone, the App taken off) is asked again in an hour, until its tasks
         are pruned and their runs with them; the others do not wait for it.
         """
         time = asyncio.get_running_loop().time()
-        self._put_off = {repo: until for repo, until in self._put_off.items() if until > time}
-        by_repo: dict[str, list[PutAway]] = defaultdict(list)
-        for away in await self._pruning.needless(without=self._put_off):
+        self._postponed = {repo: until for repo, until in self._postponed.items() if until > time}
+        by_repo: dict[str, list[ObsoleteCheckpoint]] = defaultdict(list)
+        for away in await self._retention.find_obsolete(without=self._postponed):
             by_repo[away.issue.repo].append(away)
         for repo, some in by_repo.items():
-            if not await self._dropped(repo, some):
-                self._put_off[repo] = time + _LATER
+            if not await self._delete_checkpoints(repo, some):
+                self._postponed[repo] = time + _LATER
                 continue
             for away in some:
-                await self._pruning.forget(away.run)
+                await self._retention.forget_checkpoint(away.run)
 
-    async def _dropped(self, repo: str, some: Sequence[PutAway]) -> bool:
+    async def _delete_checkpoints(self, repo: str, some: Sequence[ObsoleteCheckpoint]) -> bool:
         try:
-            await self._depot.drop(repo, [away.ref for away in some])
+            await self._remotes.delete(repo, [away.ref for away in some])
         except (Refused, Unavailable, OSError) as error:
             log.warning("what was put away in %s stays there for now: %s", repo, error)
             return False
         return True
 
-    async def _prune(self) -> None:
+    async def _prune_rows(self) -> None:
         time = asyncio.get_running_loop().time()
         if time - self._pruned >= _PRUNE:
             self._pruned = time
-            _say(await self._pruning.prune())
+            _log_result(await self._retention.prune())
 
-    async def trim(self) -> list[str]:
+    async def trim_cache(self) -> list[str]:
         """Remove the repositories used longest ago until the rest fits into what the settings allow."""
-        cached = await asyncio.to_thread(self._desk.cached)
+        cached = await asyncio.to_thread(self._repositories.list_cached)
         total, gone = sum(size for _, size, _ in cached), list[str]()
         for repo, size, _ in sorted(cached, key=lambda found: found[2]):
-            if total > self._most and repo not in await self._pruning.busy():
-                await self._depot.forget(repo)
+            if total > self._most and repo not in await self._retention.list_busy_repositories():
+                await self._remotes.remove_repository(repo)
                 total, gone = total - size, [*gone, repo]
         if gone:
             log.info("removed from this machine to make room: %s", ", ".join(gone))
@@ -114,7 +114,7 @@ class Upkeep:
 
 
 @contextlib.contextmanager
-def _by_itself() -> Iterator[None]:
+def _log_failures() -> Iterator[None]:
     """What fails in here waits for the next time."""
     try:
         yield
@@ -124,6 +124,6 @@ def _by_itself() -> Iterator[None]:
         log.warning("tidying up waits: the database did not take it (%s)", type(error).__name__)
 
 
-def _say(pruned: Pruned) -> None:
+def _log_result(pruned: PruneResult) -> None:
     if pruned.tasks or pruned.deliveries:
         log.info("pruned %d tasks and %d deliveries", pruned.tasks, pruned.deliveries)

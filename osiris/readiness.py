@@ -6,8 +6,8 @@ from typing import Any, Protocol, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from osiris.agents.models.registry import Brains
-from osiris.bot.github.app_auth import Tokens
+from osiris.agents.models.registry import ModelRegistry
+from osiris.bot.github.app_auth import AppAuth
 from osiris.config.settings import Settings
 from osiris.core.errors import OsirisError, Refused, Unavailable
 from osiris.core.ports.sandbox import Probe, Sandbox
@@ -16,19 +16,19 @@ from osiris.queue.task_store import Store
 _PROBE_LIFE = 60.0  # seconds
 
 
-class _Hints(Protocol):
-    async def probe(self) -> Probe | None: ...
+class _ConnectionProbe(Protocol):
+    async def probe_connection(self) -> Probe | None: ...
 
 
 class Readiness:
     """What is missing for the work, asked at most once a minute where asking is dear."""
 
     def __init__(
-        self, settings: Settings, store: Store, sandbox: Sandbox | None, brains: Brains, hints: _Hints
+        self, settings: Settings, store: Store, sandbox: Sandbox | None, models: ModelRegistry, wake: _ConnectionProbe
     ) -> None:
         """`sandbox` None: this process runs no commands."""
-        self._settings, self._store, self._sandbox, self._brains = settings, store, sandbox, brains
-        self._hints = hints
+        self._settings, self._store, self._sandbox, self._models = settings, store, sandbox, models
+        self._wake = wake
         self._probes: Sequence[Probe] = ()
         self._until = 0.0
 
@@ -36,23 +36,23 @@ class Readiness:
         if self._sandbox is not None and monotonic() >= self._until:
             self._probes = await self._sandbox.probe()
             self._until = monotonic() + _PROBE_LIFE
-        hints = await self._hints.probe()
-        return [*self.settings(), await self.database(), *([hints] if hints else []), *self._probes]
+        hints = await self._wake.probe_connection()
+        return [*self.probe_settings(), await self.probe_database(), *([hints] if hints else []), *self._probes]
 
-    def settings(self) -> list[Probe]:
-        missing = self._settings.missing()
+    def probe_settings(self) -> list[Probe]:
+        missing = self._settings.list_missing()
         fix = "set it in the environment or in .env; README, section 'A GitHub App by hand'"
         return [Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing]
 
-    async def models(self) -> list[Probe]:
+    async def probe_models(self) -> list[Probe]:
         """Whether the operator's models answer and can call tools, found out by asking each: it costs a few tokens."""
         wanted = filter(None, (self._settings.osiris_model, self._settings.osiris_second_model))
-        return [await self._model(model) for model in wanted]
+        return [await self._probe_model(model) for model in wanted]
 
-    async def _model(self, model: str) -> Probe:
+    async def _probe_model(self, model: str) -> Probe:
         name = f"model {model}"
         try:
-            await self._brains.probe(model)
+            await self._models.probe_model(model)
         except Refused as refused:
             return Probe(name=name, ok=False, detail=str(refused), fix="mend OSIRIS_MODEL, the vendor's key or address")
         except Unavailable as outage:
@@ -60,9 +60,9 @@ class Readiness:
             return Probe(name=name, ok=False, needed=False, detail=str(outage), fix=fix)
         return Probe(name=name, ok=True, detail="it calls tools")
 
-    async def database(self) -> Probe:
+    async def probe_database(self) -> Probe:
         try:
-            await self._store.ready()
+            await self._store.check_writable()
         except SQLAlchemyError as error:
             told = str(getattr(error, "orig", error))
             fix = "see that the data folder can be written, or that the server of DATABASE_URL runs"
@@ -70,12 +70,12 @@ class Readiness:
         return Probe(name="database", ok=True, detail="" if self._settings.is_embedded else "PostgreSQL")
 
 
-async def github_probes(tokens: Tokens | None, wanted: dict[str, str], events: Sequence[str]) -> list[Probe]:
+async def probe_github(auth: AppAuth | None, wanted: dict[str, str], events: Sequence[str]) -> list[Probe]:
     """Whether GitHub knows the App, and whether it has the permissions and events that Osiris needs."""
-    if tokens is None:
+    if auth is None:
         return []
     try:
-        app, delivery = await tokens.app(), await tokens.last_delivery()
+        app, delivery = await auth.read_app(), await auth.read_last_delivery()
     except OsirisError as error:
         fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
         return [Probe(name="GitHub App", ok=False, detail=str(error), fix=fix)]
@@ -86,11 +86,11 @@ async def github_probes(tokens: Tokens | None, wanted: dict[str, str], events: S
         Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
         Probe(name="permissions", ok=not lacks, detail=", ".join(lacks), fix="grant them on the App's page"),
         Probe(name="events", ok=not deaf, detail=", ".join(deaf), fix="subscribe to them on the App's page"),
-        _webhook_probe(delivery),
+        _probe_webhooks(delivery),
     ]
 
 
-def _webhook_probe(delivery: dict[str, Any] | None) -> Probe:
+def _probe_webhooks(delivery: dict[str, Any] | None) -> Probe:
     """Whether GitHub reached our door the last time it tried."""
     if delivery is None:
         fix = "label an issue, or press 'Redeliver' on the App's page under Advanced"

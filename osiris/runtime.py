@@ -8,8 +8,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 
-from osiris.bootstrap import Osiris, background
-from osiris.config.http_server import listening
+from osiris.bootstrap import Osiris, run_in_background
+from osiris.config.http_server import serve_app
 from osiris.config.settings import Settings
 from osiris.core.errors import Refused
 
@@ -18,27 +18,27 @@ log = logging.getLogger(__name__)
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
     """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told the address."""
-    end = _told_to_end()
+    end = _watch_signals()
     gc.collect()
     gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
-    async with osiris.running():
-        listener = _listener(osiris.settings)
-        async with listening(osiris.app, listener, grace=2), background(_say_what_lacks(osiris)):
-            ready(_url(listener))
+    async with osiris.start_services():
+        listener = _open_listener(osiris.settings)
+        async with serve_app(osiris.app, listener, grace=2), run_in_background(_log_failed_probes(osiris)):
+            ready(_format_url(listener))
             await end.wait()  # `grace`: the worker needs the rest of its ten seconds
 
 
-async def work(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
+async def run_worker(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
     """The worker alone, until SIGINT or SIGTERM."""
     if osiris.worker is None:
-        raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.missing())}")
-    end = _told_to_end()
-    async with osiris.running(), background(_say_what_lacks(osiris)):
+        raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.list_missing())}")
+    end = _watch_signals()
+    async with osiris.start_services(), run_in_background(_log_failed_probes(osiris)):
         ready(socket.gethostname())
         await end.wait()
 
 
-async def _say_what_lacks(osiris: Osiris) -> None:
+async def _log_failed_probes(osiris: Osiris) -> None:
     """Into the log, before the first run has to be refused."""
     for probe in await osiris.sandbox.probe() if osiris.worker and osiris.sandbox else ():
         if not probe.ok:
@@ -46,7 +46,7 @@ async def _say_what_lacks(osiris: Osiris) -> None:
             log.warning("%s: %s: %s. %s", effect, probe.name, probe.detail, probe.fix)
 
 
-def _told_to_end() -> asyncio.Event:
+def _watch_signals() -> asyncio.Event:
     """An event for SIGINT and SIGTERM: everything is put in order before the process ends."""
     end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,13 +55,13 @@ def _told_to_end() -> asyncio.Event:
 
 
 @contextlib.asynccontextmanager
-async def as_guest(osiris: Osiris) -> AsyncIterator[None]:
+async def run_embedded(osiris: Osiris) -> AsyncIterator[None]:
     """Web and worker inside somebody else's process, until the block ends."""
-    async with osiris.running(), listening(osiris.app, _listener(osiris.settings), grace=5):
+    async with osiris.start_services(), serve_app(osiris.app, _open_listener(osiris.settings), grace=5):
         yield
 
 
-def _listener(settings: Settings) -> socket.socket:
+def _open_listener(settings: Settings) -> socket.socket:
     where = (settings.osiris_host, settings.osiris_port)
     try:
         return socket.create_server(where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=2048)
@@ -70,6 +70,6 @@ def _listener(settings: Settings) -> socket.socket:
         raise Refused(f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT") from None
 
 
-def _url(listener: socket.socket) -> str:
+def _format_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

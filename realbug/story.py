@@ -16,7 +16,7 @@ from fake_vendors.server import Vendors, serving
 from osiris.bootstrap import Osiris
 from osiris.devhub.server import Hub
 from osiris.playground.demo import Demo
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from realbug import source
 from realbug.clone import Clone, insist
@@ -77,8 +77,8 @@ async def _on_stage(
     if vendors:
         model = {name.lower(): value for name, value in vendors.environ(vendor).items()}
     async with (
-        staged(place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model) as stage,
-        stage.osiris() as osiris,
+        start_environment(place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model) as stage,
+        stage.run_osiris() as osiris,
     ):
         story = Real(stage, osiris, out)
         before = await story.clone(place / "before", tools)
@@ -115,22 +115,22 @@ def _summary(out: Console, told: Mapping[str, str]) -> None:
 class Real(Demo):
     """The acts. How they are told, and what the agent does meanwhile, is the demo's."""
 
-    def __init__(self, stage: Stage, osiris: Osiris, out: Console) -> None:
+    def __init__(self, stage: Environment, osiris: Osiris, out: Console) -> None:
         super().__init__(stage, osiris, out)
-        self.tell = self._say
+        self.tell = self._print_act
 
     async def clone(self, place: Path, tools: Path) -> Clone:
-        hub: Hub = self._stage.hub
+        hub: Hub = self._environment.hub
         return await asyncio.to_thread(Clone.of, f"{hub.url}/{REPO}.git", place, tools)
 
     async def play(self) -> int:
         """From the issue to the merge; gives the pull request's number."""
-        async with self._stage.person("alice") as alice, self._stage.person("bob") as bob:
+        async with self._environment.get_person("alice") as alice, self._environment.get_person("bob") as bob:
             issue = await alice.file_issue(_TITLE, _BODY)
-            await alice.label(issue)
+            await alice.add_label(issue)
             self.tell("1", f"alice filed issue #{issue} in {REPO} and gave it the label osiris: “{_TITLE}”")
             await self._work()
-            pull = int((await self._pulls(alice))[0]["number"])
+            pull = int((await self._list_pulls(alice))[0]["number"])
             await self._opened(alice, pull, issue)
             await self._reviewed(bob, pull)
             await self._work()
@@ -140,13 +140,13 @@ class Real(Demo):
             return pull
 
     async def _work(self) -> None:
-        async with self._working():
-            await self._stage.settled(self._osiris.store)
-        [line] = await self._osiris.views.tasks()
+        async with self._show_progress():
+            await self._environment.wait_until_settled(self._osiris.store)
+        [line] = await self._osiris.read_models.list_tasks()
         insist(line.task.state == "review", f"the task is {line.task.state} after the run: {line.task.reason}")
 
     async def _opened(self, alice: Person, pull: int, issue: int) -> None:
-        body = (await alice.pull(pull))["body"]
+        body = (await alice.get_pull(pull))["body"]
         rows = [
             f"| `{_SUITE} {TEST}` | 1 |",
             f"| `{_SUITE} {TEST}` | 0 |",
@@ -164,23 +164,23 @@ class Real(Demo):
 
     async def _reviewed(self, bob: Person, pull: int) -> None:
         line = await self._line(bob, pull, "to_ordinal(111)")
-        await bob.review(pull, "REQUEST_CHANGES", "Nearly.", [{"path": TEST, "line": line, "body": _WISH}])
+        await bob.submit_review(pull, "REQUEST_CHANGES", "Nearly.", [{"path": TEST, "line": line, "body": _WISH}])
         self.tell("3", f"bob asked for changes, at line {line} of {TEST}: “{_WISH}”")
 
     async def _line(self, person: Person, pull: int, piece: str) -> int:
         """The number of the line in the test that holds `piece`, in the pull request's newest commit."""
-        head = (await person.pull(pull))["head"]["sha"]
-        found = await person.ask("GET", f"/contents/{TEST}?ref={head}")
+        head = (await person.get_pull(pull))["head"]["sha"]
+        found = await person.send_request("GET", f"/contents/{TEST}?ref={head}")
         lines = base64.b64decode(found["content"]).decode().splitlines()
         numbers = [number for number, line in enumerate(lines, 1) if piece in line]
         insist(len(numbers) == 1, f"{piece} is on {len(numbers)} lines of {TEST}")
         return numbers[0]
 
     async def _answered(self, bob: Person, pull: int) -> None:
-        pulls, commits = await bob.pulls(), await bob.ask("GET", f"/pulls/{pull}/commits")
+        pulls, commits = await bob.list_pulls(), await bob.send_request("GET", f"/pulls/{pull}/commits")
         insist(len(pulls) == 1, f"there are {len(pulls)} pull requests, not 1")
         insist(len(commits) == 2, f"the pull request has {len(commits)} commits, not 2")
-        files = await bob.ask("GET", f"/commits/{commits[1]['sha']}")
+        files = await bob.send_request("GET", f"/commits/{commits[1]['sha']}")
         changed = [file["filename"] for file in files["files"]]
         insist(changed == [TEST], f"the second commit changed {changed}")
         self.tell("4", f"Osiris answered on the same pull request: {len(commits)} commits now")
@@ -190,15 +190,15 @@ class Real(Demo):
             )
 
     async def _merged(self, bob: Person, pull: int) -> None:
-        await bob.review(pull, "APPROVE", "Thank you.")
-        await self._stage.settled(self._osiris.store)
-        insist(not (await bob.pull(pull))["draft"], "the approved pull request is still a draft")
+        await bob.submit_review(pull, "APPROVE", "Thank you.")
+        await self._environment.wait_until_settled(self._osiris.store)
+        insist(not (await bob.get_pull(pull))["draft"], "the approved pull request is still a draft")
         self.tell("5", f"bob approved: pull request #{pull} is no draft any more")
-        await bob.merge(pull)
-        await self._stage.settled(self._osiris.store)
-        insist((await bob.pull(pull))["merged"], "the pull request is not merged")
+        await bob.merge_pull(pull)
+        await self._environment.wait_until_settled(self._osiris.store)
+        insist((await bob.get_pull(pull))["merged"], "the pull request is not merged")
 
     async def _end(self, alice: Person, issue: int) -> None:
-        await super()._end(alice, issue)
-        state = (await alice.ask("GET", f"/issues/{issue}"))["state"]
+        await super()._check_end(alice, issue)
+        state = (await alice.send_request("GET", f"/issues/{issue}"))["state"]
         insist(state == "closed", f"the issue is {state}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from osiris.core.task import states_page
+from osiris.core.task import render_states_page
 
 if __name__ == "__main__":
-    (Path(__file__).parent.parent / "docs/states.md").write_text(states_page())
+    (Path(__file__).parent.parent / "docs/states.md").write_text(render_states_page())

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from osiris.queue.database import connect, migrate
+from osiris.queue.database import connect, migrate_schema
 from osiris.tools.sandbox.disks.disk import Disk
 from osiris.tools.sandbox.disks.image_disk import ImageDisk
 from osiris.tools.sandbox.disks.mounts import unmount_below
-from osiris.tools.sandbox.disks.tmpfs_disk import HeldDisk
+from osiris.tools.sandbox.disks.tmpfs_disk import TmpfsDisk
 from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)
@@ -93,7 +93,7 @@ def _clear(path: Path) -> None:
 def disks_in(sessions: Path) -> list[Disk]:
     """The disks of the sessions in a folder; an ordinary user's are seen where a process holds them."""
     names = [entry.name for entry in sessions.iterdir() if not entry.name.startswith("@")] if sessions.is_dir() else []
-    return [(ImageDisk if os.geteuid() == 0 else HeldDisk)(sessions, name, uid=None) for name in names]
+    return [(ImageDisk if os.geteuid() == 0 else TmpfsDisk)(sessions, name, uid=None) for name in names]
 
 
 def _remove_cgroups(roots: set[Path]) -> None:
@@ -162,7 +162,7 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def _make_schema(address: str) -> None:
-    await migrate(engine := connect(address))
+    await migrate_schema(engine := connect(address))
     await engine.dispose()
 
 

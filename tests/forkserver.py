@@ -81,7 +81,7 @@ def _live(args: tuple[str, ...], environ: Mapping[str, str], cwd: str, streams: 
     main()
 
 
-class Command:
+class CommandProcess:
     """`osiris ARGS` as a process; a stream that is not given is nothing."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Command:
 def osiris(*args: str, cwd: Path | str = ".", **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `osiris ARGS` to its end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        command = Command(*args, environ=environ, cwd=cwd, stdout=out.fileno(), stderr=err.fileno())
+        command = CommandProcess(*args, environ=environ, cwd=cwd, stdout=out.fileno(), stderr=err.fileno())
         code = command.wait(120)
         said = []
         for file in (out, err):

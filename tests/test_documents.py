@@ -98,7 +98,7 @@ def test_every_key_of_the_repositorys_file_is_documented_with_its_default():
 
 def test_the_example_of_the_repositorys_file_is_a_good_one():
     [example] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
-    policy = repository_file.parse(example)
+    policy = repository_file.parse_policy(example)
     assert policy.deny == (".github/workflows/", "migrations/")
     assert policy != Policy()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fidelity import recorder
-from fidelity.finding import Allowance, Outcome, load_allowances, pointer_to
+from fidelity.finding import Allowance, CheckOutcome, load_allowances, pointer_to
 from fidelity.invented import Invented
 from fidelity.recordings import load
 from osiris.devhub.server import Hub
@@ -15,8 +15,8 @@ from tests.flow.conftest import PEOPLE, REPO
 GET = "GET /repos/{owner}/{repo}"
 
 
-def outcome(*violations: tuple[str, str, str]) -> Outcome:
-    found = Outcome(check="answers", promise="")
+def outcome(*violations: tuple[str, str, str]) -> CheckOutcome:
+    found = CheckOutcome(check="answers", promise="")
     for where, pointer, reason in violations:
         found.blame(where, reason, pointer)
     return found
@@ -88,14 +88,17 @@ def test_a_field_that_no_schema_names_is_invented():
 
 
 async def test_the_recorder_writes_down_what_was_said_without_tokens(place: Path, monkeypatch: pytest.MonkeyPatch):
-    from osiris.playground.environment import staged
+    from osiris.playground.environment import start_environment
 
     monkeypatch.setattr(recorder, "FOLDER", place / "recorded")
-    monkeypatch.setattr(Hub, "watchers", [recorder.Recorder()])
-    async with staged(place, repo=REPO, people=PEOPLE, model="scripted:none") as stage, stage.person("alice") as alice:
+    monkeypatch.setattr(Hub, "observers", [recorder.Recorder()])
+    async with (
+        start_environment(place, repo=REPO, people=PEOPLE, model="scripted:none") as stage,
+        stage.get_person("alice") as alice,
+    ):
         await alice.file_issue("add subtracts")
-        await stage.hub.drained()
-        token = stage.hub.world.user("alice").token
+        await stage.hub.wait_until_sent()
+        token = stage.hub.world.get_user("alice").token
     recordings = load(place / "recorded")
     [asked] = [one for one in recordings.asked if one.method == "POST"]
     assert (asked.by, asked.path, asked.status) == ("people", f"/repos/{REPO}/issues", 201)

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from osiris.config.logging import configure
+from osiris.config.logging import configure_logging
 
 
 @pytest.fixture(params=["text", "json"])
@@ -15,7 +15,7 @@ def logged(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]):
     before = root.handlers[:], root.level
 
     def lines(message: str, *words: object, **how: bool) -> list[str]:
-        configure(request.param, ["a-known-secret"])
+        configure_logging(request.param, ["a-known-secret"])
         logging.getLogger("osiris.test").warning(message, *words, **how)
         told = capsys.readouterr().err.splitlines()
         return ["\n".join(json.loads(line).values()) for line in told] if request.param == "json" else told

@@ -28,7 +28,7 @@ def keep_the_lock(seconds: float) -> None:
 @pytest.mark.parametrize("stall", [hold_the_loop, keep_the_lock], ids=["a system call", "the interpreter's lock"])
 async def test_a_stall_is_counted_and_named(stall, caplog):
     monitor = LoopMonitor(threshold=0.1)
-    with monitor.watching(), caplog.at_level(logging.WARNING, "osiris.loop_monitor"):
+    with monitor.watch_loop(), caplog.at_level(logging.WARNING, "osiris.loop_monitor"):
         await asyncio.sleep(0.05)
         stall(0.4)
         await asyncio.sleep(0.05)
@@ -40,7 +40,7 @@ async def test_a_stall_is_counted_and_named(stall, caplog):
 
 async def test_work_beside_the_loop_is_no_stall():
     monitor = LoopMonitor(threshold=0.25)
-    with monitor.watching():
+    with monitor.watch_loop():
         await asyncio.to_thread(lambda: [clean_text("\r\n" * 20_000) for _ in range(50)])
         await asyncio.to_thread(time.sleep, 0.5)
     assert monitor.stalls == 0
@@ -50,7 +50,7 @@ async def test_a_change_of_the_count_is_told_once():
     monitor = LoopMonitor(threshold=0.05)
     assert monitor.take_change() == 0
     assert monitor.take_change() is None
-    with monitor.watching():
+    with monitor.watch_loop():
         await asyncio.sleep(0.02)
         hold_the_loop(0.2)
         await asyncio.sleep(0.02)

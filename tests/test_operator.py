@@ -21,14 +21,14 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from osiris.bootstrap import _alone_in
-from osiris.config.http_server import listening
-from osiris.config.settings import load
+from osiris.bootstrap import _lock_folder
+from osiris.config.http_server import serve_app
+from osiris.config.settings import load_settings
 from osiris.core.errors import Refused
 from osiris.core.events import IssueRef
 from osiris.core.ports.models import Message, ToolCall
 from osiris.core.task import State, Task
-from osiris.playground.environment import free_port
+from osiris.playground.environment import find_free_port
 from osiris.queue import serialization
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
 from tests.forkserver import osiris
@@ -37,7 +37,7 @@ from tests.forkserver import osiris
 @asynccontextmanager
 async def serving(place: Path, **environ: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     """`osiris serve` as its own process; gives a client and the process id."""
-    port = free_port()
+    port = find_free_port()
     env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data"), "OSIRIS_PORT": str(port), **environ}
     process = await anyio.open_process([sys.executable, "-m", "osiris", "serve"], env=env, cwd=place, stdout=None)
     try:
@@ -134,7 +134,7 @@ def test_a_bad_value_is_never_repeated_it_may_be_a_secret(place: Path):
 
 def test_settings_come_from_a_file_and_the_environment_wins(place: Path):
     (place / ".env").write_text('GITHUB_APP_ID=7\nOSIRIS_PORT=9\nGITHUB_PRIVATE_KEY="a\\nb"\n')
-    settings = load({"OSIRIS_PORT": "10"}, place / ".env")
+    settings = load_settings({"OSIRIS_PORT": "10"}, place / ".env")
     assert (settings.github_app_id, settings.osiris_port, settings.private_key) == ("7", 10, "a\nb")
 
 
@@ -158,7 +158,9 @@ def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: P
     told = osiris("migrate", cwd=place, OSIRIS_DATA_DIR="data", GITHUB_PRIVATE_KEY_FILE="", OSIRIS_MODEL="")
     assert (told.returncode, told.stderr) == (0, "")
     assert {path.stat().st_mode & 0o777 for path in (place / "data").glob("osiris.db*")} == {0o600}
-    assert load({"OSIRIS_DATA_DIR": "x", "OSIRIS_TOOLCHAINS": "~/a:b"}, place / ".env").osiris_data_dir.is_absolute()
+    assert load_settings(
+        {"OSIRIS_DATA_DIR": "x", "OSIRIS_TOOLCHAINS": "~/a:b"}, place / ".env"
+    ).osiris_data_dir.is_absolute()
 
 
 async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(place: Path):
@@ -215,7 +217,7 @@ def test_every_command_explains_itself(command: str):
 
 
 def test_an_unreadable_key_file_is_refused_in_words(place: Path):
-    settings = load({"GITHUB_PRIVATE_KEY_FILE": str(place)}, place / ".env")
+    settings = load_settings({"GITHUB_PRIVATE_KEY_FILE": str(place)}, place / ".env")
     with pytest.raises(Refused, match="cannot be read"):
         _ = settings.private_key
 
@@ -224,7 +226,7 @@ def test_a_worker_that_begins_where_one_is_just_ending_waits_for_its_lock(place:
     with (place / "serve.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Timer(0.3, held.close).start()
-        with _alone_in(place):
+        with _lock_folder(place):
             assert held.closed
 
 
@@ -235,7 +237,7 @@ async def test_a_connection_of_the_last_moment_is_closed_with_the_server():
 
     for turns in range(6):
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            async with listening(app, listener, grace=1):
+            async with serve_app(app, listener, grace=1):
                 client = socket.create_connection(listener.getsockname(), timeout=2)
                 for _ in range(turns):
                     await asyncio.sleep(0)

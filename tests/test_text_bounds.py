@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from osiris.agents.checkpoints import do_again, moved, tells_of_difference
-from osiris.agents.runner import Hands, Runner
+from osiris.agents.checkpoints import is_difference_notice, relocation_notice, replay_calls
+from osiris.agents.runner import RunDependencies, Runner
 from osiris.bot.github import comments
 from osiris.core import events as e
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.ports.models import Message, ToolAnswer, ToolCall
-from osiris.local.terminal import Screen
+from osiris.local.terminal import Terminal
 from osiris.queue import serialization
 from tests.core.events import ISSUE, WORK
 
@@ -34,14 +34,14 @@ ORDER = StartRun(
 )
 
 
-class Desk:
+class FakeRepositories:
     """Takes every export as one changed file."""
 
-    async def take(self, *_args: object) -> SimpleNamespace:
+    async def import_pack(self, *_args: object) -> SimpleNamespace:
         return SimpleNamespace(tree="t" * 40, files=WORK.files)
 
 
-class Session:
+class FakeSession:
     def __init__(self, prepared: e.Prepared) -> None:
         self.prepared = prepared
 
@@ -49,30 +49,30 @@ class Session:
         return SimpleNamespace(pack=contextlib.nullcontext())
 
 
-class Shelf:
-    async def put_taken(self, *_args: object) -> None: ...
+class FakeCheckpoints:
+    async def save_tree(self, *_args: object) -> None: ...
 
 
 async def submitted(ran: list[e.CommandRan], prepared: e.Prepared, summary: str = "s") -> e.Work:
     """Return the work of a run that ran these commands."""
     runner: Any = Runner(
-        choose=None,
-        hands=Hands(sandbox=None, tools=None, desk=Desk()),
+        select_model=None,
+        dependencies=RunDependencies(sandbox=None, tools=None, repositories=FakeRepositories()),
         transcripts=None,
         inbox=None,
-        journal=None,
+        live_events=None,
     )
     messages = [Message(role="tool", text="", ran=one) for one in ran]
     run = SimpleNamespace(
         order=ORDER,
         base="b" * 40,
         instructions={},
-        session=Session(prepared),
-        tape=SimpleNamespace(messages=messages, replies=[], usage=e.Usage()),
+        session=FakeSession(prepared),
+        recorder=SimpleNamespace(messages=messages, replies=[], usage=e.Usage()),
         budget=SimpleNamespace(seconds=1.0),
-        shelf=Shelf(),
+        checkpoints=FakeCheckpoints(),
     )
-    fact = await runner._submitted(run, summary, ())
+    fact = await runner._import_submission(run, summary, ())
     assert isinstance(fact, e.PatchReady)
     assert serialization.load(json.loads(json.dumps(serialization.dump(fact)))) == fact
     return fact.work
@@ -90,7 +90,7 @@ async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_
     assert (len(work.blocked), work.more_blocked) == (100, 1)
     assert (work.prepared.blocked[0].times, work.prepared.more_blocked) == (50, 1)
     assert len(work.prepared.commands) == 50
-    said = comments.evidence(work)
+    said = comments.format_evidence(work)
     assert "| … and 270 earlier commands | | |" in said
     assert "| … and 20 earlier commands | | |" in said
     shown = said.count("- blocked: ")
@@ -115,13 +115,13 @@ def test_work_that_an_earlier_version_stored_still_shows_its_refused_hosts():
     stored["work"]["commands"][0].pop("type")
     work = serialization.load(stored).work
     assert work.commands == (ran,)
-    assert comments.evidence(work).count("- blocked: `hhh") == 2
+    assert comments.format_evidence(work).count("- blocked: `hhh") == 2
 
 
 class Differing:
     """A toolbox in which every command ends otherwise than before."""
 
-    async def call(self, _name: str, args: dict[str, str]) -> ToolAnswer:
+    async def call_tool(self, _name: str, args: dict[str, str]) -> ToolAnswer:
         ran = e.CommandRan(command=args["command"], exit_code=1, seconds=1.0)
         return ToolAnswer(text="", ran=ran)
 
@@ -135,9 +135,9 @@ async def test_an_agent_is_told_of_few_commands_that_ended_otherwise_and_of_litt
         call = ToolCall(id=str(n), name="run_command", args={"command": text})
         messages.append(Message(role="assistant", text="", calls=(call,)))
         messages.append(Message(role="tool", text="", call=str(n), ran=ran))
-    told = moved(await do_again(Differing(), messages, 0), restored=True)
+    told = relocation_notice(await replay_calls(Differing(), messages, 0), restored=True)
     assert told is not None
-    assert tells_of_difference(told)
+    assert is_difference_notice(told)
     assert len(told.text) < 5_000
     assert told.text.count("ended with 1, before with 0") == min(count, 10)
     assert told.text.endswith("; and 50 more") == (count == 60)
@@ -147,7 +147,7 @@ def test_a_long_line_of_a_diff_is_cut_and_said_to_be(monkeypatch: pytest.MonkeyP
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     began = time.thread_time()
-    Screen().diff("+" + "\u200b" * 1_000_000 + "\n+short \u202e\n")
+    Terminal().print_diff("+" + "\u200b" * 1_000_000 + "\n+short \u202e\n")
     assert time.thread_time() - began < 0.5
     first, second = out.getvalue().splitlines()
     assert len(first) < 20_000

@@ -21,36 +21,36 @@ _TASKS = {
 }
 
 
-def messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
+def build_messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
     """The first two messages of a transcript."""
     return [
-        Message(role="system", text=prompt()),
-        Message(role="user", text="\n\n".join(_brief(order, instructions))),
+        Message(role="system", text=read_prompt()),
+        Message(role="user", text="\n\n".join(_write_brief(order, instructions))),
     ]
 
 
-def prompt() -> str:
+def read_prompt() -> str:
     """What every agent is told first."""
     return files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
 
 
-def _brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
+def _write_brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
     yield _TASKS[order.purpose]
-    body = _without_comments(order.body[:_LIMIT])
-    yield f'<issue number="{order.issue.number}">\n{_inert(order.title)}\n\n{_inert(body)}\n</issue>'
+    body = _strip_comments(order.body[:_LIMIT])
+    yield f'<issue number="{order.issue.number}">\n{_escape_tags(order.title)}\n\n{_escape_tags(body)}\n</issue>'
     for review in order.reviews:
-        yield _review(review)
+        yield _write_review(review)
     for path, text in instructions.items():
-        yield f'<instructions path="{_attribute(path)}">\n{_inert(text)}\n</instructions>'
+        yield f'<instructions path="{_escape_attribute(path)}">\n{_escape_tags(text)}\n</instructions>'
 
 
-def _review(review: Review) -> str:
+def _write_review(review: Review) -> str:
     """One review, with as many of its threads as there is room for; the words of people come before the code."""
     shown = []
     room = _LIMIT
     for thread in review.threads:
-        for hunk in (_end_of(thread.hunk), ""):
-            text = _thread(thread, hunk)
+        for hunk in (_cut_hunk(thread.hunk), ""):
+            text = _write_thread(thread, hunk)
             if len(text) <= room:
                 break
         else:
@@ -59,22 +59,22 @@ def _review(review: Review) -> str:
         room -= len(text)
     if left := len(review.threads) - len(shown):
         shown.append(f"[{left} more comments of this review are not shown here.]")
-    words = _inert(_without_comments(review.text[:_LIMIT]))
-    return f'<review by="{_attribute(review.by)}">\n{words}\n' + "\n\n".join(shown) + "\n</review>"
+    words = _escape_tags(_strip_comments(review.text[:_LIMIT]))
+    return f'<review by="{_escape_attribute(review.by)}">\n{words}\n' + "\n\n".join(shown) + "\n</review>"
 
 
-def _thread(thread: Thread, hunk: str) -> str:
-    words = _inert(cut_text(_without_comments(thread.text[:_LIMIT]), _COMMENT))
-    opening = f'<thread file="{_attribute(thread.path)}" line="{thread.line or "?"}">'
-    return f"{opening}\n{_inert(hunk)}\n---\n{words}\n</thread>"
+def _write_thread(thread: Thread, hunk: str) -> str:
+    words = _escape_tags(cut_text(_strip_comments(thread.text[:_LIMIT]), _COMMENT))
+    opening = f'<thread file="{_escape_attribute(thread.path)}" line="{thread.line or "?"}">'
+    return f"{opening}\n{_escape_tags(hunk)}\n---\n{words}\n</thread>"
 
 
-def _end_of(hunk: str) -> str:
+def _cut_hunk(hunk: str) -> str:
     """The end of a hunk, which is where the comment stands; what comes before it can be read in the file."""
     return hunk if len(hunk) <= _HUNK else f"…{hunk[-_HUNK:]}"
 
 
-def _without_comments(text: str) -> str:
+def _strip_comments(text: str) -> str:
     """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is shown, and stays."""
     parts = _FENCED.split(text)  # every second one is a block of code
     found = sum(part.count("<!--") for part in parts[::2])
@@ -84,7 +84,7 @@ def _without_comments(text: str) -> str:
     return "".join(parts) + f"\n\n[{found} HTML comments, which GitHub does not show, were left out.]"
 
 
-def _inert(text: str) -> str:
+def _escape_tags(text: str) -> str:
     """Return foreign text that cannot open or close one of our own tags, and hides nothing from a reader.
 
     Hidden characters go first, for one inside a tag's name would hide the tag from the pattern.
@@ -92,9 +92,9 @@ def _inert(text: str) -> str:
     return _TAG.sub("‹", clean_text(text[:_LIMIT]))
 
 
-def _attribute(text: str) -> str:
+def _escape_attribute(text: str) -> str:
     """Return foreign text as the value of an attribute, which it cannot end."""
-    return " ".join(_inert(text[:_PATH]).split()).replace('"', "'")
+    return " ".join(_escape_tags(text[:_PATH]).split()).replace('"', "'")
 
 
 _FENCED = re.compile(r"(?ms)(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)[^\n]*$|\Z))")

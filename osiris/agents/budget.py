@@ -29,14 +29,14 @@ class Budget:
         return self._clock() - self._since
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """The seconds that are left; fewer than none when time is over."""
         return self._minutes * 60 - self.seconds
 
     def out_of_time(self) -> SpentBudget:
         return SpentBudget(reason=f"the budget of {self._minutes} minutes is spent")
 
-    def check(self, steps: int, usd: float, *, priced: bool) -> None:
+    def check_limits(self, steps: int, usd: float, *, is_priced: bool) -> None:
         """Before one more model call, with `steps` made and `usd` spent as far as prices are known.
 
         Raises RunEnded when that is too much. A model whose price is not known (`priced`) halts the run as well: what
@@ -44,18 +44,18 @@ class Budget:
         """
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
-        if self.left <= 0:
+        if self.seconds_left <= 0:
             raise RunEnded(self.out_of_time())
         if self._usd is None:
             return
-        if not priced:
+        if not is_priced:
             reason = "no price is known for this model, so the budget in dollars cannot be held; another model may do"
             raise RunEnded(Halted(reason=reason))
         if usd >= self._usd:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:g} US dollars is spent"))
 
 
-def total(usages: Sequence[Usage]) -> Usage:
+def sum_usage(usages: Sequence[Usage]) -> Usage:
     """All of them together; one unknown price makes the sum unknown."""
     prices = [usage.usd for usage in usages]
     return Usage(

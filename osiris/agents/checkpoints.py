@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from osiris.agents.loop import INTERRUPTED, Tape
+from osiris.agents.loop import INTERRUPTED, TranscriptRecorder
 from osiris.core.errors import Refused, Unavailable
 from osiris.core.ports.models import Message, Toolbox
-from osiris.core.ports.repositories import Desk, Vault
+from osiris.core.ports.repositories import CheckpointStorage, Repositories
 from osiris.core.ports.sandbox import Plan, Sandbox, Session
-from osiris.core.ports.storage import Begun, Kept, Transcripts
+from osiris.core.ports.storage import Checkpoint, ResumedRun, Transcripts
 from osiris.core.sanitize import cut_text
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ DIFFERED = " Some commands were run again there, and ended otherwise than before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class RunLocation:
     """Whose files they are: the repository, the run's name in it, and its transcript's name."""
 
     repo: str
@@ -41,7 +41,7 @@ class Place:
     run: str
 
 
-class Shelf:
+class Checkpoints:
     """Where the files of one run are put away, taken the way finished work is taken.
 
     Without a `vault` nothing is put away: then the database is on the same disk as the files.
@@ -49,86 +49,91 @@ class Shelf:
 
     def __init__(
         self,
-        place: Place,
-        vault: Vault | None,
-        desk: Desk,
+        location: RunLocation,
+        storage: CheckpointStorage | None,
+        repositories: Repositories,
         transcripts: Transcripts,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place, self._vault, self._desk, self._transcripts = place, vault, desk, transcripts
+        self._location, self._storage, self._repositories, self._transcripts = (
+            location,
+            storage,
+            repositories,
+            transcripts,
+        )
         self._clock = clock
         self._due = clock() + EVERY
         self._base = self._before = ""
 
-    async def open(self, sandbox: Sandbox, begun: Begun, plan: Plan) -> tuple[Session, int | None]:
+    async def open_session(self, sandbox: Sandbox, resumed_run: ResumedRun, plan: Plan) -> tuple[Session, int | None]:
         """The run's session, and the message from which on its steps must be done again in it (None: from none).
 
         `plan` is for a new one, but for what was put away. Raises Refused or Unavailable.
         """
-        self._base, self._before = begun.base, begun.kept.commit if begun.kept else ""
-        if not begun.here:
-            await sandbox.remove(self._place.run)  # what an earlier visit of this run left here is out of date
-        files = await self._fetched(begun.kept) if self._place.run not in sandbox.names() else ""
-        session, is_new = await sandbox.create(self._place.run, replace(plan, base=begun.base, files=files))
+        self._base, self._before = resumed_run.base, resumed_run.checkpoint.commit if resumed_run.checkpoint else ""
+        if not resumed_run.here:
+            await sandbox.remove(self._location.run)  # what an earlier visit of this run left here is out of date
+        files = await self._restore_files(resumed_run.checkpoint) if self._location.run not in sandbox.names() else ""
+        session, is_new = await sandbox.create(self._location.run, replace(plan, base=resumed_run.base, files=files))
         if not is_new:
             return session, None
-        return session, begun.kept.steps if begun.kept and files else 0
+        return session, resumed_run.checkpoint.steps if resumed_run.checkpoint and files else 0
 
-    async def _fetched(self, kept: Kept | None) -> str:
-        if self._vault is None or kept is None:
+    async def _restore_files(self, checkpoint: Checkpoint | None) -> str:
+        if self._storage is None or checkpoint is None:
             return ""
         try:
-            await self._vault.fetch(self._place.repo, self._place.ref)
+            await self._storage.restore(self._location.repo, self._location.ref)
         except Refused as refused:
-            log.warning("what %s had done is not where it was put away: %s", self._place.run, refused)
+            log.warning("what %s had done is not where it was put away: %s", self._location.run, refused)
             return ""
-        return kept.commit
+        return checkpoint.commit
 
-    async def now_and_then(self, session: Session, tape: Tape) -> None:
+    async def save_if_due(self, session: Session, recorder: TranscriptRecorder) -> None:
         """Put the files away after a step, if that was not done for a while: the larger, the longer."""
-        if self._vault is not None and self._clock() >= self._due:
-            await self.put(session, len(tape.messages))
+        if self._storage is not None and self._clock() >= self._due:
+            await self.save(session, len(recorder.messages))
 
-    async def put(self, session: Session, steps: int) -> None:
+    async def save(self, session: Session, steps: int) -> None:
         """Put the files away as they are after `steps` messages. What cannot be put away is done again instead."""
         began = self._clock()
         size = 0
         try:
             export = await session.export(self._base)
             with export.pack:
-                taken = await self._desk.take(self._place.repo, self._base, export, ())
+                taken = await self._repositories.import_pack(self._location.repo, self._base, export, ())
             size = taken.size
-            await self.put_taken(taken.tree, steps)
+            await self.save_tree(taken.tree, steps)
         except (Refused, Unavailable) as error:
-            log.warning("the files of %s could not be put away: %s", self._place.run, error)
+            log.warning("the files of %s could not be put away: %s", self._location.run, error)
         now = self._clock()
         self._due = now + pause_after(size, now - began)
 
-    async def put_taken(self, tree: str, steps: int) -> None:
-        """Put a tree away that was taken already. Raises Fenced, Refused or Unavailable."""
-        if self._vault is not None:
-            commit = await self._vault.keep(self._place.repo, self._place.ref, tree, self._base, self._before)
-            await self._transcripts.keep(self._place.run, Kept(commit=commit, steps=steps))
+    async def save_tree(self, tree: str, steps: int) -> None:
+        """Put a tree away that was taken already. Raises LeaseLost, Refused or Unavailable."""
+        if self._storage is not None:
+            commit = await self._storage.save(self._location.repo, self._location.ref, tree, self._base, self._before)
+            await self._transcripts.record_checkpoint(self._location.run, Checkpoint(commit=commit, steps=steps))
             self._before = commit
 
-    async def put_at_last(self, session: Session, tape: Tape) -> None:
+    async def save_on_shutdown(self, session: Session, recorder: TranscriptRecorder) -> None:
         """The worker is about to end: put the files away, in a few seconds or not at all."""
-        if self._vault is None:
+        if self._storage is None:
             return
         try:
             async with asyncio.timeout(_LAST):
-                await self.put(session, len(tape.messages))
+                await self.save(session, len(recorder.messages))
         except TimeoutError:
-            log.warning("there was no time to put the files of %s away", self._place.run)
+            log.warning("there was no time to put the files of %s away", self._location.run)
 
 
 def pause_after(size: int, seconds: float) -> float:
-    """Return how many seconds to wait after a time that added `size` bytes and took `seconds`."""
+    """Return how many seconds to wait after a time that added `size` bytes and took `parse_time`."""
     return max(EVERY + size / _GROWTH, _SHARE * seconds)
 
 
-async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:
+async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:
     """Do again, in a new workspace, the answered tool calls whose answers come from message `since` on.
 
     No model is asked. Returns the commands that ended otherwise than they did.
@@ -140,7 +145,7 @@ async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) ->
     for answer in answers:
         if (call := calls[answer.call]).broken:
             continue
-        ran = (await toolbox.call(call.name, call.args)).ran
+        ran = (await toolbox.call_tool(call.name, call.args)).ran
         if answer.ran and ran and answer.ran.exit_code != ran.exit_code:
             command = cut_text(ran.command, _MOST_COMMAND)
             before = answer.ran.exit_code
@@ -148,7 +153,7 @@ async def do_again(toolbox: Toolbox, messages: Sequence[Message], since: int) ->
     return differed
 
 
-def moved(differed: Sequence[str], *, restored: bool) -> Message | None:
+def relocation_notice(differed: Sequence[str], *, restored: bool) -> Message | None:
     """What the agent is told of it; nothing when all that it had done was done again, with the same ends."""
     if not restored and not differed:
         return None
@@ -159,5 +164,5 @@ def moved(differed: Sequence[str], *, restored: bool) -> Message | None:
     return Message(role="user", text=MOVED + DIFFERED + "; ".join(differed[:_MOST_NAMED]) + more)
 
 
-def tells_of_difference(message: Message) -> bool:
+def is_difference_notice(message: Message) -> bool:
     return message.role == "user" and message.text.startswith(MOVED + DIFFERED)

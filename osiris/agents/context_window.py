@@ -17,24 +17,26 @@ _BYTES = 3.0  # a token has more of them in prose and code: this errs to the saf
 _NEWEST = 4  # messages at the end that always stay
 
 
-def fitted(transcript: Sequence[Message], room: int) -> list[Message]:
+def fit_to_window(transcript: Sequence[Message], room: int) -> list[Message]:
     """The transcript as it is to be sent into `room` tokens.
 
     What may not be left out is never left out, so the result may still be larger.
     """
-    sizes = [tokens(message) for message in transcript]
+    sizes = [count_tokens(message) for message in transcript]
     total = gone = 0
     for at, size in enumerate(sizes):
         total += size
         if total > room:
-            gone, total = _cut(transcript, sizes, gone, at, total, room)
+            gone, total = _drop_oldest(transcript, sizes, gone, at, total, room)
     return [
         replace(message, text=GONE) if at < gone and sizes[at] == _LEFT and message.role == "tool" else message
         for at, message in enumerate(transcript)
     ]
 
 
-def _cut(transcript: Sequence[Message], sizes: list[int], gone: int, at: int, total: int, room: int) -> tuple[int, int]:
+def _drop_oldest(
+    transcript: Sequence[Message], sizes: list[int], gone: int, at: int, total: int, room: int
+) -> tuple[int, int]:
     """Leave answers out, from the oldest on, until half of the room is free; where that ended, and what is left."""
     newest = next((n for n in range(at, -1, -1) if transcript[n].role == "assistant"), at)
     last = max(gone, min(at + 1 - _NEWEST, newest))  # all answers to the last reply stay: nobody has seen them yet
@@ -46,10 +48,10 @@ def _cut(transcript: Sequence[Message], sizes: list[int], gone: int, at: int, to
     return gone, total
 
 
-def tokens(message: Message) -> int:
+def count_tokens(message: Message) -> int:
     """About how many tokens a message takes."""
     words = message.text + "".join(json.dumps(dict(call.args), ensure_ascii=False) for call in message.calls)
     return int(len(words.encode("utf-8", "replace")) / _BYTES) + 8
 
 
-_LEFT = tokens(Message(role="tool", text=GONE))  # what an output that was left out still takes
+_LEFT = count_tokens(Message(role="tool", text=GONE))  # what an output that was left out still takes

@@ -7,18 +7,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from osiris.agents.budget import Budget, total
+from osiris.agents.budget import Budget, sum_usage
 from osiris.core.errors import Refused, RunEnded, Unavailable
 from osiris.core.events import Usage
-from osiris.core.ports.live import Delta, Journal
+from osiris.core.ports.live import LiveEvents, ReplyDelta
 from osiris.core.ports.models import (
-    Brain,
-    Choose,
+    DeltaKind,
     GaveUp,
     Halted,
-    Kind,
+    LanguageModel,
     Message,
     Outcome,
+    SelectModel,
     ToolAnswer,
     Toolbox,
     ToolCall,
@@ -40,37 +40,37 @@ _GRACE = 300.0  # seconds a step may still take when the time is over; then it i
 _IDLE = 3  # replies in a row without a tool call that end a run
 
 
-class Mind:
+class ModelSelector:
     """Who thinks in a run. A person may choose another model; it thinks from the next step on."""
 
-    def __init__(self, choose: Choose, model: str) -> None:
-        self._choose, self._model = choose, model
-        self._brain: Brain | None = None
+    def __init__(self, select: SelectModel, model: str) -> None:
+        self._select, self._model = select, model
+        self._current: LanguageModel | None = None
 
-    def switch(self, model: str) -> None:
-        self._model, self._brain = model, None
+    def switch_model(self, model: str) -> None:
+        self._model, self._current = model, None
 
-    async def brain(self) -> Brain:
+    async def get_model(self) -> LanguageModel:
         """Raises RunEnded when there is no such model: a person may choose another, and the run goes on."""
-        while self._brain is None:
+        while self._current is None:
             wanted = self._model
             try:
-                brain = await self._choose(wanted)
+                brain = await self._select(wanted)
             except Refused as refused:
                 raise RunEnded(Halted(reason=str(refused))) from None
             if wanted == self._model:  # else another was chosen while this one's library was loaded
-                self._brain = brain
-        return self._brain
+                self._current = brain
+        return self._current
 
 
-class Tape:
+class TranscriptRecorder:
     """One run's transcript in memory and in the database, which are always the same."""
 
     def __init__(
-        self, run: str, transcripts: Transcripts, messages: list[Message], budget: Budget, journal: Journal
+        self, run: str, transcripts: Transcripts, messages: list[Message], budget: Budget, live_events: LiveEvents
     ) -> None:
         self._run, self._transcripts, self.messages = run, transcripts, messages
-        self._budget, self._stored_at, self._journal = budget, budget.seconds, journal
+        self._budget, self._stored_at, self._live_events = budget, budget.seconds, live_events
 
     async def append(self, message: Message) -> None:
         spent = self._budget.seconds
@@ -78,9 +78,9 @@ class Tape:
         self._stored_at = spent
         self.messages.append(message)
 
-    def hear(self, kind: Kind, text: str) -> None:
+    def publish_delta(self, kind: DeltaKind, text: str) -> None:
         """A piece of the reply that will be the next message."""
-        self._journal.hear(Delta(run=self._run, seq=len(self.messages), kind=kind, text=text))
+        self._live_events.publish(ReplyDelta(run=self._run, seq=len(self.messages), kind=kind, text=text))
 
     @property
     def replies(self) -> list[Message]:
@@ -89,9 +89,9 @@ class Tape:
 
     @property
     def usage(self) -> Usage:
-        return total([message.usage for message in self.messages])
+        return sum_usage([message.usage for message in self.messages])
 
-    def unanswered(self) -> list[ToolCall]:
+    def unanswered_calls(self) -> list[ToolCall]:
         """The tool calls of the last reply that have no answer yet."""
         answered = {message.call for message in self.messages if message.role == "tool"}
         for message in reversed(self.messages):
@@ -100,28 +100,28 @@ class Tape:
         return []
 
 
-async def work(
-    mind: Mind,
+async def run_agent(
+    selector: ModelSelector,
     toolbox: Toolbox,
-    tape: Tape,
+    recorder: TranscriptRecorder,
     budget: Budget,
     *,
-    between: Callable[[], Awaitable[None]],
-    news: Message | None = None,
+    after_step: Callable[[], Awaitable[None]],
+    notice: Message | None = None,
 ) -> Outcome:
     """Run to the end and return the outcome; `news` is said before the first step, `between` called after each.
 
     Raises Unavailable when the model cannot be asked now.
     """
-    begun = len(tape.messages)
+    begun = len(recorder.messages)
     try:
-        async with asyncio.timeout(max(0.0, budget.left) + _GRACE) as deadline:
-            await _answer_honestly(toolbox, tape)
-            if news:
-                await tape.append(news)
+        async with asyncio.timeout(max(0.0, budget.seconds_left) + _GRACE) as deadline:
+            await _answer_interrupted_calls(toolbox, recorder)
+            if notice:
+                await recorder.append(notice)
             while True:
-                await step(mind, toolbox, tape, budget)
-                await between()
+                await run_step(selector, toolbox, recorder, budget)
+                await after_step()
     except RunEnded as end:
         outcome: Outcome = end.outcome  # type: ignore[assignment]
         return outcome
@@ -130,62 +130,64 @@ async def work(
             raise  # somebody else's
         return budget.out_of_time()
     except Unavailable as outage:
-        raise Unavailable(str(outage), retry_in=outage.retry_in, got_on=len(tape.messages) > begun) from None
+        raise Unavailable(str(outage), retry_in=outage.retry_in, made_progress=len(recorder.messages) > begun) from None
 
 
-async def step(mind: Mind, toolbox: Toolbox, tape: Tape, budget: Budget) -> None:
+async def run_step(selector: ModelSelector, toolbox: Toolbox, recorder: TranscriptRecorder, budget: Budget) -> None:
     """One model call and the tools it asks for."""
-    brain = await mind.brain()
-    known = sum(message.usage.usd or 0.0 for message in tape.messages)
-    budget.check(len(tape.replies), known, priced=brain.priced)
-    reply = _named_apart(await brain.reply(tape.messages, toolbox.specs(), tape.hear), tape)
-    await tape.append(reply)
+    brain = await selector.get_model()
+    known = sum(message.usage.usd or 0.0 for message in recorder.messages)
+    budget.check_limits(len(recorder.replies), known, is_priced=brain.is_priced)
+    reply = _make_call_ids_unique(
+        await brain.reply(recorder.messages, toolbox.list_tools(), recorder.publish_delta), recorder
+    )
+    await recorder.append(reply)
     for call in reply.calls:
-        await _use(toolbox, tape, call)
+        await _call_tool(toolbox, recorder, call)
     if not reply.calls:
-        await _nudge(tape, reply)
+        await _nudge_model(recorder, reply)
 
 
-def _named_apart(reply: Message, tape: Tape) -> Message:
+def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Message:
     """No vendor promises that a call's id is its own: those of a reply with one that was there before are made so.
 
     The vendor's form of such a reply would hold the old ids, so it is left.
     """
-    before = {call.id for message in tape.messages for call in message.calls}
+    before = {call.id for message in recorder.messages for call in message.calls}
     ids = [call.id for call in reply.calls]
     if len(set(ids)) == len(ids) and not before & set(ids):
         return reply
-    calls = (replace(call, id=f"call-{len(tape.messages)}-{n}") for n, call in enumerate(reply.calls))
+    calls = (replace(call, id=f"call-{len(recorder.messages)}-{n}") for n, call in enumerate(reply.calls))
     return replace(reply, calls=tuple(calls), state={})
 
 
-async def _nudge(tape: Tape, reply: Message) -> None:
+async def _nudge_model(recorder: TranscriptRecorder, reply: Message) -> None:
     """A reply that does nothing is answered; a model that goes on so has given up."""
-    if not any(message.calls for message in tape.replies[-_IDLE:]) and len(tape.replies) >= _IDLE:
+    if not any(message.calls for message in recorder.replies[-_IDLE:]) and len(recorder.replies) >= _IDLE:
         what = "refused to go on" if reply.end == "refused" else "stopped using its tools"
         said = f"; it said: {reply.text}" if reply.text else ""
         raise RunEnded(GaveUp(reason=f"the model {what}{said}"))
-    await tape.append(Message(role="user", text=_NUDGES[reply.end]))
+    await recorder.append(Message(role="user", text=_NUDGES[reply.end]))
 
 
-async def _use(toolbox: Toolbox, tape: Tape, call: ToolCall) -> None:
+async def _call_tool(toolbox: Toolbox, recorder: TranscriptRecorder, call: ToolCall) -> None:
     if call.broken:
         answer = ToolAnswer(text=f"{call.name} was not run: {call.broken}")
     else:
-        answer = await toolbox.call(call.name, call.args)
-    await tape.append(_answered(call, answer))
+        answer = await toolbox.call_tool(call.name, call.args)
+    await recorder.append(_tool_message(call, answer))
 
 
-async def _answer_honestly(toolbox: Toolbox, tape: Tape) -> None:
+async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecorder) -> None:
     """After a crash: what can be repeated is repeated; of the rest the first may have run, the others have not."""
-    if tape.messages and tape.messages[-1].role == "assistant" and not tape.messages[-1].calls:
-        await _nudge(tape, tape.messages[-1])
-    for n, call in enumerate(tape.unanswered()):
+    if recorder.messages and recorder.messages[-1].role == "assistant" and not recorder.messages[-1].calls:
+        await _nudge_model(recorder, recorder.messages[-1])
+    for n, call in enumerate(recorder.unanswered_calls()):
         if call.name in _REPEATABLE or n > 0:
-            await _use(toolbox, tape, call)
+            await _call_tool(toolbox, recorder, call)
         else:
-            await tape.append(_answered(call, ToolAnswer(text=INTERRUPTED)))
+            await recorder.append(_tool_message(call, ToolAnswer(text=INTERRUPTED)))
 
 
-def _answered(call: ToolCall, answer: ToolAnswer) -> Message:
+def _tool_message(call: ToolCall, answer: ToolAnswer) -> Message:
     return Message(role="tool", text=answer.text, call=call.id, ran=answer.ran)

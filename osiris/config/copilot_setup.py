@@ -8,40 +8,40 @@ from typing import Any, Final
 
 from osiris.config.repository_file import MOST_COMMAND, MOST_COMMANDS
 from osiris.config.yaml_text import UnreadableYaml, load_yaml
-from osiris.core.errors import Mendable
+from osiris.core.errors import NeedsOperator
 
 PATH: Final = ".github/workflows/copilot-setup-steps.yml"
 JOB: Final = "copilot-setup-steps"
 _INSTEAD: Final = "mend it, or name the set-up commands in `.github/osiris.yml` (`commands.setup`)"
 
 
-def parse(text: str) -> tuple[str, ...]:
+def parse_steps(text: str) -> tuple[str, ...]:
     """Return the commands of its `run:` steps, in order; none for a file without that job.
 
     A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's machines and is
-    left out. Raises Mendable for a file that cannot be read, or has more commands than `commands.setup` may have.
+    left out. Raises NeedsOperator for a file that cannot be read, or has more commands than `commands.setup` may have.
     """
     try:
         data = load_yaml(text)
     except UnreadableYaml as error:
         where = f" in line {error.line}" if error.line else ""
-        raise Mendable(f"`{PATH}` {error}{where}; {_INSTEAD}") from None
-    commands = tuple(_commands(data))
+        raise NeedsOperator(f"`{PATH}` {error}{where}; {_INSTEAD}") from None
+    commands = tuple(_list_commands(data))
     if len(commands) > MOST_COMMANDS:
-        raise Mendable(f"`{PATH}` has {len(commands)} commands, more than {MOST_COMMANDS}; {_INSTEAD}")
+        raise NeedsOperator(f"`{PATH}` has {len(commands)} commands, more than {MOST_COMMANDS}; {_INSTEAD}")
     if any(len(command) > MOST_COMMAND for command in commands):
-        raise Mendable(f"`{PATH}` has a command of more than {MOST_COMMAND:,} characters; {_INSTEAD}")
+        raise NeedsOperator(f"`{PATH}` has a command of more than {MOST_COMMAND:,} characters; {_INSTEAD}")
     return commands
 
 
-def _commands(data: Any) -> Iterator[str]:
+def _list_commands(data: Any) -> Iterator[str]:
     try:
         steps = data["jobs"][JOB]["steps"]
         commands = [step["run"] for step in steps if isinstance(step, dict) and "run" in step and "if" not in step]
     except (KeyError, TypeError):
         return
-    yield from (command for command in commands if isinstance(command, str) and _can_be_run(command))
+    yield from (command for command in commands if isinstance(command, str) and _is_runnable(command))
 
 
-def _can_be_run(command: str) -> bool:
+def _is_runnable(command: str) -> bool:
     return "${{" not in command and command.encode(errors="ignore").decode() == command

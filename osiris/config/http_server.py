@@ -12,17 +12,17 @@ import uvicorn
 
 
 @cache
-def tls() -> ssl.SSLContext:
+def create_tls_context() -> ssl.SSLContext:
     """The machine's trusted certificates, read once in a process: a client for each guest would read them anew."""
     return ssl.create_default_context()
 
 
-class GuestServer(uvicorn.Server):
+class EmbeddedServer(uvicorn.Server):
     """uvicorn that leaves the signals to its host, says when it is ready, and ends when told, not at the next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.ready, self._ended = asyncio.Event(), asyncio.Event()
+        self.ready, self._stop_requested = asyncio.Event(), asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,7 +33,7 @@ class GuestServer(uvicorn.Server):
         self.ready.set()
 
     async def main_loop(self) -> None:
-        await self._ended.wait()
+        await self._stop_requested.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's own, which rests for tenths of a second: guests come and go in milliseconds."""
@@ -54,13 +54,13 @@ class GuestServer(uvicorn.Server):
         for task in self.server_state.tasks:
             task.cancel()
 
-    def end(self) -> None:
+    def request_stop(self) -> None:
         self.should_exit = True
-        self._ended.set()
+        self._stop_requested.set()
 
 
 @contextlib.asynccontextmanager
-async def listening(app: Any, listener: socket.socket, *, grace: int) -> AsyncIterator[None]:
+async def serve_app(app: Any, listener: socket.socket, *, grace: int) -> AsyncIterator[None]:
     """Serve an ASGI app on a socket until the block ends; `grace` are the seconds its last answers may take."""
     # Head and body of an answer are two writes, and the second must not wait for the other side to acknowledge the
     # first (40 ms). Connections inherit it; asyncio sees to it only for sockets that were made with IPPROTO_TCP.
@@ -76,12 +76,12 @@ async def listening(app: Any, listener: socket.socket, *, grace: int) -> AsyncIt
         proxy_headers=False,
         timeout_graceful_shutdown=grace,
     )
-    server = GuestServer(config)
+    server = EmbeddedServer(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     await server.ready.wait()
     try:
         yield
     finally:
-        server.end()
+        server.request_stop()
         await running
         listener.close()

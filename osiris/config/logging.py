@@ -13,13 +13,13 @@ from osiris.core.sanitize import clean_text
 MOST: Final = 16_000  # characters of one line; a traceback's end says most
 
 
-class _Redacted(logging.Formatter):
+class _RedactingFormatter(logging.Formatter):
     def __init__(self, hide: Redactor) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
         self._hide = hide
 
     def format(self, record: logging.LogRecord) -> str:
-        return _bounded(self._hide(super().format(record)))
+        return _bound_line(self._hide(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One message is one line: a stranger's words in it cannot pass for a line of their own."""
@@ -27,7 +27,7 @@ class _Redacted(logging.Formatter):
         return super().formatMessage(record)
 
 
-class _Json(_Redacted):
+class _JsonFormatter(_RedactingFormatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
@@ -38,10 +38,10 @@ class _Json(_Redacted):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         # a secret is hidden before a cut can leave a part of it
-        return json.dumps({name: _bounded(self._hide(text)) for name, text in line.items()})
+        return json.dumps({name: _bound_line(self._hide(text)) for name, text in line.items()})
 
 
-def _bounded(text: str) -> str:
+def _bound_line(text: str) -> str:
     """Return text for the log without hidden characters and without the middle of a very long one."""
     text = clean_text(text)
     if len(text) <= MOST:
@@ -50,11 +50,11 @@ def _bounded(text: str) -> str:
     return f"{text[:half]} … [{len(text) - 2 * half} characters left out] … {text[-half:]}"
 
 
-def configure(style: str, secrets: Sequence[str] = (), level: int = logging.INFO) -> None:
+def configure_logging(style: str, secrets: Sequence[str] = (), level: int = logging.INFO) -> None:
     """Send every log line to stderr, as `text` or as one JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
     hide = Redactor(secrets)
-    handler.setFormatter(_Json(hide) if style == "json" else _Redacted(hide))
+    handler.setFormatter(_JsonFormatter(hide) if style == "json" else _RedactingFormatter(hide))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "httpx2", "google_genai", "httpcore", "uvicorn.access", "githubkit", "alembic", "arq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -37,7 +37,7 @@ class _Models(BaseModel):
 _Command = Annotated[str, Field(min_length=1, max_length=MOST_COMMAND)]
 
 
-def _host(name: str) -> str:
+def _validate_host(name: str) -> str:
     """A name with a dot in it: neither an address of numbers nor a machine of the operator's own."""
     if len(name) > 260 or not HOST.fullmatch(name):
         raise ValueError(
@@ -46,12 +46,12 @@ def _host(name: str) -> str:
     return name
 
 
-def _host_or_registries(name: str) -> str:
-    return name if name == REGISTRIES else _host(name)
+def _validate_agent_host(name: str) -> str:
+    return name if name == REGISTRIES else _validate_host(name)
 
 
-_Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], Field(max_length=50)]
-_AgentHosts = Annotated[list[Annotated[str, AfterValidator(_host_or_registries)]], Field(max_length=50)]
+_Hosts = Annotated[list[Annotated[str, AfterValidator(_validate_host)]], Field(max_length=50)]
+_AgentHosts = Annotated[list[Annotated[str, AfterValidator(_validate_agent_host)]], Field(max_length=50)]
 
 
 class _Commands(BaseModel):
@@ -75,13 +75,13 @@ class _File(BaseModel):
     network: _Network = _Network()
 
 
-def _commands(given: _Commands) -> tuple[str, ...] | None:
+def _read_commands(given: _Commands) -> tuple[str, ...] | None:
     if "setup" not in given.model_fields_set:
         return None
     return (given.setup,) if isinstance(given.setup, str) else tuple(given.setup)
 
 
-def parse(text: str) -> Policy:
+def parse_policy(text: str) -> Policy:
     """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
     try:
         data = load_yaml(text) or {}
@@ -102,7 +102,7 @@ def parse(text: str) -> Policy:
         minutes=file.budget.minutes,
         models={role: model for role, model in file.models.model_dump().items() if model},
         deny=tuple(file.paths.deny),
-        setup=_commands(file.commands),
+        setup=_read_commands(file.commands),
         setup_hosts=tuple(file.network.setup),
         agent_hosts=tuple(file.network.agent),
     )

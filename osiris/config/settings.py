@@ -63,12 +63,12 @@ class Settings(BaseModel):
 
     @field_validator("osiris_toolchains", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_paths(cls, value: Any) -> Any:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
     @field_validator("osiris_data_dir", "osiris_toolchains", "github_private_key_file", mode="after")
     @classmethod
-    def _absolute(cls, value: Any) -> Any:
+    def _make_absolute(cls, value: Any) -> Any:
         """Processes that are started elsewhere must find the same place."""
         if isinstance(value, tuple):
             return tuple(path.expanduser().absolute() for path in value)
@@ -76,14 +76,14 @@ class Settings(BaseModel):
 
     @field_validator("osiris_model", "osiris_second_model")
     @classmethod
-    def _vendor_and_model(cls, value: str) -> str:
+    def _check_model(cls, value: str) -> str:
         if value and not (":" in value and value.partition(":")[2]):
             raise ValueError("is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
         return value
 
     @field_validator("anthropic_api_key", "openai_api_key", "google_api_key", "openai_compatible_api_key")
     @classmethod
-    def _one_word(cls, key: SecretStr) -> SecretStr:
+    def _check_key(cls, key: SecretStr) -> SecretStr:
         word = key.get_secret_value().strip()
         if not re.fullmatch(r"[!-~]*", word):
             raise ValueError("is to be one word of ASCII characters")
@@ -91,14 +91,14 @@ class Settings(BaseModel):
 
     @field_validator("anthropic_base_url", "openai_base_url", "google_base_url", "openai_compatible_base_url")
     @classmethod
-    def _address(cls, url: str) -> str:
+    def _check_url(cls, url: str) -> str:
         if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
             raise ValueError("is to be an address like https://HOST/PATH, without a name or password in it")
         return url
 
     @field_validator("redis_url")
     @classmethod
-    def _redis(cls, url: SecretStr) -> SecretStr:
+    def _check_redis_url(cls, url: SecretStr) -> SecretStr:
         if url.get_secret_value() and not re.fullmatch(r"(rediss?|unix)://\S+", url.get_secret_value()):
             raise ValueError("is to be an address like redis://HOST:6379/0")
         return url
@@ -119,7 +119,7 @@ class Settings(BaseModel):
         return self.database_url.get_secret_value() or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
 
     @property
-    def database_shown(self) -> str:
+    def database_without_password(self) -> str:
         """The same, to be read by people: without a password."""
         return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", self.database)
 
@@ -128,7 +128,7 @@ class Settings(BaseModel):
         """Whether the database is SQLite: a file on this machine."""
         return self.database.startswith("sqlite")
 
-    def vendors(self) -> dict[str, tuple[str, str]]:
+    def list_vendors(self) -> dict[str, tuple[str, str]]:
         """The model vendors that are configured, each with its key and its address ("": the vendor's own)."""
         keys = {
             "anthropic": (self.anthropic_api_key, self.anthropic_base_url),
@@ -141,7 +141,7 @@ class Settings(BaseModel):
             found["openai-compatible"] = (key, self.openai_compatible_base_url)
         return found
 
-    def missing(self) -> list[str]:
+    def list_missing(self) -> list[str]:
         """The names without which Osiris cannot do its work."""
         wanted = {
             "GITHUB_APP_ID": self.github_app_id,
@@ -152,7 +152,7 @@ class Settings(BaseModel):
         }
         return [name for name, value in wanted.items() if not value]
 
-    def secrets(self) -> list[str]:
+    def list_secrets(self) -> list[str]:
         """Every value that must never be written anywhere."""
         values = {name: value for name, value in self.__dict__.items() if isinstance(value, SecretStr)}
         urls = [values.pop(name).get_secret_value() for name in ("database_url", "redis_url")]
@@ -172,7 +172,7 @@ def tools_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
     return {name: value for name, value in given.items() if _TOOLS.fullmatch(name)}
 
 
-def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
     """The settings from `env_file` (None: from no file) and the environment, which wins; an empty value is none.
 
     Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.

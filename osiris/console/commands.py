@@ -7,43 +7,52 @@ from uuid import uuid4
 
 from rich.text import Text
 
-from osiris.bootstrap import prepare
+from osiris.bootstrap import prepare_storage
 from osiris.config.settings import Settings
-from osiris.console.support import LOOK, console, find, make_safe, open_views, operator_name, print_json, summary
+from osiris.console.support import (
+    LOOK,
+    find_task,
+    get_operator_name,
+    make_console,
+    make_safe,
+    open_views,
+    print_json,
+    summarize_task,
+)
 from osiris.core import events as e
 from osiris.core.errors import Refused
 from osiris.queue.database import connect
 from osiris.queue.in_process import LocalWake
-from osiris.queue.inbox import Intake
+from osiris.queue.inbox import DatabaseInbox
 from osiris.queue.inbox_rows import OWN
-from osiris.queue.read_models import Views
+from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 
 _PATIENCE = 3.0  # seconds to wait for a worker to take something up
 
 
-async def cancel(settings: Settings, id: str, *, as_json: bool) -> None:
-    await _ask(settings, id, e.StopRequested, as_json=as_json)
+async def cancel_task(settings: Settings, id: str, *, as_json: bool) -> None:
+    await _send_command(settings, id, e.StopRequested, as_json=as_json)
 
 
-async def retry(settings: Settings, id: str, *, as_json: bool) -> None:
-    await _ask(settings, id, e.RetryRequested, as_json=as_json)
+async def retry_task(settings: Settings, id: str, *, as_json: bool) -> None:
+    await _send_command(settings, id, e.RetryRequested, as_json=as_json)
 
 
-async def _ask(
+async def _send_command(
     settings: Settings, id: str, wish: type[e.StopRequested] | type[e.RetryRequested], *, as_json: bool
 ) -> None:
     async with open_views(settings) as views:
-        line = await find(views, id)
-    operator = e.Actor(operator_name(), e.Role.ADMIN)  # who can write to the database is the operator
-    taken = await _note(settings, wish(issue=line.task.issue, actor=operator))
+        line = await find_task(views, id)
+    operator = e.Actor(get_operator_name(), e.Role.ADMIN)  # who can write to the database is the operator
+    taken = await _append_event(settings, wish(issue=line.task.issue, actor=operator))
     async with open_views(settings) as views:
-        line = await find(views, id)
+        line = await find_task(views, id)
     if as_json:
-        print_json({**summary(settings, line), "taken_up": taken})
+        print_json({**summarize_task(settings, line), "taken_up": taken})
     else:
         now = f"{make_safe(line.task.issue)} is now {line.task.state.value}"
-        console().print(Text(now if taken else _LATER))
+        make_console().print(Text(now if taken else _LATER))
 
 
 _LATER = "noted; it takes effect as soon as `osiris serve` runs with all its settings"
@@ -57,22 +66,22 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Refused(f"--repo is to be owner/name, not {repo!r}")
     key = uuid4().hex
-    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=operator_name())
-    await prepare(settings, engine := connect(settings.database))
+    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=get_operator_name())
+    await prepare_storage(settings, engine := connect(settings.database))
     await engine.dispose()
-    taken = await _note(settings, made)
+    taken = await _append_event(settings, made)
     appears = f"taken up; the issue will appear in {make_safe(repo)}"
-    console().print(Text(appears if taken else _LATER))
+    make_console().print(Text(appears if taken else _LATER))
 
 
-async def _note(settings: Settings, event: e.Event) -> bool:
+async def _append_event(settings: Settings, event: e.Event) -> bool:
     """Put an event into the inbox; True when a worker took it up within a few seconds."""
     store, key = Store(engine := connect(settings.database)), f"operator/{uuid4().hex}"
     try:
-        await Intake(store, LocalWake()).note(key, event)
-        views, until = Views(engine), time.monotonic() + _PATIENCE
+        await DatabaseInbox(store, LocalWake()).accept_fact(key, event)
+        views, until = ReadModels(engine), time.monotonic() + _PATIENCE
         while time.monotonic() < until:
-            if await views.handled(OWN, key):
+            if await views.is_handled(OWN, key):
                 return True
             await asyncio.sleep(LOOK)
         return False

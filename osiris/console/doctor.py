@@ -4,23 +4,23 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from osiris.bootstrap import build, prepare
+from osiris.bootstrap import build_osiris, prepare_storage
 from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
-from osiris.console.support import console, make_safe, print_json
+from osiris.console.support import make_console, make_safe, print_json
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Probe
-from osiris.readiness import Readiness, github_probes
+from osiris.readiness import Readiness, probe_github
 
 
-async def doctor(settings: Settings, *, as_json: bool) -> bool:
+async def run_doctor(settings: Settings, *, as_json: bool) -> bool:
     """Print one line for each thing Osiris needs; True when all that is needed is there."""
-    probes = await _examine(settings)
+    probes = await _run_probes(settings)
     healthy = all(probe.ok or not probe.needed for probe in probes)
     if as_json:
         print_json({"healthy": healthy, "probes": [asdict(probe) for probe in probes]})
         return healthy
-    out = console()
+    out = make_console()
     for probe in probes:
         mark, style = ("ok  ", "green") if probe.ok else ("FAIL", "red") if probe.needed else ("weak", "yellow")
         detail = f": {make_safe(probe.detail, 2_000)}" if probe.detail else ""
@@ -30,16 +30,16 @@ async def doctor(settings: Settings, *, as_json: bool) -> bool:
     return healthy
 
 
-async def _examine(settings: Settings) -> list[Probe]:
+async def _run_probes(settings: Settings) -> list[Probe]:
     try:
-        osiris = build(settings)
-        await prepare(osiris.settings, osiris.engine)
+        osiris = build_osiris(settings)
+        await prepare_storage(osiris.settings, osiris.engine)
     except Refused as refused:
         return [Probe(name="settings", ok=False, detail=str(refused))]
     try:
-        readiness = Readiness(settings, osiris.store, osiris.sandbox, osiris.brains, osiris.wake)
-        github = await github_probes(osiris.tokens, APP_PERMISSIONS, APP_EVENTS)
-        return [*(await readiness()), *(await readiness.models()), *github]
+        readiness = Readiness(settings, osiris.store, osiris.sandbox, osiris.models, osiris.wake)
+        github = await probe_github(osiris.auth, APP_PERMISSIONS, APP_EVENTS)
+        return [*(await readiness()), *(await readiness.probe_models()), *github]
     finally:
-        await osiris.brains.close()
+        await osiris.models.close()
         await osiris.store.close()

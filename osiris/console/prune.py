@@ -2,21 +2,21 @@
 
 from dataclasses import asdict
 
-from osiris.bootstrap import prepare
+from osiris.bootstrap import prepare_storage
 from osiris.config.settings import Settings
-from osiris.console.support import console, print_json
+from osiris.console.support import make_console, print_json
 from osiris.core.errors import Refused
 from osiris.queue.database import connect
-from osiris.queue.retention import Pruning
+from osiris.queue.retention import Retention
 
 
-async def prune(settings: Settings, *, as_json: bool) -> None:
+async def prune_records(settings: Settings, *, as_json: bool) -> None:
     """Remove what is over for longer than the settings say, and say how much that was."""
     exports = settings.osiris_data_dir / "exports"
     engine = connect(settings.database)
     try:
-        await prepare(settings, engine)
-        pruned = await Pruning(engine, exports, days=settings.osiris_keep_days).prune()
+        await prepare_storage(settings, engine)
+        pruned = await Retention(engine, exports, days=settings.osiris_keep_days).prune()
     except OSError as error:
         raise Refused(f"the journals cannot be written to {exports}: {error.strerror}; nothing was removed") from None
     finally:
@@ -24,7 +24,7 @@ async def prune(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(pruned))
         return
-    console().print(
+    make_console().print(
         f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries} deliveries, and of "
         f"{pruned.tasks} tasks {pruned.steps} messages and {pruned.lines} journal lines (now in {exports})"
     )

@@ -11,13 +11,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from osiris.bot.github.comments import review_page
+from osiris.bot.github.comments import review_url
 from osiris.config.settings import Settings
-from osiris.console.support import LOOK, console, find, make_safe, open_views, print_json, summary
+from osiris.console.support import LOOK, find_task, make_console, make_safe, open_views, print_json, summarize_task
 from osiris.core.ports.models import Message
 from osiris.core.sanitize import clean_text
 from osiris.core.task import ENDED, UNDER_REVIEW, State
-from osiris.queue.read_models import Line, Step, TaskLine, Waiting
+from osiris.queue.read_models import AuditEntry, Step, TaskSummary, WaitingOrder
 
 _MOST_REASON = 2_000  # characters of a reason
 _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
@@ -25,149 +25,157 @@ _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
 
 async def list_tasks(settings: Settings, *, as_json: bool) -> None:
     async with open_views(settings) as views:
-        lines = await views.tasks()
+        lines = await views.list_tasks()
     if as_json:
-        print_json([summary(settings, line) for line in lines])
+        print_json([summarize_task(settings, line) for line in lines])
         return
     table = Table("ID", "ISSUE", "STATE", "PULL", "MOVED", "TITLE", box=None, pad_edge=False)
     for line in lines:
         task = line.task
         pull = f"#{task.pull}" if task.pull else ""
-        cells = (line.id, task.issue, task.state.value, pull, _ago(line.updated), task.title)
-        table.add_row(*map(_cell, cells))
-    console().print(table if lines else "no tasks yet: label an issue, or `osiris request`")
+        cells = (line.id, task.issue, task.state.value, pull, _format_age(line.updated), task.title)
+        table.add_row(*map(_format_cell, cells))
+    make_console().print(table if lines else "no tasks yet: label an issue, or `osiris request`")
 
 
 async def list_failures(settings: Settings, *, as_json: bool) -> None:
     async with open_views(settings) as views:
-        failures = await views.failures()
+        failures = await views.list_failures()
     if as_json:
         print_json([asdict(failure) for failure in failures])
         return
     table = Table("WHAT", "ID", "WHEN", "WHY", box=None, pad_edge=False)
     for failure in failures:
-        table.add_row(*map(_cell, (failure.what, failure.id, _ago(failure.at), failure.error)))
-    console().print(table if failures else "nothing has failed")
+        table.add_row(*map(_format_cell, (failure.what, failure.id, _format_age(failure.at), failure.error)))
+    make_console().print(table if failures else "nothing has failed")
 
 
-def _cell(value: object) -> Text:
+def _format_cell(value: object) -> Text:
     """Return a table's cell: one line, and a Text, so that brackets in it are no markup."""
     return Text(make_safe(value))
 
 
-async def show(settings: Settings, id: str, *, as_json: bool) -> None:
+async def show_task(settings: Settings, id: str, *, as_json: bool) -> None:
     async with open_views(settings) as views:
-        line = await find(views, id)
-        story, steps, waiting = await views.story(line.id), await views.steps(line.id), await views.waiting(line.id)
+        line = await find_task(views, id)
+        story, steps, waiting = (
+            await views.read_audit_log(line.id),
+            await views.list_steps(line.id),
+            await views.list_waiting(line.id),
+        )
     if as_json:
         told = {"journal": [asdict(one) for one in story], "steps": [asdict(step) for step in steps]}
-        print_json({**summary(settings, line), "waiting": [asdict(one) for one in waiting], **told})
+        print_json({**summarize_task(settings, line), "waiting": [asdict(one) for one in waiting], **told})
         return
-    _print_head(settings, line)
-    for _at, words in sorted([*map(_told, story), *filter(None, map(_step, steps))], key=lambda pair: pair[0]):
-        console().print(Text(words))
+    _print_header(settings, line)
+    for _at, words in sorted(
+        [*map(_format_entry, story), *filter(None, map(_format_step, steps))], key=lambda pair: pair[0]
+    ):
+        make_console().print(Text(words))
     for one in waiting:
-        console().print(Text(f"   {_waits(one)}"))
+        make_console().print(Text(f"   {_describe_waiting(one)}"))
 
 
-async def watch(settings: Settings, id: str, *, as_json: bool) -> None:
+async def watch_task(settings: Settings, id: str, *, as_json: bool) -> None:
     """Print what is new until the task waits for a person or has ended."""
     async with open_views(settings) as views:
-        line, seen, at = await find(views, id), 0, 0.0
+        line, seen, at = await find_task(views, id), 0, 0.0
         if not as_json:
-            _print_head(settings, line)
+            _print_header(settings, line)
         while True:
-            story, steps = await views.story(line.id, seen), await views.steps(line.id, at)
+            story, steps = await views.read_audit_log(line.id, seen), await views.list_steps(line.id, at)
             seen, at = max([seen, *(one.seq for one in story)]), max([at, *(step.at for step in steps)])
-            _print_new(story, steps, as_json=as_json)
-            line = await find(views, id)
+            _print_new_lines(story, steps, as_json=as_json)
+            line = await find_task(views, id)
             if line.task.state in _RESTING and not line.waiting:
                 break
             await asyncio.sleep(LOOK)
     if not as_json:
-        _print_head(settings, line)
+        _print_header(settings, line)
 
 
-def _print_new(story: list[Line], steps: list[Step], *, as_json: bool) -> None:
+def _print_new_lines(story: list[AuditEntry], steps: list[Step], *, as_json: bool) -> None:
     if as_json:
         for told in (*map(asdict, story), *map(asdict, steps)):
             print(json.dumps(told), flush=True)
         return
-    for _at, words in sorted([*map(_told, story), *filter(None, map(_step, steps))], key=lambda pair: pair[0]):
-        console().print(Text(words))
+    for _at, words in sorted(
+        [*map(_format_entry, story), *filter(None, map(_format_step, steps))], key=lambda pair: pair[0]
+    ):
+        make_console().print(Text(words))
 
 
-def _print_head(settings: Settings, line: TaskLine) -> None:
-    task, out = line.task, console()
+def _print_header(settings: Settings, line: TaskSummary) -> None:
+    task, out = line.task, make_console()
     why = f": {make_safe(task.reason, _MOST_REASON)}" if task.reason else ""
-    page = review_page(settings.github_url, task.issue, task.pull)
+    page = review_url(settings.github_url, task.issue, task.pull)
     out.print(Text(f"{line.id}  {make_safe(task.issue)}  {make_safe(task.title)}", style="bold"))
     out.print(Text(f"   {task.state.value}{why}"))
     out.print(Text(f"   {make_safe(page)}"))
 
 
-def _waits(one: Waiting) -> str:
+def _describe_waiting(one: WaitingOrder) -> str:
     what = make_safe(one.what)
     why = f": {make_safe(one.why, _MOST_REASON)}" if one.why else ""
     if one.until is None:
         return f"{what} is parked{why}; `osiris task retry` takes it up"
     if one.worker:
         return f"{what} is being done by {make_safe(one.worker)}"
-    later = f" until {_clock(one.until)}" if one.until > time.time() else " for its turn"
+    later = f" until {_format_clock(one.until)}" if one.until > time.time() else " for its turn"
     return f"{what} waits{later}{why}"
 
 
-def _told(line: Line) -> tuple[float, str]:
+def _format_entry(line: AuditEntry) -> tuple[float, str]:
     what = make_safe(line.what)
     match line.kind:
         case "decided":
             orders = ", ".join(line.detail["orders"]) or "nothing to do"
             decided = make_safe(f"{line.detail['state']}: {orders}", _MOST_REASON)
-            return line.at, f"{_clock(line.at)}    → {decided}"
+            return line.at, f"{_format_clock(line.at)}    → {decided}"
         case "done":
             ends = [
                 f"{how}: {make_safe(line.detail[how], _MOST_REASON)}"
                 for how in ("refused", "parked")
                 if how in line.detail
             ]
-            return line.at, f"{_clock(line.at)}    {what} {ends[0] if ends else 'done'}"
+            return line.at, f"{_format_clock(line.at)}    {what} {ends[0] if ends else 'done'}"
     who = (line.detail.get("actor") or {}).get("login") or line.detail.get("by")
-    return line.at, f"{_clock(line.at)}  {what}" + (f" ({make_safe(who, 100)})" if who else "")
+    return line.at, f"{_format_clock(line.at)}  {what}" + (f" ({make_safe(who, 100)})" if who else "")
 
 
-def _step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
+def _format_step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
     message: Message = step.message
-    first = _first_line(message.text)
+    first = _cut_first_line(message.text)
     match message.role:
         case "assistant":
-            calls = "; ".join(f"{make_safe(c.name, 100)} {_short(dict(c.args))}" for c in message.calls)
+            calls = "; ".join(f"{make_safe(c.name, 100)} {_summarize_args(dict(c.args))}" for c in message.calls)
             words = f"{first}  " if first and said else ""
-            return step.at, f"{_clock(step.at)}      {words}{calls}"
+            return step.at, f"{_format_clock(step.at)}      {words}{calls}"
         case "tool":
-            return step.at, f"{_clock(step.at)}        {first}"
+            return step.at, f"{_format_clock(step.at)}        {first}"
     return None
 
 
-def told_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
+def format_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
     """A transcript's messages, a line each; with what the model said beside what it did, or without."""
-    return [told[1].partition("  ")[2] for step in steps if (told := _step(step, said=said))]
+    return [told[1].partition("  ")[2] for step in steps if (told := _format_step(step, said=said))]
 
 
-def _first_line(text: str) -> str:
+def _cut_first_line(text: str) -> str:
     return " ".join(clean_text(text).partition("\n")[0].split())[:100]
 
 
-def _short(args: dict[str, Any]) -> str:
+def _summarize_args(args: dict[str, Any]) -> str:
     """The first argument says what a call is about: a path, a pattern, a command, a summary."""
     words = " ".join(clean_text(str(next(iter(args.values()), ""))).split())
     return words if len(words) <= 70 else words[:69] + "…"
 
 
-def _clock(at: float) -> str:
+def _format_clock(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%H:%M:%S")
 
 
-def _ago(at: float) -> str:
+def _format_age(at: float) -> str:
     seconds = max(0, int(time.time() - at))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

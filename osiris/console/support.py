@@ -12,13 +12,13 @@ from typing import Any
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from osiris.bot.github.comments import review_page
+from osiris.bot.github.comments import review_url
 from osiris.config.settings import Settings
 from osiris.core import events as e
 from osiris.core.errors import Refused
 from osiris.core.sanitize import clean_text, cut_text
 from osiris.queue.database import connect
-from osiris.queue.read_models import TaskLine, Views
+from osiris.queue.read_models import ReadModels, TaskSummary
 
 LOOK = 0.3  # seconds between two looks at the database
 
@@ -28,7 +28,7 @@ def make_safe(text: object, most: int = 500) -> str:
     return cut_text(" ".join(clean_text(str(text)).split()), most)
 
 
-def operator_name() -> str:
+def get_operator_name() -> str:
     """Return the login name of who runs the command; "user-NUMBER" where this machine has no name for the user."""
     try:
         return getpass.getuser()
@@ -36,13 +36,13 @@ def operator_name() -> str:
         return f"user-{os.getuid()}"
 
 
-def console() -> Console:
+def make_console() -> Console:
     """Colours on a terminal, plain lines off it."""
     return Console(soft_wrap=True, highlight=False)
 
 
 @contextlib.asynccontextmanager
-async def open_views(settings: Settings) -> AsyncIterator[Views]:
+async def open_views(settings: Settings) -> AsyncIterator[ReadModels]:
     if (
         settings.is_embedded
         and not settings.database_url.get_secret_value()
@@ -51,7 +51,7 @@ async def open_views(settings: Settings) -> AsyncIterator[Views]:
         raise Refused(f"there is no database in {settings.osiris_data_dir} yet; `osiris serve` makes it")
     engine = connect(settings.database)
     try:
-        yield Views(engine)
+        yield ReadModels(engine)
     except SQLAlchemyError as error:
         told = str(getattr(error, "orig", error)).partition("\n")[0]
         raise Refused(f"the database cannot be read ({told}); `osiris migrate` brings it up to date") from None
@@ -59,19 +59,19 @@ async def open_views(settings: Settings) -> AsyncIterator[Views]:
         await engine.dispose()
 
 
-async def find(views: Views, id: str) -> TaskLine:
+async def find_task(views: ReadModels, id: str) -> TaskSummary:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d{1,15})", id)
     if not match and not re.fullmatch(r"\d{1,15}", id):
         raise Refused(f"{id!r} is no task: give its number from `osiris task list`, or owner/name#N")
-    line = await views.task(e.IssueRef(match[1], int(match[2])) if match else int(id))
+    line = await views.find_task(e.IssueRef(match[1], int(match[2])) if match else int(id))
     if line is None:
         raise Refused(f"there is no task {id}; `osiris task list` shows those there are")
     return line
 
 
-def summary(settings: Settings, line: TaskLine) -> dict[str, Any]:
+def summarize_task(settings: Settings, line: TaskSummary) -> dict[str, Any]:
     task = asdict(line.task)
-    url = review_page(settings.github_url, line.task.issue, line.task.pull)
+    url = review_url(settings.github_url, line.task.issue, line.task.pull)
     return {"id": line.id, "url": url, "updated": line.updated, "waiting_orders": line.waiting, **task}
 
 

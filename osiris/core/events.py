@@ -123,7 +123,7 @@ class Prepared:
 class Usage:
     """Tokens that a model counted, and their price in US dollars; None: no price is known.
 
-    `cached` are those of `input` that the vendor had kept from an earlier request.
+    `list_cached` are those of `input` that the vendor had kept from an earlier request.
     """
 
     input: int = 0

@@ -54,7 +54,7 @@ class Redactor:
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        self._forms = {form for secret in known if len(secret) >= SHORTEST for form in _forms(secret)}
+        self._forms = {form for secret in known if len(secret) >= SHORTEST for form in _encode_variants(secret)}
         # the longest first, so that all of it goes; and what base64 fills up with
         words = [f"{re.escape(form)}(?:={{1,2}})?" for form in sorted(self._forms, key=len, reverse=True)]
         self._known = re.compile("|".join(words))
@@ -69,18 +69,18 @@ class Redactor:
                 text = shape.sub(HIDDEN, text)
         return text
 
-    def within(self, value: Any) -> Any:
+    def redact_value(self, value: Any) -> Any:
         """Return a value as JSON knows them, with every text in it redacted."""
         match value:
             case str():
                 return self(value)
             case dict():
-                return {key: self.within(inner) for key, inner in value.items()}
+                return {key: self.redact_value(inner) for key, inner in value.items()}
             case list() | tuple():
-                return [self.within(inner) for inner in value]
+                return [self.redact_value(inner) for inner in value]
         return value
 
 
-def _forms(secret: str) -> Iterable[str]:
+def _encode_variants(secret: str) -> Iterable[str]:
     encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
     return (secret, secret.strip(), json.dumps(secret)[1:-1], quote(secret, safe=""), encoded)

@@ -43,7 +43,7 @@ def clean_text(raw: bytes | str) -> str:
 
 def show_hidden(line: str) -> str:
     """Return `line` with everything written out that `clean_text` removes, such as `<U+200B>`."""
-    return _HIDDEN.sub(_write_out, line)
+    return _HIDDEN.sub(_escape_character, line)
 
 
 def has_hidden(name: str) -> bool:
@@ -61,6 +61,6 @@ def cut_text(text: str, most: int) -> str:
     return f"{text[:most]}… [{len(text) - most} more characters]"
 
 
-def _write_out(found: re.Match[str]) -> str:
+def _escape_character(found: re.Match[str]) -> str:
     character = found[0]
     return "^M" if character == "\r" else f"<U+{ord(character):04X}>"

@@ -93,7 +93,7 @@ class Task:
 
     `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how often the current
     run is given its budget; `model` is what `model_by` chose, "" when nobody chose; `generation` counts how often
-    work was begun anew after a rejection; `reviews` is what the current run works on and `waiting` what came
+    work was begun anew after a rejection; `list_reviews` is what the current run works on and `list_waiting` what came
     meanwhile; `heard` names the reviews that were taken in; `approved` is the commit a person approved; `barred` is
     True while nothing can be written in the repository.
     """
@@ -122,13 +122,13 @@ class Task:
     work: e.Work | None = None
 
 
-def landing(task: Task, event: e.TaskEvent) -> State | None:
+def next_state(task: Task, event: e.TaskEvent) -> State | None:
     """Where `event` takes `task`; None when the table does not list the move."""
     target = MOVES.get((task.state, type(event)))
     return task.before if isinstance(target, Back) else target
 
 
-def states_page() -> str:
+def render_states_page() -> str:
     """The table as a page with a Mermaid diagram: `docs/states.md`."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), target in MOVES.items():

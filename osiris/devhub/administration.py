@@ -1,41 +1,41 @@
 """What befalls repositories and installations: archived, renamed, given away; suspended, narrowed, taken off."""
 
-from osiris.devhub.errors import invalid
-from osiris.devhub.git_repository import Git
+from osiris.devhub.errors import invalid_field_error
+from osiris.devhub.git_repository import GitRepository
 from osiris.devhub.models import Installation, Repo, User
 from osiris.devhub.world import World
 
 
-def archive(world: World, repo: Repo, by: User, archived: bool) -> None:
+def archive_repo(world: World, repo: Repo, by: User, archived: bool) -> None:
     """Make a repository read-only, or writable again."""
     if repo.archived == archived:
         return
     repo.archived = archived
-    world.tell("repository", "archived" if archived else "unarchived", repo, by)
+    world.publish_event("repository", "archived" if archived else "unarchived", repo, by)
 
 
-def rename(world: World, repo: Repo, by: User, name: str) -> None:
+def rename_repo(world: World, repo: Repo, by: User, name: str) -> None:
     """Give a repository another name; the old one leads to it until another repository takes it."""
     if name == repo.name:
         return
     old = repo.name
-    _move(world, repo, repo.owner, name)
-    world.tell("repository", "renamed", repo, by, old_name=old)
+    _move_repo(world, repo, repo.owner, name)
+    world.publish_event("repository", "renamed", repo, by, old_name=old)
 
 
-def transfer(world: World, repo: Repo, by: User, owner: User) -> list[Installation]:
+def transfer_repo(world: World, repo: Repo, by: User, owner: User) -> list[Installation]:
     """Give a repository to another account; gives the installations that lost it."""
     old = repo.owner
     lost = [one for one in world.installations.values() if repo in one.repos]
-    _move(world, repo, owner, repo.name)
+    _move_repo(world, repo, owner, repo.name)
     for installation in lost:
         installation.repos.remove(repo)
-    world.tell("repository", "transferred", repo, by, old_owner=old)
+    world.publish_event("repository", "transferred", repo, by, old_owner=old)
     return lost
 
 
-def delete(world: World, repo: Repo, by: User) -> None:
-    world.tell("repository", "deleted", repo, by)
+def delete_repo(world: World, repo: Repo, by: User) -> None:
+    world.publish_event("repository", "deleted", repo, by)
     del world.repos[repo.full_name.lower()]
     world.moved = {name: one for name, one in world.moved.items() if one is not repo}
     for installation in world.installations.values():
@@ -43,35 +43,35 @@ def delete(world: World, repo: Repo, by: User) -> None:
             installation.repos.remove(repo)
 
 
-def _move(world: World, repo: Repo, owner: User, name: str) -> None:
+def _move_repo(world: World, repo: Repo, owner: User, name: str) -> None:
     """Everything that is found by a repository's full name follows; what is on disk as well."""
     old, new = repo.full_name.lower(), f"{owner.login}/{name}".lower()
     if not name.strip() or "/" in name or world.repos.get(new, repo) is not repo:
-        raise invalid("Repository", "name", "custom", "name already exists on this account")
+        raise invalid_field_error("Repository", "name", "custom", "name already exists on this account")
     path = repo.git.path.parent.parent / owner.login / f"{name}.git"
     path.parent.mkdir(parents=True, exist_ok=True)
     repo.git.path.rename(path)
     del world.repos[old]
-    repo.owner, repo.name, repo.git = owner, name, Git(path)
+    repo.owner, repo.name, repo.git = owner, name, GitRepository(path)
     world.repos[new] = repo
     world.moved[old] = repo
     world.moved.pop(new, None)
 
 
-def suspend(world: World, installation: Installation, by: User | None) -> None:
+def suspend_installation(world: World, installation: Installation, by: User | None) -> None:
     installation.suspended, installation.suspended_by = world.now(), by
 
 
-def unsuspend(installation: Installation) -> None:
+def unsuspend_installation(installation: Installation) -> None:
     installation.suspended, installation.suspended_by = None, None
 
 
-def uninstall(world: World, installation: Installation) -> None:
+def uninstall_app(world: World, installation: Installation) -> None:
     """Take an app off an account; every token of the installation is void with that."""
     del world.installations[installation.id]
 
 
-def narrow(installation: Installation, repo: Repo) -> bool:
+def narrow_installation(installation: Installation, repo: Repo) -> bool:
     """Take one repository out of an installation; False when it was not in it."""
     if repo not in installation.repos:
         return False

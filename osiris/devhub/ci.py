@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from osiris.core.errors import OsirisError
-from osiris.devhub.models import App, CheckRun, Happening, Repo
+from osiris.devhub.models import App, CheckRun, HubEvent, Repo
 from osiris.devhub.world import World
 
 RunCheck = Callable[[Path, str, str], Awaitable[tuple[int | None, str]]]
@@ -16,7 +16,7 @@ LONGEST = 60_000
 NO_COMMIT = "0" * 40
 
 
-class CI:
+class CheckRunner:
     """Listens for pushes, and works through them in order."""
 
     def __init__(self, world: World, run_check: RunCheck) -> None:
@@ -24,19 +24,19 @@ class CI:
         self._run_check = run_check
         self._queue: asyncio.Queue[tuple[CheckRun, str]] = asyncio.Queue()
         self._app: App | None = None
-        self._worker = asyncio.create_task(self._work())
-        world.listeners.append(self.hear)
+        self._worker = asyncio.create_task(self._process_queue())
+        world.listeners.append(self.on_event)
 
-    def hear(self, happening: Happening) -> None:
+    def on_event(self, happening: HubEvent) -> None:
         if happening.event != "push" or happening.subject["after"] == NO_COMMIT:
             return
         sha: str = happening.subject["after"]
-        command = command_of(happening.repo, sha)
+        command = read_command(happening.repo, sha)
         if command:
-            run = self._world.start_check(happening.repo, self._actions(), sha, "ci", status="in_progress")
+            run = self._world.start_check(happening.repo, self._get_app(), sha, "ci", status="in_progress")
             self._queue.put_nowait((run, command))
 
-    def _actions(self) -> App:
+    def _get_app(self) -> App:
         if self._app is None:
             self._app = self._world.add_app(
                 slug="devhub-actions",
@@ -47,15 +47,15 @@ class CI:
             )
         return self._app
 
-    async def _work(self) -> None:
+    async def _process_queue(self) -> None:
         while True:
             run, command = await self._queue.get()
             try:
-                await self._check(run, command)
+                await self._run_queued_check(run, command)
             finally:
                 self._queue.task_done()
 
-    async def _check(self, run: CheckRun, command: str) -> None:
+    async def _run_queued_check(self, run: CheckRun, command: str) -> None:
         try:
             code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
         except OsirisError as error:  # there is no place to run it in: the check says so
@@ -67,7 +67,7 @@ class CI:
             output={"title": "passed" if code == 0 else "failed", "summary": said, "text": output[-LONGEST:]},
         )
 
-    async def checked(self) -> None:
+    async def wait_until_checked(self) -> None:
         """Wait until every push so far has been checked."""
         done = asyncio.ensure_future(self._queue.join())
         await asyncio.wait([done, self._worker], return_when=asyncio.FIRST_COMPLETED)
@@ -80,9 +80,9 @@ class CI:
         await asyncio.gather(self._worker, return_exceptions=True)
 
 
-def command_of(repo: Repo, sha: str) -> str:
+def read_command(repo: Repo, sha: str) -> str:
     """The `command:` of the commit's own file, empty when there is none."""
-    text = repo.git.read(sha, FILE)
+    text = repo.git.read_file(sha, FILE)
     if text is None:
         return ""
     try:

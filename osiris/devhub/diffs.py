@@ -9,7 +9,7 @@ Side = Literal["LEFT", "RIGHT"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PatchLine:
     """One line of a patch; `position` counts as GitHub does, from 1 below the first hunk header."""
 
     kind: Literal["hunk", "context", "added", "removed"]
@@ -18,43 +18,43 @@ class Row:
     text: str
     position: int
 
-    def at(self, side: str) -> int | None:
+    def get_line_number(self, side: str) -> int | None:
         """The line this row may be commented at, on one side."""
         return self.old if side == "LEFT" else self.new
 
 
-def rows(patch: str) -> list[Row]:
-    found: list[Row] = []
+def parse_patch(patch: str) -> list[PatchLine]:
+    found: list[PatchLine] = []
     old = new = 0
     for position, line in enumerate(patch.split("\n")):
         if match := HUNK.match(line):
             old, new = int(match[1]), int(match[3])
-            found.append(Row("hunk", None, None, line, position))
+            found.append(PatchLine("hunk", None, None, line, position))
         elif line.startswith("+"):
-            found.append(Row("added", None, new, line[1:], position))
+            found.append(PatchLine("added", None, new, line[1:], position))
             new += 1
         elif line.startswith("-"):
-            found.append(Row("removed", old, None, line[1:], position))
+            found.append(PatchLine("removed", old, None, line[1:], position))
             old += 1
         elif not line.startswith("\\"):
-            found.append(Row("context", old, new, line[1:], position))
+            found.append(PatchLine("context", old, new, line[1:], position))
             old, new = old + 1, new + 1
     return found
 
 
-def hunk_at(patch: str, line: int, side: str) -> tuple[str, int] | None:
+def find_hunk(patch: str, line: int, side: str) -> tuple[str, int] | None:
     """The hunk down to a line, and the line's position; None when the diff does not show it."""
     lines = patch.split("\n")
     top = 0
-    for row in rows(patch):
+    for row in parse_patch(patch):
         if row.kind == "hunk":
             top = row.position
-        elif row.at(side) == line:
+        elif row.get_line_number(side) == line:
             return "\n".join(lines[top : row.position + 1]), row.position
     return None
 
 
-def moved_to(hunks: str, line: int) -> int | None:
+def map_line(hunks: str, line: int) -> int | None:
     """Where a line went through a diff without context: its new number, or None when it was rewritten."""
     shift = 0
     for match in filter(None, map(HUNK.match, hunks.split("\n"))):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from osiris.core.errors import Refused
 
 
-class Denied(Refused):
+class ApiError(Refused):
     """A request that GitHub would answer with an error; the text is GitHub's own message."""
 
     def __init__(self, status: int, message: str, errors: Sequence[Mapping[str, str] | str] = ()) -> None:
@@ -20,7 +20,7 @@ class Denied(Refused):
         return " ".join(filter(None, said)) or str(self)
 
 
-class Limited(Denied):
+class ApiRateLimited(ApiError):
     """Too many requests for this hour; `headers` say how many, and until when."""
 
     def __init__(self, message: str, headers: Mapping[str, str]) -> None:
@@ -28,31 +28,31 @@ class Limited(Denied):
         self.headers = headers
 
 
-def not_found() -> Denied:
-    return Denied(404, "Not Found")
+def not_found_error() -> ApiError:
+    return ApiError(404, "Not Found")
 
 
-def unauthorized() -> Denied:
-    return Denied(401, "Bad credentials")
+def unauthorized_error() -> ApiError:
+    return ApiError(401, "Bad credentials")
 
 
-def forbidden() -> Denied:
-    return Denied(403, "Resource not accessible by integration")
+def forbidden_error() -> ApiError:
+    return ApiError(403, "Resource not accessible by integration")
 
 
-def invalid(resource: str, field: str, code: str = "invalid", message: str = "") -> Denied:
+def invalid_field_error(resource: str, field: str, code: str = "invalid", message: str = "") -> ApiError:
     """GitHub's 422 for one field of one resource."""
     error = {"resource": resource, "field": field, "code": code}
     if message:
         error |= {"message": message}
-    return Denied(422, "Validation Failed", [error])
+    return ApiError(422, "Validation Failed", [error])
 
 
-def unprocessable(message: str) -> Denied:
+def unprocessable_error(message: str) -> ApiError:
     """GitHub's 422 whose errors are sentences: that of pull requests and reviews."""
-    return Denied(422, "Unprocessable Entity", [message])
+    return ApiError(422, "Unprocessable Entity", [message])
 
 
-def unfit(message: str) -> Denied:
+def validation_error(message: str) -> ApiError:
     """GitHub's 422 that is one sentence."""
-    return Denied(422, message)
+    return ApiError(422, message)

@@ -10,11 +10,11 @@ from pathlib import Path
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
-from osiris.devhub.auth import Keyring, Who
-from osiris.devhub.errors import Denied
-from osiris.devhub.git_repository import environment
+from osiris.devhub.auth import Caller, TokenStore
+from osiris.devhub.errors import ApiError
+from osiris.devhub.git_repository import build_environment
 from osiris.devhub.models import Repo
-from osiris.devhub.pulls import notice_refs
+from osiris.devhub.pulls import sync_refs
 from osiris.devhub.world import World
 
 CHUNK = 65_536
@@ -22,66 +22,66 @@ SERVICES = ("git-upload-pack", "git-receive-pack")
 
 
 @cache
-def backend() -> str:
+def find_backend() -> str:
     path = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
     return str(Path(path) / "git-http-backend")
 
 
-def wants_git(path: str) -> bool:
+def is_git_path(path: str) -> bool:
     return path.endswith(("/info/refs", *(f"/{service}" for service in SERVICES)))
 
 
 class GitHttp:
     """Clone, fetch and push for those whose token allows it."""
 
-    def __init__(self, world: World, keyring: Keyring) -> None:
+    def __init__(self, world: World, keyring: TokenStore) -> None:
         self._world = world
         self._keyring = keyring
 
-    async def answer(self, request: Request) -> Response:
-        name, rest = _split(request.url.path)
+    async def answer_request(self, request: Request) -> Response:
+        name, rest = _split_path(request.url.path)
         service = request.query_params.get("service", "") if rest == "/info/refs" else rest[1:]
         if service not in SERVICES:
             return PlainTextResponse("Please upgrade your git client.\n", 403)
         try:
-            who = self._keyring.who(request.headers.get("authorization", ""))
-            if (moved := self._world.moved.get(name.lower())) is not None and who.sees(moved):
+            who = self._keyring.identify_caller(request.headers.get("authorization", ""))
+            if (moved := self._world.moved.get(name.lower())) is not None and who.can_see(moved):
                 return RedirectResponse(f"{self._world.url}/{moved.full_name}.git{rest}?{request.url.query}", 301)
-            repo = self._allowed(who, name, writes=service == "git-receive-pack")
-        except Denied as denied:
-            return _refusal(denied)
-        git = await _start(request, repo, rest, who)
+            repo = self._find_allowed_repo(who, name, writes=service == "git-receive-pack")
+        except ApiError as denied:
+            return _build_refusal(denied)
+        git = await _start_backend(request, repo, rest, who)
         if rest == "/git-receive-pack":
-            return await self._push(git, repo, who)
-        status, headers = await git.head()
-        return StreamingResponse(git.body(), status, headers)
+            return await self._answer_push(git, repo, who)
+        status, headers = await git.read_head()
+        return StreamingResponse(git.stream_body(), status, headers)
 
-    async def _push(self, git: "Backend", repo: Repo, who: Who) -> Response:
+    async def _answer_push(self, git: "GitBackend", repo: Repo, who: Caller) -> Response:
         """Answer only when git is done and the world knows it; a client that leaves early changes nothing here."""
         try:
-            status, headers = await git.head()
+            status, headers = await git.read_head()
             body = await git.out.read()
         finally:
-            await git.end()
-            notice_refs(self._world, repo, who.name)
+            await git.close()
+            sync_refs(self._world, repo, who.account)
         return Response(body, status, headers)
 
-    def _allowed(self, who: Who, name: str, *, writes: bool) -> Repo:
+    def _find_allowed_repo(self, who: Caller, name: str, *, writes: bool) -> Repo:
         repo = self._world.repos.get(name.lower())
         if who.user is None and (repo is None or repo.private or writes):
-            raise Denied(401, "Repository not found." if who.app is None else "Bad credentials")
-        if repo is None or not who.sees(repo):
-            raise Denied(404, "Repository not found.")
-        if writes and not who.may(repo, ["contents:write"], "write"):
-            raise Denied(403, f"Permission to {repo.full_name}.git denied to {who.name.login}.")
+            raise ApiError(401, "Repository not found." if who.app is None else "Bad credentials")
+        if repo is None or not who.can_see(repo):
+            raise ApiError(404, "Repository not found.")
+        if writes and not who.may_access(repo, ["contents:write"], "write"):
+            raise ApiError(403, f"Permission to {repo.full_name}.git denied to {who.account.login}.")
         if writes and repo.archived:
-            raise Denied(403, "This repository was archived so it is read-only.")
-        if not who.may(repo, ["contents:read"], "read"):
-            raise Denied(403, "Write access to repository not granted.")
+            raise ApiError(403, "This repository was archived so it is read-only.")
+        if not who.may_access(repo, ["contents:read"], "read"):
+            raise ApiError(403, "Write access to repository not granted.")
         return repo
 
 
-def _split(path: str) -> tuple[str, str]:
+def _split_path(path: str) -> tuple[str, str]:
     """`/owner/name.git/info/refs` in two: the repository's name, and what is asked of it."""
     parts = path.lstrip("/").split("/", 2)
     if len(parts) < 3:
@@ -89,20 +89,20 @@ def _split(path: str) -> tuple[str, str]:
     return f"{parts[0]}/{parts[1].removesuffix('.git')}", f"/{parts[2]}"
 
 
-def _refusal(denied: Denied) -> Response:
+def _build_refusal(denied: ApiError) -> Response:
     headers = {"WWW-Authenticate": 'Basic realm="GitHub"'} if denied.status == 401 else None
     return PlainTextResponse(f"{denied}\n", denied.status, headers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backend:
+class GitBackend:
     """A running http-backend that is being fed the request's body."""
 
     process: asyncio.subprocess.Process
     out: asyncio.StreamReader
     feeding: asyncio.Task[None]
 
-    async def head(self) -> tuple[int, dict[str, str]]:
+    async def read_head(self) -> tuple[int, dict[str, str]]:
         """The status and headers a CGI program begins with."""
         status, headers = 200, {}
         while (line := (await self.out.readline()).strip()) != b"":
@@ -113,14 +113,14 @@ class Backend:
                 headers[name] = value.strip()
         return status, headers
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def stream_body(self) -> AsyncIterator[bytes]:
         try:
             while chunk := await self.out.read(CHUNK):
                 yield chunk
         finally:
-            await self.end()
+            await self.close()
 
-    async def end(self) -> None:
+    async def close(self) -> None:
         """Wait for git, killing it first when nobody reads what it still has to say."""
         self.feeding.cancel()
         if self.process.returncode is None and not self.out.at_eof():
@@ -129,20 +129,24 @@ class Backend:
         await self.process.wait()
 
 
-async def _start(request: Request, repo: Repo, rest: str, who: Who) -> Backend:
+async def _start_backend(request: Request, repo: Repo, rest: str, who: Caller) -> GitBackend:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        backend(), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=_cgi(request, repo, rest, who)
+        find_backend(),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=_build_cgi_environment(request, repo, rest, who),
     )
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a process was started without its pipes")
-    feeding = asyncio.create_task(_feed(process.stdin, request))
-    return Backend(process=process, out=process.stdout, feeding=feeding)
+    feeding = asyncio.create_task(_feed_body(process.stdin, request))
+    return GitBackend(process=process, out=process.stdout, feeding=feeding)
 
 
-def _cgi(request: Request, repo: Repo, rest: str, who: Who) -> dict[str, str]:
+def _build_cgi_environment(request: Request, repo: Repo, rest: str, who: Caller) -> dict[str, str]:
     headers = request.headers
-    env = environment() | {
+    env = build_environment() | {
         "GIT_PROJECT_ROOT": str(repo.git.path),
         "GIT_HTTP_EXPORT_ALL": "1",
         "PATH_INFO": rest,
@@ -158,7 +162,7 @@ def _cgi(request: Request, repo: Repo, rest: str, who: Who) -> dict[str, str]:
     return env | ({"REMOTE_USER": who.user.login} if who.user else {})
 
 
-async def _feed(pipe: asyncio.StreamWriter, request: Request) -> None:
+async def _feed_body(pipe: asyncio.StreamWriter, request: Request) -> None:
     """The request's body into git; a body cut short is a broken pack, which git refuses by itself."""
     try:
         async for chunk in request.stream():

@@ -32,12 +32,12 @@ _SERVE = "--upload-pack=git -c 'safe.directory=*' -c uploadpack.allowAnySHA1InWa
 """How a repository of this machine is read: any commit of it, whoever owns it."""
 
 
-class GitFailed(Refused):
+class GitRepositoryError(Refused):
     """A git command failed; the text is what git said."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Person:
+class Signature:
     name: str
     email: str
 
@@ -47,9 +47,9 @@ class Commit:
     sha: str
     tree: str
     parents: tuple[str, ...]
-    author: Person
+    author: Signature
     authored: str
-    committer: Person
+    committer: Signature
     committed: str
     message: str
 
@@ -72,16 +72,16 @@ IDS = re.compile(r"-.*|[0-9a-f]{40}(?:\.\.[0-9a-f]{40})?")
 MOST_KNOWN = 500
 
 
-def _is_for_ever(args: Sequence[str]) -> bool:
+def _is_immutable(args: Sequence[str]) -> bool:
     return args[0] in OF_COMMITS and all(IDS.fullmatch(word) for word in args[1:])
 
 
-def environment() -> dict[str, str]:
+def build_environment() -> dict[str, str]:
     """No settings of the machine's user leak into the hub's git."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **HARDENED}
 
 
-class Git:
+class GitRepository:
     """One bare repository."""
 
     def __init__(self, path: Path) -> None:
@@ -89,17 +89,19 @@ class Git:
         self._known: dict[tuple[str, ...], tuple[int, bytes, bytes]] = {}
 
     def run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
-        code, out, err = self._try(*args, stdin=stdin, env=env)
+        code, out, err = self._run_cached(*args, stdin=stdin, env=env)
         if code:
-            raise GitFailed(err.decode(errors="replace").strip() or f"git {args[0]} ended with {code}")
+            raise GitRepositoryError(err.decode(errors="replace").strip() or f"git {args[0]} ended with {code}")
         return out
 
-    def _try(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
+    def _run_cached(
+        self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, bytes]:
         """(exit code, stdout, stderr). What is asked about commits by their ids has one answer, and is asked once."""
-        if not _is_for_ever(args):
-            return self._ask(*args, stdin=stdin, env=env)
+        if not _is_immutable(args):
+            return self._run_uncached(*args, stdin=stdin, env=env)
         if args not in self._known:
-            answer = self._ask(*args)
+            answer = self._run_uncached(*args)
             if answer[0] not in (0, 1):
                 return answer
             self._known |= {args: answer}
@@ -107,52 +109,54 @@ class Git:
                 self._known.pop(next(iter(self._known)))
         return self._known[args]
 
-    def _ask(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
+    def _run_uncached(
+        self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, bytes]:
         command = ["git", f"--git-dir={self.path}", *args]
         done = subprocess.run(
-            command, input=stdin, env=environment() | dict(env or {}), capture_output=True, check=False
+            command, input=stdin, env=build_environment() | dict(env or {}), capture_output=True, check=False
         )
         return done.returncode, done.stdout, done.stderr
 
-    def _line(self, *args: str) -> str:
+    def _read_line(self, *args: str) -> str:
         return self.run(*args).decode().strip()
 
     # ── making ──
 
-    def seed(self, files: Mapping[str, bytes | str], who: Person, at: float) -> None:
+    def init_with_files(self, files: Mapping[str, bytes | str], who: Signature, at: float) -> None:
         """A new repository with one commit on `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
-        self._settle()
-        tree = self._tree(files)
+        self._write_config()
+        tree = self._write_tree(files)
         commit = self.commit_tree(tree, (), "Initial commit\n", who, at)
         self.update_ref("refs/heads/main", commit)
 
-    def _tree(self, files: Mapping[str, bytes | str]) -> str:
+    def _write_tree(self, files: Mapping[str, bytes | str]) -> str:
         with tempfile.TemporaryDirectory() as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-            lines = [self._index_line(path, content) for path, content in files.items()]
+            lines = [self._write_blob(path, content) for path, content in files.items()]
             self.run("update-index", "-z", "--index-info", stdin=b"".join(lines), env=index)
             return self.run("write-tree", env=index).decode().strip()
 
-    def _index_line(self, path: str, content: bytes | str) -> bytes:
+    def _write_blob(self, path: str, content: bytes | str) -> bytes:
         data = content.encode() if isinstance(content, str) else content
         blob = self.run("hash-object", "-w", "--stdin", stdin=data).decode().strip()
         mode = "100755" if data.startswith(b"#!") else "100644"
         return f"{mode} {blob}\t{path}".encode("utf-8", "surrogateescape") + b"\0"
 
-    def copy_from(self, source: Path, commit: str = "HEAD") -> None:
+    def import_commit(self, source: Path, commit: str = "HEAD") -> None:
         """A copy of a commit of another repository, with its whole history, as the branch `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
-        self._settle()
+        self._write_config()
         try:
             self.run("fetch", "--quiet", "--no-tags", _SERVE, "--", str(source), f"+{commit}:refs/heads/main")
-        except GitFailed as error:
+        except GitRepositoryError as error:
             said = str(error).splitlines()[0].removeprefix("fatal: ")
             raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {said}") from None
 
-    def _settle(self) -> None:
+    def _write_config(self) -> None:
         with (self.path / "config").open("a") as config:
             for name, value in SETTINGS.items():
                 section, _, key = name.partition(".")
@@ -161,74 +165,74 @@ class Git:
 
     # ── reading ──
 
-    def resolve(self, name: str) -> str | None:
+    def resolve_commit(self, name: str) -> str | None:
         """The commit that a branch, tag or (short) object name means."""
-        code, out, _ = self._try("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        code, out, _ = self._run_cached("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         return out.decode().strip() if code == 0 else None
 
-    def head_branch(self) -> str:
-        return self._line("symbolic-ref", "--short", "HEAD")
+    def read_head_branch(self) -> str:
+        return self._read_line("symbolic-ref", "--short", "HEAD")
 
-    def heads(self) -> dict[str, str]:
-        lines = self._line("for-each-ref", "--format=%(objectname) %(refname:lstrip=2)", "refs/heads").splitlines()
+    def list_heads(self) -> dict[str, str]:
+        lines = self._read_line("for-each-ref", "--format=%(objectname) %(refname:lstrip=2)", "refs/heads").splitlines()
         return {name: sha for sha, name in (line.split(" ", 1) for line in lines)}
 
-    def commit(self, sha: str) -> Commit:
-        return self._commits("--max-count=1", sha)[0]
+    def read_commit(self, sha: str) -> Commit:
+        return self._log_commits("--max-count=1", sha)[0]
 
-    def commits(self, base: str, head: str, limit: int = 250) -> list[Commit]:
+    def list_commits(self, base: str, head: str, limit: int = 250) -> list[Commit]:
         """The commits of `head` that `base` has not, oldest first."""
-        return self._commits("--reverse", f"--max-count={limit}", f"{base}..{head}")
+        return self._log_commits("--reverse", f"--max-count={limit}", f"{base}..{head}")
 
-    def history(self, head: str, limit: int = 250) -> list[Commit]:
+    def list_history(self, head: str, limit: int = 250) -> list[Commit]:
         """The commits behind `head`, newest first."""
-        return self._commits(f"--max-count={limit}", head)
+        return self._log_commits(f"--max-count={limit}", head)
 
-    def count(self, base: str, head: str) -> int:
-        return int(self._line("rev-list", "--count", f"{base}..{head}"))
+    def count_commits(self, base: str, head: str) -> int:
+        return int(self._read_line("rev-list", "--count", f"{base}..{head}"))
 
-    def _commits(self, *args: str) -> list[Commit]:
+    def _log_commits(self, *args: str) -> list[Commit]:
         form = "%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x00%x01"
         text = self.run("log", f"--format={form}", *args).decode(errors="replace")
-        return [_commit(record.lstrip("\n")) for record in text.split("\x00\x01") if record.strip()]
+        return [_parse_commit(record.lstrip("\n")) for record in text.split("\x00\x01") if record.strip()]
 
-    def read(self, commit: str, path: str) -> bytes | None:
+    def read_file(self, commit: str, path: str) -> bytes | None:
         """A file's bytes, None when there is no such file."""
-        code, out, _ = self._try("cat-file", "blob", f"{commit}:{path}")
+        code, out, _ = self._run_cached("cat-file", "blob", f"{commit}:{path}")
         return out if code == 0 else None
 
-    def listing(self, commit: str, path: str) -> list[tuple[str, str, str, int]]:
+    def list_folder(self, commit: str, path: str) -> list[tuple[str, str, str, int]]:
         """The entries of a folder: (type, object, name, size)."""
-        code, out, _ = self._try("ls-tree", "-z", "--long", f"{commit}:{path}" if path else commit)
+        code, out, _ = self._run_cached("ls-tree", "-z", "--long", f"{commit}:{path}" if path else commit)
         rows = [row.split("\t", 1) for row in out.decode(errors="replace").split("\0") if row]
         facts = [(head.split(), name) for head, name in rows] if code == 0 else []
         return [(kind, sha, name, int(size) if size.isdigit() else 0) for (_, kind, sha, size), name in facts]
 
-    def blob_id(self, commit: str, path: str) -> str:
-        return self._line("rev-parse", f"{commit}:{path}")
+    def read_blob_id(self, commit: str, path: str) -> str:
+        return self._read_line("rev-parse", f"{commit}:{path}")
 
-    def merge_base(self, one: str, other: str) -> str | None:
-        code, out, _ = self._try("merge-base", one, other)
+    def find_merge_base(self, one: str, other: str) -> str | None:
+        code, out, _ = self._run_cached("merge-base", one, other)
         return out.decode().strip() if code == 0 else None
 
     def is_ancestor(self, old: str, new: str) -> bool:
-        return self._try("merge-base", "--is-ancestor", old, new)[0] == 0
+        return self._run_cached("merge-base", "--is-ancestor", old, new)[0] == 0
 
-    def changes(self, old: str, new: str) -> list[Change]:
+    def list_changes(self, old: str, new: str) -> list[Change]:
         """What changed between two commits, with the text of each change."""
         options = ("--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", "--full-index")
         raw = self.run("diff", "--raw", "-z", "--abbrev=40", *options, old, new)
         text = self.run("diff", *options, old, new)
-        return _changes(raw, text)
+        return _parse_changes(raw, text)
 
-    def patch_between(self, old: str, new: str, path: str) -> str:
+    def diff_path(self, old: str, new: str, path: str) -> str:
         """The bare hunks, without context, of one path between two commits."""
         out = self.run("diff", "--no-ext-diff", "--no-color", "-U0", old, new, "--", f":(literal){path}")
-        return _hunks(out)
+        return _extract_hunks(out)
 
     # ── writing ──
 
-    def commit_tree(self, tree: str, parents: Sequence[str], message: str, who: Person, at: float) -> str:
+    def commit_tree(self, tree: str, parents: Sequence[str], message: str, who: Signature, at: float) -> str:
         when = f"{int(at)} +0000"
         env = {
             "GIT_AUTHOR_NAME": who.name,
@@ -241,34 +245,34 @@ class Git:
         args = [part for parent in parents for part in ("-p", parent)]
         return self.run("commit-tree", tree, *args, stdin=message.encode(), env=env).decode().strip()
 
-    def merged_tree(self, ours: str, theirs: str) -> str | None:
+    def merge_tree(self, ours: str, theirs: str) -> str | None:
         """The tree of a clean merge, None when the two conflict."""
-        code, out, err = self._try("merge-tree", "--write-tree", "--allow-unrelated-histories", ours, theirs)
+        code, out, err = self._run_cached("merge-tree", "--write-tree", "--allow-unrelated-histories", ours, theirs)
         if code not in (0, 1):
-            raise GitFailed(err.decode(errors="replace").strip())
+            raise GitRepositoryError(err.decode(errors="replace").strip())
         return out.decode().split("\n", 1)[0] if code == 0 else None
 
     def update_ref(self, ref: str, new: str, old: str = "") -> None:
         self.run("update-ref", ref, new, *([old] if old else []))
 
 
-def _commit(record: str) -> Commit:
+def _parse_commit(record: str) -> Commit:
     sha, tree, parents, name, email, authored, cname, cemail, committed, message = record.split("\x00", 9)
     return Commit(
         sha=sha,
         tree=tree,
         parents=tuple(parents.split()),
-        author=Person(name=name, email=email),
+        author=Signature(name=name, email=email),
         authored=authored,
-        committer=Person(name=cname, email=cemail),
+        committer=Signature(name=cname, email=cemail),
         committed=committed,
         message=message.rstrip("\n"),
     )
 
 
-def _changes(raw: bytes, text: bytes) -> list[Change]:
+def _parse_changes(raw: bytes, text: bytes) -> list[Change]:
     fields = iter(raw.split(b"\0"))
-    patches = iter(_split(text))
+    patches = iter(_split_patches(text))
     found = []
     for facts in fields:
         if not facts:
@@ -280,14 +284,14 @@ def _changes(raw: bytes, text: bytes) -> list[Change]:
         patch = next(patches)
         if letter == "T":  # git shows a changed kind of file as a removal and an addition
             patch += b"\n" + next(patches)
-        found.append(_change(letter, blob, old, new, patch))
+        found.append(_build_change(letter, blob, old, new, patch))
     return found
 
 
-def _change(letter: str, blob: str, old: bytes, new: bytes, patch: bytes) -> Change:
+def _build_change(letter: str, blob: str, old: bytes, new: bytes, patch: bytes) -> Change:
     statuses: dict[str, Literal["added", "removed", "renamed", "changed"]]
     statuses = {"A": "added", "D": "removed", "R": "renamed", "T": "changed"}
-    hunks = _hunks(patch)
+    hunks = _extract_hunks(patch)
     lines = hunks.split("\n")
     return Change(
         path=new.decode(errors="replace"),
@@ -300,11 +304,11 @@ def _change(letter: str, blob: str, old: bytes, new: bytes, patch: bytes) -> Cha
     )
 
 
-def _split(text: bytes) -> list[bytes]:
+def _split_patches(text: bytes) -> list[bytes]:
     """One piece per file; only a header line can begin with these words, contents are always indented by a sign."""
     return (b"\n" + text).split(b"\ndiff --git ")[1:]
 
 
-def _hunks(patch: bytes) -> str:
+def _extract_hunks(patch: bytes) -> str:
     at = patch.find(b"\n@@ ")
     return patch[at + 1 :].decode(errors="replace").removesuffix("\n") if at >= 0 else ""

@@ -8,10 +8,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.devhub import pulls, reviews
-from osiris.devhub.auth import Who
-from osiris.devhub.errors import Denied, not_found
-from osiris.devhub.models import Comment, Issue, LineComment, Pull, Repo, Review, Said, Thing, Thread, User
-from osiris.devhub.payloads.issues import Json, iso
+from osiris.devhub.auth import Caller
+from osiris.devhub.errors import ApiError, not_found_error
+from osiris.devhub.models import (
+    AuthoredText,
+    Comment,
+    Issue,
+    LineComment,
+    Pull,
+    PullReview,
+    Repo,
+    Resource,
+    ReviewThread,
+    User,
+)
+from osiris.devhub.payloads.issues import Json, format_time
 from osiris.devhub.routes.request import read_json
 from osiris.devhub.world import World
 
@@ -74,29 +85,29 @@ T = TypeVar("T")
 TYPES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND"}
 
 
-async def answer(request: Request, world: World, who: Who) -> Response:
+async def answer_query(request: Request, world: World, who: Caller) -> Response:
     if who.user is None:
         raise (
-            Denied(401, "This endpoint requires you to be authenticated.")
+            ApiError(401, "This endpoint requires you to be authenticated.")
             if who.app is None
-            else Denied(403, "Resource not accessible by integration")
+            else ApiError(403, "Resource not accessible by integration")
         )
     asked = await read_json(request)
     if not isinstance(asked, dict) or not isinstance(asked.get("query"), str):
-        raise Denied(400, "A query attribute must be specified and must be a string.")
+        raise ApiError(400, "A query attribute must be specified and must be a string.")
     root = Root(world, who)
     result = await execute(
         SCHEMA, asked["query"], root, variable_values=asked.get("variables"), operation_name=asked.get("operationName")
     )
     body: Json = {"data": result.data}
-    return JSONResponse(body | ({"errors": [_error(one) for one in result.errors]} if result.errors else {}))
+    return JSONResponse(body | ({"errors": [_format_error(one) for one in result.errors]} if result.errors else {}))
 
 
-def _error(error: GraphQLError) -> Json:
+def _format_error(error: GraphQLError) -> Json:
     """GitHub writes the type of an error beside its message; a bug of ours is raised, never worded."""
     shape: Json = dict(error.formatted)
     cause = error.original_error
-    if isinstance(cause, Denied):
+    if isinstance(cause, ApiError):
         return {"type": TYPES.get(cause.status, "UNPROCESSABLE"), **shape, "message": cause.sentence}
     if cause is not None:
         raise cause
@@ -106,69 +117,69 @@ def _error(error: GraphQLError) -> Json:
 class Root:
     """The fields of Query and Mutation, for one caller."""
 
-    def __init__(self, world: World, who: Who) -> None:
+    def __init__(self, world: World, who: Caller) -> None:
         self._world = world
         self._who = who
 
     def viewer(self, info: GraphQLResolveInfo) -> Json:
-        return _shape(self._who.name)
+        return _format_resource(self._who.account)
 
     def repository(self, info: GraphQLResolveInfo, owner: str, name: str) -> Json:
         repo = self._world.repos.get(f"{owner}/{name}".lower())
-        if repo is None or not self._who.sees(repo):
-            raise Denied(404, f"Could not resolve to a Repository with the name '{owner}/{name}'.")
-        return _repository(repo, self._who)
+        if repo is None or not self._who.can_see(repo):
+            raise ApiError(404, f"Could not resolve to a Repository with the name '{owner}/{name}'.")
+        return _format_repository(repo, self._who)
 
     def node(self, info: GraphQLResolveInfo, id: str) -> Json:
-        thing = self._thing(id, Thing)
-        self._who.need(repo_of(thing), "issues:read", "pull_requests:read", "contents:read")
-        return _shape(thing)
+        thing = self._find_resource(id, Resource)
+        self._who.require_permission(find_repo(thing), "issues:read", "pull_requests:read", "contents:read")
+        return _format_resource(thing)
 
     def addReaction(self, info: GraphQLResolveInfo, input: Json) -> Json:
-        subject = self._thing(input["subjectId"], Said)
+        subject = self._find_resource(input["subjectId"], AuthoredText)
         permission = "issues" if isinstance(subject, Issue | Comment) else "pull_requests"
-        self._who.need(repo_of(subject), f"{permission}:write", "pull_requests:write")
+        self._who.require_permission(find_repo(subject), f"{permission}:write", "pull_requests:write")
         content = WORDS.get(input["content"], input["content"].lower())
-        reaction, _ = self._world.react(subject, self._who.name, content)
-        shape = {**_id(reaction), "content": input["content"], "user": _shape(reaction.user)}
-        return _payload(input, reaction=shape, subject=_shape(subject))
+        reaction, _ = self._world.add_reaction(subject, self._who.account, content)
+        shape = {**_format_id(reaction), "content": input["content"], "user": _format_resource(reaction.user)}
+        return _build_payload(input, reaction=shape, subject=_format_resource(subject))
 
     def markPullRequestReadyForReview(self, info: GraphQLResolveInfo, input: Json) -> Json:
-        return self._draft(input, False)
+        return self._set_draft(input, False)
 
     def convertPullRequestToDraft(self, info: GraphQLResolveInfo, input: Json) -> Json:
-        return self._draft(input, True)
+        return self._set_draft(input, True)
 
     def resolveReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
-        return self._resolve(input, True)
+        return self._resolve_thread(input, True)
 
     def unresolveReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
-        return self._resolve(input, False)
+        return self._resolve_thread(input, False)
 
-    def _draft(self, input: Json, draft: bool) -> Json:
-        pull = self._thing(input["pullRequestId"], Pull)
+    def _set_draft(self, input: Json, draft: bool) -> Json:
+        pull = self._find_resource(input["pullRequestId"], Pull)
         role = "read" if pull.author is self._who.user else "write"
-        self._who.need(pull.repo, "pull_requests:write", role=role)
-        pulls.set_draft(self._world, pull, self._who.name, draft)
-        return _payload(input, pullRequest=_shape(pull))
+        self._who.require_permission(pull.repo, "pull_requests:write", role=role)
+        pulls.set_draft(self._world, pull, self._who.account, draft)
+        return _build_payload(input, pullRequest=_format_resource(pull))
 
-    def _resolve(self, input: Json, resolved: bool) -> Json:
-        thread = self._thing(input["threadId"], Thread)
+    def _resolve_thread(self, input: Json, resolved: bool) -> Json:
+        thread = self._find_resource(input["threadId"], ReviewThread)
         role = "read" if thread.pull.author is self._who.user else "write"
-        self._who.need(thread.pull.repo, "pull_requests:write", role=role)
-        reviews.resolve(self._world, thread, self._who.name, resolved)
-        return _payload(input, thread=_shape(thread))
+        self._who.require_permission(thread.pull.repo, "pull_requests:write", role=role)
+        reviews.resolve_thread(self._world, thread, self._who.account, resolved)
+        return _build_payload(input, thread=_format_resource(thread))
 
-    def _thing(self, node_id: str, kind: type[T]) -> T:
+    def _find_resource(self, node_id: str, kind: type[T]) -> T:
         """The thing behind a node id, if the caller may see where it is (an issue's id also names its pull request)."""
         thing = self._world.things.get(node_id)
-        found: object = thing.issue if isinstance(thing, Pull) and kind is Said else thing
-        if not isinstance(found, kind) or thing is None or not self._who.sees(repo_of(thing)):
-            raise Denied(404, f"Could not resolve to a node with the global id of '{node_id}'")
+        found: object = thing.issue if isinstance(thing, Pull) and kind is AuthoredText else thing
+        if not isinstance(found, kind) or thing is None or not self._who.can_see(find_repo(thing)):
+            raise ApiError(404, f"Could not resolve to a node with the global id of '{node_id}'")
         return found
 
 
-def repo_of(thing: Thing) -> Repo:
+def find_repo(thing: Resource) -> Repo:
     match thing:
         case Repo():
             return thing
@@ -176,22 +187,22 @@ def repo_of(thing: Thing) -> Repo:
             return thing.repo
         case Comment():
             return thing.issue.repo
-        case Review() | Thread():
+        case PullReview() | ReviewThread():
             return thing.pull.repo
         case LineComment():
             return thing.thread.pull.repo
-    raise not_found()
+    raise not_found_error()
 
 
-def _payload(input: Json, **fields: Any) -> Json:
+def _build_payload(input: Json, **fields: Any) -> Json:
     return {"clientMutationId": input.get("clientMutationId"), **fields}
 
 
-def _id(thing: Thing) -> Json:
+def _format_id(thing: Resource) -> Json:
     return {"id": thing.node_id, "databaseId": thing.id}
 
 
-def _listed(items: list[Json], first: int | None, last: int | None, after: str | None) -> Json:
+def _build_connection(items: list[Json], first: int | None, last: int | None, after: str | None) -> Json:
     """A connection; cursors are positions."""
     start = int(after) if after and after.isdigit() else 0
     rest = items[start:]
@@ -200,62 +211,78 @@ def _listed(items: list[Json], first: int | None, last: int | None, after: str |
     return {"totalCount": len(items), "nodes": shown, "pageInfo": page}
 
 
-def _repository(repo: Repo, who: Who) -> Json:
-    def issue(info: GraphQLResolveInfo, number: int) -> Json | None:
-        who.need(repo, "issues:read")
+def _format_repository(repo: Repo, who: Caller) -> Json:
+    def resolve_issue(info: GraphQLResolveInfo, number: int) -> Json | None:
+        who.require_permission(repo, "issues:read")
         found = repo.issues.get(number)
-        return _shape(found) if found and not found.pull else None
+        return _format_resource(found) if found and not found.pull else None
 
-    def pull_request(info: GraphQLResolveInfo, number: int) -> Json | None:
-        who.need(repo, "pull_requests:read")
+    def resolve_pull(info: GraphQLResolveInfo, number: int) -> Json | None:
+        who.require_permission(repo, "pull_requests:read")
         found = repo.pulls.get(number)
         if found is None:
-            raise Denied(404, f"Could not resolve to a PullRequest with the number of {number}.")
-        return _shape(found)
+            raise ApiError(404, f"Could not resolve to a PullRequest with the number of {number}.")
+        return _format_resource(found)
 
     names = {"__typename": "Repository", "name": repo.name, "nameWithOwner": repo.full_name}
-    return {**_id(repo), **names, "issue": issue, "pullRequest": pull_request}
+    return {**_format_id(repo), **names, "issue": resolve_issue, "pullRequest": resolve_pull}
 
 
-def _said(said: Said) -> Json:
-    return {**_id(said), "body": said.body, "author": _shape(said.author), "createdAt": iso(said.created)}
+def _format_authored(said: AuthoredText) -> Json:
+    return {
+        **_format_id(said),
+        "body": said.body,
+        "author": _format_resource(said.author),
+        "createdAt": format_time(said.created),
+    }
 
 
-def _shape(thing: Thing) -> Json:
+def _format_resource(thing: Resource) -> Json:
     """A thing as its GraphQL type."""
     match thing:
         case User():
-            return {"__typename": thing.type, **_id(thing), "login": thing.login}
+            return {"__typename": thing.type, **_format_id(thing), "login": thing.login}
         case Issue():
             state = thing.state.upper()
-            return {"__typename": "Issue", **_said(thing), "number": thing.number, "title": thing.title, "state": state}
+            return {
+                "__typename": "Issue",
+                **_format_authored(thing),
+                "number": thing.number,
+                "title": thing.title,
+                "state": state,
+            }
         case Pull():
-            return _pull(thing)
-        case Thread():
-            return _thread(thing)
+            return _format_pull(thing)
+        case ReviewThread():
+            return _format_thread(thing)
         case LineComment():
             kind = "PullRequestReviewComment"
-            return {"__typename": kind, **_said(thing), "path": thing.path, "line": thing.line}
-        case Review():
-            submitted = iso(thing.submitted)
-            return {"__typename": "PullRequestReview", **_said(thing), "state": thing.state, "submittedAt": submitted}
+            return {"__typename": kind, **_format_authored(thing), "path": thing.path, "line": thing.line}
+        case PullReview():
+            submitted = format_time(thing.submitted)
+            return {
+                "__typename": "PullRequestReview",
+                **_format_authored(thing),
+                "state": thing.state,
+                "submittedAt": submitted,
+            }
         case Comment():
-            return {"__typename": "IssueComment", **_said(thing)}
-    raise not_found()
+            return {"__typename": "IssueComment", **_format_authored(thing)}
+    raise not_found_error()
 
 
-def _pull(pull: Pull) -> Json:
-    def threads(
+def _format_pull(pull: Pull) -> Json:
+    def resolve_threads(
         info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
     ) -> Json:
         told = [thread for thread in pull.threads if not thread.comments[0].review.pending]
-        return _listed([_thread(thread) for thread in told], first, last, after)
+        return _build_connection([_format_thread(thread) for thread in told], first, last, after)
 
-    clean = pulls.mergeable(pull)
+    clean = pulls.is_mergeable(pull)
     return {
         "__typename": "PullRequest",
-        **_said(pull.issue),
-        **_id(pull),
+        **_format_authored(pull.issue),
+        **_format_id(pull),
         "number": pull.number,
         "title": pull.title,
         "state": "MERGED" if pull.merged else pull.state.upper(),
@@ -265,16 +292,16 @@ def _pull(pull: Pull) -> Json:
         "headRefName": pull.head_ref,
         "baseRefName": pull.base_ref,
         "headRefOid": pull.head_sha,
-        "reviewThreads": threads,
+        "reviewThreads": resolve_threads,
     }
 
 
-def _thread(thread: Thread) -> Json:
-    def comments(
+def _format_thread(thread: ReviewThread) -> Json:
+    def resolve_comments(
         info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
     ) -> Json:
         told = [comment for comment in thread.comments if not comment.review.pending]
-        return _listed([_shape(comment) for comment in told], first, last, after)
+        return _build_connection([_format_resource(comment) for comment in told], first, last, after)
 
     top = thread.comments[0]
     return {
@@ -282,9 +309,9 @@ def _thread(thread: Thread) -> Json:
         "id": thread.node_id,
         "isResolved": thread.resolved_by is not None,
         "isOutdated": top.line is None,
-        "resolvedBy": _shape(thread.resolved_by) if thread.resolved_by else None,
+        "resolvedBy": _format_resource(thread.resolved_by) if thread.resolved_by else None,
         "path": top.path,
         "line": top.line,
         "originalLine": top.original_line,
-        "comments": comments,
+        "comments": resolve_comments,
     }

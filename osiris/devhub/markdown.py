@@ -18,25 +18,25 @@ class _Renderer(RendererHTML):
     """Raw HTML is written out only when it is a bare tag of the short list; everything else becomes text."""
 
     def html_block(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        return _harmless(tokens[idx].content)
+        return _sanitize_html(tokens[idx].content)
 
     def html_inline(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        return _harmless(tokens[idx].content)
+        return _sanitize_html(tokens[idx].content)
 
 
 _reader = MarkdownIt("commonmark", {"html": True}, renderer_cls=_Renderer).enable(["table", "strikethrough"])
 
 
-def _harmless(html: str) -> str:
+def _sanitize_html(html: str) -> str:
     parts = KEPT.split(COMMENT.sub("", html))
     return "".join(part.lower() if KEPT.fullmatch(part) else str(escape(part)) for part in parts)
 
 
-def _box(match: re.Match[str]) -> str:
+def _format_checkbox(match: re.Match[str]) -> str:
     mark = "☐" if match[2] == " " else "☑"
     return f'<li class="task">{match[1] or ""}<span class="box">{mark}</span> '
 
 
-def html(text: str) -> Markup:
+def render_html(text: str) -> Markup:
     """Words as safe HTML."""
-    return Markup(BOX.sub(_box, _reader.render(text)))  # noqa: S704 — the renderer above escapes what it was given
+    return Markup(BOX.sub(_format_checkbox, _reader.render(text)))  # noqa: S704 — the renderer above escapes what it was given

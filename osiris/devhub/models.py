@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from osiris.devhub.git_repository import Git
+from osiris.devhub.git_repository import GitRepository
 from osiris.devhub.tokens import KeyPair
 
 ROLES = ("none", "read", "triage", "write", "maintain", "admin")
 
 
 @dataclass(kw_only=True, eq=False)
-class Thing:
+class Resource:
     """Anything with GitHub's two names: a number (`id`) and an opaque word (`node_id`)."""
 
     id: int
@@ -27,7 +27,7 @@ class Thing:
 
 
 @dataclass(kw_only=True, eq=False)
-class User(Thing):
+class User(Resource):
     """An account: a person, an organization or an app's bot. `key` opens the review page, `token` the API."""
 
     kind = "U"
@@ -40,7 +40,7 @@ class User(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Label(Thing):
+class Label(Resource):
     kind = "LA"
     name: str
     color: str = "ededed"
@@ -48,7 +48,7 @@ class Label(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Reaction(Thing):
+class Reaction(Resource):
     kind = "REA"
     user: User
     content: str
@@ -56,7 +56,7 @@ class Reaction(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Said(Thing):
+class AuthoredText(Resource):
     """Words of somebody that others may react to; `by_app` is the app whose token wrote them."""
 
     author: User
@@ -68,13 +68,13 @@ class Said(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Comment(Said):
+class Comment(AuthoredText):
     kind = "IC"
     issue: Issue
 
 
 @dataclass(kw_only=True, eq=False)
-class Issue(Said):
+class Issue(AuthoredText):
     """An issue, or the conversation of the pull request of the same number (`pull` is then set)."""
 
     kind = "I"
@@ -108,7 +108,7 @@ class Note:
 
 
 @dataclass(kw_only=True, eq=False)
-class Pull(Thing):
+class Pull(Resource):
     """A pull request; its words, state and labels live in `issue`."""
 
     kind = "PR"
@@ -121,8 +121,8 @@ class Pull(Thing):
     merged_at: float | None = None
     merged_by: User | None = None
     merge_commit: str | None = None
-    reviews: list[Review] = field(default_factory=list)
-    threads: list[Thread] = field(default_factory=list)
+    reviews: list[PullReview] = field(default_factory=list)
+    threads: list[ReviewThread] = field(default_factory=list)
 
     @property
     def repo(self) -> Repo:
@@ -159,8 +159,8 @@ class Pull(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Review(Said):
-    """A review; `submitted` is None while it is pending and only its author sees it."""
+class PullReview(AuthoredText):
+    """A review; `parse_review` is None while it is pending and only its author sees it."""
 
     kind = "PRR"
     pull: Pull
@@ -175,12 +175,12 @@ class Review(Said):
 
 
 @dataclass(kw_only=True, eq=False)
-class LineComment(Said):
+class LineComment(AuthoredText):
     """Words on one line of a diff; `line` is None once later commits rewrote that line."""
 
     kind = "PRRC"
-    review: Review
-    thread: Thread
+    review: PullReview
+    thread: ReviewThread
     path: str
     line: int | None
     side: str
@@ -194,7 +194,7 @@ class LineComment(Said):
 
 
 @dataclass(kw_only=True, eq=False)
-class Thread(Thing):
+class ReviewThread(Resource):
     """A line comment and its replies."""
 
     kind = "PRRT"
@@ -204,7 +204,7 @@ class Thread(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class CheckSuite(Thing):
+class CheckSuite(Resource):
     kind = "CS"
     repo: Repo
     app: App
@@ -214,7 +214,7 @@ class CheckSuite(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class CheckRun(Thing):
+class CheckRun(Resource):
     kind = "CR"
     suite: CheckSuite
     name: str
@@ -237,13 +237,13 @@ class CheckRun(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Repo(Thing):
+class Repo(Resource):
     """A repository; `heads` are the branches the hub has told the world about."""
 
     kind = "R"
     owner: User
     name: str
-    git: Git
+    git: GitRepository
     default_branch: str
     created: float
     private: bool = False
@@ -266,7 +266,7 @@ class Repo(Thing):
     def checks(self) -> list[CheckRun]:
         return [run for suite in self.suites for run in suite.runs]
 
-    def role_of(self, user: User) -> str:
+    def get_role(self, user: User) -> str:
         """The person's role here; strangers read what is public."""
         if user is self.owner:
             return "admin"
@@ -274,7 +274,7 @@ class Repo(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class App(Thing):
+class App(Resource):
     """A GitHub App; `bot` is the account it acts as."""
 
     kind = "A"
@@ -296,7 +296,7 @@ class App(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Installation(Thing):
+class Installation(Resource):
     """`suspended` is since when the account lets the app do nothing; None: it may."""
 
     kind = "MDIzOkluc3RhbGxhdGlvbg"
@@ -309,7 +309,7 @@ class Installation(Thing):
 
 
 @dataclass(kw_only=True, eq=False)
-class Delivery(Thing):
+class Delivery(Resource):
     """One sending of one webhook; a redelivery is a new record with the same `guid`."""
 
     guid: str
@@ -330,7 +330,7 @@ class Delivery(Thing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
+class HubEvent:
     """Something the hub tells its apps about: `subject` holds the things the payload is made of."""
 
     event: str

@@ -10,7 +10,7 @@ from osiris.devhub.models import Delivery
 
 
 @dataclass(kw_only=True)
-class Exchange:
+class ApiExchange:
     """One request of REST or GraphQL; `answer` is the hub's own, None when an interceptor kept the request from it."""
 
     request: Request
@@ -18,9 +18,9 @@ class Exchange:
     answer: Response | None = None
 
 
-class Watcher(Protocol):
-    def exchanged(self, exchange: Exchange) -> None:
+class HubObserver(Protocol):
+    def on_exchange(self, exchange: ApiExchange) -> None:
         """Called once for each exchange, before the answer leaves."""
 
-    def delivered(self, delivery: Delivery) -> None:
+    def on_delivery(self, delivery: Delivery) -> None:
         """Called once for each webhook, when it was answered or could not be sent."""

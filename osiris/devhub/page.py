@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from osiris.devhub import form_actions, markdown, page_models, pulls, reviews
-from osiris.devhub.auth import NOBODY, Who
-from osiris.devhub.errors import Denied, not_found
+from osiris.devhub.auth import NOBODY, Caller
+from osiris.devhub.errors import ApiError, not_found_error
 from osiris.devhub.models import Issue, Repo, User
-from osiris.devhub.payloads.issues import iso
+from osiris.devhub.payloads.issues import format_time
 
 if TYPE_CHECKING:
     from osiris.devhub.server import Hub
@@ -35,57 +35,59 @@ TYPES = {"css": "text/css", "js": "text/javascript"}
 _templates = Environment(
     loader=PackageLoader("osiris.devhub"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
-_templates.filters |= {"words": markdown.html, "iso": iso}
+_templates.filters |= {"words": markdown.render_html, "iso": format_time}
 
 
-async def answer(hub: "Hub", request: Request) -> Response:
-    response = await _answer(hub, request)
+async def answer_page(hub: "Hub", request: Request) -> Response:
+    response = await _answer_path(hub, request)
     response.headers.update(HEADERS)
     return response
 
 
-async def _answer(hub: "Hub", request: Request) -> Response:
+async def _answer_path(hub: "Hub", request: Request) -> Response:
     path = request.url.path
     if path == "/_enter":
-        return _enter(hub, request)
+        return _sign_in(hub, request)
     if path == "/favicon.ico":
         return Response(status_code=204)
     if path.startswith("/_static/"):
-        return _static(path.removeprefix("/_static/"))
-    who = _who(hub, request)
+        return _serve_static(path.removeprefix("/_static/"))
+    who = _identify_caller(hub, request)
     try:
         if request.method == "POST":
             _check_origin(hub, request)
-            return await _act(hub, request, who)
-        return _show(hub, path, who, {})
-    except Denied as denied:
-        return _page(hub, who, "sorry.html", status=denied.status, error=denied.sentence)
+            return await _handle_form(hub, request, who)
+        return _render_path(hub, path, who, {})
+    except ApiError as denied:
+        return _render_page(hub, who, "sorry.html", status=denied.status, error=denied.sentence)
 
 
 # ── who ──
 
 
-def _cookie(hub: "Hub") -> str:
+def _get_cookie_name(hub: "Hub") -> str:
     return "devhub_" + hub.url.rpartition(":")[2]  # browsers share cookies between the ports of one host
 
 
-def _person(hub: "Hub", key: str) -> User | None:
+def _find_person(hub: "Hub", key: str) -> User | None:
     people = [user for user in hub.world.users.values() if user.type == "User"]
     return next((user for user in people if hmac.compare_digest(user.key.encode(), key.encode())), None)
 
 
-def _who(hub: "Hub", request: Request) -> Who:
-    user = _person(hub, request.cookies.get(_cookie(hub), ""))
-    return Who(user=user) if user else NOBODY
+def _identify_caller(hub: "Hub", request: Request) -> Caller:
+    user = _find_person(hub, request.cookies.get(_get_cookie_name(hub), ""))
+    return Caller(user=user) if user else NOBODY
 
 
-def _enter(hub: "Hub", request: Request) -> Response:
+def _sign_in(hub: "Hub", request: Request) -> Response:
     key, to = request.query_params.get("key", ""), request.query_params.get("to", "/")
-    if _person(hub, key) is None:
-        return _page(hub, NOBODY, "sorry.html", status=403, error="This sign-in address is not valid on this hub.")
+    if _find_person(hub, key) is None:
+        return _render_page(
+            hub, NOBODY, "sorry.html", status=403, error="This sign-in address is not valid on this hub."
+        )
     inside = to.startswith("/") and not to.startswith(("//", "/\\"))
     response = RedirectResponse(to if inside else "/", 303)
-    response.set_cookie(_cookie(hub), key, httponly=True, samesite="strict", path="/")
+    response.set_cookie(_get_cookie_name(hub), key, httponly=True, samesite="strict", path="/")
     return response
 
 
@@ -93,20 +95,20 @@ def _check_origin(hub: "Hub", request: Request) -> None:
     """Forms are taken from this hub's own pages only."""
     host = hub.url.removeprefix("http://")
     if request.headers.get("origin") != hub.url or request.headers.get("host") != host:
-        raise Denied(403, "This form did not come from this hub's own page.")
+        raise ApiError(403, "This form did not come from this hub's own page.")
 
 
 # ── pages ──
 
 
-def _page(hub: "Hub", who: Who, template: str, *, status: int = 200, **facts: Any) -> Response:
+def _render_page(hub: "Hub", who: Caller, template: str, *, status: int = 200, **facts: Any) -> Response:
     text = _templates.get_template(template).render(hub=hub, world=hub.world, viewer=who.user, **facts)
     return HTMLResponse(text, status)
 
 
-def _static(name: str) -> Response:
+def _serve_static(name: str) -> Response:
     if name == "code.css":
-        return Response(page_models.code_css(), media_type="text/css")
+        return Response(page_models.build_code_css(), media_type="text/css")
     source = {"hub.css": "hub.css", "hub.js": "hub.js"}.get(name)
     if source is None:
         return Response("Not Found", 404, media_type="text/plain")
@@ -115,84 +117,86 @@ def _static(name: str) -> Response:
     )
 
 
-def _seen_repo(hub: "Hub", who: Who, owner: str, name: str) -> Repo:
-    repo = hub.world.repo(f"{owner}/{name}")
-    if not who.sees(repo):
-        raise not_found()
+def _find_visible_repo(hub: "Hub", who: Caller, owner: str, name: str) -> Repo:
+    repo = hub.world.get_repo(f"{owner}/{name}")
+    if not who.can_see(repo):
+        raise not_found_error()
     return repo
 
 
-def _show(hub: "Hub", path: str, who: Who, extra: dict[str, Any], status: int = 200) -> Response:
+def _render_path(hub: "Hub", path: str, who: Caller, extra: dict[str, Any], status: int = 200) -> Response:
     if path == "/":
-        seen = [repo for repo in hub.world.repos.values() if who.sees(repo)]
-        return _page(hub, who, "home.html", status=status, repos=seen, **extra)
+        seen = [repo for repo in hub.world.repos.values() if who.can_see(repo)]
+        return _render_page(hub, who, "home.html", status=status, repos=seen, **extra)
     if match := THING.fullmatch(path):
-        repo = _seen_repo(hub, who, match["owner"], match["name"])
-        issue = hub.world.issue(repo, int(match["number"]))
+        repo = _find_visible_repo(hub, who, match["owner"], match["name"])
+        issue = hub.world.get_issue(repo, int(match["number"]))
         if bool(issue.pull) != (match["kind"] == "pull"):
             kind = "pull" if issue.pull else "issues"
             return RedirectResponse(f"/{repo.full_name}/{kind}/{issue.number}", 303)
-        return _issue_page(hub, who, issue, match["rest"] or "", extra, status)
+        return _render_issue(hub, who, issue, match["rest"] or "", extra, status)
     if match := REPO.fullmatch(path):
-        repo = _seen_repo(hub, who, match["owner"], match["name"])
-        return _page(hub, who, "repo.html", status=status, repo=repo, **extra)
-    raise not_found()
+        repo = _find_visible_repo(hub, who, match["owner"], match["name"])
+        return _render_page(hub, who, "repo.html", status=status, repo=repo, **extra)
+    raise not_found_error()
 
 
-def _issue_page(hub: "Hub", who: Who, issue: Issue, tab: str, extra: dict[str, Any], status: int) -> Response:
+def _render_issue(hub: "Hub", who: Caller, issue: Issue, tab: str, extra: dict[str, Any], status: int) -> Response:
     facts = {
         "repo": issue.repo,
         "issue": issue,
-        "story": page_models.story(issue),
-        "may": form_actions.may(who, issue),
+        "story": page_models.build_timeline(issue),
+        "may": form_actions.list_allowed_actions(who, issue),
     } | extra
     if issue.pull is None:
-        return _page(hub, who, "issue.html", status=status, **facts)
+        return _render_page(hub, who, "issue.html", status=status, **facts)
     pull = issue.pull
-    clean = pulls.mergeable(pull)
+    clean = pulls.is_mergeable(pull)
     facts |= {
         "pull": pull,
         "tab": "files" if tab == "files" else "talk",
-        "files": page_models.diff(pull, who.user) if tab == "files" else [],
-        "changes": pulls.changes(pull),
-        "checks": page_models.checks(pull),
-        "merge_state": pulls.merge_state(pull, clean),
-        "decided": reviews.latest_states(pull.reviews),
-        "pending": reviews.pending_of(pull, who.user) if who.user else None,
+        "files": page_models.build_diff(pull, who.user) if tab == "files" else [],
+        "changes": pulls.list_changes(pull),
+        "checks": page_models.list_latest_checks(pull),
+        "merge_state": pulls.get_merge_state(pull, clean),
+        "decided": reviews.list_latest_states(pull.reviews),
+        "pending": reviews.find_pending(pull, who.user) if who.user else None,
     }
-    return _page(hub, who, "pull.html", status=status, **facts)
+    return _render_page(hub, who, "pull.html", status=status, **facts)
 
 
 # ── deeds ──
 
 
-async def _act(hub: "Hub", request: Request, who: Who) -> Response:
+async def _handle_form(hub: "Hub", request: Request, who: Caller) -> Response:
     """Do what a form asks and show the page again; a refusal is a sentence on it, with the typed words kept."""
     path = request.url.path
     form = await request.form()
     if who.user is None:
-        raise Denied(401, "You are not signed in: open the address the hub gave you.")
+        raise ApiError(401, "You are not signed in: open the address the hub gave you.")
     if match := THING.fullmatch(path):
-        repo = _seen_repo(hub, who, match["owner"], match["name"])
-        issue = hub.world.issue(repo, int(match["number"]))
-        return _acted(hub, who, issue, match["rest"] or "", form)
+        repo = _find_visible_repo(hub, who, match["owner"], match["name"])
+        issue = hub.world.get_issue(repo, int(match["number"]))
+        return _apply_action(hub, who, issue, match["rest"] or "", form)
     if (match := REPO.fullmatch(path)) and match["rest"]:
-        repo = _seen_repo(hub, who, match["owner"], match["name"])
+        repo = _find_visible_repo(hub, who, match["owner"], match["name"])
         try:
-            issue = form_actions.open_issue(hub.world, who, repo, form_actions.texts(form))
-        except Denied as denied:
-            return _show(hub, path, who, {"error": denied.sentence, "typed": form_actions.texts(form)}, denied.status)
+            issue = form_actions.open_issue(hub.world, who, repo, form_actions.read_texts(form))
+        except ApiError as denied:
+            return _render_path(
+                hub, path, who, {"error": denied.sentence, "typed": form_actions.read_texts(form)}, denied.status
+            )
         return RedirectResponse(f"/{repo.full_name}/issues/{issue.number}", 303)
-    raise not_found()
+    raise not_found_error()
 
 
-def _acted(hub: "Hub", who: Who, issue: Issue, deed: str, form: FormData) -> Response:
-    texts = form_actions.texts(form)
+def _apply_action(hub: "Hub", who: Caller, issue: Issue, deed: str, form: FormData) -> Response:
+    texts = form_actions.read_texts(form)
     talk = f"/{issue.repo.full_name}/{'pull' if issue.pull else 'issues'}/{issue.number}"
     back = f"{talk}/files" if issue.pull and texts.get("tab") == "files" else talk
     try:
-        anchor = form_actions.act(hub.world, who, issue, deed, texts)
-    except Denied as denied:
-        return _show(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
+        anchor = form_actions.run_action(hub.world, who, issue, deed, texts)
+    except ApiError as denied:
+        return _render_path(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
     done = talk if deed == "review" else back  # a submitted review is read in the conversation
     return RedirectResponse(done + (f"#{anchor}" if anchor else ""), 303)

@@ -13,14 +13,14 @@ from pygments.util import ClassNotFound
 
 from osiris.devhub import diffs, pulls
 from osiris.devhub.git_repository import Change
-from osiris.devhub.models import CheckRun, Comment, Issue, Note, Pull, Review, Thread, User
+from osiris.devhub.models import CheckRun, Comment, Issue, Note, Pull, PullReview, ReviewThread, User
 
 MOST_ROWS = 2_000
 MOST_TEXT = 400_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class DiffLine:
     """One line of a diff with its colours; `side` and `line` say where a comment on it goes."""
 
     kind: str
@@ -29,52 +29,52 @@ class Shown:
     html: Markup
     side: str
     line: int | None
-    threads: list[Thread] = field(default_factory=list)
+    threads: list[ReviewThread] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class File:
+class DiffFile:
     """One changed file; `rows` is empty, with a `note` instead, when there is nothing to show."""
 
     change: Change
-    rows: list[Shown]
+    rows: list[DiffLine]
     note: str = ""
-    outdated: list[Thread] = field(default_factory=list)
+    outdated: list[ReviewThread] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TimelineEntry:
     """One thing in the story of an issue or pull request."""
 
     kind: str
     at: float
     id: int
-    what: Comment | Review | Note
+    what: Comment | PullReview | Note
 
 
-def story(issue: Issue) -> list[Entry]:
+def build_timeline(issue: Issue) -> list[TimelineEntry]:
     """Comments, reviews and small notes in the order they happened; a reply's own review is no entry."""
-    entries = [Entry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments]
-    entries += [Entry(kind="note", at=one.at, id=one.id, what=one) for one in issue.timeline if one.text]
+    entries = [TimelineEntry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments]
+    entries += [TimelineEntry(kind="note", at=one.at, id=one.id, what=one) for one in issue.timeline if one.text]
     for review in issue.pull.reviews if issue.pull else []:
         replies = review.comments and all(comment.reply_to for comment in review.comments) and not review.body
         if review.submitted is not None and not replies:
-            entries.append(Entry(kind="review", at=review.submitted, id=review.id, what=review))
+            entries.append(TimelineEntry(kind="review", at=review.submitted, id=review.id, what=review))
     return sorted(entries, key=lambda entry: (entry.at, entry.id))
 
 
-def checks(pull: Pull) -> list[CheckRun]:
+def list_latest_checks(pull: Pull) -> list[CheckRun]:
     """The latest run of each name on the head commit."""
     return list({(run.app.slug, run.name): run for run in pull.repo.checks if run.sha == pull.head_sha}.values())
 
 
-def diff(pull: Pull, viewer: User | None) -> list[File]:
-    base = pulls.fork_point(pull)
-    threads = _threads(pull, viewer)
-    return [_file(pull, base, change, threads.get(change.path, [])) for change in pulls.changes(pull)]
+def build_diff(pull: Pull, viewer: User | None) -> list[DiffFile]:
+    base = pulls.find_fork_point(pull)
+    threads = _group_threads(pull, viewer)
+    return [_build_file(pull, base, change, threads.get(change.path, [])) for change in pulls.list_changes(pull)]
 
 
-def _threads(pull: Pull, viewer: User | None) -> dict[str, list[Thread]]:
+def _group_threads(pull: Pull, viewer: User | None) -> dict[str, list[ReviewThread]]:
     """The threads this person sees, by path: pending ones are their author's own."""
     found = defaultdict(list)
     for thread in pull.threads:
@@ -84,33 +84,35 @@ def _threads(pull: Pull, viewer: User | None) -> dict[str, list[Thread]]:
     return found
 
 
-def _file(pull: Pull, base: str, change: Change, threads: list[Thread]) -> File:
+def _build_file(pull: Pull, base: str, change: Change, threads: list[ReviewThread]) -> DiffFile:
     outdated = [thread for thread in threads if thread.comments[0].line is None]
     if change.patch is None:
         same = change.status == "renamed"
-        return File(
+        return DiffFile(
             change=change, rows=[], note="Renamed without a change" if same else "No text to show", outdated=outdated
         )
-    rows = diffs.rows(change.patch)
+    rows = diffs.parse_patch(change.patch)
     if len(rows) > MOST_ROWS:
-        return File(change=change, rows=[], note=f"{len(rows):,} lines: too many to show here", outdated=outdated)
+        return DiffFile(change=change, rows=[], note=f"{len(rows):,} lines: too many to show here", outdated=outdated)
     git = pull.repo.git
-    old = _coloured(git.read(base, change.old_path), change.old_path)
-    new = _coloured(git.read(pull.head_sha, change.path), change.path)
-    return File(change=change, rows=list(_rows(rows, old, new, threads)), outdated=outdated)
+    old = _highlight_lines(git.read_file(base, change.old_path), change.old_path)
+    new = _highlight_lines(git.read_file(pull.head_sha, change.path), change.path)
+    return DiffFile(change=change, rows=list(_build_lines(rows, old, new, threads)), outdated=outdated)
 
 
-def _rows(rows: list[diffs.Row], old: list[Markup], new: list[Markup], threads: list[Thread]) -> Iterator[Shown]:
+def _build_lines(
+    rows: list[diffs.PatchLine], old: list[Markup], new: list[Markup], threads: list[ReviewThread]
+) -> Iterator[DiffLine]:
     for row in rows:
         side = "LEFT" if row.kind == "removed" else "RIGHT"
-        line = row.at(side)
+        line = row.get_line_number(side)
         here = [one for one in threads if (one.comments[0].side, one.comments[0].line) == (side, line) and line]
         source = old if side == "LEFT" else new
         html = source[line - 1] if line and line <= len(source) else escape(row.text)
-        yield Shown(kind=row.kind, old=row.old, new=row.new, html=html, side=side, line=line, threads=here)
+        yield DiffLine(kind=row.kind, old=row.old, new=row.new, html=html, side=side, line=line, threads=here)
 
 
-def _coloured(data: bytes | None, path: str) -> list[Markup]:
+def _highlight_lines(data: bytes | None, path: str) -> list[Markup]:
     """A file's lines as coloured HTML; nothing when it is not text we can split as git does."""
     if data is None or len(data) > MOST_TEXT:
         return []
@@ -128,13 +130,13 @@ def _coloured(data: bytes | None, path: str) -> list[Markup]:
     return [Markup(line) for line in lines]  # noqa: S704 — pygments escapes the code it colours
 
 
-def code_css() -> str:
+def build_code_css() -> str:
     """Colours of code, for light and for dark."""
-    light, dark = _colours("friendly"), _colours("github-dark")
+    light, dark = _list_color_rules("friendly"), _list_color_rules("github-dark")
     return "\n".join(light) + "\n@media (prefers-color-scheme: dark) {\n" + "\n".join(dark) + "\n}\n"
 
 
-def _colours(style: str) -> list[str]:
+def _list_color_rules(style: str) -> list[str]:
     """Only the rules of a style's tokens: no backgrounds, no line numbers."""
     formatter: Any = HtmlFormatter(style=style)
     css: str = formatter.get_style_defs(".code")

@@ -12,7 +12,7 @@ from osiris.devhub.world import World
 _LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")  # they belong to a process, not to the world
 
 
-def save(world: World, path: Path) -> None:
+def save_world(world: World, path: Path) -> None:
     """Write the whole world, or leave what was written before. The file is for its owner alone: keys are in it."""
     kept = {name: value for name, value in vars(world).items() if name not in _LEFT_OUT}
     kept["last_id"] = world.next_id()
@@ -20,7 +20,7 @@ def save(world: World, path: Path) -> None:
         pickle.dump(kept, file)
 
 
-def load(world: World, path: Path) -> bool:
+def load_world(world: World, path: Path) -> bool:
     """Fill a new world with a saved one; False when there is none. Raises Refused for a file that is none of ours."""
     try:
         kept: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file in our own folder

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from osiris.devhub import diffs
-from osiris.devhub.errors import Denied, invalid, unprocessable
+from osiris.devhub.errors import ApiError, invalid_field_error, unprocessable_error
 from osiris.devhub.git_repository import Change
 from osiris.devhub.models import App, Pull, Repo, User
 from osiris.devhub.world import World
@@ -14,7 +14,7 @@ NO_COMMIT = "0" * 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class NewPull:
     """What somebody asks a new pull request to be."""
 
     title: str
@@ -24,11 +24,11 @@ class Wanted:
     draft: bool = False
 
 
-def open_pull(world: World, repo: Repo, by: User, wanted: Wanted, *, by_app: App | None = None) -> Pull:
-    head = _branch(repo, wanted.head)
-    head_sha, base_sha = _ends(repo, head, wanted.base)
+def open_pull(world: World, repo: Repo, by: User, wanted: NewPull, *, by_app: App | None = None) -> Pull:
+    head = _parse_branch(repo, wanted.head)
+    head_sha, base_sha = _resolve_ends(repo, head, wanted.base)
     _check_new(repo, head, head_sha, wanted.base, base_sha)
-    issue = world.new_issue(repo, by, wanted.title, wanted.body, by_app=by_app)
+    issue = world.create_issue(repo, by, wanted.title, wanted.body, by_app=by_app)
     issue.pull = Pull(
         id=world.next_id(),
         issue=issue,
@@ -38,27 +38,27 @@ def open_pull(world: World, repo: Repo, by: User, wanted: Wanted, *, by_app: App
         base_sha=base_sha,
         draft=wanted.draft,
     )
-    world.know(issue.pull)
+    world.index_resources(issue.pull)
     repo.git.update_ref(f"refs/pull/{issue.number}/head", head_sha)
-    world.tell("pull_request", "opened", repo, by, issue=issue)
+    world.publish_event("pull_request", "opened", repo, by, issue=issue)
     return issue.pull
 
 
-def _branch(repo: Repo, head: str) -> str:
+def _parse_branch(repo: Repo, head: str) -> str:
     """The branch of `owner:branch`; the hub has no forks, so another owner has none."""
     owner, colon, branch = head.partition(":")
     if colon and owner.lower() != repo.owner.login.lower():
-        raise invalid("PullRequest", "head")
+        raise invalid_field_error("PullRequest", "head")
     return branch if colon else head
 
 
-def _ends(repo: Repo, head: str, base: str) -> tuple[str, str]:
-    head_sha = repo.git.resolve(f"refs/heads/{head}")
-    base_sha = repo.git.resolve(f"refs/heads/{base}")
+def _resolve_ends(repo: Repo, head: str, base: str) -> tuple[str, str]:
+    head_sha = repo.git.resolve_commit(f"refs/heads/{head}")
+    base_sha = repo.git.resolve_commit(f"refs/heads/{base}")
     if head_sha is None:
-        raise invalid("PullRequest", "head")
+        raise invalid_field_error("PullRequest", "head")
     if base_sha is None:
-        raise invalid("PullRequest", "base")
+        raise invalid_field_error("PullRequest", "base")
     return head_sha, base_sha
 
 
@@ -66,31 +66,31 @@ def _check_new(repo: Repo, head: str, head_sha: str, base: str, base_sha: str) -
     name = f"{repo.owner.login}:{head}"
     for pull in repo.pulls.values():
         if pull.state == "open" and (pull.head_ref, pull.base_ref) == (head, base):
-            raise invalid("PullRequest", "", "custom", f"A pull request already exists for {name}.")
+            raise invalid_field_error("PullRequest", "", "custom", f"A pull request already exists for {name}.")
     if repo.git.is_ancestor(head_sha, base_sha):
-        raise invalid("PullRequest", "", "custom", f"No commits between {base} and {head}")
+        raise invalid_field_error("PullRequest", "", "custom", f"No commits between {base} and {head}")
 
 
 # ── reading ──
 
 
-def fork_point(pull: Pull) -> str:
+def find_fork_point(pull: Pull) -> str:
     """The commit the pull request's changes are counted from."""
-    return pull.repo.git.merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
+    return pull.repo.git.find_merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
 
 
-def changes(pull: Pull) -> list[Change]:
-    return pull.repo.git.changes(fork_point(pull), pull.head_sha)
+def list_changes(pull: Pull) -> list[Change]:
+    return pull.repo.git.list_changes(find_fork_point(pull), pull.head_sha)
 
 
-def mergeable(pull: Pull) -> bool | None:
+def is_mergeable(pull: Pull) -> bool | None:
     """Whether the branch merges cleanly; None for one that is closed already."""
     if pull.state == "closed":
         return None
-    return pull.repo.git.merged_tree(pull.base_sha, pull.head_sha) is not None
+    return pull.repo.git.merge_tree(pull.base_sha, pull.head_sha) is not None
 
 
-def merge_state(pull: Pull, clean: bool | None) -> str:
+def get_merge_state(pull: Pull, clean: bool | None) -> str:
     """GitHub's one word for what stands between a pull request and its merge."""
     if clean is None:
         return "unknown"
@@ -110,13 +110,13 @@ def set_draft(world: World, pull: Pull, by: User, draft: bool) -> None:
     if pull.draft == draft:
         return
     if pull.state == "closed":
-        raise unprocessable("The pull request is closed")
+        raise unprocessable_error("The pull request is closed")
     pull.draft = draft
     pull.issue.updated = world.now()
     action = "converted_to_draft" if draft else "ready_for_review"
     event = "convert_to_draft" if draft else "ready_for_review"
-    world.note(pull.issue, by, "marked this as a draft" if draft else "marked this ready for review", event)
-    world.tell("pull_request", action, pull.repo, by, issue=pull.issue)
+    world.add_note(pull.issue, by, "marked this as a draft" if draft else "marked this ready for review", event)
+    world.publish_event("pull_request", action, pull.repo, by, issue=pull.issue)
 
 
 def set_state(world: World, pull: Pull, by: User, state: str) -> None:
@@ -125,23 +125,25 @@ def set_state(world: World, pull: Pull, by: User, state: str) -> None:
         world.close_issue(pull.issue, by)
         return
     if pull.merged:
-        raise invalid("PullRequest", "state", "invalid", "The pull request is merged and cannot be reopened")
+        raise invalid_field_error(
+            "PullRequest", "state", "invalid", "The pull request is merged and cannot be reopened"
+        )
     if pull.state == "open":
         return
     head_sha = pull.repo.heads.get(pull.head_ref)
     if head_sha is None:
-        raise invalid("PullRequest", "state", "invalid", f"The {pull.head_ref} branch was deleted.")
+        raise invalid_field_error("PullRequest", "state", "invalid", f"The {pull.head_ref} branch was deleted.")
     pull.head_sha = head_sha
     world.reopen_issue(pull.issue, by)
 
 
-def merge(world: World, pull: Pull, by: User, *, sha: str = "", method: str = "merge", title: str = "") -> str:
+def merge_pull(world: World, pull: Pull, by: User, *, sha: str = "", method: str = "merge", title: str = "") -> str:
     """Merge, tell everybody, close what the body says it closes; gives the new commit."""
     _check_merge(pull, sha, method)
     git = pull.repo.git
-    tree = git.merged_tree(pull.base_sha, pull.head_sha)
+    tree = git.merge_tree(pull.base_sha, pull.head_sha)
     if tree is None:
-        raise Denied(405, "Pull Request is not mergeable")
+        raise ApiError(405, "Pull Request is not mergeable")
     if method == "squash":
         parents: tuple[str, ...] = (pull.base_sha,)
         message = f"{title or pull.title} (#{pull.number})\n"
@@ -149,56 +151,56 @@ def merge(world: World, pull: Pull, by: User, *, sha: str = "", method: str = "m
         parents = (pull.base_sha, pull.head_sha)
         words = title or f"Merge pull request #{pull.number} from {pull.repo.owner.login}/{pull.head_ref}"
         message = f"{words}\n\n{pull.title}\n"
-    commit = git.commit_tree(tree, parents, message, world.person(by), world.now())
+    commit = git.commit_tree(tree, parents, message, world.build_signature(by), world.now())
     git.update_ref(f"refs/heads/{pull.base_ref}", commit, pull.base_sha)
-    _merged(world, pull, by, commit)
+    _record_merge(world, pull, by, commit)
     return commit
 
 
 def _check_merge(pull: Pull, sha: str, method: str) -> None:
     if pull.state == "closed":
-        raise Denied(405, "Pull Request is not mergeable")
+        raise ApiError(405, "Pull Request is not mergeable")
     if pull.draft:
-        raise Denied(405, "Pull Request is still a draft")
+        raise ApiError(405, "Pull Request is still a draft")
     if sha and sha != pull.head_sha:
-        raise Denied(409, "Head branch was modified. Review and try the merge again.")
+        raise ApiError(409, "Head branch was modified. Review and try the merge again.")
     if method not in ("merge", "squash"):
-        raise Denied(405, f"{method.capitalize()} merges are not allowed on this repository.")
+        raise ApiError(405, f"{method.capitalize()} merges are not allowed on this repository.")
 
 
-def _merged(world: World, pull: Pull, by: User, commit: str) -> None:
+def _record_merge(world: World, pull: Pull, by: User, commit: str) -> None:
     issue, now = pull.issue, world.now()
     pull.merged_at, pull.merged_by, pull.merge_commit = now, by, commit
     issue.state, issue.closed, issue.closed_by, issue.updated = "closed", now, by, now
-    world.note(issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}", "merged", commit=commit)
-    world.note(issue, by, "", "closed")
-    world.tell("pull_request", "closed", pull.repo, by, issue=issue)
+    world.add_note(issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}", "merged", commit=commit)
+    world.add_note(issue, by, "", "closed")
+    world.publish_event("pull_request", "closed", pull.repo, by, issue=issue)
     for number in CLOSING.findall(pull.body):
         closed = pull.repo.issues.get(int(number))
         if closed is not None and closed.pull is None and pull.base_ref == pull.repo.default_branch:
             world.close_issue(closed, by)
-    notice_refs(world, pull.repo, by)
+    sync_refs(world, pull.repo, by)
 
 
 # ── pushes ──
 
 
-def notice_refs(world: World, repo: Repo, by: User) -> None:
+def sync_refs(world: World, repo: Repo, by: User) -> None:
     """Compare the branches on disk with those the world knows, and tell what changed.
 
     Every way a branch can move (a push, a merge) ends here, so that none is told twice.
     """
-    before, repo.heads = repo.heads, repo.git.heads()
+    before, repo.heads = repo.heads, repo.git.list_heads()
     for branch in sorted(before.keys() | repo.heads.keys()):
         old, new = before.get(branch, NO_COMMIT), repo.heads.get(branch, NO_COMMIT)
         if old == new:
             continue
-        world.tell("push", None, repo, by, branch=branch, before=old, after=new)
+        world.publish_event("push", None, repo, by, branch=branch, before=old, after=new)
         for pull in list(repo.pulls.values()):
-            _follow(world, pull, by, branch, new)
+            _follow_push(world, pull, by, branch, new)
 
 
-def _follow(world: World, pull: Pull, by: User, branch: str, sha: str) -> None:
+def _follow_push(world: World, pull: Pull, by: User, branch: str, sha: str) -> None:
     if pull.state == "closed":
         return
     if pull.base_ref == branch and sha != NO_COMMIT:
@@ -206,25 +208,25 @@ def _follow(world: World, pull: Pull, by: User, branch: str, sha: str) -> None:
     if pull.head_ref != branch:
         return
     if sha == NO_COMMIT:
-        world.note(pull.issue, by, f"deleted the branch {branch}", "head_ref_deleted")
+        world.add_note(pull.issue, by, f"deleted the branch {branch}", "head_ref_deleted")
         world.close_issue(pull.issue, by)
         return
     before, pull.head_sha = pull.head_sha, sha
     pull.issue.updated = world.now()
     pull.repo.git.update_ref(f"refs/pull/{pull.number}/head", sha)
-    world.note(pull.issue, by, f"pushed {sha[:7]}")
+    world.add_note(pull.issue, by, f"pushed {sha[:7]}")
     _move_comments(pull)
-    world.tell("pull_request", "synchronize", pull.repo, by, issue=pull.issue, before=before, after=sha)
+    world.publish_event("pull_request", "synchronize", pull.repo, by, issue=pull.issue, before=before, after=sha)
 
 
 def _move_comments(pull: Pull) -> None:
     """Keep line comments on their lines; one whose line was rewritten becomes outdated."""
-    shown = {change.path: change.patch or "" for change in changes(pull)}
+    shown = {change.path: change.patch or "" for change in list_changes(pull)}
     for comment in (comment for thread in pull.threads for comment in thread.comments):
         if comment.line is None or comment.side == "LEFT":
             continue
-        moved = pull.repo.git.patch_between(comment.commit, pull.head_sha, comment.path)
-        comment.line = diffs.moved_to(moved, comment.line)
-        place = diffs.hunk_at(shown.get(comment.path, ""), comment.line, "RIGHT") if comment.line else None
+        moved = pull.repo.git.diff_path(comment.commit, pull.head_sha, comment.path)
+        comment.line = diffs.map_line(moved, comment.line)
+        place = diffs.find_hunk(shown.get(comment.path, ""), comment.line, "RIGHT") if comment.line else None
         comment.line, comment.position = (comment.line, place[1]) if place else (None, None)
         comment.commit = pull.head_sha

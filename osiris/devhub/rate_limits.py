@@ -3,56 +3,58 @@
 from collections import defaultdict
 from collections.abc import Callable
 
-from osiris.devhub.auth import Who
-from osiris.devhub.errors import Limited
+from osiris.devhub.auth import Caller
+from osiris.devhub.errors import ApiRateLimited
 
 HOUR = 3600.0
-Key = tuple[str, int, str]
+CallerKey = tuple[str, int, str]
 """Kind of caller, its id, and the resource: core or graphql."""
 
 
-class Rates:
+class ApiRateLimits:
     """`limit` is what each caller may ask in an hour of each resource; `leave` takes away what is left."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.limit = 5000
         self._clock = clock
-        self._used: dict[Key, int] = defaultdict(int)
-        self._begun: dict[Key, float] = {}
+        self._used: dict[CallerKey, int] = defaultdict(int)
+        self._begun: dict[CallerKey, float] = {}
 
-    def leave(self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core") -> None:
+    def set_remaining(
+        self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core"
+    ) -> None:
         """Let a caller have so many requests left for so long: an "installation", a "user" or an "app", by its id."""
         key = (kind, id, resource)
         self._begun[key] = self._clock() - HOUR + seconds
         self._used[key] = self.limit - remaining
 
-    def check(self, who: Who, resource: str) -> None:
+    def check_limit(self, who: Caller, resource: str) -> None:
         """Raise Limited when nothing is left."""
-        key = _key(who, resource)
-        if self._remaining(key) <= 0:
-            raise Limited(f"API rate limit exceeded for {key[0]} ID {key[1]}.", self._headers(key))
+        key = _build_key(who, resource)
+        if self._get_remaining(key) <= 0:
+            raise ApiRateLimited(f"API rate limit exceeded for {key[0]} ID {key[1]}.", self._build_headers(key))
 
-    def spend(self, who: Who, resource: str, count: int) -> dict[str, str]:
+    def count_request(self, who: Caller, resource: str, count: int) -> dict[str, str]:
         """Count a request, and say what is left."""
-        key = _key(who, resource)
-        self._remaining(key)
+        key = _build_key(who, resource)
+        self._get_remaining(key)
         self._used[key] += count
-        return self._headers(key)
+        return self._build_headers(key)
 
-    def left(self, who: Who, resource: str) -> dict[str, int]:
+    def describe_limit(self, who: Caller, resource: str) -> dict[str, int]:
         """As GET /rate_limit tells it."""
-        key = _key(who, resource)
-        remaining = self._remaining(key)
+        key = _build_key(who, resource)
+        remaining = self._get_remaining(key)
         reset = int(self._begun[key] + HOUR)
         return {"limit": self.limit, "used": self.limit - remaining, "remaining": remaining, "reset": reset}
 
-    def _remaining(self, key: Key) -> int:
+    def _get_remaining(self, key: CallerKey) -> int:
         now = self._clock()
         if now >= self._begun.setdefault(key, now) + HOUR:
             self._begun[key], self._used[key] = now, 0
         return max(0, self.limit - self._used[key])
 
-    def _headers(self, key: Key) -> dict[str, str]:
+    def _build_headers(self, key: CallerKey) -> dict[str, str]:
         remaining = max(0, self.limit - self._used[key])
         return {
             "X-RateLimit-Limit": str(self.limit),
@@ -63,7 +65,7 @@ class Rates:
         }
 
 
-def _key(who: Who, resource: str) -> Key:
+def _build_key(who: Caller, resource: str) -> CallerKey:
     if who.grant is not None:
         return "installation", who.grant.installation.id, resource
     if who.user is not None:

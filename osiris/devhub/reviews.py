@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from osiris.devhub import diffs, pulls
-from osiris.devhub.errors import Denied, not_found, unprocessable
-from osiris.devhub.models import App, LineComment, Pull, Review, Thread, User
+from osiris.devhub.errors import ApiError, not_found_error, unprocessable_error
+from osiris.devhub.models import App, LineComment, Pull, PullReview, ReviewThread, User
 from osiris.devhub.world import World, check_body
 
 STATES = {"APPROVE": "APPROVED", "REQUEST_CHANGES": "CHANGES_REQUESTED", "COMMENT": "COMMENTED", "": "PENDING"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class LineAnchor:
     """A wish to comment on one line of the diff."""
 
     path: str
@@ -22,77 +22,77 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class NewReview:
     """What somebody asks a new review to be; no `event` leaves it pending."""
 
     event: str = ""
     body: str = ""
     commit: str = ""
-    lines: tuple[Line, ...] = ()
+    lines: tuple[LineAnchor, ...] = ()
 
 
-def review(world: World, pull: Pull, by: User, wanted: Wanted, *, by_app: App | None = None) -> Review:
+def add_review(world: World, pull: Pull, by: User, wanted: NewReview, *, by_app: App | None = None) -> PullReview:
     """A new review, submitted at once unless its event is left out."""
     check_body(wanted.body, "PullRequestReview")
     _check_event(pull, by, wanted.event, wanted.body, bool(wanted.lines))
-    if pending_of(pull, by) is not None:
-        raise unprocessable("User can only have one pending review per pull request")
-    places = [_place(pull, line) for line in wanted.lines]
-    new = _new_review(world, pull, by, wanted, by_app)
+    if find_pending(pull, by) is not None:
+        raise unprocessable_error("User can only have one pending review per pull request")
+    places = [_locate_line(pull, line) for line in wanted.lines]
+    new = _create_review(world, pull, by, wanted, by_app)
     for line, (hunk, position) in zip(wanted.lines, places, strict=True):
-        _hang(world, new, line, hunk, position)
+        _add_thread(world, new, line, hunk, position)
     if wanted.event:
-        _publish(world, new, wanted.event)
+        _publish_review(world, new, wanted.event)
     return new
 
 
-def pending_of(pull: Pull, by: User) -> Review | None:
+def find_pending(pull: Pull, by: User) -> PullReview | None:
     return next((review for review in pull.reviews if review.pending and review.author is by), None)
 
 
-def add_line(world: World, pull: Pull, by: User, line: Line) -> LineComment:
+def add_line_comment(world: World, pull: Pull, by: User, line: LineAnchor) -> LineComment:
     """Add to the person's pending review, starting one when there is none."""
     check_body(line.body, "PullRequestReviewComment", needed=True)
-    hunk, position = _place(pull, line)
-    pending = pending_of(pull, by) or _new_review(world, pull, by, Wanted(), None)
-    return _hang(world, pending, line, hunk, position)
+    hunk, position = _locate_line(pull, line)
+    pending = find_pending(pull, by) or _create_review(world, pull, by, NewReview(), None)
+    return _add_thread(world, pending, line, hunk, position)
 
 
-def drop_line(pull: Pull, by: User, comment_id: int) -> None:
+def delete_line_comment(pull: Pull, by: User, comment_id: int) -> None:
     """Take a line back out of a review that is still pending."""
-    pending = pending_of(pull, by)
+    pending = find_pending(pull, by)
     comment = next((c for c in pending.comments if c.id == comment_id), None) if pending else None
     if pending is None or comment is None:
-        raise not_found()
+        raise not_found_error()
     pending.comments.remove(comment)
     pull.threads.remove(comment.thread)
     if not pending.comments and not pending.body:
         pull.reviews.remove(pending)
 
 
-def submit(world: World, pending: Review, event: str, body: str) -> None:
+def submit_review(world: World, pending: PullReview, event: str, body: str) -> None:
     if not pending.pending:
-        raise unprocessable("The review has already been submitted")
+        raise unprocessable_error("The review has already been submitted")
     body = body or pending.body
     check_body(body, "PullRequestReview")
     _check_event(pending.pull, pending.author, event, body, bool(pending.comments))
     pending.body = body
-    _publish(world, pending, event)
+    _publish_review(world, pending, event)
 
 
 def _check_event(pull: Pull, by: User, event: str, body: str, lines: bool) -> None:
     if event not in STATES:
-        raise unprocessable("Variable $event of type PullRequestReviewEvent was provided invalid value")
+        raise unprocessable_error("Variable $event of type PullRequestReviewEvent was provided invalid value")
     if by is pull.author and event == "APPROVE":
-        raise unprocessable("Can not approve your own pull request")
+        raise unprocessable_error("Can not approve your own pull request")
     if by is pull.author and event == "REQUEST_CHANGES":
-        raise unprocessable("Can not request changes on your own pull request")
+        raise unprocessable_error("Can not request changes on your own pull request")
     if event in ("REQUEST_CHANGES", "COMMENT") and not body.strip() and not lines:
-        raise unprocessable("A review needs some words: say what should change, or comment on a line")
+        raise unprocessable_error("A review needs some words: say what should change, or comment on a line")
 
 
-def _new_review(world: World, pull: Pull, by: User, wanted: Wanted, by_app: App | None) -> Review:
-    new = Review(
+def _create_review(world: World, pull: Pull, by: User, wanted: NewReview, by_app: App | None) -> PullReview:
+    new = PullReview(
         id=world.next_id(),
         pull=pull,
         author=by,
@@ -104,37 +104,37 @@ def _new_review(world: World, pull: Pull, by: User, wanted: Wanted, by_app: App 
         updated=world.now(),
     )
     pull.reviews.append(new)
-    world.know(new)
+    world.index_resources(new)
     return new
 
 
-def _publish(world: World, new: Review, event: str) -> None:
+def _publish_review(world: World, new: PullReview, event: str) -> None:
     new.state, new.submitted = STATES[event], world.now()
     pull = new.pull
     pull.issue.updated = world.now()
-    world.tell("pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new)
+    world.publish_event("pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new)
     for comment in new.comments:
-        _told(world, comment)
+        _publish_comment(world, comment)
 
 
-def _told(world: World, comment: LineComment) -> None:
+def _publish_comment(world: World, comment: LineComment) -> None:
     pull = comment.thread.pull
-    world.tell("pull_request_review_comment", "created", pull.repo, comment.author, pull=pull, comment=comment)
+    world.publish_event("pull_request_review_comment", "created", pull.repo, comment.author, pull=pull, comment=comment)
 
 
-def _place(pull: Pull, line: Line) -> tuple[str, int]:
+def _locate_line(pull: Pull, line: LineAnchor) -> tuple[str, int]:
     check_body(line.body, "PullRequestReviewComment", needed=True)
-    patches = {change.path: change.patch or "" for change in pulls.changes(pull)}
+    patches = {change.path: change.patch or "" for change in pulls.list_changes(pull)}
     if line.path not in patches:
-        raise unprocessable("Path could not be resolved")
-    place = diffs.hunk_at(patches[line.path], line.line, line.side)
+        raise unprocessable_error("Path could not be resolved")
+    place = diffs.find_hunk(patches[line.path], line.line, line.side)
     if place is None:
-        raise unprocessable("Line could not be resolved: it must be part of the diff")
+        raise unprocessable_error("Line could not be resolved: it must be part of the diff")
     return place
 
 
-def _hang(world: World, on: Review, line: Line, hunk: str, position: int) -> LineComment:
-    thread = Thread(id=world.next_id(), pull=on.pull)
+def _add_thread(world: World, on: PullReview, line: LineAnchor, hunk: str, position: int) -> LineComment:
+    thread = ReviewThread(id=world.next_id(), pull=on.pull)
     comment = LineComment(
         id=world.next_id(),
         review=on,
@@ -157,17 +157,17 @@ def _hang(world: World, on: Review, line: Line, hunk: str, position: int) -> Lin
     thread.comments.append(comment)
     on.comments.append(comment)
     on.pull.threads.append(thread)
-    world.know(thread, comment)
+    world.index_resources(thread, comment)
     return comment
 
 
-def reply(world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None) -> LineComment:
+def add_reply(world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None) -> LineComment:
     """Answer the top comment of a thread; GitHub wraps each answer in a review of its own."""
     check_body(body, "PullRequestReviewComment", needed=True)
     if to.reply_to is not None:
-        raise unprocessable("Replies go to the top comment of a thread")
+        raise unprocessable_error("Replies go to the top comment of a thread")
     pull = to.thread.pull
-    wrap = _new_review(world, pull, by, Wanted(), by_app)
+    wrap = _create_review(world, pull, by, NewReview(), by_app)
     comment = LineComment(
         id=world.next_id(),
         review=wrap,
@@ -190,40 +190,40 @@ def reply(world: World, to: LineComment, by: User, body: str, *, by_app: App | N
     )
     to.thread.comments.append(comment)
     wrap.comments.append(comment)
-    world.know(comment)
-    _publish(world, wrap, "COMMENT")
+    world.index_resources(comment)
+    _publish_review(world, wrap, "COMMENT")
     return comment
 
 
-def dismiss(world: World, done: Review, by: User, message: str) -> None:
+def dismiss_review(world: World, done: PullReview, by: User, message: str) -> None:
     if done.state not in ("APPROVED", "CHANGES_REQUESTED"):
-        raise unprocessable("Can not dismiss a commented pull request review")
+        raise unprocessable_error("Can not dismiss a commented pull request review")
     if not message.strip():
-        raise unprocessable("Message can't be blank")
+        raise unprocessable_error("Message can't be blank")
     done.state = "DISMISSED"
     pull = done.pull
     pull.issue.updated = world.now()
-    world.note(pull.issue, by, f"dismissed {done.author.login}’s review: {message}")
-    world.tell("pull_request_review", "dismissed", pull.repo, by, pull=pull, review=done)
+    world.add_note(pull.issue, by, f"dismissed {done.author.login}’s review: {message}")
+    world.publish_event("pull_request_review", "dismissed", pull.repo, by, pull=pull, review=done)
 
 
-def resolve(world: World, thread: Thread, by: User, resolved: bool) -> None:
+def resolve_thread(world: World, thread: ReviewThread, by: User, resolved: bool) -> None:
     if (thread.resolved_by is not None) == resolved:
         return
     thread.resolved_by = by if resolved else None
     action = "resolved" if resolved else "unresolved"
-    world.tell("pull_request_review_thread", action, thread.pull.repo, by, pull=thread.pull, thread=thread)
+    world.publish_event("pull_request_review_thread", action, thread.pull.repo, by, pull=thread.pull, thread=thread)
 
 
-def discard(pending: Review) -> None:
+def discard_review(pending: PullReview) -> None:
     """Throw a pending review away."""
     if not pending.pending:
-        raise Denied(422, "Can not delete a non-pending pull request review")
+        raise ApiError(422, "Can not delete a non-pending pull request review")
     for comment in pending.comments:
         comment.thread.pull.threads.remove(comment.thread)
     pending.pull.reviews.remove(pending)
 
 
-def latest_states(reviews: Iterable[Review]) -> dict[str, Review]:
+def list_latest_states(reviews: Iterable[PullReview]) -> dict[str, PullReview]:
     """What each reviewer last decided; comments decide nothing."""
     return {r.author.login: r for r in reviews if r.state in ("APPROVED", "CHANGES_REQUESTED", "DISMISSED")}

@@ -15,28 +15,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from osiris.config.http_server import listening
+from osiris.config.http_server import serve_app
 from osiris.devhub import administration, graphql, page, persistence
-from osiris.devhub.auth import Keyring, Who
-from osiris.devhub.ci import CI, RunCheck
-from osiris.devhub.errors import Denied, Limited, not_found
-from osiris.devhub.git_http import GitHttp, wants_git
+from osiris.devhub.auth import Caller, TokenStore
+from osiris.devhub.ci import CheckRunner, RunCheck
+from osiris.devhub.errors import ApiError, ApiRateLimited, not_found_error
+from osiris.devhub.git_http import GitHttp, is_git_path
 from osiris.devhub.models import App, Installation, Repo, User
-from osiris.devhub.observers import Exchange, Watcher
-from osiris.devhub.rate_limits import Rates
+from osiris.devhub.observers import ApiExchange, HubObserver
+from osiris.devhub.rate_limits import ApiRateLimits
 from osiris.devhub.routes import apps, checks, code, issues, pulls
-from osiris.devhub.routes.request import Call, joined, moved, read_json, refusal
+from osiris.devhub.routes.request import ApiRequest, build_error_response, join_tables, read_json, redirect_moved
 from osiris.devhub.tokens import KeyPair
-from osiris.devhub.webhook_sender import Hooks
+from osiris.devhub.webhook_sender import WebhookSender
 from osiris.devhub.world import World
 
 API = "/api/v3"
-TABLE = joined([apps.table, issues.table, pulls.table, checks.table, code.table])
+TABLE = join_tables([apps.table, issues.table, pulls.table, checks.table, code.table])
 Forward = Callable[[], Awaitable[Response]]
-Interceptor = Callable[[Request, Forward], Awaitable[Response]]
+RequestInterceptor = Callable[[Request, Forward], Awaitable[Response]]
 
 
-class Cut(Response):
+class TruncatedResponse(Response):
     """For interceptors: breaks the connection off in the middle of the answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,30 +48,30 @@ class Cut(Response):
 class Hub:
     """A running hub; `world` is what it holds, and the verbs here set the stage."""
 
-    watchers: ClassVar[list[Watcher]] = []
+    observers: ClassVar[list[HubObserver]] = []
     """Who looks on, at every hub of this process."""
 
     def __init__(self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None) -> None:
         self.world = World(data_dir, clock)
         self.world.url = self.url = url
         self.api_url = url + API
-        self.interceptors: list[Interceptor] = []
-        self.keyring = Keyring(world=self.world)
-        self.rates = Rates(clock)
-        self.hooks = Hooks(self.world, self.watchers)
-        self.ci = CI(self.world, run_check) if run_check else None
-        self._git = GitHttp(self.world, self.keyring)
-        self._kept: Path | None = None
+        self.interceptors: list[RequestInterceptor] = []
+        self.token_store = TokenStore(world=self.world)
+        self.rates = ApiRateLimits(clock)
+        self.hooks = WebhookSender(self.world, self.observers)
+        self.ci = CheckRunner(self.world, run_check) if run_check else None
+        self._git = GitHttp(self.world, self.token_store)
+        self._world_file: Path | None = None
 
-    def keep(self, path: Path) -> bool:
+    def open_saved(self, path: Path) -> bool:
         """Keep the world in a file from now on; True when it held one already, and the hub goes on with that."""
-        self._kept = path
-        return persistence.load(self.world, path)
+        self._world_file = path
+        return persistence.load_world(self.world, path)
 
     def save(self) -> None:
         """Write the world down, if it is kept. Requests that may change it do so by themselves."""
-        if self._kept is not None:
-            persistence.save(self.world, self._kept)
+        if self._world_file is not None:
+            persistence.save_world(self.world, self._world_file)
 
     # ── the stage ──
 
@@ -110,76 +110,76 @@ class Hub:
             keys=keys,
         )
 
-    def install(self, app: App, *repos: str) -> int:
+    def install_app(self, app: App, *repos: str) -> int:
         """Install the app on repositories of one owner; gives the installation's id."""
         before = {id: list(one.repos) for id, one in self.world.installations.items()}
-        installation = self.world.install(app, [self.world.repo(name) for name in repos])
+        installation = self.world.install_app(app, [self.world.get_repo(name) for name in repos])
         if installation.id not in before:
-            self.hooks.installed(installation, "created")
+            self.hooks.queue_installation(installation, "created")
         elif added := [repo for repo in installation.repos if repo not in before[installation.id]]:
-            self.hooks.selected(installation, added=added)
+            self.hooks.queue_repositories(installation, added=added)
         return installation.id
 
-    def installation(self, app: App, full_name: str) -> Installation:
+    def get_installation(self, app: App, full_name: str) -> Installation:
         """The app's installation on a repository."""
-        found = self.world.installation_of(app, self.world.repo(full_name))
+        found = self.world.find_installation(app, self.world.get_repo(full_name))
         if found is None:
-            raise not_found()
+            raise not_found_error()
         return found
 
-    def uninstall(self, app: App, *repos: str) -> None:
+    def remove_repos(self, app: App, *repos: str) -> None:
         """Take these repositories out of the app's installations."""
         for name in repos:
-            repo = self.world.repo(name)
-            installation = self.installation(app, name)
-            if administration.narrow(installation, repo):
-                self.hooks.selected(installation, removed=[repo])
+            repo = self.world.get_repo(name)
+            installation = self.get_installation(app, name)
+            if administration.narrow_installation(installation, repo):
+                self.hooks.queue_repositories(installation, removed=[repo])
 
-    def remove(self, installation: Installation) -> None:
+    def remove_installation(self, installation: Installation) -> None:
         """Take an app off an account."""
-        administration.uninstall(self.world, installation)
-        self.hooks.installed(installation, "deleted")
+        administration.uninstall_app(self.world, installation)
+        self.hooks.queue_installation(installation, "deleted")
 
-    def suspend(self, installation: Installation, by: User | None = None) -> None:
+    def suspend_installation(self, installation: Installation, by: User | None = None) -> None:
         """Let an app do nothing on an account, for now."""
-        administration.suspend(self.world, installation, by)
-        self.hooks.installed(installation, "suspend")
+        administration.suspend_installation(self.world, installation, by)
+        self.hooks.queue_installation(installation, "suspend")
 
-    def unsuspend(self, installation: Installation) -> None:
-        administration.unsuspend(installation)
-        self.hooks.installed(installation, "unsuspend")
+    def unsuspend_installation(self, installation: Installation) -> None:
+        administration.unsuspend_installation(installation)
+        self.hooks.queue_installation(installation, "unsuspend")
 
-    def transfer(self, full_name: str, owner: str, by: User | None = None) -> Repo:
+    def transfer_repo(self, full_name: str, owner: str, by: User | None = None) -> Repo:
         """Give a repository to another account, where no app is installed on it yet."""
-        repo = self.world.repo(full_name)
+        repo = self.world.get_repo(full_name)
         new = self.world.add_user(owner, type="Organization")
-        for installation in administration.transfer(self.world, repo, by or new, new):
-            self.hooks.selected(installation, removed=[repo])
+        for installation in administration.transfer_repo(self.world, repo, by or new, new):
+            self.hooks.queue_repositories(installation, removed=[repo])
         return repo
 
-    def user_url(self, login: str, path: str) -> str:
+    def build_sign_in_url(self, login: str, path: str) -> str:
         """An address that signs this person in on this hub, and then shows `path`."""
-        user = self.world.user(login)
+        user = self.world.get_user(login)
         return f"{self.url}/_enter?key={quote(user.key)}&to={quote(path)}"
 
-    async def resend(self) -> None:
+    async def resend_webhooks(self) -> None:
         """Send again what no app has taken: a hub or an app was not there."""
-        await self.drained()
+        await self.wait_until_sent()
         for app in self.world.apps.values():
             last = {delivery.guid: delivery for delivery in app.deliveries}
             for delivery in last.values():
                 if not 200 <= delivery.status_code < 300:
                     self.hooks.redeliver(delivery)
-        await self.drained()
+        await self.wait_until_sent()
 
-    async def drained(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Wait until every queued webhook was sent, and those that the sending caused."""
-        await self.hooks.drained()
+        await self.hooks.wait_until_sent()
 
-    async def checked(self) -> None:
+    async def wait_until_checked(self) -> None:
         """Wait until every pushed commit has been checked."""
         if self.ci is not None:
-            await self.ci.checked()
+            await self.ci.wait_until_checked()
 
     async def close(self) -> None:
         if self.ci is not None:
@@ -193,98 +193,102 @@ class Hub:
             return
         request = Request(scope, receive)
         try:
-            if not self.watchers or not request.url.path.startswith("/api/"):
-                response = await self._through(request, list(self.interceptors), lambda: self._answer(request))
+            if not self.observers or not request.url.path.startswith("/api/"):
+                response = await self._run_interceptors(
+                    request, list(self.interceptors), lambda: self._answer_request(request)
+                )
             else:
-                response = await self._watched(request)
+                response = await self._answer_observed(request)
         except ClientDisconnect:  # it died in the middle of asking, so nothing was done
             return
         if request.method != "GET":
             self.save()  # before the answer: what was answered is never forgotten
         await response(scope, receive, send)
 
-    async def _watched(self, request: Request) -> Response:
+    async def _answer_observed(self, request: Request) -> Response:
         """Show the watchers what was asked, and what the hub itself answered: a bug is a 500."""
-        exchange = Exchange(request=request, body=await request.body())
+        exchange = ApiExchange(request=request, body=await request.body())
 
-        async def answered() -> Response:
+        async def record_answer() -> Response:
             exchange.answer = Response(status_code=500)
-            exchange.answer = await self._answer(request)
+            exchange.answer = await self._answer_request(request)
             return exchange.answer
 
         try:
-            return await self._through(request, list(self.interceptors), answered)
+            return await self._run_interceptors(request, list(self.interceptors), record_answer)
         finally:
-            for watcher in self.watchers:
-                watcher.exchanged(exchange)
+            for watcher in self.observers:
+                watcher.on_exchange(exchange)
 
-    async def _through(self, request: Request, interceptors: list[Interceptor], last: Forward) -> Response:
+    async def _run_interceptors(
+        self, request: Request, interceptors: list[RequestInterceptor], last: Forward
+    ) -> Response:
         if not interceptors:
             return await last()
         first, *rest = interceptors
 
         async def forward(*_: object) -> Response:
-            return await self._through(request, rest, last)
+            return await self._run_interceptors(request, rest, last)
 
         return await first(request, forward)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer_request(self, request: Request) -> Response:
         path = request.url.path
-        if wants_git(path):
-            return await self._git.answer(request)
+        if is_git_path(path):
+            return await self._git.answer_request(request)
         if not path.startswith("/api/"):
-            return await page.answer(self, request)
+            return await page.answer_page(self, request)
         try:
-            who = self.keyring.who(request.headers.get("authorization", ""))
-        except Denied as denied:
-            return self._dated(refusal(denied))
-        return self._dated(await self._api(request, who))
+            who = self.token_store.identify_caller(request.headers.get("authorization", ""))
+        except ApiError as denied:
+            return self._add_date(build_error_response(denied))
+        return self._add_date(await self._answer_api(request, who))
 
-    async def _api(self, request: Request, who: Who) -> Response:
+    async def _answer_api(self, request: Request, who: Caller) -> Response:
         """An answer of REST or GraphQL, counted: one that says that nothing changed costs nothing."""
         path = request.url.path.removeprefix(API)
         resource = "graphql" if path == "/api/graphql" else "core"
         try:
             if path != "/rate_limit":
-                self.rates.check(who, resource)
+                self.rates.check_limit(who, resource)
             if resource == "graphql":
-                response = await graphql.answer(request, self.world, who)
+                response = await graphql.answer_query(request, self.world, who)
             else:
-                response = _conditional(request, await self._rest(request, path, who))
-        except Denied as denied:
-            response = refusal(denied)
-            if isinstance(denied, Limited):
+                response = _apply_etag(request, await self._answer_rest(request, path, who))
+        except ApiError as denied:
+            response = build_error_response(denied)
+            if isinstance(denied, ApiRateLimited):
                 response.headers.update(denied.headers)
                 return response
         free = response.status_code == 304 or path == "/rate_limit"
-        response.headers.update(self.rates.spend(who, resource, 0 if free else 1))
+        response.headers.update(self.rates.count_request(who, resource, 0 if free else 1))
         return response
 
-    def _dated(self, response: Response) -> Response:
+    def _add_date(self, response: Response) -> Response:
         response.headers["Date"] = formatdate(self.world.now(), usegmt=True)
         return response
 
-    async def _rest(self, request: Request, path: str, who: Who) -> Response:
-        if (redirect := moved(self, request, path, who)) is not None:
+    async def _answer_rest(self, request: Request, path: str, who: Caller) -> Response:
+        if (redirect := redirect_moved(self, request, path, who)) is not None:
             return redirect
-        found = TABLE.find(request.method, self._by_name(path))
+        found = TABLE.find_handler(request.method, self._resolve_repository_id(path))
         if found is None:
-            raise not_found()
+            raise not_found_error()
         handler, params = found
         body = await read_json(request)
-        return await handler(Call(hub=self, request=request, who=who, params=params, body=body))
+        return await handler(ApiRequest(hub=self, request=request, who=who, params=params, body=body))
 
-    def _by_name(self, path: str) -> str:
+    def _resolve_repository_id(self, path: str) -> str:
         """A path that names a repository by its id, where a redirect leads, as one that names it by its name."""
         if (match := re.match(r"/repositories/(\d+)(?=/|$)", path)) is None:
             return path
         repo = next((repo for repo in self.world.repos.values() if repo.id == int(match[1])), None)
         if repo is None:
-            raise not_found()
+            raise not_found_error()
         return f"/repos/{repo.full_name}{path[match.end() :]}"
 
 
-def _conditional(request: Request, response: Response) -> Response:
+def _apply_etag(request: Request, response: Response) -> Response:
     """GitHub's ETag, which is another one for another token; 304 when the caller has just this answer already."""
     if request.method != "GET" or response.status_code != 200:
         return response
@@ -297,7 +301,7 @@ def _conditional(request: Request, response: Response) -> Response:
 
 
 @asynccontextmanager
-async def serving(
+async def serve_hub(
     data_dir: Path,
     *,
     port: int = 0,
@@ -308,7 +312,7 @@ async def serving(
     listener = socket.create_server(("127.0.0.1", port))
     hub = Hub(data_dir, f"http://127.0.0.1:{listener.getsockname()[1]}", clock, run_check)
     try:
-        async with listening(hub, listener, grace=1):
+        async with serve_app(hub, listener, grace=1):
             yield hub
     finally:
         await hub.close()

@@ -10,7 +10,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from osiris.devhub.errors import Denied
+from osiris.devhub.errors import ApiError
 
 HOUR = 3600
 LONGEST_JWT = 600
@@ -23,7 +23,7 @@ class KeyPair:
     public: str
 
 
-def key_pair() -> KeyPair:
+def generate_key_pair() -> KeyPair:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
@@ -32,26 +32,26 @@ def key_pair() -> KeyPair:
     return KeyPair(private=private.decode(), public=public.decode())
 
 
-def personal_token() -> str:
+def generate_personal_token() -> str:
     return "ghp_" + secrets.token_hex(18)
 
 
-def installation_token(app_id: int) -> str:
+def generate_installation_token(app_id: int) -> str:
     """A token in GitHub's long style: the prefix, the app's id, and three dotted parts."""
     parts = (json.dumps({"alg": "ES256"}).encode(), secrets.token_bytes(96), secrets.token_bytes(64))
     return f"ghs_{app_id}_" + ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
 
 
-def looks_like_jwt(token: str) -> bool:
+def is_jwt(token: str) -> bool:
     return token.startswith("eyJ") and token.count(".") == 2
 
 
-def issuer_of(token: str) -> str:
+def read_issuer(token: str) -> str:
     """The app a JWT claims to be from, before anything is verified."""
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError:
-        raise Denied(401, "A JSON web token could not be decoded") from None
+        raise ApiError(401, "A JSON web token could not be decoded") from None
     return str(claims.get("iss", ""))
 
 
@@ -64,21 +64,21 @@ def verify_jwt(token: str, public_key: str) -> None:
     try:
         claims = jwt.decode(token, public_key, algorithms=["RS256"], options=options)  # type: ignore[arg-type]
     except jwt.PyJWTError:
-        raise Denied(401, "A JSON web token could not be decoded") from None
+        raise ApiError(401, "A JSON web token could not be decoded") from None
     _check_times(claims.get("iat"), claims.get("exp"), time.time())
 
 
 def _check_times(issued: object, expires: object, now: float) -> None:
     if not isinstance(issued, int | float) or issued > now + DRIFT:
-        raise Denied(
+        raise ApiError(
             401,
             "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued",
         )
     if not isinstance(expires, int | float) or expires <= now:
-        raise Denied(
+        raise ApiError(
             401,
             "'Expiration time' claim ('exp') must be a numeric value representing the future time at which "
             "the assertion expires",
         )
     if expires > now + LONGEST_JWT + DRIFT or expires - issued > LONGEST_JWT + DRIFT:
-        raise Denied(401, "'Expiration time' claim ('exp') is too far in the future")
+        raise ApiError(401, "'Expiration time' claim ('exp') is too far in the future")

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
-from osiris.config.http_server import tls
-from osiris.devhub.models import App, Delivery, Happening, Installation, Repo
-from osiris.devhub.observers import Watcher
+from osiris.config.http_server import create_tls_context
+from osiris.devhub.models import App, Delivery, HubEvent, Installation, Repo
+from osiris.devhub.observers import HubObserver
 from osiris.devhub.payloads import webhooks
 from osiris.devhub.world import World
 
@@ -21,42 +21,42 @@ PENDING, PUT_OFF = "pending", "put off"
 WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: "timed out"}
 
 
-class Sending:
+class PendingDelivery:
     """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is called."""
 
-    def __init__(self, hooks: "Hooks", delivery: Delivery, rest: Sequence["Interceptor"]) -> None:
+    def __init__(self, hooks: "WebhookSender", delivery: Delivery, rest: Sequence["DeliveryInterceptor"]) -> None:
         self._hooks, self._delivery, self._rest = hooks, delivery, rest
 
     async def __call__(self) -> None:
-        await self._hooks.through(self._delivery, self._rest)
+        await self._hooks.run_interceptors(self._delivery, self._rest)
 
-    def after(self, moment: Awaitable[object]) -> None:
+    def defer_until(self, moment: Awaitable[object]) -> None:
         """Let it go once `moment` has come; what happens until then overtakes it."""
-        self._hooks.put_off(self._delivery, moment, self)
+        self._hooks.defer_delivery(self._delivery, moment, self)
 
-    def lost(self) -> None:
+    def drop(self) -> None:
         """Let it be as if it had never been: it goes nowhere and is not on record."""
         self._delivery.app.deliveries.remove(self._delivery)
 
 
-Interceptor = Callable[[Delivery, Sending], Awaitable[None]]
+DeliveryInterceptor = Callable[[Delivery, PendingDelivery], Awaitable[None]]
 """Stands between a delivery and the wire. When it does nothing, the delivery failed."""
 
 
-class Hooks:
+class WebhookSender:
     """One queue and one sender for each app."""
 
-    def __init__(self, world: World, watchers: Sequence[Watcher] = ()) -> None:
-        self._world, self._watchers = world, watchers
-        self.interceptors: list[Interceptor] = []
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=tls())
+    def __init__(self, world: World, watchers: Sequence[HubObserver] = ()) -> None:
+        self._world, self._observers = world, watchers
+        self.interceptors: list[DeliveryInterceptor] = []
+        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=create_tls_context())
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self._unsent, self._quiet = 0, asyncio.Event()
-        world.listeners.append(self.hear)
+        self._unsent, self._all_sent = 0, asyncio.Event()
+        world.listeners.append(self.on_event)
 
-    def hear(self, happening: Happening) -> None:
+    def on_event(self, happening: HubEvent) -> None:
         """Write down, at this moment, what each app that listens will be sent."""
         for installation in self._world.installations.values():
             app = installation.app
@@ -64,28 +64,34 @@ class Hooks:
                 continue
             if installation.suspended is not None:
                 continue
-            body = webhooks.payload(self._world, happening, installation)
-            self._queue(app, happening.event, body, installation, happening.repo)
+            body = webhooks.build_payload(self._world, happening, installation)
+            self._queue_webhook(app, happening.event, body, installation, happening.repo)
 
-    def installed(self, installation: Installation, action: str) -> None:
+    def queue_installation(self, installation: Installation, action: str) -> None:
         """Tell an app that it was installed or taken off, suspended or let in again."""
-        body = webhooks.installed(self._world, installation, action)
-        self._queue(installation.app, "installation", body, installation, None)
+        body = webhooks.build_installation_payload(self._world, installation, action)
+        self._queue_webhook(installation.app, "installation", body, installation, None)
 
-    def selected(self, installation: Installation, *, added: Sequence[Repo] = (), removed: Sequence[Repo] = ()) -> None:
+    def queue_repositories(
+        self, installation: Installation, *, added: Sequence[Repo] = (), removed: Sequence[Repo] = ()
+    ) -> None:
         """Tell an app which repositories came to an installation of it, or were taken from it."""
-        body = webhooks.selected(self._world, installation, added, removed)
-        self._queue(installation.app, "installation_repositories", body, installation, None)
+        body = webhooks.build_repositories_payload(self._world, installation, added, removed)
+        self._queue_webhook(installation.app, "installation_repositories", body, installation, None)
 
     def redeliver(self, old: Delivery) -> None:
         """Send the same body again under the same guid."""
-        self._put(self._delivery(old.app, old.event, old.body, old.installation, old.repo, guid=old.guid))
+        self._queue_delivery(
+            self._build_delivery(old.app, old.event, old.body, old.installation, old.repo, guid=old.guid)
+        )
 
-    def _queue(self, app: App, event: str, body: dict[str, Any], installation: Installation, repo: Repo | None) -> None:
+    def _queue_webhook(
+        self, app: App, event: str, body: dict[str, Any], installation: Installation, repo: Repo | None
+    ) -> None:
         if app.webhook_url:
-            self._put(self._delivery(app, event, json.dumps(body).encode(), installation, repo))
+            self._queue_delivery(self._build_delivery(app, event, json.dumps(body).encode(), installation, repo))
 
-    def _delivery(
+    def _build_delivery(
         self,
         app: App,
         event: str,
@@ -107,10 +113,10 @@ class Hooks:
             redelivery=bool(guid),
         )
 
-    def _put(self, delivery: Delivery) -> None:
+    def _queue_delivery(self, delivery: Delivery) -> None:
         app = delivery.app
-        self._world.record(delivery)
-        self._count(1)
+        self._world.record_delivery(delivery)
+        self._count_unsent(1)
         if app.id not in self._queues:
             self._queues[app.id] = asyncio.Queue()
             self._senders[app.id] = asyncio.create_task(self._send_all(self._queues[app.id]))
@@ -118,29 +124,31 @@ class Hooks:
 
     async def _send_all(self, queue: asyncio.Queue[Delivery]) -> None:
         while True:
-            await self._sent(delivery := await queue.get(), self.through(delivery, list(self.interceptors)))
+            await self._finish_sending(
+                delivery := await queue.get(), self.run_interceptors(delivery, list(self.interceptors))
+            )
 
-    async def through(self, delivery: Delivery, interceptors: Sequence[Interceptor]) -> None:
+    async def run_interceptors(self, delivery: Delivery, interceptors: Sequence[DeliveryInterceptor]) -> None:
         if not interceptors:
-            await self._post(delivery)
+            await self._post_webhook(delivery)
             return
         first, *rest = interceptors
-        await first(delivery, Sending(self, delivery, rest))
+        await first(delivery, PendingDelivery(self, delivery, rest))
 
-    def put_off(self, delivery: Delivery, moment: Awaitable[object], send: Sending) -> None:
-        async def later() -> None:
+    def defer_delivery(self, delivery: Delivery, moment: Awaitable[object], send: PendingDelivery) -> None:
+        async def send_later() -> None:
             await moment
             if delivery.status == PUT_OFF:
                 delivery.status = PENDING
             await send()
 
-        self._count(1)
+        self._count_unsent(1)
         if delivery.status == PENDING:
             delivery.status = PUT_OFF
-        self._waiting.add(task := asyncio.create_task(self._sent(delivery, later())))
+        self._waiting.add(task := asyncio.create_task(self._finish_sending(delivery, send_later())))
         task.add_done_callback(self._waiting.discard)
 
-    async def _sent(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
+    async def _finish_sending(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
         """Send; what nobody sent and nobody put off has failed."""
         try:
             await sending
@@ -148,16 +156,16 @@ class Hooks:
                 delivery.delivered, delivery.status_code = self._world.now(), 502
                 delivery.status = "failed to connect to host"
         finally:
-            self._count(-1)
+            self._count_unsent(-1)
 
-    def _count(self, more: int) -> None:
+    def _count_unsent(self, more: int) -> None:
         self._unsent += more
-        (self._quiet.clear if self._unsent else self._quiet.set)()
+        (self._all_sent.clear if self._unsent else self._all_sent.set)()
 
-    async def _post(self, delivery: Delivery) -> None:
+    async def _post_webhook(self, delivery: Delivery) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        delivery.request_headers = _headers(delivery)
+        delivery.request_headers = _build_headers(delivery)
         delivery.delivered = self._world.now()
         try:
             answer = await self._client.post(
@@ -173,13 +181,13 @@ class Hooks:
             )
             delivery.response_headers, delivery.response_body = dict(answer.headers), answer.text[:10_000]
         delivery.duration = loop.time() - begun
-        for watcher in self._watchers:
-            watcher.delivered(delivery)
+        for watcher in self._observers:
+            watcher.on_delivery(delivery)
 
-    async def drained(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Wait until everything queued so far or put off, and what that caused, was sent."""
         while self._unsent:
-            quiet = asyncio.ensure_future(self._quiet.wait())
+            quiet = asyncio.ensure_future(self._all_sent.wait())
             tasks = [quiet, *self._senders.values(), *self._waiting]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             quiet.cancel()
@@ -194,11 +202,11 @@ class Hooks:
         await self._client.aclose()
 
 
-def signature(algorithm: str, secret: str, body: bytes) -> str:
+def sign_body(algorithm: str, secret: str, body: bytes) -> str:
     return f"{algorithm}={hmac.new(secret.encode(), body, getattr(hashlib, algorithm)).hexdigest()}"
 
 
-def _headers(delivery: Delivery) -> dict[str, str]:
+def _build_headers(delivery: Delivery) -> dict[str, str]:
     app = delivery.app
     headers = {
         "Accept": "*/*",
@@ -211,6 +219,6 @@ def _headers(delivery: Delivery) -> dict[str, str]:
         "X-GitHub-Hook-Installation-Target-Type": "integration",
     }
     if app.webhook_secret:
-        headers["X-Hub-Signature"] = signature("sha1", app.webhook_secret, delivery.body)
-        headers["X-Hub-Signature-256"] = signature("sha256", app.webhook_secret, delivery.body)
+        headers["X-Hub-Signature"] = sign_body("sha1", app.webhook_secret, delivery.body)
+        headers["X-Hub-Signature-256"] = sign_body("sha256", app.webhook_secret, delivery.body)
     return headers

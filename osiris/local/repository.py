@@ -28,7 +28,7 @@ class _TooMuchOutput(Refused):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repository:
+class LocalRepository:
     """`branch` is "" when no branch is checked out; `dirty` counts the paths that differ from `commit`."""
 
     path: Path
@@ -37,50 +37,50 @@ class Repository:
     dirty: int
 
     @classmethod
-    def at(cls, path: Path) -> "Repository":
+    def open_at(cls, path: Path) -> "LocalRepository":
         """The repository that holds `path`. Raises Refused when there is none to work on."""
         if not path.is_dir():
             raise Refused(f"{path} is no folder")
         try:
-            top = Path(_git(path, "rev-parse", "--show-toplevel"))
+            top = Path(_run_git(path, "rev-parse", "--show-toplevel"))
         except Refused as refused:
             hint = "" if "ownership" in str(refused) else "; `git init` makes one"
             raise Refused(f"{path} is in no git repository that you may use ({refused}){hint}") from None
         try:
-            commit = _git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+            commit = _run_git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except Refused:
             raise Refused(f"{top} has no commit yet; make a first one, it is what the work starts from") from None
-        if _git(top, "rev-parse", "--is-shallow-repository") == "true":
+        if _run_git(top, "rev-parse", "--is-shallow-repository") == "true":
             raise Refused(f"{top} is a shallow clone; `git fetch --unshallow` makes it whole")
-        if _git(top, "rev-parse", "--show-object-format") != "sha1" or _is_partial(top):
+        if _run_git(top, "rev-parse", "--show-object-format") != "sha1" or _is_partial_clone(top):
             raise Refused(f"{top} is a partial clone, or one with other hashes than SHA-1: I cannot work on it")
-        branch = _git(top, "branch", "--show-current")
+        branch = _run_git(top, "branch", "--show-current")
         status = ("--no-optional-locks", "status", "-z", "--porcelain", "--no-renames")
-        changed = _git(top, *status, most=_NAMES)
+        changed = _run_git(top, *status, most=_NAMES)
         return cls(path=top, commit=commit, branch=branch, dirty=changed.count("\0"))
 
-    def file(self, commit: str, path: str) -> str:
+    def read_file(self, commit: str, path: str) -> str:
         """A text file as it is in a commit, "" when it is not there.
 
         Raises Refused when it is too large.
         """
         try:
-            return _git(self.path, "cat-file", "blob", f"{commit}:{path}")
+            return _run_git(self.path, "cat-file", "blob", f"{commit}:{path}")
         except _TooMuchOutput:
             size = f"{_OUTPUT >> 20} MiB"
             raise Refused(f"`{path}` in {self.path} is larger than {size}; make it smaller") from None
         except Refused:
             return ""
 
-    def take(self, source: Path, commit: str, branch: str) -> str:
+    def import_commit(self, source: Path, commit: str, branch: str) -> str:
         """Bring `commit` from another repository in as a new branch; its name, with a number if `branch` is taken.
 
         Nothing else changes: not the work tree, not the index, no other branch. Doing it again changes nothing.
         """
-        if self._in_the_way(branch):
+        if self._has_conflicting_name(branch):
             branch = branch.replace("/", "-")
         name, number = branch, 1
-        while (there := self._tip(name)) not in ("", commit):
+        while (there := self._read_tip(name)) not in ("", commit):
             number += 1
             name = f"{branch}-{number}"
         if not there:
@@ -92,34 +92,34 @@ class Repository:
                 "--no-auto-maintenance",
             )
             config = [word for setting in _QUIET for word in ("-c", setting)]
-            _git(self.path, *config, "fetch", *flags, "--", str(source), f"{commit}:refs/heads/{name}")
+            _run_git(self.path, *config, "fetch", *flags, "--", str(source), f"{commit}:refs/heads/{name}")
         return name
 
-    def _in_the_way(self, branch: str) -> bool:
+    def _has_conflicting_name(self, branch: str) -> bool:
         """Whether a branch has the name of a folder of this one, or the other way round: git keeps them as files."""
         args = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
-        listed = _git(self.path, *args, most=_NAMES)
+        listed = _run_git(self.path, *args, most=_NAMES)
         names = listed.splitlines()
         return any(branch.startswith(f"{name}/") or name.startswith(f"{branch}/") for name in names)
 
-    def _tip(self, branch: str) -> str:
+    def _read_tip(self, branch: str) -> str:
         try:
-            return _git(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
+            return _run_git(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
         except Refused:
             return ""
 
 
-def _is_partial(top: Path) -> bool:
+def _is_partial_clone(top: Path) -> bool:
     """Whether a clone lacks objects that it would fetch when they are needed."""
     try:
-        return bool(_git(top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"))
+        return bool(_run_git(top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"))
     except _TooMuchOutput:
         raise
     except Refused:
         return False
 
 
-def _git(at: Path, *args: str, most: int = _OUTPUT) -> str:
+def _run_git(at: Path, *args: str, most: int = _OUTPUT) -> str:
     """Run git as the person runs it, with their settings.
 
     Raises Refused with its first line, or when it prints more than `most` bytes or does not end:

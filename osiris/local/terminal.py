@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from osiris.console.reports import told_steps
-from osiris.core.ports.live import Delta
+from osiris.console.reports import format_steps
+from osiris.core.ports.live import ReplyDelta
 from osiris.core.sanitize import clean_text, show_hidden
 from osiris.queue.read_models import Step
 
@@ -20,11 +20,11 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 _MOST_LINE = 2_000  # characters of a line of a diff: each may be written out as eight
 
 
-class Left(Exception):
+class UserLeft(Exception):
     """The person does not want to go on now."""
 
 
-class Screen:
+class Terminal:
     """A terminal, or a plain stream of lines where there is none."""
 
     def __init__(self) -> None:
@@ -36,26 +36,26 @@ class Screen:
     def is_terminal(self) -> bool:
         return self._out.is_terminal and sys.stdin.isatty()
 
-    def say(self, words: str, style: str = "") -> None:
+    def print_line(self, words: str, style: str = "") -> None:
         self._end_line()
         self._out.print(Text(clean_text(words), style=style))
 
-    def head(self, mark: str, words: str) -> None:
+    def print_heading(self, mark: str, words: str) -> None:
         self._end_line()
         self._out.print(Text.assemble((f"{mark}  ", "bold cyan"), clean_text(words)))
 
     # ── what the agent does ──
 
-    def is_new(self, delta: Delta) -> bool:
+    def is_first_piece(self, delta: ReplyDelta) -> bool:
         """Whether it is the first piece of its reply."""
         return (delta.run, delta.seq) not in self._streamed
 
-    def delta(self, delta: Delta) -> None:
+    def print_delta(self, delta: ReplyDelta) -> None:
         """A piece of a reply, as it comes; off a terminal the whole reply is shown when it is there."""
         if not self._out.is_terminal:
             return
         if delta.kind == "again":
-            self.say("   (the reply broke off; asking again)", "dim")
+            self.print_line("   (the reply broke off; asking again)", "dim")
         elif delta.kind in _STYLES:
             self._streamed.add((delta.run, delta.seq))
             if self._open != delta.kind:
@@ -64,11 +64,11 @@ class Screen:
             self._out.print(Text(text, style=_STYLES[delta.kind]), end="")
             self._open = "" if text.endswith("\n") else delta.kind
 
-    def steps(self, steps: Sequence[Step]) -> None:
+    def print_steps(self, steps: Sequence[Step]) -> None:
         """Messages of the transcript: what was called, and what came of it."""
         for step in steps:
-            for words in told_steps([step], said=(step.run, step.seq) not in self._streamed):
-                self.say(f"   {words}", "dim")
+            for words in format_steps([step], said=(step.run, step.seq) not in self._streamed):
+                self.print_line(f"   {words}", "dim")
 
     def _end_line(self) -> None:
         if self._open:
@@ -77,7 +77,7 @@ class Screen:
 
     # ── what came of it ──
 
-    def diff(self, text: str, most: int | None = None) -> None:
+    def print_diff(self, text: str, most: int | None = None) -> None:
         """Print each line as it is, with nothing hidden; of many the first `most`.
 
         Of a long line only the begin is shown, and how much more there is.
@@ -91,27 +91,27 @@ class Screen:
                 shown.append(f"… and {len(line) - _MOST_LINE} more characters in this line", "bold")
             self._out.print(shown)
         if most is not None and len(lines) > most:
-            self.say(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
+            self.print_line(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 
-    async def ask(self, question: str, *, until: bytes = b"\n") -> str:
+    async def ask_question(self, question: str, *, until: bytes = b"\n") -> str:
         """What the person types from now on, up to an end of line, or to another `until`. Raises Left at the end of
         the input."""
         self._end_line()
-        typed = self._forget()
+        typed = self._discard_typed()
         self._out.print(Text(question, style="bold"), end=" ")
         self._open = "question"
         while not typed.endswith(until):
-            typed += await self._read()
+            typed += await self._read_bytes()
         self._open = ""
         return clean_text(typed).strip()
 
-    def _forget(self) -> bytes:
+    def _discard_typed(self) -> bytes:
         """Throw away what was typed before the question was there to be answered."""
         with contextlib.suppress(termios.error):
             termios.tcflush(sys.stdin, termios.TCIFLUSH)
         return b""
 
-    async def _read(self) -> bytes:
+    async def _read_bytes(self) -> bytes:
         """Wait for the terminal without a thread, so that whoever waits can be cancelled."""
         loop, came, descriptor = asyncio.get_running_loop(), asyncio.Event(), sys.stdin.fileno()
         loop.add_reader(descriptor, came.set)
@@ -120,5 +120,5 @@ class Screen:
         finally:
             loop.remove_reader(descriptor)
         if not (typed := os.read(descriptor, 4096)):
-            raise Left
+            raise UserLeft
         return typed

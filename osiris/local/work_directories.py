@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.bootstrap import passable
+from osiris.bootstrap import make_passable
 from osiris.core.errors import Refused
 from osiris.tools.sandbox.disks.mounts import unmount_below
 
@@ -17,49 +17,49 @@ _DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class WorkDirectories:
     """The folders of one repository; a finished one stays until the next request, so that its story can be read."""
 
     root: Path
 
     @classmethod
-    def of(cls, data: Path, repository: Path) -> "Places":
+    def for_repository(cls, data: Path, repository: Path) -> "WorkDirectories":
         key = hashlib.sha256(str(repository).encode()).hexdigest()[:8]
         return cls(data / "local" / f"{repository.name}-{key}")
 
-    def new(self) -> Path:
+    def create_directory(self) -> Path:
         """A new folder; those that are finished are removed. Raises Refused when none can be made."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.root, self.root.parent, self.root.parent.parent):
-                passable(folder)
-            numbers = [int(folder.name) for folder in self._all()]
-            for folder in self._all():
+                make_passable(folder)
+            numbers = [int(folder.name) for folder in self._list_directories()]
+            for folder in self._list_directories():
                 if (folder / _DONE).exists():
                     unmount_below(folder)  # a life that was killed has left something mounted
                     shutil.rmtree(folder, ignore_errors=True)
             place = self.root / str(max(numbers, default=0) + 1)
             place.mkdir(mode=0o711)
         except FileExistsError:
-            return self.new()  # somebody else was quicker
+            return self.create_directory()  # somebody else was quicker
         except OSError as error:
             raise Refused(f"{self.root} cannot be used: {error.strerror}; set OSIRIS_DATA_DIR") from None
         return place
 
-    def unfinished(self) -> Path:
+    def find_unfinished(self) -> Path:
         """The newest folder whose work is not finished. Raises Refused when there is none."""
-        for folder in self._all():
+        for folder in self._list_directories():
             if not (folder / _DONE).exists() and (folder / REQUEST).exists():
                 return folder
         raise Refused('there is no unfinished work here; say what is to be done: osiris local PATH "request"')
 
     @staticmethod
-    def finish(place: Path) -> None:
+    def mark_finished(place: Path) -> None:
         (place / _DONE).touch()
 
     @staticmethod
     @contextlib.contextmanager
-    def alone_in(place: Path) -> Iterator[None]:
+    def lock_directory(place: Path) -> Iterator[None]:
         """Raises Refused when another terminal works there."""
         with (place / "lock").open("w") as lock:
             try:
@@ -68,6 +68,6 @@ class Places:
                 raise Refused("this work is open in another terminal; go on there, or end it first") from None
             yield
 
-    def _all(self) -> list[Path]:
+    def _list_directories(self) -> list[Path]:
         folders = [folder for folder in self.root.glob("*") if folder.name.isdigit()]
         return sorted(folders, key=lambda folder: -int(folder.name))

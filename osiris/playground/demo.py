@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from osiris.bootstrap import Osiris
-from osiris.console.reports import told_steps
+from osiris.console.reports import format_steps
 from osiris.core.errors import Refused
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
 
 REPO = "acme/shop"
 _TITLE = "Adding an article twice loses the first quantity"
@@ -35,24 +35,24 @@ cart.quantity("pen")   # 2, should be 3
 """
 
 
-async def play(*, keep: bool) -> None:
+async def play_demo(*, keep: bool) -> None:
     """Play the whole loop for real: devhub, webhooks, database, sandbox and git. Raises Refused when it cannot."""
     out = Console(soft_wrap=True, highlight=False)
     place = Path(tempfile.mkdtemp(prefix="osiris-demo-"))
     place.chmod(0o711)
     logging.disable(logging.INFO)
-    jail = Bubblewrap(place / "ci", Path, Options(weak=True, network="none"))
+    jail = BubblewrapSandbox(place / "ci", Path, SandboxOptions(weak=True, network="none"))
     people = {"alice": "maintain", "bob": "write"}
     try:
         sample, script = Path(str(files("osiris.playground") / "sample")), files("osiris.playground") / "script.yml"
         async with (
-            staged(
+            start_environment(
                 place, repo=REPO, files=read_tree(sample), people=people, model=f"scripted:{script}", sandbox=jail
             ) as stage,
-            stage.osiris() as osiris,
+            stage.run_osiris() as osiris,
         ):
-            pull = await Demo(stage, osiris, out).play()
-            _farewell(out, stage, pull, place, keep=keep)
+            pull = await Demo(stage, osiris, out).run()
+            _print_farewell(out, stage, pull, place, keep=keep)
             if keep:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
@@ -70,53 +70,53 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 class Demo:
     """The acts, each told as it goes."""
 
-    def __init__(self, stage: Stage, osiris: Osiris, out: Console) -> None:
-        self._stage, self._osiris, self._out = stage, osiris, out
+    def __init__(self, stage: Environment, osiris: Osiris, out: Console) -> None:
+        self._environment, self._osiris, self._out = stage, osiris, out
         self._seen = 0.0
 
-    async def play(self) -> int:
-        async with self._stage.person("alice") as alice, self._stage.person("bob") as bob:
-            self._say("1", f"a small GitHub runs on {self._stage.hub.url}, with the repository {REPO}")
+    async def run(self) -> int:
+        async with self._environment.get_person("alice") as alice, self._environment.get_person("bob") as bob:
+            self._print_act("1", f"a small GitHub runs on {self._environment.hub.url}, with the repository {REPO}")
             issue = await alice.file_issue(_TITLE, _BODY)
-            await alice.label(issue)
-            self._say("2", f"alice filed issue #{issue} and gave it the label osiris: “{_TITLE}”")
-            async with self._working():
-                await self._stage.settled(self._osiris.store)
-            pull = (await self._pulls(alice))[0]["number"]
-            self._say("3", f"Osiris opened draft pull request #{pull}, with its evidence")
+            await alice.add_label(issue)
+            self._print_act("2", f"alice filed issue #{issue} and gave it the label osiris: “{_TITLE}”")
+            async with self._show_progress():
+                await self._environment.wait_until_settled(self._osiris.store)
+            pull = (await self._list_pulls(alice))[0]["number"]
+            self._print_act("3", f"Osiris opened draft pull request #{pull}, with its evidence")
             thread = {"path": "shop/cart.py", "line": 13, "body": "Another price must be refused. With a test, please."}
-            await bob.review(pull, "REQUEST_CHANGES", "Good. One case is missing.", [thread])
-            self._say("4", f"bob asked for changes, at a line: “{thread['body']}”")
-            async with self._working():
-                await self._stage.settled(self._osiris.store)
-            commits = await bob.ask("GET", f"/pulls/{pull}/commits")
-            self._say("5", f"Osiris answered on the same pull request: {len(commits)} commits now")
-            await bob.review(pull, "APPROVE", "Thank you.")
-            await self._stage.settled(self._osiris.store)
-            await self._stage.hub.checked()
-            await bob.merge(pull)
-            await self._stage.settled(self._osiris.store)
-            await self._end(alice, issue)
+            await bob.submit_review(pull, "REQUEST_CHANGES", "Good. One case is missing.", [thread])
+            self._print_act("4", f"bob asked for changes, at a line: “{thread['body']}”")
+            async with self._show_progress():
+                await self._environment.wait_until_settled(self._osiris.store)
+            commits = await bob.send_request("GET", f"/pulls/{pull}/commits")
+            self._print_act("5", f"Osiris answered on the same pull request: {len(commits)} commits now")
+            await bob.submit_review(pull, "APPROVE", "Thank you.")
+            await self._environment.wait_until_settled(self._osiris.store)
+            await self._environment.hub.wait_until_checked()
+            await bob.merge_pull(pull)
+            await self._environment.wait_until_settled(self._osiris.store)
+            await self._check_end(alice, issue)
             return int(pull)
 
-    async def _pulls(self, person: Person) -> list[dict[str, Any]]:
-        found = await person.pulls()
+    async def _list_pulls(self, person: Person) -> list[dict[str, Any]]:
+        found = await person.list_pulls()
         if not found:
-            [line] = await self._osiris.views.tasks()
+            [line] = await self._osiris.read_models.list_tasks()
             raise Refused(f"the demo stopped: {line.task.reason or line.task.state}")
         return found
 
-    async def _end(self, alice: Person, issue: int) -> None:
-        [line] = await self._osiris.views.tasks()
+    async def _check_end(self, alice: Person, issue: int) -> None:
+        [line] = await self._osiris.read_models.list_tasks()
         if line.task.state != "done":
             raise Refused(f"the demo ended in the state {line.task.state}: {line.task.reason}")
-        state = (await alice.ask("GET", f"/issues/{issue}"))["state"]
-        self._say("6", f"bob approved and merged; issue #{issue} is {state}, the task is done")
+        state = (await alice.send_request("GET", f"/issues/{issue}"))["state"]
+        self._print_act("6", f"bob approved and merged; issue #{issue} is {state}, the task is done")
 
     @contextlib.asynccontextmanager
-    async def _working(self) -> AsyncIterator[None]:
+    async def _show_progress(self) -> AsyncIterator[None]:
         """Show what the agent does while the block runs."""
-        following = asyncio.create_task(self._follow())
+        following = asyncio.create_task(self._follow_steps())
         spin = self._out.status("the agent works") if self._out.is_terminal else contextlib.nullcontext()
         try:
             with spin:
@@ -124,25 +124,25 @@ class Demo:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            await self._look()
+            await self._print_new_steps()
 
-    async def _follow(self) -> None:
+    async def _follow_steps(self) -> None:
         while True:
-            await self._look()
+            await self._print_new_steps()
             await asyncio.sleep(0.1)
 
-    async def _look(self) -> None:
-        for line in await self._osiris.views.tasks():
-            steps = await self._osiris.views.steps(line.id, self._seen)
+    async def _print_new_steps(self) -> None:
+        for line in await self._osiris.read_models.list_tasks():
+            steps = await self._osiris.read_models.list_steps(line.id, self._seen)
             self._seen = max([self._seen, *(step.at for step in steps)])
-            for words in told_steps(steps):
+            for words in format_steps(steps):
                 self._out.print(Text(f"   {words}", style="dim"))
 
-    def _say(self, number: str, words: str) -> None:
+    def _print_act(self, number: str, words: str) -> None:
         self._out.print(Text.assemble((f"{number}  ", "bold cyan"), words))
 
 
-def _farewell(out: Console, stage: Stage, pull: int, place: Path, *, keep: bool) -> None:
+def _print_farewell(out: Console, stage: Environment, pull: int, place: Path, *, keep: bool) -> None:
     repo = place / "hub" / "repos" / f"{REPO}.git"
     told = subprocess.run(
         ["git", "log", "--oneline", "--graph", "main"],
@@ -157,14 +157,14 @@ def _farewell(out: Console, stage: Stage, pull: int, place: Path, *, keep: bool)
     out.print()
     out.print(f"The merged repository: git clone {repo}")
     if keep:
-        out.print(f"Look at it:            {stage.hub.user_url('bob', f'/{REPO}/pull/{pull}')}")
+        out.print(f"Look at it:            {stage.hub.build_sign_in_url('bob', f'/{REPO}/pull/{pull}')}")
         out.print("Ctrl-C ends it and removes everything.")
     else:
-        out.print(f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_command()} task show 1")
-        out.print(f"`{_command()} demo --keep` leaves it running, for a look in the browser.")
+        out.print(f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_find_command()} task show 1")
+        out.print(f"`{_find_command()} demo --keep` leaves it running, for a look in the browser.")
 
 
-def _command() -> str:
+def _find_command() -> str:
     """How `osiris` is called from where the person stands."""
     beside = Path(sys.executable).with_name("osiris")
     return os.path.relpath(beside) if beside.exists() else "osiris"

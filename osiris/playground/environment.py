@@ -9,24 +9,24 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from osiris.bootstrap import Osiris, build
+from osiris.bootstrap import Osiris, build_osiris
 from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.core.ports.sandbox import Plan, Sandbox
 from osiris.devhub.models import App
 from osiris.devhub.server import Hub
-from osiris.devhub.server import serving as hub_serving
+from osiris.devhub.server import serve_hub as hub_serving
 from osiris.devhub.tokens import KeyPair
 from osiris.playground.users import Person
 from osiris.queue.task_store import Store
-from osiris.runtime import as_guest
+from osiris.runtime import run_embedded
 from osiris.tools.sandbox.disks.mounts import unmount_below
 
 _PATIENCE = 60.0  # seconds any wait on a stage may take
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Environment:
     """The hub, and what Osiris needs to know to work on it."""
 
     hub: Hub
@@ -34,27 +34,27 @@ class Stage:
     repo: str
     settings: Settings
 
-    def person(self, login: str) -> Person:
-        return Person(self.hub.api_url, login, self.hub.world.user(login).token, self.repo)
+    def get_person(self, login: str) -> Person:
+        return Person(self.hub.api_url, login, self.hub.world.get_user(login).token, self.repo)
 
     @contextlib.asynccontextmanager
-    async def osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
+    async def run_osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
         """One life of Osiris: web and worker in this process, until the block ends."""
-        async with as_guest(life := build(self.settings, **replacements)):
+        async with run_embedded(life := build_osiris(self.settings, **replacements)):
             yield life
 
-    async def settled(self, store: Store) -> None:
+    async def wait_until_settled(self, store: Store) -> None:
         """Wait until nothing is on its way: no webhook unsent, no row undone."""
         async with asyncio.timeout(_PATIENCE):
             while True:
-                await self.hub.drained()
+                await self.hub.wait_until_sent()
                 if await store.next_due() is None:
                     return
                 await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
-async def staged(
+async def start_environment(
     place: Path,
     *,
     repo: str,
@@ -68,20 +68,22 @@ async def staged(
     keys: KeyPair | None = None,
     hub_port: int = 0,
     keep: bool = False,
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[Environment]:
     """A hub with one repository, its people by role, and the App installed.
 
     The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
     `sandbox` runs the hub's checks; `keys` are the App's, else it gets new ones. With `keep` the hub's world stays in
     `place`, and a stage that stood there before is set up again as it was left.
     """
-    async with hub_serving(place / "hub", port=hub_port, run_check=_check_in(sandbox) if sandbox else None) as hub:
-        if not (keep and hub.keep(place / "hub.world")):
-            _set(hub, repo, files, import_from, people, keys)
+    async with hub_serving(
+        place / "hub", port=hub_port, run_check=_build_check_runner(sandbox) if sandbox else None
+    ) as hub:
+        if not (keep and hub.open_saved(place / "hub.world")):
+            _populate_hub(hub, repo, files, import_from, people, keys)
         if keep:
             (place / "hub").chmod(0o700)  # no jail needs it, and it may hold what only its owner should read
         [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
-        port = free_port()
+        port = find_free_port()
         app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
         hub.save()
         settings = Settings(
@@ -101,12 +103,12 @@ async def staged(
             },
         )
         try:
-            yield Stage(hub=hub, app=app, repo=repo, settings=settings)
+            yield Environment(hub=hub, app=app, repo=repo, settings=settings)
         finally:
             await asyncio.to_thread(unmount_below, place)
 
 
-def _set(
+def _populate_hub(
     hub: Hub,
     repo: str,
     files: Mapping[str, bytes | str] | None,
@@ -127,10 +129,10 @@ def _set(
         events=APP_EVENTS,
         keys=keys,
     )
-    hub.install(app, repo)
+    hub.install_app(app, repo)
 
 
-def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
+def _build_check_runner(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
     """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
 
     async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
@@ -144,7 +146,7 @@ def _check_in(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
     return run_check
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A loopback port that nobody listens on right now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from osiris.config.http_server import tls
+from osiris.config.http_server import create_tls_context
 
 
 class Person:
@@ -19,7 +19,7 @@ class Person:
             timeout=30,
             limits=httpx.Limits(keepalive_expiry=2),  # before the hub hangs up, which may meet a request
             trust_env=False,
-            verify=tls(),
+            verify=create_tls_context(),
         )
 
     async def __aenter__(self) -> "Person":
@@ -28,52 +28,52 @@ class Person:
     async def __aexit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self._http.aclose()
 
-    async def ask(self, method: str, path: str, **body: Any) -> Any:
+    async def send_request(self, method: str, path: str, **body: Any) -> Any:
         """A request on the repository; `path` begins with a slash or is empty."""
         answer = await self._http.request(method, f"repos/{self.repo}{path}", json=body or None)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     async def file_issue(self, title: str, body: str = "") -> int:
-        return int((await self.ask("POST", "/issues", title=title, body=body))["number"])
+        return int((await self.send_request("POST", "/issues", title=title, body=body))["number"])
 
-    async def label(self, issue: int, label: str = "osiris") -> None:
-        await self.ask("POST", f"/issues/{issue}/labels", labels=[label])
+    async def add_label(self, issue: int, label: str = "osiris") -> None:
+        await self.send_request("POST", f"/issues/{issue}/labels", labels=[label])
 
-    async def unlabel(self, issue: int, label: str = "osiris") -> None:
-        await self.ask("DELETE", f"/issues/{issue}/labels/{label}")
+    async def remove_label(self, issue: int, label: str = "osiris") -> None:
+        await self.send_request("DELETE", f"/issues/{issue}/labels/{label}")
 
-    async def comment(self, issue: int, text: str) -> int:
-        return int((await self.ask("POST", f"/issues/{issue}/comments", body=text))["id"])
+    async def add_comment(self, issue: int, text: str) -> int:
+        return int((await self.send_request("POST", f"/issues/{issue}/comments", body=text))["id"])
 
-    async def comments(self, issue: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.ask("GET", f"/issues/{issue}/comments?per_page=100")
+    async def list_comments(self, issue: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.send_request("GET", f"/issues/{issue}/comments?per_page=100")
         return found
 
     async def close_issue(self, issue: int, reason: str = "completed") -> None:
-        await self.ask("PATCH", f"/issues/{issue}", state="closed", state_reason=reason)
+        await self.send_request("PATCH", f"/issues/{issue}", state="closed", state_reason=reason)
 
-    async def pulls(self, state: str = "all") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.ask("GET", f"/pulls?state={state}&per_page=100")
+    async def list_pulls(self, state: str = "all") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.send_request("GET", f"/pulls?state={state}&per_page=100")
         return found
 
-    async def pull(self, number: int) -> dict[str, Any]:
-        found: dict[str, Any] = await self.ask("GET", f"/pulls/{number}")
+    async def get_pull(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = await self.send_request("GET", f"/pulls/{number}")
         return found
 
-    async def review(
+    async def submit_review(
         self, pull: int, event: str, body: str = "", threads: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
         """`event` is APPROVE, REQUEST_CHANGES or COMMENT; a thread is {path, line, body}."""
         lines = [{"side": "RIGHT", **thread} for thread in threads or []]
-        head = (await self.pull(pull))["head"]["sha"]
+        head = (await self.get_pull(pull))["head"]["sha"]
         sent = {"event": event, "body": body, "comments": lines, "commit_id": head}
-        made: dict[str, Any] = await self.ask("POST", f"/pulls/{pull}/reviews", **sent)
+        made: dict[str, Any] = await self.send_request("POST", f"/pulls/{pull}/reviews", **sent)
         return made
 
-    async def merge(self, pull: int) -> dict[str, Any]:
-        made: dict[str, Any] = await self.ask("PUT", f"/pulls/{pull}/merge", merge_method="merge")
+    async def merge_pull(self, pull: int) -> dict[str, Any]:
+        made: dict[str, Any] = await self.send_request("PUT", f"/pulls/{pull}/merge", merge_method="merge")
         return made
 
     async def close_pull(self, pull: int) -> None:
-        await self.ask("PATCH", f"/pulls/{pull}", state="closed")
+        await self.send_request("PATCH", f"/pulls/{pull}", state="closed")

@@ -7,14 +7,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from osiris.core.ports.live import Noted
+from osiris.core.ports.live import AuditEntryAdded
 from osiris.queue.tables import JournalRow, now
 
 Entry = tuple[str, str, dict[str, Any]]
 """(kind, what, detail); kind is "happened", "decided" or "done"."""
 
 
-async def write(session: AsyncSession, task_id: int, *entries: Entry) -> Noted:
+async def append_entries(session: AsyncSession, task_id: int, *entries: Entry) -> AuditEntryAdded:
     """Append to a task's chain, within the caller's transaction; what is news once that is committed."""
     last = await session.scalar(
         select(JournalRow).where(JournalRow.task_id == task_id).order_by(JournalRow.seq.desc()).limit(1)
@@ -22,12 +22,12 @@ async def write(session: AsyncSession, task_id: int, *entries: Entry) -> Noted:
     seq, link = (last.seq, last.hash) if last else (0, "")
     for kind, what, detail in entries:
         seq, at = seq + 1, now()
-        link = digest(link, seq, at, kind, what, detail)
+        link = hash_entry(link, seq, at, kind, what, detail)
         session.add(JournalRow(task_id=task_id, seq=seq, at=at, kind=kind, what=what, detail=detail, hash=link))
-    return Noted(task=task_id, seq=seq)
+    return AuditEntryAdded(task=task_id, seq=seq)
 
 
-def digest(before: str, seq: int, at: float, kind: str, what: str, detail: dict[str, Any]) -> str:
+def hash_entry(before: str, seq: int, at: float, kind: str, what: str, detail: dict[str, Any]) -> str:
     """The hash of one line, over the hash of the line before it."""
     line = json.dumps([before, seq, at, kind, what, detail], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(line.encode()).hexdigest()

@@ -40,15 +40,15 @@ def connect(database: str) -> AsyncEngine:
 
     Raises Refused for an address that is none, of another database, or one whose driver is not installed.
     """
-    url = _address(database)
+    url = _parse_address(database)
     try:
         if url.get_backend_name() == "sqlite":
             # a connection is a thread: dear to open, cheap to keep
-            opened: _Opened = []
-            create = partial(_open, url.database or ":memory:", opened)
+            opened: _OpenConnections = []
+            create = partial(_open_connection, url.database or ":memory:", opened)
             engine = create_async_engine(url, pool_size=16, async_creator=create)
-            _prepare_all(engine.sync_engine)
-            event.listen(engine.sync_engine, "engine_disposed", lambda _engine: _see_them_end(opened))
+            _register_listeners(engine.sync_engine)
+            event.listen(engine.sync_engine, "engine_disposed", lambda _engine: _join_threads(opened))
             return engine
         return create_async_engine(url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL)
     except ModuleNotFoundError:
@@ -66,25 +66,25 @@ class _Connection(aiosqlite.Connection):
         """Without a future, as aiosqlite's own has: nobody waits for it, and its loop may have been closed by now."""
         if self._running:
             self._running = False
-            self._let_go()
+            self._rollback_and_close()
             self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
 
     async def close(self) -> None:
         if self._running:
-            self._let_go()
+            self._rollback_and_close()
         await super().close()
 
-    def _let_go(self) -> None:
+    def _rollback_and_close(self) -> None:
         if (connection := self._connection) is not None:
             for last in (connection.rollback, connection.close):
                 self._tx.put_nowait((None, last))
 
 
-_Opened = list[tuple[ref[_Connection], Thread]]
+_OpenConnections = list[tuple[ref[_Connection], Thread]]
 """The connections of an engine and their threads, which live on when nobody holds the connection any more."""
 
 
-def _open(path: str, opened: _Opened) -> _Connection:
+def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
     connection = _Connection(partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64)
     connection._thread.daemon = True  # as SQLAlchemy does: a statement that does not end keeps no process from ending
     opened[:] = [one for one in opened if one[1].is_alive()]
@@ -92,7 +92,7 @@ def _open(path: str, opened: _Opened) -> _Connection:
     return connection
 
 
-def _see_them_end(opened: _Opened) -> None:
+def _join_threads(opened: _OpenConnections) -> None:
     """Wait for the threads that were told to stop, or whose connection is gone: what they bring needs a loop."""
     until = time.monotonic() + _LAST_WORDS
     for known, thread in opened:
@@ -101,7 +101,7 @@ def _see_them_end(opened: _Opened) -> None:
             thread.join(timeout=max(0.0, until - time.monotonic()))
 
 
-def _address(database: str) -> URL:
+def _parse_address(database: str) -> URL:
     try:
         address = make_url(database)
         driver = _DRIVERS.get(address.get_backend_name())
@@ -116,30 +116,30 @@ def _address(database: str) -> URL:
     return address.set(drivername=driver)
 
 
-def reading(engine: AsyncEngine) -> AsyncEngine:
+def as_read_only(engine: AsyncEngine) -> AsyncEngine:
     """The same engine for reads only: no lock on SQLite, no transaction to begin and end on PostgreSQL."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(readonly=True)
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def blocking(engine: AsyncEngine) -> Engine:
+def create_sync_engine(engine: AsyncEngine) -> Engine:
     """A second engine on the same database, for a thread that does a whole transaction in one go."""
     if engine.dialect.name != "sqlite":
         return create_engine(engine.url, pool_size=1, max_overflow=0, connect_args=_POSTGRESQL)
     twin = create_engine(engine.url.set(drivername="sqlite"))
-    _prepare_all(twin)
+    _register_listeners(twin)
     return twin
 
 
-def insert(engine: AsyncEngine, table: type[Any]) -> sqlite.Insert | postgresql.Insert:
+def build_insert(engine: AsyncEngine, table: type[Any]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT with the ON CONFLICT of this database; both write it alike."""
     target: Table = table.__table__
     return sqlite.insert(target) if engine.dialect.name == "sqlite" else postgresql.insert(target)
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """A database that is away, or that let somebody else go first, is an outage and no bug."""
     try:
         yield
@@ -149,12 +149,12 @@ def answering() -> Iterator[None]:
         raise Unavailable(f"the database does not answer ({type(error).__name__})", retry_in=1.0) from error
 
 
-def _prepare_all(engine: Engine) -> None:
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
+def _register_listeners(engine: Engine) -> None:
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin_transaction)
 
 
-def _prepare(connection: Any, _record: Any) -> None:
+def _set_pragmas(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # else sqlite3 itself begins transactions, and too late
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
@@ -162,18 +162,18 @@ def _prepare(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin(connection: Connection) -> None:
+def _begin_transaction(connection: Connection) -> None:
     """Write transactions take the lock at their begin: a later upgrade would fail or lose an update silently."""
     readonly = connection.get_execution_options().get("readonly")
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
 
-async def migrate(engine: AsyncEngine) -> None:
+async def migrate_schema(engine: AsyncEngine) -> None:
     """Bring the schema to this version; a second call, also one at the same time, changes nothing."""
     from alembic import command  # heavy, and only needed here
     from alembic.config import Config
 
-    def upgrade(connection: Connection) -> None:
+    def run_upgrade(connection: Connection) -> None:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes minutes
             connection.execute(text("SET LOCAL lock_timeout = 0"))
@@ -184,13 +184,13 @@ async def migrate(engine: AsyncEngine) -> None:
         command.upgrade(config, "head")
 
     async with engine.begin() as connection:
-        await connection.run_sync(upgrade)
+        await connection.run_sync(run_upgrade)
 
 
 async def is_current(engine: AsyncEngine) -> bool:
     """Whether the schema is that of this version. Raises Unavailable when the database does not answer."""
     try:
-        async with reading(engine).connect() as connection:
+        async with as_read_only(engine).connect() as connection:
             if not await connection.run_sync(lambda answers: inspect(answers).has_table("alembic_version")):
                 return False
             return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
-from osiris.core.ports.live import News
+from osiris.core.ports.live import LiveEvent
 from osiris.core.ports.sandbox import Probe
 
 
@@ -18,10 +18,10 @@ class LocalWake:
         self._event.set()
 
     @contextlib.asynccontextmanager
-    async def connected(self, name: str = "") -> AsyncIterator[None]:
+    async def open_connection(self, name: str = "") -> AsyncIterator[None]:
         yield
 
-    async def probe(self) -> Probe | None:
+    async def probe_connection(self) -> Probe | None:
         """There is nothing that could be missing."""
         return None
 
@@ -32,29 +32,29 @@ class LocalWake:
         self._event.clear()
 
 
-class LocalJournal:
-    """`osiris.core.ports.live.Journal` for those who watch in this process. Who reads too slowly loses the oldest
+class LocalLiveEvents:
+    """`osiris.core.ports.live.LiveEvents` for those who watch in this process. Who reads too slowly loses the oldest
     pieces."""
 
     _MOST = 10_000  # pieces that wait for one reader
 
     def __init__(self) -> None:
-        self._readers: list[asyncio.Queue[News]] = []
+        self._readers: list[asyncio.Queue[LiveEvent]] = []
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
+    async def open_connection(self) -> AsyncIterator[None]:
         yield
 
-    def hear(self, news: News) -> None:
+    def publish(self, event: LiveEvent) -> None:
         for reader in self._readers:
             if reader.full():
                 reader.get_nowait()
-            reader.put_nowait(news)
+            reader.put_nowait(event)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[asyncio.Queue[News]]:
+    def subscribe(self) -> Iterator[asyncio.Queue[LiveEvent]]:
         """A queue that gets every piece from now on, until the block ends."""
-        reader: asyncio.Queue[News] = asyncio.Queue(self._MOST)
+        reader: asyncio.Queue[LiveEvent] = asyncio.Queue(self._MOST)
         self._readers.append(reader)
         try:
             yield reader

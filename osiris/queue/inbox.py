@@ -8,7 +8,7 @@ from osiris.core.errors import Unavailable
 from osiris.core.events import Event
 from osiris.core.ports.live import Wake
 from osiris.queue.batch import Batch
-from osiris.queue.inbox_rows import Received, own_row
+from osiris.queue.inbox_rows import NewInboxRow, create_fact_row
 from osiris.queue.task_store import Store
 
 WAITING = 2000
@@ -17,7 +17,7 @@ WAITING = 2000
 _PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
-class Intake:
+class DatabaseInbox:
     """`osiris.core.ports.storage.Inbox`. A caller is answered after the commit that holds its row, never before.
 
     At most `most` rows wait for their commit: who comes then is told at once to come again.
@@ -25,23 +25,23 @@ class Intake:
 
     def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
         self._wake, self._most = wake, most
-        self._rows = Batch[Received](store.receive)
+        self._rows = Batch[NewInboxRow](store.receive_rows)
 
     def __len__(self) -> int:
         """How many rows wait for their commit."""
         return len(self._rows)
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait for the commit that is under way."""
-        await self._rows.rest()
+        await self._rows.wait_idle()
 
-    async def accept(self, source: str, delivery: str, kind: str, body: bytes) -> None:
-        await self._take(Received(source, delivery, kind, body))
+    async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:
+        await self._add_row(NewInboxRow(source, delivery, kind, body))
 
-    async def note(self, key: str, event: Event) -> None:
-        await self._take(own_row(key, event))
+    async def accept_fact(self, key: str, event: Event) -> None:
+        await self._add_row(create_fact_row(key, event))
 
-    async def _take(self, row: Received) -> None:
+    async def _add_row(self, row: NewInboxRow) -> None:
         if len(self._rows) >= self._most:
             raise Unavailable("too much comes at once; come again", retry_in=5.0)
         try:

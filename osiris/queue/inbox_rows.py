@@ -10,7 +10,7 @@ OWN = "osiris"
 """The source of our own facts."""
 
 
-class Received(NamedTuple):
+class NewInboxRow(NamedTuple):
     """What arrived; `delivery` is its sender's own name for it."""
 
     source: str
@@ -19,7 +19,7 @@ class Received(NamedTuple):
     body: bytes
 
 
-def own_row(key: str, fact: Event) -> Received:
+def create_fact_row(key: str, fact: Event) -> NewInboxRow:
     """A fact of our own; `key` keeps it single."""
     body = serialization.dump(fact)
-    return Received(OWN, key, body["type"], json.dumps(body).encode())
+    return NewInboxRow(OWN, key, body["type"], json.dumps(body).encode())

@@ -3,43 +3,43 @@
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-from osiris.queue.database import answering, insert, reading
-from osiris.queue.leases import Lease, frees, others
+from osiris.queue.database import as_read_only, build_insert, translate_errors
+from osiris.queue.leases import Lease, held_by_another, is_claimable
 from osiris.queue.tables import TurnRow
 
 
-class Turns:
+class NamedLocks:
     """Each turn is held by one lease, and free again when that lease is over."""
 
     def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
         self._lease = lease
-        self._read = async_sessionmaker(reading(engine))
+        self._read = async_sessionmaker(as_read_only(engine))
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._new = insert(engine, TurnRow)
+        self._new = build_insert(engine, TurnRow)
 
-    async def take(self, name: str) -> bool:
-        """Whether it is this worker's turn from now on. Raises Fenced or Unavailable."""
-        with answering():
-            if await self._is_others(name):
+    async def acquire(self, name: str) -> bool:
+        """Whether it is this worker's turn from now on. Raises LeaseLost or Unavailable."""
+        with translate_errors():
+            if await self._is_held_elsewhere(name):
                 return False
             async with self._write.begin() as session:
-                await self._lease.insist(session)
+                await self._lease.assert_held(session)
                 taken = self._new.on_conflict_do_update(
                     index_elements=["name"],
                     set_={"lease": self._new.excluded.lease},
-                    where=frees(TurnRow.lease, self._lease.number),
+                    where=is_claimable(TurnRow.lease, self._lease.number),
                 ).returning(TurnRow.name)
                 values = {"name": name, "lease": self._lease.number, "data": {}}
                 return (await session.execute(taken, values)).scalar_one_or_none() is not None
 
-    async def _is_others(self, name: str) -> bool:
-        held = select(TurnRow.name).where(TurnRow.name == name, others(TurnRow.lease, self._lease.number))
+    async def _is_held_elsewhere(self, name: str) -> bool:
+        held = select(TurnRow.name).where(TurnRow.name == name, held_by_another(TurnRow.lease, self._lease.number))
         async with self._read() as session:
             return await session.scalar(held) is not None
 
-    async def give(self, name: str) -> None:
+    async def release(self, name: str) -> None:
         """Let the next one have it."""
         mine = update(TurnRow).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
                 await session.execute(mine.values(lease=None))

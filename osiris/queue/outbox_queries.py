@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, exists, func, or_, select
 
 from osiris.core.effects import Effect, React, Report, StartRun, StopRun, SwitchModel
-from osiris.queue.leases import frees, others
+from osiris.queue.leases import held_by_another, is_claimable
 from osiris.queue.tables import LeaseRow, OutboxRow, TaskRow, is_due
 
 WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
@@ -33,7 +33,7 @@ def lane_of(order: Effect) -> int:
 
 
 @functools.cache
-def due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
+def select_due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
     """Id, lane and repository of the orders of `lanes` that a worker may take now, oldest first.
 
     `counted`: no run in a repository that has `most` of them already.
@@ -42,25 +42,25 @@ def due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
         select(_order.id, _order.lane, _task.repo)
         .select_from(_ORDERS.outerjoin(_TASKS, _task.id == _order.task_id))
         .where(is_due(_order), _order.lane.in_(lanes), _order.id.not_in(bindparam("without", expanding=True)))
-        .where(frees(_order.lease, _lease), _is_near(), ~_is_held_up(), _is_alone(lanes))
+        .where(is_claimable(_order.lease, _lease), _prefers_this_worker(), ~_is_blocked(), _no_other_run(lanes))
         .order_by(_order.id)
         .limit(bindparam("limit", type_=Integer))
     )
-    return query.where(_runs_in_repository() < bindparam("most", type_=Integer)) if counted else query
+    return query.where(_count_repository_runs() < bindparam("most", type_=Integer)) if counted else query
 
 
 @functools.cache
-def free(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
+def select_claimable(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
     """The same, held until the end of the transaction, but for those that another worker is taking."""
-    return due(lanes, counted=counted).with_for_update(of=_ORDERS, skip_locked=True)
+    return select_due(lanes, counted=counted).with_for_update(of=_ORDERS, skip_locked=True)
 
 
-def _is_near() -> ColumnElement[bool]:
+def _prefers_this_worker() -> ColumnElement[bool]:
     """Whether it should be done on this machine: elsewhere the work would have to be fetched first."""
-    return or_(frees(_task.lease, _lease), _order.not_before <= bindparam("now") - _NEAR)
+    return or_(is_claimable(_task.lease, _lease), _order.not_before <= bindparam("now") - _NEAR)
 
 
-def _is_held_up() -> ColumnElement[bool]:
+def _is_blocked() -> ColumnElement[bool]:
     """Whether an earlier order about the same issue must be done first."""
     same = exists().where(
         _other.about == _order.about,
@@ -71,7 +71,7 @@ def _is_held_up() -> ColumnElement[bool]:
     return and_(_order.lane.in_((WRITES, RUNS, REPORTS)), same)
 
 
-def _is_alone(lanes: tuple[int, ...]) -> ColumnElement[bool]:
+def _no_other_run(lanes: tuple[int, ...]) -> ColumnElement[bool]:
     """One run of a task at a time, and only who runs it can stop it.
 
     Of two that could begin, the first one does. One that was put off holds up nothing: a person who wants another try
@@ -83,12 +83,12 @@ def _is_alone(lanes: tuple[int, ...]) -> ColumnElement[bool]:
         _other.id != _order.id,
         _other.lane == RUNS,
         _other.not_before.is_not(None),
-        or_(_other.lease.in_(_living), first) if RUNS in lanes else others(_other.lease, _lease),
+        or_(_other.lease.in_(_living), first) if RUNS in lanes else held_by_another(_other.lease, _lease),
     )
     return or_(_order.lane.not_in((RUNS, STOPS)), ~elsewhere)
 
 
-def _runs_in_repository() -> Any:
+def _count_repository_runs() -> Any:
     task = _TASKS.alias("beside")
     return (
         select(func.count())

@@ -10,21 +10,21 @@ from typing import Any, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.core.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
-from osiris.core.errors import Barred, Fenced, Mendable, Occupied, Refused, Unavailable
+from osiris.core.errors import LeaseLost, NeedsOperator, Occupied, Refused, RepositoryUnavailable, Unavailable
 from osiris.core.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
 from osiris.core.policy import Policy
 from osiris.core.task import Task
 from osiris.queue import serialization
 from osiris.queue.batch import Batch
 from osiris.queue.inbox_rows import OWN
-from osiris.queue.outbox import Orders
+from osiris.queue.outbox import Outbox
 from osiris.queue.tables import now
-from osiris.queue.task_store import Happening, Store
+from osiris.queue.task_store import InboxItem, Store
 
-Thread = tuple[str, str]
+ThreadKey = tuple[str, str]
 """A source, and the issue that something is about; "" for what is about none."""
 PolicyOf = Callable[[str], Awaitable[Policy]]
-Performer = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
+EffectHandler = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
 """(order, its task as it is now) -> the facts that doing it brought."""
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ TRIES = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
+class RetryPolicy:
     """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for an outage, and the
     seconds from one report of a task to its next; what comes meanwhile is one report."""
 
@@ -52,37 +52,41 @@ class Interpreter(Protocol):
     async def __call__(self, kind: str, body: bytes) -> Event | None:
         """What happened; None for what does not concern us. Raises Refused or Unavailable."""
 
-    async def about(self, kind: str, body: bytes) -> str:
+    async def find_subject(self, kind: str, body: bytes) -> str:
         """The issue it is about, "" for none: what is about one issue is interpreted in the order it was said."""
 
 
-class Jobs:
+class Processor:
     """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
 
     def __init__(
         self,
         store: Store,
-        orders: Orders,
+        outbox: Outbox,
         interpreters: Mapping[str, Interpreter],
         policy_of: PolicyOf,
-        performers: Mapping[type, Performer],
-        manner: Manner,
+        handlers: Mapping[type, EffectHandler],
+        retry_policy: RetryPolicy,
     ) -> None:
-        self._store, self._orders, self._interpreters = store, orders, interpreters
-        self._policy_of, self._performers = policy_of, performers
-        self._pauses, self._tries, self._report_every = manner.pauses, manner.tries, manner.report_every
-        self._needless = Batch[int](store.ignore)
-        self._put_off: dict[int, Thread] = {}
+        self._store, self._outbox, self._interpreters = store, outbox, interpreters
+        self._policy_of, self._handlers = policy_of, handlers
+        self._pauses, self._tries, self._report_every = (
+            retry_policy.pauses,
+            retry_policy.tries,
+            retry_policy.report_every,
+        )
+        self._ignored = Batch[int](store.ignore_rows)
+        self._deferred: dict[int, ThreadKey] = {}
 
-    async def rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait for what goes on without a job."""
-        await self._needless.rest()
+        await self._ignored.wait_idle()
 
-    async def thread(self, row: Happening) -> Thread:
+    async def find_thread(self, row: InboxItem) -> ThreadKey:
         """What is of one thread is decided in the order it was said; what cannot be read is of none."""
         try:
             if row.source != OWN:
-                return row.source, await self._interpreters[row.source].about(row.kind, row.body)
+                return row.source, await self._interpreters[row.source].find_subject(row.kind, row.body)
             fact = serialization.load(json.loads(row.body))
             return OWN, "" if isinstance(fact, RequestMade) else str(fact.issue)
         except (SQLAlchemyError, Unavailable):
@@ -91,17 +95,17 @@ class Jobs:
             log.exception("a bug in reading %s (%s)", row.id, row.kind)
             return row.source, ""
 
-    async def put_off(self, at: float) -> dict[Thread, tuple[int, float]]:
+    async def deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
         """The oldest row of each thread to be looked at later than `at`, and when (both seconds since 1970)."""
-        later = await self._store.put_off(at)
-        new = later.keys() - self._put_off.keys()
-        for row in await self._store.happenings(new) if new else []:
-            self._put_off[row.id] = await self.thread(row)
-        self._put_off = {id: self._put_off[id] for id in later if id in self._put_off}
-        return {thread: (id, later[id]) for id, thread in reversed(self._put_off.items())}
+        later = await self._store.list_deferred(at)
+        new = later.keys() - self._deferred.keys()
+        for row in await self._store.load_items(new) if new else []:
+            self._deferred[row.id] = await self.find_thread(row)
+        self._deferred = {id: self._deferred[id] for id in later if id in self._deferred}
+        return {thread: (id, later[id]) for id, thread in reversed(self._deferred.items())}
 
-    async def handle(
-        self, row: Happening, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
+    async def handle_event(
+        self, row: InboxItem, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
     ) -> float:
         """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is to be looked at.
 
@@ -109,20 +113,20 @@ class Jobs:
         Everything that must be asked of others is asked before, outside the transaction.
         """
         for job in after:
-            behind = max(behind, await _end_of(job))
+            behind = max(behind, await _await_job(job))
         if behind:
-            await self._store.put_behind(row.id, behind)
+            await self._store.defer_behind(row.id, behind)
             return behind
-        return await self._handle(row)
+        return await self._decide_event(row)
 
-    async def _handle(self, row: Happening) -> float:
+    async def _decide_event(self, row: InboxItem) -> float:
         id = row.id
         try:
-            if (event := await self._event(row)) is None:
-                await self._needless.add(id)
+            if (event := await self._interpret_row(row)) is None:
+                await self._ignored.add(id)
             else:
-                await self._store.settle(id, event, await self._policy(event))
-        except Fenced as fenced:
+                await self._store.decide(id, event, await self._read_policy(event))
+        except LeaseLost as fenced:
             log.warning("delivery %s is left: %s", id, fenced)
         except Refused as refused:
             log.warning("delivery %s (%s) cannot be handled: %s", id, row.kind, refused)
@@ -131,22 +135,22 @@ class Jobs:
             if row.attempts + 1 >= self._tries and row.source != OWN:
                 await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
             else:
-                return await self._store.postpone_inbox(id, str(outage), self._pause(row.attempts, outage))
+                return await self._store.postpone_inbox(id, str(outage), self._next_pause(row.attempts, outage))
         except Exception as bug:
             log.exception("a bug in handling %s (%s)", id, row.kind)
             if row.attempts + 1 >= _BUG_ATTEMPTS:
-                await self._store.fail_inbox(id, _bug(bug))
+                await self._store.fail_inbox(id, _describe_bug(bug))
             else:
-                return await self._store.postpone_inbox(id, str(bug), self._pause(row.attempts))
+                return await self._store.postpone_inbox(id, str(bug), self._next_pause(row.attempts))
         return 0.0
 
-    async def _event(self, row: Happening) -> Event | None:
+    async def _interpret_row(self, row: InboxItem) -> Event | None:
         if row.source == OWN:
             fact: Event = serialization.load(json.loads(row.body))
             return fact
         return await self._interpreters[row.source](row.kind, row.body)
 
-    async def _policy(self, event: Event) -> Policy:
+    async def _read_policy(self, event: Event) -> Policy:
         if isinstance(event, RequestMade):
             return Policy()
         try:
@@ -156,94 +160,96 @@ class Jobs:
                 raise
             return Policy()  # a fact of our own is never lost because the policy cannot be read now
 
-    async def perform(self, id: int) -> None:
+    async def perform_effect(self, id: int) -> None:
         """Do one order that this worker holds, unless a later one makes it needless."""
         try:
-            found = await self._orders.get(id)
+            found = await self._outbox.get(id)
         except (ValueError, KeyError) as error:
             log.error("order %s cannot be read and is given up: %s", id, error)
-            await self._orders.finish(id, error="it cannot be read")
+            await self._outbox.finish_order(id, error="it cannot be read")
             return
         if found is None:
             return
         order, task, attempts = found
-        if isinstance(order, Report) and await self._is_needless(id):
+        if isinstance(order, Report) and await self._is_redundant(id):
             return
         try:
-            await self._orders.finish(id, await self._performers[type(order)](order, task))
-        except Fenced as fenced:
+            await self._outbox.finish_order(id, await self._handlers[type(order)](order, task))
+        except LeaseLost as fenced:
             log.warning("%s is left: %s", type(order).__name__, fenced)
-        except Barred as barred:
-            await self._bar(id, order, str(barred))
-        except Mendable as refused:
-            await self._park(id, order, str(refused))
+        except RepositoryUnavailable as barred:
+            await self._suspend_task(id, order, str(barred))
+        except NeedsOperator as refused:
+            await self._park_order(id, order, str(refused))
         except Refused as refused:
-            await self._give_up(id, order, str(refused))
+            await self._refuse_order(id, order, str(refused))
         except Unavailable as outage:
-            await self._wait(id, order, attempts, outage)
+            await self._retry_later(id, order, attempts, outage)
         except Exception as bug:
             log.exception("a bug in doing %s", type(order).__name__)
             if attempts + 1 >= _BUG_ATTEMPTS:
-                await self._park(id, order, _bug(bug))
+                await self._park_order(id, order, _describe_bug(bug))
             else:
-                await self._orders.postpone(id, str(bug), self._pause(attempts), tries=attempts + 1)
+                await self._outbox.postpone_order(id, str(bug), self._next_pause(attempts), tries=attempts + 1)
 
-    async def _is_needless(self, id: int) -> bool:
+    async def _is_redundant(self, id: int) -> bool:
         """Whether a report need not be made (now): a later one waits, or the last one was made just before."""
-        if await self._orders.is_superseded(id):
-            await self._orders.skip(id)
+        if await self._outbox.is_superseded(id):
+            await self._outbox.skip_order(id)
             return True
-        rest = self._report_every and await self._orders.last_done(id) + self._report_every - now()
+        rest = self._report_every and await self._outbox.last_done_at(id) + self._report_every - now()
         if not 0 < rest <= self._report_every:
             return False
-        await self._orders.postpone(id, "it waits, so that several changes become one edit", rest, tries=1)
+        await self._outbox.postpone_order(id, "it waits, so that several changes become one edit", rest, tries=1)
         return True
 
-    async def _wait(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
+    async def _retry_later(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
         """Try it again later. An outage that does not end parks the order; other work of this machine ends."""
         log.warning("%s waits: %s", type(order).__name__, outage)
-        tries = 1 if outage.got_on else attempts + 1
+        tries = 1 if outage.made_progress else attempts + 1
         if isinstance(outage, Occupied):
-            await self._orders.postpone(id, str(outage), self._pause(0), tries=attempts)
+            await self._outbox.postpone_order(id, str(outage), self._next_pause(0), tries=attempts)
         elif tries >= min(self._tries, outage.tries or self._tries):
-            await self._park(id, order, f"{outage} (tried {tries} times)")
+            await self._park_order(id, order, f"{outage} (tried {tries} times)")
         else:
-            pause = max(self._pause(tries - 1), outage.retry_in or 0.0)
-            await self._orders.postpone(id, str(outage), pause, tries=tries)
+            pause = max(self._next_pause(tries - 1), outage.retry_in or 0.0)
+            await self._outbox.postpone_order(id, str(outage), pause, tries=tries)
 
-    async def _bar(self, id: int, order: Effect, reason: str) -> None:
+    async def _suspend_task(self, id: int, order: Effect, reason: str) -> None:
         """Its task rests until the repository can be written again; then what is parked is taken up by itself."""
         if isinstance(order, OpenIssue):  # there is no task yet that could take it up
-            return await self._give_up(id, order, reason)
+            return await self._refuse_order(id, order, reason)
         log.warning("%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason)
         lost = [AccessLost(issue=order.issue, reason=reason)]
         if isinstance(order, StartRun):  # it is ordered anew
-            await self._orders.finish(id, lost)
+            await self._outbox.finish_order(id, lost)
         else:
-            await self._orders.park(id, reason, lost)
+            await self._outbox.park_order(id, reason, lost)
 
-    async def _park(self, id: int, order: Effect, reason: str) -> None:
+    async def _park_order(self, id: int, order: Effect, reason: str) -> None:
         """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""
         log.warning("%s is parked: %s", type(order).__name__, reason)
         if isinstance(order, StartRun):
-            await self._orders.finish(id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason)
+            await self._outbox.finish_order(
+                id, [RunHalted(issue=order.issue, run=order.run, reason=reason)], error=reason
+            )
         else:
             run = order.run if isinstance(order, Push) else None
             facts = [OrderParked(issue=order.issue, reason=reason, run=run)] if isinstance(order, ESSENTIAL) else []
-            await self._orders.park(id, reason, facts)
+            await self._outbox.park_order(id, reason, facts)
 
-    async def _give_up(self, id: int, order: Effect, reason: str) -> None:
+    async def _refuse_order(self, id: int, order: Effect, reason: str) -> None:
         log.warning("%s was refused: %s", type(order).__name__, reason)
         facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
-        await self._orders.finish(id, facts, error=reason)
+        await self._outbox.finish_order(id, facts, error=reason)
 
-    def _pause(self, attempts: int, outage: Unavailable | None = None) -> float:
+    def _next_pause(self, attempts: int, outage: Unavailable | None = None) -> float:
         if outage is not None and outage.retry_in is not None:
             return outage.retry_in
         return self._pauses[min(attempts, len(self._pauses) - 1)]
 
 
-async def _end_of(job: asyncio.Task[float]) -> float:
+async def _await_job(job: asyncio.Task[float]) -> float:
     """When the row of a job is to be looked at again (seconds since 1970); 0.0: never."""
     await asyncio.wait([job])
     if job.cancelled() or job.exception():
@@ -251,6 +257,6 @@ async def _end_of(job: asyncio.Task[float]) -> float:
     return job.result()
 
 
-def _bug(error: Exception) -> str:
+def _describe_bug(error: Exception) -> str:
     """What people are told of a bug: its text may hold anything, so that stays in the operator's log."""
     return f"a bug in Osiris ({type(error).__name__}); the operator's log has the rest"

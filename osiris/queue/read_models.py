@@ -8,10 +8,10 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.core.events import IssueRef
-from osiris.core.ports.storage import Figure
+from osiris.core.ports.storage import MetricSample
 from osiris.core.task import Task
 from osiris.queue import serialization
-from osiris.queue.database import reading
+from osiris.queue.database import as_read_only
 from osiris.queue.reconcile_state import STALLS
 from osiris.queue.tables import (
     InboxRow,
@@ -28,7 +28,7 @@ from osiris.queue.tables import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskLine:
+class TaskSummary:
     """A task in a list; times are seconds since 1970."""
 
     id: int
@@ -48,7 +48,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class WaitingOrder:
     """An order that is still to be done.
 
     `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its turn), `worker` who
@@ -62,7 +62,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class AuditEntry:
     """One line of a task's story; `seq` grows."""
 
     seq: int
@@ -82,20 +82,20 @@ class Step:
     message: Any
 
 
-class Views:
+class ReadModels:
     """Reads only."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
 
-    async def tasks(self, limit: int = 50) -> list[TaskLine]:
+    async def list_tasks(self, limit: int = 50) -> list[TaskSummary]:
         """The tasks that moved last, newest first."""
         query = select(TaskRow).order_by(TaskRow.updated.desc(), TaskRow.id.desc()).limit(limit)
         async with self._read() as session:
             rows = list(await session.scalars(query))
-            return [await _line(session, row) for row in rows]
+            return [await _summarize_task(session, row) for row in rows]
 
-    async def task(self, id: int | IssueRef) -> TaskLine | None:
+    async def find_task(self, id: int | IssueRef) -> TaskSummary | None:
         """A task by its number here, or by its issue."""
         query = select(TaskRow)
         if isinstance(id, IssueRef):
@@ -104,9 +104,9 @@ class Views:
             query = query.where(TaskRow.id == id)
         async with self._read() as session:
             row = await session.scalar(query)
-            return await _line(session, row) if row else None
+            return await _summarize_task(session, row) if row else None
 
-    async def failures(self, limit: int = 50) -> list[Failure]:
+    async def list_failures(self, limit: int = 50) -> list[Failure]:
         """Deliveries and orders that were given up, newest first."""
         inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
         outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None))
@@ -119,7 +119,7 @@ class Views:
             ]
         return sorted(found, key=lambda failure: -failure.at)[:limit]
 
-    async def waiting(self, task: int) -> list[Waiting]:
+    async def list_waiting(self, task: int) -> list[WaitingOrder]:
         """The orders of a task that are still to be done, in their order."""
         query = (
             select(OutboxRow.kind, OutboxRow.not_before, OutboxRow.error, LeaseRow.host)
@@ -129,9 +129,9 @@ class Views:
         )
         async with self._read() as session:
             rows = await session.execute(query)
-            return [Waiting(what=kind, until=at, why=why or "", worker=host or "") for kind, at, why, host in rows]
+            return [WaitingOrder(what=kind, until=at, why=why or "", worker=host or "") for kind, at, why, host in rows]
 
-    async def figures(self) -> list[Figure]:
+    async def read_metrics(self) -> list[MetricSample]:
         """What there is and what waits, counted now."""
         waits = OutboxRow.not_before.is_not(None)
         parked = OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
@@ -139,24 +139,29 @@ class Views:
         stalls = select(LeaseRow.host, RecordRow.value).outerjoin(RecordRow, RecordRow.name == STALLS + LeaseRow.place)
         async with self._read() as session:
             return [
-                *await _counted(session, "tasks", TaskRow.state),
-                *await _counted(session, "orders_waiting", OutboxRow.kind, waits),
-                *await _counted(session, "orders_parked", OutboxRow.kind, parked),
-                *await _counted(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
-                Figure("oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0),
-                Figure("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
-                *[Figure("loop_stalls", float(n or 0), "worker", host) for host, n in await session.execute(stalls)],
-                *_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
+                *await _count_rows(session, "tasks", TaskRow.state),
+                *await _count_rows(session, "orders_waiting", OutboxRow.kind, waits),
+                *await _count_rows(session, "orders_parked", OutboxRow.kind, parked),
+                *await _count_rows(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
+                MetricSample(
+                    "oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0
+                ),
+                MetricSample("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
+                *[
+                    MetricSample("loop_stalls", float(n or 0), "worker", host)
+                    for host, n in await session.execute(stalls)
+                ],
+                *_count_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
             ]
 
-    async def story(self, task: int, after: int = 0) -> list[Line]:
+    async def read_audit_log(self, task: int, after: int = 0) -> list[AuditEntry]:
         """The journal of a task beyond line `after`."""
         query = select(JournalRow).where(JournalRow.task_id == task, JournalRow.seq > after).order_by(JournalRow.seq)
         async with self._read() as session:
             rows = await session.scalars(query)
-            return [Line(seq=r.seq, at=r.at, kind=r.kind, what=r.what, detail=r.detail) for r in rows]
+            return [AuditEntry(seq=r.seq, at=r.at, kind=r.kind, what=r.what, detail=r.detail) for r in rows]
 
-    async def steps(self, task: int, after: float = 0.0) -> list[Step]:
+    async def list_steps(self, task: int, after: float = 0.0) -> list[Step]:
         """The messages of all of a task's runs that were stored later than `after`."""
         query = (
             select(StepRow)
@@ -168,29 +173,29 @@ class Views:
             rows = await session.scalars(query)
             return [Step(run=r.run, seq=r.seq, at=r.at, message=serialization.load_message(r.message)) for r in rows]
 
-    async def handled(self, source: str, delivery: str) -> bool:
+    async def is_handled(self, source: str, delivery: str) -> bool:
         """Whether a worker has taken up a row of the inbox."""
         query = select(InboxRow.not_before).where(InboxRow.source == source, InboxRow.delivery == delivery)
         async with self._read() as session:
             return (await session.execute(query)).one_or_none() == (None,)
 
 
-async def _counted(session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]) -> list[Figure]:
+async def _count_rows(session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]) -> list[MetricSample]:
     rows = await session.execute(select(by, func.count()).where(*only).group_by(by))
-    return [Figure(name, float(count), by.key, str(value)) for value, count in rows]
+    return [MetricSample(name, float(count), by.key, str(value)) for value, count in rows]
 
 
-def _writes(accounts: Sequence[TurnRow]) -> list[Figure]:
+def _count_writes(accounts: Sequence[TurnRow]) -> list[MetricSample]:
     """Writes to GitHub in the last hour; it lets an account have 500."""
     since = now() - 3600
     return [
-        Figure("writes_last_hour", sum(at > since for at in row.data.get("sent", [])), "account", row.name[7:])
+        MetricSample("writes_last_hour", sum(at > since for at in row.data.get("sent", [])), "account", row.name[7:])
         for row in accounts
     ]
 
 
-async def _line(session: Any, row: TaskRow) -> TaskLine:
+async def _summarize_task(session: Any, row: TaskRow) -> TaskSummary:
     waiting = await session.scalar(
         select(func.count()).where(OutboxRow.task_id == row.id, OutboxRow.not_before.is_not(None))
     )
-    return TaskLine(id=row.id, task=serialization.load_task(row.data), updated=row.updated, waiting=waiting)
+    return TaskSummary(id=row.id, task=serialization.load_task(row.data), updated=row.updated, waiting=waiting)

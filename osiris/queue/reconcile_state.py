@@ -1,4 +1,4 @@
-"""`osiris.core.ports.storage.Records`: what the database knows, for who compares it with GitHub."""
+"""`osiris.core.ports.storage.ReconcileState`: what the database knows, for who compares it with GitHub."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from osiris.core.errors import Refused
 from osiris.core.events import IssueRef
 from osiris.core.task import LIVING, Task
 from osiris.queue import audit_log, serialization
-from osiris.queue.database import answering, insert, reading
+from osiris.queue.database import as_read_only, build_insert, translate_errors
 from osiris.queue.tables import InboxRow, OutboxRow, RecordRow, TaskRow
 
 _AT_ONCE = 500  # parameters in one statement
@@ -22,23 +22,23 @@ STALLS = "stalls/"
 _RENAMES = 5  # that are followed, one after the other
 
 
-class DatabaseRecords:
+class DatabaseReconcileState:
     """Raises Unavailable when the database does not answer."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
 
-    async def living(self) -> Sequence[tuple[Task, float]]:
+    async def open_tasks(self) -> Sequence[tuple[Task, float]]:
         query = select(TaskRow.data, TaskRow.created).where(TaskRow.state.in_([state.value for state in LIVING]))
-        with answering():
+        with translate_errors():
             async with self._read() as session:
                 return [(serialization.load_task(data), created) for data, created in await session.execute(query)]
 
-    async def missing(self, source: str, deliveries: Collection[str]) -> set[str]:
+    async def unseen_deliveries(self, source: str, deliveries: Collection[str]) -> set[str]:
         wanted, known = list(deliveries), set[str]()
-        with answering():
+        with translate_errors():
             async with self._read() as session:
                 for start in range(0, len(wanted), _AT_ONCE):
                     some = InboxRow.delivery.in_(wanted[start : start + _AT_ONCE])
@@ -47,28 +47,28 @@ class DatabaseRecords:
                     )
         return set(wanted) - known
 
-    async def recall(self, name: str) -> str:
-        with answering():
+    async def get_value(self, name: str) -> str:
+        with translate_errors():
             async with self._read() as session:
                 return await session.scalar(select(RecordRow.value).where(RecordRow.name == name)) or ""
 
-    async def remember(self, name: str, value: str) -> None:
-        with answering():
+    async def set_value(self, name: str, value: str) -> None:
+        with translate_errors():
             async with self._write.begin() as session:
-                await session.execute(self._keeping(), {"name": name, "value": value})
+                await session.execute(self._build_upsert(), {"name": name, "value": value})
 
-    def _keeping(self) -> Any:
-        new = insert(self._engine, RecordRow)
+    def _build_upsert(self) -> Any:
+        new = build_insert(self._engine, RecordRow)
         return new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
 
-    async def rename(self, old: str, new: str) -> None:
+    async def rename_repository(self, old: str, new: str) -> None:
         """Tasks and waiting orders follow, and facts still to come that were begun under the old name (`moved`).
 
         Raises Refused when there are tasks under the new name that have the same numbers.
         """
-        kept = self._keeping()
+        kept = self._build_upsert()
         try:
-            with answering():
+            with translate_errors():
                 async with self._write.begin() as session:
                     rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
                     for row in list(rows):
@@ -78,7 +78,7 @@ class DatabaseRecords:
             raise Refused(f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name") from None
 
 
-async def moved(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
+async def find_renamed_task(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
     """The task of an issue whose repository has another name by now; locked until the end of the transaction."""
     repo: str | None = issue.repo
     for _ in range(_RENAMES):
@@ -102,4 +102,4 @@ async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
             update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(renamed.issue))
         )
     detail = {"from": task.issue.repo, "to": repo}
-    await audit_log.write(session, row.id, ("happened", "RepositoryRenamed", detail))
+    await audit_log.append_entries(session, row.id, ("happened", "RepositoryRenamed", detail))

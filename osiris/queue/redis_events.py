@@ -1,4 +1,4 @@
-"""`osiris.core.ports.live.Journal` across processes: what happens goes into a Redis stream, and who watches reads it
+"""`osiris.core.ports.live.LiveEvents` across processes: what happens goes into a Redis stream, and who watches reads it
 there."""
 
 import asyncio
@@ -12,8 +12,8 @@ from dataclasses import asdict
 import redis
 from redis.asyncio import Redis
 
-from osiris.core.ports.live import Delta, News, Noted
-from osiris.queue.in_process import LocalJournal
+from osiris.core.ports.live import AuditEntryAdded, LiveEvent, ReplyDelta
+from osiris.queue.in_process import LocalLiveEvents
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +25,24 @@ _BLOCK = 5000  # milliseconds
 _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
-class StreamJournal(LocalJournal):
+class RedisLiveEvents(LocalLiveEvents):
     """What one process hears, the readers of all processes get. What Redis loses is in the database soon after."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self._redis = Redis.from_url(url, socket_connect_timeout=2)
-        self._outgoing: deque[News] = deque(maxlen=_WAITING)
+        self._outgoing: deque[LiveEvent] = deque(maxlen=_WAITING)
         self._more = asyncio.Event()
-        self._receiving: asyncio.Task[None] | None = None
+        self._receive_task: asyncio.Task[None] | None = None
 
-    def hear(self, news: News) -> None:
-        self._outgoing.append(news)
+    def publish(self, event: LiveEvent) -> None:
+        self._outgoing.append(event)
         self._more.set()
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
+    async def open_connection(self) -> AsyncIterator[None]:
         """Send what is heard until the block ends."""
-        sending = asyncio.create_task(self._send())
+        sending = asyncio.create_task(self._send_events())
         try:
             yield
         finally:
@@ -50,7 +50,7 @@ class StreamJournal(LocalJournal):
             await asyncio.gather(sending, return_exceptions=True)
             await self._redis.aclose()
 
-    async def _send(self) -> None:
+    async def _send_events(self) -> None:
         while True:
             await self._more.wait()
             self._more.clear()
@@ -58,42 +58,42 @@ class StreamJournal(LocalJournal):
             try:
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for piece in pieces:
-                        pipe.xadd(_STREAM, {"news": dumps(piece)}, maxlen=_LENGTH, approximate=True)
+                        pipe.xadd(_STREAM, {"news": dump_event(piece)}, maxlen=_LENGTH, approximate=True)
                     await pipe.execute()
             except _LOST as error:
                 log.debug("live events are lost: %s", type(error).__name__)
             await asyncio.sleep(_GATHER)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[asyncio.Queue[News]]:
-        if self._receiving is None:
-            self._receiving = asyncio.create_task(self._receive())
+    def subscribe(self) -> Iterator[asyncio.Queue[LiveEvent]]:
+        if self._receive_task is None:
+            self._receive_task = asyncio.create_task(self._receive_events())
         try:
-            with super().reading() as reader:
+            with super().subscribe() as reader:
                 yield reader
         finally:
-            if not self._readers and self._receiving is not None:
-                self._receiving.cancel()
-                self._receiving = None
+            if not self._readers and self._receive_task is not None:
+                self._receive_task.cancel()
+                self._receive_task = None
 
-    async def _receive(self) -> None:
+    async def _receive_events(self) -> None:
         last = "$"
         while True:
             try:
                 for _, entries in await self._redis.xread({_STREAM: last}, block=_BLOCK, count=500):
                     for id, fields in entries:
                         last = id
-                        super().hear(loads(fields[b"news"]))
+                        super().publish(load_event(fields[b"news"]))
             except _LOST as error:
                 log.debug("live events are not heard: %s", type(error).__name__)
                 await asyncio.sleep(1.0)
 
 
-def dumps(news: News) -> str:
-    return json.dumps({"type": type(news).__name__, **asdict(news)})
+def dump_event(event: LiveEvent) -> str:
+    return json.dumps({"type": type(event).__name__, **asdict(event)})
 
 
-def loads(text: bytes) -> News:
+def load_event(text: bytes) -> LiveEvent:
     fields = json.loads(text)
-    news: News = {"Delta": Delta, "Noted": Noted}[fields.pop("type")](**fields)
+    news: LiveEvent = {"ReplyDelta": ReplyDelta, "AuditEntryAdded": AuditEntryAdded}[fields.pop("type")](**fields)
     return news

@@ -35,7 +35,7 @@ _AGAIN = 2.0  # seconds before Redis is tried again
 _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
-def settings(url: str) -> RedisSettings:
+def parse_redis_url(url: str) -> RedisSettings:
     """How Redis is reached: a short break of the connection must end nothing. Raises Refused for no address."""
     try:
         reached = RedisSettings.from_dsn(url)
@@ -48,17 +48,17 @@ def settings(url: str) -> RedisSettings:
     return reached
 
 
-def dumps(job: dict[str, Any]) -> bytes:
+def dump_job(job: dict[str, Any]) -> bytes:
     """arq's jobs as JSON: its own pickles would run what anybody puts into Redis."""
     return json.dumps(job, default=lambda error: {"__error__": f"{type(error).__name__}: {error}"}).encode()
 
 
-def loads(job: bytes) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(job, object_hook=_error)
+def load_job(job: bytes) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(job, object_hook=_decode_error)
     return loaded
 
 
-def _error(found: dict[str, Any]) -> Any:
+def _decode_error(found: dict[str, Any]) -> Any:
     """arq compares an aborted job's result with CancelledError."""
     if "__error__" not in found:
         return found
@@ -71,7 +71,7 @@ class ArqWake(LocalWake):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._settings = settings(url)
+        self._settings = parse_redis_url(url)
         self._pool: ArqRedis | None = None
         self._hint = asyncio.Event()
         self._queues: Sequence[str] = ()
@@ -82,11 +82,11 @@ class ArqWake(LocalWake):
         self._hint.set()
 
     @contextlib.asynccontextmanager
-    async def connected(self, name: str = "") -> AsyncIterator[None]:
+    async def open_connection(self, name: str = "") -> AsyncIterator[None]:
         """Send hints until the block ends; with a `name` (one worker's own) receive them too."""
-        tasks = [asyncio.create_task(self._send())]
+        tasks = [asyncio.create_task(self._send_hints())]
         if name:
-            tasks.append(asyncio.create_task(self._receive(_QUEUES + name)))
+            tasks.append(asyncio.create_task(self._receive_hints(_QUEUES + name)))
         try:
             yield
         finally:
@@ -96,33 +96,33 @@ class ArqWake(LocalWake):
             if name:  # the last hint: somebody else may go on with what this worker let go of
                 with contextlib.suppress(*_LOST):
                     async with asyncio.timeout(_LAST):
-                        await self._tell()
+                        await self._enqueue_hints()
             if self._pool is not None:
                 await self._pool.aclose(close_connection_pool=True)
 
-    async def _send(self) -> None:
+    async def _send_hints(self) -> None:
         while True:
             await self._hint.wait()
             self._hint.clear()
             try:
-                await self._tell()
+                await self._enqueue_hints()
                 await asyncio.sleep(_GATHER)
             except _LOST as error:
                 log.warning("Redis does not answer (%s): other workers find their work later", type(error).__name__)
                 await asyncio.sleep(_AGAIN)
 
-    async def _tell(self) -> None:
-        pool = await self._connection()
-        for queue in await self._workers(pool):
+    async def _enqueue_hints(self) -> None:
+        pool = await self._get_pool()
+        for queue in await self._list_workers(pool):
             await pool.enqueue_job("look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN)
             await pool.expire(queue, 60)
 
-    async def _connection(self) -> ArqRedis:
+    async def _get_pool(self) -> ArqRedis:
         if self._pool is None:
-            self._pool = await create_pool(self._settings, job_serializer=dumps, job_deserializer=loads)
+            self._pool = await create_pool(self._settings, job_serializer=dump_job, job_deserializer=load_job)
         return self._pool
 
-    async def _workers(self, pool: ArqRedis) -> Sequence[str]:
+    async def _list_workers(self, pool: ArqRedis) -> Sequence[str]:
         """The queues of the living workers, by their signs of life."""
         at = asyncio.get_running_loop().time()
         if at >= self._until:
@@ -130,36 +130,36 @@ class ArqWake(LocalWake):
             self._queues, self._until = [key.removesuffix(_HEALTH) for key in found], at + _KNOWN
         return self._queues
 
-    async def _receive(self, queue: str) -> None:
+    async def _receive_hints(self, queue: str) -> None:
         """arq's own worker on this worker's queue; begun again whenever Redis was away for too long."""
         while True:
             try:
-                async with self._pooled() as pool, _ended(self._listener(queue, pool)) as listener:
+                async with self._open_pool() as pool, _await_jobs(self._create_listener(queue, pool)) as listener:
                     await listener.async_run()
             except _LOST as error:
                 log.warning("Redis does not answer (%s): work is looked for every second or so", type(error).__name__)
             await asyncio.sleep(_AGAIN)
 
     @contextlib.asynccontextmanager
-    async def _pooled(self) -> AsyncIterator[ArqRedis]:
+    async def _open_pool(self) -> AsyncIterator[ArqRedis]:
         """arq's own way to close leaves a connection open when a job is under way."""
-        pool = await create_pool(self._settings, job_serializer=dumps, job_deserializer=loads)
+        pool = await create_pool(self._settings, job_serializer=dump_job, job_deserializer=load_job)
         try:
             yield pool
         finally:
             await pool.aclose(close_connection_pool=True)
 
-    def _listener(self, queue: str, pool: ArqRedis) -> ArqWorker:
-        async def look(ctx: dict[Any, Any]) -> None:
+    def _create_listener(self, queue: str, pool: ArqRedis) -> ArqWorker:
+        async def wake_worker(ctx: dict[Any, Any]) -> None:
             super(ArqWake, self).wake()
 
         return ArqWorker(
-            [func(look, name="look", keep_result=0, max_tries=1)],
+            [func(wake_worker, name="look", keep_result=0, max_tries=1)],
             queue_name=queue,
-            cron_jobs=[cron(look, name="sweep", second=set(range(60)), unique=False, keep_result=0)],
+            cron_jobs=[cron(wake_worker, name="sweep", second=set(range(60)), unique=False, keep_result=0)],
             redis_pool=pool,
-            job_serializer=dumps,
-            job_deserializer=loads,
+            job_serializer=dump_job,
+            job_deserializer=load_job,
             keep_result=0,
             poll_delay=0.05,
             health_check_interval=_ALIVE,
@@ -167,19 +167,19 @@ class ArqWake(LocalWake):
             log_results=False,
         )
 
-    async def probe(self) -> Probe:
+    async def probe_connection(self) -> Probe:
         """Whether Redis answers, and how many workers give signs of life in it."""
         fix = "see that REDIS_URL is right and Redis runs; until then workers find their work later"
         try:
             async with asyncio.timeout(3):
-                found = await self._workers(await self._connection())
+                found = await self._list_workers(await self._get_pool())
         except _LOST as error:
             return Probe(name="Redis", ok=False, needed=False, detail=type(error).__name__, fix=fix)
         return Probe(name="Redis", ok=True, detail=f"{len(found)} workers listen")
 
 
 @contextlib.asynccontextmanager
-async def _ended(listener: ArqWorker) -> AsyncIterator[ArqWorker]:
+async def _await_jobs(listener: ArqWorker) -> AsyncIterator[ArqWorker]:
     """Jobs under way use the connections, and arq leaves them to go on by themselves."""
     try:
         yield listener

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.core.events import IssueRef
 from osiris.core.task import ENDED
-from osiris.queue.database import answering, reading
+from osiris.queue.database import as_read_only, translate_errors
 from osiris.queue.tables import InboxRow, JournalRow, OutboxRow, RunRow, StepRow, TaskRow, now
 
 _DAY = 86400.0
@@ -19,7 +19,7 @@ _AT_ONCE = 100  # tasks or rows in one transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class PruneResult:
     """How much went."""
 
     tasks: int = 0
@@ -29,7 +29,7 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PutAway:
+class ObsoleteCheckpoint:
     """A run whose files are put away although nothing will need them again."""
 
     issue: IssueRef
@@ -40,46 +40,48 @@ class PutAway:
         return f"{self.issue.number}-{self.run.rpartition('-')[2]}"
 
 
-class Pruning:
+class Retention:
     """What is older than `days` goes. The task itself stays, so that its request is never done twice."""
 
     def __init__(self, engine: AsyncEngine, exports: Path, *, days: int) -> None:
         """Journals are appended to files in `exports`, one for each task, before their lines go."""
-        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._exports, self._days = exports, days
 
-    async def prune(self) -> Pruned:
+    async def prune(self) -> PruneResult:
         """One pass. Raises Unavailable without a database; OSError when a journal cannot be written to its file."""
         before, tasks, steps, lines = now() - self._days * _DAY, 0, 0, 0
-        with answering():
-            for id in await self._over(before):
+        with translate_errors():
+            for id in await self._find_expired(before):
                 async with self._write.begin() as session:
-                    if (task := await _still_over(session, id, before)) is None:
+                    if (task := await _lock_if_expired(session, id, before)) is None:
                         continue
                     some_steps, some_lines = await self._prune_task(session, task)
                 tasks, steps, lines = tasks + 1, steps + some_steps, lines + some_lines
-            return Pruned(tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before))
+            return PruneResult(tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before))
 
-    async def _over(self, before: float) -> list[int]:
+    async def _find_expired(self, before: float) -> list[int]:
         async with self._read() as session:
-            return list(await session.scalars(select(TaskRow.id).where(_is_over(before)).order_by(TaskRow.id)))
+            return list(await session.scalars(select(TaskRow.id).where(_is_expired(before)).order_by(TaskRow.id)))
 
     async def _prune_task(self, session: AsyncSession, task: TaskRow) -> tuple[int, int]:
         runs = select(RunRow.name).where(RunRow.task_id == task.id)
-        lines = await self._export(session, task)
-        steps = await _gone(session, StepRow, StepRow.run.in_(runs))
-        await _gone(session, RunRow, RunRow.task_id == task.id)
-        await _gone(session, OutboxRow, OutboxRow.task_id == task.id)
+        lines = await self._export_journal(session, task)
+        steps = await _delete_rows(session, StepRow, StepRow.run.in_(runs))
+        await _delete_rows(session, RunRow, RunRow.task_id == task.id)
+        await _delete_rows(session, OutboxRow, OutboxRow.task_id == task.id)
         return steps, lines
 
-    async def _export(self, session: AsyncSession, task: TaskRow) -> int:
+    async def _export_journal(self, session: AsyncSession, task: TaskRow) -> int:
         """All lines but the last one, on which the chain goes on should the task be taken up again."""
         query = select(JournalRow).where(JournalRow.task_id == task.id).order_by(JournalRow.seq)
         rows = list(await session.scalars(query))[:-1]
         self._exports.mkdir(mode=0o700, exist_ok=True)
-        _append(self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl", [_line(row) for row in rows])
-        return await _gone(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
+        _append_lines(
+            self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl", [_format_line(row) for row in rows]
+        )
+        return await _delete_rows(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
 
     async def _prune_inbox(self, before: float) -> int:
         """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them longer.
@@ -92,67 +94,67 @@ class Pruning:
         while True:
             async with self._write.begin() as session:
                 ids = list(await session.scalars(select(InboxRow.id).where(old).limit(_AT_ONCE * 10)))
-                total += await _gone(session, InboxRow, InboxRow.id.in_(ids))
+                total += await _delete_rows(session, InboxRow, InboxRow.id.in_(ids))
             if len(ids) < _AT_ONCE * 10:
                 return total
 
     # ── what was put away ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def needless(self, *, without: Collection[str] = ()) -> list[PutAway]:
+    async def find_obsolete(self, *, without: Collection[str] = ()) -> list[ObsoleteCheckpoint]:
         """Some runs that are over, with files put away, whose work waits for no push; none of the repositories
         `without`."""
-        with answering():
+        with translate_errors():
             async with self._read() as session:
-                rows = await session.execute(_needless().where(TaskRow.repo.not_in(without)))
-                return [PutAway(issue=IssueRef(repo, number), run=name) for name, repo, number in rows]
+                rows = await session.execute(_select_obsolete().where(TaskRow.repo.not_in(without)))
+                return [ObsoleteCheckpoint(issue=IssueRef(repo, number), run=name) for name, repo, number in rows]
 
-    async def forget(self, run: str) -> None:
+    async def forget_checkpoint(self, run: str) -> None:
         """Nothing is put away for a run any more."""
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
                 await session.execute(update(RunRow).where(RunRow.name == run).values(kept=""))
 
-    async def current(self, place: str) -> set[str]:
+    async def list_active_runs(self, place: str) -> set[str]:
         """The runs that are not over, and whose workspace lies in the data folder `place`."""
         over = TaskRow.state.in_([state.value for state in ENDED])
         query = select(RunRow.name).join(TaskRow, TaskRow.id == RunRow.task_id)
-        with answering():
+        with translate_errors():
             async with self._read() as session:
                 here = RunRow.place.in_(("", place))  # "": it was begun before places were noted
                 return set(await session.scalars(query.where(here, RunRow.ended.is_(None), ~over)))
 
-    async def busy(self) -> set[str]:
+    async def list_busy_repositories(self) -> set[str]:
         """The repositories that a run or an order still needs on this machine."""
         orders = select(TaskRow.repo).join(OutboxRow, OutboxRow.task_id == TaskRow.id).where(OutboxRow.done.is_(None))
         runs = select(TaskRow.repo).join(RunRow, RunRow.task_id == TaskRow.id).where(RunRow.ended.is_(None))
-        with answering():
+        with translate_errors():
             async with self._read() as session:
                 return {*(await session.scalars(orders)), *(await session.scalars(runs))}
 
 
-def _is_over(before: float) -> ColumnElement[bool]:
+def _is_expired(before: float) -> ColumnElement[bool]:
     """A task that ended before, with nothing left to do, and with more rows than the last line of its journal."""
     mine = OutboxRow.task_id == TaskRow.id
     ended = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before)
     return ended & exists().where(mine) & ~exists().where(mine, OutboxRow.not_before.is_not(None))
 
 
-async def _still_over(session: AsyncSession, id: int, before: float) -> TaskRow | None:
+async def _lock_if_expired(session: AsyncSession, id: int, before: float) -> TaskRow | None:
     """The task's row, which nobody else changes now; None when somebody has taken it up again.
 
     The question comes after the lock: PostgreSQL may have waited for it, and sees only then what was done meanwhile.
     """
     await session.execute(select(TaskRow.id).where(TaskRow.id == id).with_for_update())
-    found: TaskRow | None = await session.scalar(select(TaskRow).where(TaskRow.id == id, _is_over(before)))
+    found: TaskRow | None = await session.scalar(select(TaskRow).where(TaskRow.id == id, _is_expired(before)))
     return found
 
 
-def _line(row: JournalRow) -> bytes:
+def _format_line(row: JournalRow) -> bytes:
     fields = ("seq", "at", "kind", "what", "detail", "hash")
     return json.dumps({name: getattr(row, name) for name in fields}).encode() + b"\n"
 
 
-def _append(path: Path, lines: Sequence[bytes]) -> None:
+def _append_lines(path: Path, lines: Sequence[bytes]) -> None:
     """Have `lines` at the end of a file, on the disk, each of them once.
 
     Some may be there already: they are written before the commit that removes their rows, and that may fail. Who died
@@ -169,7 +171,7 @@ def _append(path: Path, lines: Sequence[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _needless() -> Select[str, str, int]:
+def _select_obsolete() -> Select[str, str, int]:
     pushing = exists().where(OutboxRow.task_id == RunRow.task_id, OutboxRow.kind == "Push", OutboxRow.done.is_(None))
     undecided = exists().where(InboxRow.not_before.is_not(None), InboxRow.source == "osiris")
     return (
@@ -180,7 +182,7 @@ def _needless() -> Select[str, str, int]:
     )
 
 
-async def _gone(session: AsyncSession, table: type, which: ColumnElement[bool]) -> int:
+async def _delete_rows(session: AsyncSession, table: type, which: ColumnElement[bool]) -> int:
     count = await session.scalar(select(func.count()).select_from(table).where(which))
     await session.execute(delete(table).where(which))
     return count or 0

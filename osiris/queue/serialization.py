@@ -49,6 +49,6 @@ def load_message(data: dict[str, Any]) -> Message:
     return _message.validate_python(data)
 
 
-def plain(text: str) -> str:
+def replace_nul(text: str) -> str:
     """Text as every database takes it: PostgreSQL refuses U+0000."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

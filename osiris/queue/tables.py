@@ -38,7 +38,7 @@ def now() -> float:
 class Table(DeclarativeBase): ...
 
 
-def _only(name: str, column: str, where: str) -> Index:
+def _partial_index(name: str, column: str, where: str) -> Index:
     """An index of the few rows that are looked for, in a table where most are over."""
     return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
 
@@ -81,8 +81,8 @@ class InboxRow(Table):
     __tablename__ = "inbox"
     __table_args__ = (
         UniqueConstraint("source", "delivery", name="uq_inbox_source_delivery"),
-        _only("ix_inbox_waiting", "id", "not_before IS NOT NULL"),
-        _only("ix_inbox_failed", "id", "error IS NOT NULL"),
+        _partial_index("ix_inbox_waiting", "id", "not_before IS NOT NULL"),
+        _partial_index("ix_inbox_failed", "id", "error IS NOT NULL"),
     )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     source: Mapped[str] = mapped_column(String(32))
@@ -130,9 +130,9 @@ class OutboxRow(Table):
     __tablename__ = "outbox"
     __table_args__ = (
         Index("ix_outbox_task", "task_id", "done"),
-        _only("ix_outbox_waiting", "id", "not_before IS NOT NULL"),
-        _only("ix_outbox_waiting_about", "about", "not_before IS NOT NULL"),
-        _only("ix_outbox_failed", "id", "error IS NOT NULL"),
+        _partial_index("ix_outbox_waiting", "id", "not_before IS NOT NULL"),
+        _partial_index("ix_outbox_waiting_about", "about", "not_before IS NOT NULL"),
+        _partial_index("ix_outbox_failed", "id", "error IS NOT NULL"),
     )
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     key: Mapped[str] = mapped_column(String(64), unique=True)

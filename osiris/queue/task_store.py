@@ -16,19 +16,19 @@ from osiris.core.effects import Effect, SwitchModel, TakeUp
 from osiris.core.errors import Unavailable
 from osiris.core.events import Event, IssueRef, RequestMade
 from osiris.core.policy import Policy
-from osiris.core.ports.live import Journal, Noted
+from osiris.core.ports.live import AuditEntryAdded, LiveEvents
 from osiris.core.task import Task
 from osiris.queue import audit_log, outbox, serialization
-from osiris.queue.database import answering, blocking, insert, reading
-from osiris.queue.in_process import LocalJournal
-from osiris.queue.inbox_rows import OWN, Received
+from osiris.queue.database import as_read_only, build_insert, create_sync_engine, translate_errors
+from osiris.queue.in_process import LocalLiveEvents
+from osiris.queue.inbox_rows import OWN, NewInboxRow
 from osiris.queue.leases import INBOX, Lease
-from osiris.queue.reconcile_state import moved
+from osiris.queue.reconcile_state import find_renamed_task
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, is_due, now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Happening:
+class InboxItem:
     """An inbox row that waits to be decided."""
 
     id: int
@@ -66,13 +66,17 @@ _NEXT_DUE = select(  # one statement, so that nothing on its way from the outbox
 class Store:
     """Every transaction on the inbox and the tasks. What only a worker may do fails without its `lease`."""
 
-    def __init__(self, engine: AsyncEngine, lease: Lease | None = None, news: Journal | None = None) -> None:
-        self._door, self._blocking = ThreadPoolExecutor(1, "door"), blocking(engine)
-        self._engine, self._lease, self._news = engine, lease or Lease(engine, ""), news or LocalJournal()
+    def __init__(self, engine: AsyncEngine, lease: Lease | None = None, live_events: LiveEvents | None = None) -> None:
+        self._executor, self._blocking = ThreadPoolExecutor(1, "door"), create_sync_engine(engine)
+        self._engine, self._lease, self._live_events = (
+            engine,
+            lease or Lease(engine, ""),
+            live_events or LocalLiveEvents(),
+        )
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._reader = reading(engine)
+        self._reader = as_read_only(engine)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
-        new = insert(engine, InboxRow)
+        new = build_insert(engine, InboxRow)
         self._new = new.on_conflict_do_update(
             index_elements=["source", "delivery"],
             set_={"not_before": new.excluded.not_before, "attempts": 0, "error": None},
@@ -81,105 +85,107 @@ class Store:
 
     # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def receive(self, rows: Sequence[Received]) -> None:
+    async def receive_rows(self, rows: Sequence[NewInboxRow]) -> None:
         """Write down what arrived, in one transaction.
 
         A known delivery changes nothing, but one that was given up is taken up again: somebody had it redelivered.
         """
         at = now()
         values = [{**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows]
-        await asyncio.get_running_loop().run_in_executor(self._door, self._receive, values)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._insert_rows, values)
 
-    def _receive(self, values: list[dict[str, Any]]) -> None:
+    def _insert_rows(self, values: list[dict[str, Any]]) -> None:
         """In the door's own thread: one hand-over a batch, where the async engine needs one a statement."""
         with self._blocking.begin() as connection:
             connection.execute(self._new, values)
 
-    async def inbox_due(self, limit: int, without: Collection[int] = (), at: float | None = None) -> list[Happening]:
+    async def list_due(self, limit: int, without: Collection[int] = (), at: float | None = None) -> list[InboxItem]:
         """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for those `without`."""
         params = {"now": now() if at is None else at, "without": without, "limit": limit}
         async with self._reader.connect() as connection:
             rows = await connection.execute(_DUE, params)
-            return [Happening(**row._mapping) for row in rows]
+            return [InboxItem(**row._mapping) for row in rows]
 
-    async def put_off(self, at: float) -> dict[int, float]:
+    async def list_deferred(self, at: float) -> dict[int, float]:
         """The rows that are to be looked at later than `at`, oldest first, and when (both seconds since 1970)."""
         async with self._reader.connect() as connection:
             return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})}
 
-    async def happenings(self, ids: Collection[int]) -> list[Happening]:
+    async def load_items(self, ids: Collection[int]) -> list[InboxItem]:
         async with self._reader.connect() as connection:
-            return [Happening(**row._mapping) for row in await connection.execute(_SOME, {"ids": list(ids)})]
+            return [InboxItem(**row._mapping) for row in await connection.execute(_SOME, {"ids": list(ids)})]
 
-    async def ignore(self, ids: Sequence[int]) -> None:
+    async def ignore_rows(self, ids: Sequence[int]) -> None:
         """Close rows that concern nobody, in one transaction."""
         at = now()
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._lease.insist_on_turn(session, INBOX)
+                await self._lease.assert_holds_lock(session, INBOX)
                 connection = await session.connection()
                 await connection.execute(_IGNORE, [{"row": id, "at": at} for id in ids])
 
-    async def settle(self, id: int, event: Event, policy: Policy) -> None:
+    async def decide(self, id: int, event: Event, policy: Policy) -> None:
         """Decide one inbox row: task state, orders, journal and the row itself, in one transaction."""
         try:
-            with answering():
+            with translate_errors():
                 async with self._write.begin() as session:
-                    await self._lease.insist_on_turn(session, INBOX)
+                    await self._lease.assert_holds_lock(session, INBOX)
                     row = await session.get_one(InboxRow, id)
                     if row.not_before is None:
                         return
                     row.handled, row.not_before, row.error = now(), None, None
-                    noted = await self._decide(session, row, event, policy)
+                    noted = await self._apply_event(session, row, event, policy)
         except (StaleDataError, IntegrityError):
             raise Unavailable("another worker moved the task first", retry_in=0.05) from None
         if noted:
-            self._news.hear(noted)
+            self._live_events.publish(noted)
 
-    async def _decide(self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy) -> Noted | None:
+    async def _apply_event(
+        self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy
+    ) -> AuditEntryAdded | None:
         was = None
-        if not isinstance(event, RequestMade) and (was := await _subject(session, row, event.issue)):
+        if not isinstance(event, RequestMade) and (was := await _find_subject(session, row, event.issue)):
             event = replace(event, issue=IssueRef(was.repo, was.issue))
         before = serialization.load_task(was.data) if was else None
         task, decided = decide(before, event, policy)
-        kept = _keep(was, task) if task else None
+        kept = _update_task_row(was, task) if task else None
         if kept is not None and was is None:
             session.add(kept)
             await session.flush()
         if kept is not None:
-            await _at_once(session, kept.id, decided)
+            await _apply_immediately(session, kept.id, decided)
         kept_orders = [order for order in decided if not isinstance(order, TakeUp)]
-        session.add_all(outbox.row(row.id, n, order, kept) for n, order in enumerate(kept_orders))
+        session.add_all(outbox.create_row(row.id, n, order, kept) for n, order in enumerate(kept_orders))
         if kept is not None and (task != before or decided):
             detail = {"state": kept.state, "orders": [type(order).__name__ for order in decided]}
             happened = ("happened", type(event).__name__, serialization.dump(event))
-            return await audit_log.write(session, kept.id, happened, ("decided", kept.state, detail))
+            return await audit_log.append_entries(session, kept.id, happened, ("decided", kept.state, detail))
         return None
 
     async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
-        """It could not be looked at now; again in `seconds`. Returns when that is (seconds since 1970)."""
+        """It could not be looked at now; again in `parse_time`. Returns when that is (seconds since 1970)."""
         at = now() + seconds
-        await self._touch(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
+        await self._update_row(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
         return at
 
-    async def put_behind(self, id: int, at: float) -> None:
+    async def defer_behind(self, id: int, at: float) -> None:
         """What was said before it about the same is looked at again only `at` that time.
 
         This is no try, but what was never tried at all would be due at once.
         """
         tried = case((InboxRow.attempts == 0, 1), else_=InboxRow.attempts)
-        await self._touch(id, error="it waits for what was said before", not_before=at, attempts=tried)
+        await self._update_row(id, error="it waits for what was said before", not_before=at, attempts=tried)
 
     async def fail_inbox(self, id: int, error: str) -> None:
         """It will never be decided; `osiris task list --failed` shows it."""
-        await self._touch(id, error=error, not_before=None)
+        await self._update_row(id, error=error, not_before=None)
 
-    async def _touch(self, id: int, *, error: str, **values: Any) -> None:
+    async def _update_row(self, id: int, *, error: str, **values: Any) -> None:
         row = update(InboxRow).where(InboxRow.id == id, InboxRow.not_before.is_not(None))
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._lease.insist_on_turn(session, INBOX)
-                await session.execute(row.values(error=serialization.plain(error), **values))
+                await self._lease.assert_holds_lock(session, INBOX)
+                await session.execute(row.values(error=serialization.replace_nul(error), **values))
 
     async def next_due(self) -> float | None:
         """When the earliest waiting row wants to be looked at, in seconds since 1970; None when nothing waits."""
@@ -194,24 +200,24 @@ class Store:
             row = await _task_row(session, issue, lock=False)
         return serialization.load_task(row.data) if row else None
 
-    async def by_pull(self, repo: str, pull: int) -> Task | None:
+    async def find_task_by_pull(self, repo: str, pull: int) -> Task | None:
         async with self._read() as session:
             row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
         return serialization.load_task(row.data) if row else None
 
     async def close(self) -> None:
         """Close every connection to the database."""
-        self._door.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
         self._blocking.dispose()
         await self._engine.dispose()
 
-    async def ready(self) -> None:
+    async def check_writable(self) -> None:
         """Raises when the database does not answer, or cannot be written."""
         async with self._write.begin() as session:
             await session.execute(delete(InboxRow).where(InboxRow.id < 0))
 
 
-async def _at_once(session: AsyncSession, task: int, decided: Sequence[Effect]) -> None:
+async def _apply_immediately(session: AsyncSession, task: int, decided: Sequence[Effect]) -> None:
     """What is done to the outbox with the decision itself."""
     if any(isinstance(order, SwitchModel) for order in decided):
         await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})  # it may wait for the other model
@@ -226,13 +232,13 @@ async def _task_row(session: AsyncSession, issue: IssueRef, *, lock: bool = True
     return found
 
 
-async def _subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
+async def _find_subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
     """The task that a row is about; a fact of our own may come from a job that began under an older name."""
     found = await _task_row(session, issue)
-    return await moved(session, issue) if found is None and row.source == OWN else found
+    return await find_renamed_task(session, issue) if found is None and row.source == OWN else found
 
 
-def _keep(row: TaskRow | None, task: Task) -> TaskRow:
+def _update_task_row(row: TaskRow | None, task: Task) -> TaskRow:
     """The task's row with the task in it; `row` None: a new one."""
     at = now()
     row = row or TaskRow(repo=task.issue.repo, issue=task.issue.number, created=at)

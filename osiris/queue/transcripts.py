@@ -5,12 +5,12 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from osiris.core.errors import Fenced
+from osiris.core.errors import LeaseLost
 from osiris.core.events import IssueRef
 from osiris.core.ports.models import Message
-from osiris.core.ports.storage import Begun, Kept
+from osiris.core.ports.storage import Checkpoint, ResumedRun
 from osiris.queue import serialization
-from osiris.queue.database import answering, insert, reading
+from osiris.queue.database import as_read_only, build_insert, translate_errors
 from osiris.queue.leases import Lease
 from osiris.queue.tables import RunRow, StepRow, TaskRow, now
 
@@ -28,22 +28,22 @@ _KEEP = (
 
 
 class DatabaseTranscripts:
-    """`osiris.core.ports.storage.Transcripts` over the tables runs and steps.
+    """`osiris.core.ports.storage.FakeTranscripts` over the tables runs and steps.
 
     The lease that began a run last is the fence of its transcript: nobody else can add to it.
     """
 
     def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
         self._engine, self._lease = engine, lease
-        self._read = async_sessionmaker(reading(engine), expire_on_commit=False)
+        self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._new_run = insert(engine, RunRow).on_conflict_do_nothing()
-        self._new_step = insert(engine, StepRow).on_conflict_do_nothing()
+        self._new_run = build_insert(engine, RunRow).on_conflict_do_nothing()
+        self._new_step = build_insert(engine, StepRow).on_conflict_do_nothing()
 
-    async def begin(self, run: str, issue: IssueRef, purpose: str, base: str) -> Begun:
-        with answering():
+    async def begin_run(self, run: str, issue: IssueRef, purpose: str, base: str) -> ResumedRun:
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._lease.insist(session)
+                await self._lease.assert_held(session)
                 task = await session.scalar(
                     select(TaskRow.id).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
                 )
@@ -54,34 +54,34 @@ class DatabaseTranscripts:
                 here = row.place in ("", self._lease.place)  # "": it was begun before places were noted
                 row.lease, row.place = self._lease.number, self._lease.place
                 await session.execute(update(TaskRow).where(TaskRow.id == task).values(lease=self._lease.number))
-                kept = Kept(commit=row.kept, steps=row.kept_steps) if row.kept else None
-                return Begun(base=row.base, seconds=row.seconds, here=here, kept=kept)
+                kept = Checkpoint(commit=row.kept, steps=row.kept_steps) if row.kept else None
+                return ResumedRun(base=row.base, seconds=row.seconds, here=here, checkpoint=kept)
 
-    async def load(self, run: str) -> list[Message]:
+    async def load_messages(self, run: str) -> list[Message]:
         query = select(StepRow.message).where(StepRow.run == run).order_by(StepRow.seq)
-        with answering():
+        with translate_errors():
             async with self._read() as session:
                 return [serialization.load_message(message) for message in await session.scalars(query)]
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
         values = {"run": run, "seq": seq, "message": serialization.dump_message(message), "at": now()}
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._hold(session, _ADD_SECONDS, run, more=seconds)
+                await self._execute_as_holder(session, _ADD_SECONDS, run, more=seconds)
                 await session.execute(self._new_step, values)
 
-    async def keep(self, run: str, kept: Kept) -> None:
-        with answering():
+    async def record_checkpoint(self, run: str, checkpoint: Checkpoint) -> None:
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._hold(session, _KEEP, run, commit=kept.commit, steps=kept.steps)
+                await self._execute_as_holder(session, _KEEP, run, commit=checkpoint.commit, steps=checkpoint.steps)
 
-    async def end(self, run: str, outcome: str) -> None:
-        with answering():
+    async def end_run(self, run: str, outcome: str) -> None:
+        with translate_errors():
             async with self._write.begin() as session:
                 await session.execute(update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome))
 
-    async def _hold(self, session: AsyncSession, statement: Any, run: str, **values: Any) -> None:
+    async def _execute_as_holder(self, session: AsyncSession, statement: Any, run: str, **values: Any) -> None:
         connection = await session.connection()
         done = await connection.execute(statement, {"run_name": run, "number": self._lease.number, **values})
         if done.rowcount == 0:
-            raise Fenced("another worker goes on with this run")
+            raise LeaseLost("another worker goes on with this run")

@@ -1,5 +1,5 @@
-"""`osiris.core.ports.storage.Pace`: leave to write to GitHub. What was sent stands in the database, for all workers
-together.
+"""`osiris.core.ports.storage.WriteLimiter`: leave to write to GitHub. What was sent stands in the database, for all
+workers together.
 
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#about-secondary-rate-limits
 """
@@ -15,8 +15,8 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.core.errors import Unavailable
-from osiris.queue.database import answering, insert
-from osiris.queue.leases import Lease, frees
+from osiris.queue.database import build_insert, translate_errors
+from osiris.queue.leases import Lease, is_claimable
 from osiris.queue.tables import TurnRow, now
 
 _WAIT = 5.0  # seconds that a write waits for its turn; for longer, its order is put off
@@ -27,7 +27,7 @@ _PAST = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class WriteLimits:
     """What GitHub lets an installation write: seconds between two writes, and how many in a minute and in an hour."""
 
     pause: float = 1.0
@@ -35,7 +35,7 @@ class Limits:
     hour: int = 500
 
 
-def wait_for_slot(sent: Sequence[float], at: float, limits: Limits) -> float:
+def seconds_until_slot(sent: Sequence[float], at: float, limits: WriteLimits) -> float:
     """The seconds until one more write may be sent, when those before were sent at `sent` (in order)."""
     free = at
     if sent:
@@ -46,37 +46,37 @@ def wait_for_slot(sent: Sequence[float], at: float, limits: Limits) -> float:
     return free - at
 
 
-class DatabasePace:
+class DatabaseWriteLimiter:
     """One write at a time through each account. `limits` None: GitHub has none (an Enterprise Server, or devhub)."""
 
-    def __init__(self, engine: AsyncEngine, lease: Lease, limits: Limits | None) -> None:
+    def __init__(self, engine: AsyncEngine, lease: Lease, limits: WriteLimits | None) -> None:
         self._lease, self._limits = lease, limits
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._new = insert(engine, TurnRow).on_conflict_do_nothing()
+        self._new = build_insert(engine, TurnRow).on_conflict_do_nothing()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wanted = Counter[str]()  # by turn, how many here have it or wait for it
-        self._kept: set[str] = set()  # turns that may be this worker's in the database, needed or not
-        lease.with_each_beat(self._give_back_kept)
+        self._held: set[str] = set()  # turns that may be this worker's in the database, needed or not
+        lease.on_heartbeat(self._release_held_locks)
 
     @contextlib.asynccontextmanager
-    async def turn(self, account: str) -> AsyncIterator[None]:
-        async with self._alone(name := _name(account)):
+    async def slot(self, account: str) -> AsyncIterator[None]:
+        async with self._lock_locally(name := _lock_name(account)):
             if self._limits is None:
-                await self.leave()
+                await self.verify_lease()
                 yield
                 return
-            self._kept.add(name)  # before it is taken: a commit whose answer got lost takes it too
-            wait = await self._reserve(account, self._limits)
+            self._held.add(name)  # before it is taken: a commit whose answer got lost takes it too
+            wait = await self._reserve_slot(account, self._limits)
             try:
                 if wait:
                     await asyncio.sleep(wait)
-                    await self.leave()
+                    await self.verify_lease()
                 yield
             finally:
-                await self._give_back(name)
+                await self._release_lock(name)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, name: str) -> AsyncIterator[None]:
+    async def _lock_locally(self, name: str) -> AsyncIterator[None]:
         """One at a time in this process."""
         self._wanted[name] += 1
         try:
@@ -85,85 +85,85 @@ class DatabasePace:
         finally:
             self._wanted[name] -= 1
 
-    def insist(self) -> None:
-        self._lease.insist_now()
+    def assert_may_write(self) -> None:
+        self._lease.assert_fresh()
 
-    async def leave(self) -> None:
-        """Raises Fenced when this worker may not write any more."""
-        with answering():
+    async def verify_lease(self) -> None:
+        """Raises LeaseLost when this worker may not write any more."""
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._lease.insist(session)
+                await self._lease.assert_held(session)
 
-    async def _reserve(self, account: str, limits: Limits) -> float:
+    async def _reserve_slot(self, account: str, limits: WriteLimits) -> float:
         """Take the account's turn, and note the write; the seconds until it may be sent."""
         until = asyncio.get_running_loop().time() + _WAIT
-        while (wait := await self._try(account, limits)) is None:
+        while (wait := await self._try_reserve(account, limits)) is None:
             if asyncio.get_running_loop().time() > until:
                 raise Unavailable(f"another worker writes to {account}", retry_in=1.0)
             await asyncio.sleep(_ASK)
         return wait
 
-    async def _try(self, account: str, limits: Limits) -> float | None:
+    async def _try_reserve(self, account: str, limits: WriteLimits) -> float | None:
         """None: it is another worker's turn. Raises Unavailable when the wait would be long."""
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
-                await self._lease.insist(session)
-                row = await self._row(session, account)
-                if not await session.scalar(select(TurnRow.name).where(TurnRow.name == row.name, self._is_free())):
+                await self._lease.assert_held(session)
+                row = await self._load_row(session, account)
+                if not await session.scalar(select(TurnRow.name).where(TurnRow.name == row.name, self._is_claimable())):
                     return None
                 at = now()
-                sent, until = _sent(row.data, at), _until(row.data, at)
-                wait = max(wait_for_slot(sent, at, limits), min(until - at, _LONGEST))
+                sent, until = _recent_writes(row.data, at), _pause_end(row.data, at)
+                wait = max(seconds_until_slot(sent, at, limits), min(until - at, _LONGEST))
                 if wait > _WAIT:
                     raise Unavailable(f"GitHub's limits for writes let {account} write no more now", retry_in=wait)
                 row.lease = self._lease.number
                 row.data = {"sent": [*sent, at + wait][-limits.hour :], "until": until}
                 return float(wait)
 
-    def _is_free(self) -> Any:
-        return frees(TurnRow.lease, self._lease.number)
+    def _is_claimable(self) -> Any:
+        return is_claimable(TurnRow.lease, self._lease.number)
 
-    async def _row(self, session: AsyncSession, account: str) -> TurnRow:
+    async def _load_row(self, session: AsyncSession, account: str) -> TurnRow:
         """The account's row, held until the end of the transaction."""
         connection = await session.connection()
-        await connection.execute(self._new, {"name": _name(account), "lease": None, "data": {}})
-        return await session.get_one(TurnRow, _name(account), with_for_update=True)
+        await connection.execute(self._new, {"name": _lock_name(account), "lease": None, "data": {}})
+        return await session.get_one(TurnRow, _lock_name(account), with_for_update=True)
 
-    async def _give_back(self, name: str, *, waits: bool = True) -> None:
+    async def _release_lock(self, name: str, *, waits: bool = True) -> None:
         """Let the next worker have a turn; when the database does not answer, a later beat does it."""
         mine = select(TurnRow.name).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
         given = update(TurnRow).where(TurnRow.name.in_(mine.with_for_update(nowait=not waits))).values(lease=None)
-        with contextlib.suppress(Unavailable), answering():
+        with contextlib.suppress(Unavailable), translate_errors():
             async with self._write.begin() as session:
                 await session.execute(given)
-            self._kept.discard(name)
+            self._held.discard(name)
 
-    async def _give_back_kept(self) -> None:
+    async def _release_held_locks(self) -> None:
         """What could not be given back at its end; but not what somebody here has again, who does it himself."""
-        for name in list(self._kept):
+        for name in list(self._held):
             if not self._wanted[name]:
-                async with self._alone(name):
-                    await self._give_back(name, waits=False)
+                async with self._lock_locally(name):
+                    await self._release_lock(name, waits=False)
 
-    async def hold(self, account: str, seconds: float) -> None:
+    async def pause(self, account: str, seconds: float) -> None:
         if self._limits is None:
             return
-        with answering():
+        with translate_errors():
             async with self._write.begin() as session:
-                row = await self._row(session, account)
+                row = await self._load_row(session, account)
                 row.data = {**row.data, "until": now() + min(seconds, _LONGEST)}
 
 
-def _name(account: str) -> str:
+def _lock_name(account: str) -> str:
     return f"writes/{account.lower()}"
 
 
-def _sent(data: dict[str, Any], at: float) -> list[float]:
+def _recent_writes(data: dict[str, Any], at: float) -> list[float]:
     """The writes of the last hour; what lies in the future was noted by a clock that has been set back since."""
     return [when for when in data.get("sent", []) if at - _PAST < when <= at + _WAIT]
 
 
-def _until(data: dict[str, Any], at: float) -> float:
+def _pause_end(data: dict[str, Any], at: float) -> float:
     """The end of the pause that GitHub asked for, 0 without one; one too far away was noted by a clock that has been
     set back since."""
     until = float(data.get("until", 0.0))

@@ -6,34 +6,34 @@ from osiris.core.ports.models import ToolAnswer
 from osiris.core.ports.sandbox import Session
 
 
-class Args(BaseModel):
+class ToolArgs(BaseModel):
     """Arguments as a model gives them: nothing unknown, and numbers may come as text."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ReadFile(Args):
+class ReadFile(ToolArgs):
     path: str
     start: int = Field(1, ge=1, description="first line")
     lines: int = Field(400, ge=1, le=2000)
 
 
-class WriteFile(Args):
+class WriteFile(ToolArgs):
     path: str
     content: str = Field(description="all of the file")
 
 
-class EditFile(Args):
+class EditFile(ToolArgs):
     path: str
     old: str = Field(min_length=1, description="exact text, found once in the file")
     new: str = Field(description="what takes its place")
 
 
-class ListDir(Args):
+class ListDir(ToolArgs):
     path: str = "."
 
 
-class Search(Args):
+class SearchFiles(ToolArgs):
     pattern: str = Field(min_length=1, description="Python regular expression")
     path: str = Field(".", description="file or folder")
 
@@ -43,22 +43,22 @@ async def read_file(session: Session, args: ReadFile) -> ToolAnswer:
 
 
 async def write_file(session: Session, args: WriteFile) -> ToolAnswer:
-    return ToolAnswer(text=await session.files.write(args.path, _bytes(args.content)))
+    return ToolAnswer(text=await session.files.write(args.path, _encode_text(args.content)))
 
 
 async def edit_file(session: Session, args: EditFile) -> ToolAnswer:
     if args.old == args.new:
         return ToolAnswer(text="error: `old` and `new` are the same")
-    return ToolAnswer(text=await session.files.edit(args.path, _bytes(args.old), _bytes(args.new)))
+    return ToolAnswer(text=await session.files.edit(args.path, _encode_text(args.old), _encode_text(args.new)))
 
 
 async def list_dir(session: Session, args: ListDir) -> ToolAnswer:
     return ToolAnswer(text=await session.files.list(args.path))
 
 
-async def search(session: Session, args: Search) -> ToolAnswer:
+async def search_files(session: Session, args: SearchFiles) -> ToolAnswer:
     return ToolAnswer(text=await session.files.search(args.pattern, args.path))
 
 
-def _bytes(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")

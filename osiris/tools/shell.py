@@ -9,7 +9,7 @@ from osiris.core.events import Blocked, CommandRan
 from osiris.core.ports.models import ToolAnswer
 from osiris.core.ports.sandbox import Result, Session
 from osiris.core.sanitize import clean_text
-from osiris.tools.files import Args
+from osiris.tools.files import ToolArgs
 from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 
@@ -18,7 +18,7 @@ MOST_BLOCKED = 20  # hosts
 MOST_COMMAND = 100_000  # bytes; Linux takes 128 KiB in one argument
 
 
-class RunCommand(Args):
+class RunCommand(ToolArgs):
     command: str = Field(min_length=1, description="bash")
     timeout: float = Field(120, gt=0, le=600, description="seconds")
 
@@ -37,11 +37,11 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
         seconds=round(result.seconds, 3),
         blocked=result.blocked,
     )
-    parts = [_verdict(result, args.timeout), *_describe_blocked(result.blocked), _shown(result, name)]
+    parts = [_describe_result(result, args.timeout), *_describe_blocked(result.blocked), _shorten_output(result, name)]
     return ToolAnswer(text="\n".join(parts).rstrip(), ran=ran)
 
 
-def _verdict(result: Result, timeout: float) -> str:
+def _describe_result(result: Result, timeout: float) -> str:
     memory = "; the sandbox ran out of memory and processes were killed" if result.out_of_memory else ""
     if result.timed_out:
         return f"stopped after {timeout:g} s: it did not end in time, and all it started was killed{memory}"
@@ -64,7 +64,7 @@ def _describe_blocked(blocked: Sequence[Blocked]) -> Iterator[str]:
         yield f"blocked: {len(blocked) - MOST_BLOCKED} more hosts, which are left out here"
 
 
-def _shown(result: Result, name: str) -> str:
+def _shorten_output(result: Result, name: str) -> str:
     text = clean_text(result.output)
     half = MOST_SHOWN // 2
     if len(text) <= MOST_SHOWN:

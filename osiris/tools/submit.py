@@ -7,12 +7,12 @@ from pydantic import Field
 from osiris.core.errors import RunEnded
 from osiris.core.ports.models import Submitted
 from osiris.core.ports.sandbox import Session
-from osiris.tools.files import Args
+from osiris.tools.files import ToolArgs
 
 
-class Submit(Args):
+class SubmitWork(ToolArgs):
     summary: str = Field(min_length=1, description="what you changed, why, and what you left undone")
 
 
-async def submit(session: Session, args: Submit) -> NoReturn:
+async def submit_work(session: Session, args: SubmitWork) -> NoReturn:
     raise RunEnded(Submitted(summary=args.summary.strip()))

@@ -13,15 +13,15 @@ from osiris.core.ports.sandbox import Session
 from osiris.core.redaction import Redactor
 from osiris.core.sanitize import clean_text, cut_text
 from osiris.tools import files, shell, submit
-from osiris.tools.files import Args
+from osiris.tools.files import ToolArgs
 
 MOST_COMPLAINTS, MOST_NAME, MOST_MESSAGE = 5, 100, 300  # of wrong arguments: rows, and characters of each
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    args: type[Args]
-    use: Callable[[Session, Any], Awaitable[ToolAnswer]]
+    args: type[ToolArgs]
+    handler: Callable[[Session, Any], Awaitable[ToolAnswer]]
     description: str
 
 
@@ -39,8 +39,8 @@ TOOLS: Mapping[str, Tool] = {
     ),
     "list_dir": Tool(files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."),
     "search": Tool(
-        files.Search,
-        files.search,
+        files.SearchFiles,
+        files.search_files,
         "Find lines by regular expression, as path:line: text.",
     ),
     "run_command": Tool(
@@ -51,31 +51,32 @@ TOOLS: Mapping[str, Tool] = {
         "/tmp/outputs.",
     ),
     "submit": Tool(
-        submit.Submit,
-        submit.submit,
+        submit.SubmitWork,
+        submit.submit_work,
         "Hand in the workspace as it stands and end. Run the tests first; commits are not needed.",
     ),
 }
 
 
 @cache
-def specs() -> Sequence[ToolSpec]:
+def build_specs() -> Sequence[ToolSpec]:
     """The tools as a model sees them."""
     return [
-        ToolSpec(name=name, description=tool.description, parameters=_schema(tool.args)) for name, tool in TOOLS.items()
+        ToolSpec(name=name, description=tool.description, parameters=_build_schema(tool.args))
+        for name, tool in TOOLS.items()
     ]
 
 
-class Tools:
+class SessionTools:
     """Implements `ports.Toolbox` over one session. `hide` takes secrets out of the answers, which go to a vendor."""
 
     def __init__(self, session: Session, hide: Redactor | None = None) -> None:
         self._session, self._hide = session, hide or Redactor()
 
-    def specs(self) -> Sequence[ToolSpec]:
-        return specs()
+    def list_tools(self) -> Sequence[ToolSpec]:
+        return build_specs()
 
-    async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
+    async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
         """Use a tool. Unknown tools, bad arguments and failures of a tool are answers.
 
         Raises RunEnded from `submit`, Unavailable or Refused when the sandbox itself fails.
@@ -86,26 +87,26 @@ class Tools:
         try:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:
-            return ToolAnswer(text=_complaint(name, error))
+            return ToolAnswer(text=_describe_errors(name, error))
         try:
-            answer = await tool.use(self._session, checked)
+            answer = await tool.handler(self._session, checked)
         except UnicodeEncodeError:
             return ToolAnswer(text=f"{name} was not run: its arguments hold half of a character (a lone surrogate)")
         return replace(answer, text=self._hide(answer.text))
 
 
-def _complaint(name: str, error: ValidationError) -> str:
-    rows = [_describe(row) for row in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]]
+def _describe_errors(name: str, error: ValidationError) -> str:
+    rows = [_describe_error(row) for row in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]]
     more = error.error_count() - len(rows)
     return f"{name} was not run. Wrong arguments: {'; '.join(rows)}" + (f"; and {more} more" if more else "")
 
 
-def _describe(row: ErrorDetails) -> str:
+def _describe_error(row: ErrorDetails) -> str:
     place = clean_text(".".join(map(str, row["loc"]))) or "arguments"
     return f"{cut_text(place, MOST_NAME)}: {cut_text(row['msg'], MOST_MESSAGE)}"
 
 
-def _schema(args: type[Args]) -> dict[str, Any]:
+def _build_schema(args: type[ToolArgs]) -> dict[str, Any]:
     """Pydantic's schema without the words that say nothing to a model."""
     full = args.model_json_schema()
     fields = {

@@ -20,7 +20,7 @@ def brief_of(*threads: Thread, text: str = "Please look again.") -> str:
         minutes=10,
         reviews=(review,),
     )
-    return briefing.messages(order, {})[1].text
+    return briefing.build_messages(order, {})[1].text
 
 
 def thread(text: str, hunk: str = "@@ -1 +1 @@") -> Thread:

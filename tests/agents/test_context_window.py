@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osiris.agents.context_window import GONE, fitted, tokens
-from osiris.agents.models.fallback import REST, TRIES, WithSecond
+from osiris.agents.context_window import GONE, count_tokens, fit_to_window
+from osiris.agents.models.fallback import REST, TRIES, FallbackModel
 from osiris.core.errors import Unavailable
 from osiris.core.ports.models import Message, ToolCall
 
@@ -27,7 +27,7 @@ sizes = st.lists(st.integers(0, 2500), max_size=40)
 @given(sizes)
 def test_only_old_outputs_of_tools_are_left_out(sizes: list[int]):
     whole = conversation(sizes)
-    sent = fitted(whole, ROOM)
+    sent = fit_to_window(whole, ROOM)
     assert len(sent) == len(whole)
     assert sent[-4:] == whole[-4:]
     for was, now in zip(whole, sent, strict=True):
@@ -36,10 +36,10 @@ def test_only_old_outputs_of_tools_are_left_out(sizes: list[int]):
 
 @given(sizes)
 def test_it_fits_whenever_leaving_them_out_is_enough(sizes: list[int]):
-    sent = fitted(conversation(sizes), ROOM)
+    sent = fit_to_window(conversation(sizes), ROOM)
     stays = [message if message.role != "tool" else Message(role="tool", text=GONE) for message in sent[:-4]]
-    if sum(map(tokens, [*stays, *sent[-4:]])) <= ROOM:
-        assert sum(map(tokens, sent)) <= ROOM
+    if sum(map(count_tokens, [*stays, *sent[-4:]])) <= ROOM:
+        assert sum(map(count_tokens, sent)) <= ROOM
 
 
 @given(sizes)
@@ -49,26 +49,26 @@ def test_between_two_cuts_the_beginning_stays_the_same(sizes: list[int]):
     before: list[Message] = []
     cuts = 0
     for end in range(2, len(whole) + 1, 2):
-        sent = fitted(whole[:end], ROOM)
+        sent = fit_to_window(whole[:end], ROOM)
         cuts += sent[: len(before)] != before
         before = sent
-    assert cuts <= 1 + sum(map(tokens, whole)) // (ROOM // 4)
+    assert cuts <= 1 + sum(map(count_tokens, whole)) // (ROOM // 4)
 
 
 def test_a_short_conversation_is_sent_as_it_is():
     whole = conversation([100] * 5)
-    assert fitted(whole, ROOM) == whole
+    assert fit_to_window(whole, ROOM) == whole
 
 
 class Flaky:
     """A brain that fails while `down`."""
 
-    priced = True
+    is_priced = True
 
     def __init__(self, name: str, *, down: bool = False) -> None:
         self.name, self.down, self.asked = name, down, 0
 
-    async def reply(self, transcript, tools, hear=None) -> Message:
+    async def reply(self, transcript, tools, on_delta=None) -> Message:
         self.asked += 1
         if self.down:
             raise Unavailable("down")
@@ -79,7 +79,7 @@ def test_all_answers_to_the_newest_reply_stay_however_many():
     calls = tuple(ToolCall(id=f"p{n}", name="read_file", args={"path": f"{n}.py"}) for n in range(8))
     answers = [Message(role="tool", text="y" * 3000, call=call.id) for call in calls]
     whole = [*conversation([2000] * 4), Message(role="assistant", text="", calls=calls), *answers]
-    sent = fitted(whole, ROOM)
+    sent = fit_to_window(whole, ROOM)
     assert sent[-8:] == answers
     assert [message.text for message in sent if message.role == "tool"][:4] == [GONE] * 4
 
@@ -87,7 +87,7 @@ def test_all_answers_to_the_newest_reply_stay_however_many():
 async def test_the_second_model_rests_again_as_soon_as_the_first_is_back():
     now = 0.0
     first, second = Flaky("first", down=True), Flaky("second")
-    both = WithSecond(first, second, clock=lambda: now)
+    both = FallbackModel(first, second, clock=lambda: now)
     for _ in range(TRIES - 1):
         try:
             await both.reply([], [])

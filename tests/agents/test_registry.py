@@ -28,12 +28,12 @@ from fake_vendors.troubles import (
 )
 from osiris.agents.models import message_conversion
 from osiris.agents.models.model_call import LONGEST_PAUSE
-from osiris.agents.models.pricing import priced
-from osiris.agents.models.registry import Access, Brains
-from osiris.config.http_server import listening
+from osiris.agents.models.pricing import price_usage
+from osiris.agents.models.registry import Access, ModelRegistry
+from osiris.config.http_server import serve_app
 from osiris.core.errors import Refused, RunEnded, Unavailable
 from osiris.core.events import Usage
-from osiris.core.ports.models import Halted, Kind, Message, ToolCall, ToolSpec
+from osiris.core.ports.models import DeltaKind, Halted, Message, ToolCall, ToolSpec
 from osiris.queue import serialization
 
 STRING = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -46,18 +46,18 @@ BEGIN = [Message(role="system", text="You are an engineer. " * 40), Message(role
 every_vendor = pytest.mark.parametrize("vendor", tuple(WIRES))
 
 
-def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> Brains:
+def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> ModelRegistry:
     environ, name = vendors.environ(vendor), vendor.upper().replace("-", "_")
     access = Access(key=how.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"])
-    return Brains(model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how})
+    return ModelRegistry(model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how})
 
 
 class Talk:
     """A conversation that goes on as a run's does; it is stored as JSON between any two steps."""
 
-    def __init__(self, vendors: Vendors, brains: Brains) -> None:
+    def __init__(self, vendors: Vendors, brains: ModelRegistry) -> None:
         self.vendors, self.brains = vendors, brains
-        self.transcript, self.heard = list(BEGIN), list[tuple[Kind, str]]()
+        self.transcript, self.heard = list(BEGIN), list[tuple[DeltaKind, str]]()
 
     async def step(self, *troubles: Trouble) -> Message:
         self.vendors.troubles[:] = troubles
@@ -65,7 +65,7 @@ class Talk:
         stored = [
             serialization.load_message(json.loads(json.dumps(serialization.dump_message(m)))) for m in self.transcript
         ]
-        brain = await self.brains.choose()
+        brain = await self.brains.select()
         reply = await brain.reply(stored, TOOLS, lambda kind, text: self.heard.append((kind, text)))
         self.transcript += [
             reply,
@@ -73,7 +73,7 @@ class Talk:
         ]
         return reply
 
-    def told(self, kind: Kind) -> str:
+    def told(self, kind: DeltaKind) -> str:
         return "".join(text for of, text in self.heard if of == kind)
 
 
@@ -81,7 +81,7 @@ class Talk:
 async def talking(vendor: str, **how: Any) -> AsyncIterator[Talk]:
     async with serving(SCRIPT) as vendors:
         brains = brains_at(vendors, vendor, **how)
-        await brains.probe()
+        await brains.probe_model()
         yield Talk(vendors, brains)
         await brains.close()
 
@@ -157,9 +157,9 @@ async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, words:
 
 @every_vendor
 async def test_a_vendor_that_is_not_there_is_waited_for(vendor: str):
-    brains = Brains(f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1)
+    brains = ModelRegistry(f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1)
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await brains.probe()
+        await brains.probe_model()
     await brains.close()
 
 
@@ -259,10 +259,10 @@ async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(vendor: str
     async with serving(SCRIPT) as vendors:
         brains = brains_at(vendors, vendor, f"{vendor}:{model}")
         with pytest.raises(Refused, match=words):
-            await brains.probe()
-        assert words in await brains.trouble(f"{vendor}:{model}")
+            await brains.probe_model()
+        assert words in await brains.why_unavailable(f"{vendor}:{model}")
         with pytest.raises(RunEnded) as end:
-            await (await brains.choose()).reply(BEGIN, TOOLS)
+            await (await brains.select()).reply(BEGIN, TOOLS)
         assert isinstance(end.value.outcome, Halted)
         await brains.close()
 
@@ -274,7 +274,7 @@ async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.L
     async with serving(SCRIPT) as vendors:
         brains = brains_at(vendors, vendor, key=key)
         with pytest.raises(Refused, match="the model refused the key") as refused:
-            await brains.probe()
+            await brains.probe_model()
         assert not any(key[n : n + 12] in f"{refused.value} {caplog.text}" for n in range(0, len(key) - 12, 4))
         await brains.close()
 
@@ -297,7 +297,7 @@ async def test_words_of_a_vendor_are_shown_without_secrets():
 )
 async def test_what_is_not_configured_is_refused_with_what_is(model: str, words: str):
     with pytest.raises(Refused) as refused:
-        await Brains("", {"anthropic": Access(key="k")}).choose(model)
+        await ModelRegistry("", {"anthropic": Access(key="k")}).select(model)
     assert words in str(refused.value)
 
 
@@ -307,7 +307,7 @@ async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
         transcript: list[Message] = list(BEGIN)
         for vendor in order:
             brains = brains_at(vendors, vendor)
-            reply = await (await brains.choose()).reply(transcript, TOOLS)
+            reply = await (await brains.select()).reply(transcript, TOOLS)
             transcript += [reply, *(Message(role="tool", text="done", call=call.id) for call in reply.calls)]
             await brains.close()
         assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
@@ -319,7 +319,7 @@ async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
     transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
     async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
         brains = brains_at(vendors, "anthropic")
-        await (await brains.choose()).reply(transcript, TOOLS)
+        await (await brains.select()).reply(transcript, TOOLS)
         sent = json.dumps(vendors.requests[-1].body["messages"])
         assert sent.count("functions_read_file_0") == 2
         assert "read_file__x__" in sent
@@ -330,7 +330,7 @@ async def test_half_a_character_poisons_nothing():
     half = ModelResponse(
         parts=[TextPart("cut: \ud83d"), ToolCallPart("read_file", {"path": "\udc00"}, tool_call_id="c")]
     )
-    message = message_conversion.reply(half, "openai-compatible:x", lambda usage, written: usage)
+    message = message_conversion.convert_response(half, "openai-compatible:x", lambda usage, written: usage)
     assert (message.text, dict(message.calls[0].args)) == ("cut: ?", {"path": "?"})
     json.dumps(serialization.dump_message(message)).encode()
 
@@ -338,7 +338,7 @@ async def test_half_a_character_poisons_nothing():
 @pytest.mark.parametrize("vendor", ["anthropic", "openai", "google"])
 def test_counts_that_cannot_be_right_have_no_price(vendor: str):
     model = WIRES[vendor].model
-    assert priced(vendor, model, "", Usage(input=10, cached=500, output=1), 700).usd is None
+    assert price_usage(vendor, model, "", Usage(input=10, cached=500, output=1), 700).usd is None
 
 
 async def test_a_pause_that_a_vendor_wants_is_bounded():
@@ -361,7 +361,7 @@ async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
 
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    async with listening(app, listener, grace=1):
-        brains = Brains("openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2)
-        await brains.probe()
+    async with serve_app(app, listener, grace=1):
+        brains = ModelRegistry("openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2)
+        await brains.probe_model()
         await brains.close()

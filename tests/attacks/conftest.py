@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from osiris.core.ports.sandbox import Limits, Result
+from osiris.core.ports.sandbox import Result, SandboxLimits
 from tests.attacks.worker import CANARY, STALL, Stall
 from tests.conftest import a_place
 
 MIB = 1 << 20
-SMALL = Limits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100, shared_memory=16 * MIB)
+SMALL = SandboxLimits(
+    memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100, shared_memory=16 * MIB
+)
 HOUSE = Path(__file__).parents[2]
 ORDINARY = 2000
 STALLS: list[Stall] = []
@@ -59,7 +61,7 @@ class Attacked:
         return f"{place}/house:{place}/packages" if ordinary else f"{HOUSE}:{_packages()}"
 
     def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Have the worker do something; see `worker.Worker`. What it raised is raised here."""
+        """Have the worker do something; see `worker.AttackedWorker`. What it raised is raised here."""
         self.tell(method, *args, **options)
         return self._answer()
 
@@ -75,7 +77,7 @@ class Attacked:
         assert stall[0] <= STALL, f"the worker's event loop stood still for {stall[0]:.2f} s in {stall[1]}"
         return value
 
-    def create(self, name: str, limits: Limits = SMALL, **more: Any) -> None:
+    def create(self, name: str, limits: SandboxLimits = SMALL, **more: Any) -> None:
         self.ask("create", name, str(self.repo), self.base, limits=limits, **more)
 
     def bash(self, script: str, *, name: str = "s", **options: Any) -> Result:

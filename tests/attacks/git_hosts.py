@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.bot.git.remote import Depot
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.git.runner import GitFailed, GitLimits, git
+from osiris.bot.git.remote import RemoteRepositories
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.git.runner import GitCommandFailed, GitLimits, run_git
 from osiris.core.errors import Refused, Unavailable
 from osiris.core.policy import Policy
-from osiris.core.ports.repositories import Taken
+from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import Export
 from tests.attacks.conftest import Attacked
 from tests.attacks.hostile_repositories import Harm, Plant
@@ -123,8 +123,8 @@ def planting(plant: Plant, told: Mapping[str, str]) -> str:
 # ── a host as Osiris is one ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Tokens:
-    async def mint(self, repo: str, **rights: str) -> str:
+class _FakeAppAuth:
+    async def mint_token(self, repo: str, **rights: str) -> str:
         return "token"
 
 
@@ -136,39 +136,41 @@ async def _leave() -> None:
 class Careful:
     """Osiris' own desk and depot, which push to the repository `origin` by its address."""
 
-    desk: HostDesk
-    depot: Depot
+    desk: HostRepositories
+    depot: RemoteRepositories
     origin: Path
 
     @classmethod
     async def at(cls, place: Path, repo: Path) -> "Careful":
         """Made anew below `place`, for the repository `repo`."""
         origin = place / "origins" / f"{REPO}.git"
-        desk = HostDesk(place / "git")
-        await desk.prepare(REPO)
-        for target in (origin, desk.mirror(REPO)):
+        desk = HostRepositories(place / "git")
+        await desk.prepare_repository(REPO)
+        for target in (origin, desk.mirror_path(REPO)):
             target.mkdir(parents=True, exist_ok=True)
-            await git(target, "init", "-q", "--bare")
-            await git(repo, "push", "-q", str(target), "HEAD:refs/heads/main", config={"protocol.file.allow": "always"})
-        return cls(desk, Depot(desk, _Tokens(), f"file://{place}/origins", _leave), origin)
+            await run_git(target, "init", "-q", "--bare")
+            await run_git(
+                repo, "push", "-q", str(target), "HEAD:refs/heads/main", config={"protocol.file.allow": "always"}
+            )
+        return cls(desk, RemoteRepositories(desk, _FakeAppAuth(), f"file://{place}/origins", _leave), origin)
 
     @property
     def address(self) -> str:
         return f"file://{self.origin}"
 
-    async def publish(self, attacked: Attacked, name: str) -> Taken | Refused | Unavailable:
+    async def publish(self, attacked: Attacked, name: str) -> ImportedWork | Refused | Unavailable:
         """Take the work of session "s", commit it and push it to branch `name`."""
         file = attacked.place / "own" / "pack"
         try:
             tree = attacked.ask("export", "s", attacked.base, str(file))
             with file.open("rb") as pack:
-                taken = await self.desk.take(REPO, attacked.base, Export(tree=tree, pack=pack), Policy().deny)
+                taken = await self.desk.import_pack(REPO, attacked.base, Export(tree=tree, pack=pack), Policy().deny)
         except (Refused, Unavailable) as error:
             return error
-        commit = await self.desk.commit(
+        commit = await self.desk.commit_tree(
             REPO, tree=taken.tree, base=attacked.base, message="work", author="o", email="o@x", at=1
         )
-        await self.depot.push(REPO, commit, name)
+        await self.depot.push_commit(REPO, commit, name)
         return taken
 
 
@@ -178,20 +180,20 @@ class Careful:
 async def tree_of(repo: Path, ref: str) -> Tree | None:
     """Every file of a commit; None when there is no such commit."""
     try:
-        rows = (await git(repo, "ls-tree", "-r", "-z", ref, limits=WHOLE)).split(b"\0")[:-1]
-    except GitFailed:
+        rows = (await run_git(repo, "ls-tree", "-r", "-z", ref, limits=WHOLE)).split(b"\0")[:-1]
+    except GitCommandFailed:
         return None
     found = [(*row.split(b"\t", 1)[0].split(), row.split(b"\t", 1)[1]) for row in rows]
     blobs = [blob for _mode, kind, blob, _path in found if kind == b"blob"]
     asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch=%(objectname)")
-    told = await git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
+    told = await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
     texts = dict(_blobs(told, blobs, [int(n) for n in (await _sizes(repo, blobs)).split()]))
     return {path.decode(errors="replace"): (mode.decode(), texts.get(blob, "")) for mode, _kind, blob, path in found}
 
 
 async def _sizes(repo: Path, blobs: list[bytes]) -> bytes:
     asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch-check=%(objectsize)")
-    return await git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
+    return await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
 
 
 def _blobs(told: bytes, blobs: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, str]]:

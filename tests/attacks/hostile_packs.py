@@ -18,7 +18,7 @@ _ONE_MIB: Final = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
-class Thing:
+class PackObject:
     """One object of a pack."""
 
     kind: int
@@ -65,7 +65,7 @@ class Zeros:
 
 
 @dataclass(frozen=True)
-class Delta:
+class PackDelta:
     """An object that is made from the one named `base` by instructions."""
 
     base: str
@@ -76,30 +76,32 @@ class Delta:
         return head + zlib.compress(self.instructions, 1)
 
 
-Entry = tuple[str, str | bytes, "Thing | str"]
+Entry = tuple[str, str | bytes, "PackObject | str"]
 """(mode, name, the thing or its id) in a folder."""
 
 
-def blob(content: bytes) -> Thing:
-    return Thing(BLOB, content)
+def blob(content: bytes) -> PackObject:
+    return PackObject(BLOB, content)
 
 
-def tree(*entries: Entry, sort: bool = True) -> Thing:
+def tree(*entries: Entry, sort: bool = True) -> PackObject:
     rows = [(mode, _bytes(name), thing if isinstance(thing, str) else thing.id) for mode, name, thing in entries]
     if sort:
         rows.sort(key=lambda row: row[1] + (b"/" if row[0].endswith(FOLDER) else b""))
-    return Thing(TREE, b"".join(b"%s %s\0%s" % (mode.encode(), name, bytes.fromhex(id_)) for mode, name, id_ in rows))
+    return PackObject(
+        TREE, b"".join(b"%s %s\0%s" % (mode.encode(), name, bytes.fromhex(id_)) for mode, name, id_ in rows)
+    )
 
 
-def commit(of: Thing) -> Thing:
-    return Thing(COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO))
+def commit(of: PackObject) -> PackObject:
+    return PackObject(COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO))
 
 
-def tag(of: Thing, name: bytes = b"t") -> Thing:
-    return Thing(TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO))
+def tag(of: PackObject, name: bytes = b"t") -> PackObject:
+    return PackObject(TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO))
 
 
-def pack(things: Iterable["Thing | Delta | Stored | Zeros"], *, count: int | None = None) -> bytes:
+def pack(things: Iterable["PackObject | PackDelta | Stored | Zeros"], *, count: int | None = None) -> bytes:
     """A whole pack; `count` is a lie about how many things are in it."""
     parts = [thing.packed() for thing in things]
     return sealed(b"PACK" + (2).to_bytes(4, "big") + (len(parts) if count is None else count).to_bytes(4, "big"), parts)
@@ -121,7 +123,7 @@ def beyond(size: int) -> bytes:
     return _varint(size) + _varint(64) + b"\x91" + bytes([size]) + b"\x40"
 
 
-def lying_index(thing: Thing, alias: str, of: bytes) -> bytes:
+def lying_index(thing: PackObject, alias: str, of: bytes) -> bytes:
     """The index of a pack `of` with one thing, that calls it `alias`."""
     first = int(alias[:2], 16)
     fanout = b"".join((1 if byte >= first else 0).to_bytes(4, "big") for byte in range(256))

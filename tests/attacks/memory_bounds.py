@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.repositories import HostRepositories
 from osiris.core.errors import OsirisError
 from osiris.core.ports.sandbox import Export
 from tests.attacks.worker import _most_memory
@@ -55,16 +55,16 @@ def measure(work: str, *, cpu: int = 0, **arguments: Any) -> Cost:
 
 
 async def fingerprint(place: str, commit: str) -> str:
-    return await HostDesk(Path(place)).fingerprint(REPO, commit)
+    return await HostRepositories(Path(place)).fingerprint_packages(REPO, commit)
 
 
 async def instructions(place: str, commit: str) -> Mapping[str, str]:
-    return dict(await HostDesk(Path(place)).instructions(REPO, commit))
+    return dict(await HostRepositories(Path(place)).read_instructions(REPO, commit))
 
 
 async def take(place: str, base: str, tree: str, pack: str) -> Any:
     with Path(pack).open("rb") as file:
-        taken = await HostDesk(Path(place)).take(REPO, base, Export(tree=tree, pack=file), ())
+        taken = await HostRepositories(Path(place)).import_pack(REPO, base, Export(tree=tree, pack=file), ())
     return [asdict(file) for file in taken.files]
 
 

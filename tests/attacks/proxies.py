@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osiris.core.events import Blocked
-from osiris.tools.sandbox.network.addresses import Allowed, Resolve
-from osiris.tools.sandbox.network.egress_proxy import Caps, Egress
+from osiris.tools.sandbox.network.addresses import AllowedHost, ResolveHost
+from osiris.tools.sandbox.network.egress_proxy import EgressProxy, ProxyLimits
 from osiris.tools.sandbox.network.proxy_process import make_listener
 from osiris.tools.sandbox.network.proxy_report import parse_report
 
@@ -20,7 +20,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Meet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Target:
+class TargetServer:
     """A server of 127.0.0.1: what came to it, and how many came."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ async def passing(head: bytes, here: Stream, there: Stream) -> None:
 
 
 def kept(meet: Meet, running: set[asyncio.Task[None]]) -> Meet:
-    """The same, with its tasks in `running`: a server that is closed leaves them alone."""
+    """The same, with its tasks in `start_services`: a server that is closed leaves them alone."""
 
     async def meet_(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.add(asyncio.current_task())
@@ -85,14 +85,14 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wire:
+class ProxyPair:
     """A guarded proxy and one that lets everybody through, each on a socket, and the target behind both.
 
     The guarded one lets jails to port `tls` of localhost, with TLS, and to its port `plain`, without.
     """
 
-    target: Target
-    egress: Egress
+    target: TargetServer
+    egress: EgressProxy
     listener: socket.socket
     guarded: Path
     open: Path
@@ -122,14 +122,14 @@ async def end(running: set[asyncio.Task[None]]) -> None:
 async def opening(
     place: Path,
     *,
-    caps: Caps | None = None,
-    resolve: Resolve = everywhere,
+    caps: ProxyLimits | None = None,
+    resolve: ResolveHost = everywhere,
     meet: Meet | None = None,
     secure: ssl.SSLContext | None = None,
-) -> AsyncIterator[Wire]:
+) -> AsyncIterator[ProxyPair]:
     """A wire below `place`; `meet` is what the target does, `secure` makes it speak TLS where it should."""
     async with contextlib.AsyncExitStack() as stack:
-        target, running = Target(), set()
+        target, running = TargetServer(), set()
         stack.push_async_callback(end, running)
         answer = kept(meet or target.meet, running)
         servers = [await asyncio.start_server(answer, "127.0.0.1", 0, ssl=s) for s in (secure, None)]
@@ -137,15 +137,15 @@ async def opening(
             stack.callback(server.close)
         at, plain = (server.sockets[0].getsockname()[1] for server in servers)
         listed = [
-            Allowed(host="localhost", port=at, own=True),
-            Allowed(host="localhost", port=plain, own=True, plain=True),
-            Allowed(host="*.wild.example", port=at),
+            AllowedHost(host="localhost", port=at, own=True),
+            AllowedHost(host="localhost", port=plain, own=True, plain=True),
+            AllowedHost(host="*.wild.example", port=at),
         ]
-        egress = Egress(listed, resolve, caps)
+        egress = EgressProxy(listed, resolve, caps)
         listener = stack.enter_context(make_listener(place / "guarded", None))
         stack.callback((place / "guarded").unlink)
-        await stack.enter_async_context(egress.serving(listener))
-        yield Wire(
+        await stack.enter_async_context(egress.serve_listener(listener))
+        yield ProxyPair(
             target=target,
             egress=egress,
             listener=listener,

@@ -11,7 +11,7 @@ from typing import Any
 from osiris.tools import shell
 from osiris.tools.sandbox.network import egress_proxy, network_access, proxy_process, proxy_report
 from osiris.tools.sandbox.network.addresses import Resolver
-from osiris.tools.sandbox.network.egress_proxy import Egress
+from osiris.tools.sandbox.network.egress_proxy import EgressProxy
 from osiris.tools.sandbox.network.proxy_process import ProxyProcess, make_listener
 from tests.attacks import worker
 
@@ -30,22 +30,22 @@ class ProxyInTheWorker(ProxyProcess):
 
     def start(self, uid: int | None) -> None:
         self._listener = make_listener(self._socket, uid)
-        self._egress = Egress(self._allowed, self.resolve, self._caps)
+        self._egress = EgressProxy(self._allowed, self.resolve, self._caps)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._listener.close()
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[Path]:
-        path = self.shown / self._socket.name
+    async def listen_for_jails(self) -> AsyncIterator[Path]:
+        path = self.jail_folder / self._socket.name
         os.link(self._socket, path)
-        async with self._egress.serving(self._listener):
+        async with self._egress.serve_listener(self._listener):
             yield path
         path.unlink()
-        self._take(proxy_report.parse_report(json.dumps(self._egress.take_report()).encode()))
+        self._record_report(proxy_report.parse_report(json.dumps(self._egress.take_report()).encode()))
 
 
-class ProxyWorker(worker.Worker):
+class ProxyWorker(worker.AttackedWorker):
     """A worker that can be told which proxies its next sessions have."""
 
     async def use(self, how: str = "", *, child: str = "") -> None:
@@ -68,7 +68,7 @@ QUOTE_NAME, CHILD = egress_proxy.quote_name, proxy_process.CHILD
 SO_PASSRIGHTS, START_TIMEOUT = proxy_process.SO_PASSRIGHTS, proxy_process.START_TIMEOUT
 
 if __name__ == "__main__":
-    worker.Worker = ProxyWorker
+    worker.AttackedWorker = ProxyWorker
     worker.main()
     sys.stdout.flush()
     os._exit(0)  # threads that still look something up are not waited for

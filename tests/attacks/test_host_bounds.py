@@ -16,18 +16,30 @@ from typing import Any
 
 import pytest
 
-from osiris.agents.checkpoints import Place, Shelf
-from osiris.bot.git.remote import Depot
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.git.runner import git
+from osiris.agents.checkpoints import Checkpoints, RunLocation
+from osiris.bot.git.remote import RemoteRepositories
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.git.runner import run_git
 from osiris.bot.github import comments
 from osiris.core.errors import Refused
 from osiris.core.events import Work
 from osiris.core.ports.sandbox import Export
-from osiris.core.ports.storage import Begun, Kept
-from osiris.local.repository import Repository
+from osiris.core.ports.storage import Checkpoint, ResumedRun
+from osiris.local.repository import LocalRepository
 from tests.attacks import hostile_packs
-from tests.attacks.hostile_packs import FILE, FOLDER, LINK, Delta, Entry, Stored, Thing, Zeros, blob, pack, tree
+from tests.attacks.hostile_packs import (
+    FILE,
+    FOLDER,
+    LINK,
+    Entry,
+    PackDelta,
+    PackObject,
+    Stored,
+    Zeros,
+    blob,
+    pack,
+    tree,
+)
 from tests.attacks.memory_bounds import measure
 from tests.conftest import a_place
 
@@ -45,35 +57,35 @@ STALL = 0.25
 @pytest.fixture
 async def place(place: Path) -> Path:
     """A folder with a desk in `git`, whose mirror has the base."""
-    await HostDesk(place / "git").prepare(REPO)
+    await HostRepositories(place / "git").prepare_repository(REPO)
     add(place, [README, BASE, COMMIT])
     return place
 
 
-def add(place: Path, things: Sequence[Thing | Delta | Stored | Zeros]) -> None:
+def add(place: Path, things: Sequence[PackObject | PackDelta | Stored | Zeros]) -> None:
     """Put objects into the mirror, as if they had been fetched."""
-    mirror = HostDesk(place / "git").mirror(REPO)
+    mirror = HostRepositories(place / "git").mirror_path(REPO)
     argv = ["git", "-C", str(mirror), "index-pack", "--stdin", "--fix-thin"]
     subprocess.run(argv, input=pack(things), check=True, capture_output=True)
 
 
 def listed(place: Path, commit: str, most: int) -> int:
     """How many bytes git lists for a commit when nobody stops it; for the control, up to `most`."""
-    argv = ["git", "-C", str(HostDesk(place / "git").mirror(REPO)), "ls-tree", "-r", "-z", commit]
+    argv = ["git", "-C", str(HostRepositories(place / "git").mirror_path(REPO)), "ls-tree", "-r", "-z", commit]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as lister:
         size = len(lister.stdout.read(most))
         lister.kill()
     return size
 
 
-def put(place: Path, things: Sequence[Thing | Delta | Stored | Zeros]) -> str:
+def put(place: Path, things: Sequence[PackObject | PackDelta | Stored | Zeros]) -> str:
     """A file with a pack."""
     with tempfile.NamedTemporaryFile(dir=place, delete=False) as file:
         file.write(pack(things))
     return file.name
 
 
-def tree_bomb(*leaves: Entry) -> list[Thing]:
+def tree_bomb(*leaves: Entry) -> list[PackObject]:
     """Forty folders, of which each holds the one below it forty times."""
     found = [tree(*leaves)]
     for _ in range(40):
@@ -140,7 +152,7 @@ async def test_a_large_honest_repository(place):
     add(place, [README, files, locked, folders, root, other, *commits])
     found = measure("fingerprint", place=f"{place}/git", commit=commits[0].id)
     assert found.answer not in (root.id, other.id)
-    assert found.answer == await HostDesk(place / "git").fingerprint(REPO, commits[1].id)
+    assert found.answer == await HostRepositories(place / "git").fingerprint_packages(REPO, commits[1].id)
     assert (found.growth < SOME, found.stall < STALL) == (True, True), found
     read = measure("instructions", place=f"{place}/git", commit=commits[0].id)
     assert read.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
@@ -202,9 +214,9 @@ async def test_what_was_not_counted_is_said(place):
     text, binary = blob(b"a line\n" * (MIB // 6)), blob(b"\0\1\2")
     made = tree((FILE, "binary", binary), (FILE, "large.txt", text), (FILE, "new.txt", README))
     with Path(put(place, [text, binary, made])).open("rb") as file:
-        taken = await HostDesk(place / "git").take(REPO, COMMIT.id, Export(tree=made.id, pack=file), ())
+        taken = await HostRepositories(place / "git").import_pack(REPO, COMMIT.id, Export(tree=made.id, pack=file), ())
     work = Work(summary="s", files=taken.files, commands=(), instructions=(), model="m", steps=1, seconds=1)
-    rows = [row for row in comments.evidence(work).splitlines() if "| added |" in row]
+    rows = [row for row in comments.format_evidence(work).splitlines() if "| added |" in row]
     assert rows == [
         "| `binary` | added | binary |",
         "| `large.txt` | added | not counted |",
@@ -241,21 +253,21 @@ class Workspace:
         return Export(tree=made.id, pack=file)
 
 
-class Vault:
+class FakeCheckpointStorage:
     """Where files are put away, and where nothing is taken from."""
 
-    async def keep(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
+    async def save(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
         return tree
 
-    fetch = drop = None
+    restore = delete = None
 
 
-class Transcripts:
-    async def keep(self, run: str, kept: Kept) -> None:
+class FakeTranscripts:
+    async def record_checkpoint(self, run: str, checkpoint: Checkpoint) -> None:
         pass
 
 
-class Sandbox:
+class FakeSandbox:
     """It has the session already."""
 
     def names(self) -> list[str]:
@@ -265,37 +277,43 @@ class Sandbox:
         return Workspace(), False
 
 
-class Tape:
+class FakeRecorder:
     messages = ()
 
 
 @dataclass(frozen=True)
-class Plan:
+class FakePlan:
     base: str = ""
     files: str = ""
 
 
 async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, verdict):
     """In half an hour; each minute's files would be 240 MiB, here and on GitHub."""
-    desk, now = HostDesk(place / "git"), [0.0]
-    shelf = Shelf(Place(repo=REPO, ref="1-1", run="run"), Vault(), desk, Transcripts(), clock=lambda: now[0])
-    begun = Begun(base=COMMIT.id, seconds=0, here=True, kept=None)
-    session, _ = await shelf.open(Sandbox(), begun, Plan())
+    desk, now = HostRepositories(place / "git"), [0.0]
+    shelf = Checkpoints(
+        RunLocation(repo=REPO, ref="1-1", run="run"),
+        FakeCheckpointStorage(),
+        desk,
+        FakeTranscripts(),
+        clock=lambda: now[0],
+    )
+    begun = ResumedRun(base=COMMIT.id, seconds=0, here=True, checkpoint=None)
+    session, _ = await shelf.open_session(FakeSandbox(), begun, FakePlan())
     while now[0] < 1800:
         now[0] += 10
-        await shelf.now_and_then(session, Tape())
-    packs_there = list((desk.desk(REPO) / "objects/pack").glob("*.pack"))
+        await shelf.save_if_due(session, FakeRecorder())
+    packs_there = list((desk.repository_path(REPO) / "objects/pack").glob("*.pack"))
     size = sum(file.stat().st_size for file in packs_there)
     assert len(packs_there) > 5
     assert size < 1800 * (64 << 10)
     verdict(f"{size // MIB} MiB", "240 MiB")
 
 
-class Tokens:
-    async def reader(self, repo: str) -> str:
+class FakeAppAuth:
+    async def get_read_token(self, repo: str) -> str:
         return "token"
 
-    def forget_reader(self, repo: str) -> None:
+    def forget_read_token(self, repo: str) -> None:
         pass
 
 
@@ -305,25 +323,25 @@ async def leave() -> None:
 
 async def test_what_killed_fetches_left_is_removed(place):
     """Else each try of a fetch that is never finished adds what it got to the disk."""
-    desk = HostDesk(place / "git")
+    desk = HostRepositories(place / "git")
     origin = place / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
-    subprocess.run(["git", "clone", "-q", "--bare", desk.mirror(REPO), origin], check=True, capture_output=True)
+    subprocess.run(["git", "clone", "-q", "--bare", desk.mirror_path(REPO), origin], check=True, capture_output=True)
     other = hostile_packs.commit(tree((FILE, "README.md", blob(b"other\n"))))
     for thing in (blob(b"other\n"), tree((FILE, "README.md", blob(b"other\n"))), other):
         with packed([thing]) as file:
-            await git(origin, "index-pack", "--stdin", stdin=file)
-    await git(origin, "update-ref", "refs/heads/main", other.id)
-    await git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
-    left = desk.mirror(REPO) / "objects/pack/tmp_pack_aBcDeF"
+            await run_git(origin, "index-pack", "--stdin", stdin=file)
+    await run_git(origin, "update-ref", "refs/heads/main", other.id)
+    await run_git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
+    left = desk.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
     left.write_bytes(bytes(100))
-    depot = Depot(desk, Tokens(), f"file://{place}/origins", leave)
-    assert (await depot.checkout(REPO, "bot")).commit == other.id
+    depot = RemoteRepositories(desk, FakeAppAuth(), f"file://{place}/origins", leave)
+    assert (await depot.fetch_checkout(REPO, "bot")).commit == other.id
     assert not left.exists()
 
 
 @contextlib.contextmanager
-def packed(things: Sequence[Thing]) -> Iterator[Any]:
+def packed(things: Sequence[PackObject]) -> Iterator[Any]:
     with tempfile.TemporaryFile() as file:
         file.write(pack(things))
         file.seek(0)
@@ -335,11 +353,11 @@ def packed(things: Sequence[Thing]) -> Iterator[Any]:
 
 def test_a_file_of_a_clone_that_is_large(place_of_clone):
     clone, commit = place_of_clone
-    repository = Repository(path=clone, commit=commit, branch="main", dirty=0)
-    assert repository.file(commit, "README.md") == "hello"
-    assert repository.file(commit, "missing") == ""
+    repository = LocalRepository(path=clone, commit=commit, branch="main", dirty=0)
+    assert repository.read_file(commit, "README.md") == "hello"
+    assert repository.read_file(commit, "missing") == ""
     with pytest.raises(Refused, match=r"`large` in .* is larger than 1 MiB"):
-        repository.file(commit, "large")
+        repository.read_file(commit, "large")
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ for name, code in json.loads(sys.argv[1]).items():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class KernelQuestion:
     """A question to the kernel. `rootly`: it is closed to ordinary users everywhere, so theirs has no other control
     than that the kernel knows the question."""
 
@@ -85,13 +85,13 @@ class Asked:
     rootly: bool = False
 
 
-def calls(*rows: str) -> list[Asked]:
+def calls(*rows: str) -> list[KernelQuestion]:
     """Rows of a name, a number and arguments; `root` behind a name: only the machine's root is asked in earnest."""
     found = []
     for row in rows:
         name, _, words = row.partition(": ")
         plain = name.removesuffix(" root")
-        found.append(Asked(name=plain, code=f"call({words})", rootly=plain != name))
+        found.append(KernelQuestion(name=plain, code=f"call({words})", rootly=plain != name))
     return found
 
 
@@ -185,48 +185,48 @@ COUNTED_FOR_THE_MACHINE = calls(
 SPACES = {"NEWNS": 0x20000, "NEWCGROUP": 0x2000000, "NEWUTS": 0x4000000, "NEWIPC": 0x8000000}
 SPACES |= {"NEWUSER": 0x10000000, "NEWPID": 0x20000000, "NEWNET": 0x40000000}
 NAMESPACES = [
-    *(Asked(name=f"clone {name}", code=f"clone({flag})") for name, flag in SPACES.items()),
-    *(Asked(name=f"clone3 {name}", code=f"clone3({flag})") for name, flag in SPACES.items()),
-    *(Asked(name=f"unshare {name}", code=f"call(272, {flag})") for name, flag in SPACES.items()),
-    Asked(name="unshare NEWTIME", code="call(272, 0x80)"),
-    Asked(name="clone NEWUSER with high bits", code=f"clone({1 << 40 | SPACES['NEWUSER']})"),
+    *(KernelQuestion(name=f"clone {name}", code=f"clone({flag})") for name, flag in SPACES.items()),
+    *(KernelQuestion(name=f"clone3 {name}", code=f"clone3({flag})") for name, flag in SPACES.items()),
+    *(KernelQuestion(name=f"unshare {name}", code=f"call(272, {flag})") for name, flag in SPACES.items()),
+    KernelQuestion(name="unshare NEWTIME", code="call(272, 0x80)"),
+    KernelQuestion(name="clone NEWUSER with high bits", code=f"clone({1 << 40 | SPACES['NEWUSER']})"),
     *(
-        Asked(name=f"setns {kind}", code=f"call(308, os.open('/proc/self/ns/{kind}', 0), 0)")
+        KernelQuestion(name=f"setns {kind}", code=f"call(308, os.open('/proc/self/ns/{kind}', 0), 0)")
         for kind in ("user", "mnt", "net", "pid", "uts", "ipc")
     ),
-    Asked(name="setns process 1", code="call(308, os.pidfd_open(1), 0x20000)"),
+    KernelQuestion(name="setns process 1", code="call(308, os.pidfd_open(1), 0x20000)"),
 ]
 NETLINK = {"sock_diag": 4, "xfrm": 6, "audit": 9, "connector": 11, "netfilter": 12, "uevent": 15, "generic": 16}
 FAMILIES = {"VSOCK": (40, 1), "PACKET": (17, 3), "ALG": (38, 5), "KEY": (15, 3), "XDP": (44, 3), "TIPC": (30, 5)}
 FAMILIES |= {"CAN": (29, 3), "BLUETOOTH": (31, 1), "RDS": (21, 5), "SMC": (43, 1), "NFC": (39, 3), "QIPCRTR": (42, 2)}
 SOCKETS = [
     *(
-        Asked(name=f"a socket of AF_{name}", code=f"call(41, {family}, {kind}, 0)", refused=NO_FAMILY)
+        KernelQuestion(name=f"a socket of AF_{name}", code=f"call(41, {family}, {kind}, 0)", refused=NO_FAMILY)
         for name, (family, kind) in FAMILIES.items()
     ),
     *(
-        Asked(name=f"netlink {name}", code=f"call(41, 16, 3, {number})", refused=NO_FAMILY)
+        KernelQuestion(name=f"netlink {name}", code=f"call(41, 16, 3, {number})", refused=NO_FAMILY)
         for name, number in NETLINK.items()
     ),
-    Asked(name="a vsock with high bits", code="call(41, 1 << 32 | 40, 1, 0)", refused=NO_FAMILY),
-    Asked(name="a pair of vsocks", code="call(53, 40, 1, 0, BUFFER)", refused=NO_FAMILY),
-    Asked(name="a raw socket", code="call(41, 2, 3, 1)", refused=NO_FAMILY),
+    KernelQuestion(name="a vsock with high bits", code="call(41, 1 << 32 | 40, 1, 0)", refused=NO_FAMILY),
+    KernelQuestion(name="a pair of vsocks", code="call(53, 40, 1, 0, BUFFER)", refused=NO_FAMILY),
+    KernelQuestion(name="a raw socket", code="call(41, 2, 3, 1)", refused=NO_FAMILY),
 ]
 SHAPES = [
-    Asked(name="TIOCSTI", code="call(16, terminal(), 0x5412, b'x')"),
-    Asked(name="TIOCSTI with high bits", code="call(16, terminal(), 1 << 32 | 0x5412, b'x')"),
-    Asked(name="TIOCLINUX", code="call(16, terminal(), 0x541C, b'\\6')"),
-    Asked(name="personality with READ_IMPLIES_EXEC", code="call(135, 0x400000)"),
-    Asked(name="personality of 32 bits", code="call(135, 8)"),
-    Asked(name="personality with high bits", code="call(135, 0x400000 | 0x40000)"),
-    Asked(name="int 0x80", code="machine_code(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')", refused={"signal 31"}),
-    Asked(name="x32", code="call(0x40000000 | 39)", refused={"signal 31"}),
-    Asked(name="a number of the future", code="call(463, -100, NOWHERE, 0, NOWHERE, BUFFER, 0)"),
+    KernelQuestion(name="TIOCSTI", code="call(16, terminal(), 0x5412, b'x')"),
+    KernelQuestion(name="TIOCSTI with high bits", code="call(16, terminal(), 1 << 32 | 0x5412, b'x')"),
+    KernelQuestion(name="TIOCLINUX", code="call(16, terminal(), 0x541C, b'\\6')"),
+    KernelQuestion(name="personality with READ_IMPLIES_EXEC", code="call(135, 0x400000)"),
+    KernelQuestion(name="personality of 32 bits", code="call(135, 8)"),
+    KernelQuestion(name="personality with high bits", code="call(135, 0x400000 | 0x40000)"),
+    KernelQuestion(name="int 0x80", code="machine_code(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')", refused={"signal 31"}),
+    KernelQuestion(name="x32", code="call(0x40000000 | 39)", refused={"signal 31"}),
+    KernelQuestion(name="a number of the future", code="call(463, -100, NOWHERE, 0, NOWHERE, BUFFER, 0)"),
 ]
 SYSTEM = "/proc/sys"
 SETTINGS = [
     *(
-        Asked(name=f"writing {path}", code=f"write({path!r})", refused=ABSENT, rootly=True)
+        KernelQuestion(name=f"writing {path}", code=f"write({path!r})", refused=ABSENT, rootly=True)
         for path in (
             "/proc/sysrq-trigger",
             *(f"{SYSTEM}/kernel/{name}" for name in ("core_pattern", "modprobe", "hostname", "poweroff_cmd")),
@@ -235,15 +235,15 @@ SETTINGS = [
         )
     ),
     *(
-        Asked(name=f"writing /proc/self/{name}", code=f"write('/proc/self/{name}')", refused=ABSENT)
+        KernelQuestion(name=f"writing /proc/self/{name}", code=f"write('/proc/self/{name}')", refused=ABSENT)
         for name in ("oom_score_adj", "uid_map", "gid_map", "setgroups", "mem", "clear_refs", "coredump_filter")
     ),
     *(
-        Asked(name=f"reading {path}", code=f"read({path!r})", refused=ABSENT, rootly=True)
+        KernelQuestion(name=f"reading {path}", code=f"read({path!r})", refused=ABSENT, rootly=True)
         for path in ("/proc/kcore", "/proc/kpagecount", "/proc/vmallocinfo", "/proc/timer_list")
     ),
     *(
-        Asked(
+        KernelQuestion(
             name=f"opening {path}",
             code=f"os.close(os.open({path!r}, os.O_NONBLOCK | os.O_NOCTTY))",
             refused=ABSENT,
@@ -259,17 +259,17 @@ SETTINGS = [
     ),
 ]
 PRIVILEGES = [
-    Asked(name="to be user 0", code="os.setuid(0)", refused={"EPERM", "EINVAL"}),
-    Asked(name="to be group 0", code="os.setgid(0)", refused={"EPERM", "EINVAL"}),
-    Asked(name="to have group 0", code="os.setgroups([0])", refused={"EPERM", "EINVAL"}, rootly=True),
-    Asked(name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", rootly=True),
-    Asked(name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", rootly=True),
-    Asked(name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, rootly=True),
-    Asked(name="real time", code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", rootly=True),
-    Asked(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", rootly=True),
+    KernelQuestion(name="to be user 0", code="os.setuid(0)", refused={"EPERM", "EINVAL"}),
+    KernelQuestion(name="to be group 0", code="os.setgid(0)", refused={"EPERM", "EINVAL"}),
+    KernelQuestion(name="to have group 0", code="os.setgroups([0])", refused={"EPERM", "EINVAL"}, rootly=True),
+    KernelQuestion(name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", rootly=True),
+    KernelQuestion(name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", rootly=True),
+    KernelQuestion(name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, rootly=True),
+    KernelQuestion(name="real time", code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", rootly=True),
+    KernelQuestion(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", rootly=True),
 ]
 FLUSHES = [
-    Asked(name="syncfs of nothing", code="call(306, -1)", refused={"done"}),
+    KernelQuestion(name="syncfs of nothing", code="call(306, -1)", refused={"done"}),
 ]
 ROWS = [
     *MOUNTS,

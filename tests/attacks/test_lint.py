@@ -17,7 +17,7 @@ SOURCES = {
     if "sample" not in path.parts
 }
 
-PLACES = {"here", "keep", "below", "folder", "work", "home", "tmp", "disk"}
+PLACES = {"host_path", "host_only", "below", "folder", "work", "home", "tmp", "disk"}
 """What the folders of a session are called in osiris/tools."""
 FILE_CALLS = re.compile(
     r"open|(?:read|write)_(?:text|bytes)|walk|listdir|scandir|iterdir|r?glob|l?stat|exists|is_(?:file|dir|symlink|mount)"
@@ -25,33 +25,32 @@ FILE_CALLS = re.compile(
     r"|symlink|link|readlink|copy2?|copyfile|copytree"
 )
 TOUCHES: Mapping[str, str] = {
-    "tools/sandbox/disks/disk:own": "a /usr, an /etc or a devpts of the session's, where nobody can write",
-    "tools/sandbox/disks/disk:_fill": "makes the folders, before anybody was there",
-    "tools/sandbox/disks/disk:close": "`keep`, which no jail sees",
-    "tools/sandbox/disks/disk:seal": "`keep`",
-    "tools/sandbox/disks/disk:sealed": "`keep`",
-    "tools/sandbox/disks/disk:notes": "`keep`",
-    "tools/sandbox/disks/disk:settle": "`keep`",
-    "tools/sandbox/disks/disk:open_up": "a folder in one of ours, so it is never a link",
-    "tools/sandbox/disks/disk:fills_up": "a disk of its own, to try the limits",
-    "tools/sandbox/disks/tmpfs_disk:make": "where the disk is mounted",
+    "tools/sandbox/disks/disk:get_private_path": "a /usr, an /etc or a devpts of the session's, where nobody can write",
+    "tools/sandbox/disks/disk:_make_folders": "makes the folders, before anybody was there",
+    "tools/sandbox/disks/disk:finalize": "`host_only`, which no jail sees",
+    "tools/sandbox/disks/disk:seal": "`host_only`",
+    "tools/sandbox/disks/disk:is_sealed": "`host_only`",
+    "tools/sandbox/disks/disk:notes": "`host_only`",
+    "tools/sandbox/disks/disk:unfreeze_index": "`host_only`",
+    "tools/sandbox/disks/disk:restore_permissions": "a folder in one of ours, so it is never a link",
+    "tools/sandbox/disks/disk:probe_size_limit": "a disk of its own, to try the limits",
+    "tools/sandbox/disks/tmpfs_disk:create": "where the disk is mounted",
     "tools/sandbox/disks/tmpfs_disk:remove": "where the disk was mounted",
-    "tools/sandbox/disks/image_disk:make_over": "makes folders, before anybody was there",
-    "tools/sandbox/disks/image_disk:find": "whether it is mounted",
+    "tools/sandbox/disks/image_disk:create_over": "makes folders, before anybody was there",
+    "tools/sandbox/disks/image_disk:find_sealed": "whether it is mounted",
     "tools/sandbox/disks/image_disk:remove": "where the disk was mounted",
-    "tools/sandbox/disks/image_disk:reserve": "where the disk is mounted",
+    "tools/sandbox/disks/image_disk:reserve_paths": "where the disk is mounted",
     "tools/sandbox/disks/image_disk:_make_image": "the image itself",
-    "tools/sandbox/disks/image_disk:_shown_as_ours": "the owner of a checkout that nothing is written to any more",
-    "tools/sandbox/disks/image_disk:_mount_own": "where /usr, /etc and a devpts are mounted",
-    "tools/sandbox/disks/image_disk:can_keep_apart": "disks of its own, to try what the kernel can",
-    "tools/sandbox/disks/image_disk:_mount": "where the disk is mounted",
-    "tools/sandbox/disks/image_disk:_lay": "`keep`, and whether it is mounted",
-    "tools/sandbox/workspace/checkout:check_out": "`keep`",
-    "tools/sandbox/workspace/checkout:copy_index": "`keep`",
-    "tools/sandbox/session:read_only": "`keep`",
-    "tools/sandbox/session:_keep": "/tmp/outputs, by descriptors that follow no link",
-    "tools/sandbox/session:_give": "the same",
-    "tools/sandbox/backend:_view": "opens a way out, and no file",
+    "tools/sandbox/disks/image_disk:_map_owner": "the owner of a checkout that nothing is written to any more",
+    "tools/sandbox/disks/image_disk:_mount_private": "where /usr, /etc and a devpts are mounted",
+    "tools/sandbox/disks/image_disk:probe_separate_users": "disks of its own, to try what the kernel can",
+    "tools/sandbox/disks/image_disk:_mount_image": "where the disk is mounted",
+    "tools/sandbox/disks/image_disk:_mount_overlay": "`host_only`, and whether it is mounted",
+    "tools/sandbox/workspace/checkout:check_out": "`host_only`",
+    "tools/sandbox/workspace/checkout:copy_index": "`host_only`",
+    "tools/sandbox/session:build_read_only_spec": "`host_only`",
+    "tools/sandbox/session:_write_output": "/tmp/outputs, by descriptors that follow no link",
+    "tools/sandbox/session:_change_owner": "the same",
 }
 STARTS = re.compile(
     r"subprocess\.(?:run|Popen|call|check_call|check_output|getoutput)|asyncio\.create_subprocess_(?:exec|shell)"
@@ -221,8 +220,8 @@ def test_the_host_keeps_away_from_workspaces(rule):
     ("rule", "place", "planted"),
     [
         (touches, "tools/toolbox", "def f(session):\n    return (session.disk.work / 'README.md').read_text()"),
-        (touches, "tools/files", "def f(ground):\n    return os.listdir(ground.disk.here)"),
-        (touches, "tools/sandbox/session", "async def f(self):\n    with open(self._ground.view.home) as file: ..."),
+        (touches, "tools/files", "def f(resources):\n    return os.listdir(resources.disk.host_path)"),
+        (touches, "tools/sandbox/session", "async def f(self):\n    with open(self._resources.spec.home) as file: ..."),
         (touches, "tools/shell", "def f(disk):\n    shutil.rmtree(disk.folder / 'work')"),
         (starts, "tools/toolbox", "import subprocess\nsubprocess.run(['ls'])"),
         (starts, "agents/loop", "from subprocess import Popen\nPopen(['ls'])"),

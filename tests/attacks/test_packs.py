@@ -12,12 +12,24 @@ from typing import IO
 
 import pytest
 
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.git.runner import GitFailed, git
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.git.runner import GitCommandFailed, run_git
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Export
 from tests.attacks import hostile_packs
-from tests.attacks.hostile_packs import FILE, FOLDER, GITLINK, LINK, Delta, Entry, Stored, Thing, blob, pack, tree
+from tests.attacks.hostile_packs import (
+    FILE,
+    FOLDER,
+    GITLINK,
+    LINK,
+    Entry,
+    PackDelta,
+    PackObject,
+    Stored,
+    blob,
+    pack,
+    tree,
+)
 from tests.conftest import a_place
 
 REPO = "acme/shop"
@@ -52,7 +64,7 @@ class Evil:
     git_refuses: bool = False
 
 
-def entry(words: str, *entries: Entry, things: Sequence[Thing] = (NEW,), sort: bool = True) -> Evil:
+def entry(words: str, *entries: Entry, things: Sequence[PackObject] = (NEW,), sort: bool = True) -> Evil:
     """A bad entry beside the good files."""
     made = tree(*KEPT, *entries, sort=sort)
     return Evil(words=words, tree=made.id, pack=pack([*things, made]))
@@ -66,7 +78,7 @@ def link(target: bytes, name: str = "link", words: str = OUTSIDE) -> Evil:
     return entry(words, (LINK, name, blob(target)), things=[blob(target)])
 
 
-def folder(words: str, name: str, inner: Thing, *things: Thing) -> Evil:
+def folder(words: str, name: str, inner: PackObject, *things: PackObject) -> Evil:
     return entry(words, (FOLDER, name, inner), things=[inner, *things])
 
 
@@ -79,7 +91,7 @@ def many(count: int) -> Evil:
     return folder("3001 files were changed", "many", inner, NEW)
 
 
-def deep(levels: int) -> list[Thing]:
+def deep(levels: int) -> list[PackObject]:
     found = [tree((FILE, "f", NEW))]
     for _ in range(levels):
         found.append(tree((FOLDER, "d", found[-1])))
@@ -95,7 +107,7 @@ def raw(content: bytes, tree_: str = GOOD.id) -> Evil:
     return Evil(words=NOT_TAKEN, tree=tree_, pack=content, git_refuses=True)
 
 
-def beside(tree_: str, *things: Thing | Delta | Stored, words: str = "") -> Evil:
+def beside(tree_: str, *things: PackObject | PackDelta | Stored, words: str = "") -> Evil:
     return Evil(words=words or NOT_TAKEN, tree=tree_, pack=pack(things))
 
 
@@ -112,8 +124,8 @@ EVILS = {
     "more things than it says": raw(pack([NEW, GOOD], count=1)),
     "fewer things than it says": raw(pack([NEW, GOOD], count=3)),
     "an unknown version": raw(hostile_packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])),
-    "a delta that reads behind its base": raw(pack([Delta(README.id, hostile_packs.beyond(6)), NEW, GOOD])),
-    "a delta of a base that nobody has": raw(pack([Delta("1" * 40, hostile_packs.copies(1 << 12, 2)), NEW, GOOD])),
+    "a delta that reads behind its base": raw(pack([PackDelta(README.id, hostile_packs.beyond(6)), NEW, GOOD])),
+    "a delta of a base that nobody has": raw(pack([PackDelta("1" * 40, hostile_packs.copies(1 << 12, 2)), NEW, GOOD])),
     "a missing file": entry(NOT_TAKEN, (FILE, "f", "2" * 40)),
     "a missing folder": entry(NOT_TAKEN, (FOLDER, "d", "3" * 40)),
     "no tree at all": Evil(words=NOT_TAKEN, tree="1" * 40, pack=WHOLE, git_refuses=True),
@@ -198,29 +210,29 @@ EVILS = {
 
 
 @pytest.fixture(scope="module")
-async def desk() -> Iterator[HostDesk]:
+async def desk() -> Iterator[HostRepositories]:
     """A desk whose mirror has the base. All tests share it: what was refused must not harm what comes later."""
     with a_place() as place:
-        made = HostDesk(place / "git")
-        await made.prepare(REPO)
+        made = HostRepositories(place / "git")
+        await made.prepare_repository(REPO)
         with opened(pack([README, APP, LARGE, SRC, BASE, COMMIT])) as base:
-            await git(made.mirror(REPO), "index-pack", "--stdin", "--strict", stdin=base)
-        await git(made.mirror(REPO), "update-ref", "refs/heads/main", COMMIT.id)
+            await run_git(made.mirror_path(REPO), "index-pack", "--stdin", "--strict", stdin=base)
+        await run_git(made.mirror_path(REPO), "update-ref", "refs/heads/main", COMMIT.id)
         yield made
 
 
 @pytest.fixture(scope="module")
-async def naive(desk: HostDesk) -> Path:
+async def naive(desk: HostRepositories) -> Path:
     """A repository whose host checks nothing."""
     return await bare(desk, "naive")
 
 
-async def bare(desk: HostDesk, name: str) -> Path:
+async def bare(desk: HostRepositories, name: str) -> Path:
     """A new repository on top of the mirror."""
-    made = desk.desk(REPO).with_name(f"{name}.git")
+    made = desk.repository_path(REPO).with_name(f"{name}.git")
     made.mkdir(exist_ok=True)
-    await git(made, "init", "-q", "--bare")
-    (made / "objects/info/alternates").write_text(f"{desk.mirror(REPO)}/objects\n")
+    await run_git(made, "init", "-q", "--bare")
+    (made / "objects/info/alternates").write_text(f"{desk.mirror_path(REPO)}/objects\n")
     return made
 
 
@@ -232,10 +244,10 @@ def opened(content: bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-async def take(desk: HostDesk, tree_: str, content: bytes, base: str = COMMIT.id) -> list[str]:
+async def take(desk: HostRepositories, tree_: str, content: bytes, base: str = COMMIT.id) -> list[str]:
     """The paths that are changed in what was taken."""
     with opened(content) as file:
-        taken = await desk.take(REPO, base, Export(tree=tree_, pack=file), DENY)
+        taken = await desk.import_pack(REPO, base, Export(tree=tree_, pack=file), DENY)
     return [file.path for file in taken.files]
 
 
@@ -243,9 +255,9 @@ async def takes_anything(naive: Path, evil: Evil) -> bool:
     """Whether a host that checks nothing takes the same."""
     try:
         with opened(evil.pack) as file:
-            await git(naive, "index-pack", "--stdin", "--fix-thin", stdin=file)
-        await git(naive, "ls-tree", evil.tree)
-    except GitFailed:
+            await run_git(naive, "index-pack", "--stdin", "--fix-thin", stdin=file)
+        await run_git(naive, "ls-tree", evil.tree)
+    except GitCommandFailed:
         return False
     return True
 
@@ -278,7 +290,7 @@ ODD_COMMIT = hostile_packs.commit(ODD)
 async def test_odd_names_of_the_base_are_no_obstacle(desk):
     """What people have in their repository already may be changed, and there may be more in an odd folder of theirs."""
     with opened(pack([README, *(tree((FILE, "a:b", README)), ODD, ODD_COMMIT)])) as file:
-        await git(desk.mirror(REPO), "index-pack", "--stdin", stdin=file)
+        await run_git(desk.mirror_path(REPO), "index-pack", "--stdin", stdin=file)
     inner = tree((FILE, "a:b", NEW), (FILE, "new.c", NEW))
     changed = tree((FILE, "aux.c", NEW), (FOLDER, "aux", inner))
     assert await take(desk, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == ["aux.c", "aux/a:b", "aux/new.c"]
@@ -313,7 +325,7 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 async def test_what_was_refused_leaves_nothing(name, desk, verdict):
     """Else an agent fills this machine's disk, a pack at a time."""
-    evil, folder = LEFT[name], desk.desk(REPO)
+    evil, folder = LEFT[name], desk.repository_path(REPO)
     before = sorted(folder.rglob("*"))
     with pytest.raises(Refused):
         await take(desk, evil.tree, evil.pack)
@@ -327,10 +339,10 @@ async def test_what_was_refused_leaves_nothing(name, desk, verdict):
 async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verdict):
     lie = pack([STRANGE])
     await take(desk, BASE.id, lie)
-    assert await git(desk.desk(REPO), "cat-file", "blob", README.id) == README.content
+    assert await run_git(desk.repository_path(REPO), "cat-file", "blob", README.id) == README.content
     (naive / "objects/pack/pack-1.pack").write_bytes(lie)  # a host that copies packs with their indexes
     (naive / "objects/pack/pack-1.idx").write_bytes(hostile_packs.lying_index(STRANGE, README.id, lie))
-    assert await git(naive, "cat-file", "blob", README.id) == STRANGE.content
+    assert await run_git(naive, "cat-file", "blob", README.id) == STRANGE.content
     verdict("things are called what they are", "another file in its place")
 
 
@@ -341,12 +353,12 @@ ROOM = 192  # MiB that git and the worker may take for one pack; Python with our
 TAKE = """
 import asyncio
 from pathlib import Path
-from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.repositories import HostRepositories
 from osiris.core.errors import OsirisError
 from osiris.core.ports.sandbox import Export
 with open(pack, "rb") as file:
     try:
-        asyncio.run(HostDesk(Path(place)).take("acme/shop", base, Export(tree=tree, pack=file), ()))
+        asyncio.run(HostRepositories(Path(place)).take("acme/shop", base, Export(tree=tree, pack=file), ()))
     except OsirisError as error:
         said = str(error)
 """
@@ -382,13 +394,13 @@ def measured(what: str, place: Path, evil: Evil) -> tuple[int, str]:
 def swollen_delta() -> Evil:
     """A file of 256 MiB in 5 KB: a delta that copies one MiB of zeros over and over."""
     zeros = blob(bytes(MIB))
-    copied = Delta(zeros.id, hostile_packs.copies(MIB, 256))
+    copied = PackDelta(zeros.id, hostile_packs.copies(MIB, 256))
     return beside(GOOD.id, zeros, copied, NEW, GOOD)
 
 
 def swollen_tree() -> Evil:
     """git streams large files, and nothing else: a folder is read into memory whole."""
-    return beside(GOOD.id, Thing(hostile_packs.TREE, bytes(256 * MIB)), NEW, GOOD)
+    return beside(GOOD.id, PackObject(hostile_packs.TREE, bytes(256 * MIB)), NEW, GOOD)
 
 
 def million_files() -> Evil:
@@ -427,7 +439,7 @@ LARGE_ONES: Sequence[Callable[[], Evil]] = (large_file, many_large_files, large_
 @pytest.mark.parametrize("bomb", [*HUNGRY, *LARGE_ONES], ids=lambda bomb: bomb.__name__)
 async def test_a_pack_of_large_things(bomb, desk, naive, verdict):
     evil = bomb()
-    most, said = measured(TAKE, desk.desk(REPO).parents[2], evil)
+    most, said = measured(TAKE, desk.repository_path(REPO).parents[2], evil)
     assert re.search(evil.words, said), said
     assert most < ROOM, "it took as much memory as the pack wanted"
     assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]

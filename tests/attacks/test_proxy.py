@@ -9,7 +9,7 @@ import pytest
 
 from osiris.core.events import Blocked
 from tests.attacks import tls
-from tests.attacks.proxies import Wire, opening, say, shut
+from tests.attacks.proxies import ProxyPair, opening, say, shut
 from tests.attacks.worker import CANARY
 
 SECRET = CANARY.encode()
@@ -22,7 +22,7 @@ ONLY = "only CONNECT, and GET of a mirror, are let through"
 
 
 @pytest.fixture
-async def wire(place: Path) -> AsyncIterator[Wire]:
+async def wire(place: Path) -> AsyncIterator[ProxyPair]:
     async with opening(place) as made:
         yield made
 
@@ -31,7 +31,7 @@ async def wire(place: Path) -> AsyncIterator[Wire]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ProxyCase:
     """What is said, and what is noted of it. @T is the port with TLS, @P that without."""
 
     first: str
@@ -40,23 +40,23 @@ class Row:
     port: str = "0"
 
 
-def connect(to: str, reason: str, host: str = "?", port: str = "0") -> Row:
-    return Row(first=f"CONNECT {to} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n", reason=reason, host=host, port=port)
+def connect(to: str, reason: str, host: str = "?", port: str = "0") -> ProxyCase:
+    return ProxyCase(first=f"CONNECT {to} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n", reason=reason, host=host, port=port)
 
 
-def other(host: str) -> Row:
+def other(host: str) -> ProxyCase:
     """A host that is none of the list."""
     return connect(f"{host}:@T", NOT_LISTED, host.lower(), "@T")
 
 
-def nobody(host: str) -> Row:
+def nobody(host: str) -> ProxyCase:
     """Something that is no host at all."""
     return connect(f"{host}:@T", NO_HOST)
 
 
-def get(url: str, *headers: str, reason: str, host: str = "?", port: str = "0", method: str = "GET") -> Row:
+def get(url: str, *headers: str, reason: str, host: str = "?", port: str = "0", method: str = "GET") -> ProxyCase:
     first = "\r\n".join([f"{method} {url} HTTP/1.1", *headers, "", ""])
-    return Row(first=first, reason=reason, host=host, port=port)
+    return ProxyCase(first=first, reason=reason, host=host, port=port)
 
 
 REQUESTS = {
@@ -100,7 +100,7 @@ REQUESTS = {
     "another host than the header says": get(
         "http://evil.example:@P/", "Host: localhost:@P", reason=NOT_LISTED, host="evil.example", port="@P"
     ),
-    "HTTP of another kind": Row(first="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP),
+    "HTTP of another kind": ProxyCase(first="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP),
     "a request in two halves": get(
         "http://localhost:@P/", "Content-Length: 5", "Transfer-Encoding: chunked", reason=GARBLED
     ),

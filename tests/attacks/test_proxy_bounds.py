@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from osiris.core.events import Blocked
-from osiris.tools.sandbox.network.addresses import may_be_reached
-from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON, MOST_NAMES, OTHERS, Caps
+from osiris.tools.sandbox.network.addresses import may_reach
+from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON, MOST_NAMES, OTHERS, ProxyLimits
 from osiris.tools.sandbox.network.proxy_report import LONGEST_UNREACHABLE, MOST_REPORT, parse_report
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 from tests.attacks import tls
-from tests.attacks.proxies import Wire, opening, say, shut
+from tests.attacks.proxies import ProxyPair, opening, say, shut
 from tests.attacks.test_network import INNER
 
 HELLO = tls.hello("localhost")
@@ -24,7 +24,7 @@ SOON = 5.0  # seconds in which a bounded wait of this file is over
 MANY = 150
 
 
-def tunnel(wire: Wire) -> bytes:
+def tunnel(wire: ProxyPair) -> bytes:
     return wire.filled("CONNECT localhost:@T HTTP/1.1\r\n\r\n").encode()
 
 
@@ -55,7 +55,7 @@ SLOW = {
 @pytest.mark.parametrize("name", SLOW)
 async def test_one_who_takes_its_time(name, place, verdict):
     first, drop = SLOW[name]
-    async with opening(place, caps=Caps(patience=0.2)) as wire:
+    async with opening(place, caps=ProxyLimits(patience=0.2)) as wire:
         words = wire.filled(first).encode()
         assert await ends(wire.guarded, words, drop)
         assert wire.target.heard == b""
@@ -64,7 +64,7 @@ async def test_one_who_takes_its_time(name, place, verdict):
 
 
 async def test_silence_in_a_tunnel(place, verdict):
-    async with opening(place, caps=Caps(silence=0.2)) as wire:
+    async with opening(place, caps=ProxyLimits(silence=0.2)) as wire:
         assert await ends(wire.guarded, tunnel(wire) + HELLO)
         assert not await ends(wire.open, tunnel(wire) + HELLO, within=0.6)
     verdict("ended after its time", "an open proxy waits on")
@@ -81,7 +81,7 @@ async def test_a_long_answer_to_a_short_question_comes_whole(place):
                     await asyncio.Event().wait()
         await shut(writer)
 
-    async with opening(place, caps=Caps(silence=0.4), meet=drip) as wire:
+    async with opening(place, caps=ProxyLimits(silence=0.4), meet=drip) as wire:
         reader, writer = await asyncio.open_unix_connection(wire.guarded)
         writer.write(tunnel(wire) + HELLO)
         answer = await reader.read()
@@ -92,7 +92,7 @@ async def test_a_long_answer_to_a_short_question_comes_whole(place):
 @pytest.mark.parametrize("times", [1, 4], ids=["in one connection", "in four connections"])
 async def test_an_upload_that_is_too_large(times, place, verdict):
     part = b"x" * (1 << 20)
-    async with opening(place, caps=Caps(up=(3 << 20))) as wire:
+    async with opening(place, caps=ProxyLimits(up=(3 << 20))) as wire:
         for _ in range(times):
             await say(wire.guarded, tunnel(wire), HELLO + part * (4 // times))
         assert len(wire.target.heard) <= 3 << 20
@@ -112,7 +112,7 @@ async def test_a_download_that_is_too_large(place, verdict):
                 await writer.drain()
         await shut(writer)
 
-    async with opening(place, caps=Caps(down=(2 << 20)), meet=pour) as wire:
+    async with opening(place, caps=ProxyLimits(down=(2 << 20)), meet=pour) as wire:
         assert len(await say(wire.guarded, tunnel(wire), HELLO)) < (2 << 20) + 100
         assert [blocked.reason for blocked in wire.take_blocked()] == ["more than 2 MiB went down"]
         assert len(await say(wire.open, tunnel(wire), HELLO)) >= 4 << 20
@@ -143,7 +143,7 @@ async def test_a_second_request_in_the_first(place, verdict):
 
 async def test_many_connections_at_once(place, verdict):
     """Those that are too many are not heard, and when the others have gone all is as before."""
-    async with opening(place, caps=Caps(connections=20)) as wire:
+    async with opening(place, caps=ProxyLimits(connections=20)) as wire:
         for path, most in ((wire.guarded, 20), (wire.open, MANY)):
             before = wire.target.callers
             held = [await asyncio.open_unix_connection(path) for _ in range(MANY)]
@@ -189,7 +189,7 @@ async def test_connections_that_are_not_accepted_yet_end_with_the_command(place,
         for caller in callers:
             caller.connect(str(wire.guarded))
             caller.send(tunnel(wire))
-        await wire.egress.hang_up(wire.listener)
+        await wire.egress.close_connections(wire.listener)
         for caller in callers:
             caller.settimeout(SOON)
             with caller, contextlib.suppress(ConnectionResetError):
@@ -251,7 +251,7 @@ async def test_a_name_that_leads_to_this_machine(address, place, verdict):
 @pytest.mark.parametrize("address", INNER)
 def test_an_address_that_is_nobodys_business(address, verdict):
     """By whatever python: which addresses are global is another list in each."""
-    assert may_be_reached("8.8.8.8", "a.example", own=False)
-    assert may_be_reached("2001:4860:4860::8888", "a.example", own=False)
-    assert not may_be_reached(address, "a.example", own=False)
+    assert may_reach("8.8.8.8", "a.example", own=False)
+    assert may_reach("2001:4860:4860::8888", "a.example", own=False)
+    assert not may_reach(address, "a.example", own=False)
     verdict("no public address", "test_network goes there")

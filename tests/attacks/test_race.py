@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.git.runner import git
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.git.runner import run_git
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Export
 from tests.attacks.attack import python
@@ -54,11 +54,11 @@ def swapping(there: str, attacked: Attacked, seconds: float) -> str:
     return python(SWAP, there, str(attacked.place / "own/private.pem"), str(FILES), str(seconds))
 
 
-async def take_over(desk: HostDesk, base: str, tree: str, pack: Path) -> str:
+async def take_over(desk: HostRepositories, base: str, tree: str, pack: Path) -> str:
     """Why it was refused."""
     try:
         with pack.open("rb") as file:
-            await desk.take(REPO, base, Export(tree=tree, pack=file), ())
+            await desk.import_pack(REPO, base, Export(tree=tree, pack=file), ())
     except Refused as error:
         return str(error)
     return ""
@@ -77,7 +77,7 @@ async def test_files_that_become_links_while_the_work_is_taken(attacked, careful
     trees = [(take, pack) for [take], pack in zip(given[-TAKES:], packs, strict=True) if isinstance(take, str)]
     assert trees
     told = [await take_over(careful.desk, attacked.base, tree, pack) for tree, pack in trees]
-    everything = await git(careful.desk.desk(REPO), "cat-file", "--batch-all-objects", "--batch")
+    everything = await run_git(careful.desk.repository_path(REPO), "cat-file", "--batch-all-objects", "--batch")
     assert attacked.canary.encode() not in everything
     assert all(words == "" or "leaves the repository" in words for words in told)
     verdict(f"{len(given)} takes, no secret", race(attacked))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.errors import Mendable
+from osiris.core.errors import NeedsOperator
 from osiris.core.ports.sandbox import Setup
 from tests.attacks.conftest import SMALL
 
@@ -20,7 +20,7 @@ OURS = {"agent.txt", "src/agent.py", "README.md"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SetupCase:
     """`left` is what the set-up runs; `bad` are files that must not be in the work, and `good` some that must be."""
 
     left: str
@@ -34,34 +34,36 @@ ANYBODYS |= {"GIT_CONFIG_KEY_1": "user.name", "GIT_CONFIG_VALUE_1": "a"}
 ANYBODYS |= {"GIT_CONFIG_KEY_2": "user.email", "GIT_CONFIG_VALUE_2": "a@x"}
 ROOMY = replace(SMALL, inodes=20_000)
 ROWS = {
-    "rules in the home": Row(left="mkdir -p ~/.config/git; echo 'evil*' >~/.config/git/ignore; echo bad >evil.txt"),
-    "rules in the home's configuration": Row(
+    "rules in the home": SetupCase(
+        left="mkdir -p ~/.config/git; echo 'evil*' >~/.config/git/ignore; echo bad >evil.txt"
+    ),
+    "rules in the home's configuration": SetupCase(
         left="git config --global core.excludesFile ~/rules; echo 'evil*' >~/rules; echo bad >evil.txt"
     ),
-    "rules in the workspace": Row(left="printf '.gitignore\\nagent*\\n' >.gitignore"),
-    "rules of a folder": Row(left="echo 'agent*' >src/.gitignore"),
-    "rules that hide all": Row(left="echo '*' >.gitignore; echo '*' >src/.gitignore"),
-    "rules in the clone": Row(left="mkdir -p .git/info; echo 'evil*' >>.git/info/exclude; echo bad >evil.txt"),
-    "a rule of the repository that brings all back": Row(
+    "rules in the workspace": SetupCase(left="printf '.gitignore\\nagent*\\n' >.gitignore"),
+    "rules of a folder": SetupCase(left="echo 'agent*' >src/.gitignore"),
+    "rules that hide all": SetupCase(left="echo '*' >.gitignore; echo '*' >src/.gitignore"),
+    "rules in the clone": SetupCase(left="mkdir -p .git/info; echo 'evil*' >>.git/info/exclude; echo bad >evil.txt"),
+    "a rule of the repository that brings all back": SetupCase(
         left="echo bad >evil.txt", agent=f"{AGENT}; echo '!*' >.gitignore"
     ),
-    "odd names": Row(
+    "odd names": SetupCase(
         left=r"""for name in '!*' '#evil' 'evil ' $'evil\r' $'evil\n.txt' -evil --action=exec; do
             echo bad >"$name"; done""",
         bad=("!*", "#evil", "evil ", "evil\r", "evil\n.txt", "-evil", "--action=exec"),
     ),
-    "folders that the agent needs": Row(
+    "folders that the agent needs": SetupCase(
         left="mkdir -p docs new/deep; echo bad >new/evil.txt; echo bad >new/deep/evil.txt",
         bad=("new/evil.txt", "new/deep/evil.txt"),
         agent=f"{AGENT}; mkdir -p docs; echo mine | tee docs/guide.txt new/agent.txt >new/deep/agent.txt",
         good=("docs/guide.txt", "new/agent.txt", "new/deep/agent.txt"),
     ),
-    "files that the agent makes": Row(
+    "files that the agent makes": SetupCase(
         left="echo bad >src/util.py; echo bad >run; ln -s README.md link; echo bad >.gitignore",
         agent=f"{AGENT}; echo mine >src/util.py; echo mine >run; rm -f link; echo mine >link; echo mine >.gitignore",
         good=("src/util.py", "run", "link", ".gitignore"),
     ),
-    "attributes that change files": Row(left="echo '* text working-tree-encoding=UTF-16' >.gitattributes"),
+    "attributes that change files": SetupCase(left="echo '* text working-tree-encoding=UTF-16' >.gitattributes"),
 }
 
 
@@ -78,7 +80,7 @@ git add -A 2>/dev/null || true
 """
 
 
-def trusting(place: Path, row: Row) -> dict[str, bytes]:
+def trusting(place: Path, row: SetupCase) -> dict[str, bytes]:
     """The files that a trusting host takes for the agent's work: it notes what a set-up left by git's own rules, and
     names as git shows them, and lays that into a clean checkout for an agent with a home of its own."""
     for folder in ("home", "other", "work", "left"):
@@ -117,7 +119,9 @@ def test_what_a_set_up_leaves_is_none_of_the_agents_work(name, worker, verdict, 
 def test_a_set_up_that_leaves_too_much(worker, verdict):
     """Each file that no rule covers is looked at whenever work is taken out."""
     many = 'cd src; python3 -c \'for n in range(5001): open(f"{n}.dat", "w").close()\''
-    with pytest.raises(Mendable, match=r"leaves more than 5,000 files .*, such as 'src/\d+\.dat'; let \.gitignore"):
+    with pytest.raises(
+        NeedsOperator, match=r"leaves more than 5,000 files .*, such as 'src/\d+\.dat'; let \.gitignore"
+    ):
         worker.create("much", limits=ROOMY, setup=Setup(commands=(many,), hosts=(), key=f"{worker.who}-much"))
     verdict("refused in a sentence", "git takes quadratic time for so many rules")
 
@@ -138,7 +142,7 @@ def test_what_the_repository_or_a_folder_ignores_itself_may_be_as_much_as_it_is(
     verdict("it is there, and none of the work", "-")
 
 
-def harm(work: dict[str, bytes], row: Row) -> str:
+def harm(work: dict[str, bytes], row: SetupCase) -> str:
     """What went wrong; "" when nothing did."""
     if taken := sorted(set(work) & set(row.bad)):
         return f"took {taken[0]!r} for the agent's"

@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 
 from osiris.agents import briefing
-from osiris.bot.git.runner import GitFailed, outage, shown
+from osiris.bot.git.runner import GitCommandFailed, escape_path, translate_failure
 from osiris.bot.github import commands, comments
 from osiris.config import copilot_setup, repository_file
 from osiris.core.decide import branch_name
 from osiris.core.errors import OsirisError
 from osiris.core.redaction import Redactor
 from osiris.core.sanitize import clean_text, has_hidden, show_hidden
-from osiris.tools.sandbox.network.proxy_request import read_request
-from osiris.tools.sandbox.network.tls_client_hello import NotOurs
+from osiris.tools.sandbox.network.proxy_request import parse_request
+from osiris.tools.sandbox.network.tls_client_hello import ProtocolRejected
 
 SIZE = 1 << 18  # characters
 GITHUB = 1 << 16  # characters that GitHub takes in an issue or a comment
@@ -57,24 +57,24 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "showing what is hidden": show_hidden,
     "a file name": has_hidden,
     "redaction": Redactor(["a-known-secret", "another one of them"]),
-    "commands of a comment": lambda text: commands.find(text, "osiris[bot]"),
-    "commands of a comment that has one": lambda text: commands.find(f"`\n/osiris\n`\n\n{text}", "osiris[bot]"),
-    "words for Markdown": comments.plain,
-    "words for a commit": comments.harmless,
-    "a title": comments.title,
-    "a quotation": comments.quoted,
-    "the brief": briefing._inert,
-    "a policy file": lambda text: repository_file.parse(f"label: {text}"),
-    "set-up steps": lambda text: copilot_setup.parse(f"jobs: {text}"),
+    "commands of a comment": lambda text: commands.find_command(text, "osiris[bot]"),
+    "commands of a comment that has one": lambda text: commands.find_command(f"`\n/osiris\n`\n\n{text}", "osiris[bot]"),
+    "words for Markdown": comments.escape_markdown,
+    "words for a commit": comments.disarm_text,
+    "a title": comments.format_title,
+    "a quotation": comments.quote_text,
+    "the brief": briefing._escape_tags,
+    "a policy file": lambda text: repository_file.parse_policy(f"label: {text}"),
+    "set-up steps": lambda text: copilot_setup.parse_steps(f"jobs: {text}"),
     "the name of a branch": lambda text: branch_name(1, text, 1),
-    "a request to the proxy": lambda text: read_request(text.encode("latin-1", "replace")),
-    "git's words": lambda text: outage(GitFailed("fetch", text), "fetch"),
-    "a path": lambda text: shown(text.encode("utf-8", "surrogateescape")),
+    "a request to the proxy": lambda text: parse_request(text.encode("latin-1", "replace")),
+    "git's words": lambda text: translate_failure(GitCommandFailed("fetch", text), "fetch"),
+    "a path": lambda text: escape_path(text.encode("utf-8", "surrogateescape")),
 }
 SIZES = {"commands of a comment that has one": 1 << 14}
 SIZES |= {name: GITHUB for name in READERS if name.startswith(("words", "a title", "a quotation"))}
 """Characters for those that are slow, and read only what GitHub has taken."""
-EXPECTED = (OsirisError, NotOurs)
+EXPECTED = (OsirisError, ProtocolRejected)
 
 
 def seconds(read: Callable[[str], object], text: str) -> float:

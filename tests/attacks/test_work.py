@@ -13,7 +13,7 @@ ROOMY = replace(SMALL, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class WorkCase:
     """`files` are written first; `script` must end well and say `says`."""
 
     name: str
@@ -153,54 +153,58 @@ LETTERS = (
     'locale charmap; [ "$(printf "ä€𝄞" | wc -m)" = 3 ] && mkdir "ä€𝄞" && touch "ä€𝄞/ß" && ls ä* && echo letters work'
 )
 WORKS = (
-    Work(
+    WorkCase(
         name="pytest",
         script="python3 -m pytest -q",
         says="2 passed",
         files={"test_sum.py": "def test_sum(tmp_path):\n    assert 40 + 2 == 42\ndef test_two(capfd): pass\n"},
     ),
-    Work(name="a server and its client", script="python3 -m unittest", says="OK", files={"test_it.py": SERVER_TEST}),
-    Work(name="both localhosts", script="python3 two.py", says="lo is up True", files={"two.py": TWO_LOCALHOSTS}),
-    Work(name="pools of processes", script="python3 pool.py", says="pools work", files={"pool.py": POOL}),
-    Work(name="watching files", script="python3 watch.py", says="new-file", files={"watch.py": WATCH}),
-    Work(
+    WorkCase(
+        name="a server and its client", script="python3 -m unittest", says="OK", files={"test_it.py": SERVER_TEST}
+    ),
+    WorkCase(name="both localhosts", script="python3 two.py", says="lo is up True", files={"two.py": TWO_LOCALHOSTS}),
+    WorkCase(name="pools of processes", script="python3 pool.py", says="pools work", files={"pool.py": POOL}),
+    WorkCase(name="watching files", script="python3 watch.py", says="new-file", files={"watch.py": WATCH}),
+    WorkCase(
         name="a terminal of python's", script="python3 terminal.py", says="heard hello", files={"terminal.py": TERMINAL}
     ),
-    Work(name="a terminal of script's", script="script -qec 'tty -s && echo typed' log", says="typed"),
-    Work(name="threads, locks, a database", script="python3 all.py", says="True alarm (1,)", files={"all.py": THREADS}),
-    Work(
+    WorkCase(name="a terminal of script's", script="script -qec 'tty -s && echo typed' log", says="typed"),
+    WorkCase(
+        name="threads, locks, a database", script="python3 all.py", says="True alarm (1,)", files={"all.py": THREADS}
+    ),
+    WorkCase(
         name="a virtual environment",
         script="python3 -m venv --without-pip v && v/bin/python -c 'import sys; print(sys.prefix)'",
         says="/v",
     ),
-    Work(
+    WorkCase(
         name="npm test",
         script="npm test --silent",
         says="pass 2",
         files={"package.json": '{"name": "x", "scripts": {"test": "node --test"}}', "it.test.js": NODE_FETCH},
     ),
-    Work(name="make and gcc", script="make -s test", says="42", files={"Makefile": MAKEFILE, "sum.c": SUM_C}),
-    Work(
+    WorkCase(name="make and gcc", script="make -s test", says="42", files={"Makefile": MAKEFILE, "sum.c": SUM_C}),
+    WorkCase(
         name="go test",
         script="go test -count=1 -vet=off ./...",
         says="ok",
         files={"go.mod": "module sum\n\ngo 1.19\n", "sum_test.go": GO_TEST},
     ),
-    Work(
+    WorkCase(
         name="cargo test",
         script="cargo test -q --offline",
         says="2 passed",
         files={"Cargo.toml": '[package]\nname = "sum"\nversion = "0.1.0"\nedition = "2021"\n', "src/lib.rs": RUST},
     ),
-    Work(name="git", script=GIT, says="git works", files={"README": "hello\n"}),
-    Work(
+    WorkCase(name="git", script=GIT, says="git works", files={"README": "hello\n"}),
+    WorkCase(
         name="git in the clone of the mirror",
         script="cd /workspace && git log --oneline && echo more >>README.md && git diff --stat && "
         "git commit -qam two && git switch -qc topic && git rev-list --count topic && git blame README.md",
         says="more",
     ),
-    Work(name="streams and shells", script=STREAMS, says="streams work"),
-    Work(name="letters", script=LETTERS, says="letters work"),
+    WorkCase(name="streams and shells", script=STREAMS, says="streams work"),
+    WorkCase(name="letters", script=LETTERS, says="letters work"),
 )
 
 

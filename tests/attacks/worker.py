@@ -18,10 +18,10 @@ from typing import Any
 
 from osiris.core.ports.sandbox import Plan, Result, Session
 from osiris.loop_monitor import LoopMonitor
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.workspace import file_helper_client
-from osiris.tools.toolbox import Tools
+from osiris.tools.toolbox import SessionTools
 
 CANARY = "canary-9f2c71d0b4e8"
 """The one secret of this process. It stands in its environment, in files and behind sockets, and nowhere else."""
@@ -34,12 +34,12 @@ Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 """A method of `Worker`, and what it is given."""
 
 
-class Worker:
+class AttackedWorker:
     """What the tests may ask of it; see `conftest.Attacked`. `place` is a folder of its own."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True, network="agent"))
+        self._sandbox = BubblewrapSandbox(place / "sandboxes", Path, SandboxOptions(weak=True, network="agent"))
         self._sessions: dict[str, Session] = {}
         self._plain = place / "plain"
         self._plain.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ class Worker:
 
     async def tool(self, name: str, tool: str, args: dict[str, Any]) -> str:
         """Use a tool of the model's in session `name`; its answer."""
-        return (await Tools(self._sessions[name]).call(tool, args)).text
+        return (await SessionTools(self._sessions[name]).call_tool(tool, args)).text
 
     async def export(self, name: str, base: str, to: str) -> str:
         """Take the work of session `name`: the pack goes to file `to`; the tree's name."""
@@ -190,10 +190,10 @@ Stall = tuple[float, str]
 """How many seconds the event loop stood still, and what ran."""
 
 
-async def _answer(worker: Worker, call: Call) -> tuple[Exception | None, Any, Stall]:
+async def _answer(worker: AttackedWorker, call: Call) -> tuple[Exception | None, Any, Stall]:
     """What a call gave or raised, and the longest stall meanwhile."""
     monitor, error, value = LoopMonitor(STALL), None, None
-    with monitor.watching():
+    with monitor.watch_loop():
         try:
             value = await worker._do(call)
         except Exception as raised:  # noqa: BLE001  (the test that asked has it)
@@ -211,7 +211,7 @@ def _is_control(call: Call) -> bool:
 def main() -> None:
     """Obey what comes through descriptor argv[1], until it ends."""
     caller, loop = Connection(int(sys.argv[1])), asyncio.new_event_loop()
-    worker = Worker(Path(sys.argv[2]))
+    worker = AttackedWorker(Path(sys.argv[2]))
     caller.send((None, (CANARY, worker.port, os.getpid()), (0.0, "")))
     with contextlib.suppress(EOFError):
         while True:

@@ -88,7 +88,7 @@ def test_a_known_secret_is_hidden_in_whatever_way_it_is_written():
 
 def test_every_text_within_a_value_is_redacted():
     value = {"body": "my ghs_1234567890abcdef", "lines": [1, None, ("hunter22", True)]}
-    assert Redactor(["hunter22"]).within(value) == {"body": "my ***", "lines": [1, None, ["***", True]]}
+    assert Redactor(["hunter22"]).redact_value(value) == {"body": "my ***", "lines": [1, None, ["***", True]]}
 
 
 def test_a_result_knows_that_its_output_was_cut():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from osiris.core import events as e
 from osiris.core.decide import decide
 from osiris.core.policy import Policy
-from osiris.core.task import ENDED, LIVING, MOVES, Back, State, Task, states_page
+from osiris.core.task import ENDED, LIVING, MOVES, Back, State, Task, render_states_page
 from tests.core.events import one_of_each, requested
 
 
@@ -98,7 +98,7 @@ def test_the_same_fact_of_a_run_twice_is_one(history: list[int]):
 
 def test_the_picture_in_the_documents_is_the_table():
     page = Path(__file__).parents[2] / "docs/states.md"
-    assert page.read_text() == states_page(), "run `make docs`"
+    assert page.read_text() == render_states_page(), "run `make docs`"
 
 
 def test_ended_and_living_are_all_states():

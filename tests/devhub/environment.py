@@ -45,7 +45,7 @@ FILES = {
 
 
 @dataclass
-class Clock:
+class HubClock:
     """The hub's time; it stands still until a test moves it."""
 
     now: float = field(default_factory=time.time)
@@ -82,7 +82,7 @@ class Receiver:
         )
 
 
-class Quiet(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """uvicorn without signals, that ends when its receiver leaves."""
 
     def __init__(self, config: uvicorn.Config, leaving: asyncio.Event) -> None:
@@ -104,7 +104,9 @@ async def receiving() -> AsyncIterator[Receiver]:
     listener = socket.create_server(("127.0.0.1", 0))
     receiver.url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
     app = Starlette(routes=[Route("/hooks", receiver.take, methods=["POST"])])
-    server = Quiet(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1), receiver.leaving)
+    server = QuietServer(
+        uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1), receiver.leaving
+    )
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield receiver
@@ -115,11 +117,11 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 
 @dataclass
-class Stage:
+class HubEnvironment:
     """The hub under test with what stands on it."""
 
     hub: Hub
-    clock: Clock
+    clock: HubClock
     receiver: Receiver
     place: Path
     repo: Repo
@@ -151,7 +153,7 @@ class Stage:
         return self.client(await self.token(**narrow))
 
     async def events(self) -> list[str]:
-        await self.hub.drained()
+        await self.hub.wait_until_sent()
         return self.receiver.names
 
     # ── git, as anybody uses it ──

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from osiris.devhub.models import Delivery
-from osiris.devhub.webhook_sender import Sending
-from tests.devhub.environment import Stage
+from osiris.devhub.webhook_sender import PendingDelivery
+from tests.devhub.environment import HubEnvironment
 from tests.devhub.test_errors import said
 
 REPO = "/repos/acme/shop"
@@ -15,7 +15,7 @@ REPO = "/repos/acme/shop"
 # ── repositories ──
 
 
-async def test_the_old_name_of_a_repository_leads_to_it(stage: Stage) -> None:
+async def test_the_old_name_of_a_repository_leads_to_it(stage: HubEnvironment) -> None:
     stage.hub.world.set_role(stage.repo, "mia", "admin")
     token = await stage.token()
     bot, mia, app = stage.client(token), stage.client(stage.mia.token), stage.client(stage.app_jwt())
@@ -37,7 +37,7 @@ async def test_the_old_name_of_a_repository_leads_to_it(stage: Stage) -> None:
     assert (await bot.get(REPO)).json()["full_name"] == "acme/shop"
 
 
-async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: Stage) -> None:
+async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: HubEnvironment) -> None:
     stage.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
     mia, eve = stage.client(stage.mia.token), stage.client(stage.eve.token)
     await mia.patch("/repos/acme/vault", json={"name": "safe"})
@@ -45,7 +45,7 @@ async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: S
     assert said(await eve.get("/repos/acme/vault"), 404) == "Not Found"
 
 
-async def test_an_archived_repository_is_read_and_not_written(stage: Stage) -> None:
+async def test_an_archived_repository_is_read_and_not_written(stage: HubEnvironment) -> None:
     stage.hub.world.set_role(stage.repo, "mia", "admin")
     token = await stage.token()
     bot, mia, rob = stage.client(token), stage.client(stage.mia.token), stage.client(stage.rob.token)
@@ -65,7 +65,7 @@ async def test_an_archived_repository_is_read_and_not_written(stage: Stage) -> N
     assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 201
 
 
-async def test_the_events_of_an_issue_tell_who_did_what(stage: Stage) -> None:
+async def test_the_events_of_an_issue_tell_who_did_what(stage: HubEnvironment) -> None:
     mia = stage.client(stage.mia.token)
     await mia.post(f"{REPO}/issues", json={"title": "Prices", "labels": ["osiris"]})
     await mia.delete(f"{REPO}/issues/1/labels/osiris")
@@ -79,7 +79,7 @@ async def test_the_events_of_an_issue_tell_who_did_what(stage: Stage) -> None:
     assert events[1]["label"]["name"] == "osiris"
 
 
-async def test_a_deleted_branch_closes_its_pull_request(stage: Stage) -> None:
+async def test_a_deleted_branch_closes_its_pull_request(stage: HubEnvironment) -> None:
     token = await stage.token()
     await stage.pull(stage.client(token), token)
     mia = stage.client(stage.mia.token)
@@ -89,7 +89,7 @@ async def test_a_deleted_branch_closes_its_pull_request(stage: Stage) -> None:
     assert said(await mia.delete(f"{REPO}/git/refs/heads/fix"), 422) == "Reference does not exist"
 
 
-async def test_what_did_not_change_since_is_said_for_nothing(stage: Stage) -> None:
+async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironment) -> None:
     bot, other = await stage.bot(), await stage.bot()
     issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     url = f"{REPO}/issues?state=all&sort=updated&since=2020-01-01T00:00:00Z"
@@ -101,7 +101,7 @@ async def test_what_did_not_change_since_is_said_for_nothing(stage: Stage) -> No
     stage.clock.now += 10
     stage.hub.world.open_issue(stage.repo, stage.mia, "Sizes")
     stage.clock.now += 10
-    stage.hub.world.comment(issue, stage.mia, "Soon?")
+    stage.hub.world.add_comment(issue, stage.mia, "Soon?")
     changed = await bot.get(url, headers={"If-None-Match": first.headers["etag"]})
     assert [one["title"] for one in changed.json()] == ["Prices", "Sizes"]
     assert int(changed.headers["x-ratelimit-remaining"]) == left - 2
@@ -110,7 +110,7 @@ async def test_what_did_not_change_since_is_said_for_nothing(stage: Stage) -> No
 # ── installations ──
 
 
-async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(stage: Stage) -> None:
+async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(stage: HubEnvironment) -> None:
     token = await stage.token()
     bot, app = stage.client(token), stage.client(stage.app_jwt())
     url = f"/app/installations/{stage.installation}"
@@ -126,17 +126,17 @@ async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(stage: 
     assert await stage.events() == ["installation.created", "installation.suspend", "installation.unsuspend"]
 
 
-async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(stage: Stage) -> None:
+async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(stage: HubEnvironment) -> None:
     bot, app = await stage.bot(), stage.client(stage.app_jwt())
     assert (await app.delete(f"/app/installations/{stage.installation}")).status_code == 204
     assert said(await app.get(f"{REPO}/installation"), 404) == "Not Found"
     assert said(await bot.get(REPO), 401) == "Bad credentials"
 
 
-async def test_an_hour_has_so_many_requests(stage: Stage) -> None:
+async def test_an_hour_has_so_many_requests(stage: HubEnvironment) -> None:
     bot = await stage.bot()
     assert int((await bot.get(REPO)).headers["x-ratelimit-remaining"]) == 4999
-    stage.hub.rates.leave("installation", stage.installation, 1, seconds=60)
+    stage.hub.rates.set_remaining("installation", stage.installation, 1, seconds=60)
     assert (await bot.get(REPO)).headers["x-ratelimit-remaining"] == "0"
     refused = await bot.get(REPO)
     assert said(refused, 403).startswith("API rate limit exceeded for installation ID")
@@ -150,19 +150,19 @@ async def test_an_hour_has_so_many_requests(stage: Stage) -> None:
 # ── webhooks that go astray ──
 
 
-async def test_a_webhook_may_come_twice_late_or_never(stage: Stage) -> None:
-    await stage.hub.drained()
+async def test_a_webhook_may_come_twice_late_or_never(stage: HubEnvironment) -> None:
+    await stage.hub.wait_until_sent()
     moment = asyncio.Event()
 
-    async def astray(delivery: Delivery, send: Sending) -> None:
+    async def astray(delivery: Delivery, send: PendingDelivery) -> None:
         title = b"twice late never lost".split()[len(stage.repo.issues) - 1]
         if title == b"twice":
             await send()
             await send()
         elif title == b"late":
-            send.after(moment.wait())
+            send.defer_until(moment.wait())
         elif title == b"lost":
-            send.lost()
+            send.drop()
 
     stage.hub.hooks.interceptors.append(astray)
     before = len(stage.app.deliveries)
@@ -173,23 +173,23 @@ async def test_a_webhook_may_come_twice_late_or_never(stage: Stage) -> None:
             await asyncio.sleep(0.01)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await stage.hub.drained()
+            await stage.hub.wait_until_sent()
     moment.set()
-    await stage.hub.drained()
+    await stage.hub.wait_until_sent()
     assert [body["issue"]["title"] for _, body in stage.receiver.got[1:]] == ["twice", "twice", "late"]
     on_record = [(one.status_code, one.delivered is not None) for one in stage.app.deliveries[before:]]
     assert on_record == [(202, True), (202, True), (502, True)]
 
 
-async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: Stage) -> None:
-    await stage.hub.drained()
+async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: HubEnvironment) -> None:
+    await stage.hub.wait_until_sent()
     seen = []
 
-    async def outer(delivery: Delivery, send: Sending) -> None:
+    async def outer(delivery: Delivery, send: PendingDelivery) -> None:
         seen.append("outer")
         await send()
 
-    async def inner(delivery: Delivery, send: Sending) -> None:
+    async def inner(delivery: Delivery, send: PendingDelivery) -> None:
         seen.append("inner")
         await send()
 
@@ -199,13 +199,13 @@ async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: Stage)
     assert seen == ["outer", "inner"]
 
 
-async def test_a_bug_of_an_interceptor_is_not_hidden(stage: Stage) -> None:
-    await stage.hub.drained()
+async def test_a_bug_of_an_interceptor_is_not_hidden(stage: HubEnvironment) -> None:
+    await stage.hub.wait_until_sent()
 
-    async def broken(delivery: Delivery, send: Sending) -> None:
+    async def broken(delivery: Delivery, send: PendingDelivery) -> None:
         raise ZeroDivisionError
 
     stage.hub.hooks.interceptors.append(broken)
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     with pytest.raises(ZeroDivisionError):
-        await stage.hub.drained()
+        await stage.hub.wait_until_sent()

@@ -7,8 +7,8 @@ import httpx
 import jwt
 import pytest
 
-from osiris.devhub.tokens import key_pair
-from tests.devhub.environment import Stage
+from osiris.devhub.tokens import generate_key_pair
+from tests.devhub.environment import HubEnvironment
 
 REPO = "/repos/acme/shop"
 
@@ -21,7 +21,7 @@ def said(answer: httpx.Response, status: int) -> str:
     return str(first if isinstance(first, str) else first.get("message") or f"{first['field']} {first['code']}")
 
 
-async def test_tokens_end_after_an_hour_of_the_hubs_clock(stage: Stage) -> None:
+async def test_tokens_end_after_an_hour_of_the_hubs_clock(stage: HubEnvironment) -> None:
     token = await stage.token()
     bot = stage.client(token)
     stage.clock.now += 3599
@@ -34,10 +34,10 @@ async def test_tokens_end_after_an_hour_of_the_hubs_clock(stage: Stage) -> None:
     assert (await (await stage.bot()).get(REPO)).status_code == 200
 
 
-async def test_a_token_reaches_only_its_repositories_and_permissions(stage: Stage) -> None:
+async def test_a_token_reaches_only_its_repositories_and_permissions(stage: HubEnvironment) -> None:
     stage.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
     stage.hub.add_repo("acme/open", collaborators={})
-    stage.hub.install(stage.app, "acme/vault")
+    stage.hub.install_app(stage.app, "acme/vault")
     reader = await stage.bot(repositories=["shop"], permissions={"issues": "read"})
     assert (await reader.get(f"{REPO}/issues")).status_code == 200
     refusal = "Resource not accessible by integration"
@@ -57,7 +57,7 @@ async def test_a_token_reaches_only_its_repositories_and_permissions(stage: Stag
 
 
 async def test_who_dies_in_the_middle_of_asking_changes_nothing_and_leaves_no_traceback(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: HubEnvironment, caplog: pytest.LogCaptureFixture
 ) -> None:
     api, bot = httpx.URL(stage.hub.api_url), await stage.bot()
     head = f"POST {api.path}{REPO}/issues HTTP/1.1\r\nHost: x\r\nAuthorization: {bot.headers['authorization']}\r\n"
@@ -74,22 +74,22 @@ async def test_who_dies_in_the_middle_of_asking_changes_nothing_and_leaves_no_tr
 @pytest.mark.parametrize(
     "claims", [{"exp": 1}, {"exp": 4_000_000_000}, {"iat": 4_000_000_000}, {"exp": None}, {"iat": None}]
 )
-async def test_an_app_signs_in_only_with_a_fresh_token(stage: Stage, claims: dict[str, int]) -> None:
+async def test_an_app_signs_in_only_with_a_fresh_token(stage: HubEnvironment, claims: dict[str, int]) -> None:
     assert (await stage.client(stage.app_jwt()).get("/app")).json()["slug"] == "osiris"
     assert (await stage.client(stage.app_jwt(iss=stage.app.client_id)).get("/app")).status_code == 200
     assert (await stage.client(stage.app_jwt(**claims)).get("/app")).status_code == 401
 
 
-async def test_an_app_signs_in_only_with_its_own_key(stage: Stage) -> None:
+async def test_an_app_signs_in_only_with_its_own_key(stage: HubEnvironment) -> None:
     now = int(time.time())
     claims = {"iat": now, "exp": now + 60, "iss": str(stage.app.id)}
-    forged = jwt.encode(claims, key_pair().private, algorithm="RS256")
+    forged = jwt.encode(claims, generate_key_pair().private, algorithm="RS256")
     assert (await stage.client(forged).get("/app")).status_code == 401
     unsigned = jwt.encode(claims, "", algorithm="none")
     assert (await stage.client(unsigned).get("/app")).status_code == 401
 
 
-async def test_pull_requests_that_make_no_sense_are_refused(stage: Stage) -> None:
+async def test_pull_requests_that_make_no_sense_are_refused(stage: HubEnvironment) -> None:
     token = await stage.token()
     bot = stage.client(token)
     await stage.pull(bot, token)
@@ -111,7 +111,7 @@ async def test_pull_requests_that_make_no_sense_are_refused(stage: Stage) -> Non
     assert "part of the diff" in said(await mia.post(f"{REPO}/pulls/1/reviews", json=outside), 422)
 
 
-async def test_a_conflict_is_seen_and_not_merged(stage: Stage) -> None:
+async def test_a_conflict_is_seen_and_not_merged(stage: HubEnvironment) -> None:
     token = await stage.token()
     bot = stage.client(token)
     await stage.pull(bot, token)
@@ -124,7 +124,7 @@ async def test_a_conflict_is_seen_and_not_merged(stage: Stage) -> None:
     assert (await bot.get(f"{REPO}/pulls/1/merge")).status_code == 404
 
 
-async def test_people_do_what_their_role_allows(stage: Stage) -> None:
+async def test_people_do_what_their_role_allows(stage: HubEnvironment) -> None:
     stage.hub.add_repo("acme/vault", collaborators={"mia": "write"}, private=True)
     mia, rob, eve = (stage.client(one.token) for one in (stage.mia, stage.rob, stage.eve))
     nobody = stage.client()
@@ -147,7 +147,7 @@ async def test_people_do_what_their_role_allows(stage: Stage) -> None:
     assert said(await mia.post(f"{REPO}/check-runs", json={"name": "x", "head_sha": "0" * 40}), 403)
 
 
-async def test_words_have_limits_and_types(stage: Stage) -> None:
+async def test_words_have_limits_and_types(stage: HubEnvironment) -> None:
     mia = stage.client(stage.mia.token)
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     url = f"{REPO}/issues/1/comments"
@@ -163,7 +163,7 @@ async def test_words_have_limits_and_types(stage: Stage) -> None:
     assert said(await mia.post(reactions, json={"content": "shrug"}), 422)
 
 
-async def test_lists_come_in_pages(stage: Stage) -> None:
+async def test_lists_come_in_pages(stage: HubEnvironment) -> None:
     for number in range(5):
         stage.hub.world.open_issue(stage.repo, stage.mia, f"Issue {number}")
     mia = stage.client(stage.mia.token)
@@ -175,7 +175,7 @@ async def test_lists_come_in_pages(stage: Stage) -> None:
     assert seen == [5, 4, 3, 2, 1]
 
 
-async def test_graphql_refuses_in_its_own_shape(stage: Stage) -> None:
+async def test_graphql_refuses_in_its_own_shape(stage: HubEnvironment) -> None:
     token = await stage.token()
     pull = await stage.pull(stage.client(token), token, draft=True)
     ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"

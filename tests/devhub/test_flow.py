@@ -1,9 +1,9 @@
 """From an issue to a merged pull request, as an app and two people live it."""
 
-from tests.devhub.environment import FILES, Stage
+from tests.devhub.environment import FILES, HubEnvironment
 
 
-async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: Stage) -> None:
+async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnvironment) -> None:
     mia = stage.client(stage.mia.token)
     bot_token = await stage.token()
     bot = stage.client(bot_token)
@@ -39,7 +39,7 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: Stage)
     merged = await bot.put(f"{repo}/pulls/2/merge", json={"sha": head})
     assert merged.json()["merged"] is True
     assert stage.repo.issues[1].state_reason == "completed"
-    assert stage.repo.git.read("main", "shop/cart.py") == fixed.encode()
+    assert stage.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
     assert await stage.events() == [
         "installation.created",
         "issues.opened",

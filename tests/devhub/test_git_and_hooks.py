@@ -11,14 +11,14 @@ from starlette.responses import JSONResponse, Response
 
 from osiris.core.errors import Refused
 from osiris.devhub.models import Delivery
-from osiris.devhub.observers import Exchange
-from osiris.devhub.server import Cut, serving
-from tests.devhub.environment import Stage
+from osiris.devhub.observers import ApiExchange
+from osiris.devhub.server import TruncatedResponse, serve_hub
+from tests.devhub.environment import HubEnvironment
 
 REPO = "/repos/acme/shop"
 
 
-async def test_only_those_who_may_write_push(stage: Stage) -> None:
+async def test_only_those_who_may_write_push(stage: HubEnvironment) -> None:
     token = await stage.token()
     await stage.branch("fix", {"a.txt": "a"}, token)
     work = stage.place / "work"
@@ -36,7 +36,7 @@ async def test_only_those_who_may_write_push(stage: Stage) -> None:
         assert (await nobody.get(stage.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")).status_code == 401
 
 
-async def test_a_private_repository_is_cloned_only_by_those_who_see_it(stage: Stage) -> None:
+async def test_a_private_repository_is_cloned_only_by_those_who_see_it(stage: HubEnvironment) -> None:
     stage.hub.add_repo("acme/vault", files={"gold.txt": "gold"}, collaborators={"mia": "read"}, private=True)
     own = await stage.git("clone", "-q", stage.address(stage.mia.token, "acme/vault"), str(stage.place / "own"))
     assert own.returncode == 0
@@ -45,11 +45,11 @@ async def test_a_private_repository_is_cloned_only_by_those_who_see_it(stage: St
         assert refused.returncode != 0
 
 
-async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: Stage) -> None:
+async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: HubEnvironment) -> None:
     token = await stage.token()
     content = bytes(range(256)) * 20_000
     sha = await stage.branch("big", {f"{n}.bin": content + bytes([n]) for n in range(3)}, token)
-    assert stage.repo.git.read(sha, "2.bin") == content + b"\x02"
+    assert stage.repo.git.read_file(sha, "2.bin") == content + b"\x02"
     body = gzip.compress(f"0032want {sha}\n00000009done\n".encode())
     headers = {"Content-Type": "application/x-git-upload-pack-request", "Content-Encoding": "gzip"}
     async with httpx.AsyncClient(trust_env=False) as nobody:
@@ -58,7 +58,7 @@ async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: Stage) -> 
     assert b"PACK" in answer.content
 
 
-async def test_a_push_moves_the_pull_request_and_tells_it(stage: Stage) -> None:
+async def test_a_push_moves_the_pull_request_and_tells_it(stage: HubEnvironment) -> None:
     token = await stage.token()
     bot = stage.client(token)
     pull = await stage.pull(bot, token)
@@ -78,17 +78,17 @@ async def test_a_push_moves_the_pull_request_and_tells_it(stage: Stage) -> None:
     assert (await stage.events())[-2:] == ["push", "pull_request.closed"]
 
 
-async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(stage: Stage) -> None:
+async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(stage: HubEnvironment) -> None:
     stage.receiver.status = 500
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    await stage.hub.drained()
+    await stage.hub.wait_until_sent()
     app = stage.client(stage.app_jwt())
     (listed, _) = (await app.get("/app/hook/deliveries")).json()
     assert (listed["event"], listed["status_code"], listed["redelivery"]) == ("issues", 500, False)
     stage.receiver.status = 202
     url = f"/app/hook/deliveries/{listed['id']}"
     assert (await app.post(f"{url}/attempts")).status_code == 202
-    await stage.hub.drained()
+    await stage.hub.wait_until_sent()
     first, second = stage.receiver.got[-2:]
     assert first[0]["x-github-delivery"] == second[0]["x-github-delivery"] == listed["guid"]
     assert first[1] == second[1]
@@ -97,23 +97,25 @@ async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(s
     assert (await app.get(url)).json()["request"]["payload"]["issue"]["title"] == "Prices"
 
 
-async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: Stage) -> None:
+async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: HubEnvironment) -> None:
     stage.app.webhook_url = "http://127.0.0.1:1/hooks"
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    await stage.hub.drained()
+    await stage.hub.wait_until_sent()
     last = stage.app.deliveries[-1]
     assert (last.status_code, last.status) == (502, "failed to connect to host")
 
 
 @pytest.mark.parametrize(("code", "conclusion"), [(0, "success"), (1, "failure"), (None, "failure")])
-async def test_a_pushed_commit_is_checked(stage: Stage, place: Path, code: int | None, conclusion: str) -> None:
+async def test_a_pushed_commit_is_checked(
+    stage: HubEnvironment, place: Path, code: int | None, conclusion: str
+) -> None:
     ran: list[tuple[Path, str, str]] = []
 
     async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
         ran.append((path, sha, command))
         return code, "x" * 70_000 + "end"
 
-    async with serving(place / "other", run_check=run_check) as hub:
+    async with serve_hub(place / "other", run_check=run_check) as hub:
         stage.hub = hub
         mia = hub.add_user("mia")
         files = {".github/devhub-ci.yml": "command: make test\n"}
@@ -125,10 +127,10 @@ async def test_a_pushed_commit_is_checked(stage: Stage, place: Path, code: int |
             permissions={"checks": "read", "contents": "read"},
             events=["check_run", "check_suite"],
         )
-        hub.install(app, "acme/shop")
+        hub.install_app(app, "acme/shop")
         sha = await stage.branch("fix", {"a.txt": "a"}, mia.token)
-        await hub.checked()
-        await hub.drained()
+        await hub.wait_until_checked()
+        await hub.wait_until_sent()
         assert ran == [(repo.git.path, sha, "make test")]
         (run,) = repo.checks
         assert (run.name, run.status, run.conclusion, run.app.slug) == ("ci", "completed", conclusion, "devhub-actions")
@@ -136,22 +138,22 @@ async def test_a_pushed_commit_is_checked(stage: Stage, place: Path, code: int |
     assert stage.receiver.names[-3:] == ["check_run.created", "check_run.completed", "check_suite.completed"]
 
 
-async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(stage: Stage, place: Path) -> None:
+async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(stage: HubEnvironment, place: Path) -> None:
     async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
         raise Refused("there is no safe sandbox on this machine")
 
-    async with serving(place / "other", run_check=run_check) as hub:
+    async with serve_hub(place / "other", run_check=run_check) as hub:
         stage.hub = hub
         mia = hub.add_user("mia")
         files = {".github/devhub-ci.yml": "command: make test\n"}
         repo = hub.add_repo("acme/shop", files=files, collaborators={"mia": "write"})
         await stage.branch("fix", {"a.txt": "a"}, mia.token)
-        await hub.checked()
+        await hub.wait_until_checked()
     (run,) = repo.checks
     assert (run.conclusion, run.output["text"]) == ("failure", "there is no safe sandbox on this machine")
 
 
-async def test_interceptors_see_fail_and_cut_every_request(stage: Stage) -> None:
+async def test_interceptors_see_fail_and_cut_every_request(stage: HubEnvironment) -> None:
     mia = stage.client(stage.mia.token)
     seen: list[str] = []
 
@@ -164,7 +166,7 @@ async def test_interceptors_see_fail_and_cut_every_request(stage: Stage) -> None
 
     async def lose(request: Request, forward) -> Response:
         await forward()
-        return Cut()
+        return TruncatedResponse()
 
     stage.hub.interceptors[:] = [count, fail]
     assert (await mia.post(f"{REPO}/issues", json={"title": "x"})).status_code == 502
@@ -185,14 +187,14 @@ class Watching:
         self.seen: list[tuple[str, int]] = []
         self.sent: list[tuple[str, int]] = []
 
-    def exchanged(self, exchange: Exchange) -> None:
+    def on_exchange(self, exchange: ApiExchange) -> None:
         self.seen.append((exchange.request.method, exchange.answer.status_code if exchange.answer else 0))
 
-    def delivered(self, delivery: Delivery) -> None:
+    def on_delivery(self, delivery: Delivery) -> None:
         self.sent.append((delivery.event, delivery.status_code))
 
 
-async def test_a_watcher_sees_what_the_hub_itself_answered(stage: Stage) -> None:
+async def test_a_watcher_sees_what_the_hub_itself_answered(stage: HubEnvironment) -> None:
     mia, watching = stage.client(stage.mia.token), Watching()
 
     async def fail(request: Request, forward) -> Response:
@@ -202,23 +204,23 @@ async def test_a_watcher_sees_what_the_hub_itself_answered(stage: Stage) -> None
         await forward()
         return JSONResponse({"message": "Bad Gateway"}, 502)
 
-    await stage.hub.drained()
-    stage.hub.watchers.append(watching)
+    await stage.hub.wait_until_sent()
+    stage.hub.observers.append(watching)
     try:
         await mia.post(f"{REPO}/issues", json={"title": "x"})
-        await stage.hub.drained()
+        await stage.hub.wait_until_sent()
         for interceptor in (fail, lose):
             stage.hub.interceptors[:] = [interceptor]
             await mia.get(f"{REPO}/issues")
         stage.hub.interceptors.clear()
         await stage.git("ls-remote", stage.address(stage.mia.token))
     finally:
-        stage.hub.watchers.remove(watching)
+        stage.hub.observers.remove(watching)
     assert watching.seen == [("POST", 201), ("GET", 0), ("GET", 200)]
     assert watching.sent == [("issues", 202)]
 
 
-async def test_an_existing_repository_is_imported_with_its_history(stage: Stage, place: Path) -> None:
+async def test_an_existing_repository_is_imported_with_its_history(stage: HubEnvironment, place: Path) -> None:
     source = place / "source"
     source.mkdir()
     await stage.git("init", "-q", "-b", "trunk", at=source)
@@ -229,13 +231,13 @@ async def test_an_existing_repository_is_imported_with_its_history(stage: Stage,
     await stage.git("branch", "aside", at=source)
     repo = stage.hub.add_repo("acme/old", import_from=(source, "HEAD"), collaborators={"mia": "admin"})
     assert (repo.default_branch, list(repo.heads)) == ("main", ["main"])
-    assert [commit.message for commit in repo.git.history("main")] == ["Step 1", "Step 0"]
+    assert [commit.message for commit in repo.git.list_history("main")] == ["Step 1", "Step 0"]
     assert repo.git.path == place / "hub/repos/acme/old.git"
     modes = {path.stat().st_mode & 0o005 for path in repo.git.path.rglob("*") if path.is_dir()}
     assert modes == {0o005}
 
 
-async def test_many_requests_at_once_are_all_answered(stage: Stage) -> None:
+async def test_many_requests_at_once_are_all_answered(stage: HubEnvironment) -> None:
     mia = stage.client(stage.mia.token)
     wishes = (mia.post(f"{REPO}/issues", json={"title": f"Issue {number}"}) for number in range(20))
     answers = await asyncio.gather(*wishes)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.devhub.environment import FILES, Stage
+from tests.devhub.environment import FILES, HubEnvironment
 
 PULL = "/acme/shop/pull/2"
 
@@ -29,14 +29,14 @@ async def _look(page: Page, name: str) -> None:
             await page.screenshot(path=str(Path(folder) / f"{name}-{scheme}.png"), full_page=True)
 
 
-async def _prepared(stage: Stage) -> None:
+async def _prepared(stage: HubEnvironment) -> None:
     """An issue, and the bot's draft pull request for it with a check and a comment."""
     body = "`total` shows too many digits.\n\n- [ ] round\n- [x] find it\n\n<!-- osiris:task=1 -->"
     issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices have too many digits", body, labels=["osiris"])
-    stage.hub.world.comment(
+    stage.hub.world.add_comment(
         issue, stage.app.bot, "I am on it. <details><summary>Plan</summary>\n\n1. round\n</details>"
     )
-    stage.hub.world.react(issue, stage.app.bot, "eyes")
+    stage.hub.world.add_reaction(issue, stage.app.bot, "eyes")
     token = await stage.token()
     bot = stage.client(token)
     text = "Rounds the total.\n\n<script>alert(1)</script>\n\n| check | exit |\n|---|---|\n| pytest | 0 |\n\nCloses #1"
@@ -47,14 +47,14 @@ async def _prepared(stage: Stage) -> None:
 
 
 async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges(
-    stage: Stage, browser: Browser
+    stage: HubEnvironment, browser: Browser
 ) -> None:
     await _prepared(stage)
     page = await browser.new_page(viewport={"width": 1280, "height": 900})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    await page.goto(stage.hub.user_url("mia", "/"))
+    await page.goto(stage.hub.build_sign_in_url("mia", "/"))
     await _look(page, "home")
     await page.get_by_role("link", name="Round the total").click()
     await expect(page.get_by_text("alert(1)")).to_be_visible()  # shown as text, not run
@@ -97,7 +97,7 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
     await page.get_by_role("button", name="Merge pull request").click()
     await expect(page.locator("header .state")).to_have_text("Merged")
     await _look(page, "merged")
-    assert stage.repo.git.read("main", "shop/cart.py") == fixed.encode()
+    assert stage.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
     assert stage.repo.issues[1].state == "closed"
     closed = (await stage.events()) and stage.receiver.last("pull_request.closed")
     assert (closed["pull_request"]["merged"], closed["sender"]["login"]) == (True, "mia")
@@ -105,9 +105,9 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
     assert [problem for problem in problems if "422" not in problem] == []
 
 
-async def test_a_person_opens_labels_and_comments_an_issue(stage: Stage, browser: Browser) -> None:
+async def test_a_person_opens_labels_and_comments_an_issue(stage: HubEnvironment, browser: Browser) -> None:
     page = await browser.new_page()
-    await page.goto(stage.hub.user_url("mia", "/acme/shop"))
+    await page.goto(stage.hub.build_sign_in_url("mia", "/acme/shop"))
     await page.get_by_label("Title").fill("Prices")
     await page.get_by_label("Description").fill("two\nlines <!-- hidden -->")
     await page.get_by_role("button", name="Open issue").click()
@@ -129,11 +129,11 @@ async def test_a_person_opens_labels_and_comments_an_issue(stage: Stage, browser
     assert names == ["issues.opened", "issues.labeled", "issue_comment.created", "issues.unlabeled", "issues.closed"]
 
 
-async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(stage: Stage) -> None:
+async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(stage: HubEnvironment) -> None:
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     url = f"{stage.hub.url}/acme/shop/issues/1/comment"
     async with httpx.AsyncClient(trust_env=False) as person:
-        entered = await person.get(stage.hub.user_url("mia", "//elsewhere.example"))
+        entered = await person.get(stage.hub.build_sign_in_url("mia", "//elsewhere.example"))
         assert entered.headers["location"] == "/"
         cookie = entered.headers["set-cookie"].lower()
         assert "httponly" in cookie
@@ -149,7 +149,7 @@ async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(stage: St
     assert [comment.body for comment in stage.repo.issues[1].comments] == ["hi"]
 
 
-async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_trouble(stage: Stage) -> None:
+async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_trouble(stage: HubEnvironment) -> None:
     token = await stage.token()
     files = {
         "logo.png": b"\x89PNG\x00\x01",

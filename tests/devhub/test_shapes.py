@@ -8,20 +8,20 @@ from githubkit import AppAuthStrategy, GitHub
 from githubkit import webhooks as kit_webhooks
 from githubkit.exception import RequestFailed
 
-from tests.devhub.environment import Stage
+from tests.devhub.environment import HubEnvironment
 
 OF = {"owner": "acme", "repo": "shop"}
 
 
 @pytest.fixture
-async def kit(stage: Stage) -> AsyncIterator[GitHub]:
+async def kit(stage: HubEnvironment) -> AsyncIterator[GitHub]:
     strategy = AppAuthStrategy(stage.app.id, stage.app.private_key)
     app = GitHub(strategy, base_url=f"{stage.hub.api_url}/", auto_retry=False, http_cache=False, trust_env=False)
     async with app, app.with_auth(app.auth.as_installation(stage.installation)) as github:
         yield github
 
 
-async def test_every_answer_validates_against_githubs_description(stage: Stage, kit: GitHub) -> None:
+async def test_every_answer_validates_against_githubs_description(stage: HubEnvironment, kit: GitHub) -> None:
     pull = await _conversation(stage, kit)
     rest, number = kit.rest, pull.number
     head = pull.head.sha
@@ -58,7 +58,7 @@ async def test_every_answer_validates_against_githubs_description(stage: Stage, 
         assert answer.parsed_data
 
 
-async def _conversation(stage: Stage, kit: GitHub):
+async def _conversation(stage: HubEnvironment, kit: GitHub):
     """An issue with a label, a comment and reactions, and a pull request with a review and a reply."""
     rest = kit.rest
     await rest.issues.async_create(**OF, title="Prices", labels=["osiris"])
@@ -79,7 +79,7 @@ async def _conversation(stage: Stage, kit: GitHub):
     return (await rest.pulls.async_get(**OF, pull_number=2)).parsed_data
 
 
-async def test_every_webhook_validates_against_githubs_description(stage: Stage, kit: GitHub) -> None:
+async def test_every_webhook_validates_against_githubs_description(stage: HubEnvironment, kit: GitHub) -> None:
     pull = await _conversation(stage, kit)
     rest = kit.rest
     await rest.checks.async_create(**OF, name="Osiris", head_sha=pull.head.sha, conclusion="success")
@@ -100,18 +100,18 @@ async def test_every_webhook_validates_against_githubs_description(stage: Stage,
         assert kit_webhooks.parse_obj(head["x-github-event"], body)
 
 
-async def test_every_webhook_about_where_an_app_may_work_validates(stage: Stage) -> None:
+async def test_every_webhook_about_where_an_app_may_work_validates(stage: HubEnvironment) -> None:
     hub, mia = stage.hub, stage.client(stage.mia.token)
     hub.world.set_role(stage.repo, "mia", "admin")
     hub.add_repo("acme/open", collaborators={})
-    hub.install(stage.app, "acme/open")
-    hub.uninstall(stage.app, "acme/open")
+    hub.install_app(stage.app, "acme/open")
+    hub.remove_repos(stage.app, "acme/open")
     for change in ({"archived": True}, {"archived": False}, {"name": "store"}):
         assert (await mia.patch("/repos/acme/shop", json=change, follow_redirects=True)).status_code == 200
     hub.add_repo("globex/other", collaborators={})
-    hub.install(stage.app, "globex/other")
+    hub.install_app(stage.app, "globex/other")
     assert (await mia.post("/repos/acme/store/transfer", json={"new_owner": "globex"})).status_code == 202
-    hub.install(stage.app, "globex/store")
+    hub.install_app(stage.app, "globex/store")
     assert (await mia.delete("/repos/globex/store")).status_code == 204
     app = stage.client(stage.app_jwt())
     url = f"/app/installations/{stage.installation}"
@@ -137,7 +137,7 @@ async def test_every_webhook_about_where_an_app_may_work_validates(stage: Stage)
 
 
 async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_and_resolves(
-    stage: Stage, kit: GitHub
+    stage: HubEnvironment, kit: GitHub
 ) -> None:
     await _conversation(stage, kit)
     query = """query($owner: String!, $name: String!, $number: Int!) {
@@ -163,7 +163,7 @@ async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_
     assert node["node"]["number"] == 2
 
 
-async def test_the_real_client_sees_a_refusal_with_its_reason(stage: Stage, kit: GitHub) -> None:
+async def test_the_real_client_sees_a_refusal_with_its_reason(stage: HubEnvironment, kit: GitHub) -> None:
     with pytest.raises(RequestFailed) as refused:
         await kit.rest.pulls.async_create(**OF, title="x", head="nowhere", base="main")
     assert refused.value.response.status_code == 422

@@ -25,8 +25,8 @@ READY = {"ready": {"type": "object", "properties": {"word": {"type": "string"}},
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """A reply as the SDK tells it; `calls` are (id, name, arguments), `cached` the tokens that were read again."""
+class SdkReply:
+    """A reply as the SDK tells it; `calls` are (id, name, arguments), `list_cached` the tokens that were read again."""
 
     text: str
     thinking: str
@@ -55,7 +55,7 @@ class Anthropic:
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> Said:
+    async def ask(self, *, stream: bool = True) -> SdkReply:
         tools = [{"name": name, "description": name, "input_schema": schema} for name, schema in self.tools.items()]
         asked: Any = {"model": self.model, "max_tokens": 1000, "system": SYSTEM, "messages": self.history}
         asked |= {"tools": tools, "thinking": {"type": "adaptive"}}
@@ -69,7 +69,7 @@ class Anthropic:
             {"role": "assistant", "content": [b.model_dump(exclude_none=True) for b in message.content]}
         )
         usage = message.usage
-        return Said(
+        return SdkReply(
             text="".join(block.text for block in message.content if block.type == "text"),
             thinking="".join(block.thinking for block in message.content if block.type == "thinking"),
             calls=[(block.id, block.name, block.input) for block in message.content if block.type == "tool_use"],
@@ -114,7 +114,7 @@ class OpenAI:
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> Said:
+    async def ask(self, *, stream: bool = True) -> SdkReply:
         tools = [
             {"type": "function", "name": name, "parameters": schema, "strict": False}
             for name, schema in self.tools.items()
@@ -130,7 +130,7 @@ class OpenAI:
         self.history += [item.model_dump(mode="json", by_alias=True, exclude_none=True) for item in response.output]
         calls = [item for item in response.output if item.type == "function_call"]
         thoughts = [item for item in response.output if item.type == "reasoning"]
-        return Said(
+        return SdkReply(
             text=response.output_text or "".join(_refusals(response.output)),
             thinking="".join(part.text for item in thoughts for part in item.summary),
             calls=[(call.call_id, call.name, _parsed(call.arguments)) for call in calls],
@@ -175,7 +175,7 @@ class Google:
     def tell(self, text: str) -> None:
         self.history.append(types.Content(role="user", parts=[types.Part(text=text)]))
 
-    async def ask(self, *, stream: bool = True) -> Said:
+    async def ask(self, *, stream: bool = True) -> SdkReply:
         functions = [
             types.FunctionDeclaration(name=name, parameters_json_schema=schema) for name, schema in self.tools.items()
         ]
@@ -195,7 +195,7 @@ class Google:
         self.history.append(types.Content(role="model", parts=parts))
         usage = chunks[-1].usage_metadata
         calls = [part.function_call for part in parts if part.function_call]
-        return Said(
+        return SdkReply(
             text="".join(part.text for part in parts if part.text and not part.thought),
             thinking="".join(part.text for part in parts if part.text and part.thought),
             calls=[(call.id, call.name, call.args) for call in calls],
@@ -241,7 +241,7 @@ class Compatible:
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> Said:
+    async def ask(self, *, stream: bool = True) -> SdkReply:
         functions = [{"name": name, "parameters": schema} for name, schema in self.tools.items()]
         tools = [{"type": "function", "function": function} for function in functions]
         asked: Any = {"model": self.model, "messages": self.history, "tools": tools}
@@ -254,7 +254,7 @@ class Compatible:
             message, stop, usage = whole.choices[0].message.to_dict(), whole.choices[0].finish_reason, whole.usage
         self.history.append(message)
         calls = [(call["id"], call["function"]) for call in message.get("tool_calls", ())]
-        return Said(
+        return SdkReply(
             text=message["content"] or "",
             thinking=message.get("reasoning_content", ""),
             calls=[(id, function["name"], _parsed(function["arguments"])) for id, function in calls],

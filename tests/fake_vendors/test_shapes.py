@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from fake_vendors.request_shapes import misfits
-from fake_vendors.server import Asked
+from fake_vendors.server import ReceivedRequest
 from tests.fake_vendors.clients import talking
 
 
 @pytest.fixture
-async def asked(vendors, vendor) -> Asked:
+async def asked(vendors, vendor) -> ReceivedRequest:
     """A lawful request with a reply and answers in it."""
     async with talking(vendors, vendor) as client:
         client.tell("add is wrong")
@@ -70,8 +70,8 @@ def _at(body: Any, place: list[Any]) -> Any:
     return body
 
 
-def _changed(asked: Asked) -> Asked:
-    return Asked(
+def _changed(asked: ReceivedRequest) -> ReceivedRequest:
+    return ReceivedRequest(
         vendor=asked.vendor, path=asked.path, headers=asked.headers, body=copy.deepcopy(asked.body), began=asked.began
     )
 
@@ -105,9 +105,9 @@ async def test_a_field_that_is_missing_is_found(asked, vendor):
 
 async def test_a_signature_that_is_no_base64_is_found(vendors):
     body = {"contents": [{"role": "model", "parts": [{"text": "a", "thoughtSignature": "not base64!"}]}]}
-    asked = Asked(vendor="google", path="/", headers={}, body=body, began=0)
+    asked = ReceivedRequest(vendor="google", path="/", headers={}, body=body, began=0)
     assert misfits(asked) == ["body.contents[0].parts[0].thoughtSignature: is not base64"]
 
 
 async def test_a_body_that_is_no_object_is_a_misfit(vendor):
-    assert misfits(Asked(vendor=vendor, path="/", headers={}, body=None, began=0)) == ["body: is no object"]
+    assert misfits(ReceivedRequest(vendor=vendor, path="/", headers={}, body=None, began=0)) == ["body: is no object"]

@@ -18,18 +18,18 @@ from sqlalchemy import create_engine, text
 
 from fake_vendors import server as loopback
 from fake_vendors.server import Vendors
-from osiris.bootstrap import Osiris, Patience, sandbox_of
+from osiris.bootstrap import Osiris, Timeouts, create_sandbox
 from osiris.config.settings import Settings
 from osiris.core.ports.models import Message
 from osiris.core.ports.sandbox import Sandbox
 from osiris.core.task import Task
-from osiris.devhub.tokens import KeyPair, key_pair
-from osiris.playground.environment import Stage, staged
+from osiris.devhub.tokens import KeyPair, generate_key_pair
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.read_models import Failure
 from osiris.queue.tables import Table
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
 from tests.conftest import a_place, disks_in
 from tests.forkserver import osiris
 
@@ -47,7 +47,7 @@ PEOPLE = {"alice": "maintain", "bob": "write", "tina": "triage", "mallory": "non
 @functools.cache
 def keys() -> KeyPair:
     """The App's, for all worlds of a process: to make a pair takes a tenth of a second."""
-    return key_pair()
+    return generate_key_pair()
 
 
 def step(tool: str, /, expect: dict[str, Any] | None = None, **args: Any) -> dict[str, Any]:
@@ -79,15 +79,15 @@ def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
     return {"when": when, "steps": list(steps)}
 
 
-QUICK = Patience(pauses=(0.05,))
+QUICK = Timeouts(pauses=(0.05,))
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class FlowEnvironment:
     """The stage, one life of Osiris on it, and the people."""
 
-    stage: Stage
+    stage: Environment
     osiris: Osiris
     alice: Person
     bob: Person
@@ -103,40 +103,42 @@ class World:
 
     async def transcript(self) -> list[Message]:
         """Every message of the first task, in order."""
-        return [step.message for step in await self.osiris.views.steps(1)]
+        return [step.message for step in await self.osiris.read_models.list_steps(1)]
 
     async def settled(self) -> None:
-        await self.stage.settled(self.osiris.store)
+        await self.stage.wait_until_settled(self.osiris.store)
 
     async def task(self) -> Task:
-        [line] = await self.osiris.views.tasks()
+        [line] = await self.osiris.read_models.list_tasks()
         return line.task
 
     async def failures(self) -> list[Failure]:
-        return await self.osiris.views.failures()
+        return await self.osiris.read_models.list_failures()
 
     async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
         issue = await self.alice.file_issue(title, body)
-        await self.alice.label(issue)
+        await self.alice.add_label(issue)
         return issue
 
     async def in_review(self) -> tuple[int, int]:
         """An issue that was worked on: its number and that of its pull request."""
         issue = await self.labelled()
         await self.settled()
-        [pull] = await self.alice.pulls()
+        [pull] = await self.alice.list_pulls()
         return issue, int(pull["number"])
 
     async def said_by_osiris(self, number: int) -> list[str]:
-        return [c["body"] for c in await self.alice.comments(number) if c["user"]["login"] == "osiris[bot]"]
+        return [c["body"] for c in await self.alice.list_comments(number) if c["user"]["login"] == "osiris[bot]"]
 
     async def until_running(self) -> None:
         """Wait until the agent is inside its first tool call."""
         async with asyncio.timeout(20):
             while True:
-                for line in await self.osiris.views.tasks():
+                for line in await self.osiris.read_models.list_tasks():
                     of_this_run = f"-{line.task.run}"
-                    steps = [s for s in await self.osiris.views.steps(line.id) if s.run.endswith(of_this_run)]
+                    steps = [
+                        s for s in await self.osiris.read_models.list_steps(line.id) if s.run.endswith(of_this_run)
+                    ]
                     if line.task.state == "running" and steps and steps[-1].message.role == "assistant":
                         return
                 await asyncio.sleep(0.02)
@@ -149,7 +151,7 @@ class World:
         )
         async with asyncio.timeout(20):
             while True:
-                await self.stage.hub.drained()
+                await self.stage.hub.wait_until_sent()
                 async with self.osiris.engine.connect() as connection:
                     if not await connection.scalar(undone):
                         return
@@ -159,11 +161,11 @@ class World:
         """Let the command of `HELD` end."""
         for disk in disks_in(self.sessions):
             with contextlib.suppress(FileNotFoundError):  # it is just being made, or thrown away
-                (disk.here / "tmp" / "go").touch()
+                (disk.host_path / "tmp" / "go").touch()
 
     def push(self, login: str, branch: str, files: dict[str, str]) -> None:
         """A person clones, changes files on a branch, and pushes, with plain git."""
-        address = self.stage.hub.url.replace("://", f"://{login}:{self.stage.hub.world.user(login).token}@")
+        address = self.stage.hub.url.replace("://", f"://{login}:{self.stage.hub.world.get_user(login).token}@")
         who = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
         with tempfile.TemporaryDirectory() as folder:
             plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
@@ -193,11 +195,11 @@ def warm() -> Iterator[Callable[[Settings], Sandbox]]:
     """
     with a_place() as place:
         root = place / "sessions"
-        probes = asyncio.run(Bubblewrap(root, Path, Options(weak=True)).probe())
+        probes = asyncio.run(BubblewrapSandbox(root, Path, SandboxOptions(weak=True)).probe())
 
         def sandbox(settings: Settings) -> Sandbox:
             few = settings.model_copy(update={"osiris_cache_gib": 0.001})  # each kept checkout is a mount for all jails
-            return sandbox_of(few, root, probes if settings.osiris_sandbox == "weak" else ())
+            return create_sandbox(few, root, probes if settings.osiris_sandbox == "weak" else ())
 
         yield sandbox
 
@@ -208,7 +210,7 @@ def lay_database(migrated_file: Path, place: Path) -> None:
     shutil.copy(migrated_file, place / "osiris")
 
 
-Start = Callable[..., contextlib.AbstractAsyncContextManager[World]]
+Start = Callable[..., contextlib.AbstractAsyncContextManager[FlowEnvironment]]
 
 
 @pytest.fixture
@@ -230,12 +232,12 @@ def start(place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox]
         also: str = "",
         more: dict[str, Any] | None = None,
         **replacements: Any,
-    ) -> AsyncIterator[World]:
+    ) -> AsyncIterator[FlowEnvironment]:
         script = place / "script.yml"
         script.write_text(yaml.safe_dump(story))
         async with (
             loopback.serving(story) if vendor else contextlib.nullcontext() as vendors,
-            staged(
+            start_environment(
                 place,
                 repo=REPO,
                 files=files or FILES,
@@ -245,13 +247,13 @@ def start(place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox]
                 more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
             ) as stage,
             _listening() as said_in_logs,
-            stage.osiris(**{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}) as osiris,
-            stage.person("alice") as alice,
-            stage.person("bob") as bob,
-            stage.person("tina") as tina,
-            stage.person("mallory") as mallory,
+            stage.run_osiris(**{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}) as osiris,
+            stage.get_person("alice") as alice,
+            stage.get_person("bob") as bob,
+            stage.get_person("tina") as tina,
+            stage.get_person("mallory") as mallory,
         ):
-            yield World(
+            yield FlowEnvironment(
                 stage=stage,
                 osiris=osiris,
                 alice=alice,
@@ -294,20 +296,20 @@ async def _listening() -> AsyncIterator[list[str]]:
         root.setLevel(level)
 
 
-async def _no_secret_anywhere(stage: Stage, alice: Person, logged: list[str]) -> None:
+async def _no_secret_anywhere(stage: Environment, alice: Person, logged: list[str]) -> None:
     """The canary: App key, webhook secret, the models' keys and every token that was minted."""
-    secrets = [*stage.settings.secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
+    secrets = [*stage.settings.list_secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
     data = stage.settings.osiris_data_dir
     kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dumped(stage)
     said = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
-    said += [str(pull["body"]) for pull in await alice.pulls()]
+    said += [str(pull["body"]) for pull in await alice.list_pulls()]
     for secret in secrets:
         assert secret.encode() not in kept, "a secret is in the database"
         assert not any(secret in words for words in said), "a secret was said"
         assert not any(secret in line for line in logged), "a secret was logged"
 
 
-def _dumped(stage: Stage) -> bytes:
+def _dumped(stage: Environment) -> bytes:
     """Everything that is in a PostgreSQL."""
     if stage.settings.is_embedded:
         return b""
@@ -322,7 +324,7 @@ async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
     import httpx
 
     try:
-        return await person.comments(number)
+        return await person.list_comments(number)
     except httpx.HTTPStatusError:
         return []
 

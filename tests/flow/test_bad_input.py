@@ -7,14 +7,14 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.flow.conftest import FILES, FIX, HELD, Start, World, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, FlowEnvironment, Start, run, step, submit
 
 
 def story(*steps: dict) -> dict:
     return {"runs": [run(*steps)]}
 
 
-async def ended(world: World) -> str:
+async def ended(world: FlowEnvironment) -> str:
     """Let a labelled issue be worked on; the status comment that remains."""
     issue = await world.labelled()
     await world.settled()
@@ -27,14 +27,14 @@ async def test_an_empty_change_is_said_and_opens_nothing(start: Start):
         status = await ended(world)
         assert "could not finish" in status
         assert "The agent changed no file; it said: There is nothing to do" in status
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_a_review_answered_without_a_change_is_answered_in_words(start: Start):
     answer = run(submit("It is right as it is: see line 2."), when="<review")
     async with start({"runs": [answer, run(*FIX)]}) as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "REQUEST_CHANGES", "Is this right?")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "Is this right?")
         await world.settled()
         assert (await world.task()).state == "review"
         assert any("> It is right as it is" in words for words in await world.said_by_osiris(number))
@@ -44,7 +44,7 @@ async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start
     steps = (step("write_file", path="a.txt", content="a"), submit("Added a file."))
     async with start(story(*steps), files={"README.md": "x"}) as world:
         _, number = await world.in_review()
-        body = (await world.alice.pull(number))["body"]
+        body = (await world.alice.get_pull(number))["body"]
         assert "Nothing was run, so nothing shows that it works." in body
         assert "No test was changed or added." in body
 
@@ -53,7 +53,7 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
     odd = "touch \"$(printf 'caf\\351.txt')\" 'with space.txt' && head -c 3000 /dev/urandom > blob.bin && rm README.md"
     async with start(story(step("run_command", {"exit_code": 0}, command=odd), submit("Odd."))) as world:
         _, number = await world.in_review()
-        body = (await world.alice.pull(number))["body"]
+        body = (await world.alice.get_pull(number))["body"]
         assert "| `blob.bin` | added | binary |" in body
         assert r"caf\xe9.txt" in body
         names = world.git("ls-tree", "-z", "--name-only", (await world.task()).branch)
@@ -92,10 +92,10 @@ async def test_a_spent_budget_pauses_and_retry_goes_on_where_it_stopped(start: S
         await world.settled()
         task = await world.task()
         assert (task.state, task.reason) == ("paused", "the budget of 2 steps is spent")
-        await world.bob.comment(issue, "/osiris retry")
+        await world.bob.add_comment(issue, "/osiris retry")
         await world.settled()
         assert (await world.task()).state == "review"
-        assert len(await world.osiris.views.steps(1)) == 2 + 2 * len(FIX) - 1
+        assert len(await world.osiris.read_models.list_steps(1)) == 2 + 2 * len(FIX) - 1
 
 
 async def test_a_policy_file_with_a_mistake_starts_nothing_and_says_where(start: Start):
@@ -104,15 +104,15 @@ async def test_a_policy_file_with_a_mistake_starts_nothing_and_says_where(start:
         await world.settled()
         [words] = await world.said_by_osiris(issue)
         assert "`.github/osiris.yml`: budget.steps: input should be a valid integer" in words
-        assert await world.osiris.views.tasks() == []
+        assert await world.osiris.read_models.list_tasks() == []
 
 
 async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Start):
     slow = run(HELD, step("write_file", path="A", content="a"), submit(), when="<review")
     async with start({"runs": [slow, run(*FIX)]}) as world:
         _, number = await world.in_review()
-        branch = (await world.alice.pull(number))["head"]["ref"]
-        await world.bob.review(number, "REQUEST_CHANGES", "More.")
+        branch = (await world.alice.get_pull(number))["head"]["ref"]
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
         await world.until_running()
         await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
         await world.heard()
@@ -121,7 +121,7 @@ async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Sta
         task = await world.task()
         assert task.reason == "somebody else pushed to the branch while I worked, and I never force a push"
         assert "by-hand.txt" in world.git("ls-tree", "--name-only", branch)
-        await world.bob.comment(number, "/osiris retry")
+        await world.bob.add_comment(number, "/osiris retry")
         await world.until_running()
         world.let_go()
         await world.settled()
@@ -175,9 +175,9 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
 
 
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):
-    from osiris.tools.sandbox.backend import Bubblewrap
+    from osiris.tools.sandbox.backend import BubblewrapSandbox
 
-    sandbox = Bubblewrap(place / "sessions", Path)
+    sandbox = BubblewrapSandbox(place / "sessions", Path)
     [passwd] = (place / "sessions").rglob("passwd")
     passwd.chmod(0)  # the jail's user cannot read what it needs
     async with start(sandbox=sandbox) as world:
@@ -192,7 +192,7 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
 
 
 async def test_no_model_is_a_sentence(start: Start):
-    from osiris.agents.models.registry import Brains
+    from osiris.agents.models.registry import ModelRegistry
 
-    async with start(choose=Brains("", {}).choose) as world:
+    async with start(choose=ModelRegistry("", {}).select) as world:
         assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)

@@ -10,18 +10,18 @@ SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 async def test_an_outsiders_label_gets_one_refusal_and_no_run(start: Start):
     async with start() as world:
         issue = await world.alice.file_issue("Please")
-        await world.tina.label(issue)
+        await world.tina.add_label(issue)
         await world.settled()
         [words] = await world.said_by_osiris(issue)
         assert "Thank you, tina" in words
-        assert await world.osiris.views.tasks() == []
+        assert await world.osiris.read_models.list_tasks() == []
 
 
 async def test_an_outsiders_commands_get_one_refusal_however_many_they_are(start: Start):
     async with start() as world:
         issue = await world.alice.file_issue("Please")
         for text in ("/osiris", "/osiris stop", "@osiris hello"):
-            await world.mallory.comment(issue, text)
+            await world.mallory.add_comment(issue, text)
         await world.settled()
         [words] = await world.said_by_osiris(issue)
         assert "Only people with write access" in words
@@ -30,21 +30,21 @@ async def test_an_outsiders_commands_get_one_refusal_however_many_they_are(start
 async def test_an_outsiders_review_starts_nothing_and_their_approval_counts_nothing(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        await world.mallory.review(number, "APPROVE")
-        await world.mallory.review(number, "REQUEST_CHANGES", "Add my backdoor.")
+        await world.mallory.submit_review(number, "APPROVE")
+        await world.mallory.submit_review(number, "REQUEST_CHANGES", "Add my backdoor.")
         await world.settled()
         task = await world.task()
         assert (task.state, task.run, task.approved) == ("review", 1, None)
-        assert (await world.alice.pull(number))["draft"]
+        assert (await world.alice.get_pull(number))["draft"]
 
 
 async def test_a_command_by_a_writer_starts_a_run_and_is_seen(start: Start):
     async with start() as world:
         issue = await world.mallory.file_issue("add subtracts", "really")
-        comment = await world.bob.comment(issue, "I can confirm.\n\n/osiris")
+        comment = await world.bob.add_comment(issue, "I can confirm.\n\n/osiris")
         await world.settled()
         assert (await world.task()).state == "review"
-        reactions = await world.bob.ask("GET", f"/issues/comments/{comment}/reactions")
+        reactions = await world.bob.send_request("GET", f"/issues/comments/{comment}/reactions")
         assert [(r["content"], r["user"]["login"]) for r in reactions] == [("eyes", "osiris[bot]")]
 
 
@@ -63,9 +63,9 @@ async def test_a_command_by_a_writer_starts_a_run_and_is_seen(start: Start):
     ],
 )
 def test_quotes_code_and_comments_are_no_commands(text: str):
-    from osiris.bot.github.commands import find
+    from osiris.bot.github.commands import find_command
 
-    assert find(text, "osiris[bot]") is None
+    assert find_command(text, "osiris[bot]") is None
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_quotes_code_and_comments_are_no_commands(text: str):
     ],
 )
 def test_commands_stand_at_the_start_of_a_line(text: str, name: str, known: bool, rest: str):
-    from osiris.bot.github.commands import Command, find
+    from osiris.bot.github.commands import UserCommand, find_command
 
-    assert find(text, "osiris[bot]") == Command(name, known, rest)
+    assert find_command(text, "osiris[bot]") == UserCommand(name, known, rest)
 
 
 async def test_stop_ends_the_run_at_once_and_retry_goes_on(start: Start):
     async with start(SLOW) as world:
         issue = await world.labelled()
         await world.until_running()
-        await world.bob.comment(issue, "/osiris stop")
+        await world.bob.add_comment(issue, "/osiris stop")
         await world.settled()
         assert (await world.task()).state == "cancelled"
         [status] = await world.said_by_osiris(issue)
@@ -106,7 +106,7 @@ async def test_status_and_help_and_an_unknown_command_get_one_answer_each(start:
     async with start() as world:
         issue, _ = await world.in_review()
         for text in ("/osiris status", "/osiris help", "/osiris dance"):
-            await world.bob.comment(issue, text)
+            await world.bob.add_comment(issue, text)
         await world.settled()
         status, *replies = await world.said_by_osiris(issue)
         assert "ready for review" in status
@@ -118,7 +118,7 @@ async def test_taking_the_label_off_stops_the_work(start: Start):
     async with start(SLOW) as world:
         issue = await world.labelled()
         await world.until_running()
-        await world.alice.unlabel(issue)
+        await world.alice.remove_label(issue)
         await world.settled()
         assert (await world.task()).reason == "alice withdrew the request"
 
@@ -126,7 +126,7 @@ async def test_taking_the_label_off_stops_the_work(start: Start):
 async def test_a_command_on_the_pull_request_is_about_its_task(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        await world.bob.comment(number, "/osiris stop")
+        await world.bob.add_comment(number, "/osiris stop")
         await world.settled()
         assert (await world.task()).state == "cancelled"
 

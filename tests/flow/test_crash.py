@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fake_vendors import server as loopback
-from osiris.bootstrap import Patience
-from osiris.playground.environment import Stage, staged
+from osiris.bootstrap import Timeouts
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.database import connect
-from osiris.queue.read_models import Views
+from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys, settings_of
 from tests.flow.support.osiris_process import Lives
@@ -50,20 +50,20 @@ class Killer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class CrashEnvironment:
     """The stage with a process to kill instead of a life in this one."""
 
-    stage: Stage
+    stage: Environment
     lives: Lives
     store: Store
-    views: Views
+    views: ReadModels
     alice: Person
     bob: Person
 
     async def settled(self) -> None:
         """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its API allows."""
         while True:
-            await self.stage.settled(self.store)
+            await self.stage.wait_until_settled(self.store)
             if not await self._redeliver() and await self.store.next_due() is None:  # Osiris asks for it itself, too
                 return
 
@@ -82,34 +82,34 @@ class Ground:
     async def whole_life(self) -> dict[str, object]:
         """From the label to the merge; what is visible at the end."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
-        await self.alice.label(issue)
+        await self.alice.add_label(issue)
         await self.settled()
-        [pull] = await self.alice.pulls()
+        [pull] = await self.alice.list_pulls()
         number = pull["number"]
-        await self.bob.review(number, "REQUEST_CHANGES", "Nearly.")
+        await self.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
         await self.settled()
-        await self.bob.review(number, "APPROVE")
+        await self.bob.submit_review(number, "APPROVE")
         await self.settled()
-        await self.bob.merge(number)
+        await self.bob.merge_pull(number)
         await self.settled()
         return await self.visible(issue, number)
 
     async def visible(self, issue: int, number: int) -> dict[str, object]:
-        commits = await self.alice.ask("GET", f"/pulls/{number}/commits")
+        commits = await self.alice.send_request("GET", f"/pulls/{number}/commits")
         heads = [commit["sha"] for commit in commits]
-        checks = [await self.alice.ask("GET", f"/commits/{head}/check-runs") for head in heads]
-        [line] = await self.views.tasks()
-        steps = [step.message for step in await self.views.steps(line.id) if step.message.role == "assistant"]
-        interrupted = sum("interrupted" in step.message.text for step in await self.views.steps(line.id))
+        checks = [await self.alice.send_request("GET", f"/commits/{head}/check-runs") for head in heads]
+        [line] = await self.views.list_tasks()
+        steps = [step.message for step in await self.views.list_steps(line.id) if step.message.role == "assistant"]
+        interrupted = sum("interrupted" in step.message.text for step in await self.views.list_steps(line.id))
         return {
             "task": (line.task.state, line.task.run, line.waiting),
-            "issue": (await self.alice.ask("GET", f"/issues/{issue}"))["state"],
-            "pulls": len(await self.alice.pulls()),
+            "issue": (await self.alice.send_request("GET", f"/issues/{issue}"))["state"],
+            "pulls": len(await self.alice.list_pulls()),
             "commits": [commit["commit"]["message"].partition("\n")[0] for commit in commits],
-            "comments": [len(await self.alice.comments(n)) for n in (issue, number)],
+            "comments": [len(await self.alice.list_comments(n)) for n in (issue, number)],
             "check runs": [[run["conclusion"] for run in check["check_runs"]] for check in checks],
             "model calls": len(steps) - interrupted,
-            "failures": [failure.error for failure in await self.views.failures()],
+            "failures": [failure.error for failure in await self.views.list_failures()],
         }
 
 
@@ -126,24 +126,28 @@ EXPECTED = {
 
 
 @contextlib.asynccontextmanager
-async def ground(place: Path, pair: dict[str, str], model: dict[str, str] | None = None) -> AsyncIterator[Ground]:
+async def ground(
+    place: Path, pair: dict[str, str], model: dict[str, str] | None = None
+) -> AsyncIterator[CrashEnvironment]:
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more) as stage:
+    async with start_environment(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more) as stage:
         lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             while not await _answers(stage):
                 await asyncio.sleep(0.02)
-            async with stage.person("alice") as alice, stage.person("bob") as bob:
-                yield Ground(stage=stage, lives=lives, store=store, views=Views(engine), alice=alice, bob=bob)
+            async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
+                yield CrashEnvironment(
+                    stage=stage, lives=lives, store=store, views=ReadModels(engine), alice=alice, bob=bob
+                )
         finally:
             lives.kill()
             await store.close()
 
 
-async def _answers(stage: Stage) -> bool:
+async def _answers(stage: Environment) -> bool:
     async with httpx.AsyncClient() as http:
         try:
             return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success
@@ -181,7 +185,7 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair
         reaping = asyncio.create_task(reap())
         assert await it.whole_life() == EXPECTED
         await reaping
-        assert (await it.views.tasks())[0].task.state == "done"
+        assert (await it.views.list_tasks())[0].task.state == "done"
 
 
 @ON_SQLITE
@@ -211,18 +215,22 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
     ]
     script = place / "script.yml"
     script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
-        async with stage.osiris(patience=Patience(pauses=(0.05,))) as first, stage.person("alice") as alice:
+    async with start_environment(
+        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+    ) as stage:
+        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as first, stage.get_person("alice") as alice:
             issue = await alice.file_issue("x")
-            await alice.label(issue)
-            while sum(step.message.role == "assistant" for step in await first.views.steps(1)) < 3:
+            await alice.add_label(issue)
+            while sum(step.message.role == "assistant" for step in await first.read_models.list_steps(1)) < 3:
                 await asyncio.sleep(0.02)
         for name in first.sandbox.names():
             await first.sandbox.remove(name)
-        async with stage.osiris(patience=Patience(pauses=(0.05,))) as second, stage.person("alice") as alice:
-            await stage.settled(second.store)
-            [pull] = await alice.pulls()
-            files = await alice.ask("GET", f"/pulls/{pull['number']}/files")
+        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as second, stage.get_person("alice") as alice:
+            await stage.wait_until_settled(second.store)
+            [pull] = await alice.list_pulls()
+            files = await alice.send_request("GET", f"/pulls/{pull['number']}/files")
             assert {(f["filename"], f["additions"]) for f in files} == {("first.txt", 1), ("second.txt", 1)}
-            answers = [step.message.text for step in await second.views.steps(1) if step.message.role == "tool"]
+            answers = [
+                step.message.text for step in await second.read_models.list_steps(1) if step.message.role == "tool"
+            ]
             assert sum("interrupted" in answer for answer in answers) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.conftest import a_place
-from tests.flow.support.hostile_github import LAWFUL, Plan, fought, plans
+from tests.flow.support.hostile_github import LAWFUL, FaultPlan, fought, plans
 
 
 @pytest.mark.parametrize("many", [2, pytest.param(5, marks=pytest.mark.long)])
@@ -23,7 +23,7 @@ def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(plan=plans)
-    def fight(plan: Plan) -> None:
+    def fight(plan: FaultPlan) -> None:
         with a_place() as place:
             seen, troubles = asyncio.run(fought(place, plan))
         assert seen == LAWFUL, troubles

@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from osiris.queue.leases import PATIENCE
 from osiris.queue.tables import LeaseRow
-from tests.flow.conftest import FIX, Start, World, run, step
+from tests.flow.conftest import FIX, FlowEnvironment, Start, run, step
 
 GITHUB = 65_000  # characters that GitHub takes
 FLOODS = {
@@ -22,7 +22,7 @@ COMMENTS = {
 }
 
 
-async def lease_of(world: World) -> tuple[int, ...]:
+async def lease_of(world: FlowEnvironment) -> tuple[int, ...]:
     async with world.osiris.engine.connect() as connection:
         return tuple(await connection.scalars(select(LeaseRow.number)))
 
@@ -33,8 +33,8 @@ async def test_no_words_cost_a_worker_its_lease(start: Start):
         before = await lease_of(world)
         issue = await world.labelled("![" * 100, "![" * (GITHUB // 2))
         for words in COMMENTS.values():
-            await world.alice.comment(issue, words)
-            await world.alice.comment(issue, f"{words[: GITHUB // 2]}\n\n/osiris status")
+            await world.alice.add_comment(issue, words)
+            await world.alice.add_comment(issue, f"{words[: GITHUB // 2]}\n\n/osiris status")
         await world.settled()
         assert (await world.task()).state == "review"
         assert await lease_of(world) == before
@@ -46,6 +46,6 @@ async def test_no_words_cost_a_worker_its_lease(start: Start):
 async def test_a_command_is_found_below_hostile_words(start: Start, name: str):
     async with start() as world:
         issue = await world.alice.file_issue("A title", "A body")
-        await world.alice.comment(issue, f"{COMMENTS[name][:2000]}\n\n/osiris")
+        await world.alice.add_comment(issue, f"{COMMENTS[name][:2000]}\n\n/osiris")
         await world.settled()
         assert (await world.task()).state == "review"

@@ -17,7 +17,7 @@ import yaml
 
 from fake_vendors import server as loopback
 from tests.flow.conftest import ANSWER, FILES, FIX, LOOK, plain_git, run, step, submit
-from tests.forkserver import Command, osiris
+from tests.forkserver import CommandProcess, osiris
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 SLOW = {"runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]}
@@ -94,10 +94,10 @@ async def test_without_a_branch_checked_out_the_commit_is_the_base(command, plac
 
 
 @contextlib.contextmanager
-def started(*args: str, **more: str) -> Iterator[tuple[Command, io.FileIO]]:
+def started(*args: str, **more: str) -> Iterator[tuple[CommandProcess, io.FileIO]]:
     """A command, and what it says on stdout."""
     reads, writes = os.pipe()
-    command = Command(*args, environ=more, stdout=writes)
+    command = CommandProcess(*args, environ=more, stdout=writes)
     os.close(writes)
     try:
         with open(reads, "rb", buffering=0) as stdout:
@@ -135,7 +135,7 @@ async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, m
     assert "no unfinished work" in err
 
 
-class Terminal:
+class PseudoTerminal:
     """A person at a pseudo-terminal."""
 
     def __init__(self, fd: int) -> None:
@@ -156,13 +156,13 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[Terminal, Command]]:
+async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[PseudoTerminal, CommandProcess]]:
     outer, inner = pty.openpty()
     env = {"TERM": "xterm", "BROWSER": "true", **more}
-    process = Command(*args, environ=env, stdin=inner, stdout=inner, stderr=inner, at_terminal=True)
+    process = CommandProcess(*args, environ=env, stdin=inner, stdout=inner, stderr=inner, at_terminal=True)
     os.close(inner)
     try:
-        yield Terminal(outer), process
+        yield PseudoTerminal(outer), process
     finally:
         process.kill()
         os.close(outer)
@@ -248,11 +248,11 @@ async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, m
 
 @pytest.mark.long
 async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(command, place: Path, mine: Path):
-    from osiris.local.repository import Repository
-    from osiris.local.work_directories import REQUEST, Places
+    from osiris.local.repository import LocalRepository
+    from osiris.local.work_directories import REQUEST, WorkDirectories
 
-    told = Repository.at(mine).commit
-    folder = Places.of(place / "data", mine).new()
+    told = LocalRepository.open_at(mine).commit
+    folder = WorkDirectories.for_repository(place / "data", mine).create_directory()
     (folder / REQUEST).write_text(json.dumps({"request": "add subtracts", "commit": told, "branch": "trunk"}))
     plain_git("-C", str(mine), *WHO, "commit", "-qam", "Meanwhile")  # killed before the copy was made
     code, out, err = await command("local", str(mine), "--model", script(place, STORY), "--yes", **environ(place))

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from osiris.core.ports.live import Delta, Noted
+from osiris.core.ports.live import AuditEntryAdded, ReplyDelta
 from tests.flow.conftest import FILES, FIX, HELD, STORY, Start, run, step, submit
 
 
@@ -13,7 +13,7 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
     tested = step("run_command", {"exit_code": 0}, command="python3 -m unittest")
     async with start({"runs": [run(FIX[0], tested, FIX[-1])]}) as world:
         issue, number = await world.in_review()
-        pull = await world.alice.pull(number)
+        pull = await world.alice.get_pull(number)
         assert (pull["draft"], pull["title"]) == (True, "add subtracts")
         assert pull["head"]["ref"] == f"osiris/{issue}-add-subtracts"
         assert f"Closes #{issue}" in pull["body"]
@@ -27,7 +27,7 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
 async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start):
     async with start() as world:
         issue, number = await world.in_review()
-        [commit] = await world.alice.ask("GET", f"/pulls/{number}/commits")
+        [commit] = await world.alice.send_request("GET", f"/pulls/{number}/commits")
         message = commit["commit"]["message"]
         assert message.startswith("add subtracts\n\n")
         assert f"Osiris-Task: acme/shop#{issue}" in message
@@ -42,9 +42,9 @@ async def test_there_is_one_status_comment_and_it_is_edited_in_place(start: Star
         for place in (issue, number):
             [status] = await world.said_by_osiris(place)
             assert "ready for review" in status
-        await world.bob.review(number, "APPROVE")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
-        await world.bob.merge(number)
+        await world.bob.merge_pull(number)
         await world.settled()
         for place in (issue, number):
             [status] = await world.said_by_osiris(place)
@@ -54,18 +54,20 @@ async def test_there_is_one_status_comment_and_it_is_edited_in_place(start: Star
 async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        await world.bob.review(
+        await world.bob.submit_review(
             number, "REQUEST_CHANGES", "Nearly.", [{"path": "shop.py", "line": 2, "body": "Say why, in a note."}]
         )
         await world.settled()
-        assert len(await world.alice.pulls()) == 1
-        commits = await world.alice.ask("GET", f"/pulls/{number}/commits")
+        assert len(await world.alice.list_pulls()) == 1
+        commits = await world.alice.send_request("GET", f"/pulls/{number}/commits")
         assert [c["commit"]["message"].partition("\n")[0] for c in commits] == [
             "add subtracts",
             "Answer the review of bob",
         ]
-        [line] = await world.osiris.views.tasks()
-        briefs = [s.message.text for s in await world.osiris.views.steps(line.id) if s.message.role == "user"]
+        [line] = await world.osiris.read_models.list_tasks()
+        briefs = [
+            s.message.text for s in await world.osiris.read_models.list_steps(line.id) if s.message.role == "user"
+        ]
         for piece in ("Nearly.", 'file="shop.py" line="2"', "+    return a + b", "Say why, in a note."):
             assert piece in briefs[-1]
 
@@ -73,34 +75,36 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
 async def test_line_comments_alone_start_a_run_and_a_mere_remark_does_not(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "COMMENT", "Looks interesting.")
+        await world.bob.submit_review(number, "COMMENT", "Looks interesting.")
         await world.settled()
         assert (await world.task()).run == 1
-        await world.bob.review(number, "COMMENT", "", [{"path": "shop.py", "line": 2, "body": "A note, please."}])
+        await world.bob.submit_review(
+            number, "COMMENT", "", [{"path": "shop.py", "line": 2, "body": "A note, please."}]
+        )
         await world.settled()
         assert (await world.task()).run == 2
-        assert (await world.alice.pull(number))["commits"] == 2
+        assert (await world.alice.get_pull(number))["commits"] == 2
 
 
 async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: Start):
     async with start() as world:
         issue, number = await world.in_review()
-        await world.bob.review(number, "APPROVE", "Good.")
+        await world.bob.submit_review(number, "APPROVE", "Good.")
         await world.settled()
-        pull, task = await world.alice.pull(number), await world.task()
+        pull, task = await world.alice.get_pull(number), await world.task()
         assert (pull["draft"], task.state, task.approved) == (False, "approved", pull["head"]["sha"])
-        await world.bob.merge(number)
+        await world.bob.merge_pull(number)
         await world.settled()
         assert (await world.task()).state == "done"
-        assert (await world.alice.ask("GET", f"/issues/{issue}"))["state"] == "closed"
+        assert (await world.alice.send_request("GET", f"/issues/{issue}"))["state"] == "closed"
 
 
 async def test_new_commits_by_a_person_void_an_approval(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "APPROVE")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
-        branch = (await world.alice.pull(number))["head"]["ref"]
+        branch = (await world.alice.get_pull(number))["head"]["ref"]
         await asyncio.to_thread(world.push, "bob", branch, {"extra.txt": "more"})
         await world.settled()
         task = await world.task()
@@ -110,8 +114,8 @@ async def test_new_commits_by_a_person_void_an_approval(start: Start):
 async def test_one_check_run_stands_on_each_head(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        head = (await world.alice.pull(number))["head"]["sha"]
-        runs = (await world.alice.ask("GET", f"/commits/{head}/check-runs"))["check_runs"]
+        head = (await world.alice.get_pull(number))["head"]["sha"]
+        runs = (await world.alice.send_request("GET", f"/commits/{head}/check-runs"))["check_runs"]
         assert [(r["name"], r["status"], r["conclusion"]) for r in runs] == [("Osiris", "completed", "neutral")]
 
 
@@ -121,9 +125,9 @@ async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: St
         await world.bob.close_pull(number)
         await world.settled()
         assert (await world.task()).state == "rejected"
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
-        task, pulls = await world.task(), await world.alice.pulls()
+        task, pulls = await world.task(), await world.alice.list_pulls()
         assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-2")
         assert [(p["number"], p["state"]) for p in sorted(pulls, key=lambda p: p["number"])] == [
             (number, "closed"),
@@ -138,7 +142,7 @@ async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
         await world.alice.close_issue(issue, "not_planned")
         await world.settled()
         assert (await world.task()).state == "rejected"
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
@@ -146,15 +150,15 @@ async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Star
     quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
     async with start({"runs": [quick, slow, *STORY["runs"]]}) as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "REQUEST_CHANGES", "FIRST")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "FIRST")
         await world.until_running()
-        await world.bob.review(number, "REQUEST_CHANGES", "SECOND")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "SECOND")
         await world.heard()
         world.let_go()
         await world.settled()
-        files = await world.alice.ask("GET", f"/pulls/{number}/files")
+        files = await world.alice.send_request("GET", f"/pulls/{number}/files")
         assert {f["filename"] for f in files} == {"A", "B", "shop.py"}
-        assert (await world.alice.pull(number))["commits"] == 3
+        assert (await world.alice.get_pull(number))["commits"] == 3
 
 
 async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(start: Start, command):
@@ -163,14 +167,14 @@ async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_reque
         code, out, err = await command("request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data)
         assert (code, err) == (0, ""), out
         await world.settled()
-        issue = await world.alice.ask("GET", "/issues/1")
+        issue = await world.alice.send_request("GET", "/issues/1")
         assert (issue["title"], issue["user"]["login"]) == ("Fix add", "osiris[bot]")
         assert (await world.task()).state == "review"
 
 
 async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(start: Start, command):
     async with start() as world:
-        world.stage.hub.remove(world.stage.hub.installation(world.stage.app, "acme/shop"))
+        world.stage.hub.remove_installation(world.stage.hub.get_installation(world.stage.app, "acme/shop"))
         data = str(world.stage.settings.osiris_data_dir)
         assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[0] == 0
         await world.settled()
@@ -183,16 +187,16 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
     files = {**FILES, "sub/AGENTS.md": "Deeper.\n", ".github/copilot-instructions.md": "C\n", "CLAUDE.md": "D\n"}
     async with start(files=files) as world:
         _, number = await world.in_review()
-        body = (await world.alice.pull(number))["body"]
+        body = (await world.alice.get_pull(number))["body"]
         for path in ("AGENTS.md", "CLAUDE.md", ".github/copilot-instructions.md", "sub/AGENTS.md"):
             assert f"`{path}`" in body
 
 
 async def test_every_line_of_a_journal_is_news(start: Start):
     async with start() as world, asyncio.timeout(30):
-        with world.osiris.journal.reading() as news:
+        with world.osiris.live_events.subscribe() as news:
             await asyncio.sleep(0.2)  # a reader through Redis hears what comes from now on
             await world.in_review()
-            last = (await world.osiris.views.story(1))[-1].seq
-            while (piece := await news.get()) != Noted(task=1, seq=last):
-                assert isinstance(piece, Noted | Delta)
+            last = (await world.osiris.read_models.read_audit_log(1))[-1].seq
+            while (piece := await news.get()) != AuditEntryAdded(task=1, seq=last):
+                assert isinstance(piece, AuditEntryAdded | ReplyDelta)

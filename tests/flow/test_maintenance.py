@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris import maintenance
-from osiris.bootstrap import Patience, background
+from osiris.bootstrap import Timeouts, run_in_background
 from osiris.playground.users import Person
 from osiris.queue import audit_log, tables
 from osiris.queue.database import connect
-from osiris.queue.read_models import Line
-from osiris.queue.retention import Pruning
-from tests.flow.conftest import FILES, FIX, HELD, REPO, Start, World, plain_git, run, submit
+from osiris.queue.read_models import AuditEntry
+from osiris.queue.retention import Retention
+from tests.flow.conftest import FILES, FIX, HELD, REPO, FlowEnvironment, Start, plain_git, run, submit
 from tests.flow.test_races import until, until_it_is
 from tests.flow.test_waiting import refusing
 
@@ -28,63 +28,65 @@ DAY = 86400
 OTHER = "acme/other"
 
 
-def pruning(world: World) -> Pruning:
-    return Pruning(world.osiris.engine, world.stage.settings.osiris_data_dir / "exports", days=30)
+def pruning(world: FlowEnvironment) -> Retention:
+    return Retention(world.osiris.engine, world.stage.settings.osiris_data_dir / "exports", days=30)
 
 
 @pytest.fixture
-def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
+def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[FlowEnvironment], None]:
     """From its call on it is a month later than it is, for Osiris; GitHub has no delivery on record any more."""
 
-    def later(world: World) -> None:
+    def later(world: FlowEnvironment) -> None:
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
         world.stage.app.deliveries.clear()
 
     return later
 
 
-async def finished(world: World) -> int:
+async def finished(world: FlowEnvironment) -> int:
     issue, number = await world.in_review()
-    await world.bob.review(number, "APPROVE")
+    await world.bob.submit_review(number, "APPROVE")
     await world.settled()
-    await world.bob.merge(number)
+    await world.bob.merge_pull(number)
     await world.settled()
     assert (await world.task()).state == "done"
     return issue
 
 
-def assert_holds(path: Path, story: Sequence[Line]) -> None:
+def assert_holds(path: Path, story: Sequence[AuditEntry]) -> None:
     """An export is these lines, in their order, and its chain holds."""
     lines, link = [json.loads(line) for line in path.read_text().splitlines()], ""
     assert [line["seq"] for line in lines] == [line.seq for line in story]
     for line in lines:
-        link = audit_log.digest(link, line["seq"], line["at"], line["kind"], line["what"], line["detail"])
+        link = audit_log.hash_entry(link, line["seq"], line["at"], line["kind"], line["what"], line["detail"])
         assert link == line["hash"]
 
 
 async def test_a_finished_task_is_pruned_and_its_journal_is_in_a_file_whose_chain_holds(
-    start: Start, a_month_later: Callable[[World], None]
+    start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
     async with start() as world:
         issue = await finished(world)
-        before = await world.osiris.views.story(1)
+        before = await world.osiris.read_models.read_audit_log(1)
         a_month_later(world)
         data = world.stage.settings.osiris_data_dir
         pruned = await pruning(world).prune()
         assert (pruned.tasks, pruned.lines) == (1, len(before) - 1)
         assert pruned.steps > 0
         assert pruned.deliveries > 0
-        [left] = await world.osiris.views.story(1)
-        assert (left.seq, await world.osiris.views.steps(1)) == (before[-1].seq, [])
+        [left] = await world.osiris.read_models.read_audit_log(1)
+        assert (left.seq, await world.osiris.read_models.list_steps(1)) == (before[-1].seq, [])
         assert_holds(data / f"exports/acme.shop-{issue}.jsonl", before[:-1])
-        await world.alice.unlabel(issue)
-        await world.alice.label(issue)
+        await world.alice.remove_label(issue)
+        await world.alice.add_label(issue)
         await world.settled()
         assert (await world.task()).state == "done"  # it is known: nothing is done twice
-        assert len(await world.alice.pulls()) == 1
+        assert len(await world.alice.list_pulls()) == 1
 
 
-async def test_what_is_not_over_or_not_old_is_left_alone(start: Start, command, a_month_later: Callable[[World], None]):
+async def test_what_is_not_over_or_not_old_is_left_alone(
+    start: Start, command, a_month_later: Callable[[FlowEnvironment], None]
+):
     async with start() as world:
         await world.in_review()
         settings = world.stage.settings
@@ -94,43 +96,43 @@ async def test_what_is_not_over_or_not_old_is_left_alone(start: Start, command, 
         a_month_later(world)
         pruned = await pruning(world).prune()
         assert (pruned.tasks, pruned.steps) == (0, 0)
-        assert await world.osiris.views.steps(1)
+        assert await world.osiris.read_models.list_steps(1)
 
 
-async def inbox_ids(world: World) -> list[int]:
+async def inbox_ids(world: FlowEnvironment) -> list[int]:
     async with world.osiris.engine.connect() as connection:
         return list(await connection.scalars(text("select id from inbox order by id")))
 
 
 async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_pruned(
-    start: Start, a_month_later: Callable[[World], None]
+    start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
     async with start() as world:
         _, number = await world.in_review()
         a_month_later(world)
         [*_, newest] = await inbox_ids(world)
         assert (await pruning(world).prune()).deliveries > 0
-        await world.bob.comment(number, "/osiris status")
-        await world.bob.review(number, "APPROVE")
+        await world.bob.add_comment(number, "/osiris status")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
         assert (await world.task()).state == "approved"
         assert min(await inbox_ids(world)) >= newest  # the orders that the task has are known by the ids before
-        await world.bob.merge(number)
+        await world.bob.merge_pull(number)
         await world.settled()
         assert ((await world.task()).state, await world.failures()) == ("done", [])
 
 
 async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_it_has(
-    start: Start, a_month_later: Callable[[World], None]
+    start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
     async with start({"runs": [run(HELD, *FIX)]}) as world:
         issue = await world.labelled()
         await world.until_running()
-        await world.alice.comment(issue, "/osiris stop")
+        await world.alice.add_comment(issue, "/osiris stop")
         await world.settled()
         assert (await world.task()).state == "cancelled"
         a_month_later(world)
-        story = await world.osiris.views.story(1)
+        story = await world.osiris.read_models.read_audit_log(1)
         taken_up: list[str] = []
 
         def in_between(connection: Connection) -> None:
@@ -138,31 +140,31 @@ async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_i
             options = connection.get_execution_options()
             if not options.get("readonly") and options.get("isolation_level") != "AUTOCOMMIT" and not taken_up:
                 taken_up.append("once")
-                await_only(world.alice.comment(issue, "/osiris retry"))
+                await_only(world.alice.add_comment(issue, "/osiris retry"))
                 await_only(world.until_running())
 
         exports, engine = world.stage.settings.osiris_data_dir / "exports", connect(world.stage.settings.database)
         event.listen(engine.sync_engine, "engine_connect", in_between)
-        pruned = await Pruning(engine, exports, days=30).prune()
+        pruned = await Retention(engine, exports, days=30).prune()
         await engine.dispose()
         assert (taken_up, pruned.tasks, pruned.lines) == (["once"], 0, 0)
         assert not exports.exists()
-        assert (await world.osiris.views.story(1))[: len(story)] == story
+        assert (await world.osiris.read_models.read_audit_log(1))[: len(story)] == story
         world.let_go()
         await world.settled()
         assert ((await world.task()).state, await world.failures()) == ("review", [])
 
 
 async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pruned(
-    start: Start, a_month_later: Callable[[World], None]
+    start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
-    async with start(patience=Patience(pauses=(0.05,), tries=10_000)) as world:
+    async with start(patience=Timeouts(pauses=(0.05,), tries=10_000)) as world:
         issue, number = await world.in_review()
-        await world.bob.review(number, "APPROVE")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
-        [status] = await world.alice.comments(issue)
+        [status] = await world.alice.list_comments(issue)
         down = refusing(world, f"/comments/{status['id']}", JSONResponse({"message": "down"}, 502))
-        await world.bob.merge(number)
+        await world.bob.merge_pull(number)
         await until_it_is("done", world)
         a_month_later(world)
         assert (await pruning(world).prune()).tasks == 0
@@ -171,29 +173,32 @@ async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pr
         assert "merged" in (await world.said_by_osiris(issue))[0].lower()
 
 
-async def hinder(world: World) -> None:
+async def hinder(world: FlowEnvironment) -> None:
     """From now on the database does not let a run go."""
     async with world.osiris.engine.begin() as connection:
         await connection.execute(text("create table notes (run varchar(255) references runs (name))"))
         await connection.execute(text("insert into notes select name from runs"))
 
 
-async def unhinder(world: World) -> None:
+async def unhinder(world: FlowEnvironment) -> None:
     async with world.osiris.engine.begin() as connection:
         await connection.execute(text("delete from notes"))
 
 
 async def test_an_export_whose_removal_failed_is_not_written_twice(
-    start: Start, a_month_later: Callable[[World], None]
+    start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
     async with start() as world:
         issue = await finished(world)
         a_month_later(world)
-        before, path = await world.osiris.views.story(1), world.stage.settings.osiris_data_dir / "exports"
+        before, path = (
+            await world.osiris.read_models.read_audit_log(1),
+            world.stage.settings.osiris_data_dir / "exports",
+        )
         await hinder(world)
         with pytest.raises(IntegrityError):
             await pruning(world).prune()
-        assert await world.osiris.views.story(1) == before
+        assert await world.osiris.read_models.read_audit_log(1) == before
         [export] = path.iterdir()
         export.write_bytes(export.read_bytes()[:-20])  # as somebody leaves it who dies while writing
         await unhinder(world)
@@ -203,7 +208,7 @@ async def test_an_export_whose_removal_failed_is_not_written_twice(
 
 
 async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being_done(
-    start: Start, a_month_later: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+    start: Start, a_month_later: Callable[[FlowEnvironment], None], monkeypatch: pytest.MonkeyPatch
 ):
     async with start() as world:
         await finished(world)
@@ -211,16 +216,16 @@ async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being
         mirrors = world.stage.settings.osiris_data_dir / "git/mirrors"
         monkeypatch.setattr(maintenance, "_EVERY", 0.01)
         monkeypatch.setattr(maintenance, "_PRUNE", 0.0)
-        world.osiris.upkeep._most = 0
+        world.osiris.maintenance._most = 0
         await hinder(world)
 
         async def has_made_room() -> bool:
             return not list(mirrors.glob("*/*.git"))
 
         async def is_pruned() -> bool:
-            return not await world.osiris.views.steps(1)
+            return not await world.osiris.read_models.list_steps(1)
 
-        async with background(world.osiris.upkeep.run()):
+        async with run_in_background(world.osiris.maintenance.run()):
             await until(has_made_room)
             assert not await is_pruned()
             await unhinder(world)
@@ -230,21 +235,21 @@ async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(start: Start):
     async with start() as world:
         _, number = await world.in_review()
-        keeper, desk = world.osiris.upkeep, world.stage.settings.osiris_data_dir / "git"
+        keeper, desk = world.osiris.maintenance, world.stage.settings.osiris_data_dir / "git"
         keeper._most = 0
-        assert await keeper.trim() == ["acme/shop"]  # in review nothing on this machine is needed
+        assert await keeper.trim_cache() == ["acme/shop"]  # in review nothing on this machine is needed
         assert not list(desk.glob("mirrors/*/*.git"))
-        await world.bob.review(number, "REQUEST_CHANGES", "More.")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
         await world.settled()
-        assert len(await world.alice.ask("GET", f"/pulls/{number}/commits")) == 2
+        assert len(await world.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
 
 
 async def test_a_repository_with_a_run_under_way_stays(start: Start):
     async with start({"runs": [run(HELD, submit())]}) as world:
         await world.labelled()
         await world.until_running()
-        world.osiris.upkeep._most = 0
-        assert await world.osiris.upkeep.trim() == []
+        world.osiris.maintenance._most = 0
+        assert await world.osiris.maintenance.trim_cache() == []
         world.let_go()
         await world.settled()
 
@@ -254,7 +259,7 @@ async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
         await world.in_review()
         hidden = world.git("for-each-ref", "refs/osiris").splitlines()
         assert len(hidden) == (0 if world.stage.settings.is_embedded else 1)
-        await world.osiris.upkeep.drop_needless()
+        await world.osiris.maintenance.delete_obsolete()
         assert world.git("for-each-ref", "refs/osiris") == ""
 
 
@@ -263,41 +268,43 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
     async with start() as world:
         hub, app = world.stage.hub, world.stage.app
         hub.add_repo(OTHER, files=FILES, collaborators={"alice": "maintain"})
-        hub.install(app, OTHER)
+        hub.install_app(app, OTHER)
         await world.in_review()
-        async with Person(hub.api_url, "alice", hub.world.user("alice").token, OTHER) as alice:
-            await alice.label(await alice.file_issue("add subtracts"))
+        async with Person(hub.api_url, "alice", hub.world.get_user("alice").token, OTHER) as alice:
+            await alice.add_label(await alice.file_issue("add subtracts"))
             await world.settled()
-        hub.uninstall(app, REPO)
+        hub.remove_repos(app, REPO)
         await until(lambda: is_in_state(world, REPO, "paused"))
         asked = requests_about(world, REPO)
-        world.osiris.upkeep._put_off.clear()  # the worker itself may just have asked
-        await world.osiris.upkeep.drop_needless()
+        world.osiris.maintenance._postponed.clear()  # the worker itself may just have asked
+        await world.osiris.maintenance.delete_obsolete()
         assert asked
         assert put_away(world, REPO) != ""
         assert put_away(world, OTHER) == ""
         asked.clear()
-        await world.osiris.upkeep.drop_needless()
+        await world.osiris.maintenance.delete_obsolete()
         assert asked == []
-        hub.install(app, REPO)
+        hub.install_app(app, REPO)
         await until(lambda: is_in_state(world, REPO, "review"))
-        world.osiris.upkeep._put_off.clear()  # an hour later
-        await world.osiris.upkeep.drop_needless()
+        world.osiris.maintenance._postponed.clear()  # an hour later
+        await world.osiris.maintenance.delete_obsolete()
         assert put_away(world, REPO) == ""
 
 
-async def is_in_state(world: World, repo: str, state: str) -> bool:
+async def is_in_state(world: FlowEnvironment, repo: str, state: str) -> bool:
     """Return whether the tasks of `repo` are in `state`, and nothing about them is still to be decided."""
-    states = {line.task.state.value for line in await world.osiris.views.tasks() if line.task.issue.repo == repo}
+    states = {
+        line.task.state.value for line in await world.osiris.read_models.list_tasks() if line.task.issue.repo == repo
+    }
     return states == {state} and await world.osiris.store.next_due() is None
 
 
-def put_away(world: World, repo: str) -> str:
+def put_away(world: FlowEnvironment, repo: str) -> str:
     path = world.stage.settings.osiris_data_dir.parent / f"hub/repos/{repo}.git"
     return plain_git("--git-dir", str(path), "for-each-ref", "refs/osiris")
 
 
-def requests_about(world: World, repo: str) -> list[str]:
+def requests_about(world: FlowEnvironment, repo: str) -> list[str]:
     """The requests for a repository from now on, of git and of the API."""
     seen: list[str] = []
 
@@ -313,25 +320,28 @@ def requests_about(world: World, repo: str) -> list[str]:
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
 @pytest.mark.parametrize("barred", ["archived", "taken off"])
 async def test_a_repository_that_cannot_be_written_stops_neither_pruning_nor_making_room(
-    start: Start, a_month_later: Callable[[World], None], monkeypatch: pytest.MonkeyPatch, barred: str
+    start: Start, a_month_later: Callable[[FlowEnvironment], None], monkeypatch: pytest.MonkeyPatch, barred: str
 ):
     async with start() as world:
         await finished(world)
         hub = world.stage.hub
-        hub.world.set_role(hub.world.repo(REPO), "alice", "admin")
+        hub.world.set_role(hub.world.get_repo(REPO), "alice", "admin")
         if barred == "archived":
-            await world.alice.ask("PATCH", "", archived=True)
+            await world.alice.send_request("PATCH", "", archived=True)
         else:
-            hub.uninstall(world.stage.app, REPO)
+            hub.remove_repos(world.stage.app, REPO)
         await world.settled()
         a_month_later(world)
         monkeypatch.setattr(maintenance, "_EVERY", 0.01)
-        world.osiris.upkeep._most = 0
+        world.osiris.maintenance._most = 0
 
         async def is_tidy() -> bool:
-            return not await world.osiris.views.steps(1) and not world.osiris.upkeep._desk.cached()
+            return (
+                not await world.osiris.read_models.list_steps(1)
+                and not world.osiris.maintenance._repositories.list_cached()
+            )
 
-        async with background(world.osiris.upkeep.run()):
+        async with run_in_background(world.osiris.maintenance.run()):
             await until(is_tidy)
 
 
@@ -340,7 +350,7 @@ async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
         await world.in_review()
         left = world.sessions / "acme.shop-9-9"
         left.mkdir()
-        await world.osiris.upkeep.tidy()
+        await world.osiris.maintenance.remove_workspaces()
         assert not os.path.lexists(left)
 
 
@@ -354,16 +364,16 @@ async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: St
             folder.mkdir(parents=True)
         odd = sessions / "@disks" / f"{stuck.name}.img"
         odd.mkdir()  # no file to be unlinked
-        await world.osiris.upkeep.tidy()
+        await world.osiris.maintenance.remove_workspaces()
         odd.rmdir()
         assert (stuck.exists(), left.exists()) == (True, False)
-        await world.osiris.upkeep.tidy()
+        await world.osiris.maintenance.remove_workspaces()
         assert not stuck.exists()
 
 
 async def test_no_lock_of_a_repository_outlives_its_use(start: Start):
     async with start() as world:
         await world.in_review()
-        assert world.osiris.upkeep is not None
-        owners = [world.osiris.upkeep._depot, world.osiris.sandbox._layers, world.osiris.sandbox._setups]
+        assert world.osiris.maintenance is not None
+        owners = [world.osiris.maintenance._remotes, world.osiris.sandbox._checkouts, world.osiris.sandbox._setups]
         assert [len(owner._locks) for owner in owners] == [0, 0, 0]

@@ -19,11 +19,11 @@ from fake_vendors.troubles import (
     Status,
     UnknownTool,
 )
-from osiris.agents.models.scripted import ScriptedBrain
-from osiris.bootstrap import Patience
-from osiris.core.ports.live import Delta
-from osiris.core.ports.models import Message, deaf
-from tests.flow.conftest import ANSWER, FILES, FIX, HELD, LOOK, Start, World, run, settings_of, step
+from osiris.agents.models.scripted import ScriptedModel
+from osiris.bootstrap import Timeouts
+from osiris.core.ports.live import ReplyDelta
+from osiris.core.ports.models import Message, ignore_deltas
+from tests.flow.conftest import ANSWER, FILES, FIX, HELD, LOOK, FlowEnvironment, Start, run, settings_of, step
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ VENDORS = tuple(WIRES)
 every_vendor = pytest.mark.parametrize("vendor", VENDORS)
 
 
-async def status(world: World, issue: int = 1) -> str:
+async def status(world: FlowEnvironment, issue: int = 1) -> str:
     [words] = [said for said in await world.said_by_osiris(issue) if said.startswith("**Osiris")]
     return words
 
@@ -52,25 +52,25 @@ STORY = {"runs": [run(*ANSWER, when="<review"), run(PARALLEL, *FIX)]}
 @every_vendor
 async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str):
     async with start(STORY, vendor=vendor) as world:
-        with world.osiris.journal.reading() as news:
+        with world.osiris.live_events.subscribe() as news:
             _, pull = await world.in_review()
-            heard = [piece for _ in range(news.qsize()) if isinstance(piece := news.get_nowait(), Delta)]
+            heard = [piece for _ in range(news.qsize()) if isinstance(piece := news.get_nowait(), ReplyDelta)]
         transcript, model = await world.transcript(), world.stage.settings.osiris_model
         _heard_as_said(heard, transcript)
         first, *answers = transcript[2:5]
         assert [answer.call for answer in answers] == [call.id for call in first.calls]
-        body = (await world.bob.pull(pull))["body"]
+        body = (await world.bob.get_pull(pull))["body"]
         assert all(piece in body for piece in ("4 steps in", f"with `{model}`: ", "tokens in", "| 0 |"))
         assert ("at a price that is not known" if vendor == "openai-compatible" else "US dollars.") in body
-        await world.bob.review(pull, "REQUEST_CHANGES", "Notes, please.")
+        await world.bob.submit_review(pull, "REQUEST_CHANGES", "Notes, please.")
         await world.settled()
         assert (await world.task()).state == "review"
-        commits = await world.bob.ask("GET", f"/pulls/{pull}/commits")
+        commits = await world.bob.send_request("GET", f"/pulls/{pull}/commits")
         assert [f"Osiris-Model: {model}" in commit["commit"]["message"] for commit in commits] == [True, True]
         assert await world.failures() == []
 
 
-def _heard_as_said(heard: list[Delta], transcript: list[Message]) -> None:
+def _heard_as_said(heard: list[ReplyDelta], transcript: list[Message]) -> None:
     replies = {number: message for number, message in enumerate(transcript) if message.role == "assistant"}
     assert {delta.seq for delta in heard} == replies.keys()
     for number, reply in replies.items():
@@ -88,7 +88,7 @@ LONG = [step("run_command", {"exit_code": 0}, command=f"echo {n}") for n in rang
 async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(start: Start, vendor: str):
     async with start({"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}) as world:
         silent = [Hang(), HangMidway()] if vendor == "anthropic" else []  # each takes all our patience
-        await world.osiris.brains.probe()
+        await world.osiris.models.probe_model()
         world.vendors.troubles += [
             Status(429, retry_after=0.1),
             Status(503),
@@ -113,19 +113,19 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(st
         assert any("run_command was not run" in answer for answer in answers)
         assert any("write_file was not run" in answer for answer in answers)
         assert any("no tool named browse" in answer for answer in answers)
-        assert len(await world.bob.ask("GET", f"/pulls/{pull}/commits")) == 1
+        assert len(await world.bob.send_request("GET", f"/pulls/{pull}/commits")) == 1
         assert await world.failures() == []
 
 
 async def test_once_the_key_is_mended_a_retry_goes_on_where_it_stopped(start: Start):
     async with start({"runs": [run(*LONG[:2], *FIX)]}, vendor="anthropic") as world:
-        await world.osiris.brains.probe()
+        await world.osiris.models.probe_model()
         world.vendors.troubles.append(Status(401))
         issue = await world.labelled()
         await world.settled()
         assert (await world.task()).state == "paused"
         asked = len(world.vendors.requests)
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
         task = await world.task()
         assert (task.state, task.run) == ("review", 1)
@@ -134,7 +134,7 @@ async def test_once_the_key_is_mended_a_retry_goes_on_where_it_stopped(start: St
 
 async def test_a_model_that_only_talks_ends_the_run_with_its_words(start: Start):
     async with start(vendor="anthropic") as world:
-        await world.osiris.brains.probe()
+        await world.osiris.models.probe_model()
         world.vendors.troubles += [Say("Let us talk.")] * 3
         issue = await world.labelled()
         await world.settled()
@@ -187,7 +187,7 @@ async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, f
         issue = await world.labelled()
         await world.until_running()
         chosen = settings_of(world.vendors, other)["osiris_model"]
-        await world.alice.comment(issue, f"/osiris model {chosen}")
+        await world.alice.add_comment(issue, f"/osiris model {chosen}")
         await world.heard()
         world.let_go()
         await world.settled()
@@ -195,7 +195,7 @@ async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, f
         assert task.state == "review"
         assert task.work.model == f"{world.stage.settings.osiris_model}, {chosen}"
         assert f"alice chose the model `{chosen}`" in await status(world, issue)
-        [commit] = await world.bob.ask("GET", f"/pulls/{task.pull}/commits")
+        [commit] = await world.bob.send_request("GET", f"/pulls/{task.pull}/commits")
         assert f"Osiris-Model: {task.work.model}" in commit["commit"]["message"]
 
 
@@ -208,7 +208,7 @@ async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_ar
             "openai:toolless": "openai:toolless cannot call tools",
             "scripted:/etc/passwd": "there is no model 'scripted:/etc/passwd' here",
         }.items():
-            await world.alice.comment(issue, f"/osiris model {wish}")
+            await world.alice.add_comment(issue, f"/osiris model {wish}")
             await world.settled()
             assert f"I did not change the model: {told}" in (await world.said_by_osiris(issue))[-1]
         assert (await world.task()).model == ""
@@ -218,7 +218,7 @@ async def test_an_outsiders_choice_asks_no_model(start: Start):
     async with start(vendor="anthropic", also="openai") as world:
         issue, _pull = await world.in_review()
         asked = len(world.vendors.requests)
-        await world.tina.comment(issue, "/osiris model openai:gpt-5")
+        await world.tina.add_comment(issue, "/osiris model openai:gpt-5")
         await world.settled()
         assert (len(world.vendors.requests), (await world.task()).model) == (asked, "")
 
@@ -236,8 +236,8 @@ async def test_a_vendor_that_the_operator_has_not_configured_pauses_the_task(sta
         issue = await world.labelled()
         await world.settled()
         assert "There is no model 'google:gemini-3-pro-preview' here; configured are: anthropic:" in await status(world)
-        await world.alice.comment(issue, f"/osiris model {world.stage.settings.osiris_model}")
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, f"/osiris model {world.stage.settings.osiris_model}")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
         assert (await world.task()).state == "review"
 
@@ -255,21 +255,21 @@ async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_o
         issue = await world.labelled()
         await world.settled()
         assert "No price is known for this model" in await status(world, issue)
-        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
         assert (await world.task()).state == "review"
 
 
 async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(start: Start):
     async with start(vendor="anthropic", also="openai") as world:
-        await world.osiris.brains.probe()
+        await world.osiris.models.probe_model()
         world.vendors.troubles.append(Status(429, retry_after=250))
         issue = await world.labelled()
         async with asyncio.timeout(20):
             while world.vendors.troubles:
                 await asyncio.sleep(0.02)
-        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
         await world.settled()
         assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
 
@@ -288,7 +288,7 @@ async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start)
         issue = await world.labelled()
         async with asyncio.timeout(20):
             await reached.wait()
-        await world.alice.comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
         async with asyncio.timeout(20):
             while (await world.task()).model == "":
                 await asyncio.sleep(0.02)
@@ -301,7 +301,7 @@ async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: 
     async with start(vendor="anthropic") as world:
         issue, _pull = await world.in_review()
         for words in ("/osiris model", "/osiris model `anthropic:x`"):
-            await world.alice.comment(issue, words)
+            await world.alice.add_comment(issue, words)
             await world.settled()
             assert "`/osiris model VENDOR:MODEL`" in (await world.said_by_osiris(issue))[-1]
         assert (await world.task()).model == ""
@@ -329,7 +329,7 @@ async def test_only_the_chosen_vendors_library_is_loaded():
 
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
     async with start(
-        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=4)
+        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", patience=Timeouts(pauses=(0.05,), tries=4)
     ) as world:
         issue = await world.labelled()
         await world.until_running()
@@ -339,7 +339,7 @@ async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_
         assert (await world.task()).state == "paused"
         assert "Anthropic has trouble" in await status(world, issue)
         assert "(tried 4 times)" in await status(world, issue)
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
         task = await world.task()
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
@@ -347,9 +347,9 @@ async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_
 
 async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
     async with start(
-        {"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", patience=Patience(pauses=(0.05,), tries=3)
+        {"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", patience=Timeouts(pauses=(0.05,), tries=3)
     ) as world:
-        await world.osiris.brains.probe()
+        await world.osiris.models.probe_model()
         world.vendors.troubles += [Status(503), Status(503), None] * 6  # three in a row would be too many
         await world.in_review()
         assert (await world.task()).run == 1
@@ -358,15 +358,15 @@ async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
 async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
     broken = {"now": False}
 
-    class Brittle(ScriptedBrain):
-        async def reply(self, transcript, tools, hear=deaf):
+    class Brittle(ScriptedModel):
+        async def reply(self, transcript, tools, on_delta=ignore_deltas):
             if broken["now"] and len(transcript) > 4:
                 raise RuntimeError("what this says stays in the log")
-            return await super().reply(transcript, tools, hear)
+            return await super().reply(transcript, tools, on_delta)
 
     brain = Brittle({"runs": [run(*LONG[:1], *FIX)]})
 
-    async def choose(model: str) -> ScriptedBrain:
+    async def choose(model: str) -> ScriptedModel:
         return brain
 
     broken["now"] = True
@@ -376,21 +376,21 @@ async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
         assert (await world.task()).state == "paused"
         assert "A bug in Osiris (RuntimeError)" in await status(world, issue)
         broken["now"] = False
-        await world.alice.comment(issue, "/osiris retry")
+        await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
         task = await world.task()
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
 
 
 async def test_calls_that_share_an_id_are_each_done(start: Start):
-    class SameIds(ScriptedBrain):
-        async def reply(self, transcript, tools, hear=deaf):
-            said = await super().reply(transcript, tools, hear)
+    class SameIds(ScriptedModel):
+        async def reply(self, transcript, tools, on_delta=ignore_deltas):
+            said = await super().reply(transcript, tools, on_delta)
             return replace(said, calls=tuple(replace(call, id="same") for call in said.calls))
 
     brain = SameIds({"runs": [run(PARALLEL, *FIX)]})
 
-    async def choose(model: str) -> ScriptedBrain:
+    async def choose(model: str) -> ScriptedModel:
         return brain
 
     async with start(choose=choose) as world:

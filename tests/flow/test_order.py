@@ -9,11 +9,11 @@ from sqlalchemy import event
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bootstrap import Patience
+from osiris.bootstrap import Timeouts
 from osiris.devhub.models import Delivery
-from osiris.devhub.webhook_sender import Sending
+from osiris.devhub.webhook_sender import PendingDelivery
 from osiris.queue import tables
-from tests.flow.conftest import FIX, HELD, REPO, STORY, Start, World, run, step, submit
+from tests.flow.conftest import FIX, HELD, REPO, STORY, FlowEnvironment, Start, run, step, submit
 from tests.flow.test_outages import from_osiris
 from tests.flow.test_races import Gate
 
@@ -30,7 +30,7 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
-    async with start(SLOW, patience=Patience(pauses=(0.5,))) as world:
+    async with start(SLOW, patience=Timeouts(pauses=(0.5,))) as world:
         broken, looked = ["/issues/1"], list[str]()
 
         async def fail(request: Request, forward) -> Response:
@@ -41,10 +41,10 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
 
         world.stage.hub.interceptors.append(fail)
         issue = await world.labelled()
-        await world.stage.hub.drained()
+        await world.stage.hub.wait_until_sent()
         await until(lambda: _put_off(world))
-        await world.alice.comment(issue, "/osiris stop")
-        await world.stage.hub.drained()
+        await world.alice.add_comment(issue, "/osiris stop")
+        await world.stage.hub.wait_until_sent()
         await until(lambda: _put_off(world, rows=2))
         asked, writes = len(looked), counted(world)
         await until(lambda: _is(len(looked) >= asked + 2))
@@ -55,15 +55,15 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
         assert await world.failures() == []
 
 
-async def _put_off(world: World, rows: int = 1) -> bool:
-    return len(await world.osiris.store.put_off(time.time())) >= rows
+async def _put_off(world: FlowEnvironment, rows: int = 1) -> bool:
+    return len(await world.osiris.store.list_deferred(time.time())) >= rows
 
 
 async def _is(holds: bool) -> bool:
     return holds
 
 
-def counted(world: World) -> list[str]:
+def counted(world: FlowEnvironment) -> list[str]:
     """From now on: what Osiris changes in the inbox."""
     changes: list[str] = []
 
@@ -79,10 +79,10 @@ async def test_an_approval_that_was_dismissed_before_it_was_heard_does_not_count
     async with start() as world:
         _, number = await world.in_review()
         gate = Gate(world, "/collaborators/bob/permission")
-        review = await world.bob.review(number, "APPROVE")
+        review = await world.bob.submit_review(number, "APPROVE")
         await gate.reached.wait()
-        await world.bob.ask("PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="no")
-        await world.stage.hub.drained()
+        await world.bob.send_request("PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="no")
+        await world.stage.hub.wait_until_sent()
         gate.open.set()
         await world.settled()
         assert (await world.task()).state == "review"
@@ -94,10 +94,10 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
     async with start(SLOW) as world:
         gate = Gate(world, "/collaborators/alice/permission")
         issue = await world.alice.file_issue("add subtracts")
-        await world.alice.comment(issue, "/osiris")
+        await world.alice.add_comment(issue, "/osiris")
         await gate.reached.wait()
         await world.alice.close_issue(issue, "not_planned")
-        await world.stage.hub.drained()
+        await world.stage.hub.wait_until_sent()
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 5)  # so the task is younger than the closing
         gate.open.set()
         await world.settled()
@@ -105,7 +105,7 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
 
 
 async def test_what_github_does_not_believe_for_a_moment_is_asked_again(start: Start):
-    async with start(patience=Patience(pauses=(0.05,))) as world:
+    async with start(patience=Timeouts(pauses=(0.05,))) as world:
         refused: list[str] = []
 
         async def disbelieve(request: Request, forward) -> Response:
@@ -116,16 +116,16 @@ async def test_what_github_does_not_believe_for_a_moment_is_asked_again(start: S
 
         world.stage.hub.interceptors.append(disbelieve)
         issue = await world.alice.file_issue("add subtracts")
-        await world.alice.comment(issue, "/osiris")
+        await world.alice.add_comment(issue, "/osiris")
         await world.settled()
         assert refused
         assert (await world.task()).state == "review"
         assert await world.failures() == []
 
 
-async def rename(world: World) -> None:
-    world.stage.hub.world.set_role(world.stage.hub.world.repo(REPO), "alice", "admin")
-    await world.alice.ask("PATCH", "", name="store")
+async def rename(world: FlowEnvironment) -> None:
+    world.stage.hub.world.set_role(world.stage.hub.world.get_repo(REPO), "alice", "admin")
+    await world.alice.send_request("PATCH", "", name="store")
     world.alice.repo = world.bob.repo = NEW
 
 
@@ -139,36 +139,36 @@ async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Sta
         if world.stage.settings.is_embedded:  # there the work is on this machine alone, under the old name
             await world.settled()
             assert "a retry begins a new one" in (await world.task()).reason
-            await world.alice.comment(1, "/osiris retry")
+            await world.alice.add_comment(1, "/osiris retry")
         held = asyncio.create_task(_let_go_always(world))  # it begins anew, in another workspace
         await world.settled()
         held.cancel()
         assert (await world.task()).state == "review"
-        assert len(await world.alice.pulls()) == 1
+        assert len(await world.alice.list_pulls()) == 1
 
 
-async def _let_go_always(world: World) -> None:
+async def _let_go_always(world: FlowEnvironment) -> None:
     while True:
         world.let_go()
         await asyncio.sleep(0.02)
 
 
-async def _is_called(world: World, repo: str) -> bool:
+async def _is_called(world: FlowEnvironment, repo: str) -> bool:
     return (await world.task()).issue.repo == repo
 
 
 async def test_a_request_under_a_new_name_finds_the_task_there_is(start: Start):
     async with start({"runs": [*STORY["runs"], run(*FIX)]}) as world:
 
-        async def unheard(delivery: Delivery, send: Sending) -> None:
+        async def unheard(delivery: Delivery, send: PendingDelivery) -> None:
             if delivery.event != "repository":
                 await send()
 
         issue, _ = await world.in_review()
         world.stage.hub.hooks.interceptors.append(unheard)
         await rename(world)
-        await world.alice.comment(issue, "/osiris")
+        await world.alice.add_comment(issue, "/osiris")
         await world.settled()
         task = await world.task()  # there is one, not two
         assert (task.issue.repo, task.state) == (NEW, "review")
-        assert len(await world.alice.pulls()) == 1
+        assert len(await world.alice.list_pulls()) == 1

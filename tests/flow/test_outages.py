@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.flow.conftest import Start, World
+from tests.flow.conftest import FlowEnvironment, Start
 
 
 def is_write(request: Request) -> bool:
@@ -19,18 +19,18 @@ def from_osiris(request: Request) -> bool:
     return "ghp_" not in authority
 
 
-async def whole_life(world: World) -> None:
+async def whole_life(world: FlowEnvironment) -> None:
     """From the label to the merge; then exactly one of everything."""
     issue, number = await world.in_review()
-    await world.bob.review(number, "REQUEST_CHANGES", "Nearly.")
+    await world.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
     await world.settled()
-    await world.bob.review(number, "APPROVE")
+    await world.bob.submit_review(number, "APPROVE")
     await world.settled()
-    await world.bob.merge(number)
+    await world.bob.merge_pull(number)
     await world.settled()
     assert (await world.task()).state == "done"
-    assert len(await world.alice.pulls()) == 1
-    assert len(await world.alice.ask("GET", f"/pulls/{number}/commits")) == 2
+    assert len(await world.alice.list_pulls()) == 1
+    assert len(await world.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
     assert len(await world.said_by_osiris(issue)) == 1
     assert len(await world.said_by_osiris(number)) == 1
     assert await world.failures() == []

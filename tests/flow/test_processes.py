@@ -13,7 +13,7 @@ import yaml
 
 from bench.process import environment
 from osiris.config.settings import Settings
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 from osiris.queue.database import connect
 from osiris.queue.task_store import Store
 from tests.conftest import a_database
@@ -67,11 +67,11 @@ def redis_url(redis_server: Redis) -> str:
 
 
 @contextlib.asynccontextmanager
-async def stage(place: Path, database: str, redis_url: str) -> AsyncIterator[Stage]:
+async def stage(place: Path, database: str, redis_url: str) -> AsyncIterator[Environment]:
     script = place / "script.yml"
     script.write_text(yaml.safe_dump({"runs": [run(*FIX)]}))
     more = {"database_url": database, "redis_url": redis_url, "osiris_model": f"scripted:{script}"}
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as it:
+    async with start_environment(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as it:
         yield it
 
 
@@ -91,7 +91,7 @@ async def test_web_and_worker_do_the_work_and_end_when_they_are_told_to(
     place: Path, postgres: Postgres, migrated: str, redis_url: str
 ):
     with a_database(postgres, migrated) as database:
-        async with stage(place, database, redis_url) as it, it.person("alice") as alice:
+        async with stage(place, database, redis_url) as it, it.get_person("alice") as alice:
             worker = it.settings.model_copy(update={"osiris_data_dir": place / "worker"})
             async with (
                 running(it.settings, "web", "osiris listens on http://127.0.0.1:"),
@@ -99,7 +99,7 @@ async def test_web_and_worker_do_the_work_and_end_when_they_are_told_to(
             ):
                 code, said = await refused(worker, "worker")
                 assert (code, "another `osiris serve` or `osiris worker` works in" in said) == (1, True)
-                await alice.label(await alice.file_issue("add subtracts", "add(1, 2) is -1"))
-                await it.settled(store := Store(connect(database)))
+                await alice.add_label(await alice.file_issue("add subtracts", "add(1, 2) is -1"))
+                await it.wait_until_settled(store := Store(connect(database)))
                 await store.close()
-                assert [pull["draft"] for pull in await alice.pulls()] == [True]
+                assert [pull["draft"] for pull in await alice.list_pulls()] == [True]

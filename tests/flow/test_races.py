@@ -12,9 +12,9 @@ from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bot.github.webhook_payloads import read
+from osiris.bot.github.webhook_payloads import parse_delivery
 from osiris.core.sanitize import clean_text
-from tests.flow.conftest import FILES, FIX, HELD, REPO, STORY, Start, World, plain_git, run, step, submit
+from tests.flow.conftest import FILES, FIX, HELD, REPO, STORY, FlowEnvironment, Start, plain_git, run, step, submit
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 
@@ -25,7 +25,7 @@ class Gate:
     So many as `after` pass before.
     """
 
-    def __init__(self, world: World, path: str, *, after: int = 0) -> None:
+    def __init__(self, world: FlowEnvironment, path: str, *, after: int = 0) -> None:
         self._path, self._after, self.reached, self.open = path, after, asyncio.Event(), asyncio.Event()
         world.stage.hub.interceptors.append(self)
 
@@ -39,7 +39,7 @@ class Gate:
         return await forward()
 
 
-def at_the_push(world: World) -> Gate:
+def at_the_push(world: FlowEnvironment) -> Gate:
     """Before the push of the work; where the database is elsewhere, the files are put away before (two requests)."""
     return Gate(world, "git-receive-pack", after=0 if world.stage.settings.is_embedded else 2)
 
@@ -50,7 +50,7 @@ async def until(condition, patience: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
-async def until_it_is(state: str, world: World) -> None:
+async def until_it_is(state: str, world: FlowEnvironment) -> None:
     async def reached() -> bool:
         return (await world.task()).state == state
 
@@ -62,26 +62,26 @@ async def test_a_stop_while_the_checkout_is_made_is_a_stop(start: Start):
         gate = Gate(world, "git-upload-pack")
         issue = await world.labelled()
         await asyncio.wait_for(gate.reached.wait(), 20)
-        await world.bob.comment(issue, "/osiris stop")
+        await world.bob.add_comment(issue, "/osiris stop")
         await until_it_is("cancelled", world)
         gate.open.set()
         await world.settled()
-        assert (await world.osiris.views.steps(1), world.osiris.sandbox.names()) == ([], [])
-        assert await world.alice.pulls() == []
+        assert (await world.osiris.read_models.list_steps(1), world.osiris.sandbox.names()) == ([], [])
+        assert await world.alice.list_pulls() == []
 
 
 async def test_a_stop_never_overtakes_the_label_it_follows(start: Start):
     async with start() as world:
         issue = await world.alice.file_issue("x")
         gate = Gate(world, f"/issues/{issue}")
-        await world.alice.label(issue)
+        await world.alice.add_label(issue)
         await asyncio.wait_for(gate.reached.wait(), 20)
-        await world.bob.comment(issue, "/osiris stop")
-        await world.stage.hub.drained()  # it is there by now, and the label is not decided yet
+        await world.bob.add_comment(issue, "/osiris stop")
+        await world.stage.hub.wait_until_sent()  # it is there by now, and the label is not decided yet
         gate.open.set()
         await world.settled()
         assert (await world.task()).state == "cancelled"
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_a_stop_during_the_push_opens_no_pull_request(start: Start):
@@ -89,41 +89,41 @@ async def test_a_stop_during_the_push_opens_no_pull_request(start: Start):
         gate = at_the_push(world)
         issue = await world.labelled()
         await asyncio.wait_for(gate.reached.wait(), 20)
-        await world.bob.comment(issue, "/osiris stop")
+        await world.bob.add_comment(issue, "/osiris stop")
         await until_it_is("cancelled", world)
         gate.open.set()
         await world.settled()
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_an_approval_of_the_old_commit_during_a_push_does_not_cover_the_new_one(start: Start):
     async with start() as world:
         _, number = await world.in_review()
         gate = at_the_push(world)
-        await world.bob.review(number, "REQUEST_CHANGES", "More.")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
         await asyncio.wait_for(gate.reached.wait(), 20)
-        await world.alice.review(number, "APPROVE", "Fine as it was.")
+        await world.alice.submit_review(number, "APPROVE", "Fine as it was.")
         await until_it_is("approved", world)
         gate.open.set()
         await world.settled()
-        task, head = await world.task(), (await world.alice.pull(number))["head"]["sha"]
+        task, head = await world.task(), (await world.alice.get_pull(number))["head"]["sha"]
         assert (task.state, task.approved, task.head) == ("review", None, head)
-        runs = (await world.alice.ask("GET", f"/commits/{head}/check-runs"))["check_runs"]
+        runs = (await world.alice.send_request("GET", f"/commits/{head}/check-runs"))["check_runs"]
         assert [r["conclusion"] for r in runs] == ["neutral"]
 
 
 async def test_stopped_closed_and_asked_again_the_new_pull_request_tells_the_truth(start: Start):
     async with start() as world:
         issue, number = await world.in_review()
-        await world.bob.comment(issue, "/osiris stop")
+        await world.bob.add_comment(issue, "/osiris stop")
         await world.settled()
         await world.bob.close_pull(number)
         await world.settled()
-        await world.bob.comment(issue, "/osiris retry")
+        await world.bob.add_comment(issue, "/osiris retry")
         await world.settled()
-        [new] = [pull for pull in await world.alice.pulls() if pull["number"] != number]
+        [new] = [pull for pull in await world.alice.list_pulls() if pull["number"] != number]
         assert new["head"]["ref"].endswith("-2")
-        files = await world.alice.ask("GET", f"/pulls/{new['number']}/files")
+        files = await world.alice.send_request("GET", f"/pulls/{new['number']}/files")
         assert [f["filename"] for f in files] == ["shop.py"]
         assert "| `shop.py` | modified | +1 −1 |" in new["body"]
 
@@ -141,8 +141,8 @@ async def test_a_stop_waits_for_no_comment_that_github_postpones(start: Start):
             return await forward()
 
         world.stage.hub.interceptors.append(limit)
-        await world.bob.comment(issue, "/osiris status")
-        await world.bob.comment(issue, "/osiris stop")
+        await world.bob.add_comment(issue, "/osiris status")
+        await world.bob.add_comment(issue, "/osiris stop")
 
         async def at_rest() -> bool:
             return world.osiris.sandbox.names() == []
@@ -156,8 +156,8 @@ async def test_many_waiting_runs_hide_no_other_work(start: Start):
     async with start(SLOW) as world:
         issues = [await world.alice.file_issue(f"n{i}") for i in range(55)]
         for issue in issues:
-            await world.alice.label(issue)
-        await world.bob.comment(issues[-1], "/osiris stop")
+            await world.alice.add_label(issue)
+        await world.bob.add_comment(issues[-1], "/osiris stop")
 
         async def said() -> bool:
             return any("Bob stopped it" in words for words in await world.said_by_osiris(issues[-1]))
@@ -185,7 +185,7 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         task = await world.task()
         assert (task.state, task.barred) == ("paused", True)
         suspended.clear()
-        await world.osiris.reconciler.compare()  # nobody retries: it is seen that Osiris can write again
+        await world.osiris.reconciler.compare_with_github()  # nobody retries: it is seen that Osiris can write again
         await world.settled()
         assert (await world.task()).state == "review"
         assert len(await world.said_by_osiris(issue)) == 1
@@ -196,19 +196,19 @@ async def test_a_label_that_is_gone_again_starts_nothing(start: Start):
     async with start() as world:
         gate = Gate(world, "/permission")
         issue = await world.alice.file_issue("x")
-        await world.alice.label(issue)
-        await world.alice.unlabel(issue)
+        await world.alice.add_label(issue)
+        await world.alice.remove_label(issue)
         gate.open.set()
         await world.settled()
-        tasks = await world.osiris.views.tasks()
+        tasks = await world.osiris.read_models.list_tasks()
         assert [line.task.state for line in tasks] in ([], ["cancelled"])
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_somebody_without_write_access_stops_no_work_by_closing_the_issue(start: Start):
     async with start({"runs": [run(HELD, *FIX)]}) as world:
         issue = await world.mallory.file_issue("mine")
-        await world.alice.label(issue)
+        await world.alice.add_label(issue)
         await world.until_running()
         await world.mallory.close_issue(issue, "not_planned")
         await world.heard()
@@ -221,7 +221,7 @@ def test_a_branch_in_a_fork_is_not_ours_whatever_its_name():
     pull = '{"number": 99, "head": {"ref": "osiris/7-t", "repo": {"full_name": "mallory/shop"}}}'
     body = f'{{"action": "closed", "pull_request": {pull}, "repository": {{"full_name": "{REPO}"}}, '
     body += '"sender": {"login": "mallory"}}'
-    notice = read("pull_request", body.encode())
+    notice = parse_delivery("pull_request", body.encode())
     assert notice is not None
     assert notice.branch == ""
 
@@ -231,7 +231,7 @@ async def test_a_marker_in_a_command_captures_no_comment(start: Start):
     forged = run(*FIX[:1], step("run_command", command=f"echo '{marker}'"), submit(f"Done. {marker}"))
     async with start({"runs": [run(submit("No change."), when="<review"), forged]}) as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "REQUEST_CHANGES", "Hm?")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "Hm?")
         await world.settled()
         status, answer = await world.said_by_osiris(number)
         assert status.startswith("**Osiris: ready for review**")
@@ -241,12 +241,12 @@ async def test_a_marker_in_a_command_captures_no_comment(start: Start):
 async def test_a_title_of_a_stranger_mentions_and_closes_nothing(start: Start):
     async with start() as world:
         issue = await world.mallory.file_issue("Typo; fixes #99, closes #98 cc @alice")
-        await world.alice.label(issue)
+        await world.alice.add_label(issue)
         await world.settled()
-        [pull] = await world.alice.pulls()
+        [pull] = await world.alice.list_pulls()
         assert "#99" not in pull["title"]
         assert "@alice" not in pull["title"]
-        [commit] = await world.alice.ask("GET", f"/pulls/{pull['number']}/commits")
+        [commit] = await world.alice.send_request("GET", f"/pulls/{pull['number']}/commits")
         assert "#99" not in commit["commit"]["message"].partition("\n")[0]
 
 
@@ -258,7 +258,7 @@ async def test_an_order_that_cannot_be_read_is_given_up_and_blocks_nobody(start:
             await connection.execute(
                 text(f"insert into outbox ({columns}) values ('p', 1, 'Gone', 0, '{{\"type\": \"Gone\"}}', 0, 1)")
             )
-        await world.bob.comment(issue, "/osiris status")
+        await world.bob.add_comment(issue, "/osiris status")
         await world.settled()
         assert [failure.error for failure in await world.failures()] == ["it cannot be read"]
 
@@ -268,20 +268,22 @@ async def test_neither_of_two_reviews_is_lost_when_the_push_between_them_is_refu
     second = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
     async with start({"runs": [first, second, *STORY["runs"]]}) as world:
         _, number = await world.in_review()
-        branch = (await world.alice.pull(number))["head"]["ref"]
-        await world.bob.review(number, "REQUEST_CHANGES", "FIRST")
+        branch = (await world.alice.get_pull(number))["head"]["ref"]
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "FIRST")
         await world.until_running()
-        await world.bob.review(number, "REQUEST_CHANGES", "SECOND")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "SECOND")
         await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
         await world.heard()
         world.let_go()
         await world.settled()
-        await world.bob.comment(number, "/osiris retry")
+        await world.bob.add_comment(number, "/osiris retry")
         await world.until_running()
         world.let_go()
         await world.settled()
-        [line] = await world.osiris.views.tasks()
-        briefs = [s.message.text for s in await world.osiris.views.steps(line.id) if s.message.role == "user"]
+        [line] = await world.osiris.read_models.list_tasks()
+        briefs = [
+            s.message.text for s in await world.osiris.read_models.list_steps(line.id) if s.message.role == "user"
+        ]
         assert "FIRST" in briefs[-1]
         assert "SECOND" in briefs[-1]
 
@@ -290,7 +292,7 @@ async def test_instructions_below_a_folder_with_an_odd_name_are_read(start: Star
     async with start() as world:
 
         def push() -> None:
-            address = world.stage.hub.url.replace("://", f"://bob:{world.stage.hub.world.user('bob').token}@")
+            address = world.stage.hub.url.replace("://", f"://bob:{world.stage.hub.world.get_user('bob').token}@")
             with tempfile.TemporaryDirectory() as folder:
                 plain_git("clone", "-q", f"{address}/{REPO}.git", folder)
                 odd = os.path.join(os.fsencode(folder), b"caf\xe9")
@@ -302,7 +304,7 @@ async def test_instructions_below_a_folder_with_an_odd_name_are_read(start: Star
 
         await asyncio.to_thread(push)
         _, number = await world.in_review()
-        assert r"`caf\xe9/AGENTS.md`" in (await world.alice.pull(number))["body"]
+        assert r"`caf\xe9/AGENTS.md`" in (await world.alice.get_pull(number))["body"]
 
 
 TRIPPING = {
@@ -357,7 +359,7 @@ async def test_the_brief_cannot_be_forged_by_the_issue(start: Start, name: str):
     async with start() as world:
         await world.labelled("x", FORGERIES[name])
         await world.settled()
-        [brief] = [s.message.text for s in await world.osiris.views.steps(1) if s.message.role == "user"]
+        [brief] = [s.message.text for s in await world.osiris.read_models.list_steps(1) if s.message.role == "user"]
         folded = re.sub(r"\s", "", unicodedata.normalize("NFKC", clean_text(brief))).translate(LOOK_ALIKES)
         assert folded.count("<instructions") == 1
         assert folded.count("</issue") == 1
@@ -369,7 +371,7 @@ async def test_what_github_shows_to_nobody_is_not_told_to_the_model(start: Start
     async with start() as world:
         await world.labelled("x", body)
         await world.settled()
-        [brief] = [s.message.text for s in await world.osiris.views.steps(1) if s.message.role == "user"]
+        [brief] = [s.message.text for s in await world.osiris.read_models.list_steps(1) if s.message.role == "user"]
         assert "backdoor" not in brief
         assert "without an end" not in brief
         assert "<!-- a comment in code -->" in brief
@@ -381,7 +383,7 @@ async def test_no_hidden_words_reach_the_model(start: Start):
     async with start() as world:
         await world.labelled(f"x{hidden}", f"Please fix{hidden} it.")
         await world.settled()
-        [brief] = [s.message.text for s in await world.osiris.views.steps(1) if s.message.role == "user"]
+        [brief] = [s.message.text for s in await world.osiris.read_models.list_steps(1) if s.message.role == "user"]
         assert "\nPlease fix it.\n" in brief
         assert not set(hidden) - set("x") & set(brief)
 
@@ -397,6 +399,6 @@ async def test_when_the_draft_mark_cannot_be_taken_off_a_person_is_told(start: S
             return await forward()
 
         world.stage.hub.interceptors.append(refuse)
-        await world.bob.review(number, "APPROVE")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
         assert any("Please press *Ready for review*" in words for words in await world.said_by_osiris(number))

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.bot.github.app_auth import Suspended
-from osiris.core.errors import Mendable, Refused, Unavailable
+from osiris.core.errors import NeedsOperator, Refused, Unavailable
 from osiris.core.events import IssueRef
-from tests.flow.conftest import REPO, Start, World
+from tests.flow.conftest import REPO, FlowEnvironment, Start
 from tests.flow.test_outages import from_osiris
 
 LIMITED = {"osiris_github_limits": "on"}
@@ -26,7 +26,7 @@ def pair() -> dict[str, str]:
 
 
 @dataclass
-class Wire:
+class RequestLog:
     """What Osiris asked of REST and GraphQL, and when it was at it (in seconds): requests, and the writes among them.
 
     `forced` answers the first write whose path ends so.
@@ -53,23 +53,23 @@ class Wire:
         return answer
 
 
-def wired(world: World, forced: tuple[str, JSONResponse] | None = None) -> Wire:
-    wire = Wire(forced)
+def wired(world: FlowEnvironment, forced: tuple[str, JSONResponse] | None = None) -> RequestLog:
+    wire = RequestLog(forced)
     world.stage.hub.interceptors.append(wire)
     return wire
 
 
-def leave(world: World, remaining: int, *, seconds: float = 3600.0) -> None:
+def leave(world: FlowEnvironment, remaining: int, *, seconds: float = 3600.0) -> None:
     """Let Osiris have so many requests left, for so long."""
-    installation = world.stage.hub.installation(world.stage.app, REPO)
-    world.stage.hub.rates.leave("installation", installation.id, remaining, seconds=seconds)
+    installation = world.stage.hub.get_installation(world.stage.app, REPO)
+    world.stage.hub.rates.set_remaining("installation", installation.id, remaining, seconds=seconds)
 
 
 async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
     async with start(more=LIMITED) as world:
         wire = wired(world)
         for n in range(4):
-            await world.alice.comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+            await world.alice.add_comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(30):
             while len(wire.writes) < 4:
                 await asyncio.sleep(0.05)
@@ -84,7 +84,7 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
     async with start(more=LIMITED) as world:
         wire = wired(world, ("/comments", limit))
         for n in range(3):
-            await world.alice.comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+            await world.alice.add_comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(40):
             while len(wire.writes) < 4:
                 await asyncio.sleep(0.05)
@@ -101,7 +101,7 @@ async def test_no_pause_is_longer_than_an_hour_whatever_is_said(start: Start, he
     due = text("select not_before from outbox where not_before is not null")
     async with start() as world:
         wire = wired(world, ("/comments", limit))
-        await world.alice.comment(await world.alice.file_issue("Help"), "/osiris help")
+        await world.alice.add_comment(await world.alice.file_issue("Help"), "/osiris help")
 
         async def when() -> float:
             async with world.osiris.engine.connect() as connection:
@@ -115,19 +115,19 @@ async def test_no_pause_is_longer_than_an_hour_whatever_is_said(start: Start, he
 
 async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start: Start):
     async with start() as world:
-        await world.stage.settled(world.osiris.store)
+        await world.stage.wait_until_settled(world.osiris.store)
         issue = await world.alice.file_issue("add subtracts")
         leave(world, 0, seconds=4)
         wire, until = wired(world), time.time() + 3
-        await world.alice.label(issue)
+        await world.alice.add_label(issue)
         async with asyncio.timeout(30):
-            while not await world.alice.pulls():
+            while not await world.alice.list_pulls():
                 assert time.time() > until or len(_reads(wire)) <= 1
                 await asyncio.sleep(0.05)
         assert time.time() > until
 
 
-def _reads(wire: Wire) -> list[str]:
+def _reads(wire: RequestLog) -> list[str]:
     """What was asked through the installation: not what the App asks by its own key."""
     paths = [request.url.path.removeprefix("/api/v3") for request in wire.asked]
     return [path for path in paths if not path.startswith("/app") and not path.endswith("/installation")]
@@ -138,16 +138,16 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         assert world.osiris.reconciler is not None
         await world.in_review()
         leave(world, 240)
-        await world.alice.comment(1, "/osiris status")
+        await world.alice.add_comment(1, "/osiris status")
         await world.settled()  # its answers told that little is left
         wire = wired(world)
         with pytest.raises(Unavailable, match="are left") as refused:
-            await world.osiris.reconciler.compare()
+            await world.osiris.reconciler.compare_with_github()
         assert 3000 < (refused.value.retry_in or 0) <= 3600
         assert _reads(wire) == []
-        await world.alice.label(await world.alice.file_issue("Another"))
+        await world.alice.add_label(await world.alice.file_issue("Another"))
         await world.settled()
-        assert [line.task.state for line in await world.osiris.views.tasks()] == ["review", "review"]
+        assert [line.task.state for line in await world.osiris.read_models.list_tasks()] == ["review", "review"]
 
 
 async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
@@ -155,10 +155,10 @@ async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back
         assert world.osiris.reconciler is not None
         await world.in_review()
         leave(world, 240, seconds=86400)
-        await world.alice.comment(1, "/osiris status")
+        await world.alice.add_comment(1, "/osiris status")
         await world.settled()
         wire = wired(world)
-        await world.osiris.reconciler.compare()
+        await world.osiris.reconciler.compare_with_github()
         assert _reads(wire) != []
 
 
@@ -168,10 +168,10 @@ async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Sta
         rest = wired(world, ("/comments", gone))
         _, number = await world.in_review()
         graphql = wired(world, ("/api/graphql", gone))
-        await world.bob.review(number, "APPROVE")
+        await world.bob.submit_review(number, "APPROVE")
         await world.settled()
         assert (rest.forced, graphql.forced) == (None, None)
-        assert not (await world.alice.pull(number))["draft"]
+        assert not (await world.alice.get_pull(number))["draft"]
         assert len(await world.said_by_osiris(1)) == 1
         assert await world.failures() == []
 
@@ -193,24 +193,27 @@ async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: St
         github, hub = world.osiris.github, world.stage.hub
         assert github is not None
         issue = IssueRef(REPO, await world.alice.file_issue("x"))
-        repo, installation = hub.world.repo(REPO), hub.installation(world.stage.app, REPO)
+        repo, installation = hub.world.get_repo(REPO), hub.get_installation(world.stage.app, REPO)
 
         repo.archived = True
-        with pytest.raises(Mendable, match="has to unarchive the repository"):
-            await github.say(issue, issue.number, "Hello.", kind="status")
+        with pytest.raises(NeedsOperator, match="has to unarchive the repository"):
+            await github.upsert_comment(issue, issue.number, "Hello.", marker="status")
         repo.archived = False
 
         world.stage.app.permissions = {**world.stage.app.permissions, "checks": "read"}
-        with pytest.raises(Mendable, match="give the App that permission"):
-            await github.check_run(issue, repo.heads["main"], {"status": "queued"})
+        with pytest.raises(NeedsOperator, match="give the App that permission"):
+            await github.upsert_check_run(issue, repo.heads["main"], {"status": "queued"})
 
-        hub.suspend(installation)
-        for ask in (github.say(issue, issue.number, "Hello.", kind="status"), github.issue(REPO, issue.number)):
+        hub.suspend_installation(installation)
+        for ask in (
+            github.upsert_comment(issue, issue.number, "Hello.", marker="status"),
+            github.read_issue(REPO, issue.number),
+        ):
             with pytest.raises(Suspended, match="end"):
                 await ask
-        hub.unsuspend(installation)
-        assert (await github.issue(REPO, issue.number)).open
+        hub.unsuspend_installation(installation)
+        assert (await github.read_issue(REPO, issue.number)).open
 
         with pytest.raises(Refused) as final:
-            await github.say(issue, issue.number, "x" * 70_000, kind="status")
-        assert not isinstance(final.value, Mendable)
+            await github.upsert_comment(issue, issue.number, "x" * 70_000, marker="status")
+        assert not isinstance(final.value, NeedsOperator)

@@ -73,8 +73,8 @@ async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair:
         assert await interrupted(it) == 1 + put_away
         assert len([m for m in await it.transcript() if m.role == "assistant"]) == 6 + put_away
         assert asked(vendors) == (6 + put_away, 0)
-        assert len(await it.alice.pulls()) == 1
-        assert await it.views.failures() == []
+        assert len(await it.alice.list_pulls()) == 1
+        assert await it.views.list_failures() == []
 
 
 @pytest.mark.long
@@ -98,13 +98,13 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(pl
         it.workers[0].kill()
 
         async def begun() -> bool:
-            return any((disk.here / "work/README.md").exists() for disk in disks_in(second.folder / "sessions"))
+            return any((disk.host_path / "work/README.md").exists() for disk in disks_in(second.folder / "sessions"))
 
         await until(begun)
         second.again()
         await it.settled()
         assert await it.files() == {"first.txt": "1\n"}
-        assert await it.views.failures() == []
+        assert await it.views.list_failures() == []
 
 
 async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(place: Path, pair: dict[str, str]):
@@ -130,7 +130,7 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(place: P
             await it.settled()
             assert await it.files() == MADE
             assert asked(vendors) == (6, 0)
-            assert await it.views.failures() == []
+            assert await it.views.list_failures() == []
 
 
 async def begins_again(it: Site, machine: Machine, was: int | None) -> None:
@@ -158,7 +158,7 @@ async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_o
         first.thaw()
         await begins_again(it, first, was)
         assert before.changes(await Snapshot.of(it)) == {}
-        assert await it.views.failures() == []
+        assert await it.views.list_failures() == []
 
 
 @pytest.mark.long
@@ -214,7 +214,7 @@ async def test_frozen_inside_a_write_it_writes_nothing_more(place: Path, pair: d
         first.thaw()
         await begins_again(it, first, was)
         assert before.changes(await Snapshot.of(it)) == {}
-        assert await it.views.failures() == []
+        assert await it.views.list_failures() == []
 
 
 def _is(request: Request, write: str) -> bool:
@@ -264,10 +264,10 @@ async def test_a_database_that_stops_in_the_middle_parks_nothing(place: Path, pa
         await asyncio.to_thread(postgres.start)
         await until(lambda: it.calm(), within=30)
         await it.settled()
-        [line] = await it.views.tasks()
+        [line] = await it.views.list_tasks()
         assert (line.task.state, line.task.reason) == ("review", "")
         assert await it.files() == MADE
-        assert await it.views.failures() == []
+        assert await it.views.list_failures() == []
         said = [m for m in await it.transcript() if m.role == "assistant"]
         assert len(said) == 5 + await interrupted(it)
 
@@ -281,14 +281,14 @@ async def test_with_a_frozen_database_the_door_says_come_again(place: Path, pair
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert time.monotonic() - began < 5
         issue = await it.labelled()
-        await it.stage.hub.drained()
+        await it.stage.hub.wait_until_sent()
         await asyncio.to_thread(postgres.thaw)
         await until(lambda: it.calm(), within=30)
         assert (await knock(it)).status_code == 202
         await it.settled()
-        assert [pull["draft"] for pull in await it.alice.pulls()] == [True]
-        assert len(await it.alice.comments(issue)) == 1
-        assert await it.views.failures() == []
+        assert [pull["draft"] for pull in await it.alice.list_pulls()] == [True]
+        assert len(await it.alice.list_comments(issue)) == 1
+        assert await it.views.list_failures() == []
 
 
 async def knock(it: Site) -> httpx.Response:
@@ -327,6 +327,6 @@ async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair:
                 await it.labelled(f"Task {number}")
             await it.settled()
         assert most == 1
-        assert [pull["draft"] for pull in await it.alice.pulls()] == [True] * 5
+        assert [pull["draft"] for pull in await it.alice.list_pulls()] == [True] * 5
         begun = await it.scalar(select(func.count(func.distinct(RunRow.place))))
         assert begun == 2

@@ -12,12 +12,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, create_engine, func, select, text
 
-from osiris.bootstrap import Osiris, Patience
+from osiris.bootstrap import Osiris, Timeouts
 from osiris.config.settings import Settings
 from osiris.core.errors import Refused
 from osiris.devhub.models import Delivery
-from osiris.devhub.webhook_sender import Sending
-from osiris.playground.environment import Stage, staged
+from osiris.devhub.webhook_sender import PendingDelivery
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue import audit_log
 from osiris.queue.database import SCHEMA
@@ -74,16 +74,16 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     return {**read, **({"body": row["body"].encode()} if "delivery" in row else {})}
 
 
-async def labelled(stage: Stage, alice: Person) -> None:
+async def labelled(stage: Environment, alice: Person) -> None:
     """What GitHub knew by then; all of it had been delivered."""
 
-    async def taken(_delivery: Delivery, send: Sending) -> None:
-        send.lost()
+    async def taken(_delivery: Delivery, send: PendingDelivery) -> None:
+        send.drop()
 
     stage.hub.hooks.interceptors.append(taken)
     for title in ("given up", "three files", "three more"):
-        await alice.label(await alice.file_issue(title, "make three files"))
-    await stage.hub.drained()
+        await alice.add_label(await alice.file_issue(title, "make three files"))
+    await stage.hub.wait_until_sent()
     stage.hub.hooks.interceptors.remove(taken)
 
 
@@ -92,8 +92,8 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pai
     script.write_text(yaml.safe_dump(STEPS))
     more = {**pair, "osiris_model": f"scripted:{script}"}
     async with (
-        staged(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage,
-        stage.person("alice") as alice,
+        start_environment(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage,
+        stage.get_person("alice") as alice,
     ):
         await labelled(stage, alice)
         hub = str(place / "hub/repos" / f"{REPO}.git")
@@ -102,7 +102,7 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pai
         )
         if pair:
             with pytest.raises(Refused, match="run `osiris migrate` first"):
-                async with stage.osiris():
+                async with stage.run_osiris():
                     pass
             assert await command(
                 "migrate", DATABASE_URL=pair["database_url"], OSIRIS_DATA_DIR=str(place / "osiris")
@@ -111,23 +111,25 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pai
                 f"{pair['database_url']} is up to date\n",
                 "",
             )
-        async with stage.osiris(patience=Patience(pauses=(0.05,))) as osiris:
-            await stage.settled(osiris.store)
+        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris:
+            await stage.wait_until_settled(osiris.store)
             await _went_on(osiris, alice, hub, before)
 
 
 async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, int]) -> None:
-    lines = {line.id: line.task for line in await osiris.views.tasks()}
+    lines = {line.id: line.task for line in await osiris.read_models.list_tasks()}
     assert {id: str(task.state) for id, task in lines.items()} == {1: "cancelled", 2: "review", 3: "review"}
-    assert await osiris.views.failures() == []
-    for pull in await alice.pulls():
-        changed = await alice.ask("GET", f"/pulls/{pull['number']}/files")
+    assert await osiris.read_models.list_failures() == []
+    for pull in await alice.list_pulls():
+        changed = await alice.send_request("GET", f"/pulls/{pull['number']}/files")
         assert {
             f["filename"]: plain_git("--git-dir", hub, "show", f"{pull['head']['sha']}:{f['filename']}")
             for f in changed
         } == MADE
-    assert sorted(task.pull for task in lines.values() if task.pull) == sorted(p["number"] for p in await alice.pulls())
-    said = [step.message for step in await osiris.views.steps(2)]
+    assert sorted(task.pull for task in lines.values() if task.pull) == sorted(
+        p["number"] for p in await alice.list_pulls()
+    )
+    said = [step.message for step in await osiris.read_models.list_steps(2)]
     assert [message.role for message in said].count("assistant") == 6
     assert sum(message.role == "tool" and message.text.startswith("interrupted") for message in said) == 1
     for task in lines:
@@ -143,5 +145,5 @@ async def _is_a_chain(osiris: Osiris, task: int) -> None:
         query = select(audit_log.JournalRow.__table__).where(audit_log.JournalRow.task_id == task)
         link = ""
         for row in await connection.execute(query.order_by(audit_log.JournalRow.seq)):
-            link = audit_log.digest(link, row.seq, row.at, row.kind, row.what, row.detail)
+            link = audit_log.hash_entry(link, row.seq, row.at, row.kind, row.what, row.detail)
             assert link == row.hash

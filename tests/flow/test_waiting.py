@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bench.load import _signed
-from osiris.bootstrap import Patience
+from osiris.bootstrap import Timeouts
 from osiris.queue import tables
 from osiris.tools.sandbox.probes import attempt, capabilities
-from tests.flow.conftest import FIX, HELD, Start, World, run
+from tests.flow.conftest import FIX, HELD, FlowEnvironment, Start, run
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres
 
 
-def refusing(world: World, ending: str, answer: Response) -> list[Response]:
+def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Response]:
     """From now on writes to addresses with this end are refused, as long as the list has an answer in it."""
     answers = [answer]
 
@@ -56,19 +56,19 @@ async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_tak
         await world.settled()
         task = await world.task()
         assert (task.state, task.run) == ("review", 1)  # no agent worked again
-        assert len(await world.alice.pulls()) == 1
+        assert len(await world.alice.list_pulls()) == 1
         assert len(await world.said_by_osiris(issue)) == 1
 
 
 async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_up(start: Start):
-    async with start(patience=Patience(pauses=(0.01,), tries=3)) as world:
+    async with start(patience=Timeouts(pauses=(0.01,), tries=3)) as world:
         refused = refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
         issue = await world.labelled()
         await world.settled()
         assert await world.said_by_osiris(issue) == []
         assert {failure.what for failure in await world.failures()} == {"Report"}
         refused.clear()
-        await world.bob.comment(issue, "/osiris retry")
+        await world.bob.add_comment(issue, "/osiris retry")
         await world.settled()
         assert any("review" in words for words in await world.said_by_osiris(issue))
         assert await world.failures() == []
@@ -76,7 +76,7 @@ async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_
 
 @pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # the lock that it holds is SQLite's
 async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
-    async with start(patience=Patience(waiting=3)) as world:
+    async with start(patience=Timeouts(waiting=3)) as world:
         head, body = _signed(b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value())
         headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:] if ": " in line)
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
@@ -93,7 +93,7 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
 
                 first = [asyncio.create_task(send(n)) for n in range(3)]
                 async with asyncio.timeout(10):
-                    while len(world.osiris.intake) < 3:
+                    while len(world.osiris.inbox) < 3:
                         await asyncio.sleep(0.01)
                 began = time.monotonic()
                 refused = await send(9)
@@ -112,14 +112,14 @@ async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_co
     async with start() as world:
         issue = await world.alice.file_issue("add subtracts")
         postgres.stop()
-        await world.alice.label(issue)
-        await world.stage.hub.drained()
+        await world.alice.add_label(issue)
+        await world.stage.hub.wait_until_sent()
         assert world.stage.app.deliveries[-1].status_code == 503
         assert world.stage.app.deliveries[-1].duration < 5
         postgres.start()
-        await world.osiris.reconciler.look()
+        await world.osiris.reconciler.run_once()
         await world.settled()
-        [pull] = await world.alice.pulls()
+        [pull] = await world.alice.list_pulls()
         assert pull["draft"]
 
 
@@ -132,7 +132,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
     for made in (slow, tried):
         made.touch()
     tried.chmod(0o666)
-    async with start(patience=Patience(pauses=(0.05,)), sandbox=None) as world:
+    async with start(patience=Timeouts(pauses=(0.05,)), sandbox=None) as world:
         monkeypatch.setattr(capabilities, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "PATIENCE", 0.5)
@@ -153,7 +153,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
 async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(start: Start):
     """The other one is a disk that may still grow to more than this machine has."""
-    async with start(patience=Patience(pauses=(0.05,), tries=2), sandbox=None) as world:
+    async with start(patience=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as world:
         disks = world.sessions / "@disks"
         disks.mkdir(exist_ok=True)
         with (disks / "other.img").open("wb") as other:
@@ -192,7 +192,7 @@ async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: S
 
 
 async def test_what_waits_is_counted(start: Start):
-    async with start(patience=Patience(pauses=(30.0,))) as world:
+    async with start(patience=Timeouts(pauses=(30.0,))) as world:
         refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
         await world.labelled()
         url, told = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics", ""

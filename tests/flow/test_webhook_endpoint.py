@@ -8,11 +8,11 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bootstrap import Patience
-from tests.flow.conftest import REPO, Start, World
+from osiris.bootstrap import Timeouts
+from tests.flow.conftest import REPO, FlowEnvironment, Start
 
 
-def signed(world: World, body: bytes, kind: str = "issues", id: str = "d-1") -> dict[str, str]:
+def signed(world: FlowEnvironment, body: bytes, kind: str = "issues", id: str = "d-1") -> dict[str, str]:
     secret = world.stage.settings.github_webhook_secret.get_secret_value().encode()
     digest = hmac.new(secret, body, hashlib.sha256).hexdigest()
     return {
@@ -23,12 +23,12 @@ def signed(world: World, body: bytes, kind: str = "issues", id: str = "d-1") -> 
     }
 
 
-async def post(world: World, body: bytes, headers: dict[str, str]) -> httpx.Response:
+async def post(world: FlowEnvironment, body: bytes, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
         return await http.post("/webhooks/github", content=body, headers=headers)
 
 
-async def get(world: World, path: str) -> httpx.Response:
+async def get(world: FlowEnvironment, path: str) -> httpx.Response:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
         return await http.get(path)
 
@@ -51,12 +51,12 @@ async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start:
             assert (await post(world, body, headers)).status_code == 401
         assert (await post(world, body + b" ", good)).status_code == 401
         await world.settled()
-        assert await world.osiris.views.tasks() == []
-        assert not await world.osiris.views.handled("github", "d-1")
+        assert await world.osiris.read_models.list_tasks() == []
+        assert not await world.osiris.read_models.is_handled("github", "d-1")
 
 
 async def test_a_delivery_that_is_too_deep_to_be_read_is_given_up_and_holds_nobody_up(start: Start):
-    async with start(patience=Patience(pauses=(0.02,))) as world:
+    async with start(patience=Timeouts(pauses=(0.02,))) as world:
         body = b'{"action": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         assert (await post(world, body, signed(world, body))).status_code == 202
         await world.in_review()
@@ -95,7 +95,7 @@ async def test_a_delivery_that_was_given_up_is_taken_up_when_it_is_redelivered(s
             return JSONResponse({"message": "suspended"}, 403) if suspended else await forward()
 
         world.stage.hub.interceptors.append(refuse)
-        await world.alice.label(issue)
+        await world.alice.add_label(issue)
         await world.settled()
         [failure] = await world.failures()
         down.clear()
@@ -121,7 +121,7 @@ async def test_unknown_events_are_taken_and_ignored(start: Start):
             body = json.dumps({**LABELLED, "action": "pinned"}).encode()
             assert (await post(world, body, signed(world, body, kind, f"u-{n}"))).status_code == 202
         await world.settled()
-        assert (await world.failures(), await world.osiris.views.tasks()) == ([], [])
+        assert (await world.failures(), await world.osiris.read_models.list_tasks()) == ([], [])
 
 
 async def test_a_label_where_the_app_is_not_installed_is_no_failure(start: Start):
@@ -130,8 +130,8 @@ async def test_a_label_where_the_app_is_not_installed_is_no_failure(start: Start
         body = json.dumps(LABELLED).encode()
         assert (await post(world, body, signed(world, body))).status_code == 202
         await world.settled()
-        assert await world.osiris.views.handled("github", "d-1")
-        assert (await world.failures(), await world.osiris.views.tasks()) == ([], [])
+        assert await world.osiris.read_models.is_handled("github", "d-1")
+        assert (await world.failures(), await world.osiris.read_models.list_tasks()) == ([], [])
 
 
 async def test_the_health_pages_say_what_is_missing(start: Start):
@@ -152,7 +152,7 @@ async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Sta
                 assert sent.status_code == 202
         await world.settled()
         assert [await world.said_by_osiris(issue), await world.task()] == before
-        assert len(await world.alice.pulls()) == 1
+        assert len(await world.alice.list_pulls()) == 1
 
 
 async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(start: Start, command, place):

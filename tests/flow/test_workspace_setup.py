@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from osiris.bootstrap import sandbox_of
+from osiris.bootstrap import create_sandbox
 from osiris.config.settings import Settings
 from osiris.core.ports.sandbox import Sandbox
 from osiris.tools.sandbox.jail import cgroup
-from tests.flow.conftest import ANSWER, FILES, FIX, Start, World, run, step, submit
+from tests.flow.conftest import ANSWER, FILES, FIX, FlowEnvironment, Start, run, step, submit
 
 FETCH = 'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] + "/page").read().decode())'
 REGISTRY = "127.0.0.2"  # 127.0.0.1 is the jail itself for what runs in it
@@ -30,14 +30,14 @@ def fixed_after(*commands: str) -> dict[str, list[Any]]:
     return {"runs": [run(*(step("run_command", {"exit_code": 0}, command=command) for command in commands), *FIX)]}
 
 
-async def body(world: World, number: int) -> str:
-    return str((await world.alice.pull(number))["body"])
+async def body(world: FlowEnvironment, number: int) -> str:
+    return str((await world.alice.get_pull(number))["body"])
 
 
 @pytest.fixture
 def warm() -> Callable[[Settings], Sandbox]:
     """A sandbox of their own: one keeps what a set-up left for the next test."""
-    return sandbox_of
+    return create_sandbox
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (place / "registry").mkdir()
     (place / "registry/page").write_text(PAGE)
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
     with http.server.ThreadingHTTPServer(
-        (REGISTRY, 0), functools.partial(Quiet, directory=str(place / "registry"))
+        (REGISTRY, 0), functools.partial(QuietHandler, directory=str(place / "registry"))
     ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("PIP_INDEX_URL", f"http://{REGISTRY}:{server.server_port}")
@@ -68,7 +68,7 @@ async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_age
         assert "Set-up of the base branch (run before the agent began):" in said
         assert "| `mkdir -p vendor` | 0 |" in said
         assert "vendor/page" not in world.git("show", "--stat", "osiris/1-add-subtracts")
-        await world.bob.review(number, "REQUEST_CHANGES", "Again.")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
         await world.settled()
         [status] = await world.said_by_osiris(number)
         assert "Set-up of the base branch (the result of an earlier run was used):" in status
@@ -116,7 +116,7 @@ async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(s
         assert "echo the disk is on fire; exit 7" in said
         assert "ended with exit code 7: the disk is on fire" in said
         assert "`/osiris retry`" in said
-        assert await world.alice.pulls() == []
+        assert await world.alice.list_pulls() == []
 
 
 async def test_what_a_set_up_may_not_reach_is_named_on_the_issue(start: Start):
@@ -159,7 +159,7 @@ async def test_a_branch_cannot_change_its_own_set_up(start: Start):
     }
     async with start(story) as world:
         _, number = await world.in_review()
-        await world.bob.review(number, "REQUEST_CHANGES", "Again.")
+        await world.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
         await world.settled()
         assert (await world.task()).state == "review"
 

@@ -15,10 +15,10 @@ from typing import IO
 import pytest
 
 from osiris.bot.git.path_checks import fold_prefixes, is_protected
-from osiris.bot.git.repositories import HostDesk
-from osiris.bot.git.runner import GitFailed, GitLimits, LimitReached, git, outage, shown
-from osiris.core.errors import Mendable, Refused, TooSlow, Unavailable
-from osiris.core.ports.repositories import Taken
+from osiris.bot.git.repositories import HostRepositories
+from osiris.bot.git.runner import GitCommandFailed, GitLimits, LimitReached, escape_path, run_git, translate_failure
+from osiris.core.errors import LocalTimeout, NeedsOperator, Refused, Unavailable
+from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import Export
 
 REPO = "acme/shop"
@@ -34,24 +34,24 @@ Make = Callable[[str], Export]
 
 
 @pytest.fixture
-async def desk(place: Path) -> tuple[HostDesk, str, Path]:
+async def desk(place: Path) -> tuple[HostRepositories, str, Path]:
     """A desk whose mirror has one commit, that commit, and a clone a stranger works in."""
-    made = HostDesk(place / "git")
-    await made.prepare(REPO)
+    made = HostRepositories(place / "git")
+    await made.prepare_repository(REPO)
     work = place / "work"
     work.mkdir()
     plain(work, "init", "-q")
     (work / "a.txt").write_text("one\n")
     plain(work, "add", "-A")
     plain(work, "commit", "-qm", "base")
-    plain(work, "push", "-q", str(made.mirror(REPO)), "HEAD:refs/heads/main")
+    plain(work, "push", "-q", str(made.mirror_path(REPO)), "HEAD:refs/heads/main")
     return made, plain(work, "rev-parse", "HEAD"), work
 
 
-async def take(made: HostDesk, work: Path, base: str, tree: str) -> Taken:
+async def take(made: HostRepositories, work: Path, base: str, tree: str) -> ImportedWork:
     """Take a tree of the stranger's."""
     with packed(pack_of(work, base, tree)) as pack:
-        return await made.take(REPO, base, Export(tree=tree, pack=pack), ())
+        return await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 def pack_of(work: Path, base: str, tree: str) -> bytes:
@@ -76,7 +76,7 @@ async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
     taken = await take(made, work, base, tree)
     assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [("a.txt", "modified", 1, 1)]
     commits = {
-        await made.commit(REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1) for _ in range(2)
+        await made.commit_tree(REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1) for _ in range(2)
     }
     assert len(commits) == 1
 
@@ -89,20 +89,20 @@ async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
     whole = pack_of(work, base, tree)
     for bad in (whole[: len(whole) // 2], b"garbage", b""):
         with packed(bad) as pack, pytest.raises(Refused, match="the work could not be taken over"):
-            await made.take(REPO, base, Export(tree=tree, pack=pack), ())
+            await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(desk):
     made, base, _ = desk
-    link = made.desk(REPO) / "objects/info/alternates"
+    link = made.repository_path(REPO) / "objects/info/alternates"
     with link.open() as held:  # a reader keeps what it has: a file written over in place would be empty for a moment
         link.write_text("/moved/away\n")
         before = held.read()
-        await made.prepare(REPO)
+        await made.prepare_repository(REPO)
         held.seek(0)
         assert held.read() == before
     inode = link.stat().st_ino
-    await made.prepare(REPO)
+    await made.prepare_repository(REPO)
     assert link.stat().st_ino == inode
     assert await made.has_tree(REPO, f"{base}^{{tree}}")
 
@@ -112,11 +112,11 @@ async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can be written, as on a disk that is full
     try:
         with pytest.raises(Unavailable, match="this machine could not make a repository"):
-            await HostDesk(place / "git").prepare(REPO)
+            await HostRepositories(place / "git").prepare_repository(REPO)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path for path in (place / "git").rglob("*") if path.name.endswith("git")] == []
-    await HostDesk(place / "git").prepare(REPO)
+    await HostRepositories(place / "git").prepare_repository(REPO)
 
 
 async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(desk):
@@ -128,11 +128,11 @@ async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(
     (work / "a.txt").write_text(lines + "two\n")
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
-    made.forget(REPO)
-    await made.prepare(REPO)
+    made.remove_repository(REPO)
+    await made.prepare_repository(REPO)
     with pytest.raises(Unavailable, match=f"{base} is missing"):
         await take(made, work, base, tree)
-    plain(work, "push", "-q", str(made.mirror(REPO)), "HEAD:refs/heads/main")
+    plain(work, "push", "-q", str(made.mirror_path(REPO)), "HEAD:refs/heads/main")
     assert (await take(made, work, base, tree)).tree == tree
 
 
@@ -150,21 +150,21 @@ async def test_a_tree_that_is_a_commit_or_missing_is_refused(desk):
     good = plain(work, "write-tree")
     for tree in (base, "1" * 40):
         with packed(pack_of(work, base, good)) as pack, pytest.raises(Refused):
-            await made.take(REPO, base, Export(tree=tree, pack=pack), ())
+            await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 async def test_a_token_is_in_no_argv_and_no_error(desk):
     made, _, _ = desk
     config = {"http.extraHeader": "Authorization: Basic canary", "protocol.http.allow": "always"}
-    with pytest.raises(GitFailed) as failed:
-        await git(made.desk(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config)
+    with pytest.raises(GitCommandFailed) as failed:
+        await run_git(made.repository_path(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config)
     assert "canary" not in str(failed.value)
 
 
 async def test_git_that_hangs_is_ended(desk):
     made, _, _ = desk
-    with pytest.raises(TooSlow, match=r"no answer in 0\.3 seconds"):
-        await git(made.desk(REPO), "-c", "alias.x=!sleep 30", "x", limits=GitLimits(seconds=0.3))
+    with pytest.raises(LocalTimeout, match=r"no answer in 0\.3 seconds"):
+        await run_git(made.repository_path(REPO), "-c", "alias.x=!sleep 30", "x", limits=GitLimits(seconds=0.3))
 
 
 def alias(script: str) -> tuple[str, str, str]:
@@ -176,47 +176,47 @@ async def test_git_prints_no_more_than_it_may(desk):
     made, _, _ = desk
     endless = alias("yes")
     with pytest.raises(LimitReached, match="printed more than 64 KiB") as reached:
-        await git(made.desk(REPO), *endless)
+        await run_git(made.repository_path(REPO), *endless)
     assert reached.value.limit == "output"
     assert isinstance(reached.value, Refused)
     most = GitLimits(output=1000)
-    assert await git(made.desk(REPO), *endless, limits=most, head=True) == b"y\n" * 500
+    assert await run_git(made.repository_path(REPO), *endless, limits=most, head=True) == b"y\n" * 500
     exact = alias("printf %1000s x")
-    assert len(await git(made.desk(REPO), *exact, limits=most)) == 1000
-    assert len(await git(made.desk(REPO), *exact, limits=most, head=True)) == 1000
+    assert len(await run_git(made.repository_path(REPO), *exact, limits=most)) == 1000
+    assert len(await run_git(made.repository_path(REPO), *exact, limits=most, head=True)) == 1000
     with tempfile.TemporaryFile() as file:
         with pytest.raises(LimitReached, match="printed more than 64 KiB"):
-            await git(made.desk(REPO), "-C", "/", *alias("exec dd if=/dev/zero status=none"), to=file)
+            await run_git(made.repository_path(REPO), "-C", "/", *alias("exec dd if=/dev/zero status=none"), to=file)
         assert file.seek(0, os.SEEK_END) <= 64 << 10
 
 
 async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk):
     made, _, _ = desk
-    with pytest.raises(GitFailed) as failed:
-        await git(made.desk(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1"))
-    assert failed.value.told.startswith("first\n1\n2\n")
-    assert failed.value.told.endswith("\nlast")
-    assert "\n[...]\n" in failed.value.told
-    assert len(failed.value.told) < 9000
+    with pytest.raises(GitCommandFailed) as failed:
+        await run_git(made.repository_path(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1"))
+    assert failed.value.output.startswith("first\n1\n2\n")
+    assert failed.value.output.endswith("\nlast")
+    assert "\n[...]\n" in failed.value.output
+    assert len(failed.value.output) < 9000
 
 
 async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(desk):
     """And it leaves none of its children behind: not to be tried again, it would take as much again."""
     made, _, _ = desk
     with pytest.raises(LimitReached, match="needed more than 1 seconds of processor time"):
-        await git(made.desk(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1))
-    large = [plain(made.mirror(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n)) for n in range(2)]
+        await run_git(made.repository_path(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1))
+    large = [plain(made.mirror_path(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n)) for n in range(2)]
     with pytest.raises(LimitReached, match="needed more than 32 MiB of memory"):
-        await git(made.mirror(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20))
+        await run_git(made.mirror_path(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20))
 
 
 async def test_children_of_git_that_was_ended_end_too(desk):
     made, _, _ = desk
     mark = f"{os.getpid()}.{secrets.randbelow(10**9):09}"
     with pytest.raises(LimitReached):
-        await git(made.desk(REPO), *alias(f"sleep 86{mark} & yes"))
-    with pytest.raises(TooSlow):
-        await git(made.desk(REPO), *alias(f"sleep 86{mark} & exit 0"), limits=GitLimits(seconds=0.3))
+        await run_git(made.repository_path(REPO), *alias(f"sleep 86{mark} & yes"))
+    with pytest.raises(LocalTimeout):
+        await run_git(made.repository_path(REPO), *alias(f"sleep 86{mark} & exit 0"), limits=GitLimits(seconds=0.3))
     async with asyncio.timeout(5):
         while _sleeping(mark):
             await asyncio.sleep(0.01)
@@ -242,7 +242,7 @@ async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
     made, _, _ = desk
     before = len(os.listdir("/proc/self/fd"))
     for moment in range(12):
-        asked = asyncio.create_task(git(made.mirror(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000))
+        asked = asyncio.create_task(run_git(made.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000))
         for _ in range(moment):
             await asyncio.sleep(0)
         asked.cancel()
@@ -256,20 +256,20 @@ async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
     ("told", "kind"),
     [
         ("! [rejected] main -> main (fetch first)", Refused),
-        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", Mendable),
-        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", Mendable),
-        ("remote: Repository not found.", Mendable),
+        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", NeedsOperator),
+        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", NeedsOperator),
+        ("remote: Repository not found.", NeedsOperator),
         ("fatal: unable to access 'https://x/': Could not resolve host: x", Unavailable),
         ("fatal: unable to access 'https://x/': The requested URL returned error: 502", Unavailable),
         ("", Unavailable),
     ],
 )
 def test_what_git_says_decides_between_never_and_later(told: str, kind: type[Exception]):
-    assert type(outage(GitFailed("push", told), "push")) is kind
+    assert type(translate_failure(GitCommandFailed("push", told), "push")) is kind
 
 
 def test_any_file_name_can_be_shown():
-    assert shown(b"caf\xe9 \n\x1b[31m \xe2\x80\xae") == "caf\\xe9 \\n\\x1b[31m \\u202e"
+    assert escape_path(b"caf\xe9 \n\x1b[31m \xe2\x80\xae") == "caf\\xe9 \\n\\x1b[31m \\u202e"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def task(state: State, **more: object) -> Task:
 
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_is_said_with_what_a_person_can_do(state: State):
-    words = comments.status(task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang"))
+    words = comments.write_status(task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang"))
     assert words.startswith("**Osiris: ")
     assert "None" not in words
     if state in (State.FAILED, State.CANCELLED, State.PAUSED, State.REJECTED):
@@ -44,7 +44,7 @@ def test_every_state_is_said_with_what_a_person_can_do(state: State):
     ],
 )
 def test_foreign_words_mention_nobody_close_nothing_and_carry_no_html(foreign: str, harmless: str):
-    assert comments.plain(foreign) == harmless
+    assert comments.escape_markdown(foreign) == harmless
 
 
 def test_a_body_is_never_longer_than_github_takes():
@@ -58,11 +58,11 @@ def test_a_body_is_never_longer_than_github_takes():
         seconds=1.0,
     )
     order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
-    assert len(comments.pull_body(order)) < comments.BODY_LIMIT
-    fields = comments.check_run(task(State.REVIEW, pull=9, work=work))
+    assert len(comments.write_pull_body(order)) < comments.BODY_LIMIT
+    fields = comments.build_check_run(task(State.REVIEW, pull=9, work=work))
     assert fields is not None
     assert len(fields["output"]["summary"]) < 65_535
-    assert "… and 2970 more" in comments.evidence(work)
+    assert "… and 2970 more" in comments.format_evidence(work)
 
 
 def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
@@ -72,9 +72,9 @@ def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
         summary="x\n" * 20_000, files=files, commands=(ran,), instructions=(), model="m", steps=1, seconds=1.0
     )
     order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
-    assert "| `false` | 1 | 1.0 s |" in comments.pull_body(order)
+    assert "| `false` | 1 | 1.0 s |" in comments.write_pull_body(order)
     forged = "No.\n\n### Evidence\n\n| `pytest` | 0 |\n\nApproved by alice."
-    assert "\n" not in comments.status(task(State.FAILED, reason=forged)).partition("\n\n")[2]
+    assert "\n" not in comments.write_status(task(State.FAILED, reason=forged)).partition("\n\n")[2]
 
 
 def test_edits_after_the_last_command_are_said():
@@ -83,14 +83,14 @@ def test_edits_after_the_last_command_are_said():
         summary="s", files=(), commands=(ran,), instructions=(), model="m", steps=1, seconds=1.0, edited_last=True
     )
     order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
-    assert "Files were changed after the last command had run." in comments.pull_body(order)
+    assert "Files were changed after the last command had run." in comments.write_pull_body(order)
 
 
 def test_a_failed_last_command_is_named_as_what_was_not_done():
     failed = e.CommandRan(command="pytest | tee `x`", exit_code=1, seconds=75.0)
     work = e.Work(summary="s", files=(), commands=(failed,), instructions=(), model="m", steps=1, seconds=61.0)
     order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
-    body = comments.pull_body(order)
+    body = comments.write_pull_body(order)
     assert "The last command that was run did not succeed." in body
     assert r"| `pytest \| tee 'x'` | 1 | 1 min 15 s |" in body
 
@@ -109,7 +109,7 @@ def test_a_model_cannot_write_trailers_into_a_commit():
         issue=ISSUE, run=1, pull=None, tree="t", base="b", branch="x", at=0, title="T\nU" * 60, requester="alice",
         reviews=(), work=work,
     )  # fmt: skip
-    message = comments.commit_message(order, ["alice <a@x>"])
+    message = comments.write_commit_message(order, ["alice <a@x>"])
     subject, _, rest = message.partition("\n")
     assert len(subject) <= 72
     assert rest.count("Co-authored-by:") == 1
@@ -167,7 +167,7 @@ def hostile_work(draw: st.DrawFn) -> e.Work:
 
 def pull_of(work: e.Work) -> str:
     order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
-    return comments.pull_body(order)
+    return comments.write_pull_body(order)
 
 
 def expected_verdicts(work: e.Work) -> list[str]:
@@ -194,7 +194,7 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: e.Work):
     _, _, end = body.partition("\n\n### What was not done\n\n")
     verdicts, _, cost = end.partition("\n\n### Cost\n\n")
     assert verdicts.split("\n") == expected_verdicts(work)
-    assert cost == comments.cost(work)
+    assert cost == comments.format_cost(work)
     assert "longer than GitHub takes" not in body, "a section has outgrown its budget"
     for fixed in ("| changed file | how | lines |", "Instructions read from the base branch: "):
         assert f"\n\n{fixed}" in body
@@ -205,12 +205,12 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: e.Work):
 def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(work: e.Work, words: str, state: State):
     reviews = tuple(e.Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
     told = task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
-    status = comments.pull_status(told)
+    status = comments.write_pull_status(told)
     assert len(status) <= comments.BODY_LIMIT - 2_000
-    assert f"\n\n{comments.cost(work)}\n\n" in status
+    assert f"\n\n{comments.format_cost(work)}\n\n" in status
     assert status.endswith("\n\n</details>")
     assert "longer than GitHub takes" not in status
-    fields = comments.check_run(told)
+    fields = comments.build_check_run(told)
     assert fields is None or fields["output"]["summary"] == status
 
 
@@ -229,7 +229,7 @@ def test_names_that_grow_when_they_are_escaped_push_nothing_out():
     assert max(map(len, rows)) <= 300
     assert body.count(f"- … and {100 - len(rows) // 2} more\n") == 2
     assert "- The last command that was run did not succeed." in body
-    assert body.endswith(f"### Cost\n\n{comments.cost(work)}")
+    assert body.endswith(f"### Cost\n\n{comments.format_cost(work)}")
 
 
 def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
@@ -239,11 +239,11 @@ def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
         summary="s", files=(), commands=ran, instructions=(), model="m", steps=1, seconds=1.0,
         earlier=900, blocked=rows, more_blocked=7,
     )  # fmt: skip
-    said = comments.evidence(work)
+    said = comments.format_evidence(work)
     assert "| … and 970 earlier commands | | |" in said
     assert "- … and 77 more\n" in said
     assert "| `echo 99` | 0 | 1.0 s |" in said
 
 
 def test_a_quotation_that_was_cut_says_so():
-    assert comments.quoted("x\n" * 20_000).endswith("\n> … cut: it was longer.")
+    assert comments.quote_text("x\n" * 20_000).endswith("\n> … cut: it was longer.")

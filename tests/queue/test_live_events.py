@@ -2,23 +2,23 @@
 
 import asyncio
 
-from osiris.core.ports.live import Delta, Noted
-from osiris.queue.in_process import LocalJournal
-from osiris.queue.redis_events import StreamJournal
+from osiris.core.ports.live import AuditEntryAdded, ReplyDelta
+from osiris.queue.in_process import LocalLiveEvents
+from osiris.queue.redis_events import RedisLiveEvents
 from tests.servers import Redis
 
-PIECES = [Delta(run="r", seq=1, kind="text", text="Hello 🙂"), Noted(task=7, seq=3)]
+PIECES = [ReplyDelta(run="r", seq=1, kind="text", text="Hello 🙂"), AuditEntryAdded(task=7, seq=3)]
 
 
 async def test_what_one_process_hears_another_reads(redis_server: Redis):
     redis_server.flush()
-    here, there = StreamJournal(redis_server.url), StreamJournal(redis_server.url)
-    async with here.connected(), there.connected(), asyncio.timeout(10):
-        with there.reading() as news:
+    here, there = RedisLiveEvents(redis_server.url), RedisLiveEvents(redis_server.url)
+    async with here.open_connection(), there.open_connection(), asyncio.timeout(10):
+        with there.subscribe() as news:
             while news.empty():  # until it listens
-                here.hear(PIECES[0])
+                here.publish(PIECES[0])
                 await asyncio.sleep(0.02)
-            here.hear(PIECES[1])
+            here.publish(PIECES[1])
             got = [await news.get()]
             while got[-1] != PIECES[1]:
                 got.append(await news.get())
@@ -28,10 +28,10 @@ async def test_what_one_process_hears_another_reads(redis_server: Redis):
 async def test_without_redis_nothing_is_heard_and_nothing_breaks(redis_server: Redis):
     redis_server.stop()
     try:
-        journal = StreamJournal(redis_server.url)
-        async with journal.connected():
-            with journal.reading() as news:
-                journal.hear(PIECES[0])
+        journal = RedisLiveEvents(redis_server.url)
+        async with journal.open_connection():
+            with journal.subscribe() as news:
+                journal.publish(PIECES[0])
                 await asyncio.sleep(0.1)
                 assert news.empty()
     finally:
@@ -39,8 +39,8 @@ async def test_without_redis_nothing_is_heard_and_nothing_breaks(redis_server: R
 
 
 async def test_who_reads_too_slowly_loses_the_oldest():
-    journal = LocalJournal()
-    with journal.reading() as news:
+    journal = LocalLiveEvents()
+    with journal.subscribe() as news:
         for n in range(journal._MOST + 5):
-            journal.hear(Noted(task=1, seq=n))
+            journal.publish(AuditEntryAdded(task=1, seq=n))
         assert (news.qsize(), (await news.get()).seq) == (journal._MOST, 5)

@@ -12,12 +12,12 @@ from sqlalchemy import select
 from osiris.core.events import AccessLost, AccessRegained, Actor, Event, IssueRef, Role, TaskRequested
 from osiris.core.policy import Policy
 from osiris.queue import tables
-from osiris.queue.database import connect, migrate
-from osiris.queue.in_process import LocalJournal, LocalWake
-from osiris.queue.inbox import Intake
+from osiris.queue.database import connect, migrate_schema
+from osiris.queue.in_process import LocalLiveEvents, LocalWake
+from osiris.queue.inbox import DatabaseInbox
 from osiris.queue.leases import INBOX, Lease
-from osiris.queue.locks import Turns
-from osiris.queue.outbox import Due, Orders
+from osiris.queue.locks import NamedLocks
+from osiris.queue.outbox import ClaimedOrder, Outbox
 from osiris.queue.outbox_queries import RUNS
 from osiris.queue.tables import OutboxRow
 from osiris.queue.task_store import Store
@@ -33,20 +33,20 @@ class Office:
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
         self._decider = Lease(self._engine, "decider")
-        self._store = Store(self._engine, self._decider, LocalJournal())
+        self._store = Store(self._engine, self._decider, LocalLiveEvents())
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        await migrate(self._engine)
-        await self._decider.take()
-        await Turns(self._engine, self._decider).take(INBOX)
+        await migrate_schema(self._engine)
+        await self._decider.acquire()
+        await NamedLocks(self._engine, self._decider).acquire(INBOX)
         yield
         await self._store.close()
 
-    async def worker(self, name: str) -> Orders:
+    async def worker(self, name: str) -> Outbox:
         lease = Lease(self._engine, name)
-        await lease.take()
-        return Orders(self._engine, lease, LocalJournal())
+        await lease.acquire()
+        return Outbox(self._engine, lease, LocalLiveEvents())
 
     async def order_twice(self, number: int) -> None:
         """A run was ordered, its repository could not be written for a while, and it is ordered anew."""
@@ -54,9 +54,9 @@ class Office:
         asked = TaskRequested(issue=issue, actor=Actor("alice", Role.ADMIN), title="Look", body="Only look.")
         events: Sequence[Event] = (asked, AccessLost(issue=issue, reason="archived"), AccessRegained(issue=issue))
         for n, event in enumerate(events):
-            await Intake(self._store, LocalWake()).note(f"{number}/{n}", event)
-            for row in await self._store.inbox_due(16):
-                await self._store.settle(row.id, event, Policy())
+            await DatabaseInbox(self._store, LocalWake()).accept_fact(f"{number}/{n}", event)
+            for row in await self._store.list_due(16):
+                await self._store.decide(row.id, event, Policy())
 
     async def held(self) -> list[int]:
         """The tasks of the runs that workers have now, in order."""
@@ -72,9 +72,9 @@ async def office(place: Path, pair: dict[str, str]) -> AsyncIterator[Office]:
         yield office
 
 
-async def take(orders: Orders, *has: Due) -> list[Due]:
+async def take(orders: Outbox, *has: ClaimedOrder) -> list[ClaimedOrder]:
     """The runs that a worker begins, beside those that it has."""
-    return await orders.claim(8, (RUNS,), [due.id for due in has])
+    return await orders.claim_orders(8, (RUNS,), [due.id for due in has])
 
 
 async def test_of_two_orders_for_one_run_a_worker_takes_one_at_a_time(office: Office):
@@ -85,7 +85,7 @@ async def test_of_two_orders_for_one_run_a_worker_takes_one_at_a_time(office: Of
     assert await office.held() == [1, 2]
     assert await take(orders, *first) == []
     for due in first:
-        await orders.finish(due.id)
+        await orders.finish_order(due.id)
     again = await take(orders)
     assert {due.id for due in again}.isdisjoint(due.id for due in first)
     assert await office.held() == [1, 2]
@@ -98,12 +98,12 @@ async def test_a_run_that_was_put_off_holds_up_no_other_try_and_never_begins_bes
     a, b = await office.worker("a"), await office.worker("b")
     await office.order_twice(1)
     [first] = await take(a)
-    await a.postpone(first.id, "GitHub is away", LONG, tries=1)
+    await a.postpone_order(first.id, "GitHub is away", LONG, tries=1)
     [second] = await take(a)
     assert second.id > first.id
     monkeypatch.setattr(tables, "clock", lambda: now + 2 * LONG)
     assert (await take(a, second), await take(b)) == ([], [])
-    await a.finish(second.id)
+    await a.finish_order(second.id)
     assert await take(b) == [first]
 
 
@@ -116,7 +116,7 @@ async def test_two_workers_that_look_at_once_never_both_work_on_a_task(office: O
         await office.order_twice(number)
     first = await take(a)
     for due in first:
-        await a.postpone(due.id, "GitHub is away", LONG, tries=1)
+        await a.postpone_order(due.id, "GitHub is away", LONG, tries=1)
     for _ in range(10):
         clocks = itertools.chain([now], itertools.repeat(now + 2 * LONG))
         monkeypatch.setattr(tables, "clock", lambda clocks=clocks: next(clocks))
@@ -125,4 +125,4 @@ async def test_two_workers_that_look_at_once_never_both_work_on_a_task(office: O
         monkeypatch.setattr(tables, "clock", lambda: now)
         for orders, due in [(a, due) for due in taken[0]] + [(b, due) for due in taken[1]]:
             late = due in first
-            await orders.postpone(due.id, "once more", LONG if late else 0.0, tries=int(late))
+            await orders.postpone_order(due.id, "once more", LONG if late else 0.0, tries=int(late))

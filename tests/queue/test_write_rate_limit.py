@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from osiris.core.errors import Fenced, Unavailable
+from osiris.core.errors import LeaseLost, Unavailable
 from osiris.queue import tables
-from osiris.queue.database import connect, migrate
+from osiris.queue.database import connect, migrate_schema
 from osiris.queue.leases import Lease
 from osiris.queue.tables import TurnRow
-from osiris.queue.write_rate_limit import DatabasePace, Limits, wait_for_slot
+from osiris.queue.write_rate_limit import DatabaseWriteLimiter, WriteLimits, seconds_until_slot
 from tests.servers import Postgres
 
 pytestmark = pytest.mark.both_pairs
 
-GITHUB = Limits()
+GITHUB = WriteLimits()
 
 
 @given(st.lists(st.floats(0, 30), max_size=700))
@@ -30,31 +30,31 @@ def test_no_stream_of_writes_breaks_a_limit(gaps: list[float]):
     at = 0.0
     for gap in gaps:
         at += gap
-        sent.append(at + wait_for_slot(sent[-GITHUB.hour :], at, GITHUB))
+        sent.append(at + seconds_until_slot(sent[-GITHUB.hour :], at, GITHUB))
         at = max(at, sent[-1])
     for limit, seconds in ((1, 1.0), (80, 60.0), (500, 3600.0)):
         assert all(b - a >= seconds - 1e-6 for a, b in zip(sent, sent[limit:], strict=False))
 
 
 def test_who_writes_seldom_waits_for_nothing():
-    assert wait_for_slot([], 100.0, GITHUB) == 0.0
-    assert wait_for_slot([98.0], 100.0, GITHUB) == 0.0
+    assert seconds_until_slot([], 100.0, GITHUB) == 0.0
+    assert seconds_until_slot([98.0], 100.0, GITHUB) == 0.0
 
 
-Worker = Callable[[str], contextlib.AbstractAsyncContextManager[tuple[Lease, DatabasePace]]]
+Worker = Callable[[str], contextlib.AbstractAsyncContextManager[tuple[Lease, DatabaseWriteLimiter]]]
 
 
 @pytest.fixture
 async def worker(place: Path, pair: dict[str, str]) -> AsyncIterator[Worker]:
     """worker(name) is a lease and a pace of its own on the same database."""
     url = pair.get("database_url") or f"sqlite:///{place}/osiris.db"
-    await migrate(engine := connect(url))
+    await migrate_schema(engine := connect(url))
 
     @contextlib.asynccontextmanager
-    async def working(name: str) -> AsyncIterator[tuple[Lease, DatabasePace]]:
+    async def working(name: str) -> AsyncIterator[tuple[Lease, DatabaseWriteLimiter]]:
         lease = Lease(engine, name)
-        await lease.take()
-        yield lease, DatabasePace(engine, lease, Limits(pause=0.2, minute=5, hour=8))
+        await lease.acquire()
+        yield lease, DatabaseWriteLimiter(engine, lease, WriteLimits(pause=0.2, minute=5, hour=8))
 
     yield working
     await engine.dispose()
@@ -63,9 +63,9 @@ async def worker(place: Path, pair: dict[str, str]) -> AsyncIterator[Worker]:
 async def test_two_workers_write_one_after_the_other_and_never_at_once(worker: Worker):
     at_once, began = 0, []
 
-    async def write(pace: DatabasePace) -> None:
+    async def write(pace: DatabaseWriteLimiter) -> None:
         nonlocal at_once
-        async with pace.turn("acme"):
+        async with pace.slot("acme"):
             at_once += 1
             began.append(asyncio.get_running_loop().time())
             assert at_once == 1
@@ -79,26 +79,26 @@ async def test_two_workers_write_one_after_the_other_and_never_at_once(worker: W
 
 
 async def test_accounts_do_not_wait_for_each_other(worker: Worker):
-    async with worker("a") as (_, pace), pace.turn("acme"), asyncio.timeout(2), pace.turn("other"):
+    async with worker("a") as (_, pace), pace.slot("acme"), asyncio.timeout(2), pace.slot("other"):
         pass
 
 
 async def test_a_spent_minute_puts_the_write_off_and_says_for_how_long(worker: Worker):
     async with worker("a") as (_, pace):
         for _ in range(5):
-            async with pace.turn("acme"):
+            async with pace.slot("acme"):
                 pass
         with pytest.raises(Unavailable) as refused:
-            async with pace.turn("acme"):
+            async with pace.slot("acme"):
                 pass
         assert 50 < (refused.value.retry_in or 0) <= 60
 
 
 async def test_a_pause_that_github_asked_for_holds_for_every_worker(worker: Worker):
     async with worker("a") as (_, a), worker("b") as (_, b):
-        await a.hold("acme", 60)
+        await a.pause("acme", 60)
         with pytest.raises(Unavailable) as refused:
-            async with b.turn("acme"):
+            async with b.slot("acme"):
                 pass
         assert 55 < (refused.value.retry_in or 0) <= 60
 
@@ -107,10 +107,10 @@ async def test_what_a_clock_that_was_ahead_noted_holds_nobody_up(worker: Worker,
     now = tables.clock()
     async with worker("a") as (_, pace):
         monkeypatch.setattr(tables, "clock", lambda: now + 86400)
-        async with pace.turn("acme"):
+        async with pace.slot("acme"):
             pass
         monkeypatch.setattr(tables, "clock", lambda: now)
-        async with asyncio.timeout(2), pace.turn("acme"):
+        async with asyncio.timeout(2), pace.slot("acme"):
             pass
 
 
@@ -120,10 +120,10 @@ async def test_a_pause_that_a_clock_that_was_ahead_noted_holds_nobody_up(
     now = tables.clock()
     async with worker("a") as (_, pace):
         monkeypatch.setattr(tables, "clock", lambda: now + 86400)
-        await pace.hold("acme", 60)
+        await pace.pause("acme", 60)
         for at in (now, now + 86400):  # nor does it when the clock gets there in the end
             monkeypatch.setattr(tables, "clock", lambda at=at: at)
-            async with asyncio.timeout(2), pace.turn("acme"):
+            async with asyncio.timeout(2), pace.slot("acme"):
                 pass
 
 
@@ -132,20 +132,20 @@ async def test_the_longest_pause_holds_also_where_the_clock_is_a_little_behind(
 ):
     now = tables.clock()
     async with worker("a") as (_, a), worker("b") as (_, b):
-        await a.hold("acme", 3600)
+        await a.pause("acme", 3600)
         monkeypatch.setattr(tables, "clock", lambda: now - 5)
         with pytest.raises(Unavailable) as refused:
-            async with b.turn("acme"):
+            async with b.slot("acme"):
                 pytest.fail("it wrote")
         assert 3590 < (refused.value.retry_in or 0) <= 3600
 
 
 async def test_a_worker_that_died_with_its_turn_holds_nobody_up(worker: Worker):
     async with worker("a") as (a, pace), worker("b") as (_, other):
-        holding = pace.turn("acme")
+        holding = pace.slot("acme")
         await holding.__aenter__()
-        await a.give_back()
-        async with asyncio.timeout(3), other.turn("acme"):
+        await a.release()
+        async with asyncio.timeout(3), other.slot("acme"):
             pass
 
 
@@ -153,21 +153,21 @@ async def test_a_worker_that_died_with_its_turn_holds_nobody_up(worker: Worker):
 async def test_without_its_lease_a_worker_may_write_nothing(worker: Worker, limited: bool):
     async with worker("a") as (lease, pace):
         if not limited:
-            pace = DatabasePace(lease._engine, lease, None)
+            pace = DatabaseWriteLimiter(lease._engine, lease, None)
         async with worker("a"):  # a new life in the same data folder
-            with pytest.raises(Fenced):
-                async with pace.turn("acme"):
+            with pytest.raises(LeaseLost):
+                async with pace.slot("acme"):
                     pytest.fail("it wrote")
 
 
-async def write(pace: DatabasePace) -> None:
-    async with pace.turn("acme"):
+async def write(pace: DatabaseWriteLimiter) -> None:
+    async with pace.slot("acme"):
         pass
 
 
 async def begun(worker_: Lease) -> "asyncio.Task[None]":
     """A write that has its turn, and waits two seconds until it may be sent."""
-    pace = DatabasePace(worker_._engine, worker_, Limits(pause=2.0))
+    pace = DatabaseWriteLimiter(worker_._engine, worker_, WriteLimits(pause=2.0))
     await write(pace)
     waiting = asyncio.create_task(write(pace))
     async with asyncio.timeout(2), worker_._engine.connect() as connection:
@@ -190,10 +190,10 @@ on_servers = pytest.mark.parametrize("pair", ["servers"], indirect=True)
 @on_servers
 async def test_a_turn_that_could_not_be_given_back_is_given_back_with_the_next_beat(worker: Worker, postgres: Postgres):
     async with worker("a") as (a, pace), worker("b") as (_, other):
-        async with pace.turn("acme"):
+        async with pace.slot("acme"):
             postgres.stop()
         postgres.start()
-        await a.beat()
+        await a.renew()
         await write(other)
 
 
@@ -205,18 +205,18 @@ async def test_so_is_the_turn_of_a_write_that_was_not_sent(worker: Worker, postg
         with pytest.raises(Unavailable, match="database"):
             await waiting
         postgres.start()
-        await a.beat()
+        await a.renew()
         await write(other)
 
 
 @on_servers
 async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(worker: Worker, postgres: Postgres):
     async with worker("a") as (a, pace), worker("b") as (_, other):
-        async with pace.turn("acme"):
+        async with pace.slot("acme"):
             postgres.stop()
         postgres.start()
-        async with pace.turn("Acme"):
-            await a.beat()
+        async with pace.slot("Acme"):
+            await a.renew()
             waiting = asyncio.create_task(write(other))
             assert await asyncio.wait([waiting], timeout=0.5) == (set(), {waiting})
         await waiting
@@ -225,12 +225,12 @@ async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(worker: Worke
 @on_servers
 async def test_a_beat_waits_for_nobody_who_stands_still_with_a_turn(worker: Worker, postgres: Postgres):
     async with worker("a") as (a, pace), worker("b") as (_, other):
-        async with pace.turn("acme"):
+        async with pace.slot("acme"):
             postgres.stop()
         postgres.start()
         async with a._engine.begin() as connection:  # as a transaction of another worker would
             await connection.execute(select(TurnRow.lease).with_for_update())
             async with asyncio.timeout(2):
-                await a.beat()
-        await a.beat()
+                await a.renew()
+        await a.renew()
         await write(other)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from osiris.core.ports.sandbox import Limits, Plan
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.options import Options
+from osiris.core.ports.sandbox import Plan, SandboxLimits
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.options import SandboxOptions
 from tests.conftest import a_place, disks_in
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ class Mirror:
     path: Path
     base: str
 
-    def plan(self, limits: Limits, **more: Any) -> Plan:
+    def plan(self, limits: SandboxLimits, **more: Any) -> Plan:
         """A session of it; its path serves as its name."""
         return Plan(**{"repo": str(self.path), "base": self.base, "trusted": self.base, "limits": limits, **more})
 
@@ -89,8 +89,8 @@ def mirror(place: Path) -> Mirror:
 
 
 @pytest.fixture
-def limits() -> Limits:
-    return Limits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100)
+def limits() -> SandboxLimits:
+    return SandboxLimits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100)
 
 
 @pytest.fixture(scope="session")
@@ -101,15 +101,15 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def sandbox(root: Path) -> AsyncIterator[Bubblewrap]:
-    sandbox = Bubblewrap(root, Path, Options(weak=True))
+async def sandbox(root: Path) -> AsyncIterator[BubblewrapSandbox]:
+    sandbox = BubblewrapSandbox(root, Path, SandboxOptions(weak=True))
     yield sandbox
     for name in sandbox.names():
         await sandbox.remove(name)
 
 
 @pytest.fixture
-async def session(sandbox: Bubblewrap, mirror: Mirror, limits: Limits):
+async def session(sandbox: BubblewrapSandbox, mirror: Mirror, limits: SandboxLimits):
     session, _ = await sandbox.create("shop-7-1", mirror.plan(limits))
     await session.seal()
     yield session
@@ -119,7 +119,7 @@ async def session(sandbox: Bubblewrap, mirror: Mirror, limits: Limits):
 @pytest.fixture
 def keep(root: Path, session) -> Path:
     """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary user's process holds."""
-    return next(disk.keep for disk in disks_in(root) if disk.folder.name == "shop-7-1")
+    return next(disk.host_only for disk in disks_in(root) if disk.folder.name == "shop-7-1")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from osiris.core.errors import Refused, TooSlow
+from osiris.core.errors import LocalTimeout, Refused
 
 
 async def test_the_work_comes_out_whole(session, bash, mirror, place):
@@ -139,7 +139,7 @@ async def test_too_much_work_is_refused_in_a_sentence(sandbox, mirror, limits, r
 
 async def test_work_that_takes_too_long_is_tried_again_later(sandbox, mirror, limits):
     session, _ = await sandbox.create("a", mirror.plan(replace(limits, export_seconds=0.001)))
-    with pytest.raises(TooSlow, match="too long"):
+    with pytest.raises(LocalTimeout, match="too long"):
         await session.export(mirror.base)
     await session.destroy()
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from osiris.core.errors import Unavailable
-from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.jail import process
 from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.options import SandboxOptions
 
 ROOT = os.geteuid() == 0
 SILENT = """#!/usr/bin/python3 -I
@@ -191,7 +191,7 @@ async def test_cancelling_kills_what_runs(session, living, place):
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await process.wait_for_ending()
+    await process.wait_for_jails()
     assert living(word) == []
     assert (await session.run(["echo", "again"])).output == b"again\n"
 
@@ -237,7 +237,7 @@ async def test_a_tool_chain_is_seen_read_only_and_comes_first(place, mirror, lim
     (chain / "bin" / "git").write_text("#!/bin/sh\necho another git\n")
     (chain / "bin" / "git").chmod(0o755)
     (chain / "bin" / "mytool").symlink_to("git")
-    sandbox = Bubblewrap(root, Path, Options(toolchains=[chain], weak=True))
+    sandbox = BubblewrapSandbox(root, Path, SandboxOptions(toolchains=[chain], weak=True))
     session, _ = await sandbox.create("a", mirror.plan(limits))
     result = await session.run(["bash", "-c", f"mytool; touch {chain}/bin/x || echo held"])
     await session.destroy()
@@ -255,9 +255,9 @@ async def test_ordinary_development_works(bash):
 
 
 def test_the_policy_is_a_list_that_can_be_read():
-    from osiris.tools.sandbox.jail.bwrap_arguments import View, arguments
+    from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec, build_arguments
 
-    words = arguments(View(etc=Path("/e"), work=Path("/w"), work_writable=False))
+    words = build_arguments(JailSpec(etc=Path("/e"), work=Path("/w"), work_writable=False))
     assert " ".join(words).endswith("--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace")
     assert " ".join(["--ro-bind", "/w", "/workspace"]) in " ".join(words)
     assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--clearenv"} <= set(words)
@@ -274,7 +274,7 @@ async def test_a_jail_enters_a_real_cgroup_of_version_2(session, place):
     group = Cgroup((top / f"osiris-{secrets.token_hex(4)}",))
     group.folders[0].mkdir()
     try:
-        result = await run_once(session.read_only(), ["/bin/cat", "/proc/self/cgroup"], 20, cgroup=group)
+        result = await run_once(session.build_read_only_spec(), ["/bin/cat", "/proc/self/cgroup"], 20, cgroup=group)
     finally:
         while not group.remove():
             await asyncio.sleep(0.01)
@@ -299,7 +299,7 @@ async def test_a_jail_that_fails_without_a_word_holds_up_nothing_else(session, p
     monkeypatch.setattr(process, "BWRAP", str(program))
     working = asyncio.create_task(work())
     with pytest.raises(Unavailable, match="could not be set up"):
-        await process.run_once(session._ground.view, ["/bin/true"], 5, cgroup=None)
+        await process.run_once(session._resources.view, ["/bin/true"], 5, cgroup=None)
     ended.append("jail")
     await working
     assert ended == ["work", "jail"]

@@ -5,10 +5,10 @@ import struct
 import pytest
 
 from osiris.core.errors import Refused
-from osiris.core.ports.sandbox import Limits
+from osiris.core.ports.sandbox import SandboxLimits
 from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.jail import cgroup, seccomp
-from osiris.tools.sandbox.jail.output_buffer import Output
+from osiris.tools.sandbox.jail.output_buffer import OutputBuffer
 
 
 @pytest.mark.parametrize(
@@ -33,23 +33,23 @@ def test_text_comes_out_harmless(raw, clean):
 
 
 def test_output_keeps_head_and_tail():
-    output = Output(10, keep=4)
+    output = OutputBuffer(10, keep=4)
     for byte in b"abcdefghijklmnopqrstuvwxyz":
-        output.feed(bytes([byte]))
-    assert output.text() == b"abcde\n... [16 bytes cut] ...\nvwxyz"
-    assert (output.total, bytes(output.kept)) == (26, b"abcd")
+        output.append(bytes([byte]))
+    assert output.get_excerpt() == b"abcde\n... [16 bytes cut] ...\nvwxyz"
+    assert (output.total, bytes(output.prefix)) == (26, b"abcd")
 
 
 def test_output_below_the_cap_is_whole():
-    output = Output(10)
-    output.feed(b"abcdefgh")
-    assert output.text() == b"abcdefgh"
+    output = OutputBuffer(10)
+    output.append(b"abcdefgh")
+    assert output.get_excerpt() == b"abcdefgh"
 
 
 def run_filter(machine: str, arch: int, number: int, *args: int) -> int:
     """A small interpreter of BPF: what the kernel would answer."""
     data = struct.pack("<iIQ6Q", number, arch, 0, *(list(args) + [0] * 6)[:6])
-    code, at, value = list(struct.iter_unpack("<HBBI", seccomp.program(machine))), 0, 0
+    code, at, value = list(struct.iter_unpack("<HBBI", seccomp.build_program(machine))), 0, 0
     while True:
         op, yes, no, k = code[at]
         at += 1
@@ -93,12 +93,12 @@ def test_x32_calls_are_killed():
 
 def test_other_processors_are_refused():
     with pytest.raises(Refused, match="riscv64"):
-        seccomp.program("riscv64")
+        seccomp.build_program("riscv64")
 
 
 @pytest.mark.parametrize(("memory", "bound"), [(2 << 30, 64 << 20), (100 << 20, 25 << 20)])
 def test_version_1_of_cgroups_bounds_what_sockets_hold(memory, bound):
-    settings = {name: value for name, value, _ in cgroup._settings_1(Limits(memory=memory))}
+    settings = {name: value for name, value, _ in cgroup._build_settings_v1(SandboxLimits(memory=memory))}
     assert settings["memory.kmem.tcp.limit_in_bytes"] == str(bound)
 
 
@@ -117,9 +117,9 @@ def test_version_2_of_cgroups_is_set_up_below_our_own(tmp_path, monkeypatch):
     (group / "memory.events").write_text("low 0\noom_kill 3\n")
     monkeypatch.setattr(cgroup, "CGROUPS", tmp_path)
     monkeypatch.setattr(cgroup, "OWN", tmp_path / "self")
-    made = cgroup.make("osiris-x", Limits(memory=123, processes=7))
+    made = cgroup.make_cgroup("osiris-x", SandboxLimits(memory=123, processes=7))
     assert made.folders == (group,)
     assert (group / "memory.max").read_text() == "123"
     assert (group / "pids.max").read_text() == "23"
-    assert made.out_of_memory() == 3
-    assert made.doors == (group / "cgroup.procs",)
+    assert made.count_oom_kills() == 3
+    assert made.entry_files == (group / "cgroup.procs",)

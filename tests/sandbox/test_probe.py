@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from osiris.core.errors import Refused
-from osiris.core.ports.sandbox import Limits, Probe
-from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.core.ports.sandbox import Probe, SandboxLimits
+from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.disks.image_disk import ImageDisk
 from osiris.tools.sandbox.jail import cgroup
 from osiris.tools.sandbox.probes import capabilities
@@ -27,7 +27,7 @@ async def test_this_machine_has_a_strong_sandbox(sandbox):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
 async def test_a_cgroup_that_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbox):
-    old, new = (cgroup.make(f"osiris-probe-0-{name}", Limits()) for name in ("old", "new"))
+    old, new = (cgroup.make_cgroup(f"osiris-probe-0-{name}", SandboxLimits()) for name in ("old", "new"))
     for folder in old.folders:
         os.utime(folder, (time.time() - 4000,) * 2)
     await sandbox.probe()
@@ -54,7 +54,7 @@ async def test_what_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbo
 
 async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, monkeypatch):
     bad = Probe(name="namespaces", ok=False, detail="No permissions", fix="Allow them.")
-    monkeypatch.setattr(capabilities, "run", lambda *_, **__: [bad])
+    monkeypatch.setattr(capabilities, "run_probes", lambda *_, **__: [bad])
     with pytest.raises(Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."):
         await sandbox.create("a", mirror.plan(limits))
     assert sandbox.names() == []
@@ -71,7 +71,7 @@ async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_i
 @pytest.mark.skipif(os.geteuid() != 0, reason="only a root worker has another user for its jails")
 async def test_a_data_folder_that_the_jail_cannot_reach_is_named(place, mirror, limits):
     (place / "closed").mkdir(mode=0o700)
-    sandbox = Bubblewrap(place / "closed" / "sandboxes", Path)
+    sandbox = BubblewrapSandbox(place / "closed" / "sandboxes", Path)
     with pytest.raises(Refused, match="data folder reachable"):
         await sandbox.create("a", mirror.plan(limits))
 
@@ -80,19 +80,19 @@ ORDINARY = """
 import asyncio, os, sys
 from pathlib import Path
 from osiris.core.ports.sandbox import Plan
-from osiris.tools.sandbox.options import Options
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.toolbox import Tools
+from osiris.tools.sandbox.options import SandboxOptions
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.toolbox import SessionTools
 async def main():
     place, mirror, base = sys.argv[1:]
     plan = Plan(repo=mirror, base=base, trusted=base)
-    sandbox = Bubblewrap(Path(place) / "sandboxes", Path, Options(weak=True))
+    sandbox = BubblewrapSandbox(Path(place) / "sandboxes", Path, SandboxOptions(weak=True))
     bad = [probe for probe in await sandbox.probe() if not probe.ok and probe.needed]
     assert not bad, bad
     session, new = await sandbox.create("a", plan)
     await session.seal()
-    tools = Tools(session)
-    print((await tools.call("write_file", {"path": "new", "content": "x"})).text)
+    tools = SessionTools(session)
+    print((await tools.call_tool("write_file", {"path": "new", "content": "x"})).text)
     result = await session.run(["bash", "-c", "id -u; wc -c </proc/1/environ; git status --short; ls /root /home"])
     print(result.output.decode())
     assert (await session.run(["sleep", "60"], timeout=0.2)).timed_out

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.errors import Occupied, Refused, TooSlow
+from osiris.core.errors import LocalTimeout, Occupied, Refused
 from osiris.core.ports.sandbox import Setup
-from osiris.tools.sandbox.backend import Bubblewrap
-from osiris.tools.sandbox.disks.tmpfs_disk import HELD, HOLD, HeldDisk
+from osiris.tools.sandbox.backend import BubblewrapSandbox
+from osiris.tools.sandbox.disks.tmpfs_disk import HELD, HOLD, TmpfsDisk
 from osiris.tools.sandbox.jail.process import Jail
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.options import SandboxOptions
 from tests.sandbox.conftest import git
 
 ROOT = os.geteuid() == 0
@@ -67,7 +67,7 @@ async def test_closing_leaves_nothing(sandbox, root, opened):
 
 
 async def test_a_checkout_that_takes_too_long_leaves_nothing_and_is_tried_again_later(root, mirror, limits, sandbox):
-    with pytest.raises(TooSlow, match=r"took longer than 0\.001 seconds"):
+    with pytest.raises(LocalTimeout, match=r"took longer than 0\.001 seconds"):
         await sandbox.create("shop-7-1", mirror.plan(replace(limits, open_seconds=0.001)))
     assert (sandbox.names(), mounts(root)) == ([], [])
 
@@ -100,10 +100,10 @@ async def test_the_agent_cannot_forge_the_marker(bash, keep):
 async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, root, opened):
     session, _ = await opened()
     await session.run(["touch", "mine"])
-    await session._stand_down()
+    await session._discard_next_jail()
     subprocess.run(["umount", "--recursive", root / "shop-7-1"], check=True)
     async with asyncio.timeout(10):  # the kernel lets go of a disk only when the last jail's namespace has gone
-        while not sandbox._disk("shop-7-1")._is_clean():
+        while not sandbox._get_disk("shop-7-1")._is_clean():
             await asyncio.sleep(0.02)
     again, is_new = await opened()
     assert not is_new
@@ -115,13 +115,13 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from osiris.core.ports.sandbox import Plan
-from osiris.tools.sandbox.options import Options
-from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.options import SandboxOptions
+from osiris.tools.sandbox.backend import BubblewrapSandbox
 from tests.sandbox.conftest import git
 async def main():
     root, mirror, base, word = sys.argv[1:]
     plan = Plan(repo=mirror, base=base, trusted=base)
-    session, _ = await Bubblewrap(Path(root), Path, Options(weak=True)).create("shop-7-1", plan)
+    session, _ = await BubblewrapSandbox(Path(root), Path, SandboxOptions(weak=True)).create("shop-7-1", plan)
     await session.seal()
     await session.run(["touch", "/workspace/first"])
     running = asyncio.create_task(session.run(["bash", "-c", f"setsid sleep {word} & echo begun; sleep {word}"]))
@@ -158,9 +158,9 @@ async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(mirror,
 async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_the_next_worker(sandbox, session):
     """A killed worker takes its monitors with it; what waits for one on an eventfd sees no end of it."""
     await session.run(["true"])  # and another jail stands ready
-    lost = Jail(session._ground.view, session.cgroup)
+    lost = Jail(session._resources.view, session.cgroup)
     while not (waiting := _children(lost._process.pid)):
-        assert lost.alive
+        assert lost.is_alive
     os.kill(lost._process.pid, signal.SIGKILL)
     lost._process.wait()
     assert Path(f"/proc/{waiting[0]}/status").exists()
@@ -168,7 +168,7 @@ async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_
     async with asyncio.timeout(10):
         while Path(f"/proc/{waiting[0]}/status").exists():
             await asyncio.sleep(0.01)
-    assert (await session._next).alive  # which is not lost
+    assert (await session._next_jail).is_alive  # which is not lost
 
 
 def _children(pid: int) -> list[str]:
@@ -176,13 +176,13 @@ def _children(pid: int) -> list[str]:
 
 
 async def test_a_disk_in_memory_whose_worker_was_killed_before_it_heard_of_it_is_removed(place):
-    disk = HeldDisk(place, "lost", uid=None)
+    disk = TmpfsDisk(place, "lost", uid=None)
     disk.folder.mkdir()
-    disk._note.parent.mkdir()
-    words = [*HOLD, HELD, "hold", str(disk.folder), str(4 << 20), "64", str(disk._note)]
+    disk._pid_file.parent.mkdir()
+    words = [*HOLD, HELD, "hold", str(disk.folder), str(4 << 20), "64", str(disk._pid_file)]
     subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # it goes on by itself
     async with asyncio.timeout(10):
-        while not (holder := disk._holder()):
+        while not (holder := disk._find_process()):
             await asyncio.sleep(0.01)
     disk.remove()
     assert not Path(f"/proc/{holder}/root").exists()
@@ -279,7 +279,7 @@ async def test_a_full_disk_leaves_the_session_usable(session, bash):
 async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(place, mirror, limits):
     (place / "small").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100M,mode=711", "small", place / "small"], check=True)
-    sandbox = Bubblewrap(place / "small" / "sandboxes", Path, Options(weak=True))
+    sandbox = BubblewrapSandbox(place / "small" / "sandboxes", Path, SandboxOptions(weak=True))
     first, _ = await sandbox.create("first", mirror.plan(limits))
     with pytest.raises(Occupied, match="no room for one more workspace: it may take 64 MiB"):
         await sandbox.create("second", mirror.plan(limits))

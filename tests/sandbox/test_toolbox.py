@@ -6,21 +6,21 @@ import pytest
 
 from osiris.core.errors import RunEnded
 from osiris.core.ports.models import Submitted
-from osiris.tools.toolbox import Tools
+from osiris.tools.toolbox import SessionTools
 
 
 @pytest.fixture
 def use(session):
-    tools = Tools(session)
+    tools = SessionTools(session)
 
     async def call(tool: str, **args) -> str:
-        return (await tools.call(tool, args)).text
+        return (await tools.call_tool(tool, args)).text
 
     return call
 
 
 async def test_the_specs_are_short(session):
-    specs = [{"n": s.name, "d": s.description, "p": s.parameters} for s in Tools(session).specs()]
+    specs = [{"n": s.name, "d": s.description, "p": s.parameters} for s in SessionTools(session).list_tools()]
     assert [s["n"] for s in specs] == [
         "read_file",
         "write_file",
@@ -160,11 +160,11 @@ async def test_a_search_that_explodes_is_stopped(use, bash, monkeypatch):
 
 
 async def test_a_command_says_how_it_ended(session):
-    answer = await Tools(session).call("run_command", {"command": "echo out; echo err >&2; exit 3"})
+    answer = await SessionTools(session).call_tool("run_command", {"command": "echo out; echo err >&2; exit 3"})
     assert answer.text.splitlines()[0].startswith("exit code 3 in 0.")
     assert answer.text.splitlines()[1:] == ["out", "err"]
     assert (answer.ran.command, answer.ran.exit_code) == ("echo out; echo err >&2; exit 3", 3)
-    answer = await Tools(session).call("run_command", {"command": "sleep 60", "timeout": 0.2})
+    answer = await SessionTools(session).call_tool("run_command", {"command": "sleep 60", "timeout": 0.2})
     assert answer.text.startswith("stopped after 0.2 s")
     assert answer.ran.exit_code is None
 

@@ -10,12 +10,12 @@ import pytest
 
 from osiris.core.errors import Unavailable
 from osiris.tools.sandbox import users
-from osiris.tools.sandbox.backend import Bubblewrap
+from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.disks import mounts
 from osiris.tools.sandbox.disks.disk import DEVPTS
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.probes import capabilities
-from osiris.tools.sandbox.users import SHARED, USERS, Users, owner
+from osiris.tools.sandbox.users import SHARED, USERS, SessionUsers, read_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no other users")
 
@@ -67,19 +67,19 @@ async def test_the_process_of_a_command_has_the_sessions_user(made, root, living
     uids = {Path(f"/proc/{pid}").stat().st_uid for pid in found if Path(f"/proc/{pid}").exists()}
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert uids <= {session._ground.disk.uid}
+    assert uids <= {session._resources.disk.uid}
 
 
 async def test_a_session_that_is_found_again_keeps_its_user(made, root, ending):
     first, _ = await made("one")
     await first.run(["touch", "mine"])
     uid = host_user(root, "one", "work/mine")
-    again, is_new = await made("one", box=Bubblewrap(root, Path, Options(weak=True)))
+    again, is_new = await made("one", box=BubblewrapSandbox(root, Path, SandboxOptions(weak=True)))
     await again.run(["bash", "-c", "echo more >>mine; touch other"])
     assert not is_new
     assert host_user(root, "one", "work/other") == uid
-    await first._stand_down()
-    await again._stand_down()
+    await first._discard_next_jail()
+    await again._discard_next_jail()
 
 
 async def test_the_files_of_a_kept_checkout_can_be_changed_and_are_packed_right(made, mirror, place, root, ending):
@@ -88,7 +88,7 @@ async def test_the_files_of_a_kept_checkout_can_be_changed_and_are_packed_right(
     change = "echo more >>README.md; chmod 755 src/app.py; git mv src lib; rm run.sh; echo new >new; git status -s"
     result = await session.run(["bash", "-c", change])
     assert result.exit_code == 0, result.output
-    assert host_user(root, "two", "work/README.md") == session._ground.disk.uid
+    assert host_user(root, "two", "work/README.md") == session._resources.disk.uid
     found = mirror.take(await session.export(mirror.base), place)
     assert found == {
         b"README.md": (b"100644", b"hello\nmore\n"),
@@ -106,12 +106,12 @@ async def test_the_session_that_made_a_checkout_has_no_part_in_it_any_more(made,
         for line in Path("/proc/mounts").read_text().splitlines()
         if str(root) in line and "/@checkout-" in line.split()[1] and _is_of(session, line)
     ]
-    assert owner(root / "@disks" / f"{layer.name}.img") == SHARED
-    assert (layer / "work").stat().st_uid != session._ground.disk.uid
+    assert read_owner(root / "@disks" / f"{layer.name}.img") == SHARED
+    assert (layer / "work").stat().st_uid != session._resources.disk.uid
 
 
 def _is_of(session, line):
-    return (session._ground.disk.here / "over").read_text() == Path(line.split()[1]).name
+    return (session._resources.disk.host_path / "over").read_text() == Path(line.split()[1]).name
 
 
 async def test_where_the_kernel_cannot_all_sessions_run_as_one_user_and_that_is_said(
@@ -120,8 +120,8 @@ async def test_where_the_kernel_cannot_all_sessions_run_as_one_user_and_that_is_
     def refuse(*_):
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(mounts, "mount_as", refuse)
-    sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True))
+    monkeypatch.setattr(mounts, "mount_with_owner", refuse)
+    sandbox = BubblewrapSandbox(place / "sandboxes", Path, SandboxOptions(weak=True))
     [probe] = [probe for probe in await sandbox.probe() if probe.name == capabilities.APART]
     assert (probe.ok, probe.needed) == (False, False)
     assert probe.fix
@@ -143,7 +143,7 @@ async def test_where_no_device_files_can_be_made_jails_have_those_of_the_host_an
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "mknod", refuse)
-    sandbox = Bubblewrap(place / "sandboxes", Path, Options(weak=True))
+    sandbox = BubblewrapSandbox(place / "sandboxes", Path, SandboxOptions(weak=True))
     [probe] = [probe for probe in await sandbox.probe() if probe.name == capabilities.APART]
     assert (probe.ok, probe.detail) == (True, "shared: /dev")
     session, _ = await sandbox.create("one", mirror.plan(limits))
@@ -227,17 +227,21 @@ def images(place: Path) -> Path:
 
 
 def test_no_two_images_have_one_user_in_one_folder_or_in_two(claims):
-    first, second = (Users(images(claims / name)) for name in ("a", "b"))
-    found = [first.claim(claims / "a/1.img"), second.claim(claims / "b/1.img"), first.claim(claims / "a/2.img")]
+    first, second = (SessionUsers(images(claims / name)) for name in ("a", "b"))
+    found = [
+        first.claim_user(claims / "a/1.img"),
+        second.claim_user(claims / "b/1.img"),
+        first.claim_user(claims / "a/2.img"),
+    ]
     assert len(set(found)) == 3
-    assert found == [owner(claims / name) for name in ("a/1.img", "b/1.img", "a/2.img")]
+    assert found == [read_owner(claims / name) for name in ("a/1.img", "b/1.img", "a/2.img")]
     with pytest.raises(Unavailable, match="no user for one more"):
-        second.claim(claims / "b/2.img")
+        second.claim_user(claims / "b/2.img")
 
 
 def test_a_user_is_taken_again_only_when_its_image_and_its_processes_are_gone(claims):
-    some = Users(images(claims / "a"))
-    uid, *_ = [some.claim(claims / f"a/{n}.img") for n in range(3)]
+    some = SessionUsers(images(claims / "a"))
+    uid, *_ = [some.claim_user(claims / f"a/{n}.img") for n in range(3)]
     words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "cat"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write(b"x")
@@ -245,34 +249,34 @@ def test_a_user_is_taken_again_only_when_its_image_and_its_processes_are_gone(cl
         assert process.stdout.read(1) == b"x"
         (claims / "a/0.img").unlink()
         with pytest.raises(Unavailable):
-            some.claim(claims / "a/3.img")
+            some.claim_user(claims / "a/3.img")
         process.stdin.close()
-    assert some.claim(claims / "a/3.img") == uid
+    assert some.claim_user(claims / "a/3.img") == uid
 
 
 def test_a_name_that_is_made_anew_does_not_hold_two_users(claims):
-    some = Users(images(claims / "a"))
+    some = SessionUsers(images(claims / "a"))
     image = claims / "a/1.img"
     for _ in range(9):
-        some.claim(image)
+        some.claim_user(image)
         image.unlink()
-    assert len({some.claim(claims / f"a/{n}.img") for n in range(3)}) == 3
+    assert len({some.claim_user(claims / f"a/{n}.img") for n in range(3)}) == 3
 
 
 def test_a_released_image_holds_no_user(claims):
-    some = Users(images(claims / "a"))
-    found = {some.claim(claims / f"a/{n}.img") for n in range(3)}
+    some = SessionUsers(images(claims / "a"))
+    found = {some.claim_user(claims / f"a/{n}.img") for n in range(3)}
     users.release_user(claims / "a/0.img")
-    assert some.claim(claims / "a/3.img") in found
+    assert some.claim_user(claims / "a/3.img") in found
 
 
 def test_what_sessions_have_is_claimed_again_after_the_machine_was_started_anew(claims):
-    had = Users(images(claims / "a")).claim(claims / "a/1.img")
+    had = SessionUsers(images(claims / "a")).claim_user(claims / "a/1.img")
     subprocess.run(["rm", "-r", users.CLAIMS], check=True)
-    anew = Users(claims / "a")
-    assert had not in [anew.claim(claims / f"a/{n}.img") for n in (2, 3)]
+    anew = SessionUsers(claims / "a")
+    assert had not in [anew.claim_user(claims / f"a/{n}.img") for n in (2, 3)]
     with pytest.raises(Unavailable):
-        anew.claim(claims / "a/4.img")
+        anew.claim_user(claims / "a/4.img")
 
 
 def test_users_are_clear_of_those_of_systemd_and_of_the_proxy():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from osiris.core.errors import Unavailable
-from osiris.core.ports.models import Brain, Hear, Message, ToolSpec, deaf
+from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolSpec, ignore_deltas
 
 log = logging.getLogger(__name__)
 
@@ -13,27 +13,31 @@ TRIES = 3  # failures of the first in a row before the second takes over
 REST = 300.0  # seconds until the first is asked again
 
 
-class WithSecond:
-    """`ports.Brain` over two: the same transcript goes to either."""
+class FallbackModel:
+    """`ports.LanguageModel` over two: the same transcript goes to either."""
 
-    def __init__(self, first: Brain, second: Brain, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, first: LanguageModel, second: LanguageModel, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._first, self._second, self._clock = first, second, clock
-        self.priced = first.priced and second.priced
+        self.is_priced = first.is_priced and second.is_priced
         self._failures = 0
         self._rests_until = 0.0
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         if self._failures < TRIES or self._clock() >= self._rests_until:
             try:
-                reply = await self._first.reply(transcript, tools, hear)
+                reply = await self._first.reply(transcript, tools, on_delta)
             except Unavailable as outage:
                 self._failures += 1
                 if self._failures < TRIES:
                     raise
                 log.warning("%s; the second model takes over for %d min", outage, REST // 60)
                 self._rests_until = self._clock() + REST
-                hear("again", "")
+                on_delta("again", "")
             else:
                 self._failures = 0
                 return reply
-        return await self._second.reply(transcript, tools, hear)
+        return await self._second.reply(transcript, tools, on_delta)

@@ -30,7 +30,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.tools import ToolDefinition
 
 from osiris.core.events import Usage
-from osiris.core.ports.models import Hear, Message, ToolCall, ToolSpec
+from osiris.core.ports.models import Message, OnDelta, ToolCall, ToolSpec
 
 Price = Callable[[Usage, int], Usage]
 """(tokens, those of them written to the vendor's cache) -> the same with their price."""
@@ -39,33 +39,33 @@ _CUT = "the reply was cut at its greatest length in the middle of this call, so 
 _NO_JSON = "the arguments are no JSON object, so nothing was done; call it once more"
 
 
-def history(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
+def convert_transcript(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
     """The transcript as requests and responses for a vendor.
 
     A reply with nothing in it is left out, for no vendor takes it back.
     """
-    transcript = _translated(transcript, vendor)
+    transcript = _normalize_transcript(transcript, vendor)
     names = {call.id: call.name for message in transcript for call in message.calls}
     found: list[ModelMessage] = []
     for message in transcript:
         if message.role == "assistant":
             if message.text or message.calls:
-                found.append(_response(message))
+                found.append(_convert_reply(message))
         elif found and isinstance(found[-1], ModelRequest):
-            found[-1].parts = [*found[-1].parts, _part(message, names)]
+            found[-1].parts = [*found[-1].parts, _convert_part(message, names)]
         else:
-            found.append(ModelRequest(parts=[_part(message, names)]))
+            found.append(ModelRequest(parts=[_convert_part(message, names)]))
     return found
 
 
-def _translated(transcript: Sequence[Message], vendor: str) -> list[Message]:
+def _normalize_transcript(transcript: Sequence[Message], vendor: str) -> list[Message]:
     """The transcript with what other vendors said made plain: none of their state, ids and names that all take."""
     ids: dict[str, str] = {}
     found = []
     for message in transcript:
         if message.role == "assistant" and not message.model.startswith(f"{vendor}:"):
-            ids |= {call.id: _plain(call.id) for call in message.calls}
-            calls = (replace(call, id=ids[call.id], name=_plain(call.name)) for call in message.calls)
+            ids |= {call.id: _sanitize_name(call.id) for call in message.calls}
+            calls = (replace(call, id=ids[call.id], name=_sanitize_name(call.name)) for call in message.calls)
             message = replace(message, calls=tuple(calls), state={})
         elif message.call in ids:
             message = replace(message, call=ids[message.call])
@@ -73,11 +73,11 @@ def _translated(transcript: Sequence[Message], vendor: str) -> list[Message]:
     return found
 
 
-def _plain(name: str) -> str:
+def _sanitize_name(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
 
 
-def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
+def _convert_part(message: Message, names: dict[str, str]) -> ModelRequestPart:
     match message.role:
         case "system":
             return SystemPromptPart(message.text)
@@ -87,7 +87,7 @@ def _part(message: Message, names: dict[str, str]) -> ModelRequestPart:
             return UserPromptPart(message.text)
 
 
-def _response(message: Message) -> ModelResponse:
+def _convert_reply(message: Message) -> ModelResponse:
     """A reply as its vendor said it; without that, what was said and done."""
     if message.state:
         [response] = ModelMessagesTypeAdapter.validate_python([message.state])
@@ -98,7 +98,7 @@ def _response(message: Message) -> ModelResponse:
     return ModelResponse(parts=[*text, *calls])
 
 
-def parameters(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
+def convert_tools(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
     return ModelRequestParameters(
         function_tools=[
             ToolDefinition(name=t.name, description=t.description, parameters_json_schema=dict(t.parameters))
@@ -107,15 +107,15 @@ def parameters(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
     )
 
 
-def reply(response: ModelResponse, model: str, price: Price) -> Message:
+def convert_response(response: ModelResponse, model: str, price: Price) -> Message:
     """A vendor's reply as a line of the transcript, said by `model`."""
     [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
     state.pop("provider_url", None)  # it is the operator's, not the vendor's
-    if (whole := _without_half_characters(state)) != state:
+    if (whole := _drop_half_characters(state)) != state:
         state, response = whole, cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
     cut = response.finish_reason == "length"
     parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
-    calls = [_call(part, cut=cut and part is parts[-1]) for part in parts]
+    calls = [_convert_call(part, cut=cut and part is parts[-1]) for part in parts]
     usage = response.usage
     tokens = Usage(input=usage.input_tokens, cached=usage.cache_read_tokens, output=usage.output_tokens)
     return Message(
@@ -129,13 +129,13 @@ def reply(response: ModelResponse, model: str, price: Price) -> Message:
     )
 
 
-def _without_half_characters(state: dict[str, Any]) -> dict[str, Any]:
+def _drop_half_characters(state: dict[str, Any]) -> dict[str, Any]:
     """A stream can cut a character in two; half of one can neither be stored nor sent."""
     whole: dict[str, Any] = json.loads(json.dumps(state, ensure_ascii=False).encode("utf-8", "replace"))
     return whole
 
 
-def _call(part: ToolCallPart, *, cut: bool) -> ToolCall:
+def _convert_call(part: ToolCallPart, *, cut: bool) -> ToolCall:
     if cut:
         return ToolCall(id=part.tool_call_id, name=part.tool_name, args={}, broken=_CUT)
     try:
@@ -145,25 +145,25 @@ def _call(part: ToolCallPart, *, cut: bool) -> ToolCall:
     return ToolCall(id=part.tool_call_id, name=part.tool_name, args=args)
 
 
-def tell(event: ModelResponseStreamEvent, hear: Hear) -> None:
+def forward_event(event: ModelResponseStreamEvent, on_delta: OnDelta) -> None:
     """Hand a piece of a reply on to who listens."""
     match event:
         case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
-            _say(hear, "text", text)
+            _forward_text(on_delta, "text", text)
         case PartStartEvent(part=ThinkingPart(content=text)):
-            _say(hear, "thinking", text)
+            _forward_text(on_delta, "thinking", text)
         case PartDeltaEvent(delta=ThinkingPartDelta(content_delta=text)):
-            _say(hear, "thinking", text)
+            _forward_text(on_delta, "thinking", text)
         case PartStartEvent(part=ToolCallPart(tool_name=name, args=args)):
-            hear("call", f"\n{name} {_words(args)}")
+            on_delta("call", f"\n{name} {_format_args(args)}")
         case PartDeltaEvent(delta=ToolCallPartDelta(args_delta=args)):
-            _say(hear, "call", _words(args))
+            _forward_text(on_delta, "call", _format_args(args))
 
 
-def _say(hear: Hear, kind: Any, text: str | None) -> None:
+def _forward_text(on_delta: OnDelta, kind: Any, text: str | None) -> None:
     if text:
-        hear(kind, text)
+        on_delta(kind, text)
 
 
-def _words(args: Any) -> str:
+def _format_args(args: Any) -> str:
     return args if isinstance(args, str) else json.dumps(args, ensure_ascii=False) if args else ""

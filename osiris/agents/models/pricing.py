@@ -9,7 +9,7 @@ from genai_prices.data_snapshot import get_snapshot
 from osiris.core.events import Usage
 
 
-def priced(vendor: str, model: str, url: str, usage: Usage, written: int = 0) -> Usage:
+def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 0) -> Usage:
     """`usage` with its price in US dollars; `written` are the input tokens that were put into the vendor's cache."""
     counted = Priced(
         input_tokens=usage.input,
@@ -28,7 +28,7 @@ def priced(vendor: str, model: str, url: str, usage: Usage, written: int = 0) ->
 
 
 @cache
-def window(vendor: str, model: str, url: str) -> int | None:
+def find_context_window(vendor: str, model: str, url: str) -> int | None:
     """How many tokens a model takes; None when it is not in the list."""
     try:
         _provider, found = get_snapshot().find_provider_model(model, None, vendor or None, None if vendor else url)

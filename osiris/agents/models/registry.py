@@ -9,15 +9,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osiris.agents.models.fallback import WithSecond
-from osiris.agents.models.scripted import ScriptedBrain
+from osiris.agents.models.fallback import FallbackModel
+from osiris.agents.models.scripted import ScriptedModel
 from osiris.core.errors import OsirisError, Refused, RunEnded, Unavailable
-from osiris.core.ports.models import Brain
+from osiris.core.ports.models import LanguageModel
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from osiris.agents.models.model_call import ModelBrain
+    from osiris.agents.models.model_call import VendorModel
 
 PATIENCE = 180.0  # seconds
 _CHECK = 5.0  # seconds a person's choice of a model may take to be tried: other deliveries wait for it
@@ -34,17 +34,17 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list, `window` the tokens a
-    model takes that is not in it."""
+    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list, `find_context_window`
+    the tokens a model takes that is not in it."""
 
     make: Callable[[str, Access, Any], "Model"]
     url: str
-    priced: str
+    pricing_id: str
     window: int
     settings: Mapping[str, Any]
 
 
-def _anthropic(name: str, access: Access, http: Any) -> "Model":
+def _make_anthropic(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
@@ -52,21 +52,21 @@ def _anthropic(name: str, access: Access, http: Any) -> "Model":
     return AnthropicModel(name, provider=provider)
 
 
-def _openai(name: str, access: Access, http: Any) -> "Model":
+def _make_openai(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIResponsesModel(name, provider=OpenAIProvider(openai_client=_openai_client(access, http)))
+    return OpenAIResponsesModel(name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http)))
 
 
-def _compatible(name: str, access: Access, http: Any) -> "Model":
+def _make_compatible(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=_openai_client(access, http)))
+    return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http)))
 
 
-def _openai_client(access: Access, http: Any) -> Any:
+def _create_openai_client(access: Access, http: Any) -> Any:
     """OpenAI's client, which is given a conversation as something extra.
 
     It holds every item of a conversation against every type that it might have (60 ms at 50 steps), to rename fields
@@ -78,11 +78,11 @@ def _openai_client(access: Access, http: Any) -> Any:
 
     class Responses(AsyncResponses):
         async def create(self, **params: Any) -> Any:
-            return await super().create(**_as_extra(params, "input"))
+            return await super().create(**_move_to_extra(params, "input"))
 
     class Completions(AsyncCompletions):
         async def create(self, **params: Any) -> Any:
-            return await super().create(**_as_extra(params, "messages"))
+            return await super().create(**_move_to_extra(params, "messages"))
 
     class Chat(AsyncChat):
         @cached_property
@@ -101,7 +101,7 @@ def _openai_client(access: Access, http: Any) -> Any:
     return Client(api_key=access.key or "none", base_url=access.url, http_client=http, max_retries=0)
 
 
-def _google(name: str, access: Access, http: Any) -> "Model":
+def _make_google(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.google import GoogleModel
     from pydantic_ai.providers.google import GoogleProvider
 
@@ -109,7 +109,7 @@ def _google(name: str, access: Access, http: Any) -> "Model":
     return GoogleModel(name, provider=GoogleProvider(client=_Google(inner)))  # type: ignore[call-overload]
 
 
-class _Through:
+class _ClientProxy:
     """Stands in front of a part of Google's client, and is that part but for what a subclass changes."""
 
     def __init__(self, inner: Any) -> None:
@@ -119,7 +119,7 @@ class _Through:
         return getattr(self._inner, name)
 
 
-class _Google(_Through):
+class _Google(_ClientProxy):
     """Google's client, which is given a conversation as something extra, for the same reason (20 ms at step 50)."""
 
     @cached_property
@@ -127,15 +127,15 @@ class _Google(_Through):
         return _GoogleAio(self._inner.aio)
 
 
-class _GoogleAio(_Through):
+class _GoogleAio(_ClientProxy):
     @cached_property
     def models(self) -> Any:
         return _GoogleModels(self._inner.models)
 
 
-class _GoogleModels(_Through):
+class _GoogleModels(_ClientProxy):
     async def generate_content_stream(self, *, model: str, contents: list[Any], config: Any) -> Any:
-        extra = {"extra_body": {"contents": [_on_googles_wire(content) for content in contents]}}
+        extra = {"extra_body": {"contents": [_encode_content(content) for content in contents]}}
         config = {**config, "http_options": {**(config.get("http_options") or {}), **extra}}
         return await self._inner.generate_content_stream(model=model, contents=contents[:1], config=config)
 
@@ -147,49 +147,49 @@ _GOOGLES_NAMES = {
 }
 
 
-def _on_googles_wire(content: dict[str, Any]) -> dict[str, Any]:
+def _encode_content(content: dict[str, Any]) -> dict[str, Any]:
     """One message as its JSON is; of texts, thoughts, calls and their answers, which is all we send."""
-    return {**content, "parts": [_part_on_googles_wire(part) for part in content["parts"]]}
+    return {**content, "parts": [_encode_part(part) for part in content["parts"]]}
 
 
-def _part_on_googles_wire(part: dict[str, Any]) -> dict[str, Any]:
+def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
     found = {_GOOGLES_NAMES.get(name, name): value for name, value in part.items() if value is not None}
     if isinstance(signature := found.get("thoughtSignature"), bytes):
         found["thoughtSignature"] = urlsafe_b64encode(signature).decode()
     return found
 
 
-def _as_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
+def _move_to_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
     return {**params, name: [], "extra_body": {**(params.get("extra_body") or {}), name: params[name]}}
 
 
 VENDORS: Mapping[str, Vendor] = {
     "anthropic": Vendor(
-        make=_anthropic,
+        make=_make_anthropic,
         url="https://api.anthropic.com",
-        priced="anthropic",
+        pricing_id="anthropic",
         window=200_000,
         settings={"thinking": True, "cache": True, "max_tokens": 16_000},
     ),
     "openai": Vendor(
-        make=_openai,
+        make=_make_openai,
         url="https://api.openai.com/v1",
-        priced="openai",
+        pricing_id="openai",
         window=128_000,
         settings={"openai_store": False},  # nothing stays there; the encrypted reasoning comes back to us instead
     ),
     "google": Vendor(
-        make=_google,
+        make=_make_google,
         url="https://generativelanguage.googleapis.com",
-        priced="google",
+        pricing_id="google",
         window=1_000_000,
         settings={"thinking": True},
     ),
-    "openai-compatible": Vendor(make=_compatible, url="", priced="", window=32_000, settings={}),
+    "openai-compatible": Vendor(make=_make_compatible, url="", pricing_id="", window=32_000, settings={}),
 }
 
 
-class Brains:
+class ModelRegistry:
     """The brains of this process, each made when it is first chosen."""
 
     def __init__(
@@ -203,26 +203,26 @@ class Brains:
         hide: Callable[[str], str] = str,
     ) -> None:
         """`own` is the operator's model and `second` stands in for it, both VENDOR:MODEL; `access` has the vendors
-        that are configured; `window` (tokens) overrides what is known of each model."""
+        that are configured; `find_context_window` (tokens) overrides what is known of each model."""
         self._own, self._second, self._access = own, second, access
         self._patience, self._window, self._hide = patience, window, hide
-        self._made: dict[str, ModelBrain] = {}
-        self._both: WithSecond | None = None
-        self._making = asyncio.Lock()
+        self._models: dict[str, VendorModel] = {}
+        self._fallback: FallbackModel | None = None
+        self._making_lock = asyncio.Lock()
         self._clients: list[Any] = []
 
-    async def choose(self, model: str = "") -> Brain:
+    async def select(self, model: str = "") -> LanguageModel:
         """The brain of VENDOR:MODEL; without one the operator's. Raises Refused with the list of those configured."""
         wanted = model or self._own
-        self.check(wanted)
+        self.check_configured(wanted)
         if wanted == self._own and self._second:
-            self.check(self._second)
-            if self._both is None:
-                self._both = WithSecond(await self._brain(wanted), await self._brain(self._second))
-            return self._both
-        return await self._brain(wanted)
+            self.check_configured(self._second)
+            if self._fallback is None:
+                self._fallback = FallbackModel(await self._get_model(wanted), await self._get_model(self._second))
+            return self._fallback
+        return await self._get_model(wanted)
 
-    def check(self, model: str) -> None:
+    def check_configured(self, model: str) -> None:
         """Raises Refused when this is no model that can be chosen here. Nobody is asked."""
         vendor = model.partition(":")[0]
         if not model:
@@ -232,26 +232,26 @@ class Brains:
         if vendor == "scripted" and model in (self._own, self._second):
             return  # a file of the operator's: nobody else may name one
         if vendor not in self._access or not _NAME.fullmatch(model):
-            raise Refused(f"there is no model {model[:100]!r} here; configured are: {self._choices()}")
+            raise Refused(f"there is no model {model[:100]!r} here; configured are: {self._list_choices()}")
 
-    async def trouble(self, model: str) -> str:
+    async def why_unavailable(self, model: str) -> str:
         """Why `model` cannot think, found out by asking it; "" when it can, or does not answer now."""
         try:
             async with asyncio.timeout(_CHECK):
-                await self.probe(model)
+                await self.probe_model(model)
         except (Unavailable, TimeoutError):
             return ""
         except OsirisError as error:
             return str(error)
         return ""
 
-    async def probe(self, model: str = "") -> None:
+    async def probe_model(self, model: str = "") -> None:
         """Let a model call a tool. Raises Refused with what is wrong, or Unavailable."""
-        await self.choose(model)
-        if (brain := self._made.get(model or self._own)) is None:
+        await self.select(model)
+        if (brain := self._models.get(model or self._own)) is None:
             return  # a script
         try:
-            await brain.probe()
+            await brain.probe_tools()
         except RunEnded as end:
             raise Refused(getattr(end.outcome, "reason", str(end))) from None
 
@@ -259,36 +259,36 @@ class Brains:
         for client in self._clients:
             await client.aclose()
 
-    def _choices(self) -> str:
+    def _list_choices(self) -> str:
         own = [model for model in (self._own, self._second) if model]
         return ", ".join(dict.fromkeys([*own, *(f"{vendor}:…" for vendor in self._access)])) or "none"
 
-    async def _brain(self, model: str) -> Brain:
+    async def _get_model(self, model: str) -> LanguageModel:
         vendor, _, name = model.partition(":")
         if vendor == "scripted":
-            return ScriptedBrain.from_file(Path(name))
-        async with self._making:
-            if model not in self._made:  # off the loop: the libraries take a second to load
-                self._made[model] = await asyncio.to_thread(self._make, vendor, name)
-        return self._made[model]
+            return ScriptedModel.from_file(Path(name))
+        async with self._making_lock:
+            if model not in self._models:  # off the loop: the libraries take a second to load
+                self._models[model] = await asyncio.to_thread(self._make_model, vendor, name)
+        return self._models[model]
 
-    def _make(self, vendor: str, name: str) -> "ModelBrain":
+    def _make_model(self, vendor: str, name: str) -> "VendorModel":
         from pydantic_ai.models import create_async_httpx2_client
 
-        from osiris.agents.models.model_call import ModelBrain, Terms
-        from osiris.agents.models.pricing import priced, window
+        from osiris.agents.models.model_call import CallOptions, VendorModel
+        from osiris.agents.models.pricing import find_context_window, price_usage
 
         known, access = VENDORS[vendor], self._access[vendor]
         access = Access(key=access.key, url=access.url or known.url)
         self._clients.append(http := create_async_httpx2_client(timeout=int(self._patience) + 1))
-        room = self._window or window(known.priced, name, access.url) or known.window
-        terms = Terms(
+        room = self._window or find_context_window(known.pricing_id, name, access.url) or known.window
+        terms = CallOptions(
             name=f"{vendor}:{name}",
             settings=known.settings,  # type: ignore[arg-type]
             patience=self._patience,
             room=int(room * 0.75),  # the rest is for the tools and the reply
-            price=partial(priced, known.priced, name, access.url),
-            others=self._choices(),
+            price=partial(price_usage, known.pricing_id, name, access.url),
+            others=self._list_choices(),
             hide=self._hide,
         )
-        return ModelBrain(known.make(name, access, http), terms)
+        return VendorModel(known.make(name, access, http), terms)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from osiris.agents.loop import INTERRUPTED
 from osiris.core.errors import Refused
-from osiris.core.ports.models import Hear, Message, ToolCall, ToolSpec, deaf
+from osiris.core.ports.models import Message, OnDelta, ToolCall, ToolSpec, ignore_deltas
 
 
 class _Expect(BaseModel):
@@ -36,7 +36,7 @@ class _Step(BaseModel):
     expect: _Expect = _Expect()
 
 
-class _Run(BaseModel):
+class _ScriptedRun(BaseModel):
     model_config = ConfigDict(extra="forbid")
     when: str = ""
     steps: Annotated[list[_Step], Field(min_length=1)]
@@ -44,10 +44,10 @@ class _Run(BaseModel):
 
 class _Script(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    runs: Annotated[list[_Run], Field(min_length=1)]
+    runs: Annotated[list[_ScriptedRun], Field(min_length=1)]
 
 
-class ScriptedBrain:
+class ScriptedModel:
     """Its place in the script is read from the transcript, so it has no state of its own and survives any crash."""
 
     def __init__(self, script: Mapping[str, Any], name: str = "scripted") -> None:
@@ -59,56 +59,58 @@ class ScriptedBrain:
             where = ".".join(map(str, first["loc"]))
             raise Refused(f"the script of {name} is not right at {where}: {first['msg']}") from None
         self._name = name
-        self.priced = True  # it costs nothing
+        self.is_priced = True  # it costs nothing
 
     @classmethod
-    def from_file(cls, path: Path) -> "ScriptedBrain":
+    def from_file(cls, path: Path) -> "ScriptedModel":
         try:
             script = yaml.safe_load(path.read_text("utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise Refused(f"the script {path} cannot be read: {error}") from None
         return cls(script if isinstance(script, dict) else {}, f"scripted:{path.name}")
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         """The next scripted step. Raises Refused, naming the difference, when a tool answered something else."""
-        run = self._run_for(transcript[1].text)
-        answers = _rounds(transcript)
+        run = self._find_run(transcript[1].text)
+        answers = _group_answers(transcript)
         place = 0
         for answer in answers:
             if any(message.text == INTERRUPTED for message in answer):
                 continue  # as a person would: look again, that is do the same step once more
-            self._check(run.steps[place], place, answer)
+            self._check_answers(run.steps[place], place, answer)
             place += 1
         if place >= len(run.steps):
             raise Refused(f"the script {self._name} has no step {place + 1}")
-        hear("text", run.steps[place].say)
-        return _message(run.steps[place], len(answers), self._name)
+        on_delta("text", run.steps[place].say)
+        return _build_message(run.steps[place], len(answers), self._name)
 
-    def _run_for(self, brief: str) -> _Run:
+    def _find_run(self, brief: str) -> _ScriptedRun:
         for run in self._script.runs:
             if run.when in brief:
                 return run
         raise Refused(f"the script {self._name} has no run for this brief")
 
-    def _check(self, step: _Step, place: int, answers: Sequence[Message]) -> None:
+    def _check_answers(self, step: _Step, place: int, answers: Sequence[Message]) -> None:
         text = "\n".join(answer.text for answer in answers)
-        for piece in _list(step.expect.contains):
+        for piece in _as_list(step.expect.contains):
             if piece not in text:
-                raise self._differs(place, f"{piece!r} is not in the answer", text)
-        for piece in _list(step.expect.lacks):
+                raise self._describe_difference(place, f"{piece!r} is not in the answer", text)
+        for piece in _as_list(step.expect.lacks):
             if piece in text:
-                raise self._differs(place, f"{piece!r} is in the answer", text)
+                raise self._describe_difference(place, f"{piece!r} is in the answer", text)
         codes = [answer.ran.exit_code for answer in answers if answer.ran]
         if step.expect.exit_code is not None and codes != [step.expect.exit_code]:
-            raise self._differs(place, f"exit code {step.expect.exit_code} was expected, not {codes}", text)
+            raise self._describe_difference(place, f"exit code {step.expect.exit_code} was expected, not {codes}", text)
 
-    def _differs(self, place: int, what: str, text: str) -> Refused:
+    def _describe_difference(self, place: int, what: str, text: str) -> Refused:
         return Refused(
             f"the world differs from the script {self._name} at step {place + 1}: {what}; it was: {text[:500]}"
         )
 
 
-def _rounds(transcript: Sequence[Message]) -> list[list[Message]]:
+def _group_answers(transcript: Sequence[Message]) -> list[list[Message]]:
     """For each reply so far, the tools' answers to it."""
     rounds: list[list[Message]] = []
     for message in transcript:
@@ -119,12 +121,12 @@ def _rounds(transcript: Sequence[Message]) -> list[list[Message]]:
     return rounds
 
 
-def _message(step: _Step, number: int, model: str) -> Message:
+def _build_message(step: _Step, number: int, model: str) -> Message:
     calls = (
         ToolCall(id=f"call-{number}-{n}", name=name, args=args) for n, (name, args) in enumerate(step.call.items())
     )
     return Message(role="assistant", text=step.say, calls=tuple(calls), model=model)
 
 
-def _list(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value

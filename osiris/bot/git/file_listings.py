@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from osiris.bot.git.runner import GitFailed, GitLimits, LimitReached, git
-from osiris.core.errors import TooSlow
+from osiris.bot.git.runner import GitCommandFailed, GitLimits, LimitReached, run_git
+from osiris.core.errors import LocalTimeout
 from osiris.core.ports.sandbox import MIB
 
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes: NAME_MAX and PATH_MAX of Linux
@@ -38,7 +38,7 @@ class ListedFile:
 
 
 async def search_files(
-    desk: Path,
+    repo: Path,
     commit: str,
     search: Callable[[Iterator[bytes]], T],
 ) -> tuple[T, bool]:
@@ -51,8 +51,8 @@ async def search_files(
     with tempfile.TemporaryFile() as file:
         is_whole = True
         try:
-            await git(desk, "ls-tree", "-r", "-z", "--full-tree", commit, limits=_LIMITS, to=file)
-        except (GitFailed, LimitReached, TooSlow):
+            await run_git(repo, "ls-tree", "-r", "-z", "--full-tree", commit, limits=_LIMITS, to=file)
+        except (GitCommandFailed, LimitReached, LocalTimeout):
             is_whole = False
         file.seek(0)
         return await asyncio.to_thread(search, read_records(file)), is_whole

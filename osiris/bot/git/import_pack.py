@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from osiris.bot.git.file_listings import PATH_LIMIT
 from osiris.bot.git.path_checks import check_changed_path, check_link, find_bad_name
-from osiris.bot.git.runner import STREAMING, GitFailed, GitLimits, LimitReached, git, has, shown
-from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, escape_path, has_object, run_git
+from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.events import FileChange
-from osiris.core.ports.repositories import Taken
+from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import MIB, Export
 
 _PACK_LIMIT = 64 * MIB
@@ -66,59 +66,59 @@ class _Change:
         return self.mode_before == _NOTHING
 
 
-async def take(desk: Path, base: str, export: Export, deny: Sequence[str]) -> Taken:
+async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]) -> ImportedWork:
     """The work in `export` against commit `base`, checked, and from now on in `desk`; `deny` are path prefixes that it
     may not change.
 
     Raises Refused with what is wrong with it, or Unavailable.
     """
-    with _apart(desk) as (folder, apart):
+    with _open_quarantine(repo) as (folder, apart):
         try:
             limit = f"--max-input-size={_PACK_LIMIT}"
             unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
-            await _git(desk, *unpack, apart=apart, limits=_UNPACK, stdin=export.pack)
-            if (await _git(desk, "cat-file", "-t", export.tree, apart=apart)).strip() != b"tree":
+            await _run_quarantined(repo, *unpack, quarantine=apart, limits=_UNPACK, stdin=export.pack)
+            if (await _run_quarantined(repo, "cat-file", "-t", export.tree, quarantine=apart)).strip() != b"tree":
                 raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
             walk = ("rev-list", "--objects", "--quiet", export.tree, "--not", base)
-            await _git(desk, *walk, apart=apart, limits=_WALK)
-            changes = await _list_changes(desk, base, export.tree, apart)
-            sizes = await _check(desk, base, changes, deny, apart)
-            counts = await _count_lines(desk, base, export.tree, apart)
+            await _run_quarantined(repo, *walk, quarantine=apart, limits=_WALK)
+            changes = await _list_changes(repo, base, export.tree, apart)
+            sizes = await _check_changes(repo, base, changes, deny, apart)
+            counts = await _count_lines(repo, base, export.tree, apart)
         except LimitReached as error:
             raise Refused(f"the work could not be taken over: {error}") from None
-        except GitFailed as error:
-            raise await _not_taken(desk, base, error) from None
-        added = _move(folder, desk)
-    return Taken(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
+        except GitCommandFailed as error:
+            raise await _describe_failure(repo, base, error) from None
+        added = _move_packs(folder, repo)
+    return ImportedWork(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
 
 
 # ── apart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.contextmanager
-def _apart(desk: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
     """A folder for what git is handed, and the environment in which it puts it there. What is not moved is removed."""
-    for left in (desk / "objects").glob("incoming-*"):
+    for left in (repo / "objects").glob("incoming-*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LEFT_OVER:
                 shutil.rmtree(left, ignore_errors=True)
     try:
-        folder = Path(tempfile.mkdtemp(prefix="incoming-", dir=desk / "objects"))
+        folder = Path(tempfile.mkdtemp(prefix="incoming-", dir=repo / "objects"))
     except OSError as error:
         raise Unavailable(f"this machine has no place to take the work over: {error.strerror}") from None
     try:
-        objects = {"GIT_OBJECT_DIRECTORY": str(folder), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(desk / "objects")}
+        objects = {"GIT_OBJECT_DIRECTORY": str(folder), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repo / "objects")}
         yield folder, objects
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move(folder: Path, desk: Path) -> int:
+def _move_packs(folder: Path, repo: Path) -> int:
     """Move what was taken into the desk; return how many bytes that are.
 
     The index comes last: git does not look at a pack without one.
     """
-    packs = desk / "objects/pack"
+    packs = repo / "objects/pack"
     packs.mkdir(exist_ok=True)
     added = 0
     for file in sorted((folder / "pack").glob("pack-*"), key=lambda file: file.suffix == ".idx"):
@@ -127,26 +127,26 @@ def _move(folder: Path, desk: Path) -> int:
     return added
 
 
-async def _git(
-    desk: Path,
+async def _run_quarantined(
+    repo: Path,
     *args: str,
-    apart: Mapping[str, str],
+    quarantine: Mapping[str, str],
     limits: GitLimits = _IMPORT,
     **how: Any,
 ) -> bytes:
-    return await git(desk, *args, env=apart, config=_SMALL, limits=limits, **how)
+    return await run_git(repo, *args, env=quarantine, config=_SMALL, limits=limits, **how)
 
 
-async def _not_taken(desk: Path, base: str, error: GitFailed) -> Refused | Unavailable:
+async def _describe_failure(repo: Path, base: str, error: GitCommandFailed) -> Refused | Unavailable:
     """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
-    if not await has(desk, f"{base}^{{commit}}"):  # it was there when the run began
+    if not await has_object(repo, f"{base}^{{commit}}"):  # it was there when the run began
         return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
-    if "No space left on device" in error.told:
+    if "No space left on device" in error.output:
         return Unavailable("this machine has no room to take the work over")
-    return Refused(f"the work could not be taken over: {_complaint(error.told)}")
+    return Refused(f"the work could not be taken over: {_extract_complaint(error.output)}")
 
 
-def _complaint(told: str) -> str:
+def _extract_complaint(told: str) -> str:
     """git's own words at the beginning of what it said; further on it quotes whoever made the pack, line ends too."""
     first = next(
         (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))), told.partition("\n")[0]
@@ -158,11 +158,11 @@ def _complaint(told: str) -> str:
 # ── what git lets pass ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _list_changes(desk: Path, base: str, tree: str, apart: Mapping[str, str]) -> list[_Change]:
+async def _list_changes(repo: Path, base: str, tree: str, quarantine: Mapping[str, str]) -> list[_Change]:
     args = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", f"{base}^{{tree}}", tree)
     many = Refused(f"more than {_FILES_LIMIT} files were changed; so many are not taken")
     try:
-        listed = await _git(desk, *args, apart=apart, limits=_LISTING, head=True)
+        listed = await _run_quarantined(repo, *args, quarantine=quarantine, limits=_LISTING, head=True)
     except LimitReached as error:  # it counts them all before it prints the first
         raise many if error.limit == "memory" else error from None
     count = listed.count(b"\0") // 2
@@ -188,19 +188,19 @@ def _parse_change(fields: bytes, path: bytes) -> _Change:
     )
 
 
-async def _check(
-    desk: Path, base: str, changes: Sequence[_Change], deny: Sequence[str], apart: Mapping[str, str]
+async def _check_changes(
+    repo: Path, base: str, changes: Sequence[_Change], deny: Sequence[str], quarantine: Mapping[str, str]
 ) -> Mapping[bytes, int]:
     """Raise Refused for a change that is not taken.
 
     Returns the sizes of all changed files, before and after, by their ids.
     """
     await asyncio.to_thread(_check_paths, changes, deny)
-    await _check_new_names(desk, base, changes, apart)
-    sizes = await _read_sizes(desk, changes, apart)
+    await _check_new_names(repo, base, changes, quarantine)
+    sizes = await _read_sizes(repo, changes, quarantine)
     _check_sizes(changes, sizes)
     links = [change for change in changes if change.mode_after == _LINK]
-    await _check_links(desk, links, sizes, apart)
+    await _check_links(repo, links, sizes, quarantine)
     return sizes
 
 
@@ -208,18 +208,18 @@ def _check_paths(changes: Sequence[_Change], deny: Sequence[str]) -> None:
     for change in changes:
         check_changed_path(change.path, deny, is_gone=change.is_gone)
         if b"160000" in (change.mode_before, change.mode_after):
-            what = f"`{shown(change.path)}` is a submodule or a repository in the repository"
+            what = f"`{escape_path(change.path)}` is a submodule or a repository in the repository"
             raise Refused(f"{what}; that needs a person")
         if change.mode_after not in _MODES:
             mode = change.mode_after.decode()
-            raise Refused(f"`{shown(change.path)}` has the mode {mode}, which is not taken")
+            raise Refused(f"`{escape_path(change.path)}` has the mode {mode}, which is not taken")
 
 
 async def _check_new_names(
-    desk: Path,
+    repo: Path,
     base: str,
     changes: Sequence[_Change],
-    apart: Mapping[str, str],
+    quarantine: Mapping[str, str],
 ) -> None:
     """Raise Refused for a name that is bad on other systems and that the base does not have."""
     found = await asyncio.to_thread(_find_bad_names, changes)
@@ -227,10 +227,10 @@ async def _check_new_names(
         return
     asked = b"".join(b"%s:%s\n" % (base.encode(), prefix) for prefix in found)
     args = ("cat-file", "--batch-check=%(objecttype)")
-    told = await _git(desk, *args, apart=apart, limits=_LISTING, stdin=asked)
+    told = await _run_quarantined(repo, *args, quarantine=quarantine, limits=_LISTING, stdin=asked)
     for (prefix, why), line in zip(found.items(), told.split(b"\n"), strict=False):
         if line.endswith(b" missing"):
-            raise Refused(f"the file name `{shown(prefix)}` {why}; give it another name")
+            raise Refused(f"the file name `{escape_path(prefix)}` {why}; give it another name")
 
 
 def _find_bad_names(changes: Sequence[_Change]) -> dict[bytes, str]:
@@ -239,9 +239,9 @@ def _find_bad_names(changes: Sequence[_Change]) -> dict[bytes, str]:
 
 
 async def _read_sizes(
-    desk: Path,
+    repo: Path,
     changes: Sequence[_Change],
-    apart: Mapping[str, str],
+    quarantine: Mapping[str, str],
 ) -> dict[bytes, int]:
     ids = {change.id_after for change in changes if not change.is_gone}
     ids |= {change.id_before for change in changes if not change.is_new}
@@ -249,7 +249,7 @@ async def _read_sizes(
         return {}
     asked = b"\n".join(sorted(ids)) + b"\n"
     args = ("cat-file", "--batch-check=%(objectsize)")
-    told = await _git(desk, *args, apart=apart, limits=_SIZES, stdin=asked)
+    told = await _run_quarantined(repo, *args, quarantine=quarantine, limits=_SIZES, stdin=asked)
     return dict(zip(sorted(ids), map(int, told.split()), strict=True))
 
 
@@ -262,12 +262,12 @@ def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None
 
 
 async def _check_links(
-    desk: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], apart: Mapping[str, str]
+    repo: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], quarantine: Mapping[str, str]
 ) -> None:
     """Raise Refused for a link that leaves the repository; a target is read only when it is short."""
     for link in links:
         if sizes[link.id_after] > PATH_LIMIT:
-            name = shown(link.path)
+            name = escape_path(link.path)
             raise Refused(f"what the link `{name}` leads to is longer than {PATH_LIMIT} bytes")
     total = sum(sizes[link.id_after] for link in links)
     if total > _NAMES_LIMIT:
@@ -278,7 +278,7 @@ async def _check_links(
     asked = b"".join(b"%s\n" % link.id_after for link in links)
     limits = replace(_IMPORT, output=total + (len(_BLOB) + 1) * len(links))
     args = ("cat-file", "--batch=%(objecttype)")
-    told = await _git(desk, *args, apart=apart, limits=limits, stdin=asked)
+    told = await _run_quarantined(repo, *args, quarantine=quarantine, limits=limits, stdin=asked)
     await asyncio.to_thread(_check_targets, links, sizes, told)
 
 
@@ -299,10 +299,10 @@ _STATUSES: Mapping[bytes, Literal["added", "deleted"]] = {b"A": "added", b"D": "
 
 
 async def _count_lines(
-    desk: Path,
+    repo: Path,
     base: str,
     tree: str,
-    apart: Mapping[str, str],
+    quarantine: Mapping[str, str],
 ) -> Mapping[bytes, Counts] | None:
     """The lines that were added to and deleted from each path (None: it is binary).
 
@@ -310,8 +310,8 @@ async def _count_lines(
     """
     args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
     try:
-        told = await _git(desk, *args, f"{base}^{{tree}}", tree, apart=apart, limits=_COUNTING)
-    except (LimitReached, TooSlow):
+        told = await _run_quarantined(repo, *args, f"{base}^{{tree}}", tree, quarantine=quarantine, limits=_COUNTING)
+    except (LimitReached, LocalTimeout):
         return None
     counts: dict[bytes, Counts] = {}
     for line in told.split(b"\0"):
@@ -334,7 +334,7 @@ def _describe_file(
 ) -> FileChange:
     additions, deletions = (counts or {}).get(change.path, (None, None))
     is_streamed = max(sizes.get(id_, 0) for id_ in (change.id_before, change.id_after)) > _STREAMED
-    path = str(PurePosixPath(shown(change.path)))
+    path = str(PurePosixPath(escape_path(change.path)))
     is_counted = counts is not None and not (additions is None and is_streamed)
     return FileChange(
         path=path,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osiris.bot.git.file_listings import NAME_LIMIT, ListedFile, search_files
-from osiris.bot.git.runner import STREAMING, GitFailed, GitLimits, LimitReached, git, shown
-from osiris.core.errors import TooSlow
+from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, escape_path, run_git
+from osiris.core.errors import LocalTimeout
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,15 @@ class _Nested:
     count: int
 
 
-async def read_instructions(desk: Path, commit: str) -> Mapping[str, str]:
+async def read_instructions(repo: Path, commit: str) -> Mapping[str, str]:
     """Return path -> text of the files with instructions, those nearest the root first.
 
     What was cut or left out is said at the end of a text.
     """
-    known = await _find_known(desk, commit)
-    nested, is_whole = await search_files(desk, commit, _find_nested)
-    files = sorted([*known, *nested.nearest[: _FILES_LIMIT - len(known)]], key=_distance)
-    texts, left_out = await _read_texts(desk, files)
+    known = await _find_known(repo, commit)
+    nested, is_whole = await search_files(repo, commit, _find_nested)
+    files = sorted([*known, *nested.nearest[: _FILES_LIMIT - len(known)]], key=_depth_key)
+    texts, left_out = await _read_texts(repo, files)
     notes = []
     if more := _name_left_out(left_out, nested.count + len(known) - len(files)):
         notes.append(more)
@@ -52,9 +52,9 @@ async def read_instructions(desk: Path, commit: str) -> Mapping[str, str]:
     return texts
 
 
-async def _find_known(desk: Path, commit: str) -> list[ListedFile]:
+async def _find_known(repo: Path, commit: str) -> list[ListedFile]:
     """Find the files at known places by their paths, however many others there are."""
-    listed = await git(desk, "ls-tree", "-z", "--full-tree", commit, "--", *_KNOWN_PLACES)
+    listed = await run_git(repo, "ls-tree", "-z", "--full-tree", commit, "--", *_KNOWN_PLACES)
     files = [ListedFile.parse(record) for record in listed.split(b"\0") if record]
     return [file for file in files if file.mode in _REGULAR]
 
@@ -62,14 +62,14 @@ async def _find_known(desk: Path, commit: str) -> list[ListedFile]:
 def _find_nested(records: Iterator[bytes]) -> _Nested:
     count = 0
 
-    def matching() -> Iterator[ListedFile]:
+    def find_matching() -> Iterator[ListedFile]:
         nonlocal count
         for record in records:
             if record.endswith(_NESTED) and _is_instructions(file := ListedFile.parse(record)):
                 count += 1
                 yield file
 
-    nearest = heapq.nsmallest(_FILES_LIMIT, matching(), key=_distance)
+    nearest = heapq.nsmallest(_FILES_LIMIT, find_matching(), key=_depth_key)
     return _Nested(nearest, count)
 
 
@@ -79,23 +79,23 @@ def _is_instructions(file: ListedFile) -> bool:
     return all(len(name) <= NAME_LIMIT for name in file.path.split(b"/"))
 
 
-def _distance(file: ListedFile) -> tuple[int, bytes]:
+def _depth_key(file: ListedFile) -> tuple[int, bytes]:
     return file.path.count(b"/"), file.path
 
 
-async def _read_texts(desk: Path, files: Sequence[ListedFile]) -> tuple[dict[str, str], list[str]]:
+async def _read_texts(repo: Path, files: Sequence[ListedFile]) -> tuple[dict[str, str], list[str]]:
     """The texts, cut to what may be shown of all together; and the paths that are left out."""
     texts: dict[str, str] = {}
     left_out = []
     room = _TEXT_LIMIT
     for file in files:
-        path = shown(file.path)
+        path = escape_path(file.path)
         if room <= 0:
             left_out.append(path)
             continue
         try:
-            text = await _read_head(desk, file.blob.decode(), room + 1)
-        except (GitFailed, LimitReached, TooSlow) as error:
+            text = await _read_head(repo, file.blob.decode(), room + 1)
+        except (GitCommandFailed, LimitReached, LocalTimeout) as error:
             log.warning("the instructions in %s could not be read: %s", path, error)
             left_out.append(path)
             continue
@@ -107,10 +107,10 @@ async def _read_texts(desk: Path, files: Sequence[ListedFile]) -> tuple[dict[str
     return texts, left_out
 
 
-async def _read_head(desk: Path, blob: str, characters: int) -> str:
+async def _read_head(repo: Path, blob: str, characters: int) -> str:
     """The first characters of a file; of UTF-8, each takes four bytes at most."""
     limits = GitLimits(output=4 * characters, cpu=10)
-    content = await git(desk, "cat-file", "blob", blob, config=STREAMING, limits=limits, head=True)
+    content = await run_git(repo, "cat-file", "blob", blob, config=STREAMING, limits=limits, head=True)
     return content.decode("utf-8", "replace")[:characters]
 
 

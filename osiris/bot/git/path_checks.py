@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from osiris.bot.git.file_listings import NAME_LIMIT, PATH_LIMIT
-from osiris.bot.git.runner import shown
+from osiris.bot.git.runner import escape_path
 from osiris.core.errors import Refused
 from osiris.core.sanitize import clean_text, has_hidden
 
@@ -30,8 +30,8 @@ _SUSPICIOUS = re.compile(rb"(?i)[\\:\x80-\xff]|[. ](?:/|\Z)|git|(?:\A|/)(?:con|p
 def check_changed_path(path: bytes, deny: Sequence[str], *, is_gone: bool) -> None:
     """Raise Refused for a path that is protected, too long, or hides something."""
     if not is_gone and _is_too_long(path):
-        raise Refused(f"the file name `{shown(path[:80])}…` is too long")
-    name = shown(path)
+        raise Refused(f"the file name `{escape_path(path[:80])}…` is too long")
+    name = escape_path(path)
     if not is_gone and hides_something(path.decode("utf-8", "surrogateescape")):
         what = "has a control character in it, or one that is not seen"
         raise Refused(f"the file name `{name}` {what}")
@@ -41,7 +41,7 @@ def check_changed_path(path: bytes, deny: Sequence[str], *, is_gone: bool) -> No
 
 def fold_prefixes(deny: Sequence[str]) -> tuple[str, ...]:
     """Return the protected prefixes in the form in which paths are compared with them."""
-    return tuple(_fold(prefix) for prefix in deny if prefix)
+    return tuple(_fold_case(prefix) for prefix in deny if prefix)
 
 
 def is_protected(path: bytes, prefixes: tuple[str, ...]) -> bool:
@@ -49,11 +49,11 @@ def is_protected(path: bytes, prefixes: tuple[str, ...]) -> bool:
 
     Systems that do not tell upper from lower case, or forms of one letter, would put it there too.
     """
-    text = _fold(path.decode("utf-8", "surrogateescape"))
+    text = _fold_case(path.decode("utf-8", "surrogateescape"))
     return text.startswith(prefixes) or any(prefix.startswith(f"{text}/") for prefix in prefixes)
 
 
-def _fold(text: str) -> str:
+def _fold_case(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
@@ -114,27 +114,27 @@ def check_link(path: bytes, target: bytes) -> None:
     folders = path.count(b"/")
     parts = list(_split_target(target))
     into_git = any(_is_git_folder(part.decode("utf-8", "surrogateescape")) for part in parts)
-    leaves = target.startswith(b"/") or _leaves(parts, folders)
+    leaves = target.startswith(b"/") or _leaves_repository(parts, folders)
     if leaves or into_git or b"\0" in target or len(target) > PATH_LIMIT:
-        raise Refused(f"the link `{shown(path)}` leaves the repository")
+        raise Refused(f"the link `{escape_path(path)}` leaves the repository")
     for_windows = target.replace(b"\\", b"/")
-    parts = [_without_dots(part) for part in _split_target(for_windows)]
+    parts = [_strip_dots(part) for part in _split_target(for_windows)]
     into_git = any(_is_git_folder(part.decode("utf-8", "surrogateescape")) for part in parts)
-    leaves = for_windows.startswith(b"/") or _leaves(parts, folders)
+    leaves = for_windows.startswith(b"/") or _leaves_repository(parts, folders)
     if leaves or into_git or _DRIVE.match(target):
-        raise Refused(f"on Windows the link `{shown(path)}` leaves the repository")
+        raise Refused(f"on Windows the link `{escape_path(path)}` leaves the repository")
 
 
 def _split_target(target: bytes) -> Iterator[bytes]:
     return (part for part in target.split(b"/") if part not in (b"", b"."))
 
 
-def _without_dots(part: bytes) -> bytes:
+def _strip_dots(part: bytes) -> bytes:
     """A part of a path as Windows may read it, which drops dots and spaces at the end."""
     return part if part.strip(b". ") else b".."
 
 
-def _leaves(parts: Sequence[bytes], folders: int) -> bool:
+def _leaves_repository(parts: Sequence[bytes], folders: int) -> bool:
     """Return whether a link in so many folders leads out of the outermost, or up behind a name."""
     up = next((n for n, part in enumerate(parts) if part != b".."), len(parts))
     return up > folders or b".." in parts[up:]

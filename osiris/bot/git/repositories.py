@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from osiris.bot.git.file_listings import NAME_LIMIT, search_files
-from osiris.bot.git.import_pack import take
+from osiris.bot.git.import_pack import import_pack
 from osiris.bot.git.instructions import read_instructions
-from osiris.bot.git.runner import STREAMING, GitFailed, GitLimits, LimitReached, git, has
+from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, has_object, run_git
 from osiris.config.atomic_file import write_atomically
 from osiris.core.errors import Refused, Unavailable
-from osiris.core.ports.repositories import Taken
+from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import Export
 from osiris.core.redaction import Redactor
 
@@ -43,98 +43,100 @@ _PACKAGE_FILES = {
 _PACKAGE_ENDINGS = (b".lock", b".lockb", b".lockfile", b".cabal", b".csproj", b".gemspec")
 
 
-class HostDesk:
-    """`osiris.core.ports.repositories.Desk`: for each repository a bare mirror the sandbox may read, and a desk it
-    never sees."""
+class HostRepositories:
+    """`osiris.core.ports.repositories.Repositories`: for each repository a bare mirror the sandbox may read, and a desk
+    it never sees."""
 
     def __init__(self, root: Path, hide: Redactor | None = None) -> None:
         """`root` is where all that is; `hide` takes secrets out of the messages of commits."""
         self._root, self._hide = root, hide or Redactor()
 
-    def mirror(self, repo: str) -> Path:
+    def mirror_path(self, repo: str) -> Path:
         return self._root / "mirrors" / f"{repo}.git"
 
-    def desk(self, repo: str) -> Path:
+    def repository_path(self, repo: str) -> Path:
         return self._root / "desks" / f"{repo}.git"
 
-    async def prepare(self, repo: str) -> None:
+    async def prepare_repository(self, repo: str) -> None:
         """Make mirror and desk when they are missing; from now on they count as just used."""
-        mirror, desk = self.mirror(repo), self.desk(repo)
+        mirror, desk = self.mirror_path(repo), self.repository_path(repo)
         for path in (mirror, desk):
             if not all((path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
                 shutil.rmtree(path, ignore_errors=True)
-                await _init(path)
+                await _create_bare(path)
         for parent in (self._root, *mirror.relative_to(self._root).parents):
             (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
         os.utime(mirror)
-        _set(desk / "objects/info/alternates", f"{mirror}/objects\n")
+        _replace_text(desk / "objects/info/alternates", f"{mirror}/objects\n")
 
-    def cached(self) -> list[tuple[str, int, float]]:
+    def list_cached(self) -> list[tuple[str, int, float]]:
         """The repositories on this machine: (name, bytes on the disk, when it was fetched into last)."""
         found = []
         for mirror in sorted((self._root / "mirrors").glob("*/*.git")):
             repo = str(mirror.relative_to(self._root / "mirrors")).removesuffix(".git")
-            size = sum(_size(folder) for folder in (mirror, self.desk(repo)))
+            size = sum(_measure_size(folder) for folder in (mirror, self.repository_path(repo)))
             with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
                 found.append((repo, size, mirror.stat().st_mtime))
         return found
 
-    def forget(self, repo: str) -> None:
+    def remove_repository(self, repo: str) -> None:
         """Remove a repository from this machine; it is fetched anew when it is needed."""
-        for folder in (self.desk(repo), self.mirror(repo)):
+        for folder in (self.repository_path(repo), self.mirror_path(repo)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_unfinished(self, repo: str) -> None:
         """Remove the packs that killed fetches left in the mirror; call it while none is under way."""
-        for left in (self.mirror(repo) / "objects/pack").glob("tmp_*"):
+        for left in (self.mirror_path(repo) / "objects/pack").glob("tmp_*"):
             left.unlink(missing_ok=True)
 
-    async def mirrored(self, repo: str, commit: str) -> bool:
+    async def is_mirrored(self, repo: str, commit: str) -> bool:
         """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
-        return await has(self.mirror(repo), f"{commit}^{{commit}}")
+        return await has_object(self.mirror_path(repo), f"{commit}^{{commit}}")
 
     async def has_tree(self, repo: str, tree: str) -> bool:
         """Whether this machine has a tree that was taken, maybe on another one."""
-        return await has(self.desk(repo), f"{tree}^{{tree}}")
+        return await has_object(self.repository_path(repo), f"{tree}^{{tree}}")
 
-    async def take(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> Taken:
-        return await take(self.desk(repo), base, export, deny)
+    async def import_pack(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> ImportedWork:
+        return await import_pack(self.repository_path(repo), base, export, deny)
 
     # ── reading and committing ────────────────────────────────────────────────────────────────────────────────────
 
-    async def instructions(self, repo: str, commit: str) -> Mapping[str, str]:
-        return await read_instructions(self.desk(repo), commit)
+    async def read_instructions(self, repo: str, commit: str) -> Mapping[str, str]:
+        return await read_instructions(self.repository_path(repo), commit)
 
-    async def read(self, repo: str, commit: str, path: str) -> str:
+    async def read_file(self, repo: str, commit: str, path: str) -> str:
         limits = GitLimits(output=_FILE_LIMIT, cpu=10)
         args = ("cat-file", "blob", f"{commit}:{path}")
         try:
-            content = await git(self.desk(repo), *args, config=STREAMING, limits=limits, head=True)
-        except GitFailed:
+            content = await run_git(self.repository_path(repo), *args, config=STREAMING, limits=limits, head=True)
+        except GitCommandFailed:
             return ""
         except LimitReached as error:
             raise Refused(f"`{path}` cannot be read: {error}") from None
         return content.decode(errors="replace")
 
-    async def fingerprint(self, repo: str, commit: str) -> str:
+    async def fingerprint_packages(self, repo: str, commit: str) -> str:
         """The digest of the files that name packages.
 
         It is the id of the whole tree when there are none, or too many files to search them all:
         then a set-up is kept for fewer commits, and nothing breaks.
         """
-        desk = self.desk(repo)
+        desk = self.repository_path(repo)
         found, is_whole = await search_files(desk, commit, _digest_package_files)
         if found and is_whole:
             return found
-        return (await git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
+        return (await run_git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
 
-    async def commit(self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int) -> str:
+    async def commit_tree(
+        self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int
+    ) -> str:
         """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
         who: dict[str, str] = {}
         for role in ("AUTHOR", "COMMITTER"):
             who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"@{at} +0000"}
-        made = await git(
-            self.desk(repo),
+        made = await run_git(
+            self.repository_path(repo),
             "commit-tree",
             tree,
             "-p",
@@ -147,21 +149,21 @@ class HostDesk:
         return made.decode().strip()
 
 
-async def _init(path: Path) -> None:
+async def _create_bare(path: Path) -> None:
     """A new bare repository, there whole or not at all: a worker may die in the middle of it."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     new.mkdir(parents=True)
     try:
-        await git(new, "init", "-q", "--bare", "--template=")
+        await run_git(new, "init", "-q", "--bare", "--template=")
         with contextlib.suppress(OSError):  # somebody else was quicker
             new.rename(path)
-    except (GitFailed, LimitReached) as error:
+    except (GitCommandFailed, LimitReached) as error:
         raise Unavailable(f"this machine could not make a repository: {error}"[:300]) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _set(path: Path, text: str) -> None:
+def _replace_text(path: Path, text: str) -> None:
     """Let a file hold `text`, without a moment in which it does not: another run's git may be reading it."""
     if path.exists() and path.read_text() == text:
         return
@@ -169,7 +171,7 @@ def _set(path: Path, text: str) -> None:
     write_atomically(path, text, mode=0o644)
 
 
-def _size(folder: Path) -> int:
+def _measure_size(folder: Path) -> int:
     """Bytes on the disk below a folder; files may go while it is looked at."""
     total = 0
     for top, _, names in os.walk(folder):

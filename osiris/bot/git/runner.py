@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from osiris.bot.git import subprocesses
-from osiris.core.errors import Mendable, Refused, TooSlow, Unavailable
+from osiris.core.errors import LocalTimeout, NeedsOperator, Refused, Unavailable
 from osiris.core.git_environment import HARDENED
 from osiris.core.ports.sandbox import GIB, KIB, MIB
 
@@ -54,7 +54,7 @@ _REMOTE = re.compile(r"(?m)^remote:.*$")
 class GitLimits:
     """The limits of one git; a child of it may use as much again. No value turns a limit off.
 
-    `seconds` is how long it may take and `cpu` how many seconds of processor time; `memory`,
+    `parse_time` is how long it may take and `cpu` how many seconds of processor time; `memory`,
     `output` (what it prints) and `file_size` (each file that it writes) are bytes.
     """
 
@@ -73,12 +73,12 @@ class GitLimits:
 DEFAULT_LIMITS = GitLimits()
 
 
-class GitFailed(Exception):
+class GitCommandFailed(Exception):
     """git ended with an error; `told` is the beginning and the end of what it said."""
 
-    def __init__(self, command: str, told: str) -> None:
-        super().__init__(f"git {command}: {told}")
-        self.told = told
+    def __init__(self, command: str, output: str) -> None:
+        super().__init__(f"git {command}: {output}")
+        self.output = output
 
 
 class LimitReached(Refused):
@@ -89,7 +89,7 @@ class LimitReached(Refused):
         self.limit = limit
 
 
-async def git(
+async def run_git(
     repo: Path,
     *args: str,
     stdin: bytes | IO[bytes] = b"",
@@ -103,12 +103,12 @@ async def git(
 
     With the file `to`, what it prints goes there instead.
 
-    Raises GitFailed; TooSlow after `limits.seconds`; LimitReached when it used more than it may, or
+    Raises GitFailed; LocalTimeout after `limits.seconds`; LimitReached when it used more than it may, or
     printed more: with `head`, the first `limits.output` bytes are the answer then.
     Configuration goes through the environment, so that no token is ever in an argv.
     """
-    environ = {**_ENV, **_settings({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
-    argv = [*_prlimit(limits, limits.file_size if to is None else limits.output), "git", *args]
+    environ = {**_ENV, **_encode_config({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
+    argv = [*_limit_command(limits, limits.file_size if to is None else limits.output), "git", *args]
     try:
         result = await subprocesses.run(
             argv,
@@ -119,30 +119,30 @@ async def git(
             to=to,
         )
     except TimeoutError:
-        raise TooSlow(f"git {args[0]} gave no answer in {limits.seconds:g} seconds") from None
-    if result.cut and head:
+        raise LocalTimeout(f"git {args[0]} gave no answer in {limits.seconds:g} seconds") from None
+    if result.is_truncated and head:
         return result.out
     if limit := _limit_reached(result, is_listing=to is not None):
         raise LimitReached(args[0], limit, limits)
     if result.code == -signal.SIGKILL:
-        raise TooSlow(f"git {args[0]} was cut off; this machine may be short of memory")
+        raise LocalTimeout(f"git {args[0]} was cut off; this machine may be short of memory")
     if result.code < 0:
-        raise GitFailed(args[0], f"ended by signal {-result.code}")
+        raise GitCommandFailed(args[0], f"ended by signal {-result.code}")
     if result.code:
         told = (result.err + result.out[:2000]).decode("utf-8", "replace")
-        raise GitFailed(args[0], told.strip())
+        raise GitCommandFailed(args[0], told.strip())
     return result.out
 
 
-def _prlimit(limits: GitLimits, file_size: int) -> list[str]:
+def _limit_command(limits: GitLimits, file_size: int) -> list[str]:
     """The command that sets the limits and then starts git.
 
     A lower limit of this process stays in force.
     """
-    cpu = _at_most(limits.cpu, resource.getrlimit(resource.RLIMIT_CPU)[0])
-    killed = _at_most(limits.cpu + 5, resource.getrlimit(resource.RLIMIT_CPU)[1])
-    memory = _at_most(limits.memory, resource.getrlimit(resource.RLIMIT_DATA)[0])
-    size = _at_most(file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+    cpu = _cap_limit(limits.cpu, resource.getrlimit(resource.RLIMIT_CPU)[0])
+    killed = _cap_limit(limits.cpu + 5, resource.getrlimit(resource.RLIMIT_CPU)[1])
+    memory = _cap_limit(limits.memory, resource.getrlimit(resource.RLIMIT_DATA)[0])
+    size = _cap_limit(file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[0])
     return [
         "prlimit",
         f"--cpu={cpu}:{killed}",  # SIGXCPU, which says why git ended, and then SIGKILL
@@ -153,13 +153,13 @@ def _prlimit(limits: GitLimits, file_size: int) -> list[str]:
     ]
 
 
-def _at_most(value: int, now: int) -> int:
+def _cap_limit(value: int, now: int) -> int:
     return value if now == resource.RLIM_INFINITY else min(now, value)
 
 
 def _limit_reached(result: subprocesses.ProcessResult, *, is_listing: bool) -> str:
     """The name of the limit that ended git or one of its children, "" if none did."""
-    if result.cut:
+    if result.is_truncated:
         return "output"
     if result.code == 0:
         return ""
@@ -184,7 +184,7 @@ def _describe_limit(limit: str, limits: GitLimits) -> str:
     return f"needed more than {limits.memory >> 20} MiB of memory; Osiris allows no more"
 
 
-def _settings(config: Mapping[str, str]) -> dict[str, str]:
+def _encode_config(config: Mapping[str, str]) -> dict[str, str]:
     """git's configuration as environment variables."""
     pairs = {"GIT_CONFIG_COUNT": str(len(config))}
     for i, (key, value) in enumerate(config.items()):
@@ -192,16 +192,16 @@ def _settings(config: Mapping[str, str]) -> dict[str, str]:
     return pairs
 
 
-async def has(repo: Path, what: str) -> bool:
+async def has_object(repo: Path, what: str) -> bool:
     """Whether a repository has an object."""
     try:
-        await git(repo, "cat-file", "-e", what)
-    except GitFailed:
+        await run_git(repo, "cat-file", "-e", what)
+    except GitCommandFailed:
         return False
     return True
 
 
-def shown(path: bytes) -> str:
+def escape_path(path: bytes) -> str:
     """A file name as text; what is no UTF-8 or not printable is escaped."""
     text = path.decode("utf-8", "backslashreplace")
     if text.isprintable():
@@ -213,15 +213,17 @@ OVERTAKEN = re.compile(r"non-fast-forward|fetch first|stale info|Updates were re
 """What git says when the end of a branch is not the one it knew."""
 
 
-def outage(error: GitFailed, what: str) -> Refused | Unavailable:
+def translate_failure(error: GitCommandFailed, what: str) -> Refused | Unavailable:
     """What a failed fetch or push means: for good, or only now."""
-    told = error.told
+    told = error.output
     if OVERTAKEN.search(told):
         return Refused("somebody else pushed to the branch while I worked, and I never force a push")
     if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
         return Unavailable(f"git could not {what}: GitHub had a fault of its own")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
-        return Mendable(f"GitHub rejected the {what}: {match[0][:500]}")
+        return NeedsOperator(f"GitHub rejected the {what}: {match[0][:500]}")
     if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
-        return Mendable(f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository")
+        return NeedsOperator(
+            f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository"
+        )
     return Unavailable(f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}")

@@ -29,7 +29,7 @@ class ProcessResult:
     code: int
     out: bytes
     err: bytes
-    cut: bool
+    is_truncated: bool
 
 
 async def run(
@@ -46,27 +46,27 @@ async def run(
     When it prints more than `most` bytes it is killed too; what it prints goes into the file `to`
     instead, if that is given. Raises TimeoutError.
     """
-    out = _Head(most)
-    err = _Ends(STDERR_KEPT)
+    out = _HeadBuffer(most)
+    err = _EndsBuffer(STDERR_KEPT)
     # leaving closes the pipes that a task ended before its first step has not
-    with _started(argv, env, stdin, to) as process:
+    with _start_process(argv, env, stdin, to) as process:
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.gather(_take_output(process, out), _drain(process.stderr, err.add))
-                await _ended(process)
+                await asyncio.gather(_read_output(process, out), _drain_pipe(process.stderr, err.add))
+                await _await_exit(process)
         finally:
-            _kill(process)
+            _kill_group(process)
             process.wait()
-    return ProcessResult(code=process.returncode, out=out.content(), err=err.content(), cut=out.cut)
+    return ProcessResult(code=process.returncode, out=out.to_bytes(), err=err.to_bytes(), is_truncated=out.is_truncated)
 
 
-def _started(
+def _start_process(
     argv: Sequence[str],
     env: Mapping[str, str],
     stdin: bytes | IO[bytes],
     to: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
-    with _readable(stdin) as source:
+    with _open_input(stdin) as source:
         return subprocess.Popen(
             argv,
             env=env,
@@ -78,7 +78,7 @@ def _started(
         )
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a program and its helpers.
 
     One that was waited for is left alone: its number may be another's by now.
@@ -88,7 +88,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _readable(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
+def _open_input(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
     """What a program can read as its input. Bytes go into a file: a pipe would have to be fed."""
     if not isinstance(content, bytes):
         yield content
@@ -101,7 +101,7 @@ def _readable(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
             yield file
 
 
-class _Head:
+class _HeadBuffer:
     """The first `most` bytes of a stream."""
 
     def __init__(self, most: int) -> None:
@@ -109,19 +109,19 @@ class _Head:
         self._content = bytearray()
 
     @property
-    def cut(self) -> bool:
+    def is_truncated(self) -> bool:
         return len(self._content) > self._most
 
     def add(self, part: bytes) -> bool:
         """Add what came; return whether more may come."""
         self._content.extend(part)
-        return not self.cut
+        return not self.is_truncated
 
-    def content(self) -> bytes:
+    def to_bytes(self) -> bytes:
         return bytes(self._content[: self._most])
 
 
-class _Ends:
+class _EndsBuffer:
     """The first and the last `kept` bytes of a stream, however long it is."""
 
     def __init__(self, kept: int) -> None:
@@ -138,22 +138,22 @@ class _Ends:
         self._tail = (self._tail + part[room:])[-self._kept :]
         return True
 
-    def content(self) -> bytes:
+    def to_bytes(self) -> bytes:
         is_cut = self._total > len(self._head) + len(self._tail)
         return self._head + (b"\n[...]\n" if is_cut else b"") + self._tail
 
 
-async def _take_output(process: subprocess.Popen[bytes], out: _Head) -> None:
+async def _read_output(process: subprocess.Popen[bytes], out: _HeadBuffer) -> None:
     """Take what a program prints, and kill it when that is too much.
 
     By itself it ends only when it writes again.
     """
-    await _drain(process.stdout, out.add)
-    if out.cut:
-        _kill(process)
+    await _drain_pipe(process.stdout, out.add)
+    if out.is_truncated:
+        _kill_group(process)
 
 
-async def _drain(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
+async def _drain_pipe(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
     """Hand everything that comes out of a pipe to `add`, until that returns False; then close it."""
     if pipe is None:
         return
@@ -161,14 +161,14 @@ async def _drain(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
     fd = pipe.fileno()
     os.set_blocking(fd, False)
 
-    def take() -> None:
+    def read_chunk() -> None:
         with contextlib.suppress(BlockingIOError):
             part = os.read(fd, CHUNK)
             if not part or not add(part):
                 loop.remove_reader(fd)
                 finished.set()
 
-    loop.add_reader(fd, take)
+    loop.add_reader(fd, read_chunk)
     try:
         await finished.wait()
     finally:
@@ -176,7 +176,7 @@ async def _drain(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
         pipe.close()
 
 
-async def _ended(process: subprocess.Popen[bytes]) -> None:
+async def _await_exit(process: subprocess.Popen[bytes]) -> None:
     """Return when the process is there no more."""
     loop, seen = asyncio.get_running_loop(), asyncio.Event()
     pidfd = os.pidfd_open(process.pid)  # it waits to be asked for its exit code, so the number is still its own

@@ -13,7 +13,7 @@ Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pull:
+class PullSnapshot:
     """A pull request as it is now; `branch` is "" when it is in a fork, `merged_by` while nobody merged it.
 
     `closed` (or merged) and `updated` say when that last happened, as GitHub writes it.
@@ -32,7 +32,7 @@ class Pull:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Issue:
+class IssueSnapshot:
     """An issue as it is now, or the conversation of the pull request of that number; its labels in lower case.
 
     `node` is its name that never changes. `closed` is when (as GitHub writes it) and `closed_by` by whom, both "" while
@@ -49,11 +49,11 @@ class Issue:
     @property
     def closed_at(self) -> float:
         """In seconds since 1970; 0.0 while it is open."""
-        return seconds(self.closed) if self.closed else 0.0
+        return parse_time(self.closed) if self.closed else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
+class SubmittedReview:
     """A review that was submitted; `id` and `node` are its two names on GitHub."""
 
     id: int
@@ -66,7 +66,7 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelTurn:
+class LabelChange:
     """Somebody put a label on (`on`) or took it off, at `at` (seconds since 1970); `id` is GitHub's for that event."""
 
     id: int
@@ -77,19 +77,19 @@ class LabelTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RepositoryStatus:
     """How a repository is to be reached: its name now, and why nothing can be written ("" when it can).
 
     `at` is GitHub's own clock, in seconds since 1970.
     """
 
     repo: str
-    trouble: str = ""
+    problem: str = ""
     at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Touched:
+class TouchedItems:
     """The issues and pull requests of a repository that were touched: number -> when, as GitHub writes it.
 
     `same` is True when nothing is other than at the last question; `moved`, when the repository has another name. `at`
@@ -99,56 +99,56 @@ class Touched:
     rows: dict[int, str]
     etag: str
     at: float
-    same: bool = False
-    moved: bool = False
+    is_unchanged: bool = False
+    is_renamed: bool = False
 
 
-def pull(data: dict[str, Any]) -> Pull:
-    return Pull(
+def parse_pull(data: dict[str, Any]) -> PullSnapshot:
+    return PullSnapshot(
         number=data["number"],
         node=data["node_id"],
         open=data["state"] == "open",
         merged=bool(data.get("merged") or data.get("merged_at")),
         draft=data["draft"],
         head=data["head"]["sha"],
-        branch=data["head"]["ref"] if _at_home(data) else "",
-        merged_by=login(data.get("merged_by")),
+        branch=data["head"]["ref"] if _is_same_repository(data) else "",
+        merged_by=parse_login(data.get("merged_by")),
         closed=data["closed_at"] or "",
         updated=data["updated_at"],
     )
 
 
-def _at_home(pull: dict[str, Any]) -> bool:
+def _is_same_repository(pull: dict[str, Any]) -> bool:
     """Whether the branch is in this repository: a fork's may have any name."""
     home, head = pull["base"]["repo"]["full_name"], pull["head"]["repo"]
     return bool(head) and head["full_name"] == home
 
 
-def login(user: dict[str, Any] | None) -> str:
+def parse_login(user: dict[str, Any] | None) -> str:
     """Who it is; an account that is gone has GitHub's stand-in."""
     return str(user["login"]) if user else "ghost"
 
 
-def issue(data: dict[str, Any]) -> Issue:
-    return Issue(
+def parse_issue(data: dict[str, Any]) -> IssueSnapshot:
+    return IssueSnapshot(
         node=data["node_id"],
         open=data["state"] == "open",
         labels=frozenset(label["name"].casefold() for label in data["labels"]),
         closed=data["closed_at"] or "",
-        closed_by=login(data.get("closed_by")) if data["closed_at"] else "",
+        closed_by=parse_login(data.get("closed_by")) if data["closed_at"] else "",
         dropped=data.get("state_reason") in ("not_planned", "duplicate"),
     )
 
 
-def submitted(data: dict[str, Any]) -> Submitted | None:
+def parse_review(data: dict[str, Any]) -> SubmittedReview | None:
     """None for one that nobody but its author sees yet."""
     verdict = data["state"].lower()
     if verdict not in ("approved", "changes_requested", "commented", "dismissed"):
         return None
-    return Submitted(
+    return SubmittedReview(
         id=data["id"],
         node=data["node_id"],
-        by=login(data["user"]),
+        by=parse_login(data["user"]),
         by_bot=_is_bot(data["user"]),
         verdict=verdict,
         text=data["body"] or "",
@@ -160,26 +160,28 @@ def _is_bot(user: dict[str, Any] | None) -> bool:
     return user is not None and user.get("type") == "Bot"
 
 
-def label_turn(event: dict[str, Any], label: str) -> LabelTurn | None:
+def parse_label_change(event: dict[str, Any], label: str) -> LabelChange | None:
     """What an event of an issue did with a label (in lower case); None when it is another event."""
     on = event["event"] == "labeled"
     if (not on and event["event"] != "unlabeled") or event["label"]["name"].casefold() != label:
         return None
     who = event["actor"]
-    return LabelTurn(id=event["id"], on=on, by=login(who), by_bot=_is_bot(who), at=seconds(event["created_at"]))
+    return LabelChange(
+        id=event["id"], on=on, by=parse_login(who), by_bot=_is_bot(who), at=parse_time(event["created_at"])
+    )
 
 
-def thread(comment: dict[str, Any]) -> Thread:
+def parse_thread(comment: dict[str, Any]) -> Thread:
     line = comment.get("line") or comment.get("original_line")
     return Thread(path=comment["path"], line=line, hunk=comment["diff_hunk"], text=comment["body"])
 
 
-def seconds(moment: str) -> float:
+def parse_time(moment: str) -> float:
     """A moment as GitHub writes it, in seconds since 1970."""
     return datetime.fromisoformat(moment).timestamp()
 
 
-def text_of_file(found: Any, path: str) -> str:
+def decode_file(found: Any, path: str) -> str:
     """Return the text of a file as `GET /contents` gives it in the object form. Raises Refused.
 
     Above 1 MB GitHub gives no content in this form: nobody reads a hundred megabytes by mistake.

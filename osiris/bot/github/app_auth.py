@@ -13,7 +13,7 @@ from githubkit import AppAuthStrategy, GitHub, Response
 from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
 
 from osiris.bot.github.rate_limits import LONGEST
-from osiris.core.errors import Barred, Mendable, OsirisError, Refused, Unavailable
+from osiris.core.errors import NeedsOperator, OsirisError, Refused, RepositoryUnavailable, Unavailable
 
 READ = {
     "metadata": "read",
@@ -29,20 +29,20 @@ _READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
 _PAGE = 100
 
 
-class NotInstalled(Barred):
+class NotInstalled(RepositoryUnavailable):
     """The App is not installed on a repository, or not any more; the text names it."""
 
 
-class Suspended(Barred):
+class Suspended(RepositoryUnavailable):
     """The App's installation is suspended: nothing can be read or written until somebody ends that."""
 
 
-class Limited(Unavailable):
+class RateLimited(Unavailable):
     """GitHub asks for a pause; `retry_in` says how long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class DeliveryAttempt:
     """One sending of a webhook, as GitHub has it on record.
 
     The sendings of one delivery share its `guid`. `at` is in seconds since 1970; `code` is what we answered, 0 when
@@ -56,11 +56,11 @@ class Attempt:
     code: int
 
     @property
-    def taken(self) -> bool:
+    def is_accepted(self) -> bool:
         return 200 <= self.code < 300
 
 
-class Tokens:
+class AppAuth:
     """The only holder of the App's private key."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Tokens:
         self.tls = tls
         self._app = GitHub(
             AppAuthStrategy(app_id, private_key),
-            base_url=_slash(api_url),
+            base_url=_ensure_slash(api_url),
             auto_retry=False,
             http_cache=False,
             ssl_verify=tls,
@@ -83,10 +83,10 @@ class Tokens:
         )
         self._clock = clock
         self._installations: dict[str, tuple[int, int]] = {}
-        self._readers: dict[str, tuple[str, float]] = {}
+        self._read_tokens: dict[str, tuple[str, float]] = {}
         self._slug = ""
 
-    async def __aenter__(self) -> "Tokens":
+    async def __aenter__(self) -> "AppAuth":
         """Keep one connection open: without this every call would make a client of its own."""
         await self._app.__aenter__()  # type: ignore[no-untyped-call]
         return self
@@ -94,127 +94,133 @@ class Tokens:
     async def __aexit__(self, *error: Any) -> None:
         await self._app.__aexit__(*error)
 
-    async def slug(self) -> str:
+    async def read_slug(self) -> str:
         """The App's name in URLs; the bot's login is `<slug>[bot]`."""
         if not self._slug:
-            self._slug = str((await self._call("GET", "/app"))["slug"])
+            self._slug = str((await self._request_json("GET", "/app"))["slug"])
         return self._slug
 
-    async def app(self) -> dict[str, Any]:
+    async def read_app(self) -> dict[str, Any]:
         """The App as GitHub describes it, its permissions and events among it."""
-        app: dict[str, Any] = await self._call("GET", "/app")
+        app: dict[str, Any] = await self._request_json("GET", "/app")
         return app
 
-    async def last_delivery(self) -> dict[str, Any] | None:
+    async def read_last_delivery(self) -> dict[str, Any] | None:
         """The webhook delivery that GitHub tried last."""
-        deliveries = await self._call("GET", "/app/hook/deliveries?per_page=1")
+        deliveries = await self._request_json("GET", "/app/hook/deliveries?per_page=1")
         return deliveries[0] if deliveries else None
 
-    async def attempts(self, cursor: str = "") -> tuple[list[Attempt], str]:
+    async def list_attempts(self, cursor: str = "") -> tuple[list[DeliveryAttempt], str]:
         """A page of what was sent to our door, newest first, and the cursor of the next page, "" after the last."""
-        answer = await self._ask(
+        answer = await self._send_request(
             "GET", f"/app/hook/deliveries?per_page={_PAGE}" + (f"&cursor={cursor}" if cursor else "")
         )
         following = re.search(r"[?&]cursor=([^&>]+)[^>]*>; rel=\"next\"", answer.headers.get("link", ""))
-        return [_attempt(row) for row in answer.json()], following[1] if following else ""
+        return [_parse_attempt(row) for row in answer.json()], following[1] if following else ""
 
-    async def redeliver(self, attempt: int) -> None:
+    async def request_redelivery(self, attempt: int) -> None:
         """Let GitHub send a delivery once more, under its own guid."""
-        await self._ask("POST", f"/app/hook/deliveries/{attempt}/attempts")
+        await self._send_request("POST", f"/app/hook/deliveries/{attempt}/attempts")
 
-    async def scout(self, repo: str) -> str:
+    async def mint_metadata_token(self, repo: str) -> str:
         """A fresh token that sees every repository where the App is installed beside `repo`, and nothing in them.
 
         It finds a repository under the name it has now. Raises NotInstalled, Suspended or Unavailable.
         """
         self._installations.pop(repo, None)
-        installation, _ = await self._installation(repo)
-        return await self._token(installation, {"permissions": {"metadata": "read"}})
+        installation, _ = await self._find_installation(repo)
+        return await self._create_token(installation, {"permissions": {"metadata": "read"}})
 
-    async def mint(self, repo: str, **permissions: str) -> str:
+    async def mint_token(self, repo: str, **permissions: str) -> str:
         """A fresh token for `repo` with just these permissions.
 
         Raises Refused (NotInstalled and Suspended are such) or Unavailable.
         """
         remembered = repo in self._installations
         try:
-            return await self._mint(repo, permissions)
+            return await self._mint_for_repository(repo, permissions)
         except Refused:
             self._installations.pop(repo, None)
             if not remembered:
                 raise
-            return await self._mint(repo, permissions)  # it may have been installed anew, or taken off
+            return await self._mint_for_repository(repo, permissions)  # it may have been installed anew, or taken off
 
-    async def _mint(self, repo: str, permissions: dict[str, str]) -> str:
-        installation, id = await self._installation(repo)
+    async def _mint_for_repository(self, repo: str, permissions: dict[str, str]) -> str:
+        installation, id = await self._find_installation(repo)
         which = {"repository_ids": [id]} if id else {"repositories": [repo.partition("/")[2]]}
-        return await self._token(installation, {**which, "permissions": permissions})
+        return await self._create_token(installation, {**which, "permissions": permissions})
 
-    async def _token(self, installation: int, narrowed: dict[str, Any]) -> str:
-        return str((await self._call("POST", f"/app/installations/{installation}/access_tokens", narrowed))["token"])
+    async def _create_token(self, installation: int, narrowed: dict[str, Any]) -> str:
+        return str(
+            (await self._request_json("POST", f"/app/installations/{installation}/access_tokens", narrowed))["token"]
+        )
 
-    async def reader(self, repo: str) -> str:
+    async def get_read_token(self, repo: str) -> str:
         """A token that can only read `repo`; kept for most of its hour."""
-        token, until = self._readers.get(repo, ("", 0.0))
+        token, until = self._read_tokens.get(repo, ("", 0.0))
         if self._clock() >= until:
-            token = await self.mint(repo, **READ)
-            self._readers[repo] = (token, self._clock() + _READ_LIFE)
+            token = await self.mint_token(repo, **READ)
+            self._read_tokens[repo] = (token, self._clock() + _READ_LIFE)
         return token
 
-    def forget_reader(self, repo: str) -> None:
-        self._readers.pop(repo, None)
+    def forget_read_token(self, repo: str) -> None:
+        self._read_tokens.pop(repo, None)
 
-    async def _installation(self, repo: str) -> tuple[int, int]:
+    async def _find_installation(self, repo: str) -> tuple[int, int]:
         """Its id, and the repository's own id where GitHub redirects to it: a token cannot be asked for an old name."""
         if repo not in self._installations:
             missing = f"the App is not installed on {repo}"
-            answer = await self._ask("GET", f"/repos/{repo}/installation", missing=missing)
+            answer = await self._send_request("GET", f"/repos/{repo}/installation", missing=missing)
             if (found := answer.json()).get("suspended_at"):
                 raise Suspended(f"the App's installation on {repo} is suspended; somebody has to end that")
             moved = re.search(r"/repositories/(\d+)/installation$", answer.url.path)
             self._installations[repo] = (int(found["id"]), int(moved[1]) if moved else 0)
         return self._installations[repo]
 
-    async def _call(self, method: str, path: str, sent: object = None) -> Any:
-        return (await self._ask(method, path, sent)).json()
+    async def _request_json(self, method: str, path: str, sent: object = None) -> Any:
+        return (await self._send_request(method, path, sent)).json()
 
-    async def _ask(self, method: str, path: str, sent: object = None, *, missing: str = "") -> Response[Any]:
+    async def _send_request(self, method: str, path: str, sent: object = None, *, missing: str = "") -> Response[Any]:
         """`missing` is what it means when GitHub answers 404: NotInstalled."""
         try:
             return await self._app.arequest(method, path, json=sent, headers=VERSION)
         except FAILURES as error:
             if missing and isinstance(error, RequestFailed) and error.response.status_code == 404:
                 raise NotInstalled(missing) from None
-            raise translate(error, f"{method} {path}") from None
+            raise translate_error(error, f"{method} {path}") from None
 
 
-def translate(error: GitHubException, what: str) -> OsirisError:
+def translate_error(error: GitHubException, what: str) -> OsirisError:
     """What a failed request means for the worker: come back later, or tell the person."""
     if not isinstance(error, RequestFailed):
         return Unavailable(f"GitHub cannot be reached ({what})")
     response = error.response
-    if response.status_code in (403, 429) and (wait := _pause(response)) is not None:
-        return Limited(f"GitHub asks for a pause ({what})", retry_in=wait)
+    if response.status_code in (403, 429) and (wait := _parse_pause(response)) is not None:
+        return RateLimited(f"GitHub asks for a pause ({what})", retry_in=wait)
     if response.status_code == 401:  # only the App itself is asked this way, and its key is good: else nothing works
-        told = _message(response.text)
+        told = _parse_message(response.text)
         return Unavailable(f"GitHub does not take the App for itself ({what}: {told}); compare its id and private key")
     if response.status_code >= 500:
         return Unavailable(f"GitHub answered {response.status_code} ({what})")
-    return refusal(f"GitHub refused {what}: {response.status_code}", _message(response.text), response.status_code)
+    return classify_refusal(
+        f"GitHub refused {what}: {response.status_code}", _parse_message(response.text), response.status_code
+    )
 
 
-def refusal(what: str, told: str, status: int) -> Refused:
+def classify_refusal(what: str, told: str, status: int) -> Refused:
     """A no of GitHub, as what a person may mend and as what to do for that, or as final."""
     if re.search(r"(?i)\bsuspended\b", told):
         return Suspended(f"{what} {told}; somebody has to end the suspension of the App's installation")
     if re.search(r"(?i)\barchived\b", told):
-        return Barred(f"{what} {told}; somebody has to unarchive the repository")
+        return RepositoryUnavailable(f"{what} {told}; somebody has to unarchive the repository")
     if status == 403 or re.search(r"(?i)not granted|not accessible by integration", told):
-        return Mendable(f"{what} {told}; give the App that permission on its page, and accept it where it is installed")
+        return NeedsOperator(
+            f"{what} {told}; give the App that permission on its page, and accept it where it is installed"
+        )
     return Refused(f"{what} {told}")
 
 
-def _pause(response: Response[Any]) -> float | None:
+def _parse_pause(response: Response[Any]) -> float | None:
     """The seconds a rate limit asks for, at most about an hour; None when it is none.
 
     https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
@@ -227,7 +233,7 @@ def _pause(response: Response[Any]) -> float | None:
     return 60.0 if limited or response.status_code == 429 or wait else None
 
 
-def _message(text: str) -> str:
+def _parse_message(text: str) -> str:
     try:
         body = json.loads(text)
         errors = [e.get("message", e.get("code", "")) if isinstance(e, dict) else e for e in body.get("errors", [])]
@@ -236,10 +242,10 @@ def _message(text: str) -> str:
         return text[:100]
 
 
-def _attempt(row: dict[str, Any]) -> Attempt:
+def _parse_attempt(row: dict[str, Any]) -> DeliveryAttempt:
     at = datetime.fromisoformat(row["delivered_at"]).timestamp()
-    return Attempt(id=row["id"], guid=row["guid"], event=row["event"], at=at, code=row["status_code"])
+    return DeliveryAttempt(id=row["id"], guid=row["guid"], event=row["event"], at=at, code=row["status_code"])
 
 
-def _slash(url: str) -> str:
+def _ensure_slash(url: str) -> str:
     return url.rstrip("/") + "/"

@@ -10,14 +10,21 @@ from typing import Any
 from githubkit import Response
 
 from osiris.bot.github import api_models, comment_markers
-from osiris.bot.github.api_models import Issue, LabelTurn, Pull, Standing, Submitted, Touched
-from osiris.bot.github.app_auth import NotInstalled, Suspended, Tokens
+from osiris.bot.github.api_models import (
+    IssueSnapshot,
+    LabelChange,
+    PullSnapshot,
+    RepositoryStatus,
+    SubmittedReview,
+    TouchedItems,
+)
+from osiris.bot.github.app_auth import AppAuth, NotInstalled, Suspended
 from osiris.bot.github.transport import PAGE, NotFound, Transport
 from osiris.config import repository_file as repo_file
 from osiris.core.errors import Refused
 from osiris.core.events import IssueRef, Role, Said, Thread
 from osiris.core.policy import Policy
-from osiris.core.ports.storage import Pace
+from osiris.core.ports.storage import WriteLimiter
 from osiris.core.redaction import Redactor
 
 _POLICY_LIFE = 60.0  # seconds
@@ -34,8 +41,8 @@ _READY = """mutation Ready($id: ID!) {
 class GitHub:
     """Reads with a token that can only read; writes each in its turn, with a token minted for it."""
 
-    def __init__(self, tokens: Tokens, api_url: str, pace: Pace, hide: Redactor) -> None:
-        self._tokens, self._transport = tokens, Transport(tokens, api_url, pace, hide)
+    def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
+        self._auth, self._transport = auth, Transport(auth, api_url, limiter, hide)
         self._policies: dict[str, tuple[Policy, float]] = {}
 
     async def __aenter__(self) -> "GitHub":
@@ -45,28 +52,28 @@ class GitHub:
     async def __aexit__(self, *error: Any) -> None:
         await self._transport.__aexit__(*error)
 
-    def patient(self) -> "GitHub":
+    def with_low_priority(self) -> "GitHub":
         """The same for who can wait: its questions leave the last part of each hour's to others."""
         other = copy.copy(self)
-        other._transport = self._transport.patient()
+        other._transport = self._transport.with_low_priority()
         return other
 
-    async def login(self) -> str:
+    async def read_login(self) -> str:
         """The bot's own login."""
-        return f"{await self._tokens.slug()}[bot]"
+        return f"{await self._auth.read_slug()}[bot]"
 
     # ── reads ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def role(self, repo: str, login: str) -> Role:
+    async def read_role(self, repo: str, login: str) -> Role:
         """A person's role in a repository; `role_name`, because `permission` hides triage and maintain."""
         try:
-            answer = await self._transport.read(repo, f"/collaborators/{login}/permission")
+            answer = await self._transport.read_json(repo, f"/collaborators/{login}/permission")
         except NotFound:
             return Role.NONE
         name = answer.get("role_name", answer["permission"])
         return Role(name) if name in list(Role) else Role(answer["permission"])
 
-    async def policy(self, repo: str) -> Policy:
+    async def read_policy(self, repo: str) -> Policy:
         """What `.github/osiris.yml` of the default branch says; at most a minute old.
 
         Where the App is not installed (any more) no label starts anything: what GitHub still delivers is no failure.
@@ -82,113 +89,118 @@ class GitHub:
 
     async def _fetch_policy(self, repo: str) -> Policy:
         try:
-            found = await self._transport.read(repo, f"/contents/{repo_file.PATH}", accept=_OBJECT)
+            found = await self._transport.read_json(repo, f"/contents/{repo_file.PATH}", accept=_OBJECT)
         except NotFound:
             return Policy()
         try:
-            text = api_models.text_of_file(found, repo_file.PATH)
-            return await asyncio.to_thread(repo_file.parse, text)
+            text = api_models.decode_file(found, repo_file.PATH)
+            return await asyncio.to_thread(repo_file.parse_policy, text)
         except Refused as mistake:
             return Policy(broken=str(mistake))
 
-    async def pull(self, repo: str, number: int) -> Pull:
-        return api_models.pull(await self._transport.read(repo, f"/pulls/{number}"))
+    async def read_pull(self, repo: str, number: int) -> PullSnapshot:
+        return api_models.parse_pull(await self._transport.read_json(repo, f"/pulls/{number}"))
 
-    async def pull_of(self, repo: str, branch: str) -> Pull | None:
+    async def find_open_pull(self, repo: str, branch: str) -> PullSnapshot | None:
         """The open pull request of one of our branches."""
         owner = repo.partition("/")[0]
-        found = await self._transport.read(repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"})
-        return api_models.pull(found[0]) if found else None
+        found = await self._transport.read_json(repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"})
+        return api_models.parse_pull(found[0]) if found else None
 
-    async def default_branch(self, repo: str) -> str:
-        return str((await self._transport.read(repo, ""))["default_branch"])
+    async def read_default_branch(self, repo: str) -> str:
+        return str((await self._transport.read_json(repo, ""))["default_branch"])
 
-    async def issue(self, repo: str, number: int) -> Issue:
-        return api_models.issue(await self._transport.read(repo, f"/issues/{number}"))
+    async def read_issue(self, repo: str, number: int) -> IssueSnapshot:
+        return api_models.parse_issue(await self._transport.read_json(repo, f"/issues/{number}"))
 
-    async def label_turn(self, repo: str, number: int, label: str) -> LabelTurn | None:
+    async def read_label_change(self, repo: str, number: int, label: str) -> LabelChange | None:
         """What was last done with a label (in any case) on an issue; None when nothing was."""
-        events = self._transport.pages(repo, f"/issues/{number}/events")
-        turns = [turn async for event in events if (turn := api_models.label_turn(event, label.casefold()))]
+        events = self._transport.iterate_rows(repo, f"/issues/{number}/events")
+        turns = [turn async for event in events if (turn := api_models.parse_label_change(event, label.casefold()))]
         return turns[-1] if turns else None
 
-    async def reviews(self, repo: str, pull: int) -> list[Submitted]:
+    async def list_reviews(self, repo: str, pull: int) -> list[SubmittedReview]:
         """The reviews of a pull request, in the order they were given."""
-        rows = self._transport.pages(repo, f"/pulls/{pull}/reviews")
-        return [review async for row in rows if (review := api_models.submitted(row))]
+        rows = self._transport.iterate_rows(repo, f"/pulls/{pull}/reviews")
+        return [review async for row in rows if (review := api_models.parse_review(row))]
 
-    async def review_threads(
+    async def list_review_threads(
         self, repo: str, pull: int, review: int, *, most: int = _MOST_THREADS
     ) -> tuple[Thread, ...]:
         """The line comments of one review, `most` of them at most."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
         found = []
-        async for comment in self._transport.pages(repo, path):
-            found.append(api_models.thread(comment))
+        async for comment in self._transport.iterate_rows(repo, path):
+            found.append(api_models.parse_thread(comment))
             if len(found) >= most:
                 break
         return tuple(found)
 
-    async def user_id(self, repo: str, login: str) -> int | None:
+    async def read_user_id(self, repo: str, login: str) -> int | None:
         try:
-            answer = await self._transport.request("GET", repo, f"/users/{login}", await self._tokens.reader(repo))
+            answer = await self._transport.send_request(
+                "GET", repo, f"/users/{login}", await self._auth.get_read_token(repo)
+            )
         except NotFound:
             return None
         return int(answer.json()["id"])
 
-    async def standing(self, repo: str) -> Standing:
+    async def read_repository_status(self, repo: str) -> RepositoryStatus:
         """Whether and where a repository can be written, asked anew. Raises Unavailable."""
         try:
-            token = await self._tokens.scout(repo)
-            answer = await self._transport.request("GET", repo, f"/repos/{repo}", token)
+            token = await self._auth.mint_metadata_token(repo)
+            answer = await self._transport.send_request("GET", repo, f"/repos/{repo}", token)
         except (NotInstalled, Suspended) as refused:
-            return Standing(repo=repo, trouble=str(refused))
+            return RepositoryStatus(repo=repo, problem=str(refused))
         except NotFound:
-            return Standing(repo=repo, trouble=f"the repository {repo} is gone")
+            return RepositoryStatus(repo=repo, problem=f"the repository {repo} is gone")
         found = answer.json()
-        name, at = str(found["full_name"]), _clock(answer)
+        name, at = str(found["full_name"]), _server_time(answer)
         shut = next((word for word in ("archived", "disabled") if found.get(word)), "")
-        return Standing(repo=name, trouble=f"the repository {name} is {shut}" if shut else "", at=at)
+        return RepositoryStatus(repo=name, problem=f"the repository {name} is {shut}" if shut else "", at=at)
 
-    async def touched(self, repo: str, since: str, etag: str = "") -> Touched:
+    async def list_touched(self, repo: str, since: str, etag: str = "") -> TouchedItems:
         """What was touched since a moment. `etag` is that of the last answer: the same again costs GitHub's limit
         nothing.
         """
         params = {"state": "all", "sort": "updated", "since": since, "per_page": PAGE}
         answer = await self._transport.get(repo, "/issues", params, etag=etag)
-        at, moved = _clock(answer), bool(answer.raw_response.history)
+        at, moved = _server_time(answer), bool(answer.raw_response.history)
         if answer.status_code == 304:
-            return Touched(rows={}, etag=etag, at=at, same=True, moved=moved)
+            return TouchedItems(rows={}, etag=etag, at=at, is_unchanged=True, is_renamed=moved)
         rows, page = answer.json(), 1
         while len(rows) == PAGE * page:
             page += 1
-            rows += await self._transport.read(repo, "/issues", {**params, "page": page})
+            rows += await self._transport.read_json(repo, "/issues", {**params, "page": page})
         told = {int(row["number"]): str(row["updated_at"]) for row in reversed(rows)}
-        return Touched(rows=told, etag=answer.headers.get("etag", ""), at=at, moved=moved)
+        return TouchedItems(rows=told, etag=answer.headers.get("etag", ""), at=at, is_renamed=moved)
 
     # ── writes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def say(self, issue: IssueRef, number: int, words: str, *, kind: str) -> None:
-        """One comment on issue or pull request `number`, known by its hidden marker: said once, or edited in place."""
-        body = f"{words}\n\n{comment_markers.marker(issue, kind)}"
+    async def upsert_comment(self, issue: IssueRef, number: int, words: str, *, marker: str) -> None:
+        """One comment on issue or pull request `parse_number`, known by its hidden marker: said once, or edited in
+        place."""
+        body = f"{words}\n\n{comment_markers.build_marker(issue, marker)}"
         may = {"issues": "write", "pull_requests": "write"}
-        ours = await self._comments(issue, number, kind)
+        ours = await self._find_comments(issue, number, marker)
         if not ours:
-            await self._transport.send("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
+            await self._transport.send_write("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
             return
         first, *doubles = ours
         if first["body"] != body:
-            await self._transport.send("PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, may)
+            await self._transport.send_write(
+                "PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, may
+            )
         for double in doubles:  # of a worker that stood still while it sent, or GitHub did not list the first one yet
-            await self._transport.send("DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may)
+            await self._transport.send_write("DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may)
 
-    async def _comments(self, issue: IssueRef, number: int, kind: str) -> list[dict[str, Any]]:
+    async def _find_comments(self, issue: IssueRef, number: int, marker: str) -> list[dict[str, Any]]:
         """Our comment with that marker, and doubles of it among the few that follow."""
-        ours, since, me = [], 0, await self.login()
-        async for comment in self._transport.pages(issue.repo, f"/issues/{number}/comments"):
+        ours, since, me = [], 0, await self.read_login()
+        async for comment in self._transport.iterate_rows(issue.repo, f"/issues/{number}/comments"):
             if (
-                comment_markers.is_marked(comment["body"] or "", issue, kind)
-                and api_models.login(comment["user"]) == me
+                comment_markers.is_marked(comment["body"] or "", issue, marker)
+                and api_models.parse_login(comment["user"]) == me
             ):
                 ours.append(comment)
             since += bool(ours)
@@ -196,61 +208,71 @@ class GitHub:
                 break
         return ours
 
-    async def react(self, repo: str, said: Said) -> None:
+    async def add_reaction(self, repo: str, said: Said) -> None:
         """👀; GitHub keeps a reaction single by itself."""
         if said.kind == "review":
-            await self._transport.mutate(repo, _REACT, {"id": said.id}, {"pull_requests": "write"})
+            await self._transport.run_mutation(repo, _REACT, {"id": said.id}, {"pull_requests": "write"})
         else:
             path = f"/issues/comments/{said.id}/reactions"
-            await self._transport.send("POST", repo, path, {"content": "eyes"}, {"issues": "write"})
+            await self._transport.send_write("POST", repo, path, {"content": "eyes"}, {"issues": "write"})
 
     async def open_issue(self, repo: str, title: str, body: str, *, key: str) -> int:
         """The issue of a request, known by the hidden marker in its body."""
-        marker = f"<!-- osiris:request={comment_markers.digest(key)} -->"
-        async for issue in self._transport.pages(repo, "/issues", {"state": "all", "creator": await self.login()}):
+        marker = f"<!-- osiris:request={comment_markers.hash_key(key)} -->"
+        async for issue in self._transport.iterate_rows(
+            repo, "/issues", {"state": "all", "creator": await self.read_login()}
+        ):
             if marker in (issue["body"] or ""):
                 return int(issue["number"])
         sent = {"title": title, "body": f"{body}\n\n{marker}"}
-        return int((await self._transport.send("POST", repo, "/issues", sent, {"issues": "write"}))["number"])
+        return int((await self._transport.send_write("POST", repo, "/issues", sent, {"issues": "write"}))["number"])
 
     async def open_draft_pull(self, repo: str, branch: str, title: str, body: str) -> int:
         """The pull request of `branch`: the open one, or a new draft against the default branch."""
-        if pull := await self.pull_of(repo, branch):
+        if pull := await self.find_open_pull(repo, branch):
             return pull.number
         may = {"pull_requests": "write"}
-        sent = {"head": branch, "base": await self.default_branch(repo), "title": title, "body": body, "draft": True}
+        sent = {
+            "head": branch,
+            "base": await self.read_default_branch(repo),
+            "title": title,
+            "body": body,
+            "draft": True,
+        }
         try:
-            made = await self._transport.send("POST", repo, "/pulls", sent, may)
+            made = await self._transport.send_write("POST", repo, "/pulls", sent, may)
         except Refused as refused:
             if "draft pull requests are not supported" not in str(refused).lower():
                 raise
             plain = {**sent, "draft": False, "title": f"[WIP] {title}"}  # private repositories of free plans
-            made = await self._transport.send("POST", repo, "/pulls", plain, may)
+            made = await self._transport.send_write("POST", repo, "/pulls", plain, may)
         return int(made["number"])
 
-    async def mark_ready(self, repo: str, number: int, commit: str) -> Pull:
+    async def mark_ready(self, repo: str, number: int, commit: str) -> PullSnapshot:
         """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head any more."""
-        pull = await self.pull(repo, number)
+        pull = await self.read_pull(repo, number)
         if pull.open and pull.draft and pull.head == commit:
-            await self._transport.mutate(
+            await self._transport.run_mutation(
                 repo, _READY, {"id": pull.node}, {"pull_requests": "write", "contents": "write"}
             )
         return pull
 
-    async def check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
+    async def upsert_check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
         """The one check run "Osiris" of a commit, made or brought up to date."""
-        found = await self._transport.read(issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"})
+        found = await self._transport.read_json(issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"})
         ours = [
-            run for run in found["check_runs"] if comment_markers.number(run["external_id"] or "") == str(issue.number)
+            run
+            for run in found["check_runs"]
+            if comment_markers.parse_number(run["external_id"] or "") == str(issue.number)
         ]
         sent, may = {"name": "Osiris", "external_id": str(issue), **fields}, {"checks": "write"}
         if ours:
-            await self._transport.send("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may)
+            await self._transport.send_write("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may)
         else:
-            await self._transport.send("POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may)
+            await self._transport.send_write("POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may)
 
 
-def _clock(answer: Response[Any]) -> float:
+def _server_time(answer: Response[Any]) -> float:
     """GitHub's own time of an answer, in seconds since 1970; ours, when it does not say."""
     told = answer.headers.get("date", "")
     return parsedate_to_datetime(told).timestamp() if told else time.time()

@@ -14,7 +14,7 @@ KNOWN = ("stop", "retry", "model", "status", "help")
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class UserCommand:
     """`name` is "" for the bare `/osiris`, `rest` what follows it on the line; `known` is False for a word we do not
     understand."""
 
@@ -23,7 +23,7 @@ class Command:
     rest: str = ""
 
 
-def find(text: str, bot: str) -> Command | None:
+def find_command(text: str, bot: str) -> UserCommand | None:
     """Return the first command in a comment, or None. Quotes, code and HTML comments are not commands.
 
     `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Only the first 20,000 characters are read. A
@@ -35,25 +35,25 @@ def find(text: str, bot: str) -> Command | None:
     text = text[:_MOST].replace("\r\n", "\n").replace("\r", "\n")
     if not re.search(rf"^[ \t]*{address.pattern}", text, re.IGNORECASE | re.MULTILINE):
         return None
-    for line in _lines(text):
+    for line in _read_lines(text):
         if match := address.match(line):
-            return _read(match[1].strip())
+            return _parse_command(match[1].strip())
     return None
 
 
-def _read(words: str) -> Command:
+def _parse_command(words: str) -> UserCommand:
     """Return the command in the words after an address.
 
     A word in code, bold or quotes is unknown, and no bare command: that would start work somebody wanted stopped.
     """
     word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
     if not word and re.search(r"[\w\0]", words):
-        return Command(words.replace("\0", "*")[:_MOST_REST], known=False)
+        return UserCommand(words.replace("\0", "*")[:_MOST_REST], known=False)
     rest_of_line = "".join(rest).strip()[:_MOST_REST]
-    return Command(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
+    return UserCommand(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
 
 
-def _lines(text: str) -> Iterator[str]:
+def _read_lines(text: str) -> Iterator[str]:
     """The lines of plain paragraphs at the top level."""
     tokens = _markdown.parse(text)
     for opening, inline in pairwise(tokens):

@@ -4,8 +4,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from osiris.bot.github.escaping import clip, clip_page, code, harmless, name_people, one_line, plain, quoted
-from osiris.bot.github.escaping import title as title
+from osiris.bot.github.escaping import (
+    clip_page,
+    clip_text,
+    disarm_text,
+    escape_code,
+    escape_markdown,
+    name_people,
+    one_line,
+    quote_text,
+)
+from osiris.bot.github.escaping import format_title as format_title
 from osiris.bot.github.evidence import write_cost, write_evidence, write_not_done
 from osiris.core.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
 from osiris.core.events import IssueRef, Work
@@ -31,22 +40,22 @@ In a pull request of mine, submit a review with *Request changes* (or line comme
 # ── the status comments and the check run ─────────────────────────────────────────────────────────────────────────
 
 
-def status(task: Task) -> str:
+def write_status(task: Task) -> str:
     """The status comment on the issue."""
-    return f"**Osiris: {_title(task)}**\n\n{_sentence(task)}"
+    return f"**Osiris: {_write_title(task)}**\n\n{_write_sentence(task)}"
 
 
-def pull_status(task: Task) -> str:
+def write_pull_status(task: Task) -> str:
     """The status comment on the pull request: the state, and the evidence of the newest work."""
-    words = status(task)
+    words = write_status(task)
     if task.work is None:
         return clip_page(words, _ROOM)
-    fold = _fold("What the last run did", "")
+    fold = _fold_section("What the last run did", "")
     room = _ROOM - len(words) - len(fold) - 2
-    return f"{words}\n\n{_fold('What the last run did', write_evidence(task.work, room))}"
+    return f"{words}\n\n{_fold_section('What the last run did', write_evidence(task.work, room))}"
 
 
-def check_run(task: Task) -> dict[str, Any] | None:
+def build_check_run(task: Task) -> dict[str, Any] | None:
     """The fields of the check run on the task's head commit; None while a run is at work: it will be another commit."""
     verdicts = {
         State.REVIEW: "neutral",
@@ -59,12 +68,12 @@ def check_run(task: Task) -> dict[str, Any] | None:
     }
     if task.state not in verdicts:
         return None
-    summary = pull_status(task)
-    output = {"title": _title(task)[:255], "summary": summary}
+    summary = write_pull_status(task)
+    output = {"title": _write_title(task)[:255], "summary": summary}
     return {"status": "completed", "conclusion": verdicts[task.state], "output": output}
 
 
-def _title(task: Task) -> str:
+def _write_title(task: Task) -> str:
     titles = {
         State.QUEUED: "noted, I will start soon",
         State.PLANNING: "planning",
@@ -82,13 +91,17 @@ def _title(task: Task) -> str:
     return titles[task.state]
 
 
-def _sentence(task: Task) -> str:
+def _write_sentence(task: Task) -> str:
     """The state in a sentence, and who thinks when a person chose that."""
-    chosen = f" {task.model_by} chose the model `{code(task.model)}`." if task.model and task.state not in ENDED else ""
-    return _state(task) + chosen
+    chosen = (
+        f" {task.model_by} chose the model `{escape_code(task.model)}`."
+        if task.model and task.state not in ENDED
+        else ""
+    )
+    return _describe_state(task) + chosen
 
 
-def _state(task: Task) -> str:
+def _describe_state(task: Task) -> str:
     pull = f"#{task.pull}" if task.pull else "a draft pull request"
     match task.state:
         case State.QUEUED | State.RUNNING | State.PLANNING:
@@ -105,20 +118,20 @@ def _state(task: Task) -> str:
             return f"Commit {(task.approved or '')[:7]} is approved. Merge {pull} when you like; I never merge."
         case State.PAUSED:
             again = "`/osiris retry` makes me go on where I stopped; a spent budget is granted again."
-            return f"{_half(task.reason)}. {again}"
+            return f"{_capitalize_reason(task.reason)}. {again}"
         case State.DONE:
             return f"{pull} is merged. Thank you."
         case State.FAILED:
-            return f"{_half(task.reason)}. `/osiris retry` makes me try again."
+            return f"{_capitalize_reason(task.reason)}. `/osiris retry` makes me try again."
         case State.CANCELLED:
-            return f"{_half(task.reason)}. `/osiris retry` makes me go on."
+            return f"{_capitalize_reason(task.reason)}. `/osiris retry` makes me go on."
         case State.REJECTED:
-            return f"{_half(task.reason)}. I will not try this again unless somebody says `/osiris retry`."
+            return f"{_capitalize_reason(task.reason)}. I will not try this again unless somebody says `/osiris retry`."
         case State.ASKING | State.PLANNED:
-            return quoted(task.reason)
+            return quote_text(task.reason)
 
 
-def _half(reason: str) -> str:
+def _capitalize_reason(reason: str) -> str:
     """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a stranger."""
     words = one_line(reason)
     return words[:1].upper() + words[1:]
@@ -127,17 +140,17 @@ def _half(reason: str) -> str:
 # ── one-off replies ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def reply(order: Reply, task: Task | None) -> str:
+def write_reply(order: Reply, task: Task | None) -> str:
     match order.topic:
         case Topic.REFUSED:
             return f"Thank you, {order.to}. Only people with write access to this repository can give me work."
         case Topic.HELP:
-            unknown = f"I do not know `/osiris {code(order.detail)}`. " if order.detail else ""
+            unknown = f"I do not know `/osiris {escape_code(order.detail)}`. " if order.detail else ""
             return unknown + USAGE
         case Topic.STATUS:
-            return status(task) if task else USAGE
+            return write_status(task) if task else USAGE
         case Topic.ANSWER:
-            return "I changed nothing in answer to this review. In the agent's words:\n\n" + quoted(order.detail)
+            return "I changed nothing in answer to this review. In the agent's words:\n\n" + quote_text(order.detail)
         case Topic.BROKEN:
             return f"I did not start: {one_line(order.detail)}. Then say `/osiris retry`."
         case Topic.MODEL:
@@ -147,59 +160,59 @@ def reply(order: Reply, task: Task | None) -> str:
 # ── the pull request ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def pull_body(order: OpenDraftPull) -> str:
+def write_pull_body(order: OpenDraftPull) -> str:
     """What was asked, what was done, the evidence, what was not done, the cost."""
     work = order.work
     first = [
         f"Closes #{order.issue.number}, asked for by {name_people([order.requester])}.",
-        f"### What was done\n\nIn the agent's words:\n\n{quoted(work.summary)}",
+        f"### What was done\n\nIn the agent's words:\n\n{quote_text(work.summary)}",
         "### Evidence\n\nWritten by Osiris from what it saw, not by the model.",
     ]
-    last = [f"### What was not done\n\n{write_not_done(work)}", f"### Cost\n\n{cost(work)}"]
+    last = [f"### What was not done\n\n{write_not_done(work)}", f"### Cost\n\n{format_cost(work)}"]
     room = _ROOM - sum(len(part) + 2 for part in (*first, *last))  # the tables get what is left
     return "\n\n".join([*first, write_evidence(work, room), *last])
 
 
-def cost(work: Work) -> str:
+def format_cost(work: Work) -> str:
     """Return what a run cost."""
     return write_cost(work)
 
 
-def evidence(work: Work) -> str:
+def format_evidence(work: Work) -> str:
     """Return what the harness saw of a run."""
     return write_evidence(work)
 
 
-def commit_message(order: Push, coauthors: Iterable[str]) -> str:
+def write_commit_message(order: Push, coauthors: Iterable[str]) -> str:
     """Subject, the agent's summary, and the trailers people and programs rely on."""
     reviewers = name_people(review.by for review in order.reviews)
     subject = f"Answer the review of {reviewers}" if reviewers else order.title
     trailers = [
         f"Osiris-Task: {order.issue}",
-        f"Osiris-Model: {clip(title(order.work.model), 300)}",
+        f"Osiris-Model: {clip_text(format_title(order.work.model), 300)}",
         *(f"Co-authored-by: {person}" for person in coauthors),
     ]
-    body = _TRAILER.sub(r"\1 ", harmless(order.work.summary))[:4000].strip()
-    return f"{title(subject)[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
+    body = _TRAILER.sub(r"\1 ", disarm_text(order.work.summary))[:4000].strip()
+    return f"{format_title(subject)[:72]}\n\n{body}\n\n" + "\n".join(trailers) + "\n"
 
 
 _TRAILER = re.compile(r"(?mi)^([a-z-]+-by|osiris-\w+):")
 
 
-def still_a_draft(reason: str) -> str:
+def write_draft_notice(reason: str) -> str:
     trouble = f"It is approved, but I could not take the draft mark off ({one_line(reason)})"
     return f"{trouble}. Please press *Ready for review*."
 
 
-def issue_body(order: OpenIssue) -> str:
+def write_issue_body(order: OpenIssue) -> str:
     asked_by = f"Requested by {one_line(order.by, 300)} through Osiris."
-    return f"{clip_page(plain(order.body), _ROOM - len(asked_by) - 2)}\n\n{asked_by}"
+    return f"{clip_page(escape_markdown(order.body), _ROOM - len(asked_by) - 2)}\n\n{asked_by}"
 
 
-def _fold(title: str, text: str) -> str:
+def _fold_section(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
-def review_page(url: str, issue: IssueRef, pull: int | None) -> str:
+def review_url(url: str, issue: IssueRef, pull: int | None) -> str:
     """Where a person finds the task in a browser."""
     return f"{url.rstrip('/')}/{issue.repo}/" + (f"pull/{pull}" if pull else f"issues/{issue.number}")

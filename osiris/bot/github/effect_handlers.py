@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from osiris.bot.git.remote import Depot
-from osiris.bot.git.repositories import HostDesk
+from osiris.bot.git.remote import RemoteRepositories
+from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.github import comments
 from osiris.bot.github.client import GitHub
 from osiris.core import effects as f
@@ -16,48 +16,50 @@ from osiris.core.ports.repositories import Checkout
 from osiris.core.task import HALTED, Task
 
 
-class Runner(Protocol):
+class AgentRunner(Protocol):
     """What starts and stops agents; it gets a checkout and never a token."""
 
     async def run(self, order: f.StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
         """Let an agent work until its run ends; None when it was stopped."""
         ...
 
-    async def begin(self, order: f.StartRun) -> None:
+    async def announce_run(self, order: f.StartRun) -> None:
         """Say that the run begins."""
         ...
 
-    def switch(self, issue: e.IssueRef, run: int, model: str) -> None: ...
+    def switch_model(self, issue: e.IssueRef, run: int, model: str) -> None: ...
 
-    async def stop(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None: ...
+    async def stop_run(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None: ...
 
 
 Facts = Sequence[e.Event]
-Perform = Callable[[Any, Task | None], Awaitable[Facts]]
+HandleEffect = Callable[[Any, Task | None], Awaitable[Facts]]
 
 
-class Performers:
-    """The doing side of the bot; `table()` is what the worker looks orders up in."""
+class EffectHandlers:
+    """The doing side of the bot; `build_table()` is what the worker looks orders up in."""
 
-    def __init__(self, github: GitHub, depot: Depot, desk: HostDesk, runner: Runner) -> None:
-        self._github, self._depot, self._desk, self._runner = github, depot, desk, runner
+    def __init__(
+        self, github: GitHub, remotes: RemoteRepositories, repositories: HostRepositories, runner: AgentRunner
+    ) -> None:
+        self._github, self._remotes, self._repositories, self._runner = github, remotes, repositories, runner
 
-    def table(self) -> dict[type, Perform]:
+    def build_table(self) -> dict[type, HandleEffect]:
         return {
             f.OpenIssue: self._open_issue,
             f.StartRun: self._start_run,
             f.SwitchModel: self._switch_model,
             f.StopRun: self._stop_run,
-            f.Push: self._push,
+            f.Push: self._push_work,
             f.OpenDraftPull: self._open_draft_pull,
             f.MarkReady: self._mark_ready,
-            f.Report: self._report,
-            f.Reply: self._reply,
-            f.React: self._react,
+            f.Report: self._report_status,
+            f.Reply: self._post_reply,
+            f.React: self._add_reaction,
         }
 
     async def _open_issue(self, order: f.OpenIssue, _task: Task | None) -> Facts:
-        number = await self._github.open_issue(order.repo, order.title, comments.issue_body(order), key=order.key)
+        number = await self._github.open_issue(order.repo, order.title, comments.write_issue_body(order), key=order.key)
         operator = e.Actor(order.by, e.Role.ADMIN)  # who can write to the inbox is the operator
         issue = e.IssueRef(order.repo, number)
         return [e.TaskRequested(issue=issue, actor=operator, title=order.title, body=order.body)]
@@ -65,45 +67,45 @@ class Performers:
     async def _start_run(self, order: f.StartRun, task: Task | None) -> Facts:
         if task is None or task.run != order.run or task.state not in ("queued", "running", "planning"):
             rests = task is not None and task.run == order.run and task.state in HALTED
-            await self._runner.stop(order.issue, order.run, keep=rests)
+            await self._runner.stop_run(order.issue, order.run, keep=rests)
             return []  # overtaken: stopped, merged, or another run has its place; or it rests, and is ordered anew
-        await self._runner.begin(order)
-        policy = await self._github.policy(order.issue.repo)
-        checkout = await self._depot.checkout(order.issue.repo, order.branch)
+        await self._runner.announce_run(order)
+        policy = await self._github.read_policy(order.issue.repo)
+        checkout = await self._remotes.fetch_checkout(order.issue.repo, order.branch)
         order = replace(order, model=task.model or order.model)  # chosen since the order was given
         fact = await self._runner.run(order, checkout, policy)
         return [fact] if fact else []
 
     async def _switch_model(self, order: f.SwitchModel, task: Task | None) -> Facts:
-        self._runner.switch(order.issue, order.run, task.model if task else order.model)
+        self._runner.switch_model(order.issue, order.run, task.model if task else order.model)
         return []
 
     async def _stop_run(self, order: f.StopRun, _task: Task | None) -> Facts:
-        await self._runner.stop(order.issue, order.run, keep=order.keep)
+        await self._runner.stop_run(order.issue, order.run, keep=order.keep)
         return []
 
-    async def _push(self, order: f.Push, _task: Task | None) -> Facts:
+    async def _push_work(self, order: f.Push, _task: Task | None) -> Facts:
         repo = order.issue.repo
-        if order.pull is not None and not (await self._github.pull(repo, order.pull)).open:
+        if order.pull is not None and not (await self._github.read_pull(repo, order.pull)).open:
             raise Refused(f"pull request #{order.pull} was closed while I worked, so I pushed nothing")
-        if not await self._desk.has_tree(repo, order.tree):  # the run was on another machine
-            await self._depot.fetch(repo, f"{order.issue.number}-{order.run}")
-        login = await self._github.login()
-        message = comments.commit_message(order, [await self._coauthor(repo, order.requester)])
-        email = f"{login}@{self._depot.noreply}"
-        commit = await self._desk.commit(
+        if not await self._repositories.has_tree(repo, order.tree):  # the run was on another machine
+            await self._remotes.restore(repo, f"{order.issue.number}-{order.run}")
+        login = await self._github.read_login()
+        message = comments.write_commit_message(order, [await self._format_coauthor(repo, order.requester)])
+        email = f"{login}@{self._remotes.noreply}"
+        commit = await self._repositories.commit_tree(
             repo, tree=order.tree, base=order.base, message=message, author=login, email=email, at=order.at
         )
-        await self._depot.push(repo, commit, order.branch)
+        await self._remotes.push_commit(repo, commit, order.branch)
         return [e.PatchPushed(issue=order.issue, head=commit, answered=order.reviews)]
 
-    async def _coauthor(self, repo: str, login: str) -> str:
-        id = await self._github.user_id(repo, login)
-        return f"{login} <{f'{id}+' if id else ''}{login}@{self._depot.noreply}>"
+    async def _format_coauthor(self, repo: str, login: str) -> str:
+        id = await self._github.read_user_id(repo, login)
+        return f"{login} <{f'{id}+' if id else ''}{login}@{self._remotes.noreply}>"
 
     async def _open_draft_pull(self, order: f.OpenDraftPull, _task: Task | None) -> Facts:
         number = await self._github.open_draft_pull(
-            order.issue.repo, order.branch, comments.title(order.title)[:250], comments.pull_body(order)
+            order.issue.repo, order.branch, comments.format_title(order.title)[:250], comments.write_pull_body(order)
         )
         return [e.PullOpened(issue=order.issue, number=number)]
 
@@ -111,25 +113,27 @@ class Performers:
         try:
             pull = await self._github.mark_ready(order.issue.repo, order.pull, order.commit)
         except Refused as refused:
-            await self._github.say(order.issue, order.pull, comments.still_a_draft(str(refused)), kind="draft")
+            await self._github.upsert_comment(
+                order.issue, order.pull, comments.write_draft_notice(str(refused)), marker="draft"
+            )
             raise
         return [] if pull.head == order.commit else [e.CommitsPushed(issue=order.issue, head=pull.head)]
 
-    async def _report(self, order: f.Report, task: Task | None) -> Facts:
+    async def _report_status(self, order: f.Report, task: Task | None) -> Facts:
         if task is None:
             return []
-        await self._github.say(order.issue, order.issue.number, comments.status(task), kind="status")
+        await self._github.upsert_comment(order.issue, order.issue.number, comments.write_status(task), marker="status")
         if task.pull is not None:
-            await self._github.say(order.issue, task.pull, comments.pull_status(task), kind="status")
-        if task.head is not None and (fields := comments.check_run(task)):
-            await self._github.check_run(order.issue, task.head, fields)
+            await self._github.upsert_comment(order.issue, task.pull, comments.write_pull_status(task), marker="status")
+        if task.head is not None and (fields := comments.build_check_run(task)):
+            await self._github.upsert_check_run(order.issue, task.head, fields)
         return []
 
-    async def _reply(self, order: f.Reply, task: Task | None) -> Facts:
+    async def _post_reply(self, order: f.Reply, task: Task | None) -> Facts:
         number = task.pull if task and task.pull and order.on_pull else order.issue.number
-        await self._github.say(order.issue, number, comments.reply(order, task), kind=order.once)
+        await self._github.upsert_comment(order.issue, number, comments.write_reply(order, task), marker=order.once)
         return []
 
-    async def _react(self, order: f.React, _task: Task | None) -> Facts:
-        await self._github.react(order.issue.repo, order.said)
+    async def _add_reaction(self, order: f.React, _task: Task | None) -> Facts:
+        await self._github.add_reaction(order.issue.repo, order.said)
         return []

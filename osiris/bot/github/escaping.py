@@ -13,35 +13,35 @@ _JOINER: Final = "\u2060"  # the word joiner: not seen, it disarms what stands b
 _CUT: Final = "\n> … cut: it was longer."
 
 
-def plain(text: str) -> str:
-    """Return foreign text for Markdown: `harmless`, without HTML, entities, links and images."""
+def escape_markdown(text: str) -> str:
+    """Return foreign text for Markdown: `disarm_text`, without HTML, entities, links and images."""
     text = re.sub(r"<!--.*?(?:-->|\Z)", "", clean_text(text), flags=re.DOTALL)
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     text = re.sub(r"\](?=[(\[:])", f"]{_JOINER}", text)
     text = re.sub(r"\[(?=\^)", f"[{_JOINER}", text)
-    return _disarm(text)
+    return _break_references(text)
 
 
-def harmless(text: str) -> str:
+def disarm_text(text: str) -> str:
     """Return foreign text that mentions nobody and closes nothing. It still looks the same."""
-    return _disarm(clean_text(text))
+    return _break_references(clean_text(text))
 
 
-def _disarm(text: str) -> str:
+def _break_references(text: str) -> str:
     text = re.sub(r"@(?=[A-Za-z0-9])", f"@{_JOINER}", text)
     text = re.sub(r"(?i)(#|\bGH-)(?=\d)", f"\\1{_JOINER}", text)
     text = re.sub(r"(?i)\b(\w+:)(?=//)", f"\\1{_JOINER}", text)
     return re.sub(r"(?i)\b(www|mailto:|xmpp:)(?=[.\w])", f"\\1{_JOINER}", text)
 
 
-def title(text: str) -> str:
+def format_title(text: str) -> str:
     """Return foreign text as one line: a pull request's title or a commit's subject."""
-    return " ".join(harmless(text).split())
+    return " ".join(disarm_text(text).split())
 
 
-def quoted(text: str) -> str:
+def quote_text(text: str) -> str:
     """Return foreign text as a quotation of at most MOST_QUOTED characters."""
-    lines = re.sub(r"\n\s*\n+", "\n\n", plain(text).strip()).splitlines()
+    lines = re.sub(r"\n\s*\n+", "\n\n", escape_markdown(text).strip()).splitlines()
     quotation = "\n".join(f"> {line}" for line in lines)
     if len(quotation) > MOST_QUOTED:
         return quotation[: MOST_QUOTED - len(_CUT)] + _CUT
@@ -50,22 +50,22 @@ def quoted(text: str) -> str:
 
 def one_line(words: str, most: int = MOST_LINE) -> str:
     """Return foreign text for Markdown as half a sentence of at most `most` characters."""
-    return clip(" ".join(plain(words).split()).rstrip("."), most)
+    return clip_text(" ".join(escape_markdown(words).split()).rstrip("."), most)
 
 
-def code(text: str, most: int = 160) -> str:
+def escape_code(text: str, most: int = 160) -> str:
     """Return foreign text for a code span, also in a table."""
-    return clip(" ".join(clean_text(text).split()).replace("`", "'").replace("|", "\\|"), most)
+    return clip_text(" ".join(clean_text(text).split()).replace("`", "'").replace("|", "\\|"), most)
 
 
 def name_people(logins: Iterable[str]) -> str:
     """Return the names in a row, each once, and how many more there are."""
     names = list(dict.fromkeys(logins))
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(clip(name, 100) for name in names[:MOST_NAMES]) + more
+    return ", ".join(clip_text(name, 100) for name in names[:MOST_NAMES]) + more
 
 
-def clip(text: str, most: int) -> str:
+def clip_text(text: str, most: int) -> str:
     """Return at most `most` characters of a text; the last one says when it was cut."""
     return text if len(text) <= most else text[: most - 1] + "…"
 

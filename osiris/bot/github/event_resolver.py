@@ -2,101 +2,109 @@
 
 from dataclasses import dataclass
 
-from osiris.bot.github.api_models import Issue, LabelTurn, Pull, Verdict
+from osiris.bot.github.api_models import IssueSnapshot, LabelChange, PullSnapshot, Verdict
 from osiris.bot.github.client import GitHub
-from osiris.bot.github.webhook_payloads import IssueClosed, PullMoved, Reviewed, Unlabelled
+from osiris.bot.github.webhook_payloads import IssueClosed, PullStateChanged, Reviewed, Unlabelled
 from osiris.core import events as e
 from osiris.core.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class ResolvedEvent:
     """An event, and the key it is known by: the same for the same happening, however often and by whom it is seen."""
 
     event: e.Event
     key: str
 
     @property
-    def passes(self) -> bool:
+    def may_be_stale_later(self) -> bool:
         """Whether a task can have been taken up again since: then it must not be told once more."""
         return isinstance(self.event, e.RequestWithdrawn | e.IssueDropped | e.Approved)
 
 
-class Facts:
+class EventResolver:
     """Roles, threads and heads are asked of GitHub, never guessed."""
 
     def __init__(self, github: GitHub) -> None:
         self._github = github
 
-    async def actor(self, repo: str, login: str) -> e.Actor:
-        return e.Actor(login, await self._github.role(repo, login))
+    async def resolve_actor(self, repo: str, login: str) -> e.Actor:
+        return e.Actor(login, await self._github.read_role(repo, login))
 
-    async def unlabelled(self, notice: Unlabelled) -> Fact | None:
+    async def resolve_unlabelled(self, webhook_event: Unlabelled) -> ResolvedEvent | None:
         """Only people with write access steer, though GitHub lets others take labels off and close what they opened."""
-        if not (await self.actor(notice.repo, notice.sender)).may_steer:
+        if not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer:
             return None
-        now = await self._github.issue(notice.repo, notice.issue.number)
-        if notice.label.casefold() in now.labels:
+        now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
+        if webhook_event.label.casefold() in now.labels:
             return None
-        turn = await self._github.label_turn(notice.repo, notice.issue.number, notice.label)
+        turn = await self._github.read_label_change(webhook_event.repo, webhook_event.issue.number, webhook_event.label)
         key = label_key(turn) if turn and not turn.on else ""
-        return Fact(event=e.RequestWithdrawn(issue=notice.issue, by=notice.sender), key=key)
+        return ResolvedEvent(event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=key)
 
-    async def issue_closed(self, notice: IssueClosed) -> Fact | None:
-        now = await self._github.issue(notice.repo, notice.issue.number)
-        if now.open or not (await self.actor(notice.repo, notice.sender)).may_steer:
+    async def resolve_issue_close(self, webhook_event: IssueClosed) -> ResolvedEvent | None:
+        now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
+        if now.open or not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer:
             return None
-        if notice.not_planned:
-            return Fact(event=e.IssueDropped(issue=notice.issue, by=notice.sender), key=issue_key(now))
-        return Fact(event=e.RequestWithdrawn(issue=notice.issue, by=notice.sender), key=issue_key(now))
+        if webhook_event.not_planned:
+            return ResolvedEvent(
+                event=e.IssueDropped(issue=webhook_event.issue, by=webhook_event.sender), key=issue_key(now)
+            )
+        return ResolvedEvent(
+            event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=issue_key(now)
+        )
 
-    def pull_moved(self, task: Task, notice: PullMoved, pull: Pull) -> Fact | None:
+    def resolve_pull_change(
+        self, task: Task, webhook_event: PullStateChanged, pull: PullSnapshot
+    ) -> ResolvedEvent | None:
         """What a pull request's move means, as it is now."""
         seen = f"seen/{task.issue}/pull/{pull.number}"
         if pull.merged:
-            return Fact(event=e.Merged(issue=task.issue, by=notice.sender), key=f"{seen}/merged")
-        match notice.how:
+            return ResolvedEvent(event=e.Merged(issue=task.issue, by=webhook_event.sender), key=f"{seen}/merged")
+        match webhook_event.how:
             case "closed" if not pull.open:
                 key = f"{seen}/closed/{pull.closed}"
-                return Fact(event=e.PullClosed(issue=task.issue, by=notice.sender), key=key)
+                return ResolvedEvent(event=e.PullClosed(issue=task.issue, by=webhook_event.sender), key=key)
             case "reopened" if pull.open:
                 key = f"{seen}/reopened/{pull.updated}"
-                return Fact(event=e.PullReopened(issue=task.issue, by=notice.sender), key=key)
+                return ResolvedEvent(event=e.PullReopened(issue=task.issue, by=webhook_event.sender), key=key)
             case "synchronize":
                 key = f"{seen}/head/{pull.head}/{pull.updated}"  # it may come back to where it was
-                return Fact(event=e.CommitsPushed(issue=task.issue, head=pull.head), key=key)
+                return ResolvedEvent(event=e.CommitsPushed(issue=task.issue, head=pull.head), key=key)
         return None
 
-    async def reviewed(self, task: Task, notice: Reviewed) -> Fact | None:
-        key = review_key(notice.node, notice.state)
-        if notice.state == "dismissed":
+    async def resolve_review(self, task: Task, webhook_event: Reviewed) -> ResolvedEvent | None:
+        key = review_key(webhook_event.node, webhook_event.state)
+        if webhook_event.state == "dismissed":
             event = e.ApprovalDismissed(issue=task.issue)
-            return Fact(event=event, key=key) if task.approved == notice.commit else None
-        actor = await self.actor(notice.repo, notice.sender)
-        if notice.state == "approved":
-            pull = await self._github.pull(notice.repo, notice.pull)
-            told = {"commit": notice.commit, "head": pull.head, "pull": pull.number}
-            return Fact(event=e.Approved(issue=task.issue, actor=actor, **told), key=key)  # type: ignore[arg-type]
-        if (review := await self._brief(notice, of_a_stranger=not actor.may_steer)) is None:
+            return ResolvedEvent(event=event, key=key) if task.approved == webhook_event.commit else None
+        actor = await self.resolve_actor(webhook_event.repo, webhook_event.sender)
+        if webhook_event.state == "approved":
+            pull = await self._github.read_pull(webhook_event.repo, webhook_event.pull)
+            told = {"commit": webhook_event.commit, "head": pull.head, "pull": pull.number}
+            return ResolvedEvent(event=e.Approved(issue=task.issue, actor=actor, **told), key=key)  # type: ignore[arg-type]
+        if (review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)) is None:
             return None
-        said = e.Said("review", notice.node)
-        return Fact(event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review), key=key)
+        said = e.Said("review", webhook_event.node)
+        return ResolvedEvent(event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review), key=key)
 
-    async def _brief(self, notice: Reviewed, *, of_a_stranger: bool) -> e.Review | None:
+    async def _build_review(self, webhook_event: Reviewed, *, of_a_stranger: bool) -> e.Review | None:
         """The whole review is one brief; a comment without threads asks for nothing. A stranger's only shows whether
         it has one: nobody reads it."""
         most = {"most": 1} if of_a_stranger else {}
-        threads = await self._github.review_threads(notice.repo, notice.pull, notice.review, **most)
-        if notice.state == "commented" and not threads:
+        threads = await self._github.list_review_threads(
+            webhook_event.repo, webhook_event.pull, webhook_event.review, **most
+        )
+        if webhook_event.state == "commented" and not threads:
             return None
-        return e.Review(by=notice.sender, text=notice.text, threads=threads)
+        return e.Review(by=webhook_event.sender, text=webhook_event.text, threads=threads)
 
 
-def issue_key(closed: Issue) -> str:
+def issue_key(closed: IssueSnapshot) -> str:
     return f"seen/closed/{closed.node}/{closed.closed}"
 
 
-def label_key(turn: LabelTurn) -> str:
+def label_key(turn: LabelChange) -> str:
     return f"seen/unlabelled/{turn.id}"
 
 

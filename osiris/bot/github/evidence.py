@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from osiris.bot.github.escaping import clip, clip_page, code, fit_rows, one_line
+from osiris.bot.github.escaping import clip_page, clip_text, escape_code, fit_rows, one_line
 from osiris.core.events import Blocked, CommandRan, FileChange, Prepared, Work
 
 ROWS: Final = 30  # of a table
@@ -26,7 +26,7 @@ _TEST: Final = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ran:
+class _CommandLog:
     """The commands of the agent or of the set-up, and what of them is known only as a number."""
 
     commands: Sequence[CommandRan]
@@ -37,7 +37,7 @@ class _Ran:
 
 def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
     """Return what a run did, with its cost, in at most `room` characters."""
-    agent = _Ran(
+    agent = _CommandLog(
         commands=work.commands,
         earlier=work.earlier,
         blocked=work.blocked,
@@ -56,7 +56,7 @@ def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
 
 def write_cost(work: Work) -> str:
     """Return steps, time, model, tokens and money; a price that is not known is said to be so."""
-    steps = f"{work.steps} steps in {duration(work.seconds)} with `{code(work.model)}`"
+    steps = f"{work.steps} steps in {format_duration(work.seconds)} with `{escape_code(work.model)}`"
     used = work.usage
     if not used.input:
         return f"{steps}."
@@ -79,7 +79,7 @@ def write_not_done(work: Work) -> str:
     return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return 1.2 s, or 3 min 20 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -95,7 +95,7 @@ def _write_files(files: Sequence[FileChange]) -> str:
 
 
 def _file_row(file: FileChange) -> str:
-    return f"| `{code(file.path)}` | {file.status} | {_count_lines(file)} |"
+    return f"| `{escape_code(file.path)}` | {file.status} | {_count_lines(file)} |"
 
 
 def _count_lines(file: FileChange) -> str:
@@ -104,7 +104,7 @@ def _count_lines(file: FileChange) -> str:
     return "binary" if file.additions is None else f"+{file.additions} −{file.deletions}"
 
 
-def _write_commands(ran: _Ran) -> str:
+def _write_commands(ran: _CommandLog) -> str:
     """Return the newest commands that there is room for, oldest first."""
     if not ran.commands:
         return "No command was run."
@@ -118,10 +118,10 @@ def _write_commands(ran: _Ran) -> str:
 
 def _command_row(ran: CommandRan) -> str:
     end = "cut off" if ran.exit_code is None else str(ran.exit_code)
-    return f"| `{code(ran.command)}` | {end} | {duration(ran.seconds)} |"
+    return f"| `{escape_code(ran.command)}` | {end} | {format_duration(ran.seconds)} |"
 
 
-def _write_blocked(ran: _Ran, key: str) -> str:
+def _write_blocked(ran: _CommandLog, key: str) -> str:
     """Return where commands were not let through to, and with which `key` people allow it."""
     times = Counter[tuple[str, int, str]]()
     for blocked in (*ran.blocked, *(b for command in ran.commands for b in command.blocked)):
@@ -138,14 +138,14 @@ def _write_blocked(ran: _Ran, key: str) -> str:
 
 def _blocked_row(host: str, port: int, reason: str, count: int) -> str:
     often = "once" if count == 1 else f"{count} times"
-    return clip(f"- blocked: `{code(host)}:{port}`, {often}: {one_line(reason)}", MOST_ROW)
+    return clip_text(f"- blocked: `{escape_code(host)}:{port}`, {often}: {one_line(reason)}", MOST_ROW)
 
 
 def _write_set_up(prepared: Prepared) -> str:
     """Return what ran before the agent did, with a way out to the package registries."""
     if not prepared.commands:
         return ""
-    ran = _Ran(
+    ran = _CommandLog(
         commands=prepared.commands,
         earlier=0,
         blocked=prepared.blocked,
@@ -166,7 +166,7 @@ def _write_weakness(prepared: Prepared) -> str:
 
 
 def _write_instructions(paths: Sequence[str]) -> str:
-    fitting = fit_rows([f"`{code(path)}`," for path in paths[:ROWS]], PATHS_ROOM)
+    fitting = fit_rows([f"`{escape_code(path)}`," for path in paths[:ROWS]], PATHS_ROOM)
     left = len(paths) - len(fitting)
     more = f" … and {left} more" if left else ""
     read = " ".join(fitting).removesuffix(",") + more

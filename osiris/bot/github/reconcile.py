@@ -9,17 +9,17 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
-from osiris.bot.github.api_models import Pull, Submitted, Touched
-from osiris.bot.github.app_auth import Attempt, Tokens
+from osiris.bot.github.api_models import PullSnapshot, SubmittedReview, TouchedItems
+from osiris.bot.github.app_auth import AppAuth, DeliveryAttempt
 from osiris.bot.github.client import GitHub
-from osiris.bot.github.event_resolver import Fact, Facts, issue_key, label_key, review_key
-from osiris.bot.github.redelivery import Place, Sendings
-from osiris.bot.github.webhook_payloads import IssueClosed, PullMoved, Reviewed, Unlabelled
+from osiris.bot.github.event_resolver import EventResolver, ResolvedEvent, issue_key, label_key, review_key
+from osiris.bot.github.redelivery import RedeliveryTracker, RepositoryState
+from osiris.bot.github.webhook_payloads import IssueClosed, PullStateChanged, Reviewed, Unlabelled
 from osiris.config.app_manifest import READ_EVENTS
 from osiris.core import events as e
 from osiris.core.bounded_dict import BoundedDict
 from osiris.core.errors import OsirisError, Refused, Unavailable
-from osiris.core.ports.storage import Inbox, Records
+from osiris.core.ports.storage import Inbox, ReconcileState
 from osiris.core.task import HALTED, Task
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ _MOST_KNOWN = 10_000  # reviews; one that is forgotten is read and noted again, 
 _ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
 
 
-async def _always() -> bool:
+async def _always_true() -> bool:
     return True
 
 
-Open = Sequence[tuple[Task, float]]
+OpenTasks = Sequence[tuple[Task, float]]
 """Tasks, and when each was made (seconds since 1970)."""
 
 
@@ -51,65 +51,65 @@ class Reconciler:
     def __init__(
         self,
         github: GitHub,
-        tokens: Tokens,
+        auth: AppAuth,
         inbox: Inbox,
-        records: Records,
+        state: ReconcileState,
         *,
-        may: Callable[[], Awaitable[bool]] = _always,
+        is_elected: Callable[[], Awaitable[bool]] = _always_true,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`may` says whether it is this process that looks: of several, only one does."""
-        self._github, self._tokens, self._inbox, self._records = github.patient(), tokens, inbox, records
-        self._facts, self._may, self._clock = Facts(self._github), may, clock
+        self._github, self._auth, self._inbox, self._state = github.with_low_priority(), auth, inbox, state
+        self._resolver, self._is_elected, self._clock = EventResolver(self._github), is_elected, clock
         self._hint = asyncio.Event()
-        self._places: dict[str, Place] = {}
-        self._sendings = Sendings()
+        self._repository_states: dict[str, RepositoryState] = {}
+        self._redeliveries = RedeliveryTracker()
         self._known = BoundedDict[str, None](_MOST_KNOWN)  # reviews that were noted, or ask for nothing
         self._hints = self._outages = 0
-        self._behind = self._looked = False
+        self._has_backlog = self._has_run = False
 
     async def run(self, every: float) -> None:
         """Look at once, then every `every` seconds or when hinted, until cancelled."""
         while True:
             self._hint.clear()
-            [trouble] = await asyncio.gather(self._look_in_turn(), return_exceptions=True)
+            [trouble] = await asyncio.gather(self._run_if_elected(), return_exceptions=True)
             if isinstance(trouble, OsirisError):
                 log.warning("not all of GitHub could be looked at: %s", trouble)
             elif trouble is not None:
                 log.error("a bug in looking at GitHub", exc_info=trouble)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(every, _SOON) if self._behind or not self._looked else every):
+                async with asyncio.timeout(min(every, _SOON) if self._has_backlog or not self._has_run else every):
                     await self._hint.wait()
 
-    async def _look_in_turn(self) -> None:
-        self._looked = False
-        if await self._may():
-            self._looked = True
-            await self.look()
+    async def _run_if_elected(self) -> None:
+        self._has_run = False
+        if await self._is_elected():
+            self._has_run = True
+            await self.run_once()
 
-    def soon(self, account: str = "") -> None:
+    def request(self, account: str = "") -> None:
         """A hint: the repositories of `account` ("": any) may be reached otherwise than before."""
-        for repo, place in self._places.items():
+        for repo, place in self._repository_states.items():
             if account.lower() in ("", repo.partition("/")[0].lower()):
-                place.forget()
+                place.mark_due()
         self._hints += 1
         self._hint.set()
 
-    async def heard(self, key: str) -> None:
+    async def mark_seen(self, key: str) -> None:
         """A fact of this key is known: it is not to be told again."""
-        await self._records.remember(key, "heard")
+        await self._state.set_value(key, "heard")
 
-    async def look(self) -> None:
+    async def run_once(self) -> None:
         """First what GitHub has on record, in its order; then, when that had time to be heard, what there is to see.
 
         Raises Unavailable when GitHub is away, or asks for a long pause.
         """
         self._outages = 0
-        with self._bearing("what GitHub delivered"):
+        with self._tolerating_failures("what GitHub delivered"):
             if asked := await self.request_deliveries():
                 log.info("GitHub was asked to deliver %d events again", len(asked))
                 await self._await_deliveries(asked)
-        await self.compare()
+        await self.compare_with_github()
 
     # ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -119,14 +119,14 @@ class Reconciler:
         A mark keeps what is settled from being read each time. While there is none yet, only what nobody took is asked
         for: a new database need not hear what an older one has heard.
         """
-        now, mark = self._clock(), float(await self._records.recall(_MARK) or 0)
-        self._sendings.take(await self._attempts(max(now - _KEPT, mark - _OVERLAP)))
-        missing = await self._records.missing("github", self._sendings.guids())
-        wanted = self._sendings.wanted(missing if mark else set(), now)
-        self._behind = len(wanted) > _AT_ONCE
+        now, mark = self._clock(), float(await self._state.get_value(_MARK) or 0)
+        self._redeliveries.record_attempts(await self._list_attempts(max(now - _KEPT, mark - _OVERLAP)))
+        missing = await self._state.unseen_deliveries("github", self._redeliveries.list_guids())
+        wanted = self._redeliveries.select_attempts(missing if mark else set(), now)
+        self._has_backlog = len(wanted) > _AT_ONCE
         asked = [attempt.guid for attempt in wanted[:_AT_ONCE] if await self._request_delivery(attempt, now)]
-        if (settled := self._sendings.settled()) > mark:
-            await self._records.remember(_MARK, str(settled))
+        if (settled := self._redeliveries.settled_until()) > mark:
+            await self._state.set_value(_MARK, str(settled))
         return asked
 
     async def _await_deliveries(self, guids: Sequence[str]) -> None:
@@ -134,46 +134,46 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         until = loop.time() + _TO_BE_HEARD
         while loop.time() < until:
-            if not await self._records.missing("github", guids):
+            if not await self._state.unseen_deliveries("github", guids):
                 return
             await asyncio.sleep(_LOOK)
 
-    async def _attempts(self, since: float) -> list[Attempt]:
-        found, cursor = await self._tokens.attempts()
+    async def _list_attempts(self, since: float) -> list[DeliveryAttempt]:
+        found, cursor = await self._auth.list_attempts()
         while cursor and found and found[-1].at >= since:
-            more, cursor = await self._tokens.attempts(cursor)
+            more, cursor = await self._auth.list_attempts(cursor)
             found += more
         return [attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS]
 
-    async def _request_delivery(self, attempt: Attempt, now: float) -> bool:
+    async def _request_delivery(self, attempt: DeliveryAttempt, now: float) -> bool:
         """Return whether GitHub will send it again."""
         try:
-            await self._tokens.redeliver(attempt.id)
-            self._sendings.asked(attempt.guid, now)
+            await self._auth.request_redelivery(attempt.id)
+            self._redeliveries.mark_requested(attempt.guid, now)
         except Refused as refused:
-            self._sendings.give_up(attempt.guid)
+            self._redeliveries.give_up(attempt.guid)
             log.warning("delivery %s (%s) cannot be had again: %s", attempt.guid, attempt.event, refused)
             return False
         return True
 
     # ── comparing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def compare(self) -> None:
+    async def compare_with_github(self) -> None:
         """Note what happened to open tasks and was not told.
 
         Mostly one conditional request for each repository; all of its tasks are looked at after a start, once an hour
         (a review need not touch what that request asks for), and when the repository may be reached otherwise.
         """
         self._outages, by_repo = 0, defaultdict[str, list[tuple[Task, float]]](list)
-        for task, made in await self._records.living():
+        for task, made in await self._state.open_tasks():
             by_repo[task.issue.repo].append((task, made))
-        self._places = {repo: self._places.get(repo, Place()) for repo in by_repo}
+        self._repository_states = {repo: self._repository_states.get(repo, RepositoryState()) for repo in by_repo}
         for repo, tasks in by_repo.items():
-            with self._bearing(repo):
-                await self._repository(repo, self._places[repo], tasks)
+            with self._tolerating_failures(repo):
+                await self._compare_repository(repo, self._repository_states[repo], tasks)
 
     @contextlib.contextmanager
-    def _bearing(self, what: object) -> Iterator[None]:
+    def _tolerating_failures(self, what: object) -> Iterator[None]:
         """One thing that cannot be looked at keeps nobody from the others. Raises Unavailable when nothing else can."""
         try:
             yield
@@ -186,96 +186,104 @@ class Reconciler:
         except (OsirisError, *_ODD) as error:
             log.warning("%s cannot be looked at: %s", what, error)
 
-    async def _repository(self, repo: str, place: Place, tasks: Open) -> None:
+    async def _compare_repository(self, repo: str, place: RepositoryState, tasks: OpenTasks) -> None:
         touched = None
         if not place.is_due(self._clock()) and not any(task.barred for task, _ in tasks):
-            touched = await self._touched(repo, place)
+            touched = await self._read_touched(repo, place)
         if touched is None:
-            await self._whole(repo, tasks)
+            await self._compare_all(repo, tasks)
             return
-        news = place.news(touched)
+        news = place.find_changes(touched)
         some = [(task, made) for task, made in tasks if not news.isdisjoint((task.issue.number, task.pull))]
-        place.take(touched, owed=await self._tasks(some))
+        place.record_touched(touched, owed=await self._compare_tasks(some))
 
-    async def _touched(self, repo: str, place: Place) -> Touched | None:
+    async def _read_touched(self, repo: str, place: RepositoryState) -> TouchedItems | None:
         """None when the repository is not to be had as before."""
         try:
-            touched = await self._github.touched(repo, place.since, place.etag)
+            touched = await self._github.list_touched(repo, place.since, place.etag)
         except Refused:
             return None
-        return None if touched.moved else touched
+        return None if touched.is_renamed else touched
 
-    async def _whole(self, repo: str, tasks: Open) -> None:
+    async def _compare_all(self, repo: str, tasks: OpenTasks) -> None:
         """Where the repository is and whether it can be written; then all of its tasks."""
         hints = self._hints
-        standing = await self._github.standing(repo)
+        standing = await self._github.read_repository_status(repo)
         if standing.repo != repo:
-            await self._records.rename(repo, standing.repo)
+            await self._state.rename_repository(repo, standing.repo)
             log.info("%s is %s from now on", repo, standing.repo)
-            tasks = [(_renamed(task, standing.repo), made) for task, made in tasks]
-        if standing.trouble:
-            await self._lost(tasks, standing.trouble)
+            tasks = [(_rename_task(task, standing.repo), made) for task, made in tasks]
+        if standing.problem:
+            await self._report_lost(tasks, standing.problem)
             return
-        await self._regained(tasks)
-        place = self._places[standing.repo] = Place.at(standing.at)
-        touched = await self._touched(standing.repo, place)  # before the tasks: what comes now comes again
-        owed = await self._tasks(tasks)
+        await self._report_regained(tasks)
+        place = self._repository_states[standing.repo] = RepositoryState.create_at(standing.at)
+        touched = await self._read_touched(standing.repo, place)  # before the tasks: what comes now comes again
+        owed = await self._compare_tasks(tasks)
         if touched is not None:
-            place.take(touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0)
+            place.record_touched(touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0)
 
-    async def _lost(self, tasks: Open, reason: str) -> None:
+    async def _report_lost(self, tasks: OpenTasks, reason: str) -> None:
         for task, _ in tasks:
             if not task.barred and task.state not in HALTED:
-                await self._inbox.note(self._this_time(task, "lost"), e.AccessLost(issue=task.issue, reason=reason))
+                await self._inbox.accept_fact(
+                    self._occurrence_key(task, "lost"), e.AccessLost(issue=task.issue, reason=reason)
+                )
 
-    async def _regained(self, tasks: Open) -> None:
+    async def _report_regained(self, tasks: OpenTasks) -> None:
         for task, _ in tasks:
             if task.barred:
-                await self._inbox.note(self._this_time(task, "regained"), e.AccessRegained(issue=task.issue))
+                await self._inbox.accept_fact(
+                    self._occurrence_key(task, "regained"), e.AccessRegained(issue=task.issue)
+                )
 
-    def _this_time(self, task: Task, what: str) -> str:
+    def _occurrence_key(self, task: Task, what: str) -> str:
         """A key for what may happen again and has no name of its own; told twice, it moves nothing."""
         return f"seen/{task.issue}/{what}/{self._clock():.0f}"
 
     # ── one task ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _tasks(self, tasks: Open) -> set[int]:
+    async def _compare_tasks(self, tasks: OpenTasks) -> set[int]:
         """Look at tasks; the issues of those that could not be looked at."""
         owed = {task.issue.number for task, _ in tasks}
         for task, made in tasks:
-            with self._bearing(task.issue):
-                await self._task(task, made)
+            with self._tolerating_failures(task.issue):
+                await self._compare_task(task, made)
                 owed.discard(task.issue.number)
         return owed
 
-    async def _task(self, task: Task, made: float) -> None:
+    async def _compare_task(self, task: Task, made: float) -> None:
         if task.pull is not None:
-            pull = await self._github.pull(task.issue.repo, task.pull)
+            pull = await self._github.read_pull(task.issue.repo, task.pull)
             if not pull.open:
-                await self._pull_closed(task, pull)
+                await self._report_closed_pull(task, pull)
                 return
-            await self._pull(task, pull)
-        await self._issue(task, made)
+            await self._compare_pull(task, pull)
+        await self._compare_issue(task, made)
 
-    async def _pull_closed(self, task: Task, pull: Pull) -> None:
+    async def _report_closed_pull(self, task: Task, pull: PullSnapshot) -> None:
         repo = task.issue.repo
-        by = pull.merged_by if pull.merged else (await self._github.issue(repo, pull.number)).closed_by
-        notice = PullMoved(repo=repo, sender=by, by_bot=False, pull=pull.number, branch=pull.branch, how="closed")
-        await self._note(self._facts.pull_moved(task, notice, pull))
+        by = pull.merged_by if pull.merged else (await self._github.read_issue(repo, pull.number)).closed_by
+        notice = PullStateChanged(
+            repo=repo, sender=by, by_bot=False, pull=pull.number, branch=pull.branch, how="closed"
+        )
+        await self._report_event(self._resolver.resolve_pull_change(task, notice, pull))
 
-    async def _pull(self, task: Task, pull: Pull) -> None:
+    async def _compare_pull(self, task: Task, pull: PullSnapshot) -> None:
         repo = task.issue.repo
         if pull.head != task.head:
-            notice = PullMoved(repo=repo, sender="", by_bot=False, pull=pull.number, branch="", how="synchronize")
-            await self._note(self._facts.pull_moved(task, notice, pull))
-        reviews = await self._github.reviews(repo, pull.number)
+            notice = PullStateChanged(
+                repo=repo, sender="", by_bot=False, pull=pull.number, branch="", how="synchronize"
+            )
+            await self._report_event(self._resolver.resolve_pull_change(task, notice, pull))
+        reviews = await self._github.list_reviews(repo, pull.number)
         for review in reviews:
-            if _is_news(task, pull, review, reviews):
-                await self._review(task, pull, review)
+            if _is_unseen_review(task, pull, review, reviews):
+                await self._report_review(task, pull, review)
 
-    async def _review(self, task: Task, pull: Pull, review: Submitted) -> None:
+    async def _report_review(self, task: Task, pull: PullSnapshot, review: SubmittedReview) -> None:
         key = review_key(review.node, review.verdict)
-        if key in self._known or await self._records.recall(key):
+        if key in self._known or await self._state.get_value(key):
             return
         notice = Reviewed(
             repo=task.issue.repo,
@@ -289,52 +297,54 @@ class Reconciler:
             text=review.text,
             commit=review.commit,
         )
-        await self._note(await self._facts.reviewed(task, notice))
+        await self._report_event(await self._resolver.resolve_review(task, notice))
         self._known[key] = None
 
-    async def _issue(self, task: Task, made: float) -> None:
+    async def _compare_issue(self, task: Task, made: float) -> None:
         ref = task.issue
-        issue = await self._github.issue(ref.repo, ref.number)
+        issue = await self._github.read_issue(ref.repo, ref.number)
         if not issue.open:
-            if _since(made, issue.closed_at) and not await self._records.recall(issue_key(issue)):
+            if _is_after(made, issue.closed_at) and not await self._state.get_value(issue_key(issue)):
                 closed = IssueClosed(
                     repo=ref.repo, sender=issue.closed_by, by_bot=False, issue=ref, not_planned=issue.dropped
                 )
-                await self._note(await self._facts.issue_closed(closed))
+                await self._report_event(await self._resolver.resolve_issue_close(closed))
             return
-        label = (await self._github.policy(ref.repo)).label
+        label = (await self._github.read_policy(ref.repo)).label
         if label and label.casefold() not in issue.labels:
-            await self._unlabelled(ref, label, made)
+            await self._report_unlabelled(ref, label, made)
 
-    async def _unlabelled(self, ref: e.IssueRef, label: str, made: float) -> None:
+    async def _report_unlabelled(self, ref: e.IssueRef, label: str, made: float) -> None:
         """A task that a command began may never have had the label."""
-        turn = await self._github.label_turn(ref.repo, ref.number, label)
-        if turn is None or turn.on or turn.by_bot or not _since(made, turn.at):
+        turn = await self._github.read_label_change(ref.repo, ref.number, label)
+        if turn is None or turn.on or turn.by_bot or not _is_after(made, turn.at):
             return
-        if not await self._records.recall(label_key(turn)):
+        if not await self._state.get_value(label_key(turn)):
             notice = Unlabelled(repo=ref.repo, sender=turn.by, by_bot=False, issue=ref, label=label)
-            await self._note(await self._facts.unlabelled(notice))
+            await self._report_event(await self._resolver.resolve_unlabelled(notice))
 
-    async def _note(self, fact: Fact | None) -> None:
+    async def _report_event(self, fact: ResolvedEvent | None) -> None:
         if fact is None:
             return
-        if fact.passes and await self._records.recall(fact.key):
+        if fact.may_be_stale_later and await self._state.get_value(fact.key):
             return  # it was delivered while we looked
-        await self._inbox.note(fact.key, fact.event)
-        if fact.passes:
-            await self.heard(fact.key)
+        await self._inbox.accept_fact(fact.key, fact.event)
+        if fact.may_be_stale_later:
+            await self.mark_seen(fact.key)
 
 
-def _renamed(task: Task, repo: str) -> Task:
+def _rename_task(task: Task, repo: str) -> Task:
     return replace(task, issue=e.IssueRef(repo, task.issue.number))
 
 
-def _since(made: float, at: float) -> bool:
+def _is_after(made: float, at: float) -> bool:
     """Whether something happened after a task was made; GitHub's clock has whole seconds."""
     return at >= math.floor(made)
 
 
-def _is_news(task: Task, pull: Pull, review: Submitted, reviews: Sequence[Submitted]) -> bool:
+def _is_unseen_review(
+    task: Task, pull: PullSnapshot, review: SubmittedReview, reviews: Sequence[SubmittedReview]
+) -> bool:
     """Whether a review may be one that the task has not taken in."""
     if review.by_bot or review.node in task.heard:
         return False

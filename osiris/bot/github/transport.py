@@ -9,10 +9,19 @@ import githubkit
 from githubkit import Response, TokenAuthStrategy, UnauthAuthStrategy
 from githubkit.exception import GitHubException, GraphQLFailed, RequestFailed
 
-from osiris.bot.github.app_auth import FAILURES, PATIENCE, VERSION, Limited, Suspended, Tokens, refusal, translate
-from osiris.bot.github.rate_limits import Rates
+from osiris.bot.github.app_auth import (
+    FAILURES,
+    PATIENCE,
+    VERSION,
+    AppAuth,
+    RateLimited,
+    Suspended,
+    classify_refusal,
+    translate_error,
+)
+from osiris.bot.github.rate_limits import RateLimits
 from osiris.core.errors import OsirisError, Refused, Unavailable
-from osiris.core.ports.storage import Pace
+from osiris.core.ports.storage import WriteLimiter
 from osiris.core.redaction import Redactor
 
 PAGE = 100
@@ -24,129 +33,131 @@ _MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
 class Transport:
     """Reads with a token that can only read; sends each write in its turn, with a token made for it."""
 
-    def __init__(self, tokens: Tokens, api_url: str, pace: Pace, hide: Redactor) -> None:
-        self._tokens, self._pace, self._hide = tokens, pace, hide
-        self._rates, self._can_wait = Rates(), False
+    def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
+        self._auth, self._limiter, self._hide = auth, limiter, hide
+        self._rates, self._can_wait = RateLimits(), False
         self._api = githubkit.GitHub(
             UnauthAuthStrategy(),
             base_url=api_url.rstrip("/") + "/",
             auto_retry=False,
             http_cache=False,
-            ssl_verify=tokens.tls,
+            ssl_verify=auth.tls,
             timeout=PATIENCE,
-            async_event_hooks={"request": [self._insist]},
+            async_event_hooks={"request": [self._assert_may_write]},
         )
 
-    async def _insist(self, request: Any) -> None:
+    async def _assert_may_write(self, request: Any) -> None:
         """The last thing before a write goes out: a worker that stood still since it got leave has it no more."""
         if request.method != "GET":
-            self._pace.insist()
+            self._limiter.assert_may_write()
 
     async def __aenter__(self) -> "Transport":
-        await self._tokens.__aenter__()
+        await self._auth.__aenter__()
         await self._api.__aenter__()  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(self, *error: Any) -> None:
         await self._api.__aexit__(*error)
-        await self._tokens.__aexit__(*error)
+        await self._auth.__aexit__(*error)
 
-    def patient(self) -> "Transport":
+    def with_low_priority(self) -> "Transport":
         """The same for who can wait: its questions leave the last part of each hour's to others."""
         other = copy.copy(self)
         other._can_wait = True
         return other
 
-    async def read(self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON) -> Any:
+    async def read_json(self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON) -> Any:
         return (await self.get(repo, path, params, accept)).json()
 
     async def get(
         self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON, etag: str = ""
     ) -> Response[Any]:
-        asked: dict[str, Any] = {"params": params, "headers": {"Accept": accept, **_if_changed(etag)}}
+        asked: dict[str, Any] = {"params": params, "headers": {"Accept": accept, **_etag_header(etag)}}
         try:
-            token = await self._tokens.reader(repo)
-            return await self.request("GET", repo, f"/repos/{repo}{path}", token, **asked)
+            token = await self._auth.get_read_token(repo)
+            return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
         except (_Unauthorized, Suspended):  # revoked, or older than GitHub thinks it may be: once more with a new one
-            self._tokens.forget_reader(repo)
-            token = await self._tokens.reader(repo)
-            return await self.request("GET", repo, f"/repos/{repo}{path}", token, **asked)
+            self._auth.forget_read_token(repo)
+            token = await self._auth.get_read_token(repo)
+            return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
 
-    async def pages(self, repo: str, path: str, params: dict[str, Any] | None = None) -> AsyncIterator[dict[str, Any]]:
+    async def iterate_rows(
+        self, repo: str, path: str, params: dict[str, Any] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         page, more = 1, True
         while more:
-            rows = await self.read(repo, path, {**(params or {}), "per_page": PAGE, "page": page})
+            rows = await self.read_json(repo, path, {**(params or {}), "per_page": PAGE, "page": page})
             for row in rows:
                 yield row
             page, more = page + 1, len(rows) == PAGE
 
-    async def send(self, method: str, repo: str, path: str, json: object, may: dict[str, str]) -> Any:
+    async def send_write(self, method: str, repo: str, path: str, json: object, permissions: dict[str, str]) -> Any:
         """A write, with a token that `may` do just that.
 
         No secret leaves this way, known or of a known shape, whatever it was that put it into the words.
         """
-        clean = self._hide.within(json)
+        clean = self._hide.redact_value(json)
 
-        async def send(token: str) -> Any:
-            answer = await self.request(method, repo, f"/repos/{repo}{path}", token, json=clean)
+        async def send_once(token: str) -> Any:
+            answer = await self.send_request(method, repo, f"/repos/{repo}{path}", token, json=clean)
             return answer.json() if answer.content else None
 
-        return await self._in_turn(repo, may, send)
+        return await self._send_in_slot(repo, permissions, send_once)
 
-    async def mutate(self, repo: str, query: str, variables: dict[str, Any], may: dict[str, str]) -> None:
-        await self._in_turn(repo, may, lambda token: self._graphql(repo, query, variables, token))
+    async def run_mutation(self, repo: str, query: str, variables: dict[str, Any], permissions: dict[str, str]) -> None:
+        await self._send_in_slot(repo, permissions, lambda token: self._send_graphql(repo, query, variables, token))
 
-    async def _in_turn(self, repo: str, may: dict[str, str], send: Callable[[str], Awaitable[Any]]) -> Any:
+    async def _send_in_slot(self, repo: str, permissions: dict[str, str], send: Callable[[str], Awaitable[Any]]) -> Any:
         """Send when it is this account's turn; once more when the token turns out to be good no longer."""
-        account, token = repo.partition("/")[0], await self._mint(repo, may)
+        account, token = repo.partition("/")[0], await self._mint_token(repo, permissions)
         try:
-            async with self._pace.turn(account):
+            async with self._limiter.slot(account):
                 return await send(token)
         except _Unauthorized:
-            token = await self._mint(repo, may)
-            async with self._pace.turn(account):
+            token = await self._mint_token(repo, permissions)
+            async with self._limiter.slot(account):
                 return await send(token)
 
-    async def _mint(self, repo: str, may: dict[str, str]) -> str:
+    async def _mint_token(self, repo: str, permissions: dict[str, str]) -> str:
         try:
-            return await self._tokens.mint(repo, **may)
-        except Limited as limit:
-            await self._pace.hold(repo.partition("/")[0], limit.retry_in or _MINUTE)
+            return await self._auth.mint_token(repo, **permissions)
+        except RateLimited as limit:
+            await self._limiter.pause(repo.partition("/")[0], limit.retry_in or _MINUTE)
             raise
 
-    async def request(self, method: str, repo: str, path: str, token: str, **asked: Any) -> Response[Any]:
+    async def send_request(self, method: str, repo: str, path: str, token: str, **asked: Any) -> Response[Any]:
         account = repo.partition("/")[0]
-        self._rates.check(account, can_wait=self._can_wait)
+        self._rates.check_remaining(account, can_wait=self._can_wait)
         headers = {"Authorization": f"Bearer {token}", "Accept": _JSON, **VERSION, **asked.pop("headers", {})}
         try:
             answer: Response[Any] = await self._api.arequest(method, path, headers=headers, **asked)
         except FAILURES as error:
-            raise await self._failure(account, error, f"{method} {path}") from None
-        self._rates.heard(account, answer.headers)
+            raise await self._translate_failure(account, error, f"{method} {path}") from None
+        self._rates.record_headers(account, answer.headers)
         return answer
 
-    async def _graphql(self, repo: str, query: str, variables: dict[str, Any], token: str) -> None:
+    async def _send_graphql(self, repo: str, query: str, variables: dict[str, Any], token: str) -> None:
         account = repo.partition("/")[0]
         try:
             await self._api.with_auth(TokenAuthStrategy(token)).async_graphql(query, variables)
         except GraphQLFailed as error:
             told = "; ".join(e.message for e in error.response.errors or [])[:200]
             if re.search(r"(?i)rate limit", told):
-                await self._pace.hold(account, _MINUTE)
-                raise Limited(f"GitHub asks for a pause (GraphQL): {told}", retry_in=_MINUTE) from None
+                await self._limiter.pause(account, _MINUTE)
+                raise RateLimited(f"GitHub asks for a pause (GraphQL): {told}", retry_in=_MINUTE) from None
             if re.search(r"(?i)something went wrong|timed? ?out", told):
                 raise Unavailable(f"GitHub could not answer a GraphQL request now: {told}") from None
-            raise refusal("GitHub refused a GraphQL request:", told, 200) from None
+            raise classify_refusal("GitHub refused a GraphQL request:", told, 200) from None
         except FAILURES as error:
-            raise await self._failure(account, error, "POST GraphQL") from None
+            raise await self._translate_failure(account, error, "POST GraphQL") from None
 
-    async def _failure(self, account: str, error: GitHubException, what: str) -> OsirisError:
+    async def _translate_failure(self, account: str, error: GitHubException, what: str) -> OsirisError:
         """What a failed request means; a limit holds back every write through that account."""
         if isinstance(error, RequestFailed):
-            self._rates.heard(account, error.response.headers)
-        meant = _narrow(error, what)
-        if isinstance(meant, Limited):
-            await self._pace.hold(account, meant.retry_in or _MINUTE)
+            self._rates.record_headers(account, error.response.headers)
+        meant = _narrow_error(error, what)
+        if isinstance(meant, RateLimited):
+            await self._limiter.pause(account, meant.retry_in or _MINUTE)
         return meant
 
 
@@ -158,14 +169,14 @@ class _Unauthorized(Unavailable):
     """401: the token is not good any more; another one will be."""
 
 
-def _narrow(error: GitHubException, what: str) -> OsirisError:
+def _narrow_error(error: GitHubException, what: str) -> OsirisError:
     if isinstance(error, RequestFailed):
         if error.response.status_code == 404:
             return NotFound(f"GitHub does not know {what.partition(' ')[2]}, or does not let Osiris see it")
         if error.response.status_code == 401:
             return _Unauthorized(f"GitHub did not take the token ({what})")
-    return translate(error, what)
+    return translate_error(error, what)
 
 
-def _if_changed(etag: str) -> dict[str, str]:
+def _etag_header(etag: str) -> dict[str, str]:
     return {"If-None-Match": etag} if etag else {}

@@ -82,7 +82,7 @@ class _Payload(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class WebhookEvent:
     """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`, under any name."""
 
     repo: str
@@ -92,7 +92,7 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled(Notice):
+class Labelled(WebhookEvent):
     issue: IssueRef
     title: str
     body: str
@@ -100,13 +100,13 @@ class Labelled(Notice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unlabelled(Notice):
+class Unlabelled(WebhookEvent):
     issue: IssueRef
     label: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commented(Notice):
+class Commented(WebhookEvent):
     """A comment on an issue, or (`on_pull`) on a pull request's conversation."""
 
     number: int
@@ -118,13 +118,13 @@ class Commented(Notice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IssueClosed(Notice):
+class IssueClosed(WebhookEvent):
     issue: IssueRef
     not_planned: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reviewed(Notice):
+class Reviewed(WebhookEvent):
     pull: int
     branch: str
     review: int
@@ -135,7 +135,7 @@ class Reviewed(Notice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PullMoved(Notice):
+class PullStateChanged(WebhookEvent):
     """Something about a pull request changed: closed, reopened, or other commits."""
 
     pull: int
@@ -144,7 +144,7 @@ class PullMoved(Notice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccessMoved:
+class AccessChanged:
     """Where Osiris may read and write has changed for repositories of `account` ("": of anybody)."""
 
     account: str
@@ -157,7 +157,7 @@ _ACCESS = {
 }
 
 
-def read(kind: str, body: bytes) -> Notice | AccessMoved | None:
+def parse_delivery(kind: str, body: bytes) -> WebhookEvent | AccessChanged | None:
     """What a delivery says; None for all that does not concern Osiris.
 
     Raises ValueError (pydantic's among them) when the body is not what GitHub sends.
@@ -166,27 +166,27 @@ def read(kind: str, body: bytes) -> Notice | AccessMoved | None:
     if not isinstance(payload, dict):
         raise ValueError("not a JSON object")
     if kind in _ACCESS:
-        return _access(kind, _Payload.model_validate(payload))
+        return _parse_access(kind, _Payload.model_validate(payload))
     if kind not in ("issues", "issue_comment", "pull_request", "pull_request_review"):
         return None
     said = _Payload.model_validate(payload)
     if said.repository is None or said.sender is None:
         raise ValueError("no repository or no sender")
-    return _notice(kind, said, said.repository, said.sender)
+    return _parse_event(kind, said, said.repository, said.sender)
 
 
-def _access(kind: str, said: _Payload) -> AccessMoved | None:
+def _parse_access(kind: str, said: _Payload) -> AccessChanged | None:
     if said.action not in _ACCESS[kind]:
         return None
     if said.action == "transferred":  # the account it belonged to is another one
-        return AccessMoved(account="")
+        return AccessChanged(account="")
     if said.repository is not None:
-        return AccessMoved(account=said.repository.full_name.partition("/")[0])
+        return AccessChanged(account=said.repository.full_name.partition("/")[0])
     account = said.installation and said.installation.account
-    return AccessMoved(account=account.login if account else "")
+    return AccessChanged(account=account.login if account else "")
 
 
-def _notice(kind: str, said: _Payload, where: _Repository, sender: _User) -> Notice | None:
+def _parse_event(kind: str, said: _Payload, where: _Repository, sender: _User) -> WebhookEvent | None:
     repo = where.full_name
     who = {"repo": repo, "repository": where.id, "sender": sender.login, "by_bot": sender.type == "Bot"}
     match kind, said:
@@ -211,28 +211,28 @@ def _notice(kind: str, said: _Payload, where: _Repository, sender: _User) -> Not
         case "pull_request", _Payload(
             action="closed" | "reopened" | "synchronize" as how, pull_request=_Pull() as pull
         ):
-            return PullMoved(**who, pull=pull.number, branch=_branch(pull, repo), how=how)  # type: ignore[arg-type]
+            return PullStateChanged(**who, pull=pull.number, branch=_own_branch(pull, repo), how=how)  # type: ignore[arg-type]
         case (
             "pull_request_review",
             _Payload(action="submitted" | "dismissed", pull_request=_Pull() as pull, review=_Review() as review),
         ):
-            return _reviewed(said.action, pull, review, who)
+            return _parse_review(said.action, pull, review, who)
     return None
 
 
-def _branch(pull: _Pull, repo: str) -> str:
+def _own_branch(pull: _Pull, repo: str) -> str:
     """The branch in this repository; a fork's branch may have any name, so it has none here."""
     return pull.head.ref if pull.head.repo and pull.head.repo.full_name == repo else ""
 
 
-def _reviewed(action: str, pull: _Pull, review: _Review, who: dict[str, object]) -> Reviewed | None:
+def _parse_review(action: str, pull: _Pull, review: _Review, who: dict[str, object]) -> Reviewed | None:
     state = "dismissed" if action == "dismissed" else review.state.lower()
     if state not in ("approved", "changes_requested", "commented", "dismissed"):
         return None
     return Reviewed(
         **who,  # type: ignore[arg-type]
         pull=pull.number,
-        branch=_branch(pull, str(who["repo"])),
+        branch=_own_branch(pull, str(who["repo"])),
         review=review.id,
         node=review.node_id,
         state=state,  # type: ignore[arg-type]

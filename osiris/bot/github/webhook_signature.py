@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class WebhookDelivery:
     id: str
     kind: str
     body: bytes
@@ -21,7 +21,7 @@ class BadHeaders(Exception):
     """GitHub always sends X-GitHub-Delivery and X-GitHub-Event."""
 
 
-def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> Delivery:
+def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> WebhookDelivery:
     """The delivery, once its signature over the raw body holds. Raises BadSignature, then BadHeaders.
 
     https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
@@ -33,4 +33,4 @@ def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> Delivery:
     id, kind = headers.get("x-github-delivery", ""), headers.get("x-github-event", "")
     if not (0 < len(id) <= 255 and 0 < len(kind) <= 64):
         raise BadHeaders
-    return Delivery(id=id, kind=kind, body=body)
+    return WebhookDelivery(id=id, kind=kind, body=body)

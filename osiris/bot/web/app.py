@@ -10,21 +10,21 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from osiris.bot.github.webhook_signature import BadHeaders, BadSignature, verify
-from osiris.bot.web.metrics import CONTENT_TYPE_LATEST, exposition
+from osiris.bot.web.metrics import CONTENT_TYPE_LATEST, render_metrics
 from osiris.core.errors import Unavailable
 from osiris.core.ports.sandbox import Probe
-from osiris.core.ports.storage import Figure, Inbox
+from osiris.core.ports.storage import Inbox, MetricSample
 
 _GITHUB = "/webhooks/github"
 _AGAIN = 5.0  # seconds after which a delivery that could not be stored may be sent again
 BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 
-Ready = Callable[[], Awaitable[Sequence[Probe]]]
-Count = Callable[[], Awaitable[Sequence[Figure]]]
+CheckReady = Callable[[], Awaitable[Sequence[Probe]]]
+ReadMetrics = Callable[[], Awaitable[Sequence[MetricSample]]]
 
 
-def create_app(inbox: Inbox, *, secret: str, ready: Ready, count: Count) -> FastAPI:
-    app = _App(_Door(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
+def create_app(inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: ReadMetrics) -> FastAPI:
+    app = _App(_WebhookEndpoint(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -39,7 +39,7 @@ def create_app(inbox: Inbox, *, secret: str, ready: Ready, count: Count) -> Fast
     @app.get("/metrics")
     async def metrics() -> Response:
         try:
-            return Response(exposition(await count()), media_type=CONTENT_TYPE_LATEST)
+            return Response(render_metrics(await read_metrics()), media_type=CONTENT_TYPE_LATEST)
         except Unavailable as outage:
             return JSONResponse({"status": 503, "detail": str(outage)}, 503)
 
@@ -49,18 +49,18 @@ def create_app(inbox: Inbox, *, secret: str, ready: Ready, count: Count) -> Fast
 class _App(FastAPI):
     """FastAPI with the one busy route in front of it: routing and middleware would cost as much as the work itself."""
 
-    def __init__(self, door: "_Door", **settings: Any) -> None:
+    def __init__(self, webhook_endpoint: "_WebhookEndpoint", **settings: Any) -> None:
         super().__init__(**settings)
-        self._door = door
+        self._webhook_endpoint = webhook_endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == _GITHUB and scope["method"] == "POST":
-            await self._door(scope, receive, send)
+            await self._webhook_endpoint(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-class _Door:
+class _WebhookEndpoint:
     """`POST /webhooks/github` as plain ASGI."""
 
     def __init__(self, inbox: Inbox, secret: str) -> None:
@@ -70,9 +70,9 @@ class _Door:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         again = ""
         try:
-            status, said = await self._answer(headers, receive)
+            status, said = await self._answer_delivery(headers, receive)
         except Unavailable as outage:
-            status, said = _problem(503, str(outage))
+            status, said = _build_problem(503, str(outage))
             again = str(math.ceil(outage.retry_in or _AGAIN))
         kind = b"application/json" if status == 202 else b"application/problem+json"
         body = json.dumps(said).encode()
@@ -82,23 +82,23 @@ class _Door:
         await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(self, headers: Mapping[str, str], receive: Receive) -> tuple[int, dict[str, Any]]:
+    async def _answer_delivery(self, headers: Mapping[str, str], receive: Receive) -> tuple[int, dict[str, Any]]:
         """Status and body. Raises Unavailable when the delivery could not be stored."""
         if not self._secret:
-            return _problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
-        if (body := await _body(headers, receive)) is None:
-            return _problem(413, "a delivery has at most 25 MB")
+            return _build_problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
+        if (body := await _read_body(headers, receive)) is None:
+            return _build_problem(413, "a delivery has at most 25 MB")
         try:
             delivery = verify(headers, body, secret=self._secret)
-            await self._inbox.accept("github", delivery.id, delivery.kind, delivery.body)
+            await self._inbox.accept_delivery("github", delivery.id, delivery.kind, delivery.body)
         except BadSignature:
-            return _problem(401, "the signature does not fit the body and the secret")
+            return _build_problem(401, "the signature does not fit the body and the secret")
         except BadHeaders:
-            return _problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
+            return _build_problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
         return 202, {"delivery": delivery.id}
 
 
-async def _body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
+async def _read_body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
     """The raw body; None as soon as it is more than we take."""
     told = headers.get("content-length", "")
     if told.isdecimal() and int(told) > BODY_LIMIT:
@@ -114,6 +114,6 @@ async def _body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
     return b"".join(chunks)
 
 
-def _problem(status: int, detail: str) -> tuple[int, dict[str, Any]]:
+def _build_problem(status: int, detail: str) -> tuple[int, dict[str, Any]]:
     """A refusal in the form of RFC 9457."""
     return status, {"status": status, "detail": detail}

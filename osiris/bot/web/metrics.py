@@ -6,9 +6,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from osiris.core.ports.storage import Figure
+from osiris.core.ports.storage import MetricSample
 
-__all__ = ["CONTENT_TYPE_LATEST", "exposition"]
+__all__ = ["CONTENT_TYPE_LATEST", "render_metrics"]
 
 _MEANINGS = {
     "tasks": "Tasks, by state",
@@ -22,20 +22,20 @@ _MEANINGS = {
 }
 
 
-def exposition(figures: Sequence[Figure]) -> bytes:
+def render_metrics(figures: Sequence[MetricSample]) -> bytes:
     """Every figure as a gauge named osiris_NAME."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(figures))
+    registry.register(_MetricsCollector(figures))
     return generate_latest(registry)
 
 
-class _Figures(Collector):
-    def __init__(self, figures: Sequence[Figure]) -> None:
-        self._figures = figures
+class _MetricsCollector(Collector):
+    def __init__(self, figures: Sequence[MetricSample]) -> None:
+        self._samples = figures
 
     def collect(self) -> Iterator[Metric]:
         for name, meaning in _MEANINGS.items():
-            found = [figure for figure in self._figures if figure.name == name]
+            found = [figure for figure in self._samples if figure.name == name]
             gauge = GaugeMetricFamily(f"osiris_{name}", meaning, labels=[f.label for f in found[:1] if f.label])
             for figure in found:
                 gauge.add_metric([figure.value] if figure.label else [], figure.count)

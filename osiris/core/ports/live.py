@@ -3,34 +3,34 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from osiris.core.ports.models import Kind
+from osiris.core.ports.models import DeltaKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
+class ReplyDelta:
     """A piece of a reply that is under way: the reply that will be message `seq` of `run`."""
 
     run: str
     seq: int
-    kind: Kind
+    kind: DeltaKind
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noted:
+class AuditEntryAdded:
     """The journal of task number `task` has a new last line, number `seq`."""
 
     task: int
     seq: int
 
 
-News = Delta | Noted
+LiveEvent = ReplyDelta | AuditEntryAdded
 
 
-class Journal(Protocol):
+class LiveEvents(Protocol):
     """Where news go as they come, for people who watch. What is lost here is in the database soon after."""
 
-    def hear(self, news: News) -> None: ...
+    def publish(self, event: LiveEvent) -> None: ...
 
 
 class Wake(Protocol):

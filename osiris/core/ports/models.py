@@ -39,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """A tool as the model sees it; `parameters` is the JSON Schema of its arguments."""
+    """A tool as the model sees it; `convert_tools` is the JSON Schema of its arguments."""
 
     name: str
     description: str
@@ -52,25 +52,27 @@ class ToolAnswer:
     ran: CommandRan | None = None
 
 
-Kind = Literal["text", "thinking", "call", "again"]
+DeltaKind = Literal["text", "thinking", "call", "again"]
 """What a piece of a reply is; "again": what came of this reply is void, it is said once more."""
 
 
-Hear = Callable[[Kind, str], None]
+OnDelta = Callable[[DeltaKind, str], None]
 """Is told each piece of a reply as it comes."""
 
 
-def deaf(kind: Kind, text: str) -> None:
+def ignore_deltas(kind: DeltaKind, text: str) -> None:
     """Hear nothing."""
 
 
-class Brain(Protocol):
+class LanguageModel(Protocol):
     """A model; `priced` says whether it is known what it costs."""
 
     @property
-    def priced(self) -> bool: ...
+    def is_priced(self) -> bool: ...
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         """The next assistant message.
 
         Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it never will), or
@@ -78,16 +80,16 @@ class Brain(Protocol):
         """
 
 
-Choose = Callable[[str], Awaitable[Brain]]
+SelectModel = Callable[[str], Awaitable[LanguageModel]]
 """VENDOR:MODEL ("" for the operator's) -> its brain. Raises Refused when there is no such model, or it cannot work."""
 
 
 class Toolbox(Protocol):
     """The tools of one run."""
 
-    def specs(self) -> Sequence[ToolSpec]: ...
+    def list_tools(self) -> Sequence[ToolSpec]: ...
 
-    async def call(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
+    async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
         """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends the run."""
 
 

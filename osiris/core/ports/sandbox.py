@@ -13,7 +13,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SandboxLimits:
     """What one session may use: sizes in bytes, times in seconds. `memory` and `processes` hold for all that runs in
     it together, `disk` and `inodes` for all its files, the others for each command."""
 
@@ -57,7 +57,7 @@ class Plan:
     files: str = ""
     setup: Setup | None = None
     hosts: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,8 @@ class Sandbox(Protocol):
         """The session `name`, made as `plan` says when there is none; and whether it is new.
 
         One that was never sealed is thrown away, and made anew. Raises Refused when there is no safe sandbox on this
-        machine or the plan cannot be followed, Mendable when the set-up fails, Unavailable when it cannot be made now.
+        machine or the plan cannot be followed, NeedsOperator when the set-up fails, Unavailable when it cannot be made
+        now.
         """
 
     async def remove(self, name: str) -> None:

@@ -4,20 +4,20 @@ import json
 
 from osiris.devhub.models import CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
 from osiris.devhub.payloads import code, issues
-from osiris.devhub.payloads.issues import Json, api, iso, repo_api, repo_page
+from osiris.devhub.payloads.issues import Json, build_api_url, build_repo_page_url, build_repo_url, format_time
 from osiris.devhub.world import World
 
 
-def installation(world: World, installation: Installation) -> Json:
+def build_installation(world: World, installation: Installation) -> Json:
     app = installation.app
-    url = f"{api(world)}/app/installations/{installation.id}"
+    url = f"{build_api_url(world)}/app/installations/{installation.id}"
     return {
         "id": installation.id,
         "client_id": app.client_id,
-        "account": issues.user(world, installation.account),
+        "account": issues.build_user(world, installation.account),
         "repository_selection": "selected",
         "access_tokens_url": f"{url}/access_tokens",
-        "repositories_url": f"{api(world)}/installation/repositories",
+        "repositories_url": f"{build_api_url(world)}/installation/repositories",
         "html_url": f"{world.url}/organizations/{installation.account.login}/settings/installations/{installation.id}",
         "app_id": app.id,
         "app_slug": app.slug,
@@ -25,17 +25,17 @@ def installation(world: World, installation: Installation) -> Json:
         "target_type": "Organization",
         "permissions": dict(app.permissions),
         "events": list(app.events),
-        "created_at": iso(installation.created),
-        "updated_at": iso(installation.created),
+        "created_at": format_time(installation.created),
+        "updated_at": format_time(installation.created),
         "single_file_name": None,
         "has_multiple_single_files": False,
         "single_file_paths": [],
-        "suspended_by": issues.user(world, installation.suspended_by) if installation.suspended_by else None,
-        "suspended_at": iso(installation.suspended),
+        "suspended_by": issues.build_user(world, installation.suspended_by) if installation.suspended_by else None,
+        "suspended_at": format_time(installation.suspended),
     }
 
 
-def small_repository(repo: Repo) -> Json:
+def build_small_repository(repo: Repo) -> Json:
     return {
         "id": repo.id,
         "node_id": repo.node_id,
@@ -45,25 +45,25 @@ def small_repository(repo: Repo) -> Json:
     }
 
 
-def _pull_of_check(world: World, pull: Pull) -> Json:
-    repo = {"id": pull.repo.id, "url": repo_api(world, pull.repo), "name": pull.repo.name}
+def _build_check_pull(world: World, pull: Pull) -> Json:
+    repo = {"id": pull.repo.id, "url": build_repo_url(world, pull.repo), "name": pull.repo.name}
     return {
         "id": pull.id,
         "number": pull.number,
-        "url": code.pull_api(world, pull),
+        "url": code.build_pull_url(world, pull),
         "head": {"ref": pull.head_ref, "sha": pull.head_sha, "repo": repo},
         "base": {"ref": pull.base_ref, "sha": pull.base_sha, "repo": repo},
     }
 
 
-def pulls_at(repo: Repo, sha: str) -> list[Pull]:
+def list_pulls_at(repo: Repo, sha: str) -> list[Pull]:
     return [pull for pull in repo.pulls.values() if pull.head_sha == sha and pull.state == "open"]
 
 
-def check_run(world: World, run: CheckRun) -> Json:
+def build_check_run(world: World, run: CheckRun) -> Json:
     repo = run.suite.repo
-    url = f"{repo_api(world, repo)}/check-runs/{run.id}"
-    page = f"{repo_page(world, repo)}/runs/{run.id}"
+    url = f"{build_repo_url(world, repo)}/check-runs/{run.id}"
+    page = f"{build_repo_page_url(world, repo)}/runs/{run.id}"
     return {
         "id": run.id,
         "name": run.name,
@@ -75,8 +75,8 @@ def check_run(world: World, run: CheckRun) -> Json:
         "details_url": run.details_url or page,
         "status": run.status,
         "conclusion": run.conclusion,
-        "started_at": iso(run.started),
-        "completed_at": iso(run.completed),
+        "started_at": format_time(run.started),
+        "completed_at": format_time(run.completed),
         "output": {
             "title": run.output.get("title"),
             "summary": run.output.get("summary"),
@@ -85,21 +85,21 @@ def check_run(world: World, run: CheckRun) -> Json:
             "annotations_url": f"{url}/annotations",
         },
         "check_suite": {"id": run.suite.id},
-        "app": issues.app(world, run.app),
-        "pull_requests": [_pull_of_check(world, pull) for pull in pulls_at(repo, run.sha)],
+        "app": issues.build_app(world, run.app),
+        "pull_requests": [_build_check_pull(world, pull) for pull in list_pulls_at(repo, run.sha)],
     }
 
 
-def conclusion_of(suite: CheckSuite) -> str:
+def find_conclusion(suite: CheckSuite) -> str:
     conclusions = {run.conclusion for run in suite.runs}
     worst = ("failure", "timed_out", "action_required", "cancelled", "success", "neutral", "skipped")
     return next((word for word in worst if word in conclusions), "neutral")
 
 
-def check_suite(world: World, suite: CheckSuite) -> Json:
+def build_check_suite(world: World, suite: CheckSuite) -> Json:
     repo = suite.repo
-    url = f"{repo_api(world, repo)}/check-suites/{suite.id}"
-    commit = repo.git.commit(suite.sha)
+    url = f"{build_repo_url(world, repo)}/check-suites/{suite.id}"
+    commit = repo.git.read_commit(suite.sha)
     branch = next((name for name, sha in repo.heads.items() if sha == suite.sha), None)
     return {
         "id": suite.id,
@@ -107,14 +107,14 @@ def check_suite(world: World, suite: CheckSuite) -> Json:
         "head_branch": branch,
         "head_sha": suite.sha,
         "status": "completed",
-        "conclusion": conclusion_of(suite),
+        "conclusion": find_conclusion(suite),
         "url": url,
         "before": commit.parents[0] if commit.parents else None,
         "after": suite.sha,
-        "pull_requests": [_pull_of_check(world, pull) for pull in pulls_at(repo, suite.sha)],
-        "app": issues.app(world, suite.app),
-        "created_at": iso(suite.created),
-        "updated_at": iso(world.now()),
+        "pull_requests": [_build_check_pull(world, pull) for pull in list_pulls_at(repo, suite.sha)],
+        "app": issues.build_app(world, suite.app),
+        "created_at": format_time(suite.created),
+        "updated_at": format_time(world.now()),
         "rerequestable": True,
         "runs_rerequestable": True,
         "latest_check_runs_count": len(suite.runs),
@@ -130,11 +130,11 @@ def check_suite(world: World, suite: CheckSuite) -> Json:
     }
 
 
-def delivery(delivery: Delivery) -> Json:
+def build_delivery(delivery: Delivery) -> Json:
     return {
         "id": delivery.id,
         "guid": delivery.guid,
-        "delivered_at": iso(delivery.delivered),
+        "delivered_at": format_time(delivery.delivered),
         "redelivery": delivery.redelivery,
         "duration": round(delivery.duration, 3),
         "status": delivery.status,
@@ -147,9 +147,9 @@ def delivery(delivery: Delivery) -> Json:
     }
 
 
-def full_delivery(one: Delivery) -> Json:
+def build_full_delivery(one: Delivery) -> Json:
     return {
-        **delivery(one),
+        **build_delivery(one),
         "url": one.app.webhook_url,
         "request": {"headers": one.request_headers, "payload": json.loads(one.body)},
         "response": {"headers": one.response_headers, "payload": one.response_body},

@@ -4,45 +4,56 @@ import base64
 from typing import Any
 
 from osiris.devhub import pulls
-from osiris.devhub.git_repository import Change, Commit, Person
-from osiris.devhub.models import LineComment, Pull, Repo, Review
+from osiris.devhub.git_repository import Change, Commit, Signature
+from osiris.devhub.models import LineComment, Pull, PullReview, Repo
 from osiris.devhub.payloads import issues
-from osiris.devhub.payloads.issues import Json, iso, issue_api, issue_page, repo_api, repo_page
+from osiris.devhub.payloads.issues import (
+    Json,
+    build_issue_page_url,
+    build_issue_url,
+    build_repo_page_url,
+    build_repo_url,
+    format_time,
+)
 from osiris.devhub.world import World
 
 
-def pull_api(world: World, pull: Pull) -> str:
-    return f"{repo_api(world, pull.repo)}/pulls/{pull.number}"
+def build_pull_url(world: World, pull: Pull) -> str:
+    return f"{build_repo_url(world, pull.repo)}/pulls/{pull.number}"
 
 
-def _end(world: World, repo: Repo, ref: str, sha: str) -> Json:
+def _build_end(world: World, repo: Repo, ref: str, sha: str) -> Json:
     """GitHub's `head` and `base`."""
     return {
         "label": f"{repo.owner.login}:{ref}",
         "ref": ref,
         "sha": sha,
-        "user": issues.user(world, repo.owner),
-        "repo": issues.repository(world, repo),
+        "user": issues.build_user(world, repo.owner),
+        "repo": issues.build_repository(world, repo),
     }
 
 
-def _links(**urls: str) -> Json:
+def _build_links(**urls: str) -> Json:
     return {name: {"href": url} for name, url in urls.items()}
 
 
-def pull_simple(world: World, pull: Pull) -> Json:
+def build_simple_pull(world: World, pull: Pull) -> Json:
     """The shape of lists."""
-    url, page, issue = pull_api(world, pull), issue_page(world, pull.issue), issue_api(world, pull.issue)
-    statuses = f"{repo_api(world, pull.repo)}/statuses/{pull.head_sha}"
+    url, page, issue = (
+        build_pull_url(world, pull),
+        build_issue_page_url(world, pull.issue),
+        build_issue_url(world, pull.issue),
+    )
+    statuses = f"{build_repo_url(world, pull.repo)}/statuses/{pull.head_sha}"
     links = {
         "comments": f"{issue}/comments",
         "review_comments": f"{url}/comments",
-        "review_comment": f"{repo_api(world, pull.repo)}/pulls/comments{{/number}}",
+        "review_comment": f"{build_repo_url(world, pull.repo)}/pulls/comments{{/number}}",
         "commits": f"{url}/commits",
         "statuses": statuses,
     }
     return {
-        **issues.said(world, pull.issue, pull.repo),
+        **issues.build_authored_text(world, pull.issue, pull.repo),
         "id": pull.id,
         "node_id": pull.node_id,
         "body": pull.body or None,
@@ -52,67 +63,67 @@ def pull_simple(world: World, pull: Pull) -> Json:
         "patch_url": f"{page}.patch",
         "issue_url": issue,
         **{f"{name}_url": link for name, link in links.items()},
-        "_links": _links(self=url, html=page, issue=issue, **links),
+        "_links": _build_links(self=url, html=page, issue=issue, **links),
         "number": pull.number,
         "state": pull.state,
         "title": pull.title,
-        "labels": issues.labels(world, pull.issue),
+        "labels": issues.build_labels(world, pull.issue),
         "draft": pull.draft,
-        "closed_at": iso(pull.issue.closed),
-        "merged_at": iso(pull.merged_at),
+        "closed_at": format_time(pull.issue.closed),
+        "merged_at": format_time(pull.merged_at),
         "merge_commit_sha": pull.merge_commit,
-        "head": _end(world, pull.repo, pull.head_ref, pull.head_sha),
-        "base": _end(world, pull.repo, pull.base_ref, pull.base_sha),
+        "head": _build_end(world, pull.repo, pull.head_ref, pull.head_sha),
+        "base": _build_end(world, pull.repo, pull.base_ref, pull.base_sha),
         "locked": False,
         **dict.fromkeys(("assignee", "milestone", "auto_merge", "active_lock_reason")),
         **{name: [] for name in ("assignees", "requested_reviewers", "requested_teams")},
     }
 
 
-def pull(world: World, pull: Pull) -> Json:
-    changed = pulls.changes(pull)
-    clean = pulls.mergeable(pull)
+def build_pull(world: World, pull: Pull) -> Json:
+    changed = pulls.list_changes(pull)
+    clean = pulls.is_mergeable(pull)
     return {
-        **pull_simple(world, pull),
+        **build_simple_pull(world, pull),
         "merged": pull.merged,
         "mergeable": clean,
         "rebaseable": clean,
-        "mergeable_state": pulls.merge_state(pull, clean),
-        "merged_by": issues.user(world, pull.merged_by) if pull.merged_by else None,
+        "mergeable_state": pulls.get_merge_state(pull, clean),
+        "merged_by": issues.build_user(world, pull.merged_by) if pull.merged_by else None,
         "comments": len(pull.issue.comments),
         "review_comments": len(pull.line_comments),
         "maintainer_can_modify": False,
-        "commits": pull.repo.git.count(pulls.fork_point(pull), pull.head_sha),
+        "commits": pull.repo.git.count_commits(pulls.find_fork_point(pull), pull.head_sha),
         "additions": sum(change.additions for change in changed),
         "deletions": sum(change.deletions for change in changed),
         "changed_files": len(changed),
     }
 
 
-def review(world: World, review: Review) -> Json:
-    page = f"{issue_page(world, review.pull.issue)}#pullrequestreview-{review.id}"
+def build_review(world: World, review: PullReview) -> Json:
+    page = f"{build_issue_page_url(world, review.pull.issue)}#pullrequestreview-{review.id}"
     shape = {
-        **issues.said(world, review, review.pull.repo),
+        **issues.build_authored_text(world, review, review.pull.repo),
         "state": review.state,
         "html_url": page,
-        "pull_request_url": pull_api(world, review.pull),
-        "_links": _links(html=page, pull_request=pull_api(world, review.pull)),
+        "pull_request_url": build_pull_url(world, review.pull),
+        "_links": _build_links(html=page, pull_request=build_pull_url(world, review.pull)),
         "commit_id": review.commit,
-        "submitted_at": iso(review.submitted),
+        "submitted_at": format_time(review.submitted),
     }
     absent = ("created_at", "updated_at") if review.submitted else ("created_at", "updated_at", "submitted_at")
     return {name: value for name, value in shape.items() if name not in absent}
 
 
-def line_comment(world: World, comment: LineComment) -> Json:
+def build_line_comment(world: World, comment: LineComment) -> Json:
     pull = comment.thread.pull
-    url = f"{repo_api(world, pull.repo)}/pulls/comments/{comment.id}"
-    page = f"{issue_page(world, pull.issue)}#discussion_r{comment.id}"
+    url = f"{build_repo_url(world, pull.repo)}/pulls/comments/{comment.id}"
+    page = f"{build_issue_page_url(world, pull.issue)}#discussion_r{comment.id}"
     shape = {
-        **issues.said(world, comment, pull.repo),
+        **issues.build_authored_text(world, comment, pull.repo),
         "url": url,
         "html_url": page,
-        "pull_request_url": pull_api(world, pull),
+        "pull_request_url": build_pull_url(world, pull),
         "pull_request_review_id": comment.review.id,
         "diff_hunk": comment.hunk,
         "path": comment.path,
@@ -127,13 +138,13 @@ def line_comment(world: World, comment: LineComment) -> Json:
         "position": comment.position,
         "original_position": comment.original_position,
         "subject_type": "line",
-        "reactions": issues.reactions(url, comment.reactions),
-        "_links": _links(self=url, html=page, pull_request=pull_api(world, pull)),
+        "reactions": issues.build_reaction_counts(url, comment.reactions),
+        "_links": _build_links(self=url, html=page, pull_request=build_pull_url(world, pull)),
     }
     return shape | ({"in_reply_to_id": comment.reply_to.id} if comment.reply_to else {})
 
 
-def changed_file(world: World, repo: Repo, sha: str, change: Change) -> Json:
+def build_changed_file(world: World, repo: Repo, sha: str, change: Change) -> Json:
     shape: Json = {
         "sha": change.blob,
         "filename": change.path,
@@ -141,9 +152,9 @@ def changed_file(world: World, repo: Repo, sha: str, change: Change) -> Json:
         "additions": change.additions,
         "deletions": change.deletions,
         "changes": change.additions + change.deletions,
-        "blob_url": f"{repo_page(world, repo)}/blob/{sha}/{change.path}",
-        "raw_url": f"{repo_page(world, repo)}/raw/{sha}/{change.path}",
-        "contents_url": f"{repo_api(world, repo)}/contents/{change.path}?ref={sha}",
+        "blob_url": f"{build_repo_page_url(world, repo)}/blob/{sha}/{change.path}",
+        "raw_url": f"{build_repo_page_url(world, repo)}/raw/{sha}/{change.path}",
+        "contents_url": f"{build_repo_url(world, repo)}/contents/{change.path}?ref={sha}",
     }
     if change.patch is not None:
         shape["patch"] = change.patch
@@ -152,30 +163,30 @@ def changed_file(world: World, repo: Repo, sha: str, change: Change) -> Json:
     return shape
 
 
-def _signature(who: Person, at: str) -> Json:
+def _build_signature(who: Signature, at: str) -> Json:
     return {"name": who.name, "email": who.email, "date": at}
 
 
-def _account(world: World, who: Person) -> Json | None:
+def _build_account(world: World, who: Signature) -> Json | None:
     """The account behind a commit's e-mail address, when the hub knows one."""
     login = who.email.partition("@")[0].partition("+")[2]
     known = world.users.get(login.lower())
-    return issues.user(world, known) if known else None
+    return issues.build_user(world, known) if known else None
 
 
-def commit(world: World, repo: Repo, commit: Commit) -> Json:
-    base = repo_api(world, repo)
-    url, page = f"{base}/commits/{commit.sha}", f"{repo_page(world, repo)}/commit/"
+def build_commit(world: World, repo: Repo, commit: Commit) -> Json:
+    base = build_repo_url(world, repo)
+    url, page = f"{base}/commits/{commit.sha}", f"{build_repo_page_url(world, repo)}/commit/"
     return {
         "sha": commit.sha,
-        "node_id": node_of_commit(repo, commit.sha),
+        "node_id": build_commit_node_id(repo, commit.sha),
         "url": url,
         "html_url": page + commit.sha,
         "comments_url": f"{url}/comments",
         "commit": {
             "url": f"{base}/git/commits/{commit.sha}",
-            "author": _signature(commit.author, commit.authored),
-            "committer": _signature(commit.committer, commit.committed),
+            "author": _build_signature(commit.author, commit.authored),
+            "committer": _build_signature(commit.committer, commit.committed),
             "message": commit.message,
             "tree": {"sha": commit.tree, "url": f"{base}/git/trees/{commit.tree}"},
             "comment_count": 0,
@@ -187,22 +198,22 @@ def commit(world: World, repo: Repo, commit: Commit) -> Json:
                 "verified_at": None,
             },
         },
-        "author": _account(world, commit.author),
-        "committer": _account(world, commit.committer),
+        "author": _build_account(world, commit.author),
+        "committer": _build_account(world, commit.committer),
         "parents": [
             {"sha": parent, "url": f"{base}/commits/{parent}", "html_url": page + parent} for parent in commit.parents
         ],
     }
 
 
-def node_of_commit(repo: Repo, sha: str) -> str:
+def build_commit_node_id(repo: Repo, sha: str) -> str:
     return "C_" + base64.urlsafe_b64encode(f"{repo.id}:{sha}".encode()).decode().rstrip("=")
 
 
-def pushed_commit(world: World, repo: Repo, commit: Commit, changed: list[Change]) -> Json:
+def build_pushed_commit(world: World, repo: Repo, commit: Commit, changed: list[Change]) -> Json:
     """The shorter shape of push webhooks."""
 
-    def by(status: str) -> list[str]:
+    def list_paths(status: str) -> list[str]:
         return [change.path for change in changed if change.status == status]
 
     return {
@@ -211,38 +222,38 @@ def pushed_commit(world: World, repo: Repo, commit: Commit, changed: list[Change
         "distinct": True,
         "message": commit.message,
         "timestamp": commit.committed,
-        "url": f"{repo_page(world, repo)}/commit/{commit.sha}",
-        "author": _pusher(world, commit.author, commit.authored),
-        "committer": _pusher(world, commit.committer, commit.committed),
-        "added": by("added"),
-        "removed": by("removed"),
+        "url": f"{build_repo_page_url(world, repo)}/commit/{commit.sha}",
+        "author": _build_pusher(world, commit.author, commit.authored),
+        "committer": _build_pusher(world, commit.committer, commit.committed),
+        "added": list_paths("added"),
+        "removed": list_paths("removed"),
         "modified": [change.path for change in changed if change.status not in ("added", "removed")],
     }
 
 
-def _pusher(world: World, who: Person, at: str) -> Json:
-    account = _account(world, who)
+def _build_pusher(world: World, who: Signature, at: str) -> Json:
+    account = _build_account(world, who)
     return {"name": who.name, "email": who.email, "date": at} | ({"username": account["login"]} if account else {})
 
 
-def comparison(world: World, repo: Repo, base: str, head: str) -> Json:
+def build_comparison(world: World, repo: Repo, base: str, head: str) -> Json:
     git = repo.git
-    fork = git.merge_base(base, head) or base
-    ahead, behind = git.count(base, head), git.count(head, base)
-    page = f"{repo_page(world, repo)}/compare/{base}...{head}"
+    fork = git.find_merge_base(base, head) or base
+    ahead, behind = git.count_commits(base, head), git.count_commits(head, base)
+    page = f"{build_repo_page_url(world, repo)}/compare/{base}...{head}"
     statuses: Any = {(True, True): "diverged", (True, False): "ahead", (False, True): "behind"}
     return {
-        "url": f"{repo_api(world, repo)}/compare/{base}...{head}",
+        "url": f"{build_repo_url(world, repo)}/compare/{base}...{head}",
         "html_url": page,
         "permalink_url": page,
         "diff_url": f"{page}.diff",
         "patch_url": f"{page}.patch",
-        "base_commit": commit(world, repo, git.commit(base)),
-        "merge_base_commit": commit(world, repo, git.commit(fork)),
+        "base_commit": build_commit(world, repo, git.read_commit(base)),
+        "merge_base_commit": build_commit(world, repo, git.read_commit(fork)),
         "status": statuses.get((ahead > 0, behind > 0), "identical"),
         "ahead_by": ahead,
         "behind_by": behind,
         "total_commits": ahead,
-        "commits": [commit(world, repo, one) for one in git.commits(base, head)],
-        "files": [changed_file(world, repo, head, change) for change in git.changes(fork, head)],
+        "commits": [build_commit(world, repo, one) for one in git.list_commits(base, head)],
+        "files": [build_changed_file(world, repo, head, change) for change in git.list_changes(fork, head)],
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from osiris.devhub.models import ROLES, App, Comment, Issue, Label, Note, Reaction, Repo, Said, User
+from osiris.devhub.models import ROLES, App, AuthoredText, Comment, Issue, Label, Note, Reaction, Repo, User
 from osiris.devhub.world import REACTIONS, World
 
 Json = dict[str, Any]
@@ -60,28 +60,28 @@ USER_LINKS = {
 }
 
 
-def iso(at: float | None) -> str | None:
+def format_time(at: float | None) -> str | None:
     return None if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def api(world: World) -> str:
+def build_api_url(world: World) -> str:
     return f"{world.url}/api/v3"
 
 
-def repo_api(world: World, repo: Repo) -> str:
-    return f"{api(world)}/repos/{repo.full_name}"
+def build_repo_url(world: World, repo: Repo) -> str:
+    return f"{build_api_url(world)}/repos/{repo.full_name}"
 
 
-def repo_page(world: World, repo: Repo) -> str:
+def build_repo_page_url(world: World, repo: Repo) -> str:
     return f"{world.url}/{repo.full_name}"
 
 
-def issue_page(world: World, issue: Issue) -> str:
-    return f"{repo_page(world, issue.repo)}/{'pull' if issue.pull else 'issues'}/{issue.number}"
+def build_issue_page_url(world: World, issue: Issue) -> str:
+    return f"{build_repo_page_url(world, issue.repo)}/{'pull' if issue.pull else 'issues'}/{issue.number}"
 
 
-def user(world: World, user: User) -> Json:
-    url = f"{api(world)}/users/{user.login}"
+def build_user(world: World, user: User) -> Json:
+    url = f"{build_api_url(world)}/users/{user.login}"
     page = f"apps/{user.app.slug}" if user.app else user.login
     return {
         "login": user.login,
@@ -98,11 +98,11 @@ def user(world: World, user: User) -> Json:
     }
 
 
-def public_user(world: World, account: User) -> Json:
+def build_public_user(world: World, account: User) -> Json:
     """The longer shape of GET /user and /users/{login}."""
     nothing = dict.fromkeys(("company", "location", "email", "hireable", "bio", "twitter_username"))
     return {
-        **user(world, account),
+        **build_user(world, account),
         **nothing,
         "name": account.login,
         "blog": "",
@@ -110,13 +110,13 @@ def public_user(world: World, account: User) -> Json:
         "public_gists": 0,
         "followers": 0,
         "following": 0,
-        "created_at": iso(account.created),
-        "updated_at": iso(account.created),
+        "created_at": format_time(account.created),
+        "updated_at": format_time(account.created),
     }
 
 
-def organization(world: World, owner: User) -> Json:
-    url = f"{api(world)}/orgs/{owner.login}"
+def build_organization(world: World, owner: User) -> Json:
+    url = f"{build_api_url(world)}/orgs/{owner.login}"
     return {
         "login": owner.login,
         "id": owner.id,
@@ -133,8 +133,8 @@ def organization(world: World, owner: User) -> Json:
     }
 
 
-def repository(world: World, repo: Repo) -> Json:
-    url, page = repo_api(world, repo), repo_page(world, repo)
+def build_repository(world: World, repo: Repo) -> Json:
+    url, page = build_repo_url(world, repo), build_repo_page_url(world, repo)
     still_open = sum(issue.state == "open" for issue in repo.issues.values())
     return {
         "id": repo.id,
@@ -142,27 +142,27 @@ def repository(world: World, repo: Repo) -> Json:
         "name": repo.name,
         "full_name": repo.full_name,
         "private": repo.private,
-        "owner": user(world, repo.owner),
+        "owner": build_user(world, repo.owner),
         "html_url": page,
         "description": None,
         "fork": False,
         "url": url,
         **{name: url + path for name, path in REPO_LINKS.items()},
-        "created_at": iso(repo.created),
-        "updated_at": iso(repo.created),
-        "pushed_at": iso(repo.created),
+        "created_at": format_time(repo.created),
+        "updated_at": format_time(repo.created),
+        "pushed_at": format_time(repo.created),
         "git_url": f"{page}.git",
         "ssh_url": f"{page}.git",
         "clone_url": f"{page}.git",
         "svn_url": page,
-        **_repo_facts(repo),
+        **_build_repo_facts(repo),
         "open_issues_count": still_open,
         "open_issues": still_open,
         "default_branch": repo.default_branch,
     }
 
 
-def _repo_facts(repo: Repo) -> Json:
+def _build_repo_facts(repo: Repo) -> Json:
     """What the hub does not model, in the values a young repository has."""
     counts = ("size", "stargazers_count", "watchers_count", "forks_count", "forks", "watchers")
     return {
@@ -178,14 +178,14 @@ def _repo_facts(repo: Repo) -> Json:
     }
 
 
-def full_repository(world: World, repo: Repo, viewer: User | None) -> Json:
-    role = repo.role_of(viewer) if viewer else "read"
+def build_full_repository(world: World, repo: Repo, viewer: User | None) -> Json:
+    role = repo.get_role(viewer) if viewer else "read"
     rank = ROLES.index(role)
     names = (("admin", "admin"), ("maintain", "maintain"), ("push", "write"), ("triage", "triage"), ("pull", "read"))
     return {
-        **repository(world, repo),
+        **build_repository(world, repo),
         "permissions": {name: rank >= ROLES.index(needed) for name, needed in names},
-        "organization": user(world, repo.owner),
+        "organization": build_user(world, repo.owner),
         "subscribers_count": 0,
         "network_count": 0,
         "temp_clone_token": None,
@@ -197,11 +197,11 @@ def full_repository(world: World, repo: Repo, viewer: User | None) -> Json:
     }
 
 
-def label(world: World, repo: Repo, label: Label) -> Json:
+def build_label(world: World, repo: Repo, label: Label) -> Json:
     return {
         "id": label.id,
         "node_id": label.node_id,
-        "url": f"{repo_api(world, repo)}/labels/{label.name}",
+        "url": f"{build_repo_url(world, repo)}/labels/{label.name}",
         "name": label.name,
         "color": label.color,
         "default": False,
@@ -211,139 +211,139 @@ def label(world: World, repo: Repo, label: Label) -> Json:
     }
 
 
-def labels(world: World, issue: Issue) -> list[Json]:
-    return [label(world, issue.repo, one) for one in issue.labels]
+def build_labels(world: World, issue: Issue) -> list[Json]:
+    return [build_label(world, issue.repo, one) for one in issue.labels]
 
 
-def association(repo: Repo, account: User) -> str:
+def get_association(repo: Repo, account: User) -> str:
     if account is repo.owner:
         return "OWNER"
     return "COLLABORATOR" if account.login.lower() in repo.collaborators else "NONE"
 
 
-def reactions(url: str, given: Iterable[Reaction]) -> Json:
+def build_reaction_counts(url: str, given: Iterable[Reaction]) -> Json:
     counts = dict.fromkeys(REACTIONS, 0)
     for reaction in given:
         counts[reaction.content] += 1
     return {"url": f"{url}/reactions", "total_count": sum(counts.values()), **counts}
 
 
-def reaction(world: World, given: Reaction) -> Json:
+def build_reaction(world: World, given: Reaction) -> Json:
     return {
         "id": given.id,
         "node_id": given.node_id,
-        "user": user(world, given.user),
+        "user": build_user(world, given.user),
         "content": given.content,
-        "created_at": iso(given.created),
+        "created_at": format_time(given.created),
     }
 
 
-def said(world: World, words: Said, repo: Repo) -> Json:
+def build_authored_text(world: World, words: AuthoredText, repo: Repo) -> Json:
     """What everything written by somebody has in common."""
     return {
         "id": words.id,
         "node_id": words.node_id,
-        "user": user(world, words.author),
+        "user": build_user(world, words.author),
         "body": words.body,
-        "created_at": iso(words.created),
-        "updated_at": iso(words.updated),
-        "author_association": association(repo, words.author),
+        "created_at": format_time(words.created),
+        "updated_at": format_time(words.updated),
+        "author_association": get_association(repo, words.author),
     }
 
 
-def app(world: World, app: App) -> Json:
+def build_app(world: World, app: App) -> Json:
     """GitHub's `integration`."""
     return {
         "id": app.id,
         "slug": app.slug,
         "node_id": app.node_id,
         "client_id": app.client_id,
-        "owner": user(world, app.owner),
+        "owner": build_user(world, app.owner),
         "name": app.slug,
         "description": None,
         "external_url": app.webhook_url or world.url,
         "html_url": f"{world.url}/apps/{app.slug}",
-        "created_at": iso(app.created),
-        "updated_at": iso(app.created),
+        "created_at": format_time(app.created),
+        "updated_at": format_time(app.created),
         "permissions": dict(app.permissions),
         "events": list(app.events),
     }
 
 
-def via(world: World, words: Said) -> Json | None:
-    return app(world, words.by_app) if words.by_app else None
+def build_via_app(world: World, words: AuthoredText) -> Json | None:
+    return build_app(world, words.by_app) if words.by_app else None
 
 
-def issue_api(world: World, issue: Issue) -> str:
-    return f"{repo_api(world, issue.repo)}/issues/{issue.number}"
+def build_issue_url(world: World, issue: Issue) -> str:
+    return f"{build_repo_url(world, issue.repo)}/issues/{issue.number}"
 
 
-def issue(world: World, issue: Issue) -> Json:
-    url = issue_api(world, issue)
+def build_issue(world: World, issue: Issue) -> Json:
+    url = build_issue_url(world, issue)
     shape = {
         "url": url,
-        "repository_url": repo_api(world, issue.repo),
+        "repository_url": build_repo_url(world, issue.repo),
         "labels_url": f"{url}/labels{{/name}}",
         "comments_url": f"{url}/comments",
         "events_url": f"{url}/events",
         "timeline_url": f"{url}/timeline",
-        "html_url": issue_page(world, issue),
-        **said(world, issue, issue.repo),
+        "html_url": build_issue_page_url(world, issue),
+        **build_authored_text(world, issue, issue.repo),
         "body": issue.body or None,
         "number": issue.number,
         "title": issue.title,
-        "labels": labels(world, issue),
+        "labels": build_labels(world, issue),
         "state": issue.state,
         "state_reason": issue.state_reason,
         "comments": len(issue.comments),
-        "closed_at": iso(issue.closed),
-        "closed_by": user(world, issue.closed_by) if issue.closed_by else None,
-        "reactions": reactions(url, issue.reactions),
-        "performed_via_github_app": via(world, issue),
+        "closed_at": format_time(issue.closed),
+        "closed_by": build_user(world, issue.closed_by) if issue.closed_by else None,
+        "reactions": build_reaction_counts(url, issue.reactions),
+        "performed_via_github_app": build_via_app(world, issue),
         **dict.fromkeys(("assignee", "milestone", "active_lock_reason")),
         "assignees": [],
         "locked": False,
         "sub_issues_summary": {"total": 0, "completed": 0, "percent_completed": 0},
     }
-    return shape | (_pull_key(world, issue) if issue.pull else {})
+    return shape | (_build_pull_key(world, issue) if issue.pull else {})
 
 
-def _pull_key(world: World, issue: Issue) -> Json:
-    page = issue_page(world, issue)
+def _build_pull_key(world: World, issue: Issue) -> Json:
+    page = build_issue_page_url(world, issue)
     urls = {
-        "url": f"{repo_api(world, issue.repo)}/pulls/{issue.number}",
+        "url": f"{build_repo_url(world, issue.repo)}/pulls/{issue.number}",
         "html_url": page,
         "diff_url": f"{page}.diff",
         "patch_url": f"{page}.patch",
-        "merged_at": iso(issue.pull.merged_at) if issue.pull else None,
+        "merged_at": format_time(issue.pull.merged_at) if issue.pull else None,
     }
     return {"pull_request": urls, "draft": bool(issue.pull and issue.pull.draft)}
 
 
-def issue_event(world: World, issue: Issue, note: Note) -> Json:
+def build_issue_event(world: World, issue: Issue, note: Note) -> Json:
     label = {"name": note.label.name, "color": note.label.color} if note.label else None
-    commit = f"{repo_api(world, issue.repo)}/commits/{note.commit}" if note.commit else None
+    commit = f"{build_repo_url(world, issue.repo)}/commits/{note.commit}" if note.commit else None
     return {
         "id": note.id,
         "node_id": f"LE_lADO{note.id}",
-        "url": f"{repo_api(world, issue.repo)}/issues/events/{note.id}",
-        "actor": user(world, note.by),
+        "url": f"{build_repo_url(world, issue.repo)}/issues/events/{note.id}",
+        "actor": build_user(world, note.by),
         "event": note.event,
         "commit_id": note.commit,
         "commit_url": commit,
-        "created_at": iso(note.at),
+        "created_at": format_time(note.at),
         "performed_via_github_app": None,
         **({"label": label} if label else {}),
     }
 
 
-def comment(world: World, comment: Comment) -> Json:
-    url = f"{repo_api(world, comment.issue.repo)}/issues/comments/{comment.id}"
+def build_comment(world: World, comment: Comment) -> Json:
+    url = f"{build_repo_url(world, comment.issue.repo)}/issues/comments/{comment.id}"
     return {
-        **said(world, comment, comment.issue.repo),
+        **build_authored_text(world, comment, comment.issue.repo),
         "url": url,
-        "html_url": f"{issue_page(world, comment.issue)}#issuecomment-{comment.id}",
-        "issue_url": issue_api(world, comment.issue),
-        "reactions": reactions(url, comment.reactions),
-        "performed_via_github_app": via(world, comment),
+        "html_url": f"{build_issue_page_url(world, comment.issue)}#issuecomment-{comment.id}",
+        "issue_url": build_issue_url(world, comment.issue),
+        "reactions": build_reaction_counts(url, comment.reactions),
+        "performed_via_github_app": build_via_app(world, comment),
     }

@@ -3,208 +3,212 @@
 from starlette.responses import Response
 
 from osiris.devhub import pulls, reviews
-from osiris.devhub.errors import Denied, invalid, not_found, unprocessable
-from osiris.devhub.models import Pull, Review
+from osiris.devhub.errors import ApiError, invalid_field_error, not_found_error, unprocessable_error
+from osiris.devhub.models import Pull, PullReview
 from osiris.devhub.payloads import code
-from osiris.devhub.routes.issues import line_comment
-from osiris.devhub.routes.request import Call, Table, answer
+from osiris.devhub.routes.issues import find_line_comment
+from osiris.devhub.routes.request import ApiRequest, RouteTable, build_response
 
-table = Table()
+table = RouteTable()
 REPO = "/repos/{owner}/{repo}"
 PULL = REPO + "/pulls/{number:int}"
 REVIEW = PULL + "/reviews/{id:int}"
 
 
-@table.on("GET", REPO + "/pulls")
-async def listed(call: Call) -> Response:
-    call.need("pull_requests:read")
+@table.route("GET", REPO + "/pulls")
+async def list_pulls(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
     found = sorted(call.repo.pulls.values(), key=lambda pull: -pull.number)
-    return call.paged([one for one in found if _wanted(call, one)], lambda one: code.pull_simple(call.world, one))
+    return call.build_page(
+        [one for one in found if _matches_query(call, one)], lambda one: code.build_simple_pull(call.world, one)
+    )
 
 
-def _wanted(call: Call, pull: Pull) -> bool:
-    state, head, base = call.query("state", "open"), call.query("head"), call.query("base")
+def _matches_query(call: ApiRequest, pull: Pull) -> bool:
+    state, head, base = call.get_query("state", "open"), call.get_query("head"), call.get_query("base")
     name = f"{pull.repo.owner.login}:{pull.head_ref}"
     # GitHub ignores a head filter without its owner
     return state in ("all", pull.state) and (":" not in head or head == name) and base in ("", pull.base_ref)
 
 
-@table.on("POST", REPO + "/pulls")
-async def opened(call: Call) -> Response:
-    call.need("pull_requests:write", role="write")
-    wanted = pulls.Wanted(
-        title=call.required("title"),
-        body=call.text("body"),
-        head=call.required("head"),
-        base=call.required("base"),
+@table.route("POST", REPO + "/pulls")
+async def open_pull(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write", role="write")
+    wanted = pulls.NewPull(
+        title=call.get_required_text("title"),
+        body=call.get_text("body"),
+        head=call.get_required_text("head"),
+        base=call.get_required_text("base"),
         draft=call.get("draft", bool, False),
     )
-    pull = pulls.open_pull(call.world, call.repo, call.by, wanted, by_app=call.by_app)
-    return answer(code.pull(call.world, pull), 201)
+    pull = pulls.open_pull(call.world, call.repo, call.account, wanted, by_app=call.by_app)
+    return build_response(code.build_pull(call.world, pull), 201)
 
 
-@table.on("GET", PULL)
-async def shown(call: Call) -> Response:
-    call.need("pull_requests:read")
-    return answer(code.pull(call.world, call.pull))
+@table.route("GET", PULL)
+async def get_pull(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    return build_response(code.build_pull(call.world, call.pull))
 
 
-@table.on("PATCH", PULL)
-async def changed(call: Call) -> Response:
+@table.route("PATCH", PULL)
+async def update_pull(call: ApiRequest) -> Response:
     pull = call.pull
-    call.need("pull_requests:write", role="read" if call.who.user is pull.author else "write")
-    state = call.text("state")
+    call.require_permission("pull_requests:write", role="read" if call.who.user is pull.author else "write")
+    state = call.get_text("state")
     if state not in ("", "open", "closed"):
-        raise invalid("PullRequest", "state")
-    call.world.edit_issue(pull.issue, call.by, title=call.given("title"), body=call.given("body"))
+        raise invalid_field_error("PullRequest", "state")
+    call.world.edit_issue(
+        pull.issue, call.account, title=call.get_optional_text("title"), body=call.get_optional_text("body")
+    )
     if state:
-        pulls.set_state(call.world, pull, call.by, state)
-    return answer(code.pull(call.world, pull))
+        pulls.set_state(call.world, pull, call.account, state)
+    return build_response(code.build_pull(call.world, pull))
 
 
-@table.on("GET", PULL + "/files")
-async def files(call: Call) -> Response:
-    call.need("pull_requests:read")
-    shape = lambda one: code.changed_file(call.world, call.repo, call.pull.head_sha, one)  # noqa: E731
-    return call.paged(pulls.changes(call.pull), shape)
+@table.route("GET", PULL + "/files")
+async def list_files(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    shape = lambda one: code.build_changed_file(call.world, call.repo, call.pull.head_sha, one)  # noqa: E731
+    return call.build_page(pulls.list_changes(call.pull), shape)
 
 
-@table.on("GET", PULL + "/commits")
-async def commits(call: Call) -> Response:
-    call.need("pull_requests:read")
+@table.route("GET", PULL + "/commits")
+async def list_commits(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
     pull = call.pull
-    found = call.repo.git.commits(pulls.fork_point(pull), pull.head_sha)
-    return call.paged(found, lambda one: code.commit(call.world, call.repo, one))
+    found = call.repo.git.list_commits(pulls.find_fork_point(pull), pull.head_sha)
+    return call.build_page(found, lambda one: code.build_commit(call.world, call.repo, one))
 
 
-@table.on("GET", PULL + "/merge")
-async def is_merged(call: Call) -> Response:
-    call.need("pull_requests:read", "contents:read")
+@table.route("GET", PULL + "/merge")
+async def check_merged(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read", "contents:read")
     if not call.pull.merged:
-        raise not_found()
+        raise not_found_error()
     return Response(status_code=204)
 
 
-@table.on("PUT", PULL + "/merge")
-async def merged(call: Call) -> Response:
+@table.route("PUT", PULL + "/merge")
+async def merge_pull(call: ApiRequest) -> Response:
     pull = call.pull
-    call.need("contents:write", role="write")
-    method, title = call.text("merge_method", "merge"), call.text("commit_title")
-    commit = pulls.merge(call.world, pull, call.by, sha=call.text("sha"), method=method, title=title)
-    return answer({"sha": commit, "merged": True, "message": "Pull Request successfully merged"})
+    call.require_permission("contents:write", role="write")
+    method, title = call.get_text("merge_method", "merge"), call.get_text("commit_title")
+    commit = pulls.merge_pull(call.world, pull, call.account, sha=call.get_text("sha"), method=method, title=title)
+    return build_response({"sha": commit, "merged": True, "message": "Pull Request successfully merged"})
 
 
 # ── reviews ──
 
 
-@table.on("GET", PULL + "/reviews")
-async def review_list(call: Call) -> Response:
-    call.need("pull_requests:read")
+@table.route("GET", PULL + "/reviews")
+async def list_reviews(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
     seen = [one for one in call.pull.reviews if not one.pending or one.author is call.who.user]
-    return call.paged(seen, lambda one: code.review(call.world, one))
+    return call.build_page(seen, lambda one: code.build_review(call.world, one))
 
 
-@table.on("POST", PULL + "/reviews")
-async def reviewed(call: Call) -> Response:
-    call.need("pull_requests:write")
-    commit = call.text("commit_id")
-    if commit and call.repo.git.resolve(commit) is None:
-        raise unprocessable("The commit_id is not part of the pull request")
-    lines = tuple(_line(given) for given in call.get("comments", list, []))
-    wanted = reviews.Wanted(event=call.text("event"), body=call.text("body"), commit=commit, lines=lines)
-    review = reviews.review(call.world, call.pull, call.by, wanted, by_app=call.by_app)
-    return answer(code.review(call.world, review))
+@table.route("POST", PULL + "/reviews")
+async def create_review(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write")
+    commit = call.get_text("commit_id")
+    if commit and call.repo.git.resolve_commit(commit) is None:
+        raise unprocessable_error("The commit_id is not part of the pull request")
+    lines = tuple(_parse_line(given) for given in call.get("comments", list, []))
+    wanted = reviews.NewReview(event=call.get_text("event"), body=call.get_text("body"), commit=commit, lines=lines)
+    review = reviews.add_review(call.world, call.pull, call.account, wanted, by_app=call.by_app)
+    return build_response(code.build_review(call.world, review))
 
 
-def _line(given: object) -> reviews.Line:
+def _parse_line(given: object) -> reviews.LineAnchor:
     if not isinstance(given, dict) or not isinstance(given.get("path"), str) or not isinstance(given.get("body"), str):
-        raise unprocessable("A review comment needs a path, a line and a body")
+        raise unprocessable_error("A review comment needs a path, a line and a body")
     line, side = given.get("line"), given.get("side", "RIGHT")
     if not isinstance(line, int) or side not in ("LEFT", "RIGHT"):
-        raise unprocessable("A review comment needs a path, a line and a body")
-    return reviews.Line(path=given["path"], line=line, body=given["body"], side=side)
+        raise unprocessable_error("A review comment needs a path, a line and a body")
+    return reviews.LineAnchor(path=given["path"], line=line, body=given["body"], side=side)
 
 
-def _review(call: Call) -> Review:
+def _find_review(call: ApiRequest) -> PullReview:
     for review in call.pull.reviews:
         if review.id == call.params["id"] and (not review.pending or review.author is call.who.user):
             return review
-    raise not_found()
+    raise not_found_error()
 
 
-@table.on("GET", REVIEW)
-async def review(call: Call) -> Response:
-    call.need("pull_requests:read")
-    return answer(code.review(call.world, _review(call)))
+@table.route("GET", REVIEW)
+async def get_review(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    return build_response(code.build_review(call.world, _find_review(call)))
 
 
-@table.on("DELETE", REVIEW)
-async def discarded(call: Call) -> Response:
-    call.need("pull_requests:write")
-    found = _review(call)
-    reviews.discard(found)
-    return answer(code.review(call.world, found))
+@table.route("DELETE", REVIEW)
+async def delete_review(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write")
+    found = _find_review(call)
+    reviews.discard_review(found)
+    return build_response(code.build_review(call.world, found))
 
 
-@table.on("POST", REVIEW + "/events")
-async def submitted(call: Call) -> Response:
-    call.need("pull_requests:write")
-    found = _review(call)
-    if found.author is not call.by:
-        raise Denied(403, "Only the author of a pending review may submit it")
-    reviews.submit(call.world, found, call.required("event"), call.text("body"))
-    return answer(code.review(call.world, found))
+@table.route("POST", REVIEW + "/events")
+async def submit_review(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write")
+    found = _find_review(call)
+    if found.author is not call.account:
+        raise ApiError(403, "Only the author of a pending review may submit it")
+    reviews.submit_review(call.world, found, call.get_required_text("event"), call.get_text("body"))
+    return build_response(code.build_review(call.world, found))
 
 
-@table.on("GET", REVIEW + "/comments")
-async def review_comments(call: Call) -> Response:
-    call.need("pull_requests:read")
-    return call.paged(_review(call).comments, lambda one: code.line_comment(call.world, one))
+@table.route("GET", REVIEW + "/comments")
+async def list_review_comments(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    return call.build_page(_find_review(call).comments, lambda one: code.build_line_comment(call.world, one))
 
 
-@table.on("PUT", REVIEW + "/dismissals")
-async def dismissed(call: Call) -> Response:
-    call.need("pull_requests:write", role="write")
-    found = _review(call)
-    reviews.dismiss(call.world, found, call.by, call.required("message"))
-    return answer(code.review(call.world, found))
+@table.route("PUT", REVIEW + "/dismissals")
+async def dismiss_review(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write", role="write")
+    found = _find_review(call)
+    reviews.dismiss_review(call.world, found, call.account, call.get_required_text("message"))
+    return build_response(code.build_review(call.world, found))
 
 
 # ── line comments ──
 
 
-@table.on("GET", PULL + "/comments")
-async def line_comments(call: Call) -> Response:
-    call.need("pull_requests:read")
-    return call.paged(call.pull.line_comments, lambda one: code.line_comment(call.world, one))
+@table.route("GET", PULL + "/comments")
+async def list_line_comments(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    return call.build_page(call.pull.line_comments, lambda one: code.build_line_comment(call.world, one))
 
 
-@table.on("POST", PULL + "/comments")
-async def line_commented(call: Call) -> Response:
+@table.route("POST", PULL + "/comments")
+async def create_line_comment(call: ApiRequest) -> Response:
     """One line comment by itself: a review of one, submitted at once."""
-    call.need("pull_requests:write")
+    call.require_permission("pull_requests:write")
     if call.get("in_reply_to", int) is not None:
-        return _replied(call, call.get("in_reply_to", int))
-    wanted = reviews.Wanted(event="COMMENT", lines=(_line(call.body),))
-    new = reviews.review(call.world, call.pull, call.by, wanted, by_app=call.by_app)
-    return answer(code.line_comment(call.world, new.comments[0]), 201)
+        return _add_reply(call, call.get("in_reply_to", int))
+    wanted = reviews.NewReview(event="COMMENT", lines=(_parse_line(call.body),))
+    new = reviews.add_review(call.world, call.pull, call.account, wanted, by_app=call.by_app)
+    return build_response(code.build_line_comment(call.world, new.comments[0]), 201)
 
 
-@table.on("POST", PULL + "/comments/{id:int}/replies")
-async def replied(call: Call) -> Response:
-    call.need("pull_requests:write")
-    return _replied(call, call.params["id"])
+@table.route("POST", PULL + "/comments/{id:int}/replies")
+async def create_reply(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:write")
+    return _add_reply(call, call.params["id"])
 
 
-def _replied(call: Call, top: int) -> Response:
+def _add_reply(call: ApiRequest, top: int) -> Response:
     to = next((one for one in call.pull.line_comments if one.id == top), None)
     if to is None:
-        raise not_found()
-    comment = reviews.reply(call.world, to, call.by, call.required("body"), by_app=call.by_app)
-    return answer(code.line_comment(call.world, comment), 201)
+        raise not_found_error()
+    comment = reviews.add_reply(call.world, to, call.account, call.get_required_text("body"), by_app=call.by_app)
+    return build_response(code.build_line_comment(call.world, comment), 201)
 
 
-@table.on("GET", REPO + "/pulls/comments/{id:int}")
-async def one_line_comment(call: Call) -> Response:
-    call.need("pull_requests:read")
-    return answer(code.line_comment(call.world, line_comment(call)))
+@table.route("GET", REPO + "/pulls/comments/{id:int}")
+async def get_line_comment(call: ApiRequest) -> Response:
+    call.require_permission("pull_requests:read")
+    return build_response(code.build_line_comment(call.world, find_line_comment(call)))

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from osiris.devhub.auth import Who
-from osiris.devhub.errors import Denied, not_found, unfit
+from osiris.devhub.auth import Caller
+from osiris.devhub.errors import ApiError, not_found_error, validation_error
 from osiris.devhub.models import App, Issue, Pull, Repo, User
 from osiris.devhub.payloads.issues import Json
 from osiris.devhub.world import World
@@ -25,39 +25,39 @@ DOCUMENTATION = "https://docs.github.com/rest"
 NAMES = {str: "a string", bool: "a boolean", int: "an integer", list: "an array", dict: "an object"}
 
 
-def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def build_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse(body, status, headers)
 
 
-def moved(hub: "Hub", request: Request, path: str, who: Who) -> Response | None:
+def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Response | None:
     """The redirect of a repository's old name, for those who may see where it leads.
 
     Of an app's own requests only the one for its installation is answered so: it sees no repository by itself.
     """
     _, repos, owner, name, *rest = [*path.split("/"), "", "", ""]
     repo = hub.world.moved.get(f"{owner}/{name}".lower()) if repos == "repos" else None
-    if repo is None or not (who.sees(repo) or path.endswith("/installation")):
+    if repo is None or not (who.can_see(repo) or path.endswith("/installation")):
         return None
     tail = "/".join(["", *rest]).rstrip("/")
     url = f"{hub.api_url}/repositories/{repo.id}{tail}"
     query = f"?{request.url.query}" if request.url.query else ""
     body = {"message": "Moved Permanently", "url": url + query, "documentation_url": f"{DOCUMENTATION}#http-redirects"}
-    return answer(body, 301 if request.method == "GET" else 307, {"Location": url + query})
+    return build_response(body, 301 if request.method == "GET" else 307, {"Location": url + query})
 
 
-def refusal(denied: Denied) -> Response:
+def build_error_response(denied: ApiError) -> Response:
     """GitHub's error body."""
     body: Json = {"message": str(denied), "documentation_url": DOCUMENTATION, "status": str(denied.status)}
     return JSONResponse(body | ({"errors": denied.errors} if denied.errors else {}), denied.status)
 
 
 @dataclass(kw_only=True)
-class Call:
+class ApiRequest:
     """The request, who sent it, and the things its path names (absent ones are 404s)."""
 
     hub: "Hub"
     request: Request
-    who: Who
+    who: Caller
     params: Mapping[str, Any]
     body: Any
 
@@ -66,8 +66,8 @@ class Call:
         return self.hub.world
 
     @property
-    def by(self) -> User:
-        return self.who.name
+    def account(self) -> User:
+        return self.who.account
 
     @property
     def by_app(self) -> App | None:
@@ -77,34 +77,34 @@ class Call:
     def app(self) -> App:
         """The app that signed this request with its own key."""
         if self.who.app is None or self.who.user is not None:
-            raise Denied(401, "A JSON web token could not be decoded")
+            raise ApiError(401, "A JSON web token could not be decoded")
         return self.who.app
 
     @cached_property
     def repo(self) -> Repo:
-        repo = self.world.repo(f"{self.params['owner']}/{self.params['repo']}")
-        if not self.who.sees(repo):
-            raise not_found()
+        repo = self.world.get_repo(f"{self.params['owner']}/{self.params['repo']}")
+        if not self.who.can_see(repo):
+            raise not_found_error()
         return repo
 
     @cached_property
     def issue(self) -> Issue:
-        return self.world.issue(self.repo, self.params["number"])
+        return self.world.get_issue(self.repo, self.params["number"])
 
     @cached_property
     def pull(self) -> Pull:
         pull = self.issue.pull
         if pull is None:
-            raise not_found()
+            raise not_found_error()
         return pull
 
-    def need(self, *needs: str, role: str = "read") -> None:
-        self.who.need(self.repo, *needs, role=role)
+    def require_permission(self, *needs: str, role: str = "read") -> None:
+        self.who.require_permission(self.repo, *needs, role=role)
 
-    def need_on(self, issue: Issue, level: str, role: str = "read") -> None:
+    def require_on_issue(self, issue: Issue, level: str, role: str = "read") -> None:
         """The conversation of a pull request is open to holders of either permission."""
         also = [f"pull_requests:{level}"] if issue.pull else []
-        self.who.need(self.repo, f"issues:{level}", *also, role=role)
+        self.who.require_permission(self.repo, f"issues:{level}", *also, role=role)
 
     def get(self, name: str, kind: type, default: Any = None) -> Any:
         """A field of the body, of this type or absent."""
@@ -113,79 +113,79 @@ class Call:
             return default
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             sentence = f"For 'properties/{name}', {json.dumps(value)} is not {NAMES[kind]}."
-            raise unfit(f"Invalid request.\n\n{sentence}")
+            raise validation_error(f"Invalid request.\n\n{sentence}")
         return value
 
-    def text(self, name: str, default: str = "") -> str:
+    def get_text(self, name: str, default: str = "") -> str:
         return str(self.get(name, str, default))
 
-    def given(self, name: str) -> str | None:
+    def get_optional_text(self, name: str) -> str | None:
         """A text that may be left out; null and "" differ from absent as GitHub treats them: as empty."""
         if not isinstance(self.body, dict) or name not in self.body:
             return None
-        return self.text(name)
+        return self.get_text(name)
 
-    def required(self, name: str) -> str:
+    def get_required_text(self, name: str) -> str:
         if not isinstance(self.body, dict) or self.body.get(name) is None:
             sentence = f'"{name}" wasn\'t supplied.'
-            raise unfit(f"Invalid request.\n\n{sentence}")
-        return self.text(name)
+            raise validation_error(f"Invalid request.\n\n{sentence}")
+        return self.get_text(name)
 
-    def query(self, name: str, default: str = "") -> str:
+    def get_query(self, name: str, default: str = "") -> str:
         return self.request.query_params.get(name, default)
 
-    def paged(self, items: Iterable[Any], shape: Callable[[Any], Json], key: str = "", **more: Any) -> Response:
+    def build_page(self, items: Iterable[Any], shape: Callable[[Any], Json], key: str = "", **more: Any) -> Response:
         """One page of a list with GitHub's Link header; `key` wraps the list with its total count."""
         everything = list(items)
-        size = min(max(_number(self.query("per_page"), 30), 1), 100)
-        page = max(_number(self.query("page"), 1), 1)
+        size = min(max(_parse_number(self.get_query("per_page"), 30), 1), 100)
+        page = max(_parse_number(self.get_query("page"), 1), 1)
         shown = [shape(item) for item in everything[(page - 1) * size : page * size]]
         body = {"total_count": len(everything), **more, key: shown} if key else shown
-        link = self._links(page, max(1, -(-len(everything) // size)))
-        return answer(body, headers={"Link": link} if link else None)
+        link = self._format_links(page, max(1, -(-len(everything) // size)))
+        return build_response(body, headers={"Link": link} if link else None)
 
-    def _links(self, page: int, last: int) -> str:
+    def _format_links(self, page: int, last: int) -> str:
         wanted = [("prev", page - 1), ("next", page + 1), ("last", last), ("first", 1)]
         shown = wanted[1:3] if page == 1 else [wanted[0], wanted[3]] if page >= last else wanted
-        return ", ".join(f'<{self._at(number)}>; rel="{rel}"' for rel, number in shown if last > 1)
+        return ", ".join(f'<{self._build_page_url(number)}>; rel="{rel}"' for rel, number in shown if last > 1)
 
-    def _at(self, page: int) -> str:
+    def _build_page_url(self, page: int) -> str:
         query = dict(self.request.query_params) | {"page": str(page)}
         return f"{self.hub.url}{self.request.url.path}?{urlencode(query)}"
 
 
-def _number(text: str, default: int) -> int:
+def _parse_number(text: str, default: int) -> int:
     return int(text) if text.isdigit() else default
 
 
-Handler = Callable[[Call], Awaitable[Response]]
+Handler = Callable[[ApiRequest], Awaitable[Response]]
 Decorator = Callable[[Handler], Handler]
 
 
 @dataclass
-class Table:
+class RouteTable:
     """Which handler answers which method and path."""
 
     rows: list[tuple[str, Pattern[str], Any, Handler]] = field(default_factory=list)
 
-    def on(self, method: str, path: str) -> Decorator:
+    def route(self, method: str, path: str) -> Decorator:
         pattern, _, convertors = compile_path(path)
 
-        def put(handler: Handler) -> Handler:
+        def register_handler(handler: Handler) -> Handler:
             self.rows.append((method, pattern, convertors, handler))
             return handler
 
-        return put
+        return register_handler
 
-    def find(self, method: str, path: str) -> tuple[Handler, dict[str, Any]] | None:
+    def find_handler(self, method: str, path: str) -> tuple[Handler, dict[str, Any]] | None:
         for wanted, pattern, convertors, handler in self.rows:
             if wanted == method and (match := pattern.match(path)):
                 return handler, {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
         return None
 
 
-def joined(tables: Sequence[Table]) -> Table:
-    return Table([row for table in tables for row in table.rows])
+def join_tables(tables: Sequence[RouteTable]) -> RouteTable:
+    return RouteTable([row for table in tables for row in table.rows])
 
 
 async def read_json(request: Request) -> Any:
@@ -195,4 +195,4 @@ async def read_json(request: Request) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise Denied(400, "Problems parsing JSON") from None
+        raise ApiError(400, "Problems parsing JSON") from None

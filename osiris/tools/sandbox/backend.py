@@ -13,253 +13,261 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.events import Prepared
-from osiris.core.ports.sandbox import Limits, Plan, Probe, Session
-from osiris.tools.sandbox.disks.checkout_cache import Layers
+from osiris.core.ports.sandbox import Plan, Probe, SandboxLimits, Session
+from osiris.tools.sandbox.disks.checkout_cache import CheckoutCache
 from osiris.tools.sandbox.disks.disk import DEVICES, ETC, INDEX, TERMINALS, USR, Disk, finish_in_thread
 from osiris.tools.sandbox.disks.image_disk import HOST_USR, ImageDisk
-from osiris.tools.sandbox.disks.tmpfs_disk import HeldDisk
+from osiris.tools.sandbox.disks.tmpfs_disk import TmpfsDisk
 from osiris.tools.sandbox.jail import cgroup as cgroups
 from osiris.tools.sandbox.jail import jail_etc
-from osiris.tools.sandbox.jail.bwrap_arguments import View
+from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
-from osiris.tools.sandbox.jail.orphans import end_orphans
-from osiris.tools.sandbox.jail.process import dropped_uid, leave_no_cores, wait_for_ending
-from osiris.tools.sandbox.network.network_access import Ways
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.jail.orphans import kill_orphans
+from osiris.tools.sandbox.jail.process import disable_core_dumps, resolve_jail_uid, wait_for_jails
+from osiris.tools.sandbox.network.network_access import NetworkAccess
+from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.probes import capabilities as machine
-from osiris.tools.sandbox.session import PLAIN_NAME, Ground, OpenSession, remove_cgroup
-from osiris.tools.sandbox.users import SHARED, Users, owner, release_user
-from osiris.tools.sandbox.workspace.checkout import Filling, check_out, copy_index
+from osiris.tools.sandbox.session import PLAIN_NAME, BubblewrapSession, SessionResources, remove_cgroup
+from osiris.tools.sandbox.users import SHARED, SessionUsers, read_owner, release_user
+from osiris.tools.sandbox.workspace.checkout import CheckoutSpec, check_out, copy_index
 from osiris.tools.sandbox.workspace.export import OBJECT_ID
-from osiris.tools.sandbox.workspace.setup_cache import Setups
+from osiris.tools.sandbox.workspace.setup_cache import SetupCache
 
 NEW: Final = "@new-"  # of a session for a set-up
 PREPARED: Final = TypeAdapter(Prepared)
 
 
-class Bubblewrap:
-    """Implements `sandboxing.Sandbox` with bubblewrap. `root` holds the sessions' disks; `mirror_of` says where the
+class BubblewrapSandbox:
+    """Implements `sandboxing.FakeSandbox` with bubblewrap. `root` holds the sessions' disks; `mirror_of` says where the
     mirror of a repository is; `probes` are what another one of this process has found out about this machine."""
 
     def __init__(
         self,
         root: Path,
         mirror_of: Callable[[str], Path],
-        options: Options | None = None,
+        options: SandboxOptions | None = None,
         probes: Sequence[Probe] = (),
     ) -> None:
-        self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or Options()
-        leave_no_cores()
-        self._uid = dropped_uid()
-        self._probed = probes
-        self._bounds: Sequence[Probe] = ()
+        self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or SandboxOptions()
+        disable_core_dumps()
+        self._uid = resolve_jail_uid()
+        self._probes = probes
+        self._limit_probes: Sequence[Probe] = ()
         self._probing = asyncio.Lock()
-        self._for_setups = set[str]()
+        self._setup_sessions = set[str]()
         for chain in self._options.toolchains:
             if not chain.is_absolute():
                 raise Refused(f"the toolchain {chain} must be an absolute path")
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._root.chmod(0o711)
-            self._etc = jail_etc.prepare(self._root)
-            self._setups = Setups(self._root, self._options.cache)
+            self._etc = jail_etc.prepare_etc(self._root)
+            self._setups = SetupCache(self._root, self._options.cache)
         except OSError as error:
             raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
-        self._layers = Layers(self._root, self._options.cache, uid=self._uid)
-        self._ways = Ways(self._root, self._options)
-        self._users = Users(self._root / "@disks")
+        self._checkouts = CheckoutCache(self._root, self._options.cache, uid=self._uid)
+        self._network = NetworkAccess(self._root, self._options)
+        self._users = SessionUsers(self._root / "@disks")
 
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
         """The session `name`, found again or made new as `plan` says; and whether it is new. It is found once it was
         sealed.
 
-        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed, Mendable when its set-up
-        fails, Unavailable when this cannot be done now.
+        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed, NeedsOperator when its
+        set-up fails, Unavailable when this cannot be done now.
         """
-        disk = self._disk(name)
-        weakness = await self._insist()
-        if await finish_in_thread(disk.find):
-            self._end_processes(name)
-            view = await self._view(disk, plan)
-            return self._session(disk, view, PREPARED.validate_python(disk.notes)), False
-        self._check(plan)
+        disk = self._get_disk(name)
+        weakness = await self._assert_safe()
+        if await finish_in_thread(disk.find_sealed):
+            self._kill_processes(name)
+            view = await self._build_jail_spec(disk, plan)
+            return self._open_session(disk, view, PREPARED.validate_python(disk.notes)), False
+        self._check_plan(plan)
         await self.remove(name)
-        setup = await self._setups.get(plan, self._salt, lambda: self._for_setup(plan))
+        setup = await self._setups.get(plan, self._cache_salt, lambda: self._create_setup_session(plan))
         prepared = Prepared(weakness=weakness)
         if setup:
             prepared = Prepared(commands=setup.commands, cached=setup.cached, weakness=weakness)
-        return await self._make(disk, plan, prepared, setup.tar if setup else None), True
+        return await self._create_session(disk, plan, prepared, setup.tar if setup else None), True
 
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes about a second."""
-        await asyncio.to_thread(end_orphans)
-        ask = partial(machine.run, self._root, self._etc, weak=self._options.weak, bounds=self._bounds)
+        await asyncio.to_thread(kill_orphans)
+        ask = partial(machine.run_probes, self._root, self._etc, weak=self._options.weak, bounds=self._limit_probes)
         found = await asyncio.to_thread(ask)
-        self._bounds = machine.bounds_that_hold(found)
-        self._probed = found if all(probe.ok for probe in found if probe.needed) else ()
+        self._limit_probes = machine.select_held_bounds(found)
+        self._probes = found if all(probe.ok for probe in found if probe.needed) else ()
         return found
 
     async def remove(self, name: str) -> None:
         """Throw the session `name` away, whoever left it; fine when there is none."""
-        disk = self._disk(name)
-        self._end_processes(name)
-        await wait_for_ending()
+        disk = self._get_disk(name)
+        self._kill_processes(name)
+        await wait_for_jails()
         await finish_in_thread(disk.remove)
-        await remove_cgroup(self._group(name))
-        self._ways.forget(name)
+        await remove_cgroup(self._get_cgroup_name(name))
+        self._network.close_network(name)
 
     def names(self) -> list[str]:
         """The sessions that exist on disk, and what a killed worker left of one that was made for a set-up."""
-        found = {entry.name for entry in os.scandir(self._root)} - self._for_setups
+        found = {entry.name for entry in os.scandir(self._root)} - self._setup_sessions
         return sorted(name for name in found if PLAIN_NAME.fullmatch(name.removeprefix(NEW)))
 
     # ── making ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _make(
+    async def _create_session(
         self, disk: Disk, plan: Plan, prepared: Prepared, setup: Path | None = None, *, for_setup: bool = False
-    ) -> OpenSession:
+    ) -> BubblewrapSession:
         async with contextlib.AsyncExitStack() as failed:
             failed.push_async_callback(self.remove, disk.folder.name)
-            filling = Filling(base=plan.base, files=plan.files, setup=setup)
+            filling = CheckoutSpec(base=plan.base, files=plan.files, setup=setup)
             if isinstance(disk, ImageDisk):
                 await finish_in_thread(self._claim_user, disk)
-                layer = await self._layers.get(plan.repo, plan.trusted, self._salt, partial(self._fill_layer, plan))
-                await finish_in_thread(disk.make_over, layer, plan.limits)
-                filling = replace(filling, index=layer.keep / INDEX)
+                layer = await self._checkouts.get(
+                    plan.repo, plan.trusted, self._cache_salt, partial(self._fill_checkout, plan)
+                )
+                await finish_in_thread(disk.create_over, layer, plan.limits)
+                filling = replace(filling, index=layer.host_only / INDEX)
             else:
-                await finish_in_thread(disk.make, plan.limits)
-            view = await self._view(disk, plan, for_setup=for_setup)
-            if filling.index and filling == Filling(base=plan.trusted, index=filling.index):
+                await finish_in_thread(disk.create, plan.limits)
+            view = await self._build_jail_spec(disk, plan, for_setup=for_setup)
+            if filling.index and filling == CheckoutSpec(base=plan.trusted, index=filling.index):
                 copy_index(filling.index, disk)
             else:
                 await self._check_out(view, disk, filling)
-            disk.close(PREPARED.dump_python(prepared, mode="json"))
-            session = self._session(disk, view, prepared, untouched=not plan.files)
+            disk.finalize(PREPARED.dump_python(prepared, mode="json"))
+            session = self._open_session(disk, view, prepared, untouched=not plan.files)
             failed.pop_all()
         return session
 
-    async def _fill_layer(self, plan: Plan, disk: ImageDisk) -> None:
+    async def _fill_checkout(self, plan: Plan, disk: ImageDisk) -> None:
         await finish_in_thread(self._claim_user, disk)
-        await finish_in_thread(disk.make, plan.limits)
+        await finish_in_thread(disk.create, plan.limits)
         try:
-            await self._check_out(await self._view(disk, plan), disk, Filling(base=plan.trusted))
-            disk.close({})
+            await self._check_out(await self._build_jail_spec(disk, plan), disk, CheckoutSpec(base=plan.trusted))
+            disk.finalize({})
         finally:
-            await remove_cgroup(self._group(disk.folder.name))
+            await remove_cgroup(self._get_cgroup_name(disk.folder.name))
         release_user(disk.image)
 
     def _claim_user(self, disk: ImageDisk) -> None:
         """Raises Unavailable."""
-        disk.reserve()
-        disk.uid = self._users.claim(disk.image) if self._apart else SHARED
+        disk.reserve_paths()
+        disk.uid = self._users.claim_user(disk.image) if self._has_separate_users else SHARED
 
-    async def _for_setup(self, plan: Plan) -> OpenSession:
+    async def _create_setup_session(self, plan: Plan) -> BubblewrapSession:
         """A session of the base branch, with the way out of a set-up, that nobody finds again."""
-        disk = self._disk(f"{NEW}{secrets.token_hex(8)}")
-        self._for_setups.add(disk.folder.name)
+        disk = self._get_disk(f"{NEW}{secrets.token_hex(8)}")
+        self._setup_sessions.add(disk.folder.name)
         plan = replace(plan, base=plan.trusted, files="", setup=None, hosts=plan.setup.hosts if plan.setup else ())
-        return await self._make(disk, plan, Prepared(), for_setup=True)
+        return await self._create_session(disk, plan, Prepared(), for_setup=True)
 
-    async def _check_out(self, view: View, disk: Disk, filling: Filling) -> None:
+    async def _check_out(self, view: JailSpec, disk: Disk, filling: CheckoutSpec) -> None:
         try:
-            await check_out(view, disk, self._cgroup(disk.folder.name, view.limits), filling)
+            await check_out(view, disk, self._make_cgroup(disk.folder.name, view.limits), filling)
         except Unavailable as error:
             if "find source path" in str(error):
-                raise Refused(_unreachable(view, str(error))) from error
+                raise Refused(_describe_unreachable(view, str(error))) from error
             raise
 
-    def _session(self, disk: Disk, view: View, prepared: Prepared, *, untouched: bool = False) -> OpenSession:
-        group = self._group(disk.folder.name)
-        ended = partial(self._ended, disk.folder.name)
-        ground = Ground(disk, view, self._root / "@packs", group, self._ways.egress(disk.folder.name), ended)
-        return OpenSession(ground, self._cgroup(disk.folder.name, view.limits), prepared, untouched=untouched)
+    def _open_session(
+        self, disk: Disk, view: JailSpec, prepared: Prepared, *, untouched: bool = False
+    ) -> BubblewrapSession:
+        group = self._get_cgroup_name(disk.folder.name)
+        ended = partial(self._forget_session, disk.folder.name)
+        ground = SessionResources(
+            disk, view, self._root / "@packs", group, self._network.get_proxy(disk.folder.name), ended
+        )
+        return BubblewrapSession(
+            ground, self._make_cgroup(disk.folder.name, view.limits), prepared, untouched=untouched
+        )
 
-    def _ended(self, name: str) -> None:
-        self._ways.forget(name)
-        self._for_setups.discard(name)
+    def _forget_session(self, name: str) -> None:
+        self._network.close_network(name)
+        self._setup_sessions.discard(name)
 
-    def _cgroup(self, name: str, limits: Limits) -> Cgroup | None:
+    def _make_cgroup(self, name: str, limits: SandboxLimits) -> Cgroup | None:
         """An ordinary user's disk is memory, which the kernel counts to those who write there."""
         if self._uid is None:
             limits = replace(limits, memory=limits.memory + limits.disk)
-        return cgroups.make(self._group(name), limits)
+        return cgroups.make_cgroup(self._get_cgroup_name(name), limits)
 
-    async def _view(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> View:
-        way = await self._ways.open(disk.folder.name, plan.hosts, for_setup=for_setup)
-        return View(
-            etc=disk.own(ETC) or self._etc,
-            usr=disk.own(USR) or HOST_USR,
-            devices=disk.own(DEVICES),
-            terminals=disk.own(TERMINALS),
+    async def _build_jail_spec(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> JailSpec:
+        way = await self._network.open_network(disk.folder.name, plan.hosts, for_setup=for_setup)
+        return JailSpec(
+            etc=disk.get_private_path(ETC) or self._etc,
+            usr=disk.get_private_path(USR) or HOST_USR,
+            devices=disk.get_private_path(DEVICES),
+            terminals=disk.get_private_path(TERMINALS),
             uid=disk.uid,
             work=disk.folder / "work",
             tmp=disk.folder / "tmp",
             home=disk.folder / "home",
             mirror=self._mirror_of(plan.repo).absolute(),
             toolchains=self._options.toolchains,
-            way_out=way.folder if way else None,
+            proxy_folder=way.folder if way else None,
             environment=way.environment if way else {},
             cargo=way.cargo if way else None,
-            enter=disk.enter,
+            nsenter_prefix=disk.nsenter_prefix,
             limits=plan.limits,
         )
 
     # ── what must hold first ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def _insist(self) -> str:
+    async def _assert_safe(self) -> str:
         """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing that the operator
         goes without."""
         async with self._probing:
-            found = self._probed or await self.probe()
+            found = self._probes or await self.probe()
         lacks = []
         for probe in found:
             if probe.ok:
                 continue
             if probe.needed and probe.passing:
-                raise TooSlow(f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}")
+                raise LocalTimeout(f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}")
             if probe.needed:
                 raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
             lacks.append(probe.name)
         return ", ".join(lacks)
 
-    def _check(self, plan: Plan) -> None:
+    def _check_plan(self, plan: Plan) -> None:
         for commit in filter(None, (plan.base, plan.trusted, plan.files)):
             if not OBJECT_ID.fullmatch(commit):
                 raise Refused(f"{commit!r} is not the id of a commit")
         if not (self._mirror_of(plan.repo) / "HEAD").is_file():
             raise Refused(f"the mirror {self._mirror_of(plan.repo)} is missing")
 
-    def _disk(self, name: str) -> Disk:
+    def _get_disk(self, name: str) -> Disk:
         if not PLAIN_NAME.fullmatch(name.removeprefix(NEW)) or name in (".", ".."):
             raise Refused(f"{name!r} cannot name a session")
         if self._uid is None:
-            return HeldDisk(self._root, name, uid=None, etc=self._etc)
+            return TmpfsDisk(self._root, name, uid=None, etc=self._etc)
         disk = ImageDisk(self._root, name, uid=self._uid, etc=self._etc)
-        disk.uid = owner(disk.image)
+        disk.uid = read_owner(disk.image)
         return disk
 
     @property
-    def _apart(self) -> bool:
+    def _has_separate_users(self) -> bool:
         """Whether each session has a user of its own."""
-        return any(probe.name == machine.APART and probe.ok for probe in self._probed)
+        return any(probe.name == machine.APART and probe.ok for probe in self._probes)
 
     @property
-    def _salt(self) -> str:
+    def _cache_salt(self) -> str:
         """What kept checkouts and set-ups depend on besides the repository."""
-        shared = () if self._uid is None or self._apart else (str(SHARED),)
+        shared = () if self._uid is None or self._has_separate_users else (str(SHARED),)
         return "\0".join([self._etc.name, *shared, *map(str, self._options.toolchains)])
 
-    def _group(self, name: str) -> str:
+    def _get_cgroup_name(self, name: str) -> str:
         return f"osiris-{hashlib.sha256(str(self._root).encode()).hexdigest()[:8]}-{name}"
 
-    def _end_processes(self, name: str) -> None:
+    def _kill_processes(self, name: str) -> None:
         """The second line: jails die with their worker."""
-        if group := cgroups.find(self._group(name)):
+        if group := cgroups.find_cgroup(self._get_cgroup_name(name)):
             group.kill()
 
 
-def _unreachable(view: View, words: str) -> str:
+def _describe_unreachable(view: JailSpec, words: str) -> str:
     who = f"the sandbox's user (uid {view.uid})" if view.uid is not None else "the sandbox"
     return f"{who} cannot reach what it needs ({words}); make the folders above {view.mirror} searchable (chmod 711)"

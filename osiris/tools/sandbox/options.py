@@ -7,12 +7,12 @@ from typing import Literal
 
 from osiris.core.ports.sandbox import GIB
 
-Network = Literal["none", "setup", "agent"]
+NetworkMode = Literal["none", "setup", "agent"]
 """Who may have a way out: nobody, set-ups, or agents too, where their repository says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class SandboxOptions:
     """`toolchains` are folders that jails see read-only at the same place, with their `bin` in front of PATH; `weak`
     allows runs on a machine that has no limit for their memory; `cache` is how many bytes kept checkouts may take, and
     what set-ups left as many again; `environment` is that in which this machine's package tools are asked for their
@@ -20,6 +20,6 @@ class Options:
 
     toolchains: Sequence[Path] = ()
     weak: bool = False
-    network: Network = "setup"
+    network: NetworkMode = "setup"
     cache: int = 20 * GIB
     environment: Mapping[str, str] = field(default_factory=dict)

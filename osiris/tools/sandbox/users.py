@@ -24,7 +24,7 @@ USERS: Final = tuple(uid for uid in range(FIRST, LAST + 1) if uid != SHARED)
 CLAIMS = Path("/run/osiris-users")
 
 
-class Users:
+class SessionUsers:
     """The users of the sessions whose images are in one folder."""
 
     def __init__(self, images: Path) -> None:
@@ -33,50 +33,50 @@ class Users:
         self._next = int.from_bytes(seed[:4], "big") % len(USERS)  # so that workers seldom meet
         self._restored = False
 
-    def claim(self, image: Path) -> int:
+    def claim_user(self, image: Path) -> int:
         """Return a user for the session of this image, which is made to belong to it. Raises Unavailable."""
         try:
-            with _locked():
-                return self._claim(image)
+            with _lock_claims():
+                return self._claim_next_free(image)
         except OSError as error:
             raise Unavailable(f"no user for a session could be claimed: {error}") from None
 
-    def _claim(self, image: Path) -> int:
+    def _claim_next_free(self, image: Path) -> int:
         if not self._restored:
-            self._restore()
+            self._restore_claims()
         swept = False
         for _ in USERS:
             uid = USERS[self._next]
             self._next = (self._next + 1) % len(USERS)  # a user who is gone rests for as long as can be
-            if os.path.lexists(_link(uid)):
+            if os.path.lexists(_get_link(uid)):
                 if not swept:
-                    _sweep()
+                    _remove_void_links()
                 swept = True
-                if os.path.lexists(_link(uid)):
+                if os.path.lexists(_get_link(uid)):
                     continue
             image.touch(mode=0o600)
             os.chown(image, uid, 0)
-            _link(uid).symlink_to(image)
+            _get_link(uid).symlink_to(image)
             return uid
         raise Unavailable(f"this machine has {len(USERS)} sessions, and no user for one more")
 
-    def _restore(self) -> None:
+    def _restore_claims(self) -> None:
         """Claim again what sessions have that are older than the folder of claims, which a restart empties."""
-        _sweep()
+        _remove_void_links()
         for image in self._images.glob("*.img"):
             with contextlib.suppress(FileNotFoundError, FileExistsError):  # it is gone; its user is claimed
                 if (uid := image.stat().st_uid) in USERS:
-                    _link(uid).symlink_to(image)
+                    _get_link(uid).symlink_to(image)
         self._restored = True
 
 
-def check_claims() -> None:
+def assert_can_claim() -> None:
     """Raise OSError where no user can be claimed."""
-    with _locked():
+    with _lock_claims():
         pass
 
 
-def owner(image: Path) -> int:
+def read_owner(image: Path) -> int:
     """Return the user that the session of this image runs as."""
     try:
         return image.stat().st_uid or SHARED
@@ -90,21 +90,21 @@ def release_user(image: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
+def _lock_claims() -> Iterator[None]:
     CLAIMS.mkdir(mode=0o700, exist_ok=True)
     with (CLAIMS / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _link(uid: int) -> Path:
+def _get_link(uid: int) -> Path:
     return CLAIMS / str(uid)
 
 
-def _sweep() -> None:
+def _remove_void_links() -> None:
     """Take the void links away whose users have no process."""
     void = [link for link in CLAIMS.iterdir() if link.is_symlink() and not _is_valid(link)]
-    living = _living_users() if void else set()
+    living = _list_live_users() if void else set()
     for link in void:
         if int(link.name) not in living:
             link.unlink()
@@ -117,7 +117,7 @@ def _is_valid(link: Path) -> bool:
         return False
 
 
-def _living_users() -> set[int]:
+def _list_live_users() -> set[int]:
     """Return the users of all processes, by all four of their ids: proc_pid_status(5)."""
     found = set[int]()
     for entry in os.scandir("/proc"):

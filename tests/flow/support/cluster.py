@@ -23,39 +23,39 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.bootstrap import Patience, build
+from osiris.bootstrap import Timeouts, build_osiris
 from osiris.config.settings import Settings
 from osiris.core.ports.models import Message
-from osiris.playground.environment import Stage, staged
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.database import connect
-from osiris.queue.read_models import Views
+from osiris.queue.read_models import ReadModels
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow
 from osiris.queue.task_store import Store
-from osiris.runtime import serve, work
+from osiris.runtime import run_worker, serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
 from tests.forkserver import FORKS
 
-QUICK = Patience(pauses=(0.05,), lease=2.0)
+QUICK = Timeouts(pauses=(0.05,), lease=2.0)
 """A worker that is silent for two seconds counts as dead; a take-over need not be waited for."""
-REAL = Patience(pauses=(0.05,))
+REAL = Timeouts(pauses=(0.05,))
 """The patience that operators get."""
 
 Role = Literal["web", "worker"]
 Found = TypeVar("Found")
 
 
-def live(role: Role, settings: Settings, patience: Patience, log: Path) -> None:
+def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
     """A whole life of one process, until it is told to end or killed."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    osiris = build(settings, patience=patience, works=role == "worker")
-    uvloop.run(serve(osiris) if role == "web" else work(osiris))
+    osiris = build_osiris(settings, patience=patience, works=role == "worker")
+    uvloop.run(serve(osiris) if role == "web" else run_worker(osiris))
 
 
 class Machine:
     """One process of Osiris in one data folder; it can be begun again there when it is gone."""
 
-    def __init__(self, role: Role, settings: Settings, patience: Patience) -> None:
+    def __init__(self, role: Role, settings: Settings, patience: Timeouts) -> None:
         self.role, self.settings, self._patience = role, settings, patience
         self._process: BaseProcess | None = None
         self.pid = 0
@@ -126,14 +126,14 @@ class Machine:
 class Site:
     """The stage, the machines on it, and who looks into the database."""
 
-    stage: Stage
+    stage: Environment
     web: Machine
     engine: AsyncEngine
     store: Store
-    views: Views
+    views: ReadModels
     alice: Person
     bob: Person
-    patience: Patience
+    patience: Timeouts
     workers: list[Machine] = field(default_factory=list)
 
     # ── machines ──
@@ -222,7 +222,7 @@ class Site:
     async def settled(self) -> None:
         """Wait until nothing is on its way; GitHub sends again what met a closed door."""
         while True:
-            await self.stage.settled(self.store)
+            await self.stage.wait_until_settled(self.store)
             if not self.send_again():
                 return
 
@@ -252,7 +252,7 @@ class Site:
 
     async def transcript(self, task: int = 1) -> list[Message]:
         """Every message of a task, in order."""
-        return [step.message for step in await self.views.steps(task)]
+        return [step.message for step in await self.views.list_steps(task)]
 
     async def said(self, many: int) -> None:
         """Wait until the model has said so much in the first task, and what it said last is being done."""
@@ -273,19 +273,19 @@ class Site:
 
     async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
         issue = await self.alice.file_issue(title, body)
-        await self.alice.label(issue)
+        await self.alice.add_label(issue)
         return issue
 
     async def files(self) -> dict[str, str]:
         """What the only pull request adds or changes, and how it reads there."""
-        [pull] = await self.alice.pulls()
-        changed = await self.alice.ask("GET", f"/pulls/{pull['number']}/files")
+        [pull] = await self.alice.list_pulls()
+        changed = await self.alice.send_request("GET", f"/pulls/{pull['number']}/files")
         return {f["filename"]: self.git("show", f"{pull['head']['sha']}:{f['filename']}") for f in changed}
 
     async def visible(self) -> dict[str, Any]:
         """Everything that anybody could see on GitHub."""
-        issues = await self.alice.ask("GET", "/issues?state=all&per_page=100")
-        pulls = await self.alice.pulls()
+        issues = await self.alice.send_request("GET", "/issues?state=all&per_page=100")
+        pulls = await self.alice.list_pulls()
         heads = sorted({pull["head"]["sha"] for pull in pulls})
         return {
             "issues": [(i["number"], i["state"], i["title"], i["body"]) for i in issues],
@@ -296,10 +296,10 @@ class Site:
         }
 
     async def _comments(self, number: int) -> list[tuple[Any, ...]]:
-        return [(c["id"], c["updated_at"], c["body"]) for c in await self.alice.comments(number)]
+        return [(c["id"], c["updated_at"], c["body"]) for c in await self.alice.list_comments(number)]
 
     async def _checks(self, head: str) -> list[tuple[Any, ...]]:
-        found = await self.alice.ask("GET", f"/commits/{head}/check-runs")
+        found = await self.alice.send_request("GET", f"/commits/{head}/check-runs")
         return [(run["id"], run["status"], run["conclusion"]) for run in found["check_runs"]]
 
 
@@ -345,7 +345,7 @@ async def site(
     pair: Mapping[str, Any],
     story: dict[str, Any],
     *,
-    patience: Patience = QUICK,
+    patience: Timeouts = QUICK,
     workers: int = 1,
     model: Mapping[str, str] | None = None,
     files: Mapping[str, Any] | None = None,
@@ -354,15 +354,17 @@ async def site(
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(story))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
-    async with staged(place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more) as stage:
+    async with start_environment(
+        place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more
+    ) as stage:
         engine = connect(stage.settings.database)
-        async with stage.person("alice") as alice, stage.person("bob") as bob:
+        async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
             it = Site(
                 stage=stage,
                 web=Machine("web", stage.settings, patience),
                 engine=engine,
                 store=Store(engine),
-                views=Views(engine),
+                views=ReadModels(engine),
                 alice=alice,
                 bob=bob,
                 patience=patience,
@@ -380,7 +382,7 @@ async def site(
                 await it.store.close()
 
 
-async def answers(stage: Stage) -> bool:
+async def answers(stage: Environment) -> bool:
     async with httpx.AsyncClient(trust_env=False) as http:
         try:
             return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success

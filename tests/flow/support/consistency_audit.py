@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fake_vendors.server import Vendors
 from osiris.core.events import IssueRef
-from osiris.queue.read_models import TaskLine
+from osiris.queue.read_models import TaskSummary
 from osiris.queue.tables import RunRow, StepRow
 from tests.flow.conftest import REPO, run, step, submit
 from tests.flow.support.cluster import Machine, Site, until
@@ -58,17 +58,17 @@ class Life:
         pull = (await self._until(issue, commits=1)).task.pull
         assert pull is not None
         if self.reviewed:
-            await self.it.bob.review(pull, "REQUEST_CHANGES", f"Nearly: {self.name}")
+            await self.it.bob.submit_review(pull, "REQUEST_CHANGES", f"Nearly: {self.name}")
             await self._until(issue, commits=2)
-        await self.it.bob.review(pull, "APPROVE")
+        await self.it.bob.submit_review(pull, "APPROVE")
         await until(lambda: self._is_ready(pull), within=LIFE)
-        await self.it.bob.merge(pull)
+        await self.it.bob.merge_pull(pull)
 
-    async def _until(self, issue: int, *, commits: int) -> TaskLine:
+    async def _until(self, issue: int, *, commits: int) -> TaskSummary:
         """The task, once so many commits are to be reviewed and nothing of it waits."""
 
-        async def handed_in() -> TaskLine | None:
-            line = await self.it.views.task(IssueRef(REPO, issue))
+        async def handed_in() -> TaskSummary | None:
+            line = await self.it.views.find_task(IssueRef(REPO, issue))
             if line is None or line.task.pull is None or line.task.state != "review" or line.waiting:
                 return None
             return line if line.task.run == commits else None
@@ -76,7 +76,7 @@ class Life:
         return await until(handed_in, within=LIFE, every=0.1)
 
     async def _is_ready(self, pull: int) -> bool:
-        return not (await self.it.alice.pull(pull))["draft"]
+        return not (await self.it.alice.get_pull(pull))["draft"]
 
 
 @dataclass(kw_only=True)
@@ -118,7 +118,9 @@ class Counting:
             self._single(f"{name}: pull requests", len(mine))
             for pull in mine[:1]:
                 await self._pull(name, pull)
-        self._losses.extend(f"given up: {failure.what}: {failure.error}" for failure in await self._it.views.failures())
+        self._losses.extend(
+            f"given up: {failure.what}: {failure.error}" for failure in await self._it.views.list_failures()
+        )
         return self._toll
 
     def _single(self, what: str, found: int, wanted: int = 1) -> int:
@@ -129,16 +131,16 @@ class Counting:
     async def _pull(self, name: str, pull: dict[str, Any]) -> None:
         issue, number = _issue_of(pull), pull["number"]
         for place in (issue, number):
-            said = len(await self._it.alice.comments(place))
+            said = len(await self._it.alice.list_comments(place))
             self._toll.comments += self._single(f"{name}: comments on #{place}", said)
-        made = await self._it.alice.ask("GET", f"/pulls/{number}/commits")
+        made = await self._it.alice.send_request("GET", f"/pulls/{number}/commits")
         self._toll.commits += self._single(f"{name}: commits", len(made), self._commits)
         text = self._it.git("show", f"{pull['head']['sha']}:{name}.txt")
         self._single(f"{name}: lines", text.count("\n"), self._commits)
         await self._task(name, issue)
 
     async def _task(self, name: str, issue: int) -> None:
-        line = await self._it.views.task(IssueRef(REPO, issue))
+        line = await self._it.views.find_task(IssueRef(REPO, issue))
         if line is None or line.task.state != "done" or line.waiting:
             self._losses.append(f"{name} is {line.task.state} ({line.task.reason})" if line else f"{name} is unknown")
         else:
@@ -152,7 +154,7 @@ def _issue_of(pull: dict[str, Any]) -> int:
 async def _all(it: Site, path: str) -> list[dict[str, Any]]:
     """Every page."""
     found: list[dict[str, Any]] = []
-    while more := await it.alice.ask("GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"):
+    while more := await it.alice.send_request("GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"):
         found += more
         if len(more) < 100:
             break

@@ -25,17 +25,17 @@ import yaml
 from sqlalchemy import Engine, event
 
 import osiris
-from osiris.bootstrap import Patience, brains_of, build
+from osiris.bootstrap import Timeouts, build_osiris, create_models
 from osiris.config.settings import Settings
-from osiris.core.ports.models import Brain, Hear, Message, ToolSpec, deaf
-from osiris.playground.environment import staged
+from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolSpec, ignore_deltas
+from osiris.playground.environment import start_environment
 from osiris.queue.database import connect
-from osiris.queue.read_models import Views
+from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 from osiris.runtime import serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
 from tests.flow.support.cluster import answers
-from tests.flow.test_crash import Ground
+from tests.flow.test_crash import CrashEnvironment
 from tests.forkserver import FORKS
 
 OURS = f"{Path(osiris.__file__).parent}/"
@@ -43,7 +43,7 @@ OURS = f"{Path(osiris.__file__).parent}/"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The `number`-th time that a life comes by a place in Osiris's code from which it touches the outside."""
+    """The `parse_number`-th time that a life comes by a place in Osiris's code from which it touches the outside."""
 
     place: str
     number: int
@@ -111,27 +111,29 @@ class Fuse:
         return sent
 
 
-class Touched:
+class InstrumentedModel:
     """A brain whose questions are touches."""
 
-    def __init__(self, brain: Brain, fuse: Fuse) -> None:
-        self._brain, self._fuse, self.priced = brain, fuse, brain.priced
+    def __init__(self, model: LanguageModel, fuse: Fuse) -> None:
+        self._model, self._fuse, self.is_priced = model, fuse, model.is_priced
 
-    async def reply(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], hear: Hear = deaf) -> Message:
+    async def reply(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+    ) -> Message:
         self._fuse.touch()
-        return await self._brain.reply(transcript, tools, hear)
+        return await self._model.reply(transcript, tools, on_delta)
 
 
 def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
     """A whole life, web and worker, until it dies of its fuse or is killed."""
     logging.disable(logging.CRITICAL)
-    fuse, brains = Fuse(fate, burnt), brains_of(settings)
+    fuse, brains = Fuse(fate, burnt), create_models(settings)
     fuse.lay()
 
-    async def choose(model: str) -> Brain:
-        return Touched(await brains.choose(model), fuse)
+    async def choose(model: str) -> LanguageModel:
+        return InstrumentedModel(await brains.select(model), fuse)
 
-    asyncio.run(serve(build(settings, choose=choose, patience=Patience(pauses=(0.05,)))))
+    asyncio.run(serve(build_osiris(settings, choose=choose, patience=Timeouts(pauses=(0.05,)))))
 
 
 class Fused:
@@ -177,19 +179,26 @@ class Fused:
 
 
 @contextlib.asynccontextmanager
-async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[Ground, Fused]]:
+async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[CrashEnvironment, Fused]]:
     """The ground of the crash tests, with lives that die of themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
-    async with staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage:
+    async with start_environment(
+        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+    ) as stage:
         lives, store = Fused(stage.settings, fates), Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             async with asyncio.timeout(60):
                 while not await answers(stage):
                     await asyncio.sleep(0.02)
-            async with stage.person("alice") as alice, stage.person("bob") as bob:
-                yield Ground(stage=stage, lives=lives, store=store, views=Views(engine), alice=alice, bob=bob), lives
+            async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
+                yield (
+                    CrashEnvironment(
+                        stage=stage, lives=lives, store=store, views=ReadModels(engine), alice=alice, bob=bob
+                    ),
+                    lives,
+                )
         finally:
             await lives.end()
             await store.close()

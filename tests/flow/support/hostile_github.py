@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.bootstrap import Osiris, Patience
+from osiris.bootstrap import Osiris, Timeouts
 from osiris.bot.github import app_auth, transport
 from osiris.core.task import Task
 from osiris.devhub.models import Delivery
-from osiris.devhub.server import Cut
-from osiris.devhub.webhook_sender import Sending
-from osiris.playground.environment import Stage, staged
+from osiris.devhub.server import TruncatedResponse
+from osiris.devhub.webhook_sender import PendingDelivery
+from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
-from tests.flow.test_crash import EXPECTED, Ground
+from tests.flow.test_crash import EXPECTED, CrashEnvironment
 from tests.flow.test_outages import from_osiris
 
 ANSWERS = (
@@ -37,7 +37,7 @@ WAIT = 120.0  # seconds for one step of a life
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     """What happens to each coming request and to each coming delivery; "" is nothing, and so is what comes after."""
 
     answers: tuple[str, ...]
@@ -49,14 +49,14 @@ def _mostly(troubles: Sequence[str], most: int) -> st.SearchStrategy[tuple[str, 
     return st.lists(st.one_of(fine, fine, st.sampled_from(troubles)), max_size=most).map(tuple)
 
 
-plans = st.builds(Plan, _mostly(ANSWERS, 60), _mostly(DELIVERIES, 25))
+plans = st.builds(FaultPlan, _mostly(ANSWERS, 60), _mostly(DELIVERIES, 25))
 
 
 @dataclass
 class Enemy:
     """Stands between Osiris and devhub, on both ways."""
 
-    plan: Plan
+    plan: FaultPlan
     over: asyncio.Event = field(default_factory=asyncio.Event)
     done: list[str] = field(default_factory=list)
     """What went wrong so far."""
@@ -79,10 +79,10 @@ class Enemy:
             case "token bad" if "/app/" not in request.url.path and "authorization" in request.headers and not git:
                 return JSONResponse({"message": "Bad credentials"}, 401)
             case "broken off":
-                return Cut()
+                return TruncatedResponse()
         return JSONResponse({"message": "Server Error"}, 502)
 
-    async def deliver(self, delivery: Delivery, send: Sending) -> None:
+    async def deliver(self, delivery: Delivery, send: PendingDelivery) -> None:
         trouble = next(self._deliveries, "")
         if trouble:
             self.done.append(f"{delivery.event} {delivery.action}: {trouble}")
@@ -91,14 +91,14 @@ class Enemy:
                 await send()
                 await send()
             case "later":
-                send.after(asyncio.sleep(0.3))
+                send.defer_until(asyncio.sleep(0.3))
             case "refused":
                 pass
             case "taken, and the answer lost":
                 await send()
                 delivery.status, delivery.status_code = "timed out", 502
             case "dropped" if delivery.event != "issues":
-                send.lost()
+                send.drop()
             case _:
                 await send()
 
@@ -118,58 +118,62 @@ def impatient() -> Iterator[None]:
 class Field:
     """A life of Osiris with that enemy, and people."""
 
-    stage: Stage
+    stage: Environment
     osiris: Osiris
     alice: Person
     bob: Person
 
     async def _task(self) -> Task | None:
-        lines = await self.osiris.views.tasks()
+        lines = await self.osiris.read_models.list_tasks()
         return lines[0].task if lines else None
 
     async def _until(self, reached: Callable[[Task], bool]) -> Task:
         """Wait until the task is there: GitHub sends again what was not taken, and Osiris looks for the rest."""
         async with asyncio.timeout(WAIT):
             while True:
-                await self.stage.settled(self.osiris.store)
+                await self.stage.wait_until_settled(self.osiris.store)
                 if (task := await self._task()) and reached(task):
                     return task
-                await self.stage.hub.resend()
+                await self.stage.hub.resend_webhooks()
                 assert self.osiris.reconciler is not None
-                self.osiris.reconciler.soon()
+                self.osiris.reconciler.request()
                 await asyncio.sleep(0.1)
 
     async def whole_life(self) -> dict[str, object]:
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
-        await self.alice.label(issue)
+        await self.alice.add_label(issue)
         pull = (await self._until(lambda task: task.state == "review" and task.pull is not None)).pull
         assert pull is not None
-        await self.bob.review(pull, "REQUEST_CHANGES", "Nearly.")
+        await self.bob.submit_review(pull, "REQUEST_CHANGES", "Nearly.")
         await self._until(lambda task: task.state == "review" and task.run == 2)
-        await self.bob.review(pull, "APPROVE")
+        await self.bob.submit_review(pull, "APPROVE")
         await self._until(lambda task: task.state == "approved")
-        await self.bob.merge(pull)
+        await self.bob.merge_pull(pull)
         await self._until(lambda task: task.state == "done")
-        await self.stage.settled(self.osiris.store)
+        await self.stage.wait_until_settled(self.osiris.store)
         return await self._visible(issue, pull)
 
     async def _visible(self, issue: int, pull: int) -> dict[str, object]:
-        views, store = self.osiris.views, self.osiris.store
-        ground = Ground(stage=self.stage, lives=None, store=store, views=views, alice=self.alice, bob=self.bob)
+        views, store = self.osiris.read_models, self.osiris.store
+        ground = CrashEnvironment(
+            stage=self.stage, lives=None, store=store, views=views, alice=self.alice, bob=self.bob
+        )
         return await ground.visible(issue, pull)
 
 
-async def fought(place: Path, plan: Plan) -> tuple[dict[str, object], list[str]]:
+async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[str]]:
     """A whole life against an enemy: what is seen at its end, and what went wrong."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     enemy = Enemy(plan)
     with impatient():
         async with (
-            staged(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}") as stage,
-            stage.osiris(patience=Patience(pauses=(0.05,))) as osiris,
-            stage.person("alice") as alice,
-            stage.person("bob") as bob,
+            start_environment(
+                place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+            ) as stage,
+            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
+            stage.get_person("alice") as alice,
+            stage.get_person("bob") as bob,
         ):
             stage.hub.interceptors.append(enemy.answer)
             stage.hub.hooks.interceptors.append(enemy.deliver)

@@ -17,34 +17,34 @@ from osiris.tools.sandbox.disks.image_disk import KEPT, ImageDisk
 
 MOST: Final = 32  # each is a mount, and a loop device of the kernel's
 
-Fill = Callable[[ImageDisk], Awaitable[None]]
+FillDisk = Callable[[ImageDisk], Awaitable[None]]
 """Makes a disk and checks the commit out on it. Raises Refused or Unavailable."""
 
 
-class Layers:
+class CheckoutCache:
     """The kept checkouts of this machine; those used longest ago make room."""
 
     def __init__(self, root: Path, most: int, *, uid: int | None) -> None:
         """`most` is how many bytes they may take together."""
-        self._root, self._most, self._uid = root, most, uid
+        self._root, self._max_bytes, self._uid = root, most, uid
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
 
-    async def get(self, repo: str, commit: str, salt: str, fill: Fill) -> ImageDisk:
+    async def get(self, repo: str, commit: str, salt: str, fill: FillDisk) -> ImageDisk:
         """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
         name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
-        disk = self._disk(name)
+        disk = self._get_disk(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
-            if not await finish_in_thread(disk.find):
-                await self._make(disk, fill)
-                await finish_in_thread(self._make_room, disk)
+            if not await finish_in_thread(disk.find_sealed):
+                await self._make_checkout(disk, fill)
+                await finish_in_thread(self._evict_oldest, disk)
             with contextlib.suppress(FileNotFoundError):  # another one has just made room; who lies over it will see
                 os.utime(disk.image)
         return disk
 
-    def _disk(self, name: str) -> ImageDisk:
+    def _get_disk(self, name: str) -> ImageDisk:
         return ImageDisk(self._root, name, uid=self._uid)
 
-    async def _make(self, disk: ImageDisk, fill: Fill) -> None:
+    async def _make_checkout(self, disk: ImageDisk, fill: FillDisk) -> None:
         """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
         await finish_in_thread(disk.remove)
         async with contextlib.AsyncExitStack() as failed:
@@ -53,7 +53,7 @@ class Layers:
             disk.seal()
             failed.pop_all()
 
-    def _make_room(self, newest: ImageDisk) -> None:
+    def _evict_oldest(self, newest: ImageDisk) -> None:
         """A disk that a workspace lies over goes only from sight: it is there as long as that."""
         found = []
         for image in newest.image.parent.glob(f"{KEPT}*.img"):
@@ -62,6 +62,6 @@ class Layers:
                 found.append((about.st_mtime, about.st_blocks * 512, image))  # what it takes without its holes
         total, many = sum(size for _, size, _ in found), len(found)
         for _, size, image in sorted(found):
-            if image != newest.image and (total > self._most or many > MOST):
+            if image != newest.image and (total > self._max_bytes or many > MOST):
                 total, many = total - size, many - 1
-                self._disk(image.stem).remove()
+                self._get_disk(image.stem).remove()

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from osiris.core.errors import Occupied, TooSlow, Unavailable
-from osiris.core.ports.sandbox import Limits
+from osiris.core.errors import LocalTimeout, Occupied, Unavailable
+from osiris.core.ports.sandbox import SandboxLimits
 
 T = TypeVar("T")
 SHOWN: Final = ("work", "home", "tmp")
@@ -41,93 +41,93 @@ class Disk(ABC):
 
     @property
     @abstractmethod
-    def here(self) -> Path:
+    def host_path(self) -> Path:
         """Where this process finds the same."""
 
     @property
     @abstractmethod
-    def enter(self) -> Sequence[str]:
+    def nsenter_prefix(self) -> Sequence[str]:
         """The words before a command that has to see the disk."""
 
     @property
-    def keep(self) -> Path:
-        return self.here / "keep"
+    def host_only(self) -> Path:
+        return self.host_path / "keep"
 
-    def own(self, name: str) -> Path | None:
+    def get_private_path(self, name: str) -> Path | None:
         """Return where jails find the session's own `usr`, `etc`, `dev` or `pts`; None where it has none."""
-        with contextlib.suppress(OSError), os.scandir(self.here / name) as entries:
+        with contextlib.suppress(OSError), os.scandir(self.host_path / name) as entries:
             if any(entries):
                 return self.folder / name
         return None
 
     @abstractmethod
-    def make(self, limits: Limits) -> None:
+    def create(self, limits: SandboxLimits) -> None:
         """Make it anew. Raises Unavailable."""
 
     @abstractmethod
-    def find(self) -> bool:
+    def find_sealed(self) -> bool:
         """True when it is there, and sealed."""
 
     @abstractmethod
     def remove(self) -> None:
         """Throw it away; fine when it is not there. Raises Unavailable."""
 
-    def _fill(self) -> None:
+    def _make_folders(self) -> None:
         for name in (*SHOWN, "keep"):
-            path = self.here / name
+            path = self.host_path / name
             path.mkdir(mode=0o755)
             if self.uid is not None:
                 os.chown(path, self.uid, self.uid)
-        self.here.chmod(0o711)
+        self.host_path.chmod(0o711)
 
-    def close(self, notes: dict[str, Any]) -> None:
+    def finalize(self, notes: dict[str, Any]) -> None:
         """Close `keep` to the jail's user. What seals the disk is made now, while there is room for it."""
         if self.uid is not None:
-            os.chown(self.keep, 0, 0)
-            for entry in self.keep.iterdir():
+            os.chown(self.host_only, 0, 0)
+            for entry in self.host_only.iterdir():
                 os.chown(entry, 0, 0, follow_symlinks=False)
-        (self.keep / NOTES).write_text(json.dumps(notes))
-        (self.keep / UNSEALED).touch(mode=0o600)
+        (self.host_only / NOTES).write_text(json.dumps(notes))
+        (self.host_only / UNSEALED).touch(mode=0o600)
 
     def seal(self) -> None:
         """Mark it as complete: from now on it is found. It takes no room: the agent may have left none."""
         with contextlib.suppress(FileNotFoundError):  # it is sealed
-            (self.keep / UNSEALED).rename(self.keep / SEALED)
+            (self.host_only / UNSEALED).rename(self.host_only / SEALED)
 
     @property
-    def sealed(self) -> bool:
-        return (self.keep / SEALED).is_file()
+    def is_sealed(self) -> bool:
+        return (self.host_only / SEALED).is_file()
 
     @property
     def notes(self) -> dict[str, Any]:
         """What was noted when it was closed."""
-        noted: dict[str, Any] = json.loads((self.keep / NOTES).read_text())
+        noted: dict[str, Any] = json.loads((self.host_only / NOTES).read_text())
         return noted
 
-    def open_up(self) -> None:
+    def restore_permissions(self) -> None:
         """Called before each command: one that closed the workspace to itself is no end of the session. It cannot be a
         link to something else, for it is a folder in one of ours."""
         with contextlib.suppress(OSError):
-            (self.here / "work").chmod(0o755)
+            (self.host_path / "work").chmod(0o755)
 
-    def settle(self) -> None:
+    def unfreeze_index(self) -> None:
         """Called before the first command of a stranger. Git reads a file again when its second is that of the index,
         so right after a checkout all of them: 5,000 files take 400 ms. When that second has passed with nobody in the
         workspace, a change can no longer hide in it, and the index may say so."""
-        index = self.keep / INDEX
+        index = self.host_only / INDEX
         next_second = int(index.lstat().st_mtime) + 1
         if time.time() > next_second + COARSE_CLOCK:
             os.utime(index, (next_second, next_second), follow_symlinks=False)
 
 
-def run(argv: Sequence[str], cwd: Path = Path("/")) -> None:
+def run_host_program(argv: Sequence[str], cwd: Path = Path("/")) -> None:
     """Run a program of the host for a disk. Raises Unavailable."""
     try:
         done = subprocess.run(
             argv, env={"LC_ALL": "C.UTF-8"}, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )
     except subprocess.TimeoutExpired:
-        raise TooSlow(f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds") from None
+        raise LocalTimeout(f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")
@@ -147,17 +147,17 @@ async def finish_in_thread(work: Callable[..., T], *args: object) -> T:
         raise
 
 
-class NoRoom(Unavailable):
+class HostDiskFull(Unavailable):
     """The host has no room for a disk now."""
 
 
-class NoRoomYet(NoRoom, Occupied):
+class NoRoomYet(HostDiskFull, Occupied):
     """It has none because other disks may still grow; there is room once they are removed."""
 
 
-def fills_up(disk: Disk, size: int) -> str:
+def probe_size_limit(disk: Disk, size: int) -> str:
     """Empty when a disk takes less than `size` bytes, else what went wrong."""
     with contextlib.suppress(OSError):
-        (disk.here / "tmp" / "fill").write_bytes(bytes(size))
+        (disk.host_path / "tmp" / "fill").write_bytes(bytes(size))
         return "a disk took more than its size"
     return ""

@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Final
 
 from osiris.core.errors import Unavailable
-from osiris.core.ports.sandbox import MIB, Limits
+from osiris.core.ports.sandbox import MIB, SandboxLimits
 from osiris.tools.sandbox.disks import mounts
-from osiris.tools.sandbox.disks.disk import DEVICES, DEVPTS, ETC, USR, Disk, NoRoom, NoRoomYet, fills_up, run
-from osiris.tools.sandbox.jail.orphans import end_orphans
-from osiris.tools.sandbox.users import USERS, check_claims
+from osiris.tools.sandbox.disks.disk import (
+    DEVICES,
+    DEVPTS,
+    ETC,
+    USR,
+    Disk,
+    HostDiskFull,
+    NoRoomYet,
+    probe_size_limit,
+    run_host_program,
+)
+from osiris.tools.sandbox.jail.orphans import kill_orphans
+from osiris.tools.sandbox.users import USERS, assert_can_claim
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
 # nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
@@ -44,52 +54,52 @@ class ImageDisk(Disk):
         self.image = root / "@disks" / f"{name}.img"
 
     @property
-    def here(self) -> Path:
+    def host_path(self) -> Path:
         return self.folder
 
     @property
-    def enter(self) -> Sequence[str]:
+    def nsenter_prefix(self) -> Sequence[str]:
         return ()
 
     @property
-    def _over(self) -> Path:
+    def _base_file(self) -> Path:
         """Names the disk that it lies over; no jail ever sees it, so none could name another."""
         return self.folder / "over"
 
-    def make(self, limits: Limits) -> None:
+    def create(self, limits: SandboxLimits) -> None:
         self._make_image(limits)
-        self._mount()
-        self._fill()
-        self._mount_own()
+        self._mount_image()
+        self._make_folders()
+        self._mount_private()
 
-    def make_over(self, layer: "ImageDisk", limits: Limits) -> None:
+    def create_over(self, layer: "ImageDisk", limits: SandboxLimits) -> None:
         """The same, with the workspace of another disk seen below its own files."""
-        self.make(limits)
+        self.create(limits)
         (self.folder / LOWER).mkdir(mode=0o700)
         for part in (OWN, AUXILIARY):
             (self.folder / part).mkdir(mode=0o755)
             if self.uid is not None:
                 os.chown(self.folder / part, self.uid, self.uid)
-        self._over.write_text(layer.folder.name)
-        if not self._lay():
+        self._base_file.write_text(layer.folder.name)
+        if not self._mount_overlay():
             raise Unavailable("the checkout that the workspace was to lie over is gone, and is made anew")
 
-    def find(self) -> bool:
+    def find_sealed(self) -> bool:
         """An image that was put away cleanly (a restart) is mounted again."""
         with _FINDING:
-            if self._is_image() and not self.folder.is_mount():
-                if not self._becomes_clean():
+            if self._has_image() and not self.folder.is_mount():
+                if not self._wait_until_clean():
                     return False
-                self._mount()
-            if not self.sealed:
+                self._mount_image()
+            if not self.is_sealed:
                 return False
-            self._mount_own()
-            return self._lay()
+            self._mount_private()
+            return self._mount_overlay()
 
     def remove(self) -> None:
         """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
         if self.folder.is_mount():
-            run(["/usr/bin/umount", "-l", str(self.folder)])
+            run_host_program(["/usr/bin/umount", "-l", str(self.folder)])
         self.image.unlink(missing_ok=True)
         try:
             self.folder.rmdir()
@@ -97,35 +107,35 @@ class ImageDisk(Disk):
             return
         except OSError:
             mounts.unmount_below(self.folder)
-            run(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
+            run_host_program(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
-    def reserve(self) -> None:
+    def reserve_paths(self) -> None:
         """Make the folder and the place of the image. By its folder a killed worker's image is found."""
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
 
-    def _make_image(self, limits: Limits) -> None:
-        self.reserve()
-        _insist_on_room(self.image, limits.disk)
+    def _make_image(self, limits: SandboxLimits) -> None:
+        self.reserve_paths()
+        _check_free_space(self.image, limits.disk)
         with self.image.open("wb") as file:
             file.truncate(limits.disk)
         self.image.chmod(0o600)
         owner = f"lazy_itable_init=1,nodiscard,root_owner={os.geteuid()}:{os.getegid()}"
-        run([*MKFS, "-E", owner, "-N", str(limits.inodes), str(self.image)])
+        run_host_program([*MKFS, "-E", owner, "-N", str(limits.inodes), str(self.image)])
 
-    def _mount(self) -> None:
+    def _mount_image(self) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
-        run(["/usr/bin/mount", "-o", IMAGE, str(self.image), str(self.folder)])
+        run_host_program(["/usr/bin/mount", "-o", IMAGE, str(self.image), str(self.folder)])
 
-    def _lay(self) -> bool:
+    def _mount_overlay(self) -> bool:
         """Lay it over the disk that was noted, where that is not done; False when that is gone."""
-        if not self._over.exists() or (self.folder / "work").is_mount():
+        if not self._base_file.exists() or (self.folder / "work").is_mount():
             return True
-        layer = ImageDisk(self.folder.parent, self._over.read_text(), uid=None)
-        if not layer.find():
+        layer = ImageDisk(self.folder.parent, self._base_file.read_text(), uid=None)
+        if not layer.find_sealed():
             return False
         try:
-            with self._shown_as_ours(layer.folder / "work") as lower:
+            with self._map_owner(layer.folder / "work") as lower:
                 folders = {"lowerdir": lower, "upperdir": self.folder / OWN}
                 folders["workdir"] = self.folder / AUXILIARY
                 flags = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_ATIME
@@ -135,7 +145,7 @@ class ImageDisk(Disk):
         return True
 
     @contextlib.contextmanager
-    def _shown_as_ours(self, folder: Path) -> Iterator[Path]:
+    def _map_owner(self, folder: Path) -> Iterator[Path]:
         """Give a place where the files of another disk belong to this session's user.
 
         The overlay keeps what it was made of, so that is out of sight afterwards.
@@ -144,13 +154,13 @@ class ImageDisk(Disk):
             yield folder
             return
         lower = self.folder / LOWER
-        mounts.mount_as(folder, lower, self.uid)
+        mounts.mount_with_owner(folder, lower, self.uid)
         try:
             yield lower
         finally:
             mounts.unmount(lower)
 
-    def _mount_own(self) -> None:
+    def _mount_private(self) -> None:
         """Mount what the session's jails have of their own.
 
         A session that is found again gets /usr and /etc as they are now. Where the kernel cannot, jails see the host's.
@@ -162,21 +172,21 @@ class ImageDisk(Disk):
                 (self.folder / name).mkdir(mode=0o755, exist_ok=True)
                 with contextlib.suppress(OSError):  # nothing is mounted there
                     mounts.unmount(self.folder / name)
-                mounts.mount_twin(source, self.folder / name)
-        if self.own(DEVICES) is None:
+                mounts.mount_read_only_overlay(source, self.folder / name)
+        if self.get_private_path(DEVICES) is None:
             with contextlib.suppress(OSError):
                 (self.folder / DEVICES).mkdir(mode=0o755, exist_ok=True)
                 mounts.mount_devices(self.folder / DEVICES, DEVPTS)
 
-    def _is_image(self) -> bool:
+    def _has_image(self) -> bool:
         """Return whether it was made: an empty one only claims a user."""
         return self.image.exists() and self.image.stat().st_size > 0
 
-    def _becomes_clean(self) -> bool:
+    def _wait_until_clean(self) -> bool:
         """The kernel lets go of a disk a moment after it was unmounted, when the last jail's namespace has gone."""
         until = time.monotonic() + GONE
         while not self._is_clean():
-            end_orphans()
+            kill_orphans()
             if time.monotonic() > until:
                 return False
             time.sleep(0.02)
@@ -188,7 +198,7 @@ class ImageDisk(Disk):
             return file.read(2) == CLEAN
 
 
-def _insist_on_room(new: Path, size: int) -> None:
+def _check_free_space(new: Path, size: int) -> None:
     """Images are sparse, and what is written to one for which there is no room is lost without a word.
 
     Raises NoRoom when that could come to pass, and NoRoomYet when only other images that may still grow stand in
@@ -202,14 +212,14 @@ def _insist_on_room(new: Path, size: int) -> None:
             found = image.stat()
             promised += 0 if image.name.startswith(KEPT) else max(0, found.st_size - found.st_blocks * 512)
     if free - promised < size:
-        full = NoRoom if free < size else NoRoomYet
+        full = HostDiskFull if free < size else NoRoomYet
         raise full(
             f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB, {free >> 20} are "
             f"free, and others may take {promised >> 20} of them; make room, or set OSIRIS_SANDBOX_DISK_GIB lower"
         )
 
 
-def _sweep(root: Path) -> None:
+def _remove_stale_trials(root: Path) -> None:
     """Remove the disks of trials that a killed worker has left."""
     for image in (root / "@disks").glob(f"{TRIAL}*.img"):
         with contextlib.suppress(FileNotFoundError):  # somebody else's trial has just ended
@@ -217,20 +227,20 @@ def _sweep(root: Path) -> None:
                 ImageDisk(root, image.stem, uid=None).remove()
 
 
-def can_mount(root: Path) -> str:
+def probe_mount(root: Path) -> str:
     """Try small ones, one over the other; empty when it works, else what went wrong. Raises NoRoom."""
     if os.geteuid() != 0:
         return "only root may mount a disk image"
-    _sweep(root)
-    small = Limits(disk=4 * MIB, inodes=64)
+    _remove_stale_trials(root)
+    small = SandboxLimits(disk=4 * MIB, inodes=64)
     first, second = (ImageDisk(root, f"{TRIAL}{secrets.token_hex(8)}", uid=None) for _ in range(2))
     try:
-        first.make(small)
-        first.close({})
+        first.create(small)
+        first.finalize({})
         first.seal()
-        second.make_over(first, small)
-        return fills_up(second, 8 * MIB)
-    except NoRoom:
+        second.create_over(first, small)
+        return probe_size_limit(second, 8 * MIB)
+    except HostDiskFull:
         raise
     except (OSError, Unavailable) as error:
         return str(error)
@@ -239,27 +249,27 @@ def can_mount(root: Path) -> str:
         first.remove()
 
 
-def can_keep_apart(root: Path, etc: Path) -> tuple[str, list[str]]:
+def probe_separate_users(root: Path, etc: Path) -> tuple[str, list[str]]:
     """Try whether each session can have a user of its own over a kept checkout.
 
     Returns what went wrong, empty when it works; and what a session has to share all the same. Raises NoRoom.
     """
-    small = Limits(disk=4 * MIB, inodes=64)
+    small = SandboxLimits(disk=4 * MIB, inodes=64)
     first, second = (f"{TRIAL}{secrets.token_hex(8)}" for _ in range(2))
     layer = ImageDisk(root, first, uid=USERS[0])
     session = ImageDisk(root, second, uid=USERS[1], etc=etc)
     try:
-        check_claims()
-        layer.make(small)
+        assert_can_claim()
+        layer.create(small)
         (layer.folder / "work" / "seen").touch()
         os.chown(layer.folder / "work" / "seen", USERS[0], USERS[0])
-        layer.close({})
+        layer.finalize({})
         layer.seal()
-        session.make_over(layer, small)
-        shared = [f"/{name}" for name in (USR, ETC, DEVICES) if session.own(name) is None]
+        session.create_over(layer, small)
+        shared = [f"/{name}" for name in (USR, ETC, DEVICES) if session.get_private_path(name) is None]
         seen = (session.folder / "work" / "seen").stat().st_uid
         return ("" if seen == USERS[1] else "files keep their owner"), shared
-    except NoRoom:
+    except HostDiskFull:
         raise
     except (OSError, Unavailable) as error:
         return str(error), []

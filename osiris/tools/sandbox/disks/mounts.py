@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Final
 
-from osiris.tools.sandbox.disks.disk import run
+from osiris.tools.sandbox.disks.disk import run_host_program
 
 OCTAL = re.compile(r"\\([0-7]{3})")  # a space is \040 in the kernel's list: proc_pid_mounts(5)
 UNSHARE: Final = ("/usr/bin/unshare", "--user", "--", "/usr/bin/cat")
@@ -26,7 +26,7 @@ SMALL: Final = "mode=755,size=64k,nr_inodes=32"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class _Attributes(ctypes.Structure):
+class _MountAttributes(ctypes.Structure):
     """`struct mount_attr` of mount_setattr(2)."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "namespace")]
@@ -35,7 +35,7 @@ class _Attributes(ctypes.Structure):
 def mount(kind: str, target: Path, options: str, flags: int) -> None:
     """Mount a file system of this kind. Raises OSError."""
     words = (b"osiris", os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _check(_LIBC.mount(*words))
+    _check_result(_LIBC.mount(*words))
 
 
 def mount_overlay(target: Path, folders: Mapping[str, Path], options: str, flags: int) -> None:
@@ -54,13 +54,13 @@ def mount_overlay(target: Path, folders: Mapping[str, Path], options: str, flags
             os.close(fd)
 
 
-def mount_twin(source: Path, target: Path) -> None:
+def mount_read_only_overlay(source: Path, target: Path) -> None:
     """Mount a read-only overlay of one folder: its files have inodes of their own, and one page cache. Raises OSError.
 
     An overlay without an upper folder needs two lower ones: the other is the empty `target`. It does not show what is
     mounted below a folder, so there it fails too.
     """
-    if any(where.startswith(f"{source}/") for where in _mounted()):
+    if any(where.startswith(f"{source}/") for where in _list_mount_points()):
         raise OSError(f"something is mounted below {source}")
     first, second = (os.open(folder, os.O_PATH | os.O_DIRECTORY) for folder in (target, source))
     try:
@@ -94,56 +94,56 @@ def mount_devices(target: Path, terminals: str) -> None:
         raise
 
 
-def mount_as(source: Path, target: Path, uid: int) -> None:
+def mount_with_owner(source: Path, target: Path, uid: int) -> None:
     """Mount a folder once more, with its owner's files shown as those of user `uid`. Raises OSError.
 
     It needs Linux 5.12, and 5.19 to lie below an overlay.
     """
-    tree = _check(_LIBC.syscall(OPEN_TREE, HERE, os.fsencode(source), CLONE | os.O_CLOEXEC))
+    tree = _check_result(_LIBC.syscall(OPEN_TREE, HERE, os.fsencode(source), CLONE | os.O_CLOEXEC))
     try:
         about = source.stat()
-        namespace = _open_namespace({"uid_map": (about.st_uid, uid), "gid_map": (about.st_gid, uid)})
+        namespace = _open_user_namespace({"uid_map": (about.st_uid, uid), "gid_map": (about.st_gid, uid)})
         try:
-            wanted = _Attributes(ID_MAPPED, 0, 0, namespace)
+            wanted = _MountAttributes(ID_MAPPED, 0, 0, namespace)
             size = ctypes.c_size_t(ctypes.sizeof(wanted))
-            _check(_LIBC.syscall(MOUNT_SETATTR, tree, b"", EMPTY_PATH, ctypes.byref(wanted), size))
+            _check_result(_LIBC.syscall(MOUNT_SETATTR, tree, b"", EMPTY_PATH, ctypes.byref(wanted), size))
         finally:
             os.close(namespace)
-        _check(_LIBC.syscall(MOVE_MOUNT, tree, b"", HERE, os.fsencode(target), FROM_EMPTY_PATH))
+        _check_result(_LIBC.syscall(MOVE_MOUNT, tree, b"", HERE, os.fsencode(target), FROM_EMPTY_PATH))
     finally:
         os.close(tree)
 
 
 def unmount(folder: Path) -> None:
     """Take what is mounted there out of sight. Raises OSError."""
-    _check(_LIBC.umount2(os.fsencode(folder), DETACH))
+    _check_result(_LIBC.umount2(os.fsencode(folder), DETACH))
 
 
 def unmount_below(folder: Path) -> None:
     """Take out of sight what is mounted below a folder, so that it can be removed. Sessions are found again."""
-    for where in reversed(_mounted()):  # the last is the innermost
+    for where in reversed(_list_mount_points()):  # the last is the innermost
         if where.startswith(f"{folder}/"):
-            run(["/usr/bin/umount", "-l", where])
+            run_host_program(["/usr/bin/umount", "-l", where])
 
 
-def _mounted() -> list[str]:
+def _list_mount_points() -> list[str]:
     """Return the folders on which something is mounted."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
     return [OCTAL.sub(lambda octal: chr(int(octal[1], 8)), line.split(" ")[1]) for line in lines]
 
 
-def _open_namespace(maps: Mapping[str, tuple[int, int]]) -> int:
+def _open_user_namespace(maps: Mapping[str, tuple[int, int]]) -> int:
     """Return a user namespace that shows one id as another: a process has to be in it while it is made."""
     pipe = subprocess.PIPE
     with subprocess.Popen(UNSHARE, env={}, cwd="/", stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
-        if not process.stdin or not process.stdout or not _answers(process.stdin, process.stdout):
+        if not process.stdin or not process.stdout or not _is_answering(process.stdin, process.stdout):
             raise OSError("no user namespace can be made")
         for name, (shown, real) in maps.items():
             Path(f"/proc/{process.pid}/{name}").write_text(f"{shown} {real} 1")
         return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY)
 
 
-def _answers(to: IO[bytes], answer: IO[bytes]) -> bool:
+def _is_answering(to: IO[bytes], answer: IO[bytes]) -> bool:
     """Return whether the program runs, and so its namespace is there."""
     try:
         to.write(b"\n")
@@ -153,7 +153,7 @@ def _answers(to: IO[bytes], answer: IO[bytes]) -> bool:
     return answer.readline() == b"\n"
 
 
-def _check(answer: int) -> int:
+def _check_result(answer: int) -> int:
     if answer < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from osiris.core.errors import Unavailable
-from osiris.core.ports.sandbox import MIB, Limits
-from osiris.tools.sandbox.disks.disk import DEVPTS, Disk, fills_up
+from osiris.core.ports.sandbox import MIB, SandboxLimits
+from osiris.tools.sandbox.disks.disk import DEVPTS, Disk, probe_size_limit
 
 NSENTER: Final = "/usr/bin/nsenter"
 # Nobody's child, and with none of our streams: whoever asked for it may end.
@@ -42,56 +42,56 @@ exec /usr/bin/sleep infinity <&- >/dev/null 2>&1
 GONE: Final = 5.0  # seconds that a killed process may take to be gone
 
 
-class HeldDisk(Disk):
+class TmpfsDisk(Disk):
     """A disk that a process holds; which one stands in a file."""
 
     def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
         super().__init__(root, name, uid=uid, etc=etc)
-        self._note = root / "@held" / name
+        self._pid_file = root / "@held" / name
 
     @property
-    def here(self) -> Path:
-        return Path(f"/proc/{self._holder()}/root{self.folder}")
+    def host_path(self) -> Path:
+        return Path(f"/proc/{self._find_process()}/root{self.folder}")
 
     @property
-    def enter(self) -> Sequence[str]:
-        return (NSENTER, "--user", "--mount", "--preserve-credentials", f"--target={self._holder()}", "--")
+    def nsenter_prefix(self) -> Sequence[str]:
+        return (NSENTER, "--user", "--mount", "--preserve-credentials", f"--target={self._find_process()}", "--")
 
-    def make(self, limits: Limits) -> None:
+    def create(self, limits: SandboxLimits) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
-        self._note.parent.mkdir(mode=0o700, exist_ok=True)
+        self._pid_file.parent.mkdir(mode=0o700, exist_ok=True)
         words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
-        words += [str(self._note), str(self.etc or ""), DEVPTS, str(INOTIFY)]
+        words += [str(self._pid_file), str(self.etc or ""), DEVPTS, str(INOTIFY)]
         said = subprocess.run(
             words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
         )
         if said.stdout != b"held\n":
             raise Unavailable(f"the session's disk: {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}")
-        self._fill()
+        self._make_folders()
 
-    def find(self) -> bool:
-        return self._holder() > 0 and self.sealed
+    def find_sealed(self) -> bool:
+        return self._find_process() > 0 and self.is_sealed
 
     def remove(self) -> None:
-        if (pid := self._holder()) > 0:
+        if (pid := self._find_process()) > 0:
             os.kill(pid, signal.SIGKILL)
             until = time.monotonic() + GONE
-            while self._holder() and time.monotonic() < until:
+            while self._find_process() and time.monotonic() < until:
                 time.sleep(0.001)
-        self._note.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self.folder.rmdir()
 
-    def _holder(self) -> int:
+    def _find_process(self) -> int:
         """The process; 0 when there is none. A number that another process has now does not count."""
         try:
-            pid, started = json.loads(self._note.read_text())
+            pid, started = json.loads(self._pid_file.read_text())
         except (OSError, ValueError):
             return 0
-        return int(pid) if started and _started(pid) == started else 0
+        return int(pid) if started and _read_start_time(pid) == started else 0
 
 
-def _started(pid: int) -> str:
+def _read_start_time(pid: int) -> str:
     """When a process was started; "" when there is none, or a dead one. See proc_pid_stat(5), fields 3 and 22."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -100,12 +100,12 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def can_hold(root: Path) -> str:
+def probe_tmpfs(root: Path) -> str:
     """Try a small one; empty when it works, else what went wrong."""
-    trial = HeldDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None)
+    trial = TmpfsDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None)
     try:
-        trial.make(Limits(disk=4 * MIB, inodes=64))
-        return fills_up(trial, 8 * MIB)
+        trial.create(SandboxLimits(disk=4 * MIB, inodes=64))
+        return probe_size_limit(trial, 8 * MIB)
     except (OSError, Unavailable, subprocess.SubprocessError) as error:
         return str(error)
     finally:

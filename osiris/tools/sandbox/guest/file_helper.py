@@ -26,36 +26,36 @@ MOST_ENTRIES = 500
 MOST_MATCHES = 200
 
 
-class Trouble(Exception):
+class FileHelperError(Exception):
     """A sentence for the model."""
 
 
-def read(path: str, start: int, lines: int) -> str:
-    with _open(path) as file:
+def read_file(path: str, start: int, lines: int) -> str:
+    with _open_regular(path) as file:
         size, shown, total, room = os.fstat(file.fileno()).st_size, [], 0, MOST_TEXT
         if b"\0" in file.peek(8192)[:8192]:
-            return f"{_name(path)} is a binary file of {size} bytes"
-        for total, line in enumerate(_lines(file), 1):
+            return f"{_format_name(path)} is a binary file of {size} bytes"
+        for total, line in enumerate(_read_lines(file), 1):
             if start <= total < start + lines and room > 0:
-                text = f"{total:6}\t{_short(line)}"
+                text = f"{total:6}\t{_shorten_line(line)}"
                 room -= len(text) + 1
                 shown.append(text)
         complete = not file.read(1)
-    return _page(path, start, shown, total, complete)
+    return _format_page(path, start, shown, total, complete)
 
 
-def _page(path: str, start: int, shown: list[str], total: int, complete: bool) -> str:
+def _format_page(path: str, start: int, shown: list[str], total: int, complete: bool) -> str:
     if not total:
-        return f"{_name(path)} is empty"
+        return f"{_format_name(path)} is empty"
     many = f"{total} lines" if complete else f"more than {total} lines"
     if not shown:
-        return f"{_name(path)} has only {many}"
+        return f"{_format_name(path)} has only {many}"
     last = start + len(shown) - 1
     more = f"; go on with start={last + 1}" if last < total or not complete else ""
-    return f"{_name(path)}: lines {start}-{last} of {many}{more}\n" + "\n".join(shown)
+    return f"{_format_name(path)}: lines {start}-{last} of {many}{more}\n" + "\n".join(shown)
 
 
-def _lines(file: Any) -> Iterator[bytes]:
+def _read_lines(file: Any) -> Iterator[bytes]:
     """Lines of at most a chunk's length each, for as much of the file as is looked through."""
     left, rest = MOST_READ, b""
     while left > 0 and (chunk := file.read(min(1 << 20, left))):
@@ -67,43 +67,43 @@ def _lines(file: Any) -> Iterator[bytes]:
         yield rest
 
 
-def _short(line: bytes) -> str:
+def _shorten_line(line: bytes) -> str:
     text = line.rstrip(b"\r").decode("utf-8", "replace")
     return text if len(text) <= MOST_LINE else f"{text[:MOST_LINE]} … [{len(text) - MOST_LINE} more characters]"
 
 
-def write(path: str, data: bytes) -> str:
+def write_file(path: str, data: bytes) -> str:
     fresh = not os.path.lexists(path)
-    _replace(path, data)
-    return f"{'made' if fresh else 'wrote'} {_name(path)}: {len(data)} bytes"
+    _replace_file(path, data)
+    return f"{'made' if fresh else 'wrote'} {_format_name(path)}: {len(data)} bytes"
 
 
-def edit(path: str, old: str, new: str) -> str:
-    with _open(path) as file:
+def edit_file(path: str, old: str, new: str) -> str:
+    with _open_regular(path) as file:
         raw = file.read(MOST_EDIT + 1)
     if len(raw) > MOST_EDIT:
-        raise Trouble(f"{_name(path)} is too large to edit like this; use a command")
+        raise FileHelperError(f"{_format_name(path)} is too large to edit like this; use a command")
     text = raw.decode("utf-8", "surrogateescape")
     if old not in text and "\r\n" in text:
         old, new = (part.replace("\r\n", "\n").replace("\n", "\r\n") for part in (old, new))
     count = text.count(old)
     if count != 1:
-        raise Trouble(_why_not(path, text, old, count))
+        raise FileHelperError(_explain_mismatch(path, text, old, count))
     at = text.index(old)
-    _replace(path, (text[:at] + new + text[at + len(old) :]).encode("utf-8", "surrogateescape"))
+    _replace_file(path, (text[:at] + new + text[at + len(old) :]).encode("utf-8", "surrogateescape"))
     line = text.count("\n", 0, at) + 1
-    return f"edited {_name(path)} at line {line}"
+    return f"edited {_format_name(path)} at line {line}"
 
 
-def _why_not(path: str, text: str, old: str, count: int) -> str:
+def _explain_mismatch(path: str, text: str, old: str, count: int) -> str:
     if count:
-        where = ", ".join(map(str, _lines_with(text, old)))
-        return f"`old` is found {count} times in {_name(path)} (lines {where}); add lines around it until it is unique"
-    near = _nearest(text.split("\n"), old)
-    return f"`old` is not in {_name(path)}; it must match exactly, with all white space.{near}"
+        where = ", ".join(map(str, _find_lines(text, old)))
+        return f"`old` is found {count} times in {_format_name(path)} (lines {where}); add lines around it until it is unique"
+    near = _find_nearest_line(text.split("\n"), old)
+    return f"`old` is not in {_format_name(path)}; it must match exactly, with all white space.{near}"
 
 
-def _lines_with(text: str, part: str) -> list[int]:
+def _find_lines(text: str, part: str) -> list[int]:
     found: list[int] = []
     at = text.find(part)
     while at >= 0 and len(found) < 10:
@@ -112,7 +112,7 @@ def _lines_with(text: str, part: str) -> list[int]:
     return found
 
 
-def _nearest(lines: list[str], old: str) -> str:
+def _find_nearest_line(lines: list[str], old: str) -> str:
     """Where the first telling line of `old` nearly stands."""
     from difflib import SequenceMatcher  # costs a few milliseconds, needed only here
 
@@ -126,49 +126,49 @@ def _nearest(lines: list[str], old: str) -> str:
     return f" The nearest line is {where}: {lines[where - 1][:300]}" if where else ""
 
 
-def listing(path: str) -> str:
+def list_folder(path: str) -> str:
     with os.scandir(path) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
-    shown = [_entry(entry) for entry in found[:MOST_ENTRIES]]
+    shown = [_format_entry(entry) for entry in found[:MOST_ENTRIES]]
     if len(found) > len(shown):
         shown.append(f"… and {len(found) - len(shown)} more")
-    return "\n".join(shown) or f"{_name(path)} is empty"
+    return "\n".join(shown) or f"{_format_name(path)} is empty"
 
 
-def _entry(entry: os.DirEntry[str]) -> str:
-    name = _name(entry.name)
+def _format_entry(entry: os.DirEntry[str]) -> str:
+    name = _format_name(entry.name)
     if entry.is_symlink():
-        return f"{name} -> {_name(os.readlink(entry.path))}"
+        return f"{name} -> {_format_name(os.readlink(entry.path))}"
     if entry.is_dir():
         return f"{name}/"
     info = entry.stat(follow_symlinks=False)
     return f"{name}  {info.st_size} bytes" if stat.S_ISREG(info.st_mode) else f"{name}  (not a regular file)"
 
 
-def search(path: str, pattern: str) -> str:
+def search_files(path: str, pattern: str) -> str:
     import re
 
     try:
         wanted = re.compile(pattern, re.MULTILINE)
     except (re.error, RecursionError, OverflowError) as error:
-        raise Trouble(f"the pattern is not a regular expression: {error}") from error
+        raise FileHelperError(f"the pattern is not a regular expression: {error}") from error
     shown: list[str] = []
     room, skipped = MOST_TEXT, 0
-    for file in _files(path):
-        text = _searchable(file)
+    for file in _walk_files(path):
+        text = _read_searchable(file)
         skipped += text is None
-        for line in _matches(wanted, text or "", file):
+        for line in _find_matches(wanted, text or "", file):
             shown.append(line)
             room -= len(line) + 1
             if len(shown) >= MOST_MATCHES or room < 0:
                 return "\n".join([*shown, "… there are more matches: narrow the pattern or the path"])
     note = f" ({skipped} files larger than {MOST_SEARCHED >> 20} MiB were left out)" if skipped else ""
-    return "\n".join(shown) + note if shown else f"no match for {pattern!r} below {_name(path)}{note}"
+    return "\n".join(shown) + note if shown else f"no match for {pattern!r} below {_format_name(path)}{note}"
 
 
-def _files(path: str) -> Iterator[str]:
+def _walk_files(path: str) -> Iterator[str]:
     if not os.path.isdir(path):
-        _open(path).close()
+        _open_regular(path).close()
         yield path
         return
     for folder, folders, files in os.walk(path):
@@ -176,47 +176,53 @@ def _files(path: str) -> Iterator[str]:
         yield from (os.path.normpath(os.path.join(folder, name)) for name in sorted(files))
 
 
-def _searchable(path: str) -> str | None:
+def _read_searchable(path: str) -> str | None:
     """The text of a file; empty when it is not one, None when it is too large."""
     try:
-        with _open(path, follow=False) as file:
+        with _open_regular(path, follow=False) as file:
             if os.fstat(file.fileno()).st_size > MOST_SEARCHED:
                 return None
             data = file.read(MOST_SEARCHED)
-    except (OSError, Trouble):
+    except (OSError, FileHelperError):
         return ""
     return "" if b"\0" in data[:8192] else data.decode("utf-8", "surrogateescape")
 
 
-def _matches(wanted: re.Pattern[str], text: str, path: str) -> Iterator[str]:
+def _find_matches(wanted: re.Pattern[str], text: str, path: str) -> Iterator[str]:
     line, counted, shown = 1, 0, 0
     for match in wanted.finditer(text):
         line += text.count("\n", counted, match.start())
         counted = match.start()
         if line != shown:
             begin, end = text.rfind("\n", 0, counted) + 1, text.find("\n", counted)
-            yield f"{_name(path)}:{line}: {text[begin : end if end >= 0 else None].rstrip()[:300]}"
+            yield f"{_format_name(path)}:{line}: {text[begin : end if end >= 0 else None].rstrip()[:300]}"
             shown = line
 
 
-def _open(path: str, follow: bool = True) -> Any:
+def _open_regular(path: str, follow: bool = True) -> Any:
     """A regular file for reading. Without waiting: opening a FIFO would hang for ever."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(fd, "rb")
     os.close(fd)
-    raise Trouble(f"{_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_name(path)} is not a regular file")
+    raise FileHelperError(
+        f"{_format_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_format_name(path)} is not a regular file"
+    )
 
 
-def _replace(path: str, data: bytes) -> None:
+def _replace_file(path: str, data: bytes) -> None:
     """Whole or not at all: a full disk must not cost the old content."""
     target = os.path.realpath(path)
     mode = 0o644
     if os.path.lexists(target):
         mode = os.stat(target).st_mode
         if not stat.S_ISREG(mode):
-            raise Trouble(f"{_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_name(path)} is no regular file")
+            raise FileHelperError(
+                f"{_format_name(path)} is a folder"
+                if stat.S_ISDIR(mode)
+                else f"{_format_name(path)} is no regular file"
+            )
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = os.path.join(os.path.dirname(target), f".osiris-{os.urandom(8).hex()}")
     try:
@@ -229,38 +235,38 @@ def _replace(path: str, data: bytes) -> None:
             os.unlink(temporary)
 
 
-def _name(path: str) -> str:
+def _format_name(path: str) -> str:
     """A name for the eye: what cannot be printed is escaped."""
     plain = path.removeprefix("/workspace/")
     return plain if plain.isprintable() else plain.encode("unicode_escape").decode()
 
 
-def answer(do: str, path: str, words: list[str], content: bytes) -> str:
+def answer_request(do: str, path: str, words: list[str], content: bytes) -> str:
     """What `do` gives. `edit` finds the length of `old` in its word, in bytes, and `new` behind it."""
     match do:
         case "read":
-            return read(path, int(words[0]), int(words[1]))
+            return read_file(path, int(words[0]), int(words[1]))
         case "write":
-            return write(path, content)
+            return write_file(path, content)
         case "edit":
             length = int(words[0])
             old, new = (part.decode("utf-8", "surrogateescape") for part in (content[:length], content[length:]))
-            return edit(path, old, new)
+            return edit_file(path, old, new)
         case "list":
-            return listing(path)
+            return list_folder(path)
         case "search":
-            return search(path, words[0])
-    raise Trouble(f"the helper cannot {do}")
+            return search_files(path, words[0])
+    raise FileHelperError(f"the helper cannot {do}")
 
 
 def main() -> str:
     _, do, path, *words = sys.argv
     try:
-        return "ok\n" + answer(do, path, words, sys.stdin.buffer.read())
-    except Trouble as trouble:
+        return "ok\n" + answer_request(do, path, words, sys.stdin.buffer.read())
+    except FileHelperError as trouble:
         return f"trouble\n{trouble}"
     except OSError as error:
-        return f"trouble\n{_name(path)}: {(error.strerror or str(error)).lower()}"
+        return f"trouble\n{_format_name(path)}: {(error.strerror or str(error)).lower()}"
     except RecursionError:  # os.makedirs makes the folder above first, by itself
         return "trouble\nthe path has too many folders"
 

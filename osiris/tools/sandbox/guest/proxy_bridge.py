@@ -24,8 +24,8 @@ def main(argv: list[str]) -> None:
     listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
     if os.fork() == 0:
         if os.fork() == 0:
-            _detach()
-            _serve(listener)
+            _detach_process()
+            _serve_bridge(listener)
         os._exit(0)
     os.wait()
     listener.close()
@@ -35,29 +35,29 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{argv[0]}: {error.strerror}")
 
 
-def _detach() -> None:
+def _detach_process() -> None:
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(null, stream)
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve_bridge(listener: socket.socket) -> None:
     import asyncio  # takes 40 ms, which the command need not wait for
 
     async def run() -> None:
-        server = await asyncio.start_server(_join, sock=listener)
+        server = await asyncio.start_server(_relay_connection, sock=listener)
         await server.serve_forever()
 
     asyncio.run(run())
 
 
-async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _relay_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     import asyncio
 
     try:
         there = await asyncio.open_unix_connection(f"{FOLDER}/{SOCKET}")
-        await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+        await asyncio.gather(_copy_bytes(reader, there[1]), _copy_bytes(there[0], writer))
         there[1].close()
     except OSError:
         pass
@@ -65,7 +65,7 @@ async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+async def _copy_bytes(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     try:
         while data := await source.read(CHUNK):
             target.write(data)

@@ -23,7 +23,7 @@ RULE_FILES = (b".gitignore", b".gitattributes")
 SPECIAL = b"[]\\*?!# "  # what a rule of git's gives a meaning to
 
 
-def note() -> None:
+def write_lists() -> None:
     """Write the lists that go with the set-up's tar, and the list of what goes into it.
 
     /tmp/new has what git does not know, whole folders as one; /tmp/ignored those of it that the
@@ -31,51 +31,51 @@ def note() -> None:
     """
     whole: list[bytes] = []
     files: list[bytes] = []
-    ignored = {name.removeprefix(b"./") for name in _read("/tmp/ignored")}  # noqa: S108
-    for entry in _read("/tmp/new"):  # noqa: S108
-        if _is_left_whole(entry, ignored):
+    ignored = {name.removeprefix(b"./") for name in _read_names("/tmp/ignored")}  # noqa: S108
+    for entry in _read_names("/tmp/new"):  # noqa: S108
+        if _is_kept_whole(entry, ignored):
             whole.append(entry)
         else:
-            files += (path for path in _files_below(entry) if os.path.basename(path) not in RULE_FILES)
+            files += (path for path in _list_files(entry) if os.path.basename(path) not in RULE_FILES)
         if len(files) > MOST:
             sys.stderr.write(f"{os.fsdecode(files[0])!a}\n")
             sys.exit(TOO_MANY)
-    digests = {path: digest for path in files if (digest := _digest(path))}
-    _write("/tmp/own", whole)  # noqa: S108
-    _write("/tmp/left", (b"%s\t%s" % (digest, path) for path, digest in digests.items()))  # noqa: S108
+    digests = {path: digest for path in files if (digest := _compute_digest(path))}
+    _write_names("/tmp/own", whole)  # noqa: S108
+    _write_names("/tmp/left", (b"%s\t%s" % (digest, path) for path, digest in digests.items()))  # noqa: S108
     with open("/tmp/exclude", "wb") as file:  # noqa: S108
-        file.writelines(_rules([*whole, *digests]))
+        file.writelines(_format_rules([*whole, *digests]))
     kept = [b"home/agent", b"tmp/own", b"tmp/left", b"tmp/exclude"]
-    _write("/tmp/list", [*kept, *(b"workspace/" + path for path in [*whole, *digests])])  # noqa: S108
+    _write_names("/tmp/list", [*kept, *(b"workspace/" + path for path in [*whole, *digests])])  # noqa: S108
 
 
-def rules() -> None:
+def write_rules() -> None:
     """Write git's rules for what the set-up left and the agent did not change, and the list of that."""
-    noted = (entry.split(b"\t", 1) for entry in _read("/base.left"))
-    unchanged = [path for digest, path in noted if _digest(path) == digest]
-    names = [*_read("/base.own"), *unchanged]
-    _write("/tmp/drop", names)  # noqa: S108
+    noted = (entry.split(b"\t", 1) for entry in _read_names("/base.left"))
+    unchanged = [path for digest, path in noted if _compute_digest(path) == digest]
+    names = [*_read_names("/base.own"), *unchanged]
+    _write_names("/tmp/drop", names)  # noqa: S108
     with open(os.path.join(os.environ["GIT_DIR"], "info/exclude"), "ab") as file:
-        file.writelines(_rules(names))
+        file.writelines(_format_rules(names))
 
 
-def drop() -> None:
+def print_dropped() -> None:
     """Print the names of stdin that are on that list: rules in the tree may have brought them back."""
-    names = set(_read("/tmp/drop"))  # noqa: S108
+    names = set(_read_names("/tmp/drop"))  # noqa: S108
     folders = tuple(name for name in names if name.endswith(b"/"))
     for name in sys.stdin.buffer.read().split(b"\0"):
         if name and (name in names or name.startswith(folders)):
             sys.stdout.buffer.write(name + b"\0")
 
 
-def _is_left_whole(entry: bytes, ignored: set[bytes]) -> bool:
+def _is_kept_whole(entry: bytes, ignored: set[bytes]) -> bool:
     if not entry.endswith(b"/"):
         return entry in ignored
     is_repository = os.path.lexists(entry + b".git")
     return entry + b"x" in ignored or is_repository or os.path.lexists(entry + b".gitignore")
 
 
-def _files_below(entry: bytes) -> Iterator[bytes]:
+def _list_files(entry: bytes) -> Iterator[bytes]:
     if not entry.endswith(b"/"):
         yield entry
         return
@@ -92,7 +92,7 @@ def _files_below(entry: bytes) -> Iterator[bytes]:
             continue
 
 
-def _digest(path: bytes) -> bytes:
+def _compute_digest(path: bytes) -> bytes:
     """Return what tells whether a file was changed; empty for one that cannot be kept."""
     try:
         mode = os.lstat(path).st_mode
@@ -107,7 +107,7 @@ def _digest(path: bytes) -> bytes:
     return (b"run " if mode & 0o100 else b"file ") + content
 
 
-def _rules(names: Iterable[bytes]) -> Iterator[bytes]:
+def _format_rules(names: Iterable[bytes]) -> Iterator[bytes]:
     """Return a rule for each name, but for those that no rule can say."""
     for name in names:
         if b"\n" not in name and b"\r" not in name:
@@ -115,15 +115,15 @@ def _rules(names: Iterable[bytes]) -> Iterator[bytes]:
             yield b"/%s\n" % escaped
 
 
-def _read(path: str) -> list[bytes]:
+def _read_names(path: str) -> list[bytes]:
     with open(path, "rb") as file:
         return [name for name in file.read().split(b"\0") if name]
 
 
-def _write(path: str, names: Iterable[bytes]) -> None:
+def _write_names(path: str, names: Iterable[bytes]) -> None:
     with open(path, "wb") as file:
         file.writelines(name + b"\0" for name in names)
 
 
 if __name__ == "__main__":
-    {"note": note, "rules": rules, "drop": drop}[sys.argv[1]]()
+    {"note": write_lists, "rules": write_rules, "drop": print_dropped}[sys.argv[1]]()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from osiris.core.ports.sandbox import Limits
+from osiris.core.ports.sandbox import SandboxLimits
 from osiris.tools.sandbox.guest.proxy_bridge import FOLDER as WAY_OUT
 from osiris.tools.sandbox.guest.proxy_bridge import PORT
 
@@ -41,11 +41,11 @@ PROXIED: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class JailSpec:
     """What a jail sees of the host; a missing `home` or `tmp` is a fresh tmpfs of `limits.scratch` bytes.
 
-    `way_out` is a folder with the socket of a proxy, `cargo` one with a file of cargo's; `enter` are the words before a
-    command that has to see all this, and `uid` is the host's user of a root worker's session. `devices` is a
+    `proxy_folder` is a folder with the socket of a proxy, `cargo` one with a file of cargo's; `enter` are the words
+    before a command that has to see all this, and `uid` is the host's user of a root worker's session. `devices` is a
     read-only /dev of the session's, and `terminals` a devpts of its own; without them bubblewrap makes both.
     """
 
@@ -61,31 +61,37 @@ class View:
     mirror: Path | None = None
     extra: Sequence[tuple[Path, str, bool]] = ()  # (on the host, inside, writable)
     toolchains: Sequence[Path] = ()
-    way_out: Path | None = None
+    proxy_folder: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     cargo: Path | None = None
-    enter: Sequence[str] = ()
-    limits: Limits = field(default_factory=Limits)
+    nsenter_prefix: Sequence[str] = ()
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
 
 
-def arguments(view: View) -> list[str]:
+def build_arguments(view: JailSpec) -> list[str]:
     """The view as bwrap's options: a pure function, so that the whole policy can be read and tested as a list."""
-    return [*_namespaces(), *_environment(view), *_system(view), *_folders(view), *_lock_down(view)]
+    return [
+        *_build_namespaces(),
+        *_build_environment(view),
+        *_mount_system(view),
+        *_mount_folders(view),
+        *_remount_read_only(view),
+    ]
 
 
-def _namespaces() -> list[str]:
+def _build_namespaces() -> list[str]:
     spaces = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     spaces += ["--unshare-cgroup-try", "--disable-userns", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
     return [*spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
 
 
-def _environment(view: View) -> list[str]:
+def _build_environment(view: JailSpec) -> list[str]:
     path = ":".join([*(str(chain / "bin") for chain in view.toolchains), SYSTEM_PATH])
-    told = {"PATH": path, **ENVIRONMENT, **(PROXIED if view.way_out else {}), **view.environment}
+    told = {"PATH": path, **ENVIRONMENT, **(PROXIED if view.proxy_folder else {}), **view.environment}
     return [word for name, value in told.items() for word in ("--setenv", name, value)]
 
 
-def _system(view: View) -> list[str]:
+def _mount_system(view: JailSpec) -> list[str]:
     options = ["--ro-bind", str(view.usr), "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if os.path.islink(f"/{name}"):
@@ -99,18 +105,18 @@ def _system(view: View) -> list[str]:
     return [*options, *(("--dev-bind", str(view.terminals), "/dev/pts") if view.terminals else ())]
 
 
-def _folders(view: View) -> list[str]:
+def _mount_folders(view: JailSpec) -> list[str]:
     limits = view.limits
-    options = _tmpfs(SHM, limits.shared_memory, "1777")
+    options = _mount_tmpfs(SHM, limits.shared_memory, "1777")
     for path, inside, mode in ((view.tmp, TMP, "1777"), (view.home, "/home/agent", "0700")):
-        options += ["--bind", str(path), inside] if path else _tmpfs(inside, limits.scratch, mode)
+        options += ["--bind", str(path), inside] if path else _mount_tmpfs(inside, limits.scratch, mode)
     options += ["--bind" if view.work_writable else "--ro-bind", str(view.work), "/workspace"]
     if view.mirror:
         options += ["--ro-bind", str(view.mirror), "/base.git"]
     for chain in view.toolchains:
         options += ["--ro-bind", str(chain), str(chain)]
-    if view.way_out:
-        options += ["--ro-bind", str(view.way_out), WAY_OUT]
+    if view.proxy_folder:
+        options += ["--ro-bind", str(view.proxy_folder), WAY_OUT]
     if view.cargo:
         options += ["--ro-bind", str(view.cargo), "/.cargo"]  # cargo looks there for what holds below
     for path, inside, writable in view.extra:
@@ -118,10 +124,10 @@ def _folders(view: View) -> list[str]:
     return options
 
 
-def _tmpfs(path: str, size: int, mode: str) -> list[str]:
+def _mount_tmpfs(path: str, size: int, mode: str) -> list[str]:
     return ["--size", str(size), "--perms", mode, "--tmpfs", path]  # without a size it is half of the host's memory
 
 
-def _lock_down(view: View) -> list[str]:
+def _remount_read_only(view: JailSpec) -> list[str]:
     folders = ["/proc", "/"] if view.devices else ["/proc", "/dev", "/"]  # it would take the devices from a bound /dev
     return [*(word for folder in folders for word in ("--remount-ro", folder)), "--chdir", "/workspace"]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.core.ports.sandbox import Limits
+from osiris.core.ports.sandbox import SandboxLimits
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -29,27 +29,27 @@ class Cgroup:
     folders: tuple[Path, ...]
 
     @property
-    def doors(self) -> tuple[Path, ...]:
+    def entry_files(self) -> tuple[Path, ...]:
         """Files by which a process of one thread enters by itself: it writes 0. In version 1 that is `tasks`, the one
         write that takes no lock of the whole machine (cgroup_procs_write_start in kernel/cgroup/cgroup.c)."""
         return tuple(
             tasks if (tasks := folder / "tasks").exists() else folder / "cgroup.procs" for folder in self.folders
         )
 
-    def out_of_memory(self) -> int:
+    def count_oom_kills(self) -> int:
         """How many processes the kernel has killed in here for want of memory."""
         for name in ("memory.events", "memory.oom_control"):
-            for line in _lines(self.folders[0] / name):
+            for line in _read_lines(self.folders[0] / name):
                 if line.startswith("oom_kill "):
                     return int(line.split()[1])
         return 0
 
     def kill(self) -> bool:
         """Kill whatever is left in here; True when nothing was. In version 2 at once: no fork slips past that."""
-        pids = [int(line) for line in _lines(self.folders[0] / "cgroup.procs")]
+        pids = [int(line) for line in _read_lines(self.folders[0] / "cgroup.procs")]
         with suppress(OSError):
             if (at_once := self.folders[0] / "cgroup.kill").exists():
-                _write(at_once, 1)
+                _write_value(at_once, 1)
                 return not pids
         for pid in pids:
             with suppress(OSError):
@@ -69,14 +69,17 @@ class Cgroup:
         return True
 
 
-def make(name: str, limits: Limits) -> Cgroup | None:
+def make_cgroup(name: str, limits: SandboxLimits) -> Cgroup | None:
     """The cgroup `name`, made or found again, with its limits set; None where this machine lets us make none."""
-    for parents, settings in ((_version_2(), _settings_2(limits)), (_version_1(), _settings_1(limits))):
+    for parents, settings in (
+        (_find_parents_v2(), _build_settings_v2(limits)),
+        (_find_parents_v1(), _build_settings_v1(limits)),
+    ):
         if not parents:
             continue
         folders = tuple(parent / name for parent in parents)
         try:
-            _prepare(folders, settings)
+            _apply_settings(folders, settings)
         except OSError:
             Cgroup(folders).remove()
             return None
@@ -84,25 +87,25 @@ def make(name: str, limits: Limits) -> Cgroup | None:
     return None
 
 
-def find(name: str) -> Cgroup | None:
+def find_cgroup(name: str) -> Cgroup | None:
     """The cgroup `name` when it exists."""
-    for parents in (_version_2(), _version_1()):
+    for parents in (_find_parents_v2(), _find_parents_v1()):
         folders = tuple(folder for parent in parents if (folder := parent / name).is_dir())
         if folders:
             return Cgroup(folders)
     return None
 
 
-def sweep(prefix: str) -> None:
+def remove_stale_cgroups(prefix: str) -> None:
     """Remove what a killed worker left empty, an hour ago or longer."""
-    for parent in (*_version_2(), *_version_1()):
+    for parent in (*_find_parents_v2(), *_find_parents_v1()):
         for folder in parent.glob(f"{prefix}*"):
             with suppress(OSError):  # one that processes are in is not removed
                 if folder.stat().st_mtime < time.time() - HOUR:
                     folder.rmdir()
 
 
-def _prepare(folders: tuple[Path, ...], settings: tuple[tuple[str, str, bool], ...]) -> None:
+def _apply_settings(folders: tuple[Path, ...], settings: tuple[tuple[str, str, bool], ...]) -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
     for name, value, needed in settings:
@@ -110,35 +113,37 @@ def _prepare(folders: tuple[Path, ...], settings: tuple[tuple[str, str, bool], .
         if needed and not places:
             raise FileNotFoundError(name)
         for place in places:
-            _write(place, value)
+            _write_value(place, value)
 
 
-def _settings_1(limits: Limits) -> tuple[tuple[str, str, bool], ...]:
+def _build_settings_v1(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ...]:
     return (
         ("memory.memsw.limit_in_bytes", "-1", False),  # so that a smaller limit can be set twice: memsw may not be less
         ("memory.limit_in_bytes", str(limits.memory), True),
         ("memory.memsw.limit_in_bytes", str(limits.memory), False),
         ("memory.kmem.tcp.limit_in_bytes", str(min(TCP_BUFFERS, limits.memory // 4)), False),
-        ("pids.max", str(_processes(limits)), True),
+        ("pids.max", str(_get_process_limit(limits)), True),
     )
 
 
-def _settings_2(limits: Limits) -> tuple[tuple[str, str, bool], ...]:
+def _build_settings_v2(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ...]:
     return (
         ("memory.max", str(limits.memory), True),
         ("memory.swap.max", "0", False),
-        ("pids.max", str(_processes(limits)), True),
+        ("pids.max", str(_get_process_limit(limits)), True),
     )
 
 
-def _processes(limits: Limits) -> int:
+def _get_process_limit(limits: SandboxLimits) -> int:
     return limits.processes + 16  # the jails' own: bwrap's init, and the next jail that stands ready
 
 
-def _version_1() -> tuple[Path, ...]:
+def _find_parents_v1() -> tuple[Path, ...]:
     """Those of memory and processes are needed; that of the processor gives every session the same share of it, where
     else each busy process would have one."""
-    own = {name: path for line in _lines(OWN) for names, path in [line.split(":", 2)[1:]] for name in names.split(",")}
+    own = {
+        name: path for line in _read_lines(OWN) for names, path in [line.split(":", 2)[1:]] for name in names.split(",")
+    }
     found = []
     for controller in ("memory", "pids", "cpu"):
         top = CGROUPS / controller
@@ -148,39 +153,39 @@ def _version_1() -> tuple[Path, ...]:
     return tuple(found[: 2 + may[2]]) if all(may[:2]) else ()
 
 
-def _version_2() -> tuple[Path, ...]:
-    if "memory" not in _first(CGROUPS / "cgroup.controllers").split():
+def _find_parents_v2() -> tuple[Path, ...]:
+    if "memory" not in _read_first_line(CGROUPS / "cgroup.controllers").split():
         return ()
-    own = next((line[3:] for line in _lines(OWN) if line.startswith("0::")), "/")
+    own = next((line[3:] for line in _read_lines(OWN) if line.startswith("0::")), "/")
     here = CGROUPS / own.lstrip("/").removesuffix("osiris-worker").rstrip("/")
-    return (here,) if os.access(here / "cgroup.procs", os.W_OK) and _delegate(here) else ()
+    return (here,) if os.access(here / "cgroup.procs", os.W_OK) and _delegate_controllers(here) else ()
 
 
-def _delegate(here: Path) -> bool:
+def _delegate_controllers(here: Path) -> bool:
     """Pass the controllers on. A cgroup with processes cannot, so we step aside into a child of it first."""
-    if {"memory", "pids"} <= set(_first(here / "cgroup.subtree_control").split()):
+    if {"memory", "pids"} <= set(_read_first_line(here / "cgroup.subtree_control").split()):
         return True
-    also = " +cpu" if "cpu" in _first(here / "cgroup.controllers").split() else ""
+    also = " +cpu" if "cpu" in _read_first_line(here / "cgroup.controllers").split() else ""
     with suppress(OSError):
         if here != CGROUPS:
             (here / "osiris-worker").mkdir(exist_ok=True)
-            _write(here / "osiris-worker" / "cgroup.procs", os.getpid())
-        _write(here / "cgroup.subtree_control", f"+memory +pids{also}")
+            _write_value(here / "osiris-worker" / "cgroup.procs", os.getpid())
+        _write_value(here / "cgroup.subtree_control", f"+memory +pids{also}")
         return True
     return False
 
 
-def _write(path: Path, value: object) -> None:
+def _write_value(path: Path, value: object) -> None:
     with path.open("w") as file:
         file.write(str(value))
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except OSError:
         return []
 
 
-def _first(path: Path) -> str:
-    return (_lines(path) or [""])[0]
+def _read_first_line(path: Path) -> str:
+    return (_read_lines(path) or [""])[0]

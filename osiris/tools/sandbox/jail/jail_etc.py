@@ -46,13 +46,13 @@ WRITTEN: Final[Mapping[str, str]] = {
 }
 
 
-def prepare(root: Path) -> Path:
+def prepare_etc(root: Path) -> Path:
     """The prepared folder below `root`, made when the one for this machine's present state is not there yet."""
-    place = root / f"@etc-{_state()}"
+    place = root / f"@etc-{_hash_state()}"
     if place.is_dir():
         return place
     made = Path(tempfile.mkdtemp(dir=root, prefix="@etc."))
-    _fill(made)
+    _fill_folder(made)
     made.chmod(0o755)
     with suppress(OSError):  # another worker was faster
         made.rename(place)
@@ -61,29 +61,29 @@ def prepare(root: Path) -> Path:
     return place
 
 
-def _state() -> str:
+def _hash_state() -> str:
     """Changes with what we write and with what we copy, so that an upgraded machine gets a new folder."""
-    ages = [f"{path}:{_age(path)}" for path in (*_sources(), Path(PYTHON))]
-    words = [*ages, repr(sorted(WRITTEN.items())), *(_helper(name).read_text() for name in HELPERS)]
+    ages = [f"{path}:{_read_mtime(path)}" for path in (*_list_sources(), Path(PYTHON))]
+    words = [*ages, repr(sorted(WRITTEN.items())), *(_locate_helper(name).read_text() for name in HELPERS)]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
-def _age(path: Path) -> int:
+def _read_mtime(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _helper(name: str) -> Path:
+def _locate_helper(name: str) -> Path:
     return GUEST / f"{name}.py"
 
 
-def _sources() -> Iterator[Path]:
+def _list_sources() -> Iterator[Path]:
     for pattern in COPIED:
         yield from sorted(path for path in HOST.glob(pattern) if path.exists() and os.access(path, os.R_OK))
 
 
-def _compile(name: str, target: Path) -> None:
+def _compile_helper(name: str, target: Path) -> None:
     """Compiled by the python that will run it, which saves 6 ms in every file tool; else as source."""
-    shutil.copyfile(_helper(name), target)
+    shutil.copyfile(_locate_helper(name), target)
     compiled = target.with_suffix(".pyc")
     code = "import py_compile, sys; py_compile.compile(sys.argv[1], sys.argv[2], doraise=True)"
     command = [PYTHON, "-I", "-c", code, str(target), str(compiled)]
@@ -92,8 +92,8 @@ def _compile(name: str, target: Path) -> None:
         compiled.replace(target)
 
 
-def _fill(place: Path) -> None:
-    for source in _sources():
+def _fill_folder(place: Path) -> None:
+    for source in _list_sources():
         target = place / source.relative_to(HOST)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -104,7 +104,7 @@ def _fill(place: Path) -> None:
         (place / name).write_text(text)
     (place / "osiris").mkdir()
     for name in HELPERS:
-        _compile(name, place / "osiris" / name)
+        _compile_helper(name, place / "osiris" / name)
     for folder, _, files in os.walk(place):
         os.chmod(folder, 0o755)  # noqa: S103  (jails' own user reads it)
         for name in files:

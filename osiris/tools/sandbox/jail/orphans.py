@@ -15,16 +15,16 @@ from osiris.tools.sandbox.jail.process import BWRAP, MARK
 _BEGINS, _MARK = f"{BWRAP}\0".encode(), MARK.encode()
 
 
-def end_orphans() -> None:
+def kill_orphans() -> None:
     """Kill every jail on this machine that has lost its monitor, whichever worker it was of."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError):  # ended as we looked, or not ours
-                _end_orphan(entry)
+                _kill_orphan(entry)
 
 
-def _end_orphan(process: Path) -> None:
-    if not _is_ours(process):
+def _kill_orphan(process: Path) -> None:
+    if not _is_own_jail(process):
         return
     pidfd = os.pidfd_open(int(process.name))  # and asked again with that: its number may be another's by now
     try:
@@ -38,9 +38,9 @@ def _is_orphan(process: Path) -> bool:
     """Whether it is process 1 of a jail of ours, and its parent no monitor."""
     about = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     is_first = len(inside := about["NSpid"].split()) > 1 and inside[-1] == "1"
-    return is_first and _is_ours(process) and not _is_ours(process.parent / about["PPid"])
+    return is_first and _is_own_jail(process) and not _is_own_jail(process.parent / about["PPid"])
 
 
-def _is_ours(process: Path) -> bool:
+def _is_own_jail(process: Path) -> bool:
     command = (process / "cmdline").read_bytes()
     return command.startswith(_BEGINS) and _MARK in command

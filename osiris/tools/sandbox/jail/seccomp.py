@@ -134,74 +134,108 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # typing into the terminal of somebody else
 PERSONALITIES: Final = (0, 0x40000, 0xFFFFFFFF)  # plain, without address randomisation (debuggers), "tell me"
 
 
-def supported(machine: str = "") -> bool:
+def is_supported(machine: str = "") -> bool:
     return (machine or platform.machine()) in COLUMN
 
 
 @cache
-def program(machine: str = "") -> bytes:
+def build_program(machine: str = "") -> bytes:
     """The filter for `machine` (this one by default) as an array of struct sock_filter. Raises Refused elsewhere."""
     machine = machine or platform.machine()
-    if not supported(machine):
+    if not is_supported(machine):
         raise Refused(f"the sandbox has no system-call filter for {machine} processors (only x86_64 and aarch64)")
-    code = [*_right_abi(machine), *_known_numbers(), *_forbidden(machine), *_by_argument(machine), _answer(ALLOW)]
+    code = [
+        *_require_abi(machine),
+        *_refuse_unknown(),
+        *_refuse_forbidden(machine),
+        *_filter_by_argument(machine),
+        _build_return(ALLOW),
+    ]
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
-def _answer(value: int) -> Instruction:
+def _build_return(value: int) -> Instruction:
     return (RETURN, 0, 0, value)
 
 
-def _argument(index: int) -> Instruction:
+def _load_argument(index: int) -> Instruction:
     """Load the low 32 bits, as the kernel compares them: setting a high bit hides nothing."""
     return (LOAD, 0, 0, ARGUMENTS + 8 * index)
 
 
-def _when(test: int, value: int, *then: Instruction) -> list[Instruction]:
+def _build_branch(test: int, value: int, *then: Instruction) -> list[Instruction]:
     return [(test, 0, len(then), value), *then]
 
 
-def _right_abi(machine: str) -> list[Instruction]:
+def _require_abi(machine: str) -> list[Instruction]:
     """32-bit calls (int 0x80) and x32 have numbers of their own, so whoever tries them dies."""
-    code: list[Instruction] = [(LOAD, 0, 0, ARCH), (EQUAL, 1, 0, AUDIT[machine]), _answer(KILL), (LOAD, 0, 0, NUMBER)]
-    return code + (_when(AT_LEAST, X32, _answer(KILL)) if machine == "x86_64" else [])
+    code: list[Instruction] = [
+        (LOAD, 0, 0, ARCH),
+        (EQUAL, 1, 0, AUDIT[machine]),
+        _build_return(KILL),
+        (LOAD, 0, 0, NUMBER),
+    ]
+    return code + (_build_branch(AT_LEAST, X32, _build_return(KILL)) if machine == "x86_64" else [])
 
 
-def _known_numbers() -> list[Instruction]:
-    return _when(AT_LEAST, LAST_KNOWN + 1, _answer(ERRNO | ENOSYS))
+def _refuse_unknown() -> list[Instruction]:
+    return _build_branch(AT_LEAST, LAST_KNOWN + 1, _build_return(ERRNO | ENOSYS))
 
 
-def _forbidden(machine: str) -> list[Instruction]:
+def _refuse_forbidden(machine: str) -> list[Instruction]:
     tables = ((FORBIDDEN, ERRNO | EPERM), (ABSENT, ERRNO | ENOSYS), (VOID, DONE))
     rows = [(row[COLUMN[machine]], answer) for table, answer in tables for row in table.values()]
     numbers = sorted((number, answer) for number, answer in rows if number is not None)
-    return [step for number, answer in numbers for step in _when(EQUAL, number, _answer(answer))]
+    return [step for number, answer in numbers for step in _build_branch(EQUAL, number, _build_return(answer))]
 
 
-def _by_argument(machine: str) -> list[Instruction]:
+def _filter_by_argument(machine: str) -> list[Instruction]:
     """The calls that are fine or not by what they are asked for; inside a block the number is no longer loaded."""
     here = COLUMN[machine]
     blocks = (
-        (CLONE3, [_answer(ERRNO | ENOSYS)]),  # its flags lie behind a pointer; glibc falls back to clone
-        (CLONE, [_argument(0), *_when(ANY_BIT, NEW_NAMESPACES, _answer(ERRNO | EPERM)), _answer(ALLOW)]),
-        (SOCKET, _socket_families()),
-        (SOCKETPAIR, [_argument(0), *_when(EQUAL, AF_UNIX, _answer(ALLOW)), _answer(ERRNO | EAFNOSUPPORT)]),
-        (IOCTL, [_argument(1), *_refuse_values(TIOCSTI, TIOCLINUX), _answer(ALLOW)]),
-        (PERSONALITY, [_argument(0), *_allow_values(*PERSONALITIES), _answer(ERRNO | EPERM)]),
+        (CLONE3, [_build_return(ERRNO | ENOSYS)]),  # its flags lie behind a pointer; glibc falls back to clone
+        (
+            CLONE,
+            [
+                _load_argument(0),
+                *_build_branch(ANY_BIT, NEW_NAMESPACES, _build_return(ERRNO | EPERM)),
+                _build_return(ALLOW),
+            ],
+        ),
+        (SOCKET, _filter_socket_families()),
+        (
+            SOCKETPAIR,
+            [
+                _load_argument(0),
+                *_build_branch(EQUAL, AF_UNIX, _build_return(ALLOW)),
+                _build_return(ERRNO | EAFNOSUPPORT),
+            ],
+        ),
+        (IOCTL, [_load_argument(1), *_refuse_values(TIOCSTI, TIOCLINUX), _build_return(ALLOW)]),
+        (PERSONALITY, [_load_argument(0), *_allow_values(*PERSONALITIES), _build_return(ERRNO | EPERM)]),
     )
-    return [step for number, body in blocks for step in _when(EQUAL, number[here], *body)]
+    return [step for number, body in blocks for step in _build_branch(EQUAL, number[here], *body)]
 
 
-def _socket_families() -> list[Instruction]:
+def _filter_socket_families() -> list[Instruction]:
     """AF_VSOCK is not isolated by a network namespace before Linux 7.0: on a micro-VM it faces the hypervisor."""
-    route_only = [_argument(2), *_when(EQUAL, NETLINK_ROUTE, _answer(ALLOW)), _answer(ERRNO | EAFNOSUPPORT)]
+    route_only = [
+        _load_argument(2),
+        *_build_branch(EQUAL, NETLINK_ROUTE, _build_return(ALLOW)),
+        _build_return(ERRNO | EAFNOSUPPORT),
+    ]
     families = _allow_values(AF_UNIX, AF_INET, AF_INET6)
-    return [_argument(0), *families, *_when(EQUAL, AF_NETLINK, *route_only), _answer(ERRNO | EAFNOSUPPORT)]
+    return [
+        _load_argument(0),
+        *families,
+        *_build_branch(EQUAL, AF_NETLINK, *route_only),
+        _build_return(ERRNO | EAFNOSUPPORT),
+    ]
 
 
 def _allow_values(*values: int) -> list[Instruction]:
-    return [step for value in values for step in _when(EQUAL, value, _answer(ALLOW))]
+    return [step for value in values for step in _build_branch(EQUAL, value, _build_return(ALLOW))]
 
 
 def _refuse_values(*values: int) -> list[Instruction]:
-    return [step for value in values for step in _when(EQUAL, value, _answer(ERRNO | EPERM))]
+    return [step for value in values for step in _build_branch(EQUAL, value, _build_return(ERRNO | EPERM))]

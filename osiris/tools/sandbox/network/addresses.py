@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from osiris.tools.sandbox.network.proxy_request import Request
+from osiris.tools.sandbox.network.proxy_request import ConnectRequest
 
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 INNER: Final = tuple(
@@ -20,7 +20,7 @@ written once, and as a network translates it for itself; and the private address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowed:
+class AllowedHost:
     """A host that may be reached: its name, or `*.` and what its name ends with. `own`: this machine's configuration
     names it, so its address may be a private one; `plain`: it is spoken to without TLS."""
 
@@ -29,12 +29,12 @@ class Allowed:
     own: bool = False
     plain: bool = False
 
-    def fits(self, request: Request) -> bool:
+    def matches(self, request: ConnectRequest) -> bool:
         named = request.host.endswith(self.host[1:]) if self.host.startswith("*.") else request.host == self.host
         return named and (request.port, bool(request.plain)) == (self.port, self.plain)
 
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+ResolveHost = Callable[[str, int], Awaitable[Sequence[str]]]
 """(host, port) -> its addresses. Raises OSError."""
 
 
@@ -45,10 +45,10 @@ class Resolver:
         self._threads = ThreadPoolExecutor(4, "resolver")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _resolve_host, host, port)
 
 
-def _look_up(host: str, port: int) -> Sequence[str]:
+def _resolve_host(host: str, port: int) -> Sequence[str]:
     """Return its addresses. Raises OSError.
 
     The name is passed as bytes: for a str Python imports a codec, and the proxy's user may not be
@@ -58,12 +58,12 @@ def _look_up(host: str, port: int) -> Sequence[str]:
     return [str(address[0]) for *_, address in found]
 
 
-def may_be_reached(address: str, host: str, *, own: bool) -> bool:
+def may_reach(address: str, host: str, *, own: bool) -> bool:
     """Whether a host may be reached at an address: a public one, or for one of our `own` configuration a private one.
 
     Not even those lead to this machine, unless the configuration says so in these words: names change their addresses.
     """
-    ip = _inner(ipaddress.ip_address(address.partition("%")[0]))
+    ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
     if ip.is_multicast or ip.is_link_local or ip.is_unspecified:
         return False
     if ip.is_loopback:
@@ -71,7 +71,7 @@ def may_be_reached(address: str, host: str, *, own: bool) -> bool:
     return own or (ip.is_global and not any(ip in network for network in INNER))
 
 
-def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+def _unwrap_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """The IPv4 address that one of IPv6 stands for, where it stands for one."""
     if isinstance(ip, IPv4Address):
         return ip

@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from osiris.tools.sandbox.network.addresses import Allowed, Resolve, may_be_reached
-from osiris.tools.sandbox.network.proxy_request import Request, read_request
-from osiris.tools.sandbox.network.tls_client_hello import NotOurs, client_hello, quote_name, server_name
+from osiris.tools.sandbox.network.addresses import AllowedHost, ResolveHost, may_reach
+from osiris.tools.sandbox.network.proxy_request import ConnectRequest, parse_request
+from osiris.tools.sandbox.network.tls_client_hello import (
+    ProtocolRejected,
+    parse_server_name,
+    quote_name,
+    read_client_hello,
+)
 
 CHUNK: Final = 1 << 16
 BACKLOG: Final = 128  # connections that wait to be accepted
@@ -36,7 +41,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caps:
+class ProxyLimits:
     """For one proxy: bytes that may be sent and received in its life, and connections at once. For one connection:
     seconds until it stands, and of silence."""
 
@@ -47,7 +52,7 @@ class Caps:
     silence: float = 120.0
 
 
-class Denied(Exception):
+class HostDenied(Exception):
     """It is not let through. The text says why; `answer` is what the jail is told in place of a page that says so."""
 
     def __init__(self, reason: str, answer: bytes | None = None) -> None:
@@ -55,19 +60,19 @@ class Denied(Exception):
         self.answer = answer
 
 
-class Unreachable(Exception):
+class HostUnreachable(Exception):
     """It may be reached, but does not answer."""
 
 
-class Egress:
-    """A proxy for one session. Its connections end with the command that made them: see `hang_up`."""
+class EgressProxy:
+    """A proxy for one session. Its connections end with the command that made them: see `close_connections`."""
 
-    def __init__(self, allowed: Sequence[Allowed], resolve: Resolve, caps: Caps | None = None) -> None:
+    def __init__(self, allowed: Sequence[AllowedHost], resolve: ResolveHost, caps: ProxyLimits | None = None) -> None:
         self._allowed = tuple(allowed)
-        self._caps = caps or Caps()
+        self._caps = caps or ProxyLimits()
         self._resolve = resolve
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._left = {"up": self._caps.up, "down": self._caps.down}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quota_left = {"up": self._caps.up, "down": self._caps.down}
         self._blocked = Counter[tuple[str, int, str]]()
         self._unreachable = ""
 
@@ -84,85 +89,85 @@ class Egress:
         return report
 
     @contextlib.asynccontextmanager
-    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
+    async def serve_listener(self, listener: socket.socket) -> AsyncIterator[None]:
         """Serve the connections of a listening unix socket until the block ends."""
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
-        loop.add_reader(listener, self._accept, listener)
+        loop.add_reader(listener, self._accept_connections, listener)
         try:
             yield
         finally:
             loop.remove_reader(listener)
-            await self.hang_up(listener)
+            await self.close_connections(listener)
 
-    async def hang_up(self, listener: socket.socket) -> None:
+    async def close_connections(self, listener: socket.socket) -> None:
         """End all connections, and those that still wait to be accepted."""
         for _ in range(2 * BACKLOG):
             try:
                 listener.accept()[0].close()
             except OSError:  # none is left
                 break
-        for task in self._under_way:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept_connections(self, listener: socket.socket) -> None:
         """Take the connections that wait. Too many at once are closed: each takes descriptors."""
         for _ in range(BACKLOG):
             try:
                 jail, _ = listener.accept()
             except OSError:
                 return
-            if len(self._under_way) >= self._caps.connections:
+            if len(self._tasks) >= self._caps.connections:
                 jail.close()
                 continue
-            task = asyncio.get_running_loop().create_task(self._meet(jail))
-            self._under_way.add(task)
-            task.add_done_callback(partial(self._forget, jail))
+            task = asyncio.get_running_loop().create_task(self._handle_connection(jail))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._finish_task, jail))
 
-    def _forget(self, jail: socket.socket, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _finish_task(self, jail: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         jail.close()  # also of a task that never began
         if not task.cancelled() and (error := task.exception()):
             self._unreachable = f"a connection failed: {error!r}"[:LONGEST_REASON]
 
-    async def _meet(self, jail: socket.socket) -> None:
+    async def _handle_connection(self, jail: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=jail, limit=HEAD)
         try:
-            await self._serve((reader, writer))
-            await self._finish(writer)
+            await self._serve_request((reader, writer))
+            await self._close_writer(writer)
         finally:
             writer.transport.abort()
 
-    async def _finish(self, writer: asyncio.StreamWriter) -> None:
+    async def _close_writer(self, writer: asyncio.StreamWriter) -> None:
         """Close, once the other side has taken what was written. Until then it counts."""
         writer.close()
         with contextlib.suppress(OSError):
             async with asyncio.timeout(self._caps.patience):
                 await writer.wait_closed()
 
-    async def _serve(self, jail: Stream) -> None:
-        request = Request(host="?", port=0)
+    async def _serve_request(self, jail: Stream) -> None:
+        request = ConnectRequest(host="?", port=0)
         try:
             async with asyncio.timeout(self._caps.patience):
-                request = read_request(await jail[0].readuntil(b"\r\n\r\n"))
-                there = await self._connect(request)
+                request = parse_request(await jail[0].readuntil(b"\r\n\r\n"))
+                there = await self._connect_host(request)
             try:
-                await self._join(request, jail, there)
-                await self._finish(there[1])
+                await self._relay_streams(request, jail, there)
+                await self._close_writer(there[1])
             finally:
                 there[1].transport.abort()
-        except (Denied, NotOurs) as denied:
-            self._refuse(request, str(denied))
-            answer = denied.answer if isinstance(denied, Denied) else None
-            jail[1].write(_page(403, request, str(denied)) if answer is None else answer)
-        except Unreachable as error:
+        except (HostDenied, ProtocolRejected) as denied:
+            self._record_refusal(request, str(denied))
+            answer = denied.answer if isinstance(denied, HostDenied) else None
+            jail[1].write(_build_error_page(403, request, str(denied)) if answer is None else answer)
+        except HostUnreachable as error:
             self._unreachable = f"{request.host}:{request.port}: {str(error)[:LONGEST_REASON]}"
-            jail[1].write(_page(502, request, str(error)))
+            jail[1].write(_build_error_page(502, request, str(error)))
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return  # one of both sides broke off, or took too long (a TimeoutError is an OSError)
 
-    def _refuse(self, request: Request, reason: str) -> None:
+    def _record_refusal(self, request: ConnectRequest, reason: str) -> None:
         what = (request.host, request.port, reason[:LONGEST_REASON])
         if what not in self._blocked and len(self._blocked) >= MOST_NAMES:
             what = OTHERS
@@ -170,68 +175,68 @@ class Egress:
 
     # ── finding the host ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _connect(self, request: Request) -> Stream:
+    async def _connect_host(self, request: ConnectRequest) -> Stream:
         """Raises Denied or Unreachable."""
-        rules = [rule for rule in self._allowed if rule.fits(request)]
+        rules = [rule for rule in self._allowed if rule.matches(request)]
         if not rules:
-            raise Denied("it is not on the list of allowed hosts")
+            raise HostDenied("it is not on the list of allowed hosts")
         trouble = "it has no address"
-        for address in await self._addresses(request, own=any(rule.own for rule in rules)):
+        for address in await self._resolve_addresses(request, own=any(rule.own for rule in rules)):
             try:
                 return await asyncio.open_connection(address, request.port, limit=CHUNK)
             except OSError as error:
                 trouble = error.strerror or str(error)
-        raise Unreachable(trouble)
+        raise HostUnreachable(trouble)
 
-    async def _addresses(self, request: Request, *, own: bool) -> list[str]:
+    async def _resolve_addresses(self, request: ConnectRequest, *, own: bool) -> list[str]:
         """Those it may be reached at. The name is not looked up again, so what was checked is what is reached."""
         try:
             found = await self._resolve(request.host, request.port)
         except OSError as error:
             if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
-                raise Denied("there is no host of that name") from None
-            raise Unreachable(f"its name cannot be resolved: {error.strerror or error}") from None
-        good = [address for address in found if may_be_reached(address, request.host, own=own)]
+                raise HostDenied("there is no host of that name") from None
+            raise HostUnreachable(f"its name cannot be resolved: {error.strerror or error}") from None
+        good = [address for address in found if may_reach(address, request.host, own=own)]
         if found and not good:
-            raise Denied("its address is not a public one")
+            raise HostDenied("its address is not a public one")
         return good
 
     # ── letting through ───────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _join(self, request: Request, jail: Stream, there: Stream) -> None:
+    async def _relay_streams(self, request: ConnectRequest, jail: Stream, there: Stream) -> None:
         """Pass bytes between the two until both have ended. Raises Denied."""
-        first = request.plain or await self._tls(request, jail)
-        self._take("up", len(first))
+        first = request.plain or await self._read_tls_hello(request, jail)
+        self._spend_quota("up", len(first))
         there[1].write(first)
         broken: list[Exception] = []
         try:
             async with asyncio.timeout(self._caps.silence) as silence, asyncio.TaskGroup() as both:
-                both.create_task(self._pump("down", there[0], jail[1], silence))
+                both.create_task(self._copy_bytes("down", there[0], jail[1], silence))
                 if not request.plain:
-                    both.create_task(self._pump("up", jail[0], there[1], silence))
-        except* (OSError, Denied) as group:
+                    both.create_task(self._copy_bytes("up", jail[0], there[1], silence))
+        except* (OSError, HostDenied) as group:
             broken += group.exceptions  # not raised here: before Python 3.11.4 that would come out as a group
         if broken:
             raise broken[0]
 
-    async def _tls(self, request: Request, jail: Stream) -> bytes:
+    async def _read_tls_hello(self, request: ConnectRequest, jail: Stream) -> bytes:
         """The first that the jail says to the host: it must be TLS, and mean that host."""
         jail[1].write(ESTABLISHED)
         try:
             async with asyncio.timeout(self._caps.patience):
-                raw, hello = await client_hello(jail[0])
-            if (named := server_name(hello)) != request.host:
-                raise NotOurs(f"its TLS hello names another host: {quote_name(named)}")
-        except NotOurs as error:
-            raise Denied(str(error), ACCESS_DENIED) from None
+                raw, hello = await read_client_hello(jail[0])
+            if (named := parse_server_name(hello)) != request.host:
+                raise ProtocolRejected(f"its TLS hello names another host: {quote_name(named)}")
+        except ProtocolRejected as error:
+            raise HostDenied(str(error), ACCESS_DENIED) from None
         return raw
 
-    async def _pump(
+    async def _copy_bytes(
         self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter, silence: asyncio.Timeout
     ) -> None:
         """Only silence of both sides ends a connection: who downloads something large says nothing meanwhile."""
         while data := await source.read(CHUNK):
-            self._take(way, len(data))
+            self._spend_quota(way, len(data))
             target.write(data)
             await target.drain()
             if not silence.expired():
@@ -239,14 +244,14 @@ class Egress:
         with contextlib.suppress(OSError):
             target.write_eof()
 
-    def _take(self, way: str, size: int) -> None:
-        self._left[way] -= size
-        if self._left[way] < 0:
+    def _spend_quota(self, way: str, size: int) -> None:
+        self._quota_left[way] -= size
+        if self._quota_left[way] < 0:
             most = self._caps.up if way == "up" else self._caps.down
-            raise Denied(f"more than {most >> 20} MiB went {way}", b"")
+            raise HostDenied(f"more than {most >> 20} MiB went {way}", b"")
 
 
-def _page(status: int, request: Request, reason: str) -> bytes:
+def _build_error_page(status: int, request: ConnectRequest, reason: str) -> bytes:
     """An answer of the proxy's own: tools show its first line to people, and people look into its body."""
     phrase = "Blocked by the sandbox" if status == 403 else "Bad Gateway"
     body = f"{request.host}:{request.port}: {reason}\n".encode("utf-8", "replace")

@@ -12,78 +12,80 @@ from pathlib import Path
 from osiris.core.policy import REGISTRIES
 from osiris.tools.sandbox.jail.bwrap_arguments import SYSTEM_PATH
 from osiris.tools.sandbox.network import package_registries
-from osiris.tools.sandbox.network.addresses import Allowed
-from osiris.tools.sandbox.network.package_registries import Registries
+from osiris.tools.sandbox.network.addresses import AllowedHost
+from osiris.tools.sandbox.network.package_registries import PackageRegistries
 from osiris.tools.sandbox.network.proxy_process import ProxyProcess
-from osiris.tools.sandbox.options import Options
+from osiris.tools.sandbox.options import SandboxOptions
 
 LIFE = 600.0  # seconds for which what the package tools said is believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class SessionNetwork:
     """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's) are for its tools."""
 
     folder: Path
-    egress: ProxyProcess
+    proxy: ProxyProcess
     environment: Mapping[str, str]
     cargo: Path | None
 
 
-class Ways:
+class NetworkAccess:
     """The ways out of the sessions that are open in this process."""
 
-    def __init__(self, root: Path, options: Options) -> None:
+    def __init__(self, root: Path, options: SandboxOptions) -> None:
         self._folder, self._options = root / "@out", options
-        self._ways: dict[str, Way] = {}
+        self._networks: dict[str, SessionNetwork] = {}
         self._asking = asyncio.Lock()
-        self._registries: Registries | None = None
+        self._registries: PackageRegistries | None = None
         self._until = 0.0
 
-    async def open(self, name: str, hosts: Sequence[str], *, for_setup: bool) -> Way | None:
+    async def open_network(self, name: str, hosts: Sequence[str], *, for_setup: bool) -> SessionNetwork | None:
         """The way of session `name`; None when it has none: the operator allows none, or nobody asked for one."""
-        self.forget(name)
+        self.close_network(name)
         if self._options.network == "none" or (not for_setup and (self._options.network != "agent" or not hosts)):
             return None
-        found = Registries()
+        found = PackageRegistries()
         if for_setup or REGISTRIES in hosts:
-            found = await self._known()
-        named = (_allowed(host) for host in hosts if host != REGISTRIES)
+            found = await self._load_registries()
+        named = (_parse_allowed_host(host) for host in hosts if host != REGISTRIES)
         folder = self._folder / name
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         egress = ProxyProcess(folder, [*found.allowed, *named])
-        egress.shown.mkdir(mode=0o711, exist_ok=True)
-        way = Way(
-            folder=egress.shown,
-            egress=egress,
+        egress.jail_folder.mkdir(mode=0o711, exist_ok=True)
+        way = SessionNetwork(
+            folder=egress.jail_folder,
+            proxy=egress,
             environment=found.environment,
-            cargo=self._write_down(found.cargo),
+            cargo=self._write_cargo_config(found.cargo),
         )
-        self._ways[name] = way
+        self._networks[name] = way
         return way
 
-    def egress(self, name: str) -> ProxyProcess | None:
+    def get_proxy(self, name: str) -> ProxyProcess | None:
         """Return the proxy of session `name`, which who uses it has to start; None without a way out."""
-        way = self._ways.get(name)
-        return way.egress if way else None
+        way = self._networks.get(name)
+        return way.proxy if way else None
 
-    def forget(self, name: str) -> None:
-        if way := self._ways.pop(name, None):
-            way.egress.end()
+    def close_network(self, name: str) -> None:
+        if way := self._networks.pop(name, None):
+            way.proxy.stop()
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
-    async def _known(self) -> Registries:
+    async def _load_registries(self) -> PackageRegistries:
         """What this machine's tools are configured for: asked now and then, for it takes seconds, and one that gave no
         answer may give it later."""
         async with self._asking:
             if self._registries is None or time.monotonic() > self._until:
                 inside = [*(str(chain / "bin") for chain in self._options.toolchains), SYSTEM_PATH]
                 path = ":".join([*inside, self._options.environment.get("PATH", "")])
-                self._registries = await asyncio.to_thread(package_registries.ask, path, self._options.environment)
+                self._registries = await asyncio.to_thread(
+                    package_registries.detect_registries, path, self._options.environment
+                )
                 self._until = time.monotonic() + LIFE
             return self._registries
 
-    def _write_down(self, cargo: str) -> Path | None:
+    def _write_cargo_config(self, cargo: str) -> Path | None:
         if not cargo:
             return None
         folder = self._folder / "@cargo"
@@ -93,6 +95,6 @@ class Ways:
         return folder
 
 
-def _allowed(host: str) -> Allowed:
+def _parse_allowed_host(host: str) -> AllowedHost:
     name, _, port = host.partition(":")
-    return Allowed(host=name, port=int(port or 443))
+    return AllowedHost(host=name, port=int(port or 443))

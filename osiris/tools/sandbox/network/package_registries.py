@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from osiris.tools.sandbox.network.addresses import Allowed
+from osiris.tools.sandbox.network.addresses import AllowedHost
 
 log = logging.getLogger(__name__)
 
@@ -31,87 +31,96 @@ CARGO_INDEX: Final = re.compile(r"`(https?://\S+?)/?config\.json`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registries:
+class PackageRegistries:
     """The hosts that the tools need, and the environment and the file of cargo that lead them there."""
 
-    allowed: tuple[Allowed, ...] = ()
+    allowed: tuple[AllowedHost, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     cargo: str = ""
 
 
-def ask(path: str, environment: Mapping[str, str]) -> Registries:
+def detect_registries(path: str, environment: Mapping[str, str]) -> PackageRegistries:
     """Ask each tool that is on `path`, with the operator's `environment`; takes some seconds."""
-    found = [_pip(path, environment), _npm(path, environment), _go(path, environment), _cargo(path, environment)]
-    return Registries(
+    found = [
+        _detect_pip(path, environment),
+        _detect_npm(path, environment),
+        _detect_go(path, environment),
+        _detect_cargo(path, environment),
+    ]
+    return PackageRegistries(
         allowed=tuple(dict.fromkeys(rule for one in found for rule in one.allowed)),
         environment={name: value for one in found for name, value in one.environment.items() if value},
         cargo="".join(one.cargo for one in found),
     )
 
 
-def _pip(path: str, environment: Mapping[str, str]) -> Registries:
+def _detect_pip(path: str, environment: Mapping[str, str]) -> PackageRegistries:
     pythons = ("python3", sys.executable)
-    python = next((python for python in pythons if _said([python, "-m", "pip", "--version"], path, environment)), None)
+    python = next(
+        (python for python in pythons if _run_tool([python, "-m", "pip", "--version"], path, environment)), None
+    )
     if python is None:
-        return Registries()
-    listed = _said([python, "-m", "pip", "config", "list"], path, environment)
-    simple, _, files = _said([python, "-I", "-c", PIP_DEFAULTS], path, {}).strip().partition(" ")
-    settings = dict(_pip_settings(listed))
-    first = _usable([settings.get("index-url") or simple])
-    more = _usable(settings.get("extra-index-url", "").split())
-    return Registries(
-        allowed=tuple(map(_rule, [*first, *more, *([f"https://{files}"] if files else [])])),
+        return PackageRegistries()
+    listed = _run_tool([python, "-m", "pip", "config", "list"], path, environment)
+    simple, _, files = _run_tool([python, "-I", "-c", PIP_DEFAULTS], path, {}).strip().partition(" ")
+    settings = dict(_parse_pip_settings(listed))
+    first = _select_usable([settings.get("index-url") or simple])
+    more = _select_usable(settings.get("extra-index-url", "").split())
+    return PackageRegistries(
+        allowed=tuple(map(_build_allowed_host, [*first, *more, *([f"https://{files}"] if files else [])])),
         environment={"PIP_INDEX_URL": " ".join(first), "PIP_EXTRA_INDEX_URL": " ".join(more)},
     )
 
 
-def _pip_settings(listed: str) -> Iterator[tuple[str, str]]:
+def _parse_pip_settings(listed: str) -> Iterator[tuple[str, str]]:
     """(name, value), what counts most last: the file, what it says of `install`, the environment."""
     rows = [found.groups() for line in listed.splitlines() if (found := PIP_SETTING.fullmatch(line))]
     for section in ("global", "install", ":env:"):
         yield from ((name, value.replace("\\n", " ")) for where, name, value in rows if where == section)
 
 
-def _npm(path: str, environment: Mapping[str, str]) -> Registries:
-    settings = _object(_said(["npm", "config", "list", "--json"], path, environment))
+def _detect_npm(path: str, environment: Mapping[str, str]) -> PackageRegistries:
+    settings = _parse_object(_run_tool(["npm", "config", "list", "--json"], path, environment))
     names = [name for name in settings if name == "registry" or name.endswith(":registry")]
-    urls = {name: url for name in names for url in _usable([str(settings[name])])}
-    return Registries(
-        allowed=tuple(map(_rule, urls.values())),
+    urls = {name: url for name in names for url in _select_usable([str(settings[name])])}
+    return PackageRegistries(
+        allowed=tuple(map(_build_allowed_host, urls.values())),
         environment={f"npm_config_{name}": url for name, url in urls.items()},
     )
 
 
-def _go(path: str, environment: Mapping[str, str]) -> Registries:
-    settings = _object(_said(["go", "env", "-json", "GOPROXY", "GOSUMDB"], path, environment))
-    proxies = _usable(re.split(r"[,|]", str(settings.get("GOPROXY", ""))))
+def _detect_go(path: str, environment: Mapping[str, str]) -> PackageRegistries:
+    settings = _parse_object(_run_tool(["go", "env", "-json", "GOPROXY", "GOSUMDB"], path, environment))
+    proxies = _select_usable(re.split(r"[,|]", str(settings.get("GOPROXY", ""))))
     sums = str(settings.get("GOSUMDB", ""))
     place = sums.split(" ")[-1].partition("+")[0]
     checked = [place if "://" in place else f"https://{place}"] if place not in ("", "off") else []
-    return Registries(
-        allowed=tuple(map(_rule, [*proxies, *_usable(checked)])),
+    return PackageRegistries(
+        allowed=tuple(map(_build_allowed_host, [*proxies, *_select_usable(checked)])),
         environment={"GOPROXY": ",".join(proxies), "GOSUMDB": sums} if proxies else {},
     )
 
 
-def _cargo(path: str, environment: Mapping[str, str]) -> Registries:
+def _detect_cargo(path: str, environment: Mapping[str, str]) -> PackageRegistries:
     """cargo does not tell its registry when it is asked, but when it cannot have it."""
     with tempfile.TemporaryDirectory() as project:
         (Path(project) / "Cargo.toml").write_text(CARGO_PROJECT)
         (Path(project) / "a.rs").touch()
         asked = {**environment, "CARGO_HTTP_PROXY": NOBODY, "CARGO_NET_RETRY": "0"}
-        found = CARGO_INDEX.search(_said(["cargo", "fetch"], path, asked, cwd=project))
-    if not found or not (index := _usable([found[1]])):
-        return Registries()
-    files = str(_object(_fetched(f"{index[0]}/config.json")).get("dl", ""))
+        found = CARGO_INDEX.search(_run_tool(["cargo", "fetch"], path, asked, cwd=project))
+    if not found or not (index := _select_usable([found[1]])):
+        return PackageRegistries()
+    files = str(_parse_object(_fetch_text(f"{index[0]}/config.json")).get("dl", ""))
     source = '[source.crates-io]\nreplace-with = "here"\n[source.here]\nregistry = "sparse+{}/"\n'
-    return Registries(allowed=tuple(map(_rule, [*index, *_usable([files])])), cargo=source.format(index[0]))
+    return PackageRegistries(
+        allowed=tuple(map(_build_allowed_host, [*index, *_select_usable([files])])), cargo=source.format(index[0])
+    )
 
 
 # ── how they are asked ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _said(words: Sequence[str], path: str, environment: Mapping[str, str], cwd: str = "/") -> str:
+def _run_tool(words: Sequence[str], path: str, environment: Mapping[str, str], cwd: str = "/") -> str:
     """What a tool says; nothing when it is not there or gives no answer."""
     if (program := shutil.which(words[0], path=path)) is None:
         return ""
@@ -133,7 +142,7 @@ def _said(words: Sequence[str], path: str, environment: Mapping[str, str], cwd: 
     return done.stdout
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     """The JSON object in a tool's answer, whatever warnings stand before it."""
     try:
         found = json.loads(text[text.index("{") :])
@@ -142,7 +151,7 @@ def _object(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _fetched(url: str) -> str:
+def _fetch_text(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310  (http and https: see _usable)
             return str(answer.read(1 << 16).decode("utf-8", "replace"))
@@ -151,12 +160,12 @@ def _fetched(url: str) -> str:
         return ""
 
 
-def _usable(urls: Iterable[str]) -> list[str]:
+def _select_usable(urls: Iterable[str]) -> list[str]:
     """The addresses of the web among them that hold no password."""
     found = []
     for url in urls:
         parts = urlsplit(url.strip())
-        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_good_port(parts):
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_valid_port(parts):
             continue
         if "@" in parts.netloc:
             log.warning(
@@ -167,16 +176,16 @@ def _usable(urls: Iterable[str]) -> list[str]:
     return found
 
 
-def _has_good_port(parts: SplitResult) -> bool:
+def _has_valid_port(parts: SplitResult) -> bool:
     try:
         return parts.port != 0
     except ValueError:
         return False
 
 
-def _rule(url: str) -> Allowed:
+def _build_allowed_host(url: str) -> AllowedHost:
     parts = urlsplit(url)
     plain = parts.scheme == "http"
-    return Allowed(
+    return AllowedHost(
         host=(parts.hostname or "").lower(), port=parts.port or (80 if plain else 443), own=True, plain=plain
     )

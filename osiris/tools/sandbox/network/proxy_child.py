@@ -21,8 +21,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from osiris.tools.sandbox.network.addresses import Allowed, Resolver
-from osiris.tools.sandbox.network.egress_proxy import Caps, Egress
+from osiris.tools.sandbox.network.addresses import AllowedHost, Resolver
+from osiris.tools.sandbox.network.egress_proxy import EgressProxy, ProxyLimits
 
 MOST_SETTINGS: Final = 1 << 24  # bytes
 MEMORY: Final = 1 << 30  # bytes of addresses; a proxy with 100 busy connections uses a tenth of it
@@ -36,12 +36,12 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[2]))
     settings = json.loads(os.pread(int(sys.argv[3]), MOST_SETTINGS, 0))
     os.close(int(sys.argv[3]))
-    _give_up_rights(settings["uid"])
-    asyncio.run(_serve(listener, settings))
+    _drop_privileges(settings["uid"])
+    asyncio.run(_serve_session(listener, settings))
     os._exit(0)  # threads that look names up are not waited for
 
 
-def _give_up_rights(uid: int | None) -> None:
+def _drop_privileges(uid: int | None) -> None:
     """Become user `uid` (None: stay), and set the limits. No process of that user may trace it."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(KILLED_EARLY))
@@ -70,20 +70,20 @@ def _set_attribute(option: int, value: int) -> None:
         raise OSError(f"prctl({option}) failed")
 
 
-async def _serve(listener: socket.socket, settings: Mapping[str, Any]) -> None:
-    allowed = [Allowed(**each) for each in settings["allowed"]]
-    egress = Egress(allowed, Resolver(), Caps(**settings["caps"]))
+async def _serve_session(listener: socket.socket, settings: Mapping[str, Any]) -> None:
+    allowed = [AllowedHost(**each) for each in settings["allowed"]]
+    egress = EgressProxy(allowed, Resolver(), ProxyLimits(**settings["caps"]))
     control = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(control)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-    async with egress.serving(listener):
+    async with egress.serve_listener(listener):
         while await control.read(1):
-            await egress.hang_up(listener)
+            await egress.close_connections(listener)
             _write_report(egress)
         os._exit(0)
 
 
-def _write_report(egress: Egress) -> None:
+def _write_report(egress: EgressProxy) -> None:
     """Write the length (4 bytes) and the report as JSON. The worker reads it; no jail waits."""
     text = json.dumps(egress.take_report()).encode()
     data = memoryview(len(text).to_bytes(4, "big") + text)

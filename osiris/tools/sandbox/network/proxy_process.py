@@ -27,9 +27,9 @@ from typing import Final
 from osiris.core.errors import Unavailable
 from osiris.core.events import Blocked
 from osiris.tools.sandbox.guest.proxy_bridge import SOCKET
-from osiris.tools.sandbox.network.addresses import Allowed
-from osiris.tools.sandbox.network.egress_proxy import BACKLOG, Caps
-from osiris.tools.sandbox.network.proxy_report import MOST_REPORT, Report, parse_report
+from osiris.tools.sandbox.network.addresses import AllowedHost
+from osiris.tools.sandbox.network.egress_proxy import BACKLOG, ProxyLimits
+from osiris.tools.sandbox.network.proxy_report import MOST_REPORT, ProxyReport, parse_report
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +60,15 @@ class ProxyProcess:
     a link of that.
     """
 
-    def __init__(self, folder: Path, allowed: Sequence[Allowed], caps: Caps | None = None) -> None:
-        self.shown = folder / "jail"
+    def __init__(self, folder: Path, allowed: Sequence[AllowedHost], caps: ProxyLimits | None = None) -> None:
+        self.jail_folder = folder / "jail"
         self._socket = folder / SOCKET
         self._allowed = tuple(allowed)
-        self._caps = caps or Caps()
+        self._caps = caps or ProxyLimits()
         self._blocked: list[Blocked] = []
         self._reporting = asyncio.Lock()
         self._timeout = START_TIMEOUT
-        self._running: _Running | None = None
+        self._child: _ChildProcess | None = None
         self._lost = False
         self._unreachable = False
 
@@ -97,16 +97,16 @@ class ProxyProcess:
         }
         try:
             with make_listener(self._socket, uid) as listener:
-                self._running = _Running(listener, settings)
+                self._child = _ChildProcess(listener, settings)
         except OSError as error:
             raise Unavailable(f"the sandbox's proxy could not be started: {error}") from error
-        weakref.finalize(self, self._running.end)
+        weakref.finalize(self, self._child.stop)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End the process; twice is fine."""
-        if self._running:
-            self._running.end()
-            self._running = None
+        if self._child:
+            self._child.stop()
+            self._child = None
         self._socket.unlink(missing_ok=True)
 
     def take_blocked(self) -> list[Blocked]:
@@ -116,11 +116,11 @@ class ProxyProcess:
         return blocked
 
     @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[Path]:
+    async def listen_for_jails(self) -> AsyncIterator[Path]:
         """Let jails reach the proxy until the block ends; gives the path of its socket."""
-        path = self.shown / SOCKET
+        path = self.jail_folder / SOCKET
         path.unlink(missing_ok=True)
-        if self._running:
+        if self._child:
             os.link(self._socket, path)
         try:
             yield path
@@ -131,21 +131,21 @@ class ProxyProcess:
     async def _collect_report(self) -> None:
         """Have the proxy hang up, and take its report. One that fails is lost."""
         async with self._reporting:
-            if not self._running:
+            if not self._child:
                 return
             try:
                 async with asyncio.timeout(self._timeout):
-                    report = parse_report(await self._running.ask())
+                    report = parse_report(await self._child.request_report())
             except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError too
-                self._lose(repr(error))
+                self._abandon_proxy(repr(error))
                 return
             except asyncio.CancelledError:  # the answer would be taken for the next one's
-                self._lose("the wait for its report was cut off")
+                self._abandon_proxy("the wait for its report was cut off")
                 raise
         self._timeout = REPORT_TIMEOUT
-        self._take(report)
+        self._record_report(report)
 
-    def _take(self, report: Report) -> None:
+    def _record_report(self, report: ProxyReport) -> None:
         self._blocked += report.blocked
         self._unreachable = self._unreachable or bool(report.unreachable)
         if report.unreachable:
@@ -155,14 +155,14 @@ class ProxyProcess:
         if len(report.blocked) > MOST_LOGGED:
             log.warning("blocked: %d more hosts", len(report.blocked) - MOST_LOGGED)
 
-    def _lose(self, why: str) -> None:
+    def _abandon_proxy(self, why: str) -> None:
         session = self._socket.parent.name
         log.error("egress: the proxy of %s failed and was ended: %s", session, why[:200])
         self._lost = True
-        self.end()
+        self.stop()
 
 
-class _Running:
+class _ChildProcess:
     """The process, and the pipes to it and from it."""
 
     def __init__(self, listener: socket.socket, settings: Mapping[str, object]) -> None:
@@ -189,15 +189,15 @@ class _Running:
             failed.pop_all()
         self._ended = False
 
-    async def ask(self) -> bytes:
+    async def request_report(self) -> bytes:
         """Return the answer to one byte. Raises OSError, ValueError."""
         os.write(self._control, b"?")
-        size = int.from_bytes(await self._read(4), "big")
+        size = int.from_bytes(await self._read_exactly(4), "big")
         if size > MOST_REPORT:
             raise ValueError(f"a report of {size} bytes")
-        return await self._read(size)
+        return await self._read_exactly(size)
 
-    async def _read(self, size: int) -> bytes:
+    async def _read_exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
             await _wait_readable(self._report)
@@ -207,7 +207,7 @@ class _Running:
             data += part
         return bytes(data)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Kill it and let go of everything; twice is fine.
 
         A thread waits for its end: the event loop calls this, and SIGKILL does not end a process at

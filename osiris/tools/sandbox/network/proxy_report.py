@@ -18,14 +18,14 @@ LONGEST_UNREACHABLE: Final = LONGEST_NAME + LONGEST_REASON + 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ProxyReport:
     """What was not let through; and which host that may be reached was not, and why ("": none)."""
 
     blocked: tuple[Blocked, ...]
     unreachable: str
 
 
-def parse_report(data: bytes) -> Report:
+def parse_report(data: bytes) -> ProxyReport:
     """Return the report. Raises ValueError or RecursionError for what no proxy of ours writes."""
     report = json.loads(data)
     if not isinstance(report, dict) or set(report) != {"blocked", "unreachable"}:
@@ -33,7 +33,7 @@ def parse_report(data: bytes) -> Report:
     rows = report["blocked"]
     if not isinstance(rows, list) or len(rows) > MOST_NAMES + 1:
         raise ValueError("not a list of hosts")
-    return Report(
+    return ProxyReport(
         blocked=tuple(map(_read_row, rows)),
         unreachable=_read_text(report["unreachable"], LONGEST_UNREACHABLE),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from osiris.tools.sandbox.network.tls_client_hello import NotOurs
+from osiris.tools.sandbox.network.tls_client_hello import ProtocolRejected
 
 HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -14,7 +14,7 @@ NOT_PASSED_ON: Final = re.compile(r"(?i)connection|content-length|expect|host|ke
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ConnectRequest:
     """Which host a jail wants; `plain` is what that is told first, when it is spoken to without TLS."""
 
     host: str
@@ -22,54 +22,61 @@ class Request:
     plain: bytes = b""
 
 
-def read_request(head: bytes) -> Request:
+def parse_request(head: bytes) -> ConnectRequest:
     """Raises NotOurs for what is no request that a proxy of ours takes."""
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     method, _, rest = first.partition(" ")
     target, _, version = rest.partition(" ")
     if version not in ("HTTP/1.0", "HTTP/1.1"):
-        raise NotOurs("it speaks no HTTP")
+        raise ProtocolRejected("it speaks no HTTP")
     if method == "CONNECT":
         host, _, port = target.rpartition(":")
-        return Request(host=_host(host), port=_port(port))
+        return ConnectRequest(host=_parse_host(host), port=_parse_port(port))
     if method not in ("GET", "HEAD"):
-        raise NotOurs("only CONNECT, and GET of a mirror, are let through")
-    return _plain(method, target, lines)
+        raise ProtocolRejected("only CONNECT, and GET of a mirror, are let through")
+    return _parse_plain(method, target, lines)
 
 
-def _plain(method: str, target: str, lines: Sequence[str]) -> Request:
+def _parse_plain(method: str, target: str, lines: Sequence[str]) -> ConnectRequest:
     try:
         parts = urlsplit(target)
     except ValueError:
-        raise NotOurs("it asks for no address") from None
+        raise ProtocolRejected("it asks for no address") from None
     if parts.scheme != "http" or not re.fullmatch(r"[!-~]+", target):
-        raise NotOurs("it asks for no address")
+        raise ProtocolRejected("it asks for no address")
     host, _, port = parts.netloc.partition(":")
-    asked = [f"{method} {_path(parts)} HTTP/1.1", f"Host: {parts.netloc}", *_headers(lines), "Connection: close"]
-    return Request(host=_host(host), port=_port(port or "80"), plain="\r\n".join([*asked, "\r\n"]).encode("latin-1"))
+    asked = [
+        f"{method} {_format_path(parts)} HTTP/1.1",
+        f"Host: {parts.netloc}",
+        *_filter_headers(lines),
+        "Connection: close",
+    ]
+    return ConnectRequest(
+        host=_parse_host(host), port=_parse_port(port or "80"), plain="\r\n".join([*asked, "\r\n"]).encode("latin-1")
+    )
 
 
-def _path(parts: SplitResult) -> str:
+def _format_path(parts: SplitResult) -> str:
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _headers(lines: Sequence[str]) -> Iterator[str]:
+def _filter_headers(lines: Sequence[str]) -> Iterator[str]:
     for line in lines:
         found = HEADER.fullmatch(line)
         if not found or found[1].lower() == "transfer-encoding":
-            raise NotOurs("its request is garbled")
+            raise ProtocolRejected("its request is garbled")
         if not NOT_PASSED_ON.fullmatch(found[1]):
             yield line
 
 
-def _host(text: str) -> str:
+def _parse_host(text: str) -> str:
     host = text.lower().removesuffix(".")
     if not HOST.fullmatch(host):
-        raise NotOurs("it names no host")
+        raise ProtocolRejected("it names no host")
     return host
 
 
-def _port(text: str) -> int:
+def _parse_port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII):
-        raise NotOurs("it names no port")
+        raise ProtocolRejected("it names no port")
     return int(text)

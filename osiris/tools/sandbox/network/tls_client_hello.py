@@ -10,41 +10,41 @@ MOST: Final = 1 << 16  # bytes of a hello; with the largest keys known it is a f
 LONGEST_NAME: Final = 253  # characters of a host's name: RFC 1035; a hello has room for 65,530
 
 
-class NotOurs(Exception):
+class ProtocolRejected(Exception):
     """It is no TLS that we let through; the text says why."""
 
 
-async def client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+async def read_client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """(all bytes that were read, the body of the client's hello). Raises NotOurs, IncompleteReadError."""
     raw = bytearray()
     said = bytearray()
     while len(said) < 4 or len(said) < 4 + int.from_bytes(said[1:4], "big"):
         head = await reader.readexactly(5)
         if head[0] != HANDSHAKE or head[1] != 3:
-            raise NotOurs("it speaks no TLS")
+            raise ProtocolRejected("it speaks no TLS")
         part = await reader.readexactly(int.from_bytes(head[3:5], "big"))
         raw += head
         raw += part
         said += part
         if said[:1] != bytes([CLIENT_HELLO]) or len(raw) > MOST:
-            raise NotOurs("its TLS begins with no client's hello")
+            raise ProtocolRejected("its TLS begins with no client's hello")
     return bytes(raw), bytes(said[4 : 4 + int.from_bytes(said[1:4], "big")])
 
 
-def server_name(hello: bytes) -> str:
+def parse_server_name(hello: bytes) -> str:
     """The host that a client's hello names, in lower case. Raises NotOurs when it names none, or hides it."""
     try:
-        found = list(_extensions(hello))
+        found = list(_parse_extensions(hello))
     except IndexError:
-        raise NotOurs("its TLS hello is garbled") from None
+        raise ProtocolRejected("its TLS hello is garbled") from None
     if any(kind == ENCRYPTED_HELLO for kind, _ in found):
-        raise NotOurs("its TLS hello hides the host")
+        raise ProtocolRejected("its TLS hello hides the host")
     names = [body for kind, body in found if kind == SERVER_NAME]
     if len(names) != 1 or len(names[0]) < 6 or names[0][2] != HOST_NAME:
-        raise NotOurs("its TLS hello names no host")
+        raise ProtocolRejected("its TLS hello names no host")
     length = int.from_bytes(names[0][3:5], "big")
     if len(names[0]) != 5 + length:
-        raise NotOurs("its TLS hello names more than one host")
+        raise ProtocolRejected("its TLS hello names more than one host")
     return names[0][5:].decode("ascii", "replace").lower()
 
 
@@ -56,25 +56,25 @@ def quote_name(name: str) -> str:
     return f"'{quoted[:LONGEST_NAME]}' (cut: it has {len(name)} characters)"
 
 
-def _extensions(hello: bytes) -> Iterator[tuple[int, bytes]]:
+def _parse_extensions(hello: bytes) -> Iterator[tuple[int, bytes]]:
     at = 2 + 32  # version and random bytes
     for size in (1, 2, 1):  # session, cipher suites, compression
-        _, at = _piece(hello, at, size)
-    block, _ = _piece(hello, at, 2)
+        _, at = _read_field(hello, at, size)
+    block, _ = _read_field(hello, at, 2)
     at = 0
     while at < len(block):
-        kind = int.from_bytes(_exactly(block, at, 2), "big")
-        body, at = _piece(block, at + 2, 2)
+        kind = int.from_bytes(_slice_exactly(block, at, 2), "big")
+        body, at = _read_field(block, at + 2, 2)
         yield kind, body
 
 
-def _piece(data: bytes, at: int, size: int) -> tuple[bytes, int]:
+def _read_field(data: bytes, at: int, size: int) -> tuple[bytes, int]:
     """What a length of `size` bytes at `at` stands before, and where it ends."""
-    length = int.from_bytes(_exactly(data, at, size), "big")
-    return _exactly(data, at + size, length), at + size + length
+    length = int.from_bytes(_slice_exactly(data, at, size), "big")
+    return _slice_exactly(data, at + size, length), at + size + length
 
 
-def _exactly(data: bytes, at: int, length: int) -> bytes:
+def _slice_exactly(data: bytes, at: int, length: int) -> bytes:
     if at + length > len(data):
         raise IndexError(at)
     return data[at : at + length]

@@ -8,43 +8,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from osiris.tools.sandbox.jail import seccomp
-from osiris.tools.sandbox.jail.bwrap_arguments import View, arguments
-from osiris.tools.sandbox.jail.process import BWRAP, PATIENCE, lower
+from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec, build_arguments
+from osiris.tools.sandbox.jail.process import BWRAP, PATIENCE, build_unprivileged_command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class AttemptResult:
     ok: bool
-    said: str
+    output: str
     passing: bool = False
     """It failed for a want of this machine (time, memory) that may be over in a moment."""
 
 
-def attempt(options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()) -> Trial:
+def attempt_bwrap(options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()) -> AttemptResult:
     """Try bwrap with these options, as the jails' user: whether it went well, and what it said. For the probes."""
-    return attempt_plain([BWRAP, *options, "--die-with-parent", "--", *argv], fds=fds)
+    return attempt_command([BWRAP, *options, "--die-with-parent", "--", *argv], fds=fds)
 
 
-def attempt_plain(argv: Sequence[str], *, fds: Sequence[int] = (), before: Sequence[str] = ()) -> Trial:
+def attempt_command(argv: Sequence[str], *, fds: Sequence[int] = (), before: Sequence[str] = ()) -> AttemptResult:
     """Try a command outside of any jail, as the jails' user; what stands `before` it is done as ours."""
-    command = [*before, *lower(argv)]
+    command = [*before, *build_unprivileged_command(argv)]
     try:
         done = subprocess.run(
             command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, pass_fds=fds
         )
     except subprocess.TimeoutExpired:
-        return Trial(ok=False, said=f"no answer in {PATIENCE:g} seconds", passing=True)
+        return AttemptResult(ok=False, output=f"no answer in {PATIENCE:g} seconds", passing=True)
     except OSError as error:
-        return Trial(ok=False, said=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM))
+        return AttemptResult(ok=False, output=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM))
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return Trial(ok=done.returncode == 0, said=said, passing=done.returncode == -signal.SIGKILL)
+    return AttemptResult(ok=done.returncode == 0, output=said, passing=done.returncode == -signal.SIGKILL)
 
 
-def attempt_view(view: View, argv: Sequence[str]) -> Trial:
+def attempt_jail(view: JailSpec, argv: Sequence[str]) -> AttemptResult:
     """Try a command in the whole profile, without limits and without a cgroup."""
     rules = os.memfd_create("osiris")
     try:
-        os.pwrite(rules, seccomp.program(), 0)
-        return attempt([*arguments(view), "--seccomp", str(rules)], argv, fds=[rules])
+        os.pwrite(rules, seccomp.build_program(), 0)
+        return attempt_bwrap([*build_arguments(view), "--seccomp", str(rules)], argv, fds=[rules])
     finally:
         os.close(rules)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from osiris.core.ports.sandbox import MIB, Limits, Probe
-from osiris.tools.sandbox.disks.disk import NoRoom
-from osiris.tools.sandbox.disks.image_disk import can_keep_apart, can_mount
-from osiris.tools.sandbox.disks.tmpfs_disk import can_hold
+from osiris.core.ports.sandbox import MIB, Probe, SandboxLimits
+from osiris.tools.sandbox.disks.disk import HostDiskFull
+from osiris.tools.sandbox.disks.image_disk import probe_mount, probe_separate_users
+from osiris.tools.sandbox.disks.tmpfs_disk import probe_tmpfs
 from osiris.tools.sandbox.jail import cgroup, seccomp
-from osiris.tools.sandbox.jail.bwrap_arguments import View
-from osiris.tools.sandbox.jail.process import BWRAP, dropped_uid
-from osiris.tools.sandbox.probes.attempt import Trial, attempt, attempt_plain, attempt_view
+from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
+from osiris.tools.sandbox.jail.process import BWRAP, resolve_jail_uid
+from osiris.tools.sandbox.probes.attempt import AttemptResult, attempt_bwrap, attempt_command, attempt_jail
 
 SYSTEM: Final = [
     *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"),
@@ -52,7 +52,7 @@ says("git", subprocess.run(["git", "--version"], capture_output=True).returncode
 
 DISK, MEMORY = "size-limited disk", "memory and process limits"
 APART: Final = "a user for each session"
-SMALL: Final = Limits(memory=48 * MIB, processes=16)
+SMALL: Final = SandboxLimits(memory=48 * MIB, processes=16)
 # In a group with these limits: 32 processes more are too many, and so are 160 MiB.
 GREEDY: Final = """
 import os, time
@@ -66,44 +66,44 @@ bytearray(160 << 20)
 """
 
 
-def run(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
+def run_probes(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
     """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator allows runs without a
     limit on their memory."""
-    found = [*_ground(root, etc), *_profile(etc), *(bounds or _bounds(root, weak))]
-    return found if dropped_uid() is None else [*found, _apart(root, etc)]
+    found = [*_probe_host(root, etc), *_probe_profile(etc), *(bounds or _probe_bounds(root, weak))]
+    return found if resolve_jail_uid() is None else [*found, _probe_separate_users(root, etc)]
 
 
-def bounds_that_hold(found: Sequence[Probe]) -> list[Probe]:
+def select_held_bounds(found: Sequence[Probe]) -> list[Probe]:
     """The bounds among what was found, when all hold. They are not asked again: a process that takes too much memory is
     killed for it each time, and operators see that in the kernel's log."""
     bounds = [probe for probe in found if probe.name in (DISK, MEMORY)]
     return bounds if all(probe.ok for probe in bounds) else []
 
 
-def _ground(root: Path, etc: Path) -> Iterator[Probe]:
-    trial = attempt_plain([BWRAP, "--version"])
-    yield _probe("bubblewrap installed", trial, trial.said[:100], "Install it: apt-get install bubblewrap.")
-    uid = dropped_uid()
+def _probe_host(root: Path, etc: Path) -> Iterator[Probe]:
+    trial = attempt_command([BWRAP, "--version"])
+    yield _build_probe("bubblewrap installed", trial, trial.output[:100], "Install it: apt-get install bubblewrap.")
+    uid = resolve_jail_uid()
     if uid is not None:
-        trial = attempt_plain(["/usr/bin/true"])
+        trial = attempt_command(["/usr/bin/true"])
         fix = "Run the worker as an ordinary user, or give it CAP_SETUID and CAP_SETGID (and util-linux's setpriv)."
-        yield _probe("drop to an unprivileged user", trial, trial.said[:100] or f"uid {uid}", fix)
-    trial = attempt_plain(["/usr/bin/test", "-r", str(etc / "passwd")])
+        yield _build_probe("drop to an unprivileged user", trial, trial.output[:100] or f"uid {uid}", fix)
+    trial = attempt_command(["/usr/bin/test", "-r", str(etc / "passwd")])
     fix = f"Make every folder above {root} searchable for others: chmod 711."
-    yield _probe("data folder reachable", trial, trial.said[:100] or str(root), fix)
-    trial = attempt([*SPACES, *SYSTEM], ["/usr/bin/true"])
-    yield _probe("namespaces", trial, trial.said[:160], "" if trial.ok else _namespace_fix())
-    trial = attempt([*SPACES, *SYSTEM, "--proc", "/proc"], ["/usr/bin/true"])
-    yield _probe("private /proc", trial, trial.said[:160], UNMASK)
+    yield _build_probe("data folder reachable", trial, trial.output[:100] or str(root), fix)
+    trial = attempt_bwrap([*SPACES, *SYSTEM], ["/usr/bin/true"])
+    yield _build_probe("namespaces", trial, trial.output[:160], "" if trial.ok else _suggest_namespace_fix())
+    trial = attempt_bwrap([*SPACES, *SYSTEM, "--proc", "/proc"], ["/usr/bin/true"])
+    yield _build_probe("private /proc", trial, trial.output[:160], UNMASK)
 
 
-def _probe(name: str, trial: Trial, detail: str, fix: str) -> Probe:
+def _build_probe(name: str, trial: AttemptResult, detail: str, fix: str) -> Probe:
     return Probe(name=name, ok=trial.ok, detail=detail, fix=fix, passing=trial.passing)
 
 
-def _profile(etc: Path) -> Iterator[Probe]:
-    trial = _try_profile(etc)
-    held = trial.said.split() if trial.ok else []
+def _probe_profile(etc: Path) -> Iterator[Probe]:
+    trial = _attempt_profile(etc)
+    held = trial.output.split() if trial.ok else []
     never_root = "Never start bubblewrap with host uid 0."
     filtered = "It needs CONFIG_SECCOMP_FILTER and an x86_64 or aarch64 processor."
     rows: Sequence[tuple[str, str, str]] = (
@@ -115,88 +115,88 @@ def _profile(etc: Path) -> Iterator[Probe]:
         ("git", "git inside", "Install it: apt-get install git."),
     )
     for word, name, fix in rows:
-        detail = "" if word in held else trial.said[-200:]
+        detail = "" if word in held else trial.output[-200:]
         yield Probe(name=name, ok=word in held, detail=detail, fix=fix, passing=trial.passing)
 
 
-def _try_profile(etc: Path) -> Trial:
-    if not seccomp.supported():
-        return Trial(ok=False, said="no system-call filter for this processor")
-    view = View(etc=etc, work=etc, work_writable=False)
-    return attempt_view(view, ["/usr/bin/python3", "-I", "-S", "-c", QUESTIONS])
+def _attempt_profile(etc: Path) -> AttemptResult:
+    if not seccomp.is_supported():
+        return AttemptResult(ok=False, output="no system-call filter for this processor")
+    view = JailSpec(etc=etc, work=etc, work_writable=False)
+    return attempt_jail(view, ["/usr/bin/python3", "-I", "-S", "-c", QUESTIONS])
 
 
-def _bounds(root: Path, weak: bool) -> Iterator[Probe]:
-    yield _disk(root)
-    trial = _try_limits()
+def _probe_bounds(root: Path, weak: bool) -> Iterator[Probe]:
+    yield _probe_disk(root)
+    trial = _attempt_limits()
     yield Probe(
         name=MEMORY,
         ok=trial.ok,
         needed=not weak,
-        detail=trial.said[:160],
+        detail=trial.output[:160],
         fix="They need a cgroup that the worker may write to (systemd: Delegate=yes). To go without, limit the memory "
         "of the whole worker and set OSIRIS_SANDBOX=weak; every pull request will say so.",
         passing=trial.passing,
     )
 
 
-def _disk(root: Path) -> Probe:
+def _probe_disk(root: Path) -> Probe:
     fix = "Run the worker as an ordinary user, or as root with loop devices and CAP_SYS_ADMIN."
     try:
-        trouble = can_mount(root) if dropped_uid() is not None else can_hold(root)
-    except NoRoom as full:
+        trouble = probe_mount(root) if resolve_jail_uid() is not None else probe_tmpfs(root)
+    except HostDiskFull as full:
         return Probe(name=DISK, ok=False, detail=str(full), fix="Make room.", passing=True)
     return Probe(name=DISK, ok=not trouble, detail=trouble[:160], fix=fix)
 
 
-def _apart(root: Path, etc: Path) -> Probe:
+def _probe_separate_users(root: Path, etc: Path) -> Probe:
     """What root's sessions can have of their own. Without it they are processes of one user."""
     fix = "It needs Linux 5.19, and overlayfs in the kernel. Without it sessions share what is counted by user."
     try:
-        trouble, shared = can_keep_apart(root, etc)
-    except NoRoom as full:
+        trouble, shared = probe_separate_users(root, etc)
+    except HostDiskFull as full:
         return Probe(name=APART, ok=False, needed=False, detail=str(full), fix="Make room.", passing=True)
     detail = trouble[:160] or (f"shared: {', '.join(shared)}" if shared else "")
     return Probe(name=APART, ok=not trouble, needed=False, detail=detail, fix=fix)
 
 
-def _try_limits() -> Trial:
+def _attempt_limits() -> AttemptResult:
     """Whether a cgroup can be made here, and what is greedy in it is stopped."""
-    cgroup.sweep("osiris-probe-")
-    group = cgroup.make(name := f"osiris-probe-{os.getpid()}-{secrets.token_hex(4)}", SMALL)
+    cgroup.remove_stale_cgroups("osiris-probe-")
+    group = cgroup.make_cgroup(name := f"osiris-probe-{os.getpid()}-{secrets.token_hex(4)}", SMALL)
     if group is None:
-        return Trial(ok=False, said="no cgroup can be made here")
+        return AttemptResult(ok=False, output="no cgroup can be made here")
     try:
         join = "".join(f"echo $$ >'{folder}/cgroup.procs' && " for folder in group.folders)
         words = ["/bin/sh", "-c", join + 'exec "$@"', "join"]
-        trial = attempt_plain(["/usr/bin/python3", "-I", "-S", "-c", GREEDY], before=words)
-        stopped = group.out_of_memory() > 0
+        trial = attempt_command(["/usr/bin/python3", "-I", "-S", "-c", GREEDY], before=words)
+        stopped = group.count_oom_kills() > 0
     finally:
-        _remove(name, group)
+        _remove_cgroup(name, group)
     if trial.passing and not stopped:
         return trial
-    few = trial.said.isdecimal() and int(trial.said) < 32
-    return Trial(ok=few and stopped, said="" if few and stopped else f"they do not hold: {trial.said}")
+    few = trial.output.isdecimal() and int(trial.output) < 32
+    return AttemptResult(ok=few and stopped, output="" if few and stopped else f"they do not hold: {trial.output}")
 
 
-def _remove(name: str, group: cgroup.Cgroup) -> None:
+def _remove_cgroup(name: str, group: cgroup.Cgroup) -> None:
     for _ in range(200):
         if group.remove():
             return
         time.sleep(0.01)
 
 
-def _namespace_fix() -> str:
-    if _setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+def _suggest_namespace_fix() -> str:
+    if _read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "Ubuntu: add the AppArmor profile `profile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }`, "
             "or set sysctl kernel.apparmor_restrict_unprivileged_userns=0."
         )
-    if _setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+    if _read_setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return "Debian: set sysctl kernel.unprivileged_userns_clone=1."
-    if _setting("/proc/sys/user/max_user_namespaces") == "0":
+    if _read_setting("/proc/sys/user/max_user_namespaces") == "0":
         return "Set sysctl user.max_user_namespaces=10000."
-    if "\nSeccomp:\t2" in _setting("/proc/self/status"):
+    if "\nSeccomp:\t2" in _read_setting("/proc/self/status"):
         return (
             "The container forbids namespaces: --security-opt seccomp=PROFILE that also allows clone, unshare, mount, "
             "umount2, pivot_root and sethostname, --security-opt systempaths=unconfined, on AppArmor hosts also "
@@ -205,7 +205,7 @@ def _namespace_fix() -> str:
     return "Let ordinary users make user namespaces on this machine."
 
 
-def _setting(path: str) -> str:
+def _read_setting(path: str) -> str:
     try:
         return Path(path).read_text().strip()
     except OSError:

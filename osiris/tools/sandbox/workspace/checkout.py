@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.ports.sandbox import Result
 from osiris.tools.sandbox.disks.disk import INDEX, LEFT, OWN, Disk
-from osiris.tools.sandbox.jail.bwrap_arguments import View
+from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
 
@@ -48,7 +48,7 @@ fi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filling:
+class CheckoutSpec:
     """What a workspace is filled with: commit `base`, the files of commit `files` over it ("": none), the tar of a
     `setup`; `index` is that of the checkout which the disk lies over, if it does."""
 
@@ -58,16 +58,16 @@ class Filling:
     setup: Path | None = None
 
 
-async def check_out(view: View, disk: Disk, cgroup: Cgroup | None, filling: Filling) -> None:
+async def check_out(view: JailSpec, disk: Disk, cgroup: Cgroup | None, filling: CheckoutSpec) -> None:
     """Fill the workspace of `disk`, and leave the index of its base in `keep`. Raises Refused or Unavailable."""
     shown = ((filling.index, "/base.index"), (filling.setup, "/setup.tar"))
     extra = [(disk.folder / "keep", "/keep", True), *((path, inside, False) for path, inside in shown if path)]
-    view = replace(view, extra=extra, toolchains=(), way_out=None)
+    view = replace(view, extra=extra, toolchains=(), proxy_folder=None)
     argv = ["/bin/bash", "-c", SCRIPT, "checkout", filling.base, filling.files]
     result = await run_once(view, argv, view.limits.open_seconds, cgroup=cgroup)
-    _checked(result, view, filling.base)
-    left = set(os.listdir(disk.keep))
-    if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(_is_plain_file(disk.keep / name) for name in left):
+    _check_result(result, view, filling.base)
+    left = set(os.listdir(disk.host_only))
+    if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(_is_plain_file(disk.host_only / name) for name in left):
         raise Refused("the checkout left no index, or more than that")
 
 
@@ -75,10 +75,10 @@ def copy_index(index: Path, disk: Disk) -> None:
     """Leave the index of a kept checkout in `keep`: its workspace is laid over that and has no other files. With its
     time, or a change in its own second would be hidden."""
     try:
-        shutil.copy2(index, disk.keep / INDEX, follow_symlinks=False)
+        shutil.copy2(index, disk.host_only / INDEX, follow_symlinks=False)
     except OSError as error:
         raise Unavailable(f"the kept checkout cannot be read: {error.strerror}") from None
-    if not _is_plain_file(disk.keep / INDEX):
+    if not _is_plain_file(disk.host_only / INDEX):
         raise Refused("the checkout left no index")
 
 
@@ -86,14 +86,14 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _checked(result: Result, view: View, base: str) -> None:
+def _check_result(result: Result, view: JailSpec, base: str) -> None:
     words = os.fsdecode(result.output).strip()[-300:]
     if result.exit_code == 0:
         return
     if result.timed_out:
-        raise TooSlow(f"checking the repository out took longer than {view.limits.open_seconds:g} seconds")
+        raise LocalTimeout(f"checking the repository out took longer than {view.limits.open_seconds:g} seconds")
     if result.exit_code is None or result.exit_code == KILLED:
-        raise TooSlow("checking the repository out was cut off; this machine may be short of memory")
+        raise LocalTimeout("checking the repository out was cut off; this machine may be short of memory")
     if result.exit_code == NO_MIRROR:
         raise Refused(f"the mirror {view.mirror} is not a repository that git can read: {words}")
     if result.exit_code == NO_COMMIT:

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from osiris.core.errors import Refused, TooSlow, Unavailable
+from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.git_environment import EXPORTS
 from osiris.core.ports.sandbox import Export, Result
 from osiris.core.sanitize import clean_text
-from osiris.tools.sandbox.jail.bwrap_arguments import View
+from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
 
@@ -88,21 +88,21 @@ class UnreadableWork(Refused):
     """Some of the workspace cannot be read, so that the work would come out without it."""
 
 
-async def collect(view: View, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
+async def export_workspace(view: JailSpec, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
     """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`, which a crash leaves
     nothing of. Raises Refused or Unavailable, and UnreadableWork when some of it would be left out."""
     with contextlib.ExitStack() as failed:
-        pack = failed.enter_context(_unnamed(packs))
+        pack = failed.enter_context(_open_unnamed_file(packs))
         argv = ["/bin/bash", "-c", INSIDE, "collect", base]
         result = await run_once(view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno())
         size = pack.seek(0, os.SEEK_END)
         pack.seek(0)
-        export = Export(tree=_tree(result, base, size, view.limits.pack), pack=pack)
+        export = Export(tree=_parse_tree(result, base, size, view.limits.pack), pack=pack)
         failed.pop_all()
     return export
 
 
-def _unnamed(packs: Path) -> IO[bytes]:
+def _open_unnamed_file(packs: Path) -> IO[bytes]:
     try:
         packs.mkdir(mode=0o700, exist_ok=True)
         return tempfile.TemporaryFile(dir=packs)
@@ -110,14 +110,14 @@ def _unnamed(packs: Path) -> IO[bytes]:
         raise Unavailable(f"this machine has no place to take the work out to: {error.strerror}") from None
 
 
-def _tree(result: Result, base: str, size: int, most: int) -> str:
+def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
     if result.timed_out:
-        raise TooSlow(
+        raise LocalTimeout(
             "taking the work out of the sandbox took too long: there are too many or too large files, "
             "or this machine has too much to do"
         )
     if result.exit_code is None or result.exit_code == KILLED:
-        raise TooSlow("taking the work out of the sandbox was cut off; this machine may be short of memory")
+        raise LocalTimeout("taking the work out of the sandbox was cut off; this machine may be short of memory")
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
     if size >= most or result.exit_code == FILE_TOO_LARGE:
@@ -125,7 +125,9 @@ def _tree(result: Result, base: str, size: int, most: int) -> str:
     words = clean_text(result.output).strip().splitlines() or ["nothing was said"]
     if result.exit_code == UNREADABLE:
         reason = words[0].removeprefix("warning: ").removeprefix("error: ").removeprefix("fatal: ")
-        raise UnreadableWork(f"git cannot read some of the work: {_shorten(reason)}; make it readable, or remove it")
+        raise UnreadableWork(
+            f"git cannot read some of the work: {_shorten_reason(reason)}; make it readable, or remove it"
+        )
     if result.exit_code != 0:  # git's last words are `adding files failed`; which and why stands above them
         reason = next((line for line in words if line.startswith(("error: ", "fatal: "))), words[-1])
         raise Refused(f"the work could not be taken out of the sandbox: {reason[:300]}")
@@ -134,6 +136,6 @@ def _tree(result: Result, base: str, size: int, most: int) -> str:
     return words[-1]
 
 
-def _shorten(reason: str) -> str:
+def _shorten_reason(reason: str) -> str:
     """Return git's words, with the middle of a very long path left out; git itself cuts what follows such a path."""
     return reason if len(reason) <= 300 else f"{reason[:150]}… (a path of more than {len(reason) - 100} characters)"

@@ -15,32 +15,32 @@ from osiris.tools.sandbox.jail.jail_etc import INSIDE_HELPER, PYTHON
 PATIENCE: Final = 20.0  # seconds
 MOST_WORD: Final = 4000  # a path's own limit is 4096
 
-Run = Callable[[Sequence[str], bytes, float], Awaitable[Result]]
+RunInJail = Callable[[Sequence[str], bytes, float], Awaitable[Result]]
 """(argv, stdin, timeout) -> what came of it."""
 
 
 class JailFiles:
     """Implements `sandboxing.Files`."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunInJail) -> None:
         self._run = run
 
     async def read(self, path: str, start: int, lines: int) -> str:
-        return await self._ask("read", path, str(start), str(lines))
+        return await self._ask_helper("read", path, str(start), str(lines))
 
     async def write(self, path: str, content: bytes) -> str:
-        return await self._ask("write", path, content=content)
+        return await self._ask_helper("write", path, content=content)
 
     async def edit(self, path: str, old: bytes, new: bytes) -> str:
-        return await self._ask("edit", path, str(len(old)), content=old + new)
+        return await self._ask_helper("edit", path, str(len(old)), content=old + new)
 
     async def list(self, path: str) -> str:
-        return await self._ask("list", path)
+        return await self._ask_helper("list", path)
 
     async def search(self, pattern: str, path: str) -> str:
-        return await self._ask("search", path, pattern)
+        return await self._ask_helper("search", path, pattern)
 
-    async def _ask(self, *words: str, content: bytes = b"") -> str:
+    async def _ask_helper(self, *words: str, content: bytes = b"") -> str:
         """Ask the helper in the jail. Raises Unavailable when it does not answer for no fault of the model's."""
         if any("\0" in word or len(word) > MOST_WORD for word in words):
             return f"error: paths and patterns hold no NUL and at most {MOST_WORD} characters"

@@ -21,14 +21,14 @@ from weakref import WeakValueDictionary
 from pydantic import TypeAdapter
 
 from osiris.config.atomic_file import replace_file, write_atomically
-from osiris.core.errors import Mendable, TooSlow, Unavailable
+from osiris.core.errors import LocalTimeout, NeedsOperator, Unavailable
 from osiris.core.events import CommandRan
 from osiris.core.git_environment import EXPORTS
 from osiris.core.ports.sandbox import Plan, Result, Setup
 from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.guest.setup_leftovers import MOST, TOO_MANY
 from osiris.tools.sandbox.jail.process import run_once
-from osiris.tools.sandbox.session import OpenSession
+from osiris.tools.sandbox.session import BubblewrapSession
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-faile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CachedSetup:
     """What a set-up left, the commands that made it, and whether that was for an earlier session."""
 
     tar: Path
@@ -76,33 +76,33 @@ class Outcome:
     cached: bool = False
 
 
-class Setups:
+class SetupCache:
     """What set-ups left, on this machine; those used longest ago make room."""
 
     def __init__(self, root: Path, most: int) -> None:
         """`most` is how many bytes they may take together."""
-        self._root, self._most = root / "@setups", most
+        self._root, self._max_bytes = root / "@setups", most
         self._root.mkdir(mode=0o711, exist_ok=True)
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
 
-    async def get(self, plan: Plan, salt: str, make: Callable[[], Awaitable[OpenSession]]) -> Outcome | None:
+    async def get(self, plan: Plan, salt: str, make: Callable[[], Awaitable[BubblewrapSession]]) -> CachedSetup | None:
         """What the set-up of `plan` leaves, made in a session of `make` when it is not there; None without a set-up.
 
-        `salt` changes with this machine. Raises Mendable when a command fails, Refused, and Unavailable.
+        `salt` changes with this machine. Raises NeedsOperator when a command fails, Refused, and Unavailable.
         """
         if plan.setup is None or not plan.setup.commands:
             return None
-        key = _key(plan.repo, plan.setup, salt)
+        key = _compute_key(plan.repo, plan.setup, salt)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            if found := await asyncio.to_thread(self._find, key):
+            if found := await asyncio.to_thread(self._find_cached, key):
                 return found
             session = await make()
             try:
-                return await self._make(key, plan.setup, session)
+                return await self._run_setup(key, plan.setup, session)
             finally:
                 await session.destroy()
 
-    def _find(self, key: str) -> Outcome | None:
+    def _find_cached(self, key: str) -> CachedSetup | None:
         tar, notes = self._root / f"{key}.tar", self._root / f"{key}.json"
         try:
             made = notes.stat().st_mtime
@@ -110,9 +110,9 @@ class Setups:
             os.utime(tar)
         except (OSError, ValueError):
             return None
-        return Outcome(tar=tar, commands=commands, cached=True) if time.time() - made < LIVES else None
+        return CachedSetup(tar=tar, commands=commands, cached=True) if time.time() - made < LIVES else None
 
-    async def _make(self, key: str, setup: Setup, session: OpenSession) -> Outcome:
+    async def _run_setup(self, key: str, setup: Setup, session: BubblewrapSession) -> CachedSetup:
         commands, began = [], time.monotonic()
         for command in setup.commands:
             left = session.limits.setup_seconds - (time.monotonic() - began)
@@ -123,65 +123,65 @@ class Setups:
             )
             log.info("set-up: %r ended with %s after %.1f s", command[:200], ran.exit_code, ran.seconds)
             if result.exit_code != 0:
-                raise _failed(ran, result, reached=not session.unreachable)
+                raise _build_failure(ran, result, reached=not session.unreachable)
             commands.append(ran)
         tar = self._root / f"{key}.tar"
         for old in self._root.glob(".*.tar.*"):  # of a worker that was killed
             if time.time() - old.stat().st_mtime > LEFT_OVER:
                 old.unlink(missing_ok=True)
         with replace_file(tar, mode=0o644) as file:
-            await _pack(session, file)
+            await _pack_leftovers(session, file)
         write_atomically(tar.with_suffix(".json"), RAN.dump_json(tuple(commands)).decode())
-        self._make_room(tar)
-        return Outcome(tar=tar, commands=tuple(commands))
+        self._evict_oldest(tar)
+        return CachedSetup(tar=tar, commands=tuple(commands))
 
-    def _make_room(self, newest: Path) -> None:
+    def _evict_oldest(self, newest: Path) -> None:
         tars = sorted(self._root.glob("*.tar"), key=lambda tar: tar.stat().st_mtime)
         total = sum(tar.stat().st_size for tar in tars)
         for tar in tars:
-            if total > self._most and tar != newest:
+            if total > self._max_bytes and tar != newest:
                 total -= tar.stat().st_size
                 tar.with_suffix(".json").unlink(missing_ok=True)
                 tar.unlink()
 
 
-def _key(repo: str, setup: Setup, salt: str) -> str:
+def _compute_key(repo: str, setup: Setup, salt: str) -> str:
     words = [FORM, repo, setup.key, *setup.commands, "", *setup.hosts, "", salt]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 
-async def _pack(session: OpenSession, file: IO[bytes]) -> None:
+async def _pack_leftovers(session: BubblewrapSession, file: IO[bytes]) -> None:
     limits = session.limits
-    view = session.read_only(home=True)
+    view = session.build_read_only_spec(home=True)
     view = replace(view, limits=replace(limits, file_size=limits.disk))
     argv = ["/bin/bash", "-c", PACK]
     result = await run_once(view, argv, limits.open_seconds, cgroup=session.cgroup, stdout=file.fileno())
     if result.timed_out:
-        raise TooSlow("putting away what the set-up left took too long")
+        raise LocalTimeout("putting away what the set-up left took too long")
     if result.exit_code == TOO_MANY:
-        raise Mendable(
+        raise NeedsOperator(
             f"the set-up leaves more than {MOST:,} files that the repository's .gitignore does not cover, such as "
-            f"{_last_words(result)}; let .gitignore cover them"
+            f"{_format_last_lines(result)}; let .gitignore cover them"
         )
     if result.exit_code != 0:
-        raise Mendable(f"what the set-up left could not be put away: {_last_words(result)}")
+        raise NeedsOperator(f"what the set-up left could not be put away: {_format_last_lines(result)}")
 
 
-def _failed(ran: CommandRan, result: Result, *, reached: bool) -> Mendable | Unavailable:
+def _build_failure(ran: CommandRan, result: Result, *, reached: bool) -> NeedsOperator | Unavailable:
     """What it means that a command failed: that somebody has to mend it, or that a registry was not to be had."""
     command = " ".join(clean_text(ran.command).split())[:200]
     how = "took too long" if result.timed_out else f"ended with exit code {ran.exit_code}"
-    told = f"the set-up command `{command}` {how}: {_last_words(result)}"
+    told = f"the set-up command `{command}` {how}: {_format_last_lines(result)}"
     if not reached:
         return Unavailable(f"{told}; a package registry could not be reached")
     wanted = ", ".join(f"{b.host}:{b.port}" for b in ran.blocked[:MOST_NAMED])
     if len(ran.blocked) > MOST_NAMED:
         wanted += f" and {len(ran.blocked) - MOST_NAMED} more"
-    return Mendable(
+    return NeedsOperator(
         f"{told}; blocked: {wanted}; `network.setup` in `.github/osiris.yml` lets it out" if wanted else told
     )
 
 
-def _last_words(result: Result) -> str:
+def _format_last_lines(result: Result) -> str:
     lines = [line.strip() for line in clean_text(result.output).splitlines() if line.strip()]
     return " / ".join(lines[-3:])[-400:] or "it said nothing"
