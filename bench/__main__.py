@@ -1,7 +1,8 @@
-"""`python -m bench [--quick] [--only NAME] [--strict]`: a table to read, and the same figures in build/bench.json.
+"""`python -m bench [--quick] [--only NAME] [--strict]`: a table to read, and the same figures in
+build/bench.json.
 
-It ends with the table whatever a measure does. Exit 1 when a measure failed; with `--strict` also when a target was
-missed.
+It ends with the table whatever a measure does. Exit 1 when a measure failed; with `--strict` also
+when a target was missed.
 """
 
 import argparse
@@ -20,7 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import command, first, history, machines, memory, model, prompt, sandbox, step, webhooks, workspace
+from bench import (
+    command,
+    first,
+    history,
+    machines,
+    memory,
+    model,
+    prompt,
+    sandbox,
+    step,
+    webhooks,
+    workspace,
+)
 from bench.row import BenchmarkRow, middle
 
 OUT = Path(__file__).parent.parent / "build/bench.json"
@@ -44,7 +57,11 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[BenchmarkRow]]]] =
 def main() -> int:
     asked = _arguments()
     logging.disable(logging.WARNING)
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
+    console = Console(
+        soft_wrap=not sys.stdout.isatty(),
+        width=None if sys.stdout.isatty() else 170,
+        highlight=False,
+    )
     rows: list[BenchmarkRow] = []
     failures: list[str] = []
     try:
@@ -68,16 +85,32 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--only", action="append", choices=list(MEASURES), help="one measure; may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=list(MEASURES), help="one measure; may be given again"
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
     return parser.parse_args()
 
 
 def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool) -> None:
-    machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
-    told = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "quick": quick, "machine": machine, "load": os.getloadavg()}
+    machine = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+    }
+    told = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "quick": quick,
+        "machine": machine,
+        "load": os.getloadavg(),
+    }
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({**told, "rows": [row.figures() for row in rows], "failures": failures}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps(
+            {**told, "rows": [row.figures() for row in rows], "failures": failures}, indent=2
+        )
+        + "\n"
+    )
 
 
 def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str]) -> None:
@@ -90,7 +123,9 @@ def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str
     table.add_column("TARGET")
     table.add_column("MET")
     for row in rows:
-        met = {True: Text("yes", style="green"), False: Text("NO", style="red"), None: Text("")}[row.met]
+        met = {True: Text("yes", style="green"), False: Text("NO", style="red"), None: Text("")}[
+            row.met
+        ]
         table.add_row(
             row.what,
             _figure(row.p50, row.unit),

@@ -1,4 +1,5 @@
-"""The other side of the door: an ASGI app that checks the signature, commits one row, and answers. Nothing else."""
+"""The other side of the door: an ASGI app that checks the signature, commits one row, and answers.
+Nothing else."""
 
 import hashlib
 import hmac
@@ -13,7 +14,9 @@ SECRET = os.environ["BARE_SECRET"].encode()
 DATABASE = sqlite3.connect(os.environ["BARE_DATABASE"], isolation_level=None)
 DATABASE.execute("PRAGMA journal_mode=WAL")
 DATABASE.execute("PRAGMA synchronous=NORMAL")
-DATABASE.execute("CREATE TABLE inbox (id INTEGER PRIMARY KEY, delivery TEXT UNIQUE, kind TEXT, body BLOB)")
+DATABASE.execute(
+    "CREATE TABLE inbox (id INTEGER PRIMARY KEY, delivery TEXT UNIQUE, kind TEXT, body BLOB)"
+)
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -28,10 +31,14 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     status = 401
     if hmac.compare_digest(f"sha256={digest}".encode(), headers.get(b"x-hub-signature-256", b"")):
         row = (headers[b"x-github-delivery"].decode(), headers[b"x-github-event"].decode(), body)
-        DATABASE.execute("INSERT INTO inbox (delivery, kind, body) VALUES (?, ?, ?)", row)  # commits by itself
+        # commits by itself
+        DATABASE.execute("INSERT INTO inbox (delivery, kind, body) VALUES (?, ?, ?)", row)
         status = 202
     answer = b'{"ok":true}'
-    lengths = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+    lengths = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(answer)).encode()),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": lengths})
     await send({"type": "http.response.body", "body": answer})
 

@@ -30,7 +30,10 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     return [
         _row("help", "osiris --help", took[()], nothing),
         _row(
-            "help-most", f"the slowest other: {' '.join(slowest)} --help (of {len(took) - 1})", took[slowest], nothing
+            "help-most",
+            f"the slowest other: {' '.join(slowest)} --help (of {len(took) - 1})",
+            took[slowest],
+            nothing,
         ),
     ]
 

@@ -19,7 +19,8 @@ _WARM_UP = 2
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    """Osiris is a process of its own; the hub is in this one, and says when it sent each webhook."""
+    """Osiris is a process of its own; the hub is in this one, and says when it sent each
+    webhook."""
     files = {f"shop/part_{n % 10}/file_{n}.py": f"NUMBER = {n}\n" * (20 + n) for n in range(100)}
     ours: list[float] = []
     theirs: list[float] = []
@@ -35,7 +36,8 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
             ):
                 store = Store(connect(stage.settings.database))
                 for number in range(_WARM_UP + (4 if quick else 15)):
-                    took, cloned = await _issue(stage, alice, life), await _clone(stage, number)
+                    took = await _issue(stage, alice, life)
+                    cloned = await _clone(stage, number)
                     await _rest(stage, store)
                     if number >= _WARM_UP:
                         ours.append(took * 1e3)
@@ -48,7 +50,10 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
         other="plain git clone of it from the same hub",
         theirs=[theirs],
         target=Threshold(p50=300),
-        note="with the answer to the hook, the lookups at the hub, the mirror, a new sandbox and its checkout",
+        note=(
+            "with the answer to the hook, the lookups at the hub, the mirror, a new sandbox and its"
+            " checkout"
+        ),
     )
     return [row]
 
@@ -59,7 +64,9 @@ async def _issue(stage: Environment, alice: Person, life: Process) -> float:
     if life.stdout is None:
         raise Refused("Osiris has no output")
     asked = float(await asyncio.wait_for(life.stdout.readline(), PATIENCE))
-    sent = [d.delivered for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")]
+    sent = [
+        d.delivered for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")
+    ]
     if sent[-1] is None:
         raise Refused("the hub does not know when it sent the webhook")
     return asked - sent[-1]

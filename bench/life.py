@@ -7,7 +7,14 @@ import uvloop
 
 from osiris.bootstrap import build_osiris
 from osiris.config.settings import load_settings
-from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolCall, ToolSpec, ignore_deltas
+from osiris.core.ports.models import (
+    LanguageModel,
+    Message,
+    OnDelta,
+    ToolCall,
+    ToolSpec,
+    ignore_deltas,
+)
 from osiris.runtime import serve
 
 
@@ -15,11 +22,16 @@ class Noting:
     is_priced = True
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         print(time.time(), flush=True)
         return Message(
-            role="assistant", text="", calls=(ToolCall(id="1", name="submit", args={"summary": "Nothing."}),)
+            role="assistant",
+            text="",
+            calls=(ToolCall(id="1", name="submit", args={"summary": "Nothing."}),),
         )
 
 

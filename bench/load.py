@@ -1,8 +1,10 @@
-"""The load generator, a process of its own: signed deliveries over keep-alive connections, each answer timed.
+"""The load generator, a process of its own: signed deliveries over keep-alive connections, each
+answer timed.
 
-One thread and select(), whose time-outs are exact to microseconds. A job in JSON comes on stdin, figures go to stdout.
-With a rate, a delivery's time counts from the moment it was due, not from when it could be sent (no coordinated
-omission); without one, every connection sends its next delivery as soon as the last was answered.
+One thread and select(), whose time-outs are exact to microseconds. A job in JSON comes on stdin,
+figures go to stdout. With a rate, a delivery's time counts from the moment it was due, not from
+when it could be sent (no coordinated omission); without one, every connection sends its next
+delivery as soon as the last was answered.
 """
 
 import hashlib
@@ -64,7 +66,9 @@ class Load:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._lines = [LoadConnection(job["port"]) for _ in range(job["connections"])]
-        self._prefix, self._seconds, self._rate = job["prefix"], job["seconds"], job["rate"]
+        self._prefix = job["prefix"]
+        self._seconds = job["seconds"]
+        self._rate = job["rate"]
         self._ready = [_signed(body.encode(), job["secret"]) for body in job["bodies"]]
         self.took: list[float] = []
         self.statuses: Counter[int] = Counter()
@@ -83,7 +87,10 @@ class Load:
 
     def open(self) -> None:
         """`rate` a second, whether or not the answers keep up."""
-        total, sent, idle, busy = int(self._rate * self._seconds), 0, deque(self._lines), set[LoadConnection]()
+        total = int(self._rate * self._seconds)
+        sent = 0
+        idle = deque(self._lines)
+        busy = set[LoadConnection]()
         waiting: deque[float] = deque()
         start = time.perf_counter() + 0.05
         due = [start + n / self._rate for n in range(total)]
@@ -92,7 +99,8 @@ class Load:
             while (n := sent + len(waiting)) < total and due[n] <= now:
                 waiting.append(due[n])
             while waiting and idle:
-                line = idle.popleft()  # by turns: a server hangs up on a line that rests for seconds
+                # by turns: a server hangs up on a line that rests for seconds
+                line = idle.popleft()
                 line.send(self._data(sent), moment := waiting.popleft())
                 self.late.append(time.perf_counter() - moment)
                 busy.add(line)
@@ -107,7 +115,9 @@ class Load:
     def closed(self) -> float:
         """As fast as the answers come; gives the rate."""
         began = time.perf_counter()
-        until, sent, busy = began + self._seconds, 0, set(self._lines)
+        until = began + self._seconds
+        sent = 0
+        busy = set(self._lines)
         for line in self._lines:
             line.send(self._data(sent), time.perf_counter())
             sent += 1

@@ -1,4 +1,5 @@
-"""Rows of several processes: lives a minute, how soon another worker takes over, what a run holds in memory."""
+"""Rows of several processes: lives a minute, how soon another worker takes over, what a run holds
+in memory."""
 
 import asyncio
 import random
@@ -45,20 +46,26 @@ async def _standing(
     postgres.drop(name)
 
 
-# ── whole lives ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── whole lives ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def lives(*, quick: bool) -> list[BenchmarkRow]:
     """Rounds of one worker and of two take turns."""
-    tasks, rates, spent = 6 if quick else 24, dict[int, list[list[float]]](), dict[str, list[float]]()
+    tasks = 6 if quick else 24
+    rates = dict[int, list[list[float]]]()
+    spent = dict[str, list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
         for number in range(1 if quick else 3):
             for workers in (1, 2):
-                rate, times = await _lives(postgres, redis, f"lives_{number}_{workers}", tasks, workers)
+                rate, times = await _lives(
+                    postgres, redis, f"lives_{number}_{workers}", tasks, workers
+                )
                 rates.setdefault(workers, []).append([rate])
                 for what, seconds in times.items():
                     spent.setdefault(what, []).extend(seconds)
-    where = ", ".join(f"{what} {statistics.median(some) * 1e3:.0f}" for what, some in sorted(spent.items()))
+    where = ", ".join(
+        f"{what} {statistics.median(some) * 1e3:.0f}" for what, some in sorted(spent.items())
+    )
     return [
         BenchmarkRow(
             name="lives",
@@ -67,7 +74,10 @@ async def lives(*, quick: bool) -> list[BenchmarkRow]:
             ours=rates[2],
             other="one worker",
             theirs=rates[1],
-            note=f"hub, people, PostgreSQL and Redis are on the same cores; median ms from order to done: {where}",
+            note=(
+                "hub, people, PostgreSQL and Redis are on the same cores; median ms from order to"
+                f" done: {where}"
+            ),
         )
     ]
 
@@ -88,33 +98,45 @@ async def _lives(
 
 
 async def _where(it: Site) -> Mapping[str, Sequence[float]]:
-    """The seconds that each kind of order took from its decision to its end, that a decision waited, and a run took."""
+    """The seconds that each kind of order took from its decision to its end, that a decision
+    waited, and a run took."""
     spent = defaultdict[str, list[float]](list)
     async with it.engine.connect() as connection:
-        handled = dict((await connection.execute(select(InboxRow.id, InboxRow.handled))).tuples().all())
-        for key, kind, done in await connection.execute(select(OutboxRow.key, OutboxRow.kind, OutboxRow.done)):
+        handled = dict(
+            (await connection.execute(select(InboxRow.id, InboxRow.handled))).tuples().all()
+        )
+        for key, kind, done in await connection.execute(
+            select(OutboxRow.key, OutboxRow.kind, OutboxRow.done)
+        ):
             if done and (decided := handled.get(int(key.partition(".")[0]))):
                 spent[kind].append(done - decided)
         waits = await connection.execute(
             select(InboxRow.handled - InboxRow.received).where(InboxRow.handled.is_not(None))
         )
         spent["decide"].extend(wait for (wait,) in waits)
-        runs = await connection.execute(select(RunRow.ended - RunRow.started).where(RunRow.ended.is_not(None)))
+        runs = await connection.execute(
+            select(RunRow.ended - RunRow.started).where(RunRow.ended.is_not(None))
+        )
         spent["run"].extend(took for (took,) in runs)
     return spent
 
 
-# ── taking over ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── taking over ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def takeover(*, quick: bool) -> list[BenchmarkRow]:
     """A run waits in a command; its worker dies or is told to end; until the other has the run."""
-    rounds, chance = 1 if quick else 5, random.Random(3)
-    killed, ended, again = list[list[float]](), list[list[float]](), list[list[float]]()
+    rounds = 1 if quick else 5
+    chance = random.Random(3)
+    killed = list[list[float]]()
+    ended = list[list[float]]()
+    again = list[list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
         for number in range(rounds):
             for how, took in (("kill", killed), ("end", ended), ("again", again)):
-                async with _standing(postgres, redis, f"over_{number}_{how}", _LONG, workers=1) as it:
+                async with _standing(
+                    postgres, redis, f"over_{number}_{how}", _LONG, workers=1
+                ) as it:
                     took.append([await _taken(it, how, chance.uniform(0, 3))])
     targets = {"kill": (killed, 30.0, "kill -9"), "end": (ended, 2.0, "SIGTERM")}
     return [
@@ -126,14 +148,19 @@ async def takeover(*, quick: bool) -> list[BenchmarkRow]:
             other="kill -9, begun again in its folder",
             theirs=again,
             target=Threshold(p50=most),
-            note="from the signal; SIGTERM's time holds the putting away of its files" if how == "end" else "",
+            note=(
+                "from the signal; SIGTERM's time holds the putting away of its files"
+                if how == "end"
+                else ""
+            ),
         )
         for how, (took, most, word) in targets.items()
     ]
 
 
 async def _taken(it: Site, how: str, rest: float) -> float:
-    """The seconds until the run has another lease. `rest` lets beats and signals fall at any distance."""
+    """The seconds until the run has another lease. `rest` lets beats and signals fall at any
+    distance."""
     [first] = it.workers
     await it.labelled()
     await it.said(1)
@@ -158,16 +185,20 @@ async def _taken(it: Site, how: str, rest: float) -> float:
     return took
 
 
-# ── many runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── many runs ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def runs(*, quick: bool) -> list[BenchmarkRow]:
     """What a worker holds with one run and with many, each waiting in a command."""
-    each, first = list[list[float]](), list[list[float]]()
+    each = list[list[float]]()
+    first = list[list[float]]()
     with running_postgres() as postgres, running_redis() as redis:
         for number in range(1 if quick else 3):
-            more = {"osiris_runs": _MANY, "osiris_sandbox_disk_gib": 0.1}  # 50 disks must fit on any machine
-            async with _standing(postgres, redis, f"runs_{number}", _LONG, workers=1, more=more) as it:
+            # 50 disks must fit on any machine
+            more = {"osiris_runs": _MANY, "osiris_sandbox_disk_gib": 0.1}
+            async with _standing(
+                postgres, redis, f"runs_{number}", _LONG, workers=1, more=more
+            ) as it:
                 [worker] = it.workers
                 await it.labelled("run 0")
                 one = await _held(it, worker, 1)
@@ -190,14 +221,19 @@ async def runs(*, quick: bool) -> list[BenchmarkRow]:
 
 
 async def _held(it: Site, worker: Machine, many: int) -> float:
-    """Resident MiB of the worker once so many runs are in their command and nothing else is under way."""
+    """Resident MiB of the worker once so many runs are in their command and nothing else is under
+    way."""
 
     async def under_way() -> bool:
         said = select(func.count()).select_from(StepRow).where(StepRow.seq == 2)
-        others = select(func.count()).where(OutboxRow.not_before.is_not(None), OutboxRow.lane != RUNS)
+        others = select(func.count()).where(
+            OutboxRow.not_before.is_not(None), OutboxRow.lane != RUNS
+        )
         return await it.scalar(said) == many and await it.scalar(others) == 0
 
     await until(under_way, within=90, every=0.2)
     await asyncio.sleep(2)
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE
+    )
     return int(found[1]) / 1024 if found else float("nan")

@@ -18,16 +18,21 @@ _IDLE = 3.0  # seconds
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    ours, theirs = [], []
+    ours = []
+    theirs = []
     with a_place() as place:
         script = place / "script.yml"
         script.write_text("runs: [{steps: [{call: {list_dir: {}}}]}]\n")
         for number in range(1 if quick else 3):
             settings = _settings(place / f"data-{number}", script)
             port = settings.osiris_port
-            ours.append([await _held([*osiris_command(), "serve"], environment(settings), place, port)])
+            ours.append(
+                [await _held([*osiris_command(), "serve"], environment(settings), place, port)]
+            )
             env = {"BARE_PORT": str(port := find_free_port())}
-            theirs.append([await _held([sys.executable, str(HERE / "bare_web.py")], env, place, port)])
+            theirs.append(
+                [await _held([sys.executable, str(HERE / "bare_web.py")], env, place, port)]
+            )
     row = BenchmarkRow(
         name="memory",
         what=f"osiris serve, idle for {_IDLE:.0f} s, resident",
@@ -42,7 +47,9 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
 
 def _settings(data: Path, script: Path) -> Settings:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.TraditionalOpenSSL, form.NoEncryption()).decode()
+    pem = key.private_bytes(
+        form.Encoding.PEM, form.PrivateFormat.TraditionalOpenSSL, form.NoEncryption()
+    ).decode()
     return Settings(
         github_app_id="1",
         github_private_key=pem,

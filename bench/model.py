@@ -1,4 +1,5 @@
-"""Row 7: what one model step costs beyond the vendor's server, over the vendor's own wire and library."""
+"""Row 7: what one model step costs beyond the vendor's server, over the vendor's own wire and
+library."""
 
 import asyncio
 import contextlib
@@ -23,7 +24,8 @@ _OUTPUT = "exit code 0 in 0.0 s\n" + "a line of output\n" * 60  # about 1 kB
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    """Each round is a run of 55 steps, and the last eleven requests of it once more by bare HTTP."""
+    """Each round is a run of 55 steps, and the last eleven requests of it once more by bare
+    HTTP."""
     ours: dict[str, list[list[float]]] = {}
     theirs: dict[str, list[list[float]]] = {}
     async with _vendors(_PLACE + _AROUND) as (reached, asked):
@@ -31,12 +33,16 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
             for vendor, environ in reached.items():
                 took = await _run(vendor, environ)
                 requests = (await asked())[1:]  # the first asks whether the model can call tools
-                spent = [1e3 * (span - one["seconds"]) for span, one in zip(took, requests, strict=True)]
+                spent = [
+                    1e3 * (span - one["seconds"]) for span, one in zip(took, requests, strict=True)
+                ]
                 ours.setdefault(vendor, []).append(spent[_PLACE - _AROUND :])
                 bare = await _bare(environ, requests[_PLACE - _AROUND :])
                 again = await asked()
                 pairs = zip(bare, again, strict=True)
-                theirs.setdefault(vendor, []).append([1e3 * (span - one["seconds"]) for span, one in pairs])
+                theirs.setdefault(vendor, []).append(
+                    [1e3 * (span - one["seconds"]) for span, one in pairs]
+                )
     return [
         BenchmarkRow(
             name=f"model-{vendor}",
@@ -56,7 +62,8 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
 
 @contextlib.asynccontextmanager
 async def _vendors(steps: int) -> AsyncIterator[tuple[Mapping[str, Mapping[str, str]], Any]]:
-    """How each vendor is reached, and a function that tells what was asked since it was last called."""
+    """How each vendor is reached, and a function that tells what was asked since it was last
+    called."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -85,14 +92,19 @@ async def _run(vendor: str, environ: Mapping[str, str]) -> list[float]:
     """The seconds of each reply."""
     key, url = (environ[name] for name in sorted(environ) if name != "OSIRIS_MODEL")
     brains = ModelRegistry(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
-    brain, tools, took = await brains.select(), build_specs(), []
+    brain = await brains.select()
+    tools = build_specs()
+    took = []
     await brains.probe_model()
     transcript = list(build_messages(order_of(1), {}))
     for _ in range(_PLACE + _AROUND):
         began = time.perf_counter()
         reply = await brain.reply(transcript, tools)
         took.append(time.perf_counter() - began)
-        transcript += [reply, *(Message(role="tool", text=_OUTPUT, call=call.id) for call in reply.calls)]
+        transcript += [
+            reply,
+            *(Message(role="tool", text=_OUTPUT, call=call.id) for call in reply.calls),
+        ]
     await brains.close()
     return took
 
@@ -103,8 +115,12 @@ async def _bare(environ: Mapping[str, str], requests: Sequence[Mapping[str, Any]
     took = []
     async with httpx2.AsyncClient(base_url=url[: url.index("/", 8)], trust_env=False) as http:
         for request in requests:
-            headers = {k: v for k, v in request["headers"].items() if k not in ("host", "content-length")}
-            path = request["path"] + ("?alt=sse" if "streamGenerateContent" in request["path"] else "")
+            headers = {
+                k: v for k, v in request["headers"].items() if k not in ("host", "content-length")
+            }
+            path = request["path"] + (
+                "?alt=sse" if "streamGenerateContent" in request["path"] else ""
+            )
             began = time.perf_counter()
             async with http.stream("POST", path, json=request["body"], headers=headers) as answer:
                 async for line in answer.aiter_lines():

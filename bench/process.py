@@ -80,7 +80,9 @@ async def _answers(port: int, process: asyncio.subprocess.Process, log: Path) ->
                 await http.get(f"http://127.0.0.1:{port}/healthz")
                 return
             await asyncio.sleep(0.02)
-    raise Refused(f"{process.pid} did not start: {log.read_text('utf-8', 'replace').strip()[-300:]}")
+    raise Refused(
+        f"{process.pid} did not start: {log.read_text('utf-8', 'replace').strip()[-300:]}"
+    )
 
 
 def osiris_command() -> list[str]:
@@ -102,8 +104,12 @@ async def told(argv: Sequence[str], job: Any, env: Mapping[str, str] | None = No
 
 def ran(argv: Sequence[str | Path], **how: Any) -> str:
     """Run to the end. Raises Refused when it fails."""
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, **how)
+    done = subprocess.run(
+        [str(word) for word in argv], capture_output=True, text=True, check=False, **how
+    )
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        raise Refused(f"{' '.join(map(str, argv[:4]))} failed: {words[-1] if words else done.returncode}")
+        raise Refused(
+            f"{' '.join(map(str, argv[:4]))} failed: {words[-1] if words else done.returncode}"
+        )
     return done.stdout

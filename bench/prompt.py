@@ -1,4 +1,5 @@
-"""Row 8: what every request begins with: the system prompt and the tools' descriptions, in tokens."""
+"""Row 8: what every request begins with: the system prompt and the tools' descriptions, in
+tokens."""
 
 import asyncio
 import json
@@ -19,9 +20,14 @@ print(json.dumps([agent["system_template"], agent["instance_template"], BASH_TOO
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """One figure a side: nothing in it varies."""
-    tools = [{"name": s.name, "description": s.description, "parameters": s.parameters} for s in build_specs()]
+    tools = [
+        {"name": s.name, "description": s.description, "parameters": s.parameters}
+        for s in build_specs()
+    ]
     python = await asyncio.to_thread(mini)
-    system, brief, bash = json.loads(ran([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"}))
+    system, brief, bash = json.loads(
+        ran([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"})
+    )
     return [
         BenchmarkRow(
             name="prompt",

@@ -11,8 +11,8 @@ Rounds = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """At most `p50` and `p99` (in the row's unit), at least `ratio` and at most `most` times the other side; None: not
-    held to that.
+    """At most `p50` and `p99` (in the row's unit), at least `ratio` and at most `most` times the
+    other side; None: not held to that.
     """
 
     p50: float | None = None
@@ -23,8 +23,8 @@ class Threshold:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """`unit` is ms, s, MiB, tokens, /s or /min; `ours` and `theirs` are in it. `note` says what must be known to read
-    them.
+    """`unit` is ms, s, MiB, tokens, /s or /min; `ours` and `theirs` are in it. `note` says what
+    must be known to read them.
     """
 
     name: str
@@ -71,7 +71,11 @@ class BenchmarkRow:
 
     def figures(self) -> dict[str, Any]:
         """The row as JSON can hold it."""
-        told = {"p50": self.p50, "p99": self.p99, "rounds": [middle([samples]) for samples in self.ours]}
+        told = {
+            "p50": self.p50,
+            "p99": self.p99,
+            "rounds": [middle([samples]) for samples in self.ours],
+        }
         theirs = {"p50": middle(self.theirs), "p99": high(self.theirs), "what": self.other}
         return {
             "name": self.name,
@@ -80,7 +84,9 @@ class BenchmarkRow:
             "osiris": told,
             "other": theirs | {"rounds": [middle([samples]) for samples in self.theirs]},
             "ratio": self.ratio,
-            "target": {name: value for name, value in asdict(self.target).items() if value is not None},
+            "target": {
+                name: value for name, value in asdict(self.target).items() if value is not None
+            },
             "met": self.met,
             "note": self.note,
         }
@@ -92,7 +98,8 @@ def middle(rounds: Rounds) -> float:
 
 
 def high(rounds: Rounds) -> float:
-    """The 99th percentile: the median of the rounds' where they are long enough, else that of all samples."""
+    """The 99th percentile: the median of the rounds' where they are long enough, else that of all
+    samples."""
     if all(len(samples) >= 100 for samples in rounds):
         return statistics.median(_percentile(samples) for samples in rounds)
     return _percentile([sample for samples in rounds for sample in samples])

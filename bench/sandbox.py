@@ -1,4 +1,5 @@
-"""Row 7: what the sandbox costs a command, beside none, the least that bubblewrap can do, and Anthropic's srt."""
+"""Row 7: what the sandbox costs a command, beside none, the least that bubblewrap can do, and
+Anthropic's srt."""
 
 import asyncio
 import statistics
@@ -22,7 +23,11 @@ TRUE: Final = ("/bin/bash", "-c", "true")
 BARE: Final = ("/usr/bin/bwrap", "--unshare-all", "--ro-bind", "/", "/", "--", *TRUE)
 AT_ONCE: Final = 16
 FLOOD: Final = 1 << 30
-STREAMS: Final = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+STREAMS: Final = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+}
 
 Side = Callable[[int], Awaitable[None]]
 """One command, the n-th of those that run at once."""
@@ -39,11 +44,14 @@ class Took:
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """The sides take turns."""
     srt = await asyncio.to_thread(_srt)
-    took, rounds = Took(), 2 if quick else 5
+    took = Took()
+    rounds = 2 if quick else 5
     with a_place() as place:
         mirror, base = await asyncio.to_thread(a_mirror, place, 20)
         sandbox = BubblewrapSandbox(place / "sessions", Path, SandboxOptions(weak=True))
-        sessions = [(await sandbox.create(f"bench-{n}", a_plan(mirror, base)))[0] for n in range(AT_ONCE)]
+        sessions = [
+            (await sandbox.create(f"bench-{n}", a_plan(mirror, base)))[0] for n in range(AT_ONCE)
+        ]
         sides = _sides(sessions, srt, place)
         for _ in range(rounds):
             for name, side in sides.items():
@@ -52,7 +60,10 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
                 alone = [await _timed(side, 0) for _n in range(10 if few else 40 if quick else 200)]
                 took.alone.setdefault(name, []).append(alone)
                 waves = 1 if few else 3 if quick else 10
-                at_once = [await asyncio.gather(*(_timed(side, n) for n in range(AT_ONCE))) for _n in range(waves)]
+                at_once = [
+                    await asyncio.gather(*(_timed(side, n) for n in range(AT_ONCE)))
+                    for _n in range(waves)
+                ]
                 took.at_once.setdefault(name, []).append([one for wave in at_once for one in wave])
         flat = await _flood(sessions[0])
         for session in sessions:
@@ -67,15 +78,23 @@ def _sides(sessions: Sequence[Session], srt: Path, place: Path) -> dict[str, Sid
 
     def theirs(argv: Sequence[str]) -> Side:
         async def run(n: int) -> None:
-            folder = place / f"theirs-{n}"  # srt leaves files behind that the next one beside it stumbles over
+            # srt leaves files behind that the next one beside it stumbles over
+            folder = place / f"theirs-{n}"
             folder.mkdir(exist_ok=True)
             done = await asyncio.to_thread(subprocess.run, argv, cwd=folder, **STREAMS)
             if done.returncode:
-                raise Refused(f"{Path(argv[0]).name} ended with {done.returncode}: {done.stdout[-200:]!r}")
+                raise Refused(
+                    f"{Path(argv[0]).name} ended with {done.returncode}: {done.stdout[-200:]!r}"
+                )
 
         return run
 
-    return {"osiris": ours, "plain": theirs(TRUE), "bwrap": theirs(BARE), "srt": theirs([str(srt), "true"])}
+    return {
+        "osiris": ours,
+        "plain": theirs(TRUE),
+        "bwrap": theirs(BARE),
+        "srt": theirs([str(srt), "true"]),
+    }
 
 
 async def _timed(side: Side, n: int) -> float:
@@ -84,7 +103,7 @@ async def _timed(side: Side, n: int) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 OTHERS: Final = {
     "plain": "no sandbox at all",
@@ -94,17 +113,30 @@ OTHERS: Final = {
 
 
 def _rows(took: Took) -> list[BenchmarkRow]:
-    """Beside no sandbox stands the whole time; beside another one what both take more than none, as the target means
-    it."""
+    """Beside no sandbox stands the whole time; beside another one what both take more than none, as
+    the target means it."""
     rows = []
     for name, what, times, most in (
-        ("command", "`true` in the sandbox, one after another", took.alone, Threshold(p50=8, p99=20)),
+        (
+            "command",
+            "`true` in the sandbox, one after another",
+            took.alone,
+            Threshold(p50=8, p99=20),
+        ),
         ("sixteen", f"the same, {AT_ONCE} at once", took.at_once, Threshold(p50=70)),
     ):
         bare = statistics.median(statistics.median(samples) for samples in times["plain"])
-        ours, added = times["osiris"], _less(times["osiris"], bare)
+        ours = times["osiris"]
+        added = _less(times["osiris"], bare)
         rows.append(
-            BenchmarkRow(name=name, what=what, unit="ms", ours=ours, other=OTHERS["plain"], theirs=times["plain"])
+            BenchmarkRow(
+                name=name,
+                what=what,
+                unit="ms",
+                ours=ours,
+                other=OTHERS["plain"],
+                theirs=times["plain"],
+            )
         )
         rows += [
             BenchmarkRow(
@@ -125,7 +157,7 @@ def _less(rounds: Sequence[Sequence[float]], bare: float) -> list[list[float]]:
     return [[sample - bare for sample in samples] for samples in rounds]
 
 
-# ── a flood ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a flood ───────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _flood(session: Session) -> BenchmarkRow:

@@ -20,7 +20,14 @@ from osiris.core.effects import Purpose, StartRun
 from osiris.core.errors import Refused
 from osiris.core.events import Actor, IssueRef, Role, RunFailed, TaskRequested
 from osiris.core.policy import Policy
-from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolCall, ToolSpec, ignore_deltas
+from osiris.core.ports.models import (
+    LanguageModel,
+    Message,
+    OnDelta,
+    ToolCall,
+    ToolSpec,
+    ignore_deltas,
+)
 from osiris.core.ports.repositories import Checkout
 from osiris.queue.leases import INBOX
 from osiris.queue.locks import NamedLocks
@@ -34,7 +41,8 @@ _NOISE = 1.05
 
 
 class Scripted:
-    """A model that answers at once; `spans` is the time between an answer of its and the next question."""
+    """A model that answers at once; `spans` is the time between an answer of its and the next
+    question."""
 
     is_priced = True
 
@@ -47,7 +55,10 @@ class Scripted:
         return self
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         if self._left:
             self.spans.append(time.perf_counter() - self._left)
@@ -59,7 +70,8 @@ class Scripted:
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in between."""
+    """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in
+    between."""
     python = await asyncio.to_thread(mini)
     ours: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
     theirs: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
@@ -69,17 +81,22 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
         for number in range(1, (2 if quick else 5) + 1):
             bare.append(command := await asyncio.to_thread(_command))
             order = order_of(number)
-            spans, other = await bench.run(order), await _their_run(python, place, order)
+            spans = await bench.run(order)
+            other = await _their_run(python, place, order)
             for at in _PLACES:
                 around = slice(at - 1 - _AROUND, at + _AROUND)
                 ours[at].append([(span - command) * 1e3 for span in spans[around]])
                 theirs[at].append([(span - command) * 1e3 for span in other[around]])
         await bench.osiris.store.close()
     early = statistics.median(statistics.median(samples) for samples in ours[_PLACES[0]])
-    targets = {_PLACES[0]: Threshold(p50=12), _PLACES[1]: Threshold(p50=round(min(12, early * _NOISE), 2))}
+    targets = {
+        _PLACES[0]: Threshold(p50=12),
+        _PLACES[1]: Threshold(p50=round(min(12, early * _NOISE), 2)),
+    }
     note = (
-        f"a step minus a bare `bash -c true` ({statistics.median(bare) * 1e3:.1f} ms) on both sides; the model answers "
-        "at once, so that the next jail's set-up, which else happens while it thinks, counts in full"
+        f"a step minus a bare `bash -c true` ({statistics.median(bare) * 1e3:.1f} ms) on both"
+        " sides; the model answers at once, so that the next jail's set-up, which else happens"
+        " while it thinks, counts in full"
     )
     return [
         BenchmarkRow(
@@ -90,9 +107,11 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
             other="mini-swe-agent 2.4.6, bubblewrap, trajectory file",
             theirs=theirs[at],
             target=targets[at],
-            note=note
-            if at == _PLACES[0]
-            else f"the target is step {_PLACES[0]}'s figure and 5 % for noise, at most 12",
+            note=(
+                note
+                if at == _PLACES[0]
+                else f"the target is step {_PLACES[0]}'s figure and 5 % for noise, at most 12"
+            ),
         )
         for at in _PLACES
     ]
@@ -101,10 +120,22 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
 def mini() -> Path:
     """The python of an environment with mini-swe-agent, made when it is not there yet."""
     place = BUILD / "mini"
-    python, done = place / "bin/python", place / f".{MINI}"
+    python = place / "bin/python"
+    done = place / f".{MINI}"
     if not done.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        ran([find_uv_bin(), "venv", "--quiet", "--no-project", "--clear", "--python", "/usr/bin/python3", place])
+        ran(
+            [
+                find_uv_bin(),
+                "venv",
+                "--quiet",
+                "--no-project",
+                "--clear",
+                "--python",
+                "/usr/bin/python3",
+                place,
+            ]
+        )
         ran([find_uv_bin(), "pip", "install", "--quiet", "--python", place, MINI])
         done.touch()
     return python
@@ -116,14 +147,19 @@ def _command() -> float:
     for _ in range(40):
         began = time.perf_counter()
         subprocess.run(
-            ["/bin/bash", "-c", "true"], env={}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True
+            ["/bin/bash", "-c", "true"],
+            env={},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=True,
         )
         took.append(time.perf_counter() - began)
     return statistics.median(took)
 
 
 def order_of(number: int) -> StartRun:
-    issue, purpose = IssueRef(REPO, 1), Purpose.BUILD
+    issue = IssueRef(REPO, 1)
+    purpose = Purpose.BUILD
     return StartRun(
         issue=issue,
         run=number,
@@ -141,7 +177,9 @@ class Bench:
     """A run of ours with everything real but the model; the runner gets a new one each time."""
 
     def __init__(self, osiris: Osiris, desk: HostRepositories, checkout: Checkout) -> None:
-        self.osiris, self._desk, self._checkout = osiris, desk, checkout
+        self.osiris = osiris
+        self._desk = desk
+        self._checkout = checkout
 
     @classmethod
     async def at(cls, place: Path) -> "Bench":
@@ -165,7 +203,9 @@ class Bench:
         brain = Scripted(_PLACES[-1] + _AROUND)
         runner = Runner(
             select_model=brain.select,
-            dependencies=RunDependencies(sandbox=self.osiris.sandbox, tools=SessionTools, repositories=self._desk),
+            dependencies=RunDependencies(
+                sandbox=self.osiris.sandbox, tools=SessionTools, repositories=self._desk
+            ),
             transcripts=self.osiris.transcripts,
             inbox=self.osiris.inbox,
             live_events=self.osiris.live_events,

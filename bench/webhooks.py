@@ -22,7 +22,8 @@ _DRAINED = 60.0  # seconds
 
 
 class DeliveryReceiver(Protocol):
-    """Something that takes deliveries on `port` and stores them in the table `inbox` of `database`."""
+    """Something that takes deliveries on `port` and stores them in the table `inbox` of
+    `database`."""
 
     name: str
     port: int
@@ -52,7 +53,9 @@ class Ours:
 
     def alive(self) -> AbstractAsyncContextManager[Any]:
         settings = self.stage.settings.model_copy(update={"osiris_data_dir": self.place / "data"})
-        return running([*osiris_command(), "serve"], environment(settings), self.place, port=self.port)
+        return running(
+            [*osiris_command(), "serve"], environment(settings), self.place, port=self.port
+        )
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,14 @@ class Bare:
         return self.place / "bare.db"
 
     def alive(self) -> AbstractAsyncContextManager[Any]:
-        env = {"BARE_PORT": str(self.port), "BARE_SECRET": self.secret, "BARE_DATABASE": str(self.database)}
-        return running([sys.executable, str(HERE / "bare_webhooks.py")], env, self.place, port=self.port)
+        env = {
+            "BARE_PORT": str(self.port),
+            "BARE_SECRET": self.secret,
+            "BARE_DATABASE": str(self.database),
+        }
+        return running(
+            [sys.executable, str(HERE / "bare_webhooks.py")], env, self.place, port=self.port
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ class Figures:
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
     """Each round is a fresh process on a fresh database, ours and the bare one by turns."""
-    ours, theirs = [], []
+    ours = []
+    theirs = []
     with a_place() as place:
         async with start_environment(
             place, repo="acme/shop", files={"README.md": "shop\n"}, people={"alice": "maintain"}
@@ -99,8 +109,11 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
         other="bare ASGI app, HMAC and one commit",
         theirs=[_ms(figures.took) for figures in theirs],
         target=Threshold(p50=5, p99=50),
-        note=f"from the moment each was due; the generator itself was late by {late[len(late) * 99 // 100] * 1e3:.2f} "
-        f"ms (p99); bodies of {min(map(len, bodies)) >> 10} to {max(map(len, bodies)) >> 10} KiB",
+        note=(
+            "from the moment each was due; the generator itself was late by"
+            f" {late[len(late) * 99 // 100] * 1e3:.2f} ms (p99); bodies of"
+            f" {min(map(len, bodies)) >> 10} to {max(map(len, bodies)) >> 10} KiB"
+        ),
     )
     most = BenchmarkRow(
         name="rate",
@@ -120,12 +133,17 @@ def _ms(seconds: Sequence[float]) -> list[float]:
 
 
 async def _bodies(stage: Environment) -> list[str]:
-    """`issues` deliveries as the hub makes them, of 8 to 20 kB; the label is none that starts work."""
+    """`issues` deliveries as the hub makes them, of 8 to 20 kB; the label is none that starts
+    work."""
     async with stage.get_person("alice") as alice:
         for number in range(8):
             issue = await alice.file_issue(f"Quantity {number}", _WORDS * (number * 22))
             await alice.add_label(issue, "bug")
-    made = [d.body.decode() for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")]
+    made = [
+        d.body.decode()
+        for d in stage.app.deliveries
+        if (d.event, d.action) == ("issues", "labeled")
+    ]
     if len(made) != 8:
         raise Refused(f"the hub made {len(made)} deliveries, not 8")
     await stage.hub.wait_until_sent()
@@ -149,7 +167,9 @@ async def _round(side: DeliveryReceiver, bodies: list[str], *, quick: bool) -> F
     return Figures(slow["took"], fast["rate"], slow["late"])
 
 
-async def _load(side: DeliveryReceiver, bodies: list[str], name: str, *, rate: int | None, seconds: float) -> Any:
+async def _load(
+    side: DeliveryReceiver, bodies: list[str], name: str, *, rate: int | None, seconds: float
+) -> Any:
     job = {
         "port": side.port,
         "secret": side.secret,

@@ -1,4 +1,5 @@
-"""Row 5: a workspace of a large repository with a warm mirror: made, its work taken, and thrown away."""
+"""Row 5: a workspace of a large repository with a warm mirror: made, its work taken, and thrown
+away."""
 
 import asyncio
 import time
@@ -14,9 +15,12 @@ from osiris.tools.sandbox.disks.image_disk import ImageDisk
 from osiris.tools.sandbox.options import SandboxOptions
 
 _FILES = 8000
-_EDIT = "for n in $(seq 0 50 7999); do echo '# more' >>part_$((n % 100))/file_$n.py; done; seq 9 >new"
+_EDIT = (
+    "for n in $(seq 0 50 7999); do echo '# more' >>part_$((n % 100))/file_$n.py; done; seq 9 >new"
+)
 _BARE = (
-    "git add -A && git write-tree | { read tree; printf '%s\\n^%s\\n' $tree HEAD; } | git pack-objects --revs --thin -q"
+    "git add -A && git write-tree | { read tree; printf '%s\\n^%s\\n' $tree HEAD; } | git"
+    " pack-objects --revs --thin -q"
 )
 
 Took = defaultdict[str, list[float]]
@@ -29,7 +33,9 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     with a_place() as place:
         mirror, base = await asyncio.to_thread(a_mirror, place, _FILES)
         for number in range(-1, 3 if quick else 9):
-            sandbox = BubblewrapSandbox(place / f"sessions-{number}", Path, SandboxOptions(weak=True))
+            sandbox = BubblewrapSandbox(
+                place / f"sessions-{number}", Path, SandboxOptions(weak=True)
+            )
             await sandbox.probe()
             some = await _ours(sandbox, a_plan(mirror, base))
             other = await asyncio.to_thread(_theirs, mirror, place)
@@ -41,8 +47,12 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
 
 
 def _rows(ours: Took, theirs: Took) -> list[BenchmarkRow]:
-    clone, new = "git clone --shared, a disk like the session's", f"a new workspace, {_FILES} files, warm mirror"
-    note = "with the disk image made and mounted (not so for the plain clone), and the clone made in the jail"
+    clone = "git clone --shared, a disk like the session's"
+    new = f"a new workspace, {_FILES} files, warm mirror"
+    note = (
+        "with the disk image made and mounted (not so for the plain clone), and the clone made in"
+        " the jail"
+    )
     table = (
         ("open", f"{new}, first of its commit", clone, "clone", 500, note),
         ("open-over", f"{new}, laid over a kept checkout", clone, "clone", 50, ""),
@@ -77,9 +87,8 @@ async def _ours(sandbox: BubblewrapSandbox, plan: Plan) -> dict[str, float]:
     opened = time.perf_counter()
     over, _ = await sandbox.create("over", plan)
     laid = time.perf_counter()
-    await asyncio.sleep(
-        1.1
-    )  # a model thinks before its first command; git is sure of files that are older than a second
+    # a model thinks before its first command; git is sure of files that are older than a second
+    await asyncio.sleep(1.1)
     for session in (first, over):
         await _all_there(session)
     await over.run(["/bin/bash", "-c", _EDIT])
@@ -90,7 +99,12 @@ async def _ours(sandbox: BubblewrapSandbox, plan: Plan) -> dict[str, float]:
     closing = time.perf_counter()
     await over.destroy()
     closed = time.perf_counter()
-    return {"open": opened - began, "open-over": laid - opened, "take": taken - edited, "close": closed - closing}
+    return {
+        "open": opened - began,
+        "open-over": laid - opened,
+        "take": taken - edited,
+        "close": closed - closing,
+    }
 
 
 def _theirs(mirror: Path, place: Path) -> dict[str, float]:
@@ -110,7 +124,11 @@ def _theirs(mirror: Path, place: Path) -> dict[str, float]:
         ran(["/bin/bash", "-c", f"{_BARE} --stdout >../pack"], cwd=clone)
         taken = time.perf_counter()
         ran(["rm", "-rf", clone])
-        return {"clone": made - began, "take": taken - edited, "remove": time.perf_counter() - taken}
+        return {
+            "clone": made - began,
+            "take": taken - edited,
+            "remove": time.perf_counter() - taken,
+        }
     finally:
         disk.remove()
 
@@ -120,10 +138,19 @@ def a_mirror(place: Path, files: int) -> tuple[Path, str]:
     mirror = place / "mirror.git"
     ran(["git", "init", "-q", "--bare", mirror])
     mirror.chmod(0o755)
-    lines = [b"commit refs/heads/main\ncommitter alice <alice@example.org> 1700000000 +0000\ndata 5\nBegin\n"]
+    lines = [
+        b"commit refs/heads/main\ncommitter alice <alice@example.org> 1700000000 +0000\ndata"
+        b" 5\nBegin\n"
+    ]
     for number in range(files):
-        text = b"".join(b"value_%d = %d  # part of the shop\n" % (n, n * number) for n in range(20 + number % 200))
-        lines.append(b"M 100644 inline part_%d/file_%d.py\ndata %d\n%b\n" % (number % 100, number, len(text), text))
+        text = b"".join(
+            b"value_%d = %d  # part of the shop\n" % (n, n * number)
+            for n in range(20 + number % 200)
+        )
+        lines.append(
+            b"M 100644 inline part_%d/file_%d.py\ndata %d\n%b\n"
+            % (number % 100, number, len(text), text)
+        )
     stream = place / "stream"
     stream.write_bytes(b"".join(lines))
     with stream.open("rb") as given:
@@ -139,6 +166,8 @@ def a_plan(mirror: Path, base: str) -> Plan:
 
 async def _all_there(session: Session) -> None:
     """What was measured was a whole workspace."""
-    told = await session.run(["/bin/bash", "-c", "git status --porcelain | wc -l; git ls-files | xargs ls | wc -l"])
+    told = await session.run(
+        ["/bin/bash", "-c", "git status --porcelain | wc -l; git ls-files | xargs ls | wc -l"]
+    )
     if told.output.split() != [b"0", str(_FILES).encode()]:
         raise Refused(f"the workspace is not whole: {told.output[:200]!r}")

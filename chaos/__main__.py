@@ -1,4 +1,5 @@
-"""`python -m chaos [--quick] [--only NAME] [--limit N] [--seed N]`: what was counted, and build/torture.json."""
+"""`python -m chaos [--quick] [--only NAME] [--limit N] [--seed N]`: what was counted, and
+build/torture.json."""
 
 import argparse
 import asyncio
@@ -56,10 +57,16 @@ def main() -> int:
 def _arguments() -> tuple[TortureOptions, list[str]]:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; may be given again")
-    parser.add_argument("--limit", type=int, help="so many moments of the crash loop, drawn, instead of all")
+    parser.add_argument(
+        "--only", action="append", choices=list(PARTS), help="one part; may be given again"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="so many moments of the crash loop, drawn, instead of all"
+    )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="what is drawn")
-    parser.add_argument("--tasks", type=int, default=MANY, help="tasks that live while workers are killed")
+    parser.add_argument(
+        "--tasks", type=int, default=MANY, help="tasks that live while workers are killed"
+    )
     parser.add_argument("--examples", type=int, default=MANY, help="lives against the enemy")
     asked = parser.parse_args()
     share = 10 if asked.quick else 1
@@ -75,17 +82,31 @@ def _arguments() -> tuple[TortureOptions, list[str]]:
 
 
 def _write(tolls: Mapping[str, Toll], told: TortureOptions) -> None:
-    machine = {"python": platform.python_version(), "kernel": platform.release(), "cores": os.cpu_count()}
+    machine = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+    }
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     parts = {name: toll.figures() for name, toll in tolls.items()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    counted = {"at": at, "seed": told.seed, "whole": _is_whole(tolls, told), "machine": machine, "parts": parts}
+    counted = {
+        "at": at,
+        "seed": told.seed,
+        "whole": _is_whole(tolls, told),
+        "machine": machine,
+        "parts": parts,
+    }
     OUT.write_text(json.dumps(counted, indent=2) + "\n")
 
 
 def _is_whole(tolls: Mapping[str, Toll], told: TortureOptions) -> bool:
     """Return whether nothing was left out that a run without options does."""
-    return tolls.keys() == PARTS.keys() and told.limit is None and min(told.tasks, told.examples) >= MANY
+    return (
+        tolls.keys() == PARTS.keys()
+        and told.limit is None
+        and min(told.tasks, told.examples) >= MANY
+    )
 
 
 def _show(tolls: Mapping[str, Toll]) -> None:
@@ -95,7 +116,11 @@ def _show(tolls: Mapping[str, Toll]) -> None:
     for name, toll in tolls.items():
         figures = toll.figures()
         table.add_row(name, *(str(figures[column]) for column in COLUMNS), f"{toll.seconds:.0f}")
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
+    console = Console(
+        soft_wrap=not sys.stdout.isatty(),
+        width=None if sys.stdout.isatty() else 170,
+        highlight=False,
+    )
     console.print(table)
     console.print(f"all figures: {OUT}")
 

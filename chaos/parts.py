@@ -44,7 +44,8 @@ _LIVES_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TortureOptions:
-    """What the command line says. `limit` is for the moments of the crash loop; None: all of them."""
+    """What the command line says. `limit` is for the moments of the crash loop; None: all of
+    them."""
 
     quick: bool
     limit: int | None
@@ -57,20 +58,27 @@ def _say(words: str) -> None:
     print(f"torture: {words}", flush=True)
 
 
-# ── kill -9 at every touch of the outside ─────────────────────────────────────────────────────────────────────────
+# ── kill -9 at every touch of the outside ─────────────────────────────────────────────────────────
 
 
 async def crash(told: TortureOptions) -> Toll:
-    """For each place in the code from which a life touches the outside two lives: one is killed when it comes by for
-    the first time, one at a drawn later time."""
-    chance, came_by = random.Random(told.seed), await _places()
+    """For each place in the code from which a life touches the outside two lives: one is killed
+    when it comes by for the first time, one at a drawn later time."""
+    chance = random.Random(told.seed)
+    came_by = await _places()
     first = [Moment(place, 1) for place in came_by]
-    later = [Moment(place, chance.randint(2, times)) for place, times in came_by.items() if times > 1]
+    later = [
+        Moment(place, chance.randint(2, times)) for place, times in came_by.items() if times > 1
+    ]
     moments = [*first, *later]
     if told.limit is not None and told.limit < len(moments):
         moments = chance.sample(moments, told.limit)
-    _say(f"crash: {came_by.total()} touches at {len(came_by)} places in a whole life, killed at {len(moments)} of them")
-    toll, waiting = Toll(), iter(moments)
+    _say(
+        f"crash: {came_by.total()} touches at {len(came_by)} places in a whole life, killed at"
+        f" {len(moments)} of them"
+    )
+    toll = Toll()
+    waiting = iter(moments)
     await asyncio.gather(*(_die_at(waiting, toll) for _ in range(_LIVES_AT_ONCE)))
     return toll
 
@@ -89,7 +97,10 @@ async def _die_at(moments: Iterator[Moment], toll: Toll) -> None:
         _add(toll, seen, EXPECTED, f"{moment}")
         toll.kills += deaths
         if toll.tasks % 50 == 0:
-            _say(f"crash: {toll.tasks} lived, {len(toll.losses) + len(toll.doubles)} of them ended otherwise")
+            _say(
+                f"crash: {toll.tasks} lived, {len(toll.losses) + len(toll.doubles)} of them ended"
+                " otherwise"
+            )
 
 
 async def _life(moment: Moment) -> tuple[Mapping[str, Any], int]:
@@ -112,7 +123,9 @@ def _add(toll: Toll, seen: Mapping[str, Any], lawful: Mapping[str, Any], what: s
     toll.repeated += max(0, seen.get("model calls", 0) - lawful["model calls"])
     wrong = {name: seen.get(name) for name in lawful if seen.get(name) != lawful[name]}
     if wrong:
-        more = any(_size(seen.get(name)) > _size(lawful[name]) for name in ("pulls", "commits", "comments"))
+        more = any(
+            _size(seen.get(name)) > _size(lawful[name]) for name in ("pulls", "commits", "comments")
+        )
         told = f"{what}: {seen if 'ended with' in seen else wrong}"
         (toll.doubles if more else toll.losses).append(told)
         _say(told)
@@ -124,14 +137,15 @@ def _size(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-# ── a web process and two workers ─────────────────────────────────────────────────────────────────────────────────
+# ── a web process and two workers ─────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def servers() -> Iterator[dict[str, str]]:
     """A PostgreSQL with an empty database of this version, and a Redis."""
     with ExitStack() as stack:
-        postgres, redis = stack.enter_context(running_postgres()), stack.enter_context(running_redis())
+        postgres = stack.enter_context(running_postgres())
+        redis = stack.enter_context(running_redis())
         postgres.create("torture")
         yield {"database_url": postgres.url("torture"), "redis_url": redis.url}
 
@@ -141,7 +155,9 @@ async def _migrate(url: str) -> None:
     await engine.dispose()
 
 
-async def _machines(told: TortureOptions, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]) -> Toll:
+async def _machines(
+    told: TortureOptions, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]
+) -> Toll:
     """Two workers that something happens to, while tasks live their lives."""
     names = [name_of(number) for number in range(tasks)]
     with servers() as pair, a_place() as place:
@@ -200,7 +216,7 @@ async def frozen(told: TortureOptions) -> Toll:
     return toll
 
 
-# ── GitHub as an enemy ────────────────────────────────────────────────────────────────────────────────────────────
+# ── GitHub as an enemy ────────────────────────────────────────────────────────────────────────────
 
 
 async def enemy(told: TortureOptions) -> Toll:
@@ -224,7 +240,8 @@ def _fight(told: TortureOptions) -> Toll:
             try:
                 seen, troubles = asyncio.run(fought(place, plan))
             except (AssertionError, TimeoutError) as error:
-                seen, troubles = {"ended with": f"{type(error).__name__}: {error}"}, [repr(plan)]
+                seen = {"ended with": f"{type(error).__name__}: {error}"}
+                troubles = [repr(plan)]
         toll.kills += len(troubles)
         _add(toll, seen, LAWFUL, f"{plan}")
 

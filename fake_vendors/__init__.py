@@ -1,1 +1,2 @@
-"""Model vendors on this machine: small servers that speak their wires and follow a script, for tests and measures."""
+"""Model vendors on this machine: small servers that speak their wires and follow a script, for
+tests and measures."""

@@ -1,4 +1,5 @@
-"""Which part of a prompt a vendor has seen before, in tokens of four characters. What has once been seen stays."""
+"""Which part of a prompt a vendor has seen before, in tokens of four characters. What has once been
+seen stays."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ class Cache:
     def count(self, model: str, blocks: Sequence[str], marks: Sequence[int] | None) -> Counts:
         """Count a prompt and remember it.
 
-        Only marked prefixes are remembered and read; with `marks` None every prefix of whole blocks is.
+        Only marked prefixes are remembered and read; with `marks` None every prefix of whole blocks
+        is.
         """
         sizes = [0, *accumulate(map(len, blocks))]
         digests = _digests(model, blocks)

@@ -46,7 +46,8 @@ class ChatApi:
         return True
 
     def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
-        messages, tools = listed(body, "messages"), listed(body, "tools")
+        messages = listed(body, "messages")
+        tools = listed(body, "tools")
         if body.get("model") == TOOLLESS and tools:
             raise VendorError(400, f'"{TOOLLESS}" does not support tools', "invalid_request_error")
         functions = [tool.get("function") or {} for tool in tools]
@@ -55,7 +56,10 @@ class ChatApi:
             stream=bool(body.get("stream")),
             body=body,
             transcript=transcript(map(_read, messages)),
-            tools={str(function.get("name")): function.get("parameters") or {} for function in functions},
+            tools={
+                str(function.get("name")): function.get("parameters") or {}
+                for function in functions
+            },
             blocks=[canonical(part) for part in [*tools, *messages]],
         )
 
@@ -67,9 +71,15 @@ class ChatApi:
         if reply.thinking:
             message["reasoning_content"] = reply.thinking
         if reply.calls:
-            message["tool_calls"] = [_call(call.id, call.name, call.arguments) for call in reply.calls]
+            message["tool_calls"] = [
+                _call(call.id, call.name, call.arguments) for call in reply.calls
+            ]
         choice = {"index": 0, "message": message, "finish_reason": _finish(reply)}
-        return {**_head(ask, reply, "chat.completion"), "choices": [choice], "usage": _usage(counts)}
+        return {
+            **_head(ask, reply, "chat.completion"),
+            "choices": [choice],
+            "usage": _usage(counts),
+        }
 
     def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
         head = _head(ask, reply, "chat.completion.chunk")
@@ -89,14 +99,27 @@ class ChatApi:
         return VendorError(404, f"The model `{model}` does not exist.")
 
     def full(self) -> VendorError:
-        asked = "However, you requested 40960 tokens (38912 in the messages, 2048 in the completion)."
+        asked = (
+            "However, you requested 40960 tokens (38912 in the messages, 2048 in the completion)."
+        )
         advice = "Please reduce the length of the messages or completion."
-        return VendorError(400, f"This model's maximum context length is 32768 tokens. {asked} {advice}")
+        return VendorError(
+            400, f"This model's maximum context length is 32768 tokens. {asked} {advice}"
+        )
 
     def error(self, denied: VendorError) -> Mapping[str, Any]:
-        name, sentence = _ERRORS.get(denied.status, ("InternalServerError", "Internal server error"))
+        name, sentence = _ERRORS.get(
+            denied.status, ("InternalServerError", "Internal server error")
+        )
         kind = denied.error or name
-        return {"error": {"message": denied.sentence or sentence, "type": kind, "param": None, "code": denied.status}}
+        return {
+            "error": {
+                "message": denied.sentence or sentence,
+                "type": kind,
+                "param": None,
+                "code": denied.status,
+            }
+        }
 
 
 def _read(message: Mapping[str, Any]) -> Message:
@@ -109,8 +132,14 @@ def _read(message: Mapping[str, Any]) -> Message:
         case "tool":
             return answered(str(message.get("tool_call_id")), text)
         case "assistant":
-            called = [(str(call.get("id")), call.get("function") or {}) for call in message.get("tool_calls") or ()]
-            calls = [call_of(id, str(function.get("name")), function.get("arguments")) for id, function in called]
+            called = [
+                (str(call.get("id")), call.get("function") or {})
+                for call in message.get("tool_calls") or ()
+            ]
+            calls = [
+                call_of(id, str(function.get("name")), function.get("arguments"))
+                for id, function in called
+            ]
             return said(text, calls, keys=[])
         case role:
             raise VendorError(400, f"Unexpected message role: {role!r}.")

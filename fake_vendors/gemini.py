@@ -28,12 +28,17 @@ _ERRORS = {
     402: ("FAILED_PRECONDITION", "Please enable billing on your project in Google AI Studio."),
     403: ("PERMISSION_DENIED", "The caller does not have permission"),
     404: ("NOT_FOUND", "Requested entity was not found."),
-    429: ("RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
+    429: (
+        "RESOURCE_EXHAUSTED",
+        "You exceeded your current quota, please check your plan and billing details.",
+    ),
     500: ("INTERNAL", "An internal error has occurred. Please retry."),
     503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
     504: ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
 }
-_PATH = re.compile(r"/google/v1(?:beta|alpha)?/models/[^/:]+:(generateContent|streamGenerateContent)")
+_PATH = re.compile(
+    r"/google/v1(?:beta|alpha)?/models/[^/:]+:(generateContent|streamGenerateContent)"
+)
 _RPC = "type.googleapis.com/google.rpc"
 _SERVICE = "generativelanguage.googleapis.com"
 
@@ -53,7 +58,8 @@ class Gemini:
 
     def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         model, verb = path.rpartition("/")[2].split(":")
-        contents, tools = listed(body, "contents"), listed(body, "tools")
+        contents = listed(body, "contents")
+        tools = listed(body, "tools")
         system = body.get("systemInstruction") or {}
         heard = [Message(role="system", text=text_of(system.get("parts")))]
         for number, content in enumerate(contents):
@@ -70,7 +76,9 @@ class Gemini:
 
     def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
         states = {"thoughtSignature": reply.state} if reply.thinking and reply.calls else {}
-        return ReplyRecord(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
+        return ReplyRecord(
+            keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states
+        )
 
     def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         parts = [part for parts in _said(ask, reply, most=1) for part in parts]
@@ -82,13 +90,21 @@ class Gemini:
         yield f"data: {compact(self._chunk(ask, reply, [], counts, last=True))}\r\n\r\n"
 
     def _chunk(
-        self, ask: ModelRequest, reply: ModelReply, parts: Sequence[Mapping[str, Any]], counts: Counts, *, last: bool
+        self,
+        ask: ModelRequest,
+        reply: ModelReply,
+        parts: Sequence[Mapping[str, Any]],
+        counts: Counts,
+        *,
+        last: bool,
     ) -> dict[str, Any]:
         candidate: dict[str, Any] = {"content": {"role": "model"}, "index": 0}
         if parts:
             candidate["content"]["parts"] = list(parts)
         if last:
-            candidate["finishReason"] = {"": "STOP", "cut": "MAX_TOKENS", "refused": "SAFETY"}[reply.end]
+            candidate["finishReason"] = {"": "STOP", "cut": "MAX_TOKENS", "refused": "SAFETY"}[
+                reply.end
+            ]
         return {
             "candidates": [candidate],
             "usageMetadata": _usage(counts),
@@ -97,16 +113,23 @@ class Gemini:
         }
 
     def no_key(self, headers: Mapping[str, str]) -> VendorError:
-        return VendorError(400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID")
+        return VendorError(
+            400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID"
+        )
 
     def no_model(self, model: str) -> VendorError:
         there = "Call ListModels to see the list of available models and their supported methods."
-        sentence = f"models/{model} is not found for API version v1beta, or is not supported for generateContent."
+        sentence = (
+            f"models/{model} is not found for API version v1beta, or is not supported for"
+            " generateContent."
+        )
         return VendorError(404, f"{sentence} {there}")
 
     def full(self) -> VendorError:
         return VendorError(
-            400, "The input token count (1100000) exceeds the maximum number of tokens allowed (1048576)."
+            400,
+            "The input token count (1100000) exceeds the maximum number of tokens allowed"
+            " (1048576).",
         )
 
     def error(self, denied: VendorError) -> Mapping[str, Any]:
@@ -120,17 +143,28 @@ class Gemini:
 
 def _details(denied: VendorError) -> Iterator[dict[str, Any]]:
     if denied.error == "API_KEY_INVALID":
-        info = {"reason": denied.error, "domain": "googleapis.com", "metadata": {"service": _SERVICE}}
+        info = {
+            "reason": denied.error,
+            "domain": "googleapis.com",
+            "metadata": {"service": _SERVICE},
+        }
         yield {"@type": f"{_RPC}.ErrorInfo", **info}
     if "PerDay" in denied.error:
-        violation = {"quotaMetric": f"{_SERVICE}/generate_content_requests", "quotaId": denied.error}
+        violation = {
+            "quotaMetric": f"{_SERVICE}/generate_content_requests",
+            "quotaId": denied.error,
+        }
         yield {"@type": f"{_RPC}.QuotaFailure", "violations": [violation]}
     if denied.retry_after is not None:
         yield {"@type": f"{_RPC}.RetryInfo", "retryDelay": f"{denied.retry_after:g}s"}
 
 
 def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _either(tool, "parametersJsonSchema", "parameters_json_schema") or tool.get("parameters") or {}
+    return (
+        _either(tool, "parametersJsonSchema", "parameters_json_schema")
+        or tool.get("parameters")
+        or {}
+    )
 
 
 def _either(value: Mapping[str, Any], camel: str, snake: str) -> Any:
@@ -178,7 +212,9 @@ def _turn(parts: Sequence[Mapping[str, Any]], number: int) -> Message:
     signed = [_plain(part["thoughtSignature"]) for part in parts if part.get("thoughtSignature")]
     named = [(str(call.get("id") or f"{number}-{at}"), call) for at, call in enumerate(calls)]
     return said(
-        "".join(str(part["text"]) for part in parts if part.get("text") and not part.get("thought")),
+        "".join(
+            str(part["text"]) for part in parts if part.get("text") and not part.get("thought")
+        ),
         [call_of(id, str(call.get("name")), call.get("args")) for id, call in named],
         keys=signed,
         states=[_plain(part.get("thoughtSignature")) for part in parts if part.get("functionCall")],
@@ -199,8 +235,12 @@ def _said(ask: ModelRequest, reply: ModelReply, most: int) -> Iterator[list[dict
     for piece in pieces(reply.text, most):
         yield [{"text": piece}]
     for number, call in enumerate(reply.calls):
-        part: dict[str, Any] = {"functionCall": {"id": call.id, "name": call.name, "args": dict(reply.arguments(call))}}
-        yield [{**part, "thoughtSignature": reply.state}] if reply.thinking and not number else [part]
+        part: dict[str, Any] = {
+            "functionCall": {"id": call.id, "name": call.name, "args": dict(reply.arguments(call))}
+        }
+        yield (
+            [{**part, "thoughtSignature": reply.state}] if reply.thinking and not number else [part]
+        )
 
 
 def _usage(counts: Counts) -> dict[str, Any]:

@@ -26,7 +26,10 @@ _ERRORS = {
     400: ("invalid_request_error", "the request is not lawful"),
     401: ("authentication_error", "invalid x-api-key"),
     402: ("billing_error", "Your credit balance is too low to access the Anthropic API."),
-    403: ("permission_error", "Your API key does not have permission to use the specified resource."),
+    403: (
+        "permission_error",
+        "Your API key does not have permission to use the specified resource.",
+    ),
     404: ("not_found_error", "Not found"),
     413: ("request_too_large", "Request exceeds the maximum size"),
     429: ("rate_limit_error", "This request would exceed your organization's rate limit."),
@@ -47,7 +50,10 @@ class Messages:
         return path == "/anthropic/v1/messages"
 
     def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        return self.key in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer "))
+        return self.key in (
+            headers.get("x-api-key"),
+            headers.get("authorization", "").removeprefix("Bearer "),
+        )
 
     def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if not isinstance(body.get("max_tokens"), int):
@@ -71,9 +77,13 @@ class Messages:
         )
 
     def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
-        thinking = [canonical(block) for block in _content(ask, reply) if block["type"] == "thinking"]
+        thinking = [
+            canonical(block) for block in _content(ask, reply) if block["type"] == "thinking"
+        ]
         states = {"thinking block with its signature": thinking[0]} if thinking else {}
-        return ReplyRecord(keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states)
+        return ReplyRecord(
+            keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states
+        )
 
     def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
         return {
@@ -90,8 +100,14 @@ class Messages:
         for event in self._events(ask, reply, counts):
             yield f"event: {event['type']}\ndata: {compact(event)}\n\n"
 
-    def _events(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[dict[str, Any]]:
-        begun: dict[str, Any] = {"content": [], "stop_reason": None, "usage": {**_usage(counts), "output_tokens": 1}}
+    def _events(
+        self, ask: ModelRequest, reply: ModelReply, counts: Counts
+    ) -> Iterator[dict[str, Any]]:
+        begun: dict[str, Any] = {
+            "content": [],
+            "stop_reason": None,
+            "usage": {**_usage(counts), "output_tokens": 1},
+        }
         yield {"type": "message_start", "message": {**self.whole(ask, reply, counts), **begun}}
         yield {"type": "ping"}
         calls = iter(reply.calls)
@@ -121,7 +137,11 @@ class Messages:
 
 def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content")
-    return [{"type": "text", "text": content}] if isinstance(content, str) else listed(message, "content")
+    return (
+        [{"type": "text", "text": content}]
+        if isinstance(content, str)
+        else listed(message, "content")
+    )
 
 
 def _read(message: Mapping[str, Any]) -> Iterator[Message]:
@@ -138,7 +158,10 @@ def _read(message: Mapping[str, Any]) -> Iterator[Message]:
         case "system":
             yield Message(role="system", text=text_of(blocks))
         case role:
-            raise VendorError(400, f"messages: Unexpected role {role!r}. Allowed roles are user, assistant and system")
+            raise VendorError(
+                400,
+                f"messages: Unexpected role {role!r}. Allowed roles are user, assistant and system",
+            )
 
 
 def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
@@ -146,7 +169,9 @@ def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
     uses = [block for block in blocks if block.get("type") == "tool_use"]
     for use in uses:
         if not isinstance(use.get("input"), dict):
-            raise VendorError(400, f"tool_use.input of {use.get('id')}: Input should be a valid dictionary")
+            raise VendorError(
+                400, f"tool_use.input of {use.get('id')}: Input should be a valid dictionary"
+            )
     return said(
         "".join(str(block.get("text")) for block in blocks if block.get("type") == "text"),
         [call_of(str(use.get("id")), str(use.get("name")), use["input"]) for use in uses],
@@ -164,12 +189,19 @@ def _prompt(
 ) -> tuple[list[str], list[int]]:
     """The prompt's blocks in the order of the cache, and where the marked prefixes end."""
     parts = [("tool", tool) for tool in tools] + [("system", block) for block in system]
-    parts += [(str(message.get("role")), block) for message in messages for block in _blocks(message)]
+    parts += [
+        (str(message.get("role")), block) for message in messages for block in _blocks(message)
+    ]
     marks = [at for at, (_, block) in enumerate(parts, 1) if block.get("cache_control")]
     marks += [len(parts)] if automatic else []
     if len(marks) > _MOST_MARKS:
-        raise VendorError(400, f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}.")
-    bare = [[role, {name: block[name] for name in block if name != "cache_control"}] for role, block in parts]
+        raise VendorError(
+            400, f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}."
+        )
+    bare = [
+        [role, {name: block[name] for name in block if name != "cache_control"}]
+        for role, block in parts
+    ]
     return [canonical(part) for part in bare], marks
 
 
@@ -182,22 +214,32 @@ def _content(ask: ModelRequest, reply: ModelReply) -> list[dict[str, Any]]:
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     for call in reply.calls:
-        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": reply.arguments(call)})
+        content.append(
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": reply.arguments(call)}
+        )
     return content
 
 
-def _streamed(block: Mapping[str, Any], calls: Iterator[WireToolCall]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _streamed(
+    block: Mapping[str, Any], calls: Iterator[WireToolCall]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A block as it begins, and what is added to it."""
     match block["type"]:
         case "thinking":
-            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces(block["thinking"])]
+            deltas = [
+                {"type": "thinking_delta", "thinking": piece} for piece in pieces(block["thinking"])
+            ]
             seal = {"type": "signature_delta", "signature": block["signature"]}
             return {**block, "thinking": "", "signature": ""}, [*deltas, seal]
         case "text":
-            return {**block, "text": ""}, [{"type": "text_delta", "text": piece} for piece in pieces(block["text"])]
+            return {**block, "text": ""}, [
+                {"type": "text_delta", "text": piece} for piece in pieces(block["text"])
+            ]
         case _:
             told = ["", *pieces(next(calls).arguments)]
-            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": piece} for piece in told]
+            return {**block, "input": {}}, [
+                {"type": "input_json_delta", "partial_json": piece} for piece in told
+            ]
 
 
 def _stop(reply: ModelReply) -> dict[str, Any]:
@@ -215,6 +257,9 @@ def _usage(counts: Counts) -> dict[str, Any]:
         "input_tokens": counts.input - counts.cached - counts.written,
         "cache_read_input_tokens": counts.cached,
         "cache_creation_input_tokens": counts.written,
-        "cache_creation": {"ephemeral_5m_input_tokens": counts.written, "ephemeral_1h_input_tokens": 0},
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": counts.written,
+            "ephemeral_1h_input_tokens": 0,
+        },
         "output_tokens": counts.output,
     }

@@ -17,7 +17,8 @@ class _Turn:
 
 
 class Ledger:
-    """Every turn of every vendor. What another vendor said is nobody's secret: it may come without its state."""
+    """Every turn of every vendor. What another vendor said is nobody's secret: it may come without
+    its state."""
 
     def __init__(self) -> None:
         self._turns: dict[str, _Turn] = {}
@@ -32,7 +33,8 @@ class Ledger:
             self._asides.add(reply.text.strip())
 
     def verify(self, vendor: str, transcript: Sequence[Message], *, anywhere: bool) -> None:
-        """Raises Denied, saying what is missing, when a turn of this vendor or an answer to any call is not whole."""
+        """Raises Denied, saying what is missing, when a turn of this vendor or an answer to any
+        call is not whole."""
         for message in transcript:
             if message.role == "assistant":
                 for turn in self._turns_of(message):
@@ -56,7 +58,11 @@ class Ledger:
 
     def _first(self, message: Message) -> Message:
         """Only our own ids are unique over all conversations."""
-        return self._answers.setdefault(message.call, message) if message.call in self._turns else message
+        return (
+            self._answers.setdefault(message.call, message)
+            if message.call in self._turns
+            else message
+        )
 
     def _turns_of(self, message: Message) -> list[_Turn]:
         found = {id(turn): turn for key in _keys(message) if (turn := self._turns.get(key))}
@@ -77,21 +83,29 @@ def _compare(turn: _Turn, message: Message) -> None:
     which = turn.reply.calls[0].id if turn.reply.calls else turn.reply.id
     for name, state in turn.kept.states.items():
         if state not in message.state["states"]:
-            raise VendorError(400, f"the {name} of the assistant's turn {which} is missing, or is not what it was")
+            raise VendorError(
+                400, f"the {name} of the assistant's turn {which} is missing, or is not what it was"
+            )
     there = {call.id for call in message.calls}
     for call in turn.reply.calls:
         if call.id not in there:
-            raise VendorError(400, f"the tool call {call.id} of the assistant's turn {which} is missing")
+            raise VendorError(
+                400, f"the tool call {call.id} of the assistant's turn {which} is missing"
+            )
 
 
 def _answered_at_once(transcript: Sequence[Message]) -> None:
-    """Raises Denied when a call is not answered once, before anything else is said, or an answer has no call."""
+    """Raises Denied when a call is not answered once, before anything else is said, or an answer
+    has no call."""
     for at, message in enumerate(transcript):
         if message.role == "assistant":
             answers = takewhile(lambda later: later.role == "tool", transcript[at + 1 :])
             _fit([call.id for call in message.calls], [answer.call for answer in answers])
         elif message.role == "tool" and transcript[at - 1].role not in ("assistant", "tool"):
-            raise VendorError(400, f"the answer to the tool call {message.call} does not stand right behind the call")
+            raise VendorError(
+                400,
+                f"the answer to the tool call {message.call} does not stand right behind the call",
+            )
 
 
 def _answered_anywhere(transcript: Sequence[Message]) -> None:
@@ -102,7 +116,9 @@ def _answered_anywhere(transcript: Sequence[Message]) -> None:
         calls += [call.id for call in message.calls]
         if message.role == "tool":
             if message.call not in calls:
-                raise VendorError(400, f"No tool call found for function call output with call_id {message.call}.")
+                raise VendorError(
+                    400, f"No tool call found for function call output with call_id {message.call}."
+                )
             answers.append(message.call)
     _fit(calls, answers)
 
@@ -111,7 +127,9 @@ def _fit(calls: Sequence[str], answers: Sequence[str]) -> None:
     for call in calls:
         if (times := answers.count(call)) != 1:
             raise VendorError(
-                400, f"the tool call {call} must be answered once, right behind it; it has {times} answers"
+                400,
+                f"the tool call {call} must be answered once, right behind it; it has {times}"
+                " answers",
             )
     for answer in answers:
         if answer not in calls:

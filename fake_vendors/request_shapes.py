@@ -1,4 +1,5 @@
-"""Whether a request is one that the vendor's own SDK could have written: held against the SDK's request types."""
+"""Whether a request is one that the vendor's own SDK could have written: held against the SDK's
+request types."""
 
 import base64
 import binascii
@@ -16,18 +17,28 @@ from typing_extensions import ReadOnly, TypedDict, get_type_hints, is_typeddict
 from fake_vendors.server import ReceivedRequest
 
 _LISTS = (list, collections.abc.Iterable, collections.abc.Sequence, collections.abc.Collection)
-_PLAIN = {str: "a text", bool: "true or false", int: "an integer", float: "a number", type(None): "null"}
+_PLAIN = {
+    str: "a text",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    type(None): "null",
+}
 _DIALECT = {"openai-compatible": ("reasoning_content",)}
 """Fields that servers of this wire have and the SDK's types have not, at any message."""
 
 
 def misfits(asked: ReceivedRequest) -> list[str]:
-    """What in the body does not fit the vendor's request type, as "where: what" lines; none when all of it fits."""
+    """What in the body does not fit the vendor's request type, as "where: what" lines; none when
+    all of it fits."""
     if not isinstance(asked.body, dict):
         return ["body: is no object"]
     body = asked.body
     for name in _DIALECT.get(asked.vendor, ()):
-        messages = [{key: message[key] for key in message if key != name} for message in body.get("messages", ())]
+        messages = [
+            {key: message[key] for key in message if key != name}
+            for message in body.get("messages", ())
+        ]
         body = {**body, "messages": messages}
     return _misfits(body, _request(asked.vendor, bool(body.get("stream"))), "body")
 
@@ -38,17 +49,29 @@ def _request(vendor: str, stream: bool) -> Any:
         case "anthropic":
             from anthropic.types import message_create_params as messages
 
-            return messages.MessageCreateParamsStreaming if stream else messages.MessageCreateParamsNonStreaming
+            return (
+                messages.MessageCreateParamsStreaming
+                if stream
+                else messages.MessageCreateParamsNonStreaming
+            )
         case "openai":
             from openai.types.responses import response_create_params as responses
 
-            return responses.ResponseCreateParamsStreaming if stream else responses.ResponseCreateParamsNonStreaming
+            return (
+                responses.ResponseCreateParamsStreaming
+                if stream
+                else responses.ResponseCreateParamsNonStreaming
+            )
         case "google":
             return _gemini()
         case _:
             from openai.types.chat import completion_create_params as chat
 
-            return chat.CompletionCreateParamsStreaming if stream else chat.CompletionCreateParamsNonStreaming
+            return (
+                chat.CompletionCreateParamsStreaming
+                if stream
+                else chat.CompletionCreateParamsNonStreaming
+            )
 
 
 def _gemini() -> Any:
@@ -69,7 +92,8 @@ def _gemini() -> Any:
 
 def _misfits(value: Any, kind: Any, where: str) -> list[str]:
     """Hold a JSON value against a type."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin in (Annotated, Required, NotRequired, ReadOnly):
         return _misfits(value, args[0], where)
     if isinstance(kind, typing.TypeVar) or kind in (Any, object):
@@ -77,7 +101,9 @@ def _misfits(value: Any, kind: Any, where: str) -> list[str]:
     if origin in (Union, types.UnionType):
         return _best(value, args, where)
     if origin is Literal:
-        return [] if value in args else [f"{where}: {value!r} is none of {', '.join(map(repr, args))}"]
+        return (
+            [] if value in args else [f"{where}: {value!r} is none of {', '.join(map(repr, args))}"]
+        )
     if is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return _object(value, kind, where)
     if (origin or kind) in _LISTS or _is_list(kind):
@@ -93,7 +119,8 @@ def _is_list(kind: Any) -> bool:
 
 
 def _best(value: Any, kinds: tuple[Any, ...], where: str) -> list[str]:
-    """The misfits with the type that was most likely meant: the one whose tag is right, then the one with fewest."""
+    """The misfits with the type that was most likely meant: the one whose tag is right, then the
+    one with fewest."""
     found = [(kind, _misfits(value, kind, where)) for kind in kinds]
     if any(not bad for _, bad in found):
         return []
@@ -105,7 +132,11 @@ def _tagged(value: Any, kind: Any) -> bool:
     if isinstance(value, list):
         return typing.get_origin(kind) in _LISTS
     if not isinstance(value, dict) or not is_typeddict(kind):
-        return any(_tagged(value, arm) for arm in typing.get_args(kind)) if typing.get_args(kind) else False
+        return (
+            any(_tagged(value, arm) for arm in typing.get_args(kind))
+            if typing.get_args(kind)
+            else False
+        )
     hints = _fields(kind)
     tags = [name for name in ("type", "role") if name in value and name in hints]
     return bool(tags) and not any(_misfits(value[name], hints[name][0], name) for name in tags)
@@ -115,7 +146,11 @@ def _object(value: Any, kind: Any, where: str) -> list[str]:
     if not isinstance(value, dict):
         return [f"{where}: is no object"]
     fields = _fields(kind)
-    found = [f"{where}.{name}: is missing" for name, (_, needed) in fields.items() if needed and name not in value]
+    found = [
+        f"{where}.{name}: is missing"
+        for name, (_, needed) in fields.items()
+        if needed and name not in value
+    ]
     for name, inner in value.items():
         if name in fields:
             found += _misfits(inner, fields[name][0], f"{where}.{name}")
@@ -130,7 +165,8 @@ def _fields(kind: Any) -> Mapping[str, tuple[Any, bool]]:
     if not is_typeddict(kind):
         fields = kind.model_fields.items()
         known = {name: (field.rebuild_annotation(), field.is_required()) for name, field in fields}
-        return known | {field.alias: known[name] for name, field in fields if field.alias}  # Google takes either name
+        # Google takes either name
+        return known | {field.alias: known[name] for name, field in fields if field.alias}
     hints = get_type_hints(kind, include_extras=True)
     return {_alias(name, hint): (hint, _needed(kind, name, hint)) for name, hint in hints.items()}
 
@@ -168,7 +204,11 @@ def _plain(value: Any, kind: Any, where: str) -> list[str]:
         return [] if _is_base64(value) else [f"{where}: is not base64"]
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         values = [member.value for member in kind]
-        return [] if value in values else [f"{where}: {value!r} is none of {', '.join(map(repr, values))}"]
+        return (
+            []
+            if value in values
+            else [f"{where}: {value!r} is none of {', '.join(map(repr, values))}"]
+        )
     fits = type(value) in (int, float) if kind is float else type(value) is kind
     return [] if fits else [f"{where}: is not {_PLAIN.get(kind, _name(kind))}"]
 

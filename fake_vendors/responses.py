@@ -28,8 +28,16 @@ _ERRORS = {
     402: ("insufficient_quota", "insufficient_quota", "There is no credit left."),
     403: ("invalid_request_error", "unsupported_country_region_territory", "Country not supported"),
     404: ("invalid_request_error", None, "Not found"),
-    429: ("requests", "rate_limit_exceeded", "Rate limit reached for requests per min (RPM). Please try again later."),
-    503: ("server_error", "server_is_overloaded", "The engine is currently overloaded, please try again later"),
+    429: (
+        "requests",
+        "rate_limit_exceeded",
+        "Rate limit reached for requests per min (RPM). Please try again later.",
+    ),
+    503: (
+        "server_error",
+        "server_is_overloaded",
+        "The engine is currently overloaded, please try again later",
+    ),
 }
 _OWN = ("reasoning", "function_call", "assistant")
 
@@ -49,9 +57,15 @@ class ResponsesApi:
 
     def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if body.get("previous_response_id"):
-            raise VendorError(400, f"Previous response with id {body['previous_response_id']!r} not found.")
+            raise VendorError(
+                400, f"Previous response with id {body['previous_response_id']!r} not found."
+            )
         given = body.get("input")
-        items = [{"role": "user", "content": given}] if isinstance(given, str) else listed(body, "input")
+        items = (
+            [{"role": "user", "content": given}]
+            if isinstance(given, str)
+            else listed(body, "input")
+        )
         tools = listed(body, "tools")
         system = str(body.get("instructions") or "")
         heard = [Message(role="system", text=system)] if system else []
@@ -68,7 +82,12 @@ class ResponsesApi:
         )
 
     def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
-        keys = [f"msg_{reply.id}", f"rs_{reply.id}", reply.state, *(call.id for call in reply.calls)]
+        keys = [
+            f"msg_{reply.id}",
+            f"rs_{reply.id}",
+            reply.state,
+            *(call.id for call in reply.calls),
+        ]
         states = {}
         if reply.thinking and _seals(ask):
             states["reasoning item with its encrypted_content"] = reply.state
@@ -101,9 +120,17 @@ class ResponsesApi:
             event = {"type": kind, "sequence_number": number, **fields}
             yield f"event: {kind}\ndata: {compact(event)}\n\n"
 
-    def _events(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _events(
+        self, ask: ModelRequest, reply: ModelReply, counts: Counts
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         whole = self.whole(ask, reply, counts)
-        begun = {**whole, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
+        begun = {
+            **whole,
+            "status": "in_progress",
+            "output": [],
+            "usage": None,
+            "incomplete_details": None,
+        }
         yield "response.created", {"response": begun}
         yield "response.in_progress", {"response": begun}
         for index, item in enumerate(_items(ask, reply)):
@@ -127,22 +154,38 @@ class ResponsesApi:
 
     def no_model(self, model: str) -> VendorError:
         return VendorError(
-            404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found"
+            404,
+            f"The model `{model}` does not exist or you do not have access to it.",
+            "model_not_found",
         )
 
     def full(self) -> VendorError:
-        sentence = "Your input exceeds the context window of this model. Please adjust your input and try again."
+        sentence = (
+            "Your input exceeds the context window of this model. Please adjust your input and try"
+            " again."
+        )
         return VendorError(400, sentence, "context_length_exceeded")
 
     def error(self, denied: VendorError) -> Mapping[str, Any]:
         kind, code, sentence = _ERRORS.get(
-            denied.status, ("server_error", None, "The server had an error while processing your request.")
+            denied.status,
+            ("server_error", None, "The server had an error while processing your request."),
         )
         if denied.error:
             code = denied.error
         if code == "insufficient_quota":
-            kind, sentence = code, "You exceeded your current quota, please check your plan and billing details."
-        return {"error": {"message": denied.sentence or sentence, "type": kind, "param": None, "code": code}}
+            kind = code
+            sentence = (
+                "You exceeded your current quota, please check your plan and billing details."
+            )
+        return {
+            "error": {
+                "message": denied.sentence or sentence,
+                "type": kind,
+                "param": None,
+                "code": code,
+            }
+        }
 
 
 def _kind(item: Mapping[str, Any]) -> str:
@@ -170,7 +213,10 @@ def _turn(items: Iterable[Mapping[str, Any]]) -> Message:
     sealed = [str(item["encrypted_content"]) for item in thoughts if item.get("encrypted_content")]
     return said(
         "".join(text_of(item.get("content")) for item in items if _kind(item) == "assistant"),
-        [call_of(str(call.get("call_id")), str(call.get("name")), call.get("arguments")) for call in calls],
+        [
+            call_of(str(call.get("call_id")), str(call.get("name")), call.get("arguments"))
+            for call in calls
+        ],
         keys=[str(item["id"]) for item in items if item.get("id")] + sealed,
         states=[str(item.get("id")) for item in thoughts] + sealed,
     )
@@ -189,7 +235,12 @@ def _items(ask: ModelRequest, reply: ModelReply) -> Iterator[dict[str, Any]]:
     if reply.text:
         part = {"type": "output_text", "text": reply.text, "annotations": [], "logprobs": []}
         part = {"type": "refusal", "refusal": reply.text} if reply.end == "refused" else part
-        item = {"type": "message", "id": f"msg_{reply.id}", "role": "assistant", "status": "completed"}
+        item = {
+            "type": "message",
+            "id": f"msg_{reply.id}",
+            "role": "assistant",
+            "status": "completed",
+        }
         yield {**item, "content": [part]}
     for call in reply.calls:
         yield {
@@ -209,7 +260,9 @@ def _begun(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, **empty, **({} if item["type"] == "reasoning" else {"status": "in_progress"})}
 
 
-def _reasoning(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _reasoning(
+    item: Mapping[str, Any], at: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for index, part in enumerate(item["summary"]):
         here = {**at, "summary_index": index}
         yield "response.reasoning_summary_part.added", {**here, "part": {**part, "text": ""}}
@@ -219,7 +272,9 @@ def _reasoning(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple
         yield "response.reasoning_summary_part.done", {**here, "part": part}
 
 
-def _message(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _message(
+    item: Mapping[str, Any], at: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     [part] = item["content"]
     name = "refusal" if part["type"] == "refusal" else "text"
     kind = "refusal" if name == "refusal" else "output_text"
@@ -235,7 +290,10 @@ def _message(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[s
 def _call(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for piece in pieces(item["arguments"]):
         yield "response.function_call_arguments.delta", {**at, "delta": piece}
-    yield "response.function_call_arguments.done", {**at, "name": item["name"], "arguments": item["arguments"]}
+    yield (
+        "response.function_call_arguments.done",
+        {**at, "name": item["name"], "arguments": item["arguments"]},
+    )
 
 
 def _usage(counts: Counts) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from osiris.agents.models.scripted import ScriptedModel
 from osiris.core.errors import Refused
 from osiris.core.ports.models import Message
 
-_THINKING = "What is known so far – and what is not… I look at one thing after the other, très doucement."
+_THINKING = (
+    "What is known so far – and what is not… I look at one thing after the other, très doucement."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +32,15 @@ class _Words:
 class ScriptPlayer:
     def __init__(self, script: Mapping[str, Any] | Path) -> None:
         """Raises Refused when the script is not one."""
-        self._brain = ScriptedModel.from_file(script) if isinstance(script, Path) else ScriptedModel(script)
+        self._brain = (
+            ScriptedModel.from_file(script) if isinstance(script, Path) else ScriptedModel(script)
+        )
 
     async def reply(
         self, ask: ModelRequest, transcript: Sequence[Message], trouble: Trouble | None, prefix: str
     ) -> ModelReply:
-        """The reply to a transcript; its call ids begin with `prefix`. Raises Denied when the script refuses."""
+        """The reply to a transcript; its call ids begin with `prefix`. Raises Denied when the
+        script refuses."""
         words = _instead(trouble) or _aside(ask) or await self._scripted(transcript)
         calls = (
             WireToolCall(id=f"{prefix}{secrets.token_hex(10)}", name=name, arguments=arguments)
@@ -55,7 +60,10 @@ class ScriptPlayer:
             message = await self._brain.reply(transcript, [])
         except Refused as refused:
             raise VendorError(400, str(refused)) from None
-        return _Words(text=message.text, calls=[(call.name, compact(dict(call.args))) for call in message.calls])
+        return _Words(
+            text=message.text,
+            calls=[(call.name, compact(dict(call.args))) for call in message.calls],
+        )
 
 
 def _instead(trouble: Trouble | None) -> _Words | None:

@@ -20,20 +20,35 @@ from fake_vendors.responses import ResponsesApi
 from fake_vendors.script import ScriptPlayer
 from fake_vendors.streaming import StreamingClient
 from fake_vendors.troubles import BreakMidway, ContextFull, Hang, HangMidway, Status, Trouble
-from fake_vendors.wire import MISSING, Counts, ModelReply, ModelRequest, VendorApi, VendorError, compact
+from fake_vendors.wire import (
+    MISSING,
+    Counts,
+    ModelReply,
+    ModelRequest,
+    VendorApi,
+    VendorError,
+    compact,
+)
 from osiris.config.http_server import serve_app
 
-WIRES: Mapping[str, VendorApi] = {wire.vendor: wire for wire in (Messages(), ResponsesApi(), Gemini(), ChatApi())}
+WIRES: Mapping[str, VendorApi] = {
+    wire.vendor: wire for wire in (Messages(), ResponsesApi(), Gemini(), ChatApi())
+}
 
-_BASES = {"anthropic": "/anthropic", "openai": "/openai/v1", "google": "/google", "openai-compatible": "/compatible/v1"}
+_BASES = {
+    "anthropic": "/anthropic",
+    "openai": "/openai/v1",
+    "google": "/google",
+    "openai-compatible": "/compatible/v1",
+}
 
 
 @dataclass(slots=True, kw_only=True)
 class ReceivedRequest:
     """A model request as it came.
 
-    `began` is when all of it was here, on time.monotonic()'s clock; `parse_time` is the server's own time from then
-    until the answer was handed over, 0 while that goes on.
+    `began` is when all of it was here, on time.monotonic()'s clock; `parse_time` is the server's
+    own time from then until the answer was handed over, 0 while that goes on.
     """
 
     vendor: str
@@ -46,7 +61,8 @@ class ReceivedRequest:
 
 @dataclass(slots=True)
 class _Tally:
-    """What a vendor counted: which briefs it has seen, and the input of later requests with them."""
+    """What a vendor counted: which briefs it has seen, and the input of later requests with
+    them."""
 
     briefs: set[str] = field(default_factory=set)
     input: int = 0
@@ -61,19 +77,23 @@ class _Tally:
 
 
 class Vendors:
-    """The vendors' side of the story: what they were asked, and what goes wrong at the next request."""
+    """The vendors' side of the story: what they were asked, and what goes wrong at the next
+    request."""
 
     def __init__(self, url: str, mind: ScriptPlayer) -> None:
         self.url = url
         self.requests: list[ReceivedRequest] = []
-        self.troubles: list[Trouble | None] = []  # for each coming request; None: it is answered as the script says
-        self._mind, self._ledger = mind, Ledger()
+        # for each coming request; None: it is answered as the script says
+        self.troubles: list[Trouble | None] = []
+        self._mind = mind
+        self._ledger = Ledger()
         self._caches = {vendor: Cache() for vendor in WIRES}
         self._tallies = {vendor: _Tally() for vendor in WIRES}
 
     def environ(self, vendor: str) -> dict[str, str]:
         """The environment in which Osiris asks this vendor here."""
-        wire, name = WIRES[vendor], vendor.upper().replace("-", "_")
+        wire = WIRES[vendor]
+        name = vendor.upper().replace("-", "_")
         return {
             "OSIRIS_MODEL": f"{vendor}:{wire.model}",
             f"{name}_API_KEY": wire.key,
@@ -81,12 +101,17 @@ class Vendors:
         }
 
     def repeated(self, vendor: str) -> float:
-        """The share of input tokens that the vendor had seen before, from each conversation's second request on."""
+        """The share of input tokens that the vendor had seen before, from each conversation's
+        second request on."""
         tally = self._tallies[vendor]
         return tally.cached / tally.input if tally.input else 0.0
 
     async def answer(
-        self, client: StreamingClient, path: str, query: Mapping[str, str], headers: Mapping[str, str]
+        self,
+        client: StreamingClient,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
     ) -> None:
         """Answer one HTTP request, whatever it is. The client may leave at any time."""
         if (body := await client.body()) is None:
@@ -96,7 +121,11 @@ class Vendors:
             await client.whole(404, compact({"error": {"message": f"there is no {path} here"}}))
             return
         asked = ReceivedRequest(
-            vendor=wire.vendor, path=path, headers=headers, body=_parsed(body), began=time.monotonic()
+            vendor=wire.vendor,
+            path=path,
+            headers=headers,
+            body=_parsed(body),
+            began=time.monotonic(),
         )
         self.requests.append(asked)
         try:
@@ -104,12 +133,18 @@ class Vendors:
                 raise wire.no_key(headers)
             await self._model(client, wire, asked)
         except VendorError as denied:
-            after = {} if denied.retry_after is None or wire.vendor == "google" else _retry(denied.retry_after)
+            after = (
+                {}
+                if denied.retry_after is None or wire.vendor == "google"
+                else _retry(denied.retry_after)
+            )
             await client.whole(denied.status, compact(wire.error(denied)), after)
         finally:
             asked.seconds = time.monotonic() - asked.began
 
-    async def _model(self, client: StreamingClient, wire: VendorApi, asked: ReceivedRequest) -> None:
+    async def _model(
+        self, client: StreamingClient, wire: VendorApi, asked: ReceivedRequest
+    ) -> None:
         """Answer a model request. Raises Denied."""
         if asked.body is None:
             raise VendorError(400, "the body is no JSON object")
@@ -130,7 +165,9 @@ class Vendors:
         reply, counts = await self._reply(wire, ask, trouble)
         await _send(client, wire, ask, reply, counts, trouble)
 
-    async def _reply(self, wire: VendorApi, ask: ModelRequest, trouble: Trouble | None) -> tuple[ModelReply, Counts]:
+    async def _reply(
+        self, wire: VendorApi, ask: ModelRequest, trouble: Trouble | None
+    ) -> tuple[ModelReply, Counts]:
         transcript = self._ledger.scripted(ask.transcript)
         reply = await self._mind.reply(ask, transcript, trouble, wire.call_prefix)
         aside = trouble is not None and not isinstance(trouble, BreakMidway | HangMidway)
@@ -150,9 +187,11 @@ async def _send(
     trouble: Trouble | None,
 ) -> None:
     if ask.stream:
-        kind, frames = "text/event-stream", list(wire.frames(ask, reply, counts))
+        kind = "text/event-stream"
+        frames = list(wire.frames(ask, reply, counts))
     else:
-        kind, frames = "application/json", [compact(wire.whole(ask, reply, counts))]
+        kind = "application/json"
+        frames = [compact(wire.whole(ask, reply, counts))]
     match trouble:
         case HangMidway():
             await client.begin(kind)
@@ -169,7 +208,8 @@ async def _send(
 
 
 def _midway(frames: list[str]) -> list[str]:
-    """The frames until the second piece of a tool call, or half of them; of a single one the half."""
+    """The frames until the second piece of a tool call, or half of them; of a single one the
+    half."""
     if len(frames) == 1:
         return [frames[0][: len(frames[0]) // 2]]
     marks = ("partial_json", "function_call_arguments.delta", "functionCall", '"tool_calls"')
@@ -191,7 +231,8 @@ def _retry(after: float) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
-    """The vendors on a port of 127.0.0.1, until the block ends. Raises Refused when the script is not one."""
+    """The vendors on a port of 127.0.0.1, until the block ends. Raises Refused when the script is
+    not one."""
     listener = socket.create_server(("127.0.0.1", 0))
     try:
         vendors = Vendors(f"http://127.0.0.1:{listener.getsockname()[1]}", ScriptPlayer(script))
@@ -201,7 +242,9 @@ async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
     closing = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         await vendors.answer(StreamingClient(receive, send, closing), scope["path"], query, headers)
 

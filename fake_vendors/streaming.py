@@ -1,4 +1,5 @@
-"""The client at the other end of a connection: it may leave at any time, and it may be left in the middle."""
+"""The client at the other end of a connection: it may leave at any time, and it may be left in the
+middle."""
 
 import asyncio
 import re
@@ -13,7 +14,9 @@ class StreamingClient:
     """One request's client, over ASGI. `closing` is set when the server ends."""
 
     def __init__(self, receive: Receive, send: Send, closing: asyncio.Event) -> None:
-        self._receive, self._send, self._closing = receive, send, closing
+        self._receive = receive
+        self._send = send
+        self._closing = closing
 
     async def body(self) -> bytes | None:
         """All of the request; None when the client left before."""
@@ -29,16 +32,26 @@ class StreamingClient:
     async def whole(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         """A JSON answer."""
         body = text.encode()
-        await self.begin("application/json", status, {"content-length": str(len(body)), **(headers or {})})
+        await self.begin(
+            "application/json", status, {"content-length": str(len(body)), **(headers or {})}
+        )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def begin(self, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        given = {"content-type": kind, "request-id": "req_loopback", "x-request-id": "req_loopback", **(headers or {})}
+    async def begin(
+        self, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        given = {
+            "content-type": kind,
+            "request-id": "req_loopback",
+            "x-request-id": "req_loopback",
+            **(headers or {}),
+        }
         encoded = [(name.encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
     async def send(self, texts: Iterable[str]) -> None:
-        """Each text as it is ready, torn in the middle of its first character that has more than one byte."""
+        """Each text as it is ready, torn in the middle of its first character that has more than
+        one byte."""
         for text in texts:
             for piece in _torn(text.encode("utf-8", "replace")):
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})

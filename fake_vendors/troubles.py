@@ -1,4 +1,5 @@
-"""What can go wrong at a vendor. Each one takes the place of one scripted answer; the script goes on after it."""
+"""What can go wrong at a vendor. Each one takes the place of one scripted answer; the script goes
+on after it."""
 
 from dataclasses import dataclass
 
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 class Status:
     """An answer with an HTTP error.
 
-    `error` is the vendor's own name of it (its type, code, or status), or, with a blank in it, the vendor's sentence;
-    without one it is the usual one of the code. At Google a name with "PerDay" in it is the quota that is used up.
+    `error` is the vendor's own name of it (its type, code, or status), or, with a blank in it, the
+    vendor's sentence; without one it is the usual one of the code. At Google a name with "PerDay"
+    in it is the quota that is used up.
     """
 
     code: int
@@ -43,14 +45,16 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The vendor withholds the reply; `text` is what it says, as far as its wire has a place for that."""
+    """The vendor withholds the reply; `text` is what it says, as far as its wire has a place for
+    that."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class BadArguments:
-    """A call with these arguments, which are not JSON. Google's are objects: there they stand in a strange field."""
+    """A call with these arguments, which are not JSON. Google's are objects: there they stand in a
+    strange field."""
 
     name: str
     arguments: str

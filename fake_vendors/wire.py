@@ -1,4 +1,5 @@
-"""What the vendors' wires have in common: a question in neutral form, a reply in neutral form, and a refusal."""
+"""What the vendors' wires have in common: a question in neutral form, a reply in neutral form, and
+a refusal."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,23 +12,31 @@ from osiris.core.events import CommandRan
 from osiris.core.ports.models import Message, ToolCall
 
 MISSING, TOOLLESS = "missing", "toolless"
-"""Names of models that every vendor has: one that does not exist, and one that cannot call tools."""
+"""Names of models that every vendor has: one that does not exist, and one that cannot call
+tools."""
 
 
 class VendorError(Exception):
-    """The vendor answers with an error: an HTTP status, a sentence, and perhaps the vendor's name of it."""
+    """The vendor answers with an error: an HTTP status, a sentence, and perhaps the vendor's name
+    of it."""
 
-    def __init__(self, status: int, sentence: str, error: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, sentence: str, error: str = "", retry_after: float | None = None
+    ) -> None:
         super().__init__(sentence)
-        self.status, self.sentence, self.error, self.retry_after = status, sentence, error, retry_after
+        self.status = status
+        self.sentence = sentence
+        self.error = error
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
     """A model request.
 
-    The transcript begins with the system's words and a user's. `blocks` is the prompt in the order in which it is
-    cached, and `marks` how many blocks each marked prefix has; None where the vendor caches unasked.
+    The transcript begins with the system's words and a user's. `blocks` is the prompt in the order
+    in which it is cached, and `marks` how many blocks each marked prefix has; None where the vendor
+    caches unasked.
     """
 
     model: str
@@ -41,7 +50,10 @@ class ModelRequest:
     @property
     def probes(self) -> bool:
         """It asks for nothing but a call of the tool `ready`."""
-        return "ready" in self.tools and [message.role for message in self.transcript] == ["system", "user"]
+        return "ready" in self.tools and [message.role for message in self.transcript] == [
+            "system",
+            "user",
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +67,8 @@ class WireToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model says; `id` is unique, and `state` is the seal on its thoughts that only the vendor can read."""
+    """What the model says; `id` is unique, and `state` is the seal on its thoughts that only the
+    vendor can read."""
 
     id: str
     state: str
@@ -85,7 +98,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRecord:
-    """How a reply is known when it comes back, and what must be in it then, by what it is called."""
+    """How a reply is known when it comes back, and what must be in it then, by what it is
+    called."""
 
     keys: frozenset[str]
     states: Mapping[str, str] = field(default_factory=dict)
@@ -156,10 +170,16 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts if isinstance(part, dict))
+    return "".join(
+        str(part.get("text") or part.get("refusal") or "")
+        for part in parts
+        if isinstance(part, dict)
+    )
 
 
-def said(text: str, calls: Iterable[ToolCall], keys: Iterable[str], states: Iterable[str] = ()) -> Message:
+def said(
+    text: str, calls: Iterable[ToolCall], keys: Iterable[str], states: Iterable[str] = ()
+) -> Message:
     """An assistant's turn that came back, with what it is known by and the states in it."""
     known = {"keys": list(keys), "states": list(states)}
     return Message(role="assistant", text=text, calls=tuple(calls), state=known)
@@ -185,7 +205,8 @@ def call_of(id: str, name: str, arguments: Any) -> ToolCall:
 
 
 def transcript(messages: Iterable[Message]) -> list[Message]:
-    """The messages, with what the system says at the beginning as one. Raises Denied when no user speaks then."""
+    """The messages, with what the system says at the beginning as one. Raises Denied when no user
+    speaks then."""
     rest = list(messages)
     system = []
     while rest and rest[0].role == "system":

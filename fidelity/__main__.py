@@ -1,4 +1,5 @@
-"""`python -m fidelity [--only CHECK] [--recorded]`: a table to read; exits 1 when anything is not as GitHub says."""
+"""`python -m fidelity [--only CHECK] [--recorded]`: a table to read; exits 1 when anything is not
+as GitHub says."""
 
 import argparse
 import asyncio
@@ -50,9 +51,14 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=[*ALONE, *OF_RECORDINGS], help="one check; may be given again"
+        "--only",
+        action="append",
+        choices=[*ALONE, *OF_RECORDINGS],
+        help="one check; may be given again",
     )
-    parser.add_argument("--recorded", action="store_true", help="use the recordings of the last time")
+    parser.add_argument(
+        "--recorded", action="store_true", help="use the recordings of the last time"
+    )
     return parser.parse_args()
 
 
@@ -78,7 +84,11 @@ def _timed(name: str, check: Callable[[], CheckOutcome]) -> CheckOutcome:
 
 
 def _show(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> None:
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 170, highlight=False)
+    console = Console(
+        soft_wrap=not sys.stdout.isatty(),
+        width=None if sys.stdout.isatty() else 170,
+        highlight=False,
+    )
     table = Table("CHECK", "PROMISE", box=None, pad_edge=False)
     table.add_column("LOOKED AT", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -86,14 +96,20 @@ def _show(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> 
     table.add_column("ALLOWED", justify="right")
     for one in outcomes:
         wrong = Text(str(one.wrong), style="red" if one.wrong else "green")
-        table.add_row(one.check, one.promise, str(one.looked), one.seen, wrong, str(one.allowed.total() or ""))
+        table.add_row(
+            one.check, one.promise, str(one.looked), one.seen, wrong, str(one.allowed.total() or "")
+        )
     console.print(table)
     why = {one.name: one.why for one in allowances}
     for name, times in sorted(sum((one.allowed for one in outcomes), Counter()).items()):
-        console.print(Text(f"allowed {times} times: {name} — {' '.join(why[name].split())}", style="dim"))
+        console.print(
+            Text(f"allowed {times} times: {name} — {' '.join(why[name].split())}", style="dim")
+        )
     for one in outcomes:
         for violation, times in sorted(one.violations.items()):
-            console.print(Text(f"WRONG {one.check}: {violation}" + (f" ({times} times)" if times > 1 else "")))
+            console.print(
+                Text(f"WRONG {one.check}: {violation}" + (f" ({times} times)" if times > 1 else ""))
+            )
 
 
 if __name__ == "__main__":

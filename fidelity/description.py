@@ -1,6 +1,8 @@
-"""GitHub's description of its REST API and webhooks, as a judge: is this request, answer or webhook one of GitHub's?
+"""GitHub's description of its REST API and webhooks, as a judge: is this request, answer or webhook
+one of GitHub's?
 
-openapi-core judges by a description of only the paths that are asked for: the whole one has 13 MB and 800 paths.
+openapi-core judges by a description of only the paths that are asked for: the whole one has 13 MB
+and 800 paths.
 """
 
 import json
@@ -30,7 +32,10 @@ Fault = tuple[str, str]
 
 HOST = "https://api.github.com"
 ERROR = "#/components/schemas/basic-error"
-VALIDATION_ERRORS = ("#/components/schemas/validation-error", "#/components/schemas/validation-error-simple")
+VALIDATION_ERRORS = (
+    "#/components/schemas/validation-error",
+    "#/components/schemas/validation-error-simple",
+)
 MEMBER = "https://fidelity.invalid/description"
 
 
@@ -105,21 +110,32 @@ class Description:
         return self._operations[method, path]
 
     def _pattern(self, template: str) -> re.Pattern[str]:
-        """A template as a pattern for paths; a variable may hold slashes where the description says so."""
+        """A template as a pattern for paths; a variable may hold slashes where the description says
+        so."""
         said = [one for one in self._document["paths"][template].values() if isinstance(one, dict)]
-        variables = [self._resolved(one) for operation in said for one in operation.get("parameters", ())]
+        variables = [
+            self._resolved(one) for operation in said for one in operation.get("parameters", ())
+        ]
         many = {one["name"] for one in variables if one.get("x-multi-segment")}
         parts = enumerate(re.split(r"\{([^}]+)\}", template))
-        forms = (("(.+)" if part in many else "([^/]+)") if odd % 2 else re.escape(part) for odd, part in parts)
+        forms = (
+            ("(.+)" if part in many else "([^/]+)") if odd % 2 else re.escape(part)
+            for odd, part in parts
+        )
         return re.compile("".join(forms))
 
     def _find(self, method: str, path: str) -> Operation | None:
-        """The template with the fewest variables wins, and of those the one whose variables are the shortest."""
+        """The template with the fewest variables wins, and of those the one whose variables are the
+        shortest."""
         found = []
         for template, pattern in self._templates:
-            if (match := pattern.fullmatch(path)) and method.lower() in self._document["paths"][template]:
+            if (match := pattern.fullmatch(path)) and method.lower() in self._document["paths"][
+                template
+            ]:
                 names = re.findall(r"\{([^}]+)\}", template)
-                variables = {name: unquote(text) for name, text in zip(names, match.groups(), strict=True)}
+                variables = {
+                    name: unquote(text) for name, text in zip(names, match.groups(), strict=True)
+                }
                 weight = (len(variables), sum(len(text) for text in variables.values()))
                 found.append((weight, template, variables))
         if not found:
@@ -144,11 +160,16 @@ class Description:
     # ── the judgements ──
 
     def of_request(self, request: DescribedRequest) -> Iterator[Fault]:
-        """What is wrong with a request: parameters, body, and whatever the description does not know."""
+        """What is wrong with a request: parameters, body, and whatever the description does not
+        know."""
         for error in self._requests.iter_errors(request):
             yield from _faults(error)
         said = self._document["paths"][request.operation.template][request.method]
-        known = {one["name"] for one in map(self._resolved, said.get("parameters", ())) if one["in"] == "query"}
+        known = {
+            one["name"]
+            for one in map(self._resolved, said.get("parameters", ()))
+            if one["in"] == "query"
+        }
         for name in request.parameters.query:
             if name not in known:
                 yield f"?{name}", "the description knows no such query parameter"
@@ -156,14 +177,25 @@ class Description:
             yield "", "the description knows no body here"
 
     def of_answer(self, request: DescribedRequest, response: Response) -> Iterator[Fault]:
-        """What is wrong with an answer. An error that an operation does not list has GitHub's usual form."""
+        """What is wrong with an answer. An error that an operation does not list has GitHub's usual
+        form."""
         said = self._document["paths"][request.operation.template][request.method]
-        if str(response.status_code) not in said["responses"] and response.status_code in (400, 401, 403, 404, 422):
-            yield from self.of_data(_json(response.data), VALIDATION_ERRORS if response.status_code == 422 else [ERROR])
+        if str(response.status_code) not in said["responses"] and response.status_code in (
+            400,
+            401,
+            403,
+            404,
+            422,
+        ):
+            yield from self.of_data(
+                _json(response.data), VALIDATION_ERRORS if response.status_code == 422 else [ERROR]
+            )
             return
         for error in self._responses.iter_errors(request, response):
             yield from _faults(error)
-        content = self._resolved(said["responses"].get(str(response.status_code), {})).get("content", {})
+        content = self._resolved(said["responses"].get(str(response.status_code), {})).get(
+            "content", {}
+        )
         schema = content.get("application/json", {}).get("schema")
         if schema and response.content_type.startswith("application/json"):
             yield from self._invented.fields([schema], _json(response.data))
@@ -181,18 +213,26 @@ class Description:
 
     def of_data(self, data: Any, references: Sequence[str]) -> Iterator[Fault]:
         """Whether data fits one of these parts of the description."""
-        schema = {"$ref": references[0]} if len(references) == 1 else {"anyOf": [{"$ref": one} for one in references]}
+        schema = (
+            {"$ref": references[0]}
+            if len(references) == 1
+            else {"anyOf": [{"$ref": one} for one in references]}
+        )
         yield from self._judge(schema, data)
 
     def _judge(self, schema: Json, data: Any) -> Iterator[Fault]:
         rooted = _rooted(schema)
-        validator = OAS30Validator(rooted, registry=self._registry, format_checker=oas30_format_checker)
+        validator = OAS30Validator(
+            rooted, registry=self._registry, format_checker=oas30_format_checker
+        )
         for error in validator.iter_errors(data):
             yield _told(error)
 
     @cached_property
     def _registry(self) -> Registry[Any]:
-        return Registry().with_resource(MEMBER, Resource(contents=self._document, specification=DRAFT4))
+        return Registry().with_resource(
+            MEMBER, Resource(contents=self._document, specification=DRAFT4)
+        )
 
     @cached_property
     def _invented(self) -> Invented:
@@ -201,7 +241,8 @@ class Description:
     def _resolved(self, part: Json) -> Json:
         found: Any = part
         while "$ref" in found:
-            reference, found = found["$ref"], self._document
+            reference = found["$ref"]
+            found = self._document
             for step in reference.removeprefix("#/").split("/"):
                 found = found[step]
         return found

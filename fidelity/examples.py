@@ -26,8 +26,12 @@ AT_ONCE = 20
 
 def parsed() -> CheckOutcome:
     """Each payload becomes the notice that the table says, and all others become nothing."""
-    outcome = CheckOutcome(check="payloads", promise="a recorded payload becomes the notice in the table, or none")
-    expected = {(row.pop("event"), row.pop("example")): row for row in yaml.safe_load(NOTICES.read_text())}
+    outcome = CheckOutcome(
+        check="payloads", promise="a recorded payload becomes the notice in the table, or none"
+    )
+    expected = {
+        (row.pop("event"), row.pop("example")): row for row in yaml.safe_load(NOTICES.read_text())
+    }
     known = set()
     for event, number, body in packages.webhook_examples():
         outcome.looked += 1
@@ -52,13 +56,18 @@ def _differences(wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> l
     if wanted is None or got is None:
         return [] if wanted == got else [f"expected {wanted}, got {got}"]
     return [
-        f"{name} is {got.get(name)!r}, expected {value!r}" for name, value in wanted.items() if got.get(name) != value
+        f"{name} is {got.get(name)!r}, expected {value!r}"
+        for name, value in wanted.items()
+        if got.get(name) != value
     ]
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     """An issue is written by its number."""
-    return {name: value["number"] if isinstance(value, dict) else value for name, value in fields.items()}
+    return {
+        name: value["number"] if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
 
 
 def _name(event: str, number: int, body: dict[str, Any]) -> str:
@@ -67,11 +76,16 @@ def _name(event: str, number: int, body: dict[str, Any]) -> str:
 
 async def through_the_door() -> CheckOutcome:
     """A running Osiris takes each payload, handles it, and gives none up."""
-    outcome = CheckOutcome(check="door", promise="Osiris takes every recorded payload of GitHub and fails at none")
+    outcome = CheckOutcome(
+        check="door", promise="Osiris takes every recorded payload of GitHub and fails at none"
+    )
     with tempfile.TemporaryDirectory(prefix="osiris-fidelity-") as folder:
-        place, people = Path(folder), {"alice": "maintain"}
+        place = Path(folder)
+        people = {"alice": "maintain"}
         async with (
-            start_environment(place, repo="acme/shop", people=people, model="scripted:none") as stage,
+            start_environment(
+                place, repo="acme/shop", people=people, model="scripted:none"
+            ) as stage,
             stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
         ):
             names = await _deliver(stage, outcome)
@@ -79,7 +93,9 @@ async def through_the_door() -> CheckOutcome:
             for failure in await osiris.read_models.list_failures(limit=1000):
                 outcome.blame(names.get(failure.id, failure.what), f"given up: {failure.error}")
             for line in await osiris.read_models.list_tasks():
-                outcome.blame(str(line.task.issue), "a payload about a stranger's repository became a task")
+                outcome.blame(
+                    str(line.task.issue), "a payload about a stranger's repository became a task"
+                )
             for id, name in names.items():
                 if not await osiris.read_models.is_handled("github", id):
                     outcome.blame(name, "was never taken up")
@@ -93,14 +109,18 @@ async def _deliver(stage: Environment, outcome: CheckOutcome) -> dict[str, str]:
     few = asyncio.Semaphore(AT_ONCE)
     secret = stage.settings.github_webhook_secret.get_secret_value()
 
-    async def send(http: httpx.AsyncClient, event: str, number: int, payload: dict[str, Any]) -> None:
-        body, id = json.dumps(payload).encode(), str(uuid.uuid4())
+    async def send(
+        http: httpx.AsyncClient, event: str, number: int, payload: dict[str, Any]
+    ) -> None:
+        body = json.dumps(payload).encode()
+        id = str(uuid.uuid4())
         names[id] = _name(event, number, payload)
         headers = {
             "Content-Type": "application/json",
             "X-GitHub-Delivery": id,
             "X-GitHub-Event": event,
-            "X-Hub-Signature-256": "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest(),
+            "X-Hub-Signature-256": "sha256="
+            + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest(),
         }
         async with few:
             answer = await http.post(stage.app.webhook_url, content=body, headers=headers)

@@ -1,4 +1,5 @@
-"""GraphQL: Osiris' documents and devhub's data, held against GitHub's schema; nothing is executed."""
+"""GraphQL: Osiris' documents and devhub's data, held against GitHub's schema; nothing is
+executed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,9 @@ PLAIN: Mapping[str, type | tuple[type, ...]] = {
 
 def documents(recordings: Recordings) -> CheckOutcome:
     """Every GraphQL document of Osiris is valid, and its variables are what it declares."""
-    outcome = CheckOutcome(check="graphql documents", promise="what Osiris asks GraphQL for is in GitHub's schema")
+    outcome = CheckOutcome(
+        check="graphql documents", promise="what Osiris asks GraphQL for is in GitHub's schema"
+    )
     names = set()
     for one in recordings.asked:
         if one.path != GRAPHQL or one.by != "osiris" or not one.test.startswith("tests/flow/"):
@@ -67,7 +70,9 @@ def documents(recordings: Recordings) -> CheckOutcome:
 
 def data(recordings: Recordings) -> CheckOutcome:
     """Every GraphQL answer of devhub has the shape that its document asks for."""
-    outcome = CheckOutcome(check="graphql answers", promise="what devhub answers over GraphQL has the schema's types")
+    outcome = CheckOutcome(
+        check="graphql answers", promise="what devhub answers over GraphQL has the schema's types"
+    )
     for one in recordings.asked:
         if one.path != GRAPHQL or not one.status:
             continue
@@ -98,7 +103,9 @@ def _wrong(schema: GraphQLSchema, document: DocumentNode, said: Mapping[str, Any
         yield from (error.message for error in errors)
         return
     for operation in _operations(document):
-        given = get_variable_values(schema, operation.variable_definitions, said.get("variables") or {})
+        given = get_variable_values(
+            schema, operation.variable_definitions, said.get("variables") or {}
+        )
         if isinstance(given, list):
             yield from (error.message for error in given)
 
@@ -106,7 +113,9 @@ def _wrong(schema: GraphQLSchema, document: DocumentNode, said: Mapping[str, Any
 def _faults(document: DocumentNode | None, one: RecordedRequest) -> Iterator[Fault]:
     told = json.loads(one.answer)
     if one.status != 200:
-        yield from Description(packages.openapi()).of_data(told, ["#/components/schemas/basic-error"])
+        yield from Description(packages.openapi()).of_data(
+            told, ["#/components/schemas/basic-error"]
+        )
         return
     errors = told.get("errors", [])
     for error in errors:
@@ -132,7 +141,9 @@ class Walk:
     def __init__(self, schema: GraphQLSchema, document: DocumentNode) -> None:
         self._schema = schema
         self._fragments = {
-            one.name.value: one for one in document.definitions if isinstance(one, FragmentDefinitionNode)
+            one.name.value: one
+            for one in document.definitions
+            if isinstance(one, FragmentDefinitionNode)
         }
 
     def value(
@@ -156,7 +167,11 @@ class Walk:
             yield from _leaf(kind, told, path)
 
     def composite(
-        self, kind: Any, nodes: Sequence[FieldNode | OperationDefinitionNode], told: Any, path: tuple[str | int, ...]
+        self,
+        kind: Any,
+        nodes: Sequence[FieldNode | OperationDefinitionNode],
+        told: Any,
+        path: tuple[str | int, ...],
     ) -> Iterator[Fault]:
         if not isinstance(told, dict):
             yield pointer_to(path), f"{short(told)} is no {kind}"
@@ -166,11 +181,14 @@ class Walk:
             if is_object_type(named) and self._schema.is_sub_type(kind, named):
                 kind = named
         asked = self._fields(
-            kind, [one for node in nodes if node.selection_set for one in node.selection_set.selections]
+            kind,
+            [one for node in nodes if node.selection_set for one in node.selection_set.selections],
         )
         for name, fields in asked.items():
             if name not in told:
-                if not is_abstract_type(kind) or fields[0].name.value in getattr(kind, "fields", {}):
+                if not is_abstract_type(kind) or fields[0].name.value in getattr(
+                    kind, "fields", {}
+                ):
                     yield pointer_to((*path, name)), "asked for, but not there"
             elif fields[0].name.value != "__typename":
                 declared = getattr(kind, "fields", {}).get(fields[0].name.value)
@@ -180,7 +198,9 @@ class Walk:
             if name not in asked:
                 yield pointer_to((*path, name)), "not asked for"
 
-    def _fields(self, kind: GraphQLCompositeType, selections: Sequence[SelectionNode]) -> dict[str, list[FieldNode]]:
+    def _fields(
+        self, kind: GraphQLCompositeType, selections: Sequence[SelectionNode]
+    ) -> dict[str, list[FieldNode]]:
         """By the name in the answer; of fragments only those that can apply."""
         found: dict[str, list[FieldNode]] = {}
         for one in selections:
@@ -189,13 +209,20 @@ class Walk:
                 continue
             part = self._fragments[one.name.value] if isinstance(one, FragmentSpreadNode) else one
             wanted = part.type_condition and self._schema.get_type(part.type_condition.name.value)
-            if wanted is None or wanted is kind or is_abstract_type(kind) or self._is_a(wanted, kind):
+            if (
+                wanted is None
+                or wanted is kind
+                or is_abstract_type(kind)
+                or self._is_a(wanted, kind)
+            ):
                 for name, fields in self._fields(kind, part.selection_set.selections).items():
                     found.setdefault(name, []).extend(fields)
         return found
 
     def _is_a(self, wanted: Any, kind: Any) -> bool:
-        return (is_interface_type(wanted) or is_abstract_type(wanted)) and self._schema.is_sub_type(wanted, kind)
+        return (is_interface_type(wanted) or is_abstract_type(wanted)) and self._schema.is_sub_type(
+            wanted, kind
+        )
 
 
 def _leaf(kind: Any, told: Any, path: tuple[str | int, ...]) -> Iterator[Fault]:

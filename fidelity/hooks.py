@@ -1,4 +1,5 @@
-"""Webhooks: devhub's bodies held against GitHub's description, and its signatures against another parser."""
+"""Webhooks: devhub's bodies held against GitHub's description, and its signatures against another
+parser."""
 
 import json
 
@@ -13,7 +14,9 @@ from fidelity.recordings import Recordings, Sent
 
 def bodies(recordings: Recordings) -> CheckOutcome:
     """Every webhook of devhub has the form that the description gives it."""
-    outcome = CheckOutcome(check="webhooks", promise="what devhub sends as a webhook has GitHub's form")
+    outcome = CheckOutcome(
+        check="webhooks", promise="what devhub sends as a webhook has GitHub's form"
+    )
     description = Description(packages.openapi())
     kinds = set()
     for one in recordings.sent:
@@ -28,8 +31,11 @@ def bodies(recordings: Recordings) -> CheckOutcome:
 
 
 def signatures(recordings: Recordings) -> CheckOutcome:
-    """gidgethub takes every delivery of devhub as it is, and none with a byte changed or another secret."""
-    outcome = CheckOutcome(check="signatures", promise="gidgethub takes devhub's deliveries, and no changed one")
+    """gidgethub takes every delivery of devhub as it is, and none with a byte changed or another
+    secret."""
+    outcome = CheckOutcome(
+        check="signatures", promise="gidgethub takes devhub's deliveries, and no changed one"
+    )
     for one in recordings.sent:
         if not one.secret:
             continue

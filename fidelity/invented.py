@@ -1,4 +1,5 @@
-"""Fields that GitHub's description does not have: what devhub invents, code could come to rely on."""
+"""Fields that GitHub's description does not have: what devhub invents, code could come to rely
+on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,11 @@ class Invented:
     def __init__(self, resolved: Callable[[Json], Json]) -> None:
         self._resolved = resolved
 
-    def fields(self, schemas: Sequence[Json], data: Any, path: Path = ()) -> Iterator[tuple[str, str]]:
-        """Every field of `data` that none of the schemas, nor of those they join or choose from, names."""
+    def fields(
+        self, schemas: Sequence[Json], data: Any, path: Path = ()
+    ) -> Iterator[tuple[str, str]]:
+        """Every field of `data` that none of the schemas, nor of those they join or choose from,
+        names."""
         parts = [part for schema in schemas for part in self._parts(schema)]
         if isinstance(data, list):
             below = [part["items"] for part in parts if "items" in part]
@@ -25,7 +29,9 @@ class Invented:
         elif isinstance(data, dict) and any("properties" in part for part in parts):
             open_ = any(part.get("additionalProperties") not in (None, False) for part in parts)
             for name, value in data.items():
-                below = [part["properties"][name] for part in parts if name in part.get("properties", {})]
+                below = [
+                    part["properties"][name] for part in parts if name in part.get("properties", {})
+                ]
                 if below:
                     yield from self.fields(below, value, (*path, name))
                 elif not open_:

@@ -1,4 +1,5 @@
-"""GitHub's own descriptions and examples, as published on npm: fetched when missing, exactly these versions."""
+"""GitHub's own descriptions and examples, as published on npm: fetched when missing, exactly these
+versions."""
 
 import functools
 import json
@@ -22,9 +23,19 @@ def fetch() -> None:
         return
     BUILD.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}@{version}" for name, version in PINNED.items()]
-    quiet = ("--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    quiet = (
+        "--no-save",
+        "--no-package-lock",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    )
     told = subprocess.run(
-        ["npm", "install", *quiet, "--prefix", str(BUILD), *wanted], capture_output=True, text=True, check=False
+        ["npm", "install", *quiet, "--prefix", str(BUILD), *wanted],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if told.returncode != 0 or any(_version(name) != version for name, version in PINNED.items()):
         raise RuntimeError(f"npm could not fetch {', '.join(wanted)}: {told.stderr.strip()[-500:]}")
@@ -49,11 +60,19 @@ def openapi() -> dict[str, Any]:
 
 @functools.cache
 def graphql_schema() -> GraphQLSchema:
-    return build_schema((_folder("@octokit/graphql-schema") / "schema.graphql").read_text(), assume_valid=True)
+    return build_schema(
+        (_folder("@octokit/graphql-schema") / "schema.graphql").read_text(), assume_valid=True
+    )
 
 
 @functools.cache
 def webhook_examples() -> list[tuple[str, int, dict[str, Any]]]:
     """(event, number within the event, payload) of every recorded payload."""
-    index = json.loads((_folder("@octokit/webhooks-examples") / "api.github.com/index.json").read_text())
-    return [(event["name"], number, body) for event in index for number, body in enumerate(event["examples"], 1)]
+    index = json.loads(
+        (_folder("@octokit/webhooks-examples") / "api.github.com/index.json").read_text()
+    )
+    return [
+        (event["name"], number, body)
+        for event in index
+        for number, body in enumerate(event["examples"], 1)
+    ]

@@ -1,4 +1,5 @@
-"""A pytest plugin (`-p fidelity.recorder`): writes down every exchange and webhook of every hub, a JSON line each."""
+"""A pytest plugin (`-p fidelity.recorder`): writes down every exchange and webhook of every hub, a
+JSON line each."""
 
 import base64
 import json

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRequest:
-    """One request to a hub and the hub's own answer; `status` is 0 when an interceptor kept the request from it."""
+    """One request to a hub and the hub's own answer; `status` is 0 when an interceptor kept the
+    request from it."""
 
     test: str
     by: str
@@ -51,13 +52,27 @@ class Recordings:
 def record() -> None:
     """Play the tests. Raises RuntimeError when one of them fails."""
     shutil.rmtree(FOLDER, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", *TESTS, "-p", "fidelity.recorder", "-n", "2", "--dist=worksteal"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *TESTS,
+        "-p",
+        "fidelity.recorder",
+        "-n",
+        "2",
+        "--dist=worksteal",
+    ]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         raise RuntimeError("these tests fail; mend them first")
 
 
 def load(folder: Path = FOLDER) -> Recordings:
-    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     asked = [_asked(row) for row in rows if row.pop("kind", "") == "exchange"]
     sent = [Sent(**row) for row in rows if "secret" in row]
     if not asked or not sent:
@@ -67,4 +82,6 @@ def load(folder: Path = FOLDER) -> Recordings:
 
 def _asked(row: dict[str, Any]) -> RecordedRequest:
     answer = row.pop("answer") or {"status": 0, "headers": {}, "body": ""}
-    return RecordedRequest(**row, status=answer["status"], answer_headers=answer["headers"], answer=answer["body"])
+    return RecordedRequest(
+        **row, status=answer["status"], answer_headers=answer["headers"], answer=answer["body"]
+    )

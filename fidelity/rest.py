@@ -14,14 +14,22 @@ GRAPHQL = "/api/graphql"
 
 def requests(recordings: Recordings) -> CheckOutcome:
     """Every request of Osiris is one that the description knows: method, path, parameters, body."""
-    outcome = CheckOutcome(check="requests", promise="what Osiris asks REST for is in GitHub's description")
-    asked = [one for one in _rest(recordings) if one.by == "osiris" and one.test.startswith("tests/flow/")]
+    outcome = CheckOutcome(
+        check="requests", promise="what Osiris asks REST for is in GitHub's description"
+    )
+    asked = [
+        one
+        for one in _rest(recordings)
+        if one.by == "osiris" and one.test.startswith("tests/flow/")
+    ]
     description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
     operations = set()
     for one in asked:
         outcome.looked += 1
         if (request := _request(description, one)) is None:
-            outcome.blame(f"{one.method} {one.path}", f"the description knows no such request ({one.test})")
+            outcome.blame(
+                f"{one.method} {one.path}", f"the description knows no such request ({one.test})"
+            )
             continue
         operations.add(str(request.operation))
         for pointer, reason in description.of_request(request):
@@ -32,7 +40,9 @@ def requests(recordings: Recordings) -> CheckOutcome:
 
 def answers(recordings: Recordings) -> CheckOutcome:
     """Every answer of devhub has the form that the description gives it, whoever asked."""
-    outcome = CheckOutcome(check="answers", promise="what devhub answers over REST has GitHub's form")
+    outcome = CheckOutcome(
+        check="answers", promise="what devhub answers over REST has GitHub's form"
+    )
     asked = [one for one in _rest(recordings) if one.status]
     description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
     kinds = set()
@@ -45,7 +55,9 @@ def answers(recordings: Recordings) -> CheckOutcome:
             if one.status != 404:  # asked for what GitHub does not have: 404 is the right answer
                 outcome.blame(where, f"the description knows no such request ({one.test})")
             continue
-        response = Response(status_code=one.status, data=one.answer.encode(), headers=one.answer_headers)
+        response = Response(
+            status_code=one.status, data=one.answer.encode(), headers=one.answer_headers
+        )
         for pointer, reason in description.of_answer(request, response):
             outcome.blame(where, reason, pointer)
     outcome.seen = f"answers of {len(kinds)} kinds"
@@ -53,11 +65,14 @@ def answers(recordings: Recordings) -> CheckOutcome:
 
 
 def _rest(recordings: Recordings) -> Iterator[RecordedRequest]:
-    return (replace(one, path=_by_name(one.path)) for one in recordings.asked if one.path != GRAPHQL)
+    return (
+        replace(one, path=_by_name(one.path)) for one in recordings.asked if one.path != GRAPHQL
+    )
 
 
 def _by_name(path: str) -> str:
-    """The address that a redirect of a renamed repository leads to, as the description knows it: by a name."""
+    """The address that a redirect of a renamed repository leads to, as the description knows it: by
+    a name."""
     return re.sub(r"^/repositories/\d+(?=/|$)", "/repos/owner/name", path)
 
 
@@ -67,5 +82,9 @@ def _request(description: Description, one: RecordedRequest) -> DescribedRequest
         return None
     kind = one.headers.get("content-type", "application/json")
     return DescribedRequest(
-        operation=operation, query=one.query, body=one.body.encode(), content_type=kind, headers=one.headers
+        operation=operation,
+        query=one.query,
+        body=one.body.encode(),
+        content_type=kind,
+        headers=one.headers,
     )

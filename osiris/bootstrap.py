@@ -61,14 +61,16 @@ from osiris.tools.toolbox import SessionTools
 
 log = logging.getLogger("osiris")
 
-_LOCK_TRIES = 10  # a tenth of a second apart: of one that was killed just now, the last may not be gone yet
+# a tenth of a second apart: of one that was killed just now, the last may not be gone yet
+_LOCK_TRIES = 10
 _RECONCILE = 300.0  # seconds between two comparisons with GitHub
 _REPORT = 10.0  # seconds between two edits of a status comment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Osiris:
-    """Everything, joined. What does the work is None in a web process, and while the GitHub settings are missing."""
+    """Everything, joined. What does the work is None in a web process, and while the GitHub
+    settings are missing."""
 
     settings: Settings
     engine: AsyncEngine
@@ -102,7 +104,9 @@ class Osiris:
                 stack.enter_context(_lock_folder(self.settings.osiris_data_dir))
             await prepare_storage(self.settings, self.engine)
             await stack.enter_async_context(self.live_events.open_connection())
-            await stack.enter_async_context(self.wake.open_connection(self.lease.place if self.worker else ""))
+            await stack.enter_async_context(
+                self.wake.open_connection(self.lease.place if self.worker else "")
+            )
             if missing := self.settings.list_missing():
                 log.warning("Osiris does no work yet; missing: %s", ", ".join(missing))
             if self.github and self.worker and self.maintenance and self.reconciler:
@@ -115,7 +119,8 @@ class Osiris:
 
 
 async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the data folder and, on SQLite, the schema. Raises Refused when something does not allow it."""
+    """Make the data folder and, on SQLite, the schema. Raises Refused when something does not allow
+    it."""
     make_data_folder(settings)
     if settings.is_embedded:
         await migrate_database(settings, engine)
@@ -123,25 +128,32 @@ async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
     try:
         current = await is_current(engine)
     except Unavailable as outage:
-        raise Refused(f"the database {settings.database_without_password} cannot be used: {outage}") from None
+        raise Refused(
+            f"the database {settings.database_without_password} cannot be used: {outage}"
+        ) from None
     if not current:
         raise Refused(
-            f"the database {settings.database_without_password} is not of this version; run `osiris migrate` first"
+            f"the database {settings.database_without_password} is not of this version; run `osiris"
+            " migrate` first"
         )
 
 
 async def migrate_database(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the schema, or bring it to this version. Raises Refused when the disk or the database does not allow it."""
+    """Make the schema, or bring it to this version. Raises Refused when the disk or the database
+    does not allow it."""
     try:
         if settings.is_embedded:
             os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
         if await is_current(engine):
             return
-        await migrate_schema(
-            engine
-        )  # SQLite gives its other files the same mode: all hold words of private repositories
+        # SQLite gives its other files the same mode: all hold words of private repositories
+        await migrate_schema(engine)
     except (OSError, SQLAlchemyError, Unavailable) as error:
-        told = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", error)).splitlines()[0]
+        told = (
+            error.strerror
+            if isinstance(error, OSError)
+            else str(getattr(error, "orig", error)).splitlines()[0]
+        )
         name = engine.url.database if settings.is_embedded else settings.database_without_password
         raise Refused(f"the database {name} cannot be used: {told}") from None
 
@@ -152,17 +164,21 @@ def make_data_folder(settings: Settings) -> None:
         settings.osiris_data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_passable(settings.osiris_data_dir)
     except OSError as error:
-        raise Refused(f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}") from None
+        raise Refused(
+            f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}"
+        ) from None
 
 
 def make_passable(folder: Path) -> None:
-    """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's choice."""
+    """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's
+    choice."""
     folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
 
 
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a data folder for one worker; the lock goes with the process. Raises Refused when another holds it."""
+    """Hold a data folder for one worker; the lock goes with the process. Raises Refused when
+    another holds it."""
     with (folder / "serve.lock").open("w") as lock:
         for tries_left in reversed(range(_LOCK_TRIES)):
             try:
@@ -171,7 +187,8 @@ def _lock_folder(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if not tries_left:
                     raise Refused(
-                        f"another `osiris serve` or `osiris worker` works in {folder}; end it, or set OSIRIS_DATA_DIR"
+                        f"another `osiris serve` or `osiris worker` works in {folder}; end it, or"
+                        " set OSIRIS_DATA_DIR"
                     ) from None
                 time.sleep(0.1)
         yield
@@ -179,8 +196,8 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """How long things are waited for: the pauses (seconds) between tries and how many tries there are, the seconds that
-    a silent worker lives, and how many deliveries may wait at the door."""
+    """How long things are waited for: the pauses (seconds) between tries and how many tries there
+    are, the seconds that a silent worker lives, and how many deliveries may wait at the door."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
@@ -197,24 +214,27 @@ def build_osiris(
     repositories_choose: bool = True,
     works: bool = True,
 ) -> Osiris:
-    """Join the parts; what is given here stands in for our own choice. Raises Refused for impossible settings.
+    """Join the parts; what is given here stands in for our own choice. Raises Refused for
+    impossible settings.
 
-    Unless `repositories_choose`, the models that repositories name do not count. Unless it `works`, only the web side
-    is built, which needs no sandbox and no data folder of its own.
+    Unless `repositories_choose`, the models that repositories name do not count. Unless it `works`,
+    only the web side is built, which needs no sandbox and no data folder of its own.
     """
     os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
     make_data_folder(settings)
-    engine, patience = connect(settings.database), patience or Timeouts()
+    engine = connect(settings.database)
+    patience = patience or Timeouts()
     lease = Lease(engine, _identify_folder(settings.osiris_data_dir), patience=patience.lease)
     wake, journal = _create_channels(settings.redis_url.get_secret_value())
-    store, brains, tokens = Store(engine, lease, journal), create_models(settings), _create_auth(settings)
+    store = Store(engine, lease, journal)
+    brains = create_models(settings)
+    tokens = _create_auth(settings)
     if works and sandbox is None:
         sandbox = create_sandbox(settings)
-    views, monitor = ReadModels(engine), LoopMonitor()
-    intake, secret = (
-        DatabaseInbox(store, wake, most=patience.waiting),
-        settings.github_webhook_secret.get_secret_value(),
-    )
+    views = ReadModels(engine)
+    monitor = LoopMonitor()
+    intake = DatabaseInbox(store, wake, most=patience.waiting)
+    secret = settings.github_webhook_secret.get_secret_value()
     ready = Readiness(settings, store, sandbox, brains, wake)
     osiris = Osiris(
         settings=settings,
@@ -233,23 +253,35 @@ def build_osiris(
             intake,
             secret=secret,
             ready=ready,
-            read_metrics=views.read_metrics if works else partial(_read_web_metrics, views, monitor),
+            read_metrics=(
+                views.read_metrics if works else partial(_read_web_metrics, views, monitor)
+            ),
         ),
         monitor=monitor,
         sandbox=sandbox,
     )
     if tokens is None or sandbox is None:
         return osiris
-    return _add_worker(osiris, tokens, sandbox, choose or brains.select, patience, repositories_choose)
+    return _add_worker(
+        osiris, tokens, sandbox, choose or brains.select, patience, repositories_choose
+    )
 
 
 def _add_worker(
-    osiris: Osiris, auth: AppAuth, sandbox: Sandbox, choose: SelectModel, patience: Timeouts, repositories_choose: bool
+    osiris: Osiris,
+    auth: AppAuth,
+    sandbox: Sandbox,
+    choose: SelectModel,
+    patience: Timeouts,
+    repositories_choose: bool,
 ) -> Osiris:
-    """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor them."""
+    """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor
+    them."""
     settings, lease = osiris.settings, osiris.lease
     lease.on_heartbeat(partial(_record_stalls, osiris.monitor, osiris.reconcile_state, lease.place))
-    pace = DatabaseWriteLimiter(osiris.engine, lease, WriteLimits() if settings.osiris_github_limits == "on" else None)
+    pace = DatabaseWriteLimiter(
+        osiris.engine, lease, WriteLimits() if settings.osiris_github_limits == "on" else None
+    )
     hide = Redactor(settings.list_secrets())
     github = GitHub(auth, settings.github_api_url, pace, hide)
     desk = create_repositories(settings)
@@ -257,7 +289,11 @@ def _add_worker(
     vault = None if settings.is_embedded else depot
     tools = partial(SessionTools, hide=hide)
     hands = RunDependencies(
-        sandbox=sandbox, tools=tools, repositories=desk, storage=vault, limits=_create_limits(settings)
+        sandbox=sandbox,
+        tools=tools,
+        repositories=desk,
+        storage=vault,
+        limits=_create_limits(settings),
     )
     runner = Runner(
         select_model=choose,
@@ -267,13 +303,27 @@ def _add_worker(
         live_events=osiris.live_events,
     )
     turns = NamedLocks(osiris.engine, lease)
-    reconciler = Reconciler(github, auth, osiris.inbox, osiris.reconcile_state, is_elected=lambda: worker.is_decider())
+    reconciler = Reconciler(
+        github, auth, osiris.inbox, osiris.reconcile_state, is_elected=lambda: worker.is_decider()
+    )
     names = RepositoryNames(github, osiris.reconcile_state)
     interpreter = GitHubInterpreter(
-        github, osiris.store, names, osiris.models.why_unavailable, reconciler.request, reconciler.mark_seen
+        github,
+        osiris.store,
+        names,
+        osiris.models.why_unavailable,
+        reconciler.request,
+        reconciler.mark_seen,
     )
-    policy_of = _bound_policies(github.read_policy, settings.osiris_run_usd, repositories_choose=repositories_choose)
-    orders = Outbox(osiris.engine, lease, osiris.live_events, runs_per_repository=settings.osiris_repository_runs or 0)
+    policy_of = _bound_policies(
+        github.read_policy, settings.osiris_run_usd, repositories_choose=repositories_choose
+    )
+    orders = Outbox(
+        osiris.engine,
+        lease,
+        osiris.live_events,
+        runs_per_repository=settings.osiris_repository_runs or 0,
+    )
     manner = RetryPolicy(
         pauses=patience.pauses,
         tries=patience.tries,
@@ -281,10 +331,16 @@ def _add_worker(
     )
     performers = EffectHandlers(github, depot, desk, runner).build_table()
     jobs = Processor(osiris.store, orders, {"github": interpreter}, policy_of, performers, manner)
-    worker = Worker(osiris.store, orders, jobs, osiris.wake, lease, turns, runs=settings.osiris_runs)
-    pruning = Retention(osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days)
+    worker = Worker(
+        osiris.store, orders, jobs, osiris.wake, lease, turns, runs=settings.osiris_runs
+    )
+    pruning = Retention(
+        osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days
+    )
     maintenance = Maintenance(settings, lease, turns, sandbox, desk, depot, pruning)
-    return replace(osiris, github=github, reconciler=reconciler, worker=worker, maintenance=maintenance)
+    return replace(
+        osiris, github=github, reconciler=reconciler, worker=worker, maintenance=maintenance
+    )
 
 
 async def _record_stalls(monitor: LoopMonitor, state: DatabaseReconcileState, place: str) -> None:
@@ -295,7 +351,10 @@ async def _record_stalls(monitor: LoopMonitor, state: DatabaseReconcileState, pl
 
 async def _read_web_metrics(read_models: ReadModels, monitor: LoopMonitor) -> list[MetricSample]:
     """Return the figures of the database, and the stalls of this process, which is no worker."""
-    return [*await read_models.read_metrics(), MetricSample("loop_stalls", monitor.stalls, "worker", "web")]
+    return [
+        *await read_models.read_metrics(),
+        MetricSample("loop_stalls", monitor.stalls, "worker", "web"),
+    ]
 
 
 def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
@@ -321,7 +380,9 @@ def _identify_folder(folder: Path) -> str:
         raise Refused(f"the data folder {folder} cannot be used: {error.strerror}") from None
 
 
-def _bound_policies(policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool) -> PolicyOf:
+def _bound_policies(
+    policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool
+) -> PolicyOf:
     """The policies of repositories, with the operator's bound on what a run may cost."""
 
     async def read_bounded(repo: str) -> Policy:
@@ -332,10 +393,14 @@ def _bound_policies(policy_of: PolicyOf, usd: float | None, *, repositories_choo
 
 
 def create_models(settings: Settings) -> ModelRegistry:
-    """The models that the settings allow. Raises Refused for one that they name and that is not configured."""
+    """The models that the settings allow. Raises Refused for one that they name and that is not
+    configured."""
     brains = ModelRegistry(
         settings.osiris_model,
-        {vendor: Access(key=key, url=url) for vendor, (key, url) in settings.list_vendors().items()},
+        {
+            vendor: Access(key=key, url=url)
+            for vendor, (key, url) in settings.list_vendors().items()
+        },
         second=settings.osiris_second_model,
         patience=settings.osiris_model_patience,
         window=settings.osiris_model_window,
@@ -351,10 +416,14 @@ def create_repositories(settings: Settings) -> HostRepositories:
     return HostRepositories(settings.osiris_data_dir / "git", Redactor(settings.list_secrets()))
 
 
-def create_sandbox(settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()) -> BubblewrapSandbox:
-    """Return the sandbox that the settings ask for, with its sessions in `root` (None: in the data folder).
+def create_sandbox(
+    settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()
+) -> BubblewrapSandbox:
+    """Return the sandbox that the settings ask for, with its sessions in `root` (None: in the data
+    folder).
 
-    `probes` are what another sandbox of this process has found out about this machine; without them it is asked.
+    `probes` are what another sandbox of this process has found out about this machine; without them
+    it is asked.
     """
     options = SandboxOptions(
         toolchains=settings.osiris_toolchains,
@@ -364,13 +433,17 @@ def create_sandbox(settings: Settings, root: Path | None = None, probes: Sequenc
         environment=tools_environment(),
     )
     return BubblewrapSandbox(
-        root or settings.osiris_data_dir / "sessions", create_repositories(settings).mirror_path, options, probes
+        root or settings.osiris_data_dir / "sessions",
+        create_repositories(settings).mirror_path,
+        options,
+        probes,
     )
 
 
 def _create_limits(settings: Settings) -> SandboxLimits:
     return SandboxLimits(
-        memory=int(settings.osiris_sandbox_memory_gib * GIB), disk=int(settings.osiris_sandbox_disk_gib * GIB)
+        memory=int(settings.osiris_sandbox_memory_gib * GIB),
+        disk=int(settings.osiris_sandbox_disk_gib * GIB),
     )
 
 
@@ -380,10 +453,12 @@ def _create_auth(settings: Settings) -> AppAuth | None:
     if not settings.github_app_id or not key:
         return None
     try:
-        load_pem_private_key(key.encode(), password=None, unsafe_skip_rsa_key_validation=True)  # its form; 40 ms less
+        # its form; 40 ms less
+        load_pem_private_key(key.encode(), password=None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError):
         raise Refused(
-            "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's page"
+            "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's"
+            " page"
         ) from None
     return AppAuth(settings.github_app_id, key, settings.github_api_url, tls=create_tls_context())
 

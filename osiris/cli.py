@@ -1,4 +1,5 @@
-"""The commands. Heavy imports stay inside the command that needs them, so that every `--help` is quick."""
+"""The commands. Heavy imports stay inside the command that needs them, so that every `--help` is
+quick."""
 
 import sys
 from collections.abc import Coroutine
@@ -26,7 +27,9 @@ task_app = typer.Typer(help="What the bot is doing.", no_args_is_help=True, rich
 app.add_typer(task_app, name="task")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
-TaskId = Annotated[str, typer.Argument(help="A task's number, or its issue as owner/name#N.", metavar="ID")]
+TaskId = Annotated[
+    str, typer.Argument(help="A task's number, or its issue as owner/name#N.", metavar="ID")
+]
 
 
 def main() -> NoReturn:
@@ -56,7 +59,9 @@ def _root(
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option(help="Leave it running at the end, for a look in the browser.")] = False,
+    keep: Annotated[
+        bool, typer.Option(help="Leave it running at the end, for a look in the browser.")
+    ] = False,
 ) -> None:
     """The whole loop on this machine, with nothing configured."""
     from osiris.playground.demo import play_demo
@@ -67,21 +72,32 @@ def demo(
 @app.command()
 def local(
     path: Annotated[Path, typer.Argument(help="A git repository of yours.")],
-    request: Annotated[str, typer.Argument(help="What is to be done; without it, unfinished work goes on.")] = "",
-    model: Annotated[str, typer.Option(help="Who thinks, as VENDOR:MODEL, in OSIRIS_MODEL's place.")] = "",
-    budget: Annotated[float | None, typer.Option(help="US dollars that a run may cost.", min=0.01)] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")] = False,
+    request: Annotated[
+        str, typer.Argument(help="What is to be done; without it, unfinished work goes on.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Who thinks, as VENDOR:MODEL, in OSIRIS_MODEL's place.")
+    ] = "",
+    budget: Annotated[
+        float | None, typer.Option(help="US dollars that a run may cost.", min=0.01)
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")
+    ] = False,
 ) -> None:
-    """The whole loop on your own repository; on your approval a branch appears there, and nothing else changes."""
+    """The whole loop on your own repository; on your approval a branch appears there, and nothing
+    else changes."""
     from osiris.config.settings import load_settings
     from osiris.local.session import LocalRequest, run_local
 
-    settings = load_settings(
-        env_file=None
-    )  # a .env where we stand may be a stranger's, and could send the key elsewhere
+    # a .env where we stand may be a stranger's, and could send the key elsewhere
+    settings = load_settings(env_file=None)
     _run_async(
         run_local(
-            settings, LocalRequest(path=path.expanduser(), request=request.strip(), model=model, budget=budget, yes=yes)
+            settings,
+            LocalRequest(
+                path=path.expanduser(), request=request.strip(), model=model, budget=budget, yes=yes
+            ),
         )
     )
 
@@ -106,7 +122,9 @@ def _run_server(*, works: bool) -> None:
     settings = _load_settings()
     configure_logging(settings.osiris_log_format, settings.list_secrets())
     osiris = build_osiris(settings, works=works)
-    _run_async(serve_osiris(osiris, ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr)))
+    _run_async(
+        serve_osiris(osiris, ready=lambda url: print(f"osiris listens on {url}", file=sys.stderr))
+    )
 
 
 @app.command()
@@ -118,7 +136,12 @@ def worker() -> None:
 
     settings = _load_settings()
     configure_logging(settings.osiris_log_format, settings.list_secrets())
-    _run_async(run_worker(build_osiris(settings), ready=lambda name: print(f"osiris works on {name}", file=sys.stderr)))
+    _run_async(
+        run_worker(
+            build_osiris(settings),
+            ready=lambda name: print(f"osiris works on {name}", file=sys.stderr),
+        )
+    )
 
 
 @app.command()
@@ -144,7 +167,8 @@ def prune(json: Json = False) -> None:
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is missing."""
+    """Check settings, database, sandbox, model and the GitHub App; exit 1 if something needed is
+    missing."""
     from osiris.console.doctor import run_doctor as examine
 
     if not _run_async(examine(_load_settings(), as_json=json)):
@@ -153,7 +177,9 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def request(
-    text: Annotated[str, typer.Argument(help="What is to be done; the first line becomes the title.")],
+    text: Annotated[
+        str, typer.Argument(help="What is to be done; the first line becomes the title.")
+    ],
     repo: Annotated[str, typer.Option(help="The repository, as owner/name.")],
 ) -> None:
     """File a request, as any channel would."""
@@ -164,7 +190,9 @@ def request(
 
 @task_app.command("list")
 def task_list(
-    failed: Annotated[bool, typer.Option("--failed", help="Deliveries and orders that were given up.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Deliveries and orders that were given up.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """The tasks that moved last."""

@@ -1,8 +1,8 @@
 """A monitor of the event loop: how often and for how long the loop ran nothing, and what held it.
 
-While the loop stands still a worker sends no heartbeat, and after 12 seconds another takes it for dead. So every stall
-is logged with the code that ran, and counted. Time in which the loop's thread was ready but had no processor is not
-the code's doing, and does not count.
+While the loop stands still a worker sends no heartbeat, and after 12 seconds another takes it for
+dead. So every stall is logged with the code that ran, and counted. Time in which the loop's thread
+was ready but had no processor is not the code's doing, and does not count.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ _SHOWN: Final = 3  # functions that are named
 class LoopMonitor:
     """Counts the stalls of one event loop that are longer than `threshold` seconds.
 
-    `stalls` is their number, `longest` the longest in seconds, also of those below the threshold, and `place` the code
-    that ran in it.
+    `stalls` is their number, `longest` the longest in seconds, also of those below the threshold,
+    and `place` the code that ran in it.
     """
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
@@ -57,7 +57,9 @@ class LoopMonitor:
         self._native_id = threading.get_native_id()
         self._begin_interval()
         ended = threading.Event()
-        watcher = threading.Thread(target=self._watch_thread, args=(ended,), name="loop monitor", daemon=True)
+        watcher = threading.Thread(
+            target=self._watch_thread, args=(ended,), name="loop monitor", daemon=True
+        )
         watcher.start()
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
@@ -81,7 +83,11 @@ class LoopMonitor:
             self.place = self._sample
         if stall > self._threshold:
             self.stalls += 1
-            log.warning("the event loop stood still for %.1f s in %s", stall, self._sample or "an unknown place")
+            log.warning(
+                "the event loop stood still for %.1f s in %s",
+                stall,
+                self._sample or "an unknown place",
+            )
         self._begin_interval()
 
     def _begin_interval(self) -> None:
@@ -90,7 +96,8 @@ class LoopMonitor:
         self._sample = ""
 
     def _time_without_processor(self) -> float:
-        """Return the seconds that the loop's thread has been ready to run but was not, as Linux counts them.
+        """Return the seconds that the loop's thread has been ready to run but was not, as Linux
+        counts them.
 
         The source is the second field of schedstat: Documentation/scheduler/sched-stats.rst.
         """
@@ -100,13 +107,13 @@ class LoopMonitor:
         except (OSError, IndexError, ValueError):
             return 0.0
 
-    # ── the watching thread ───────────────────────────────────────────────────────────────────────────────────────
+    # ── the watching thread ───────────────────────────────────────────────────────────────────────
 
     def _watch_thread(self, ended: threading.Event) -> None:
         """Note what the loop's thread runs once a stall has begun.
 
-        A stall that holds the interpreter's lock is seen a moment after its end, when the function that made it still
-        runs: the interpreter hands the lock over at the next call.
+        A stall that holds the interpreter's lock is seen a moment after its end, when the function
+        that made it still runs: the interpreter hands the lock over at the next call.
         """
         while not ended.wait(self._interval):
             late = time.monotonic() - self._last - self._interval
@@ -117,7 +124,10 @@ class LoopMonitor:
 def _describe_stack(frame: FrameType | None) -> str:
     """Return the innermost functions of a stack in one line."""
     summary = traceback.extract_stack(frame, limit=40) if frame else []
-    told = [f"{_shorten_path(entry.filename)}:{entry.lineno} {entry.name}" for entry in reversed(summary)]
+    told = [
+        f"{_shorten_path(entry.filename)}:{entry.lineno} {entry.name}"
+        for entry in reversed(summary)
+    ]
     return " < ".join(told[:_SHOWN])
 
 

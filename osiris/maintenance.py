@@ -26,7 +26,8 @@ _GIB = 1 << 30
 
 
 class Maintenance:
-    """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the disk."""
+    """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the
+    disk."""
 
     def __init__(
         self,
@@ -38,12 +39,19 @@ class Maintenance:
         remotes: RemoteRepositories,
         retention: Retention,
     ) -> None:
-        self._most, self._lease, self._locks = int(settings.osiris_cache_gib * _GIB), lease, locks
-        self._sandbox, self._repositories, self._remotes, self._retention = sandbox, repositories, remotes, retention
-        self._pruned, self._postponed = -_PRUNE, dict[str, float]()
+        self._most = int(settings.osiris_cache_gib * _GIB)
+        self._lease = lease
+        self._locks = locks
+        self._sandbox = sandbox
+        self._repositories = repositories
+        self._remotes = remotes
+        self._retention = retention
+        self._pruned = -_PRUNE
+        self._postponed = dict[str, float]()
 
     async def run(self) -> None:
-        """Go on until cancelled; what fails keeps nothing else from being done, and is tried again the next time."""
+        """Go on until cancelled; what fails keeps nothing else from being done, and is tried again
+        the next time."""
         while True:
             await asyncio.sleep(_EVERY)
             mine = False
@@ -61,7 +69,8 @@ class Maintenance:
 
     async def remove_workspaces(self) -> None:
         """Remove the workspaces on this machine that no run will come back to."""
-        names = self._sandbox.names()  # before the question: a run that begins meanwhile is in its answer
+        # before the question: a run that begins meanwhile is in its answer
+        names = self._sandbox.names()
         current = await self._retention.list_active_runs(self._lease.place)
         for name in names:
             if name not in current:
@@ -71,8 +80,8 @@ class Maintenance:
     async def delete_obsolete(self) -> None:
         """Remove from GitHub what was put away for runs that are over.
 
-        A repository that does not let us (archived, gone, the App taken off) is asked again in an hour, until its tasks
-        are pruned and their runs with them; the others do not wait for it.
+        A repository that does not let us (archived, gone, the App taken off) is asked again in an
+        hour, until its tasks are pruned and their runs with them; the others do not wait for it.
         """
         time = asyncio.get_running_loop().time()
         self._postponed = {repo: until for repo, until in self._postponed.items() if until > time}
@@ -101,13 +110,16 @@ class Maintenance:
             _log_result(await self._retention.prune())
 
     async def trim_cache(self) -> list[str]:
-        """Remove the repositories used longest ago until the rest fits into what the settings allow."""
+        """Remove the repositories used longest ago until the rest fits into what the settings
+        allow."""
         cached = await asyncio.to_thread(self._repositories.list_cached)
-        total, gone = sum(size for _, size, _ in cached), list[str]()
+        total = sum(size for _, size, _ in cached)
+        gone = list[str]()
         for repo, size, _ in sorted(cached, key=lambda found: found[2]):
             if total > self._most and repo not in await self._retention.list_busy_repositories():
                 await self._remotes.remove_repository(repo)
-                total, gone = total - size, [*gone, repo]
+                total = total - size
+                gone = [*gone, repo]
         if gone:
             log.info("removed from this machine to make room: %s", ", ".join(gone))
         return gone

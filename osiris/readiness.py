@@ -24,10 +24,18 @@ class Readiness:
     """What is missing for the work, asked at most once a minute where asking is dear."""
 
     def __init__(
-        self, settings: Settings, store: Store, sandbox: Sandbox | None, models: ModelRegistry, wake: _ConnectionProbe
+        self,
+        settings: Settings,
+        store: Store,
+        sandbox: Sandbox | None,
+        models: ModelRegistry,
+        wake: _ConnectionProbe,
     ) -> None:
         """`sandbox` None: this process runs no commands."""
-        self._settings, self._store, self._sandbox, self._models = settings, store, sandbox, models
+        self._settings = settings
+        self._store = store
+        self._sandbox = sandbox
+        self._models = models
         self._wake = wake
         self._probes: Sequence[Probe] = ()
         self._until = 0.0
@@ -37,15 +45,23 @@ class Readiness:
             self._probes = await self._sandbox.probe()
             self._until = monotonic() + _PROBE_LIFE
         hints = await self._wake.probe_connection()
-        return [*self.probe_settings(), await self.probe_database(), *([hints] if hints else []), *self._probes]
+        return [
+            *self.probe_settings(),
+            await self.probe_database(),
+            *([hints] if hints else []),
+            *self._probes,
+        ]
 
     def probe_settings(self) -> list[Probe]:
         missing = self._settings.list_missing()
         fix = "set it in the environment or in .env; README, section 'A GitHub App by hand'"
-        return [Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing]
+        return [
+            Probe(name=f"setting {name}", ok=False, detail="not set", fix=fix) for name in missing
+        ]
 
     async def probe_models(self) -> list[Probe]:
-        """Whether the operator's models answer and can call tools, found out by asking each: it costs a few tokens."""
+        """Whether the operator's models answer and can call tools, found out by asking each: it
+        costs a few tokens."""
         wanted = filter(None, (self._settings.osiris_model, self._settings.osiris_second_model))
         return [await self._probe_model(model) for model in wanted]
 
@@ -54,7 +70,12 @@ class Readiness:
         try:
             await self._models.probe_model(model)
         except Refused as refused:
-            return Probe(name=name, ok=False, detail=str(refused), fix="mend OSIRIS_MODEL, the vendor's key or address")
+            return Probe(
+                name=name,
+                ok=False,
+                detail=str(refused),
+                fix="mend OSIRIS_MODEL, the vendor's key or address",
+            )
         except Unavailable as outage:
             fix = "see that this machine reaches the vendor; runs wait until it answers"
             return Probe(name=name, ok=False, needed=False, detail=str(outage), fix=fix)
@@ -67,25 +88,45 @@ class Readiness:
             told = str(getattr(error, "orig", error))
             fix = "see that the data folder can be written, or that the server of DATABASE_URL runs"
             return Probe(name="database", ok=False, detail=told, fix=fix)
-        return Probe(name="database", ok=True, detail="" if self._settings.is_embedded else "PostgreSQL")
+        return Probe(
+            name="database", ok=True, detail="" if self._settings.is_embedded else "PostgreSQL"
+        )
 
 
-async def probe_github(auth: AppAuth | None, wanted: dict[str, str], events: Sequence[str]) -> list[Probe]:
-    """Whether GitHub knows the App, and whether it has the permissions and events that Osiris needs."""
+async def probe_github(
+    auth: AppAuth | None, wanted: dict[str, str], events: Sequence[str]
+) -> list[Probe]:
+    """Whether GitHub knows the App, and whether it has the permissions and events that Osiris
+    needs."""
     if auth is None:
         return []
     try:
-        app, delivery = await auth.read_app(), await auth.read_last_delivery()
+        app = await auth.read_app()
+        delivery = await auth.read_last_delivery()
     except OsirisError as error:
         fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
         return [Probe(name="GitHub App", ok=False, detail=str(error), fix=fix)]
     has = cast(dict[str, str], app.get("permissions", {}))
-    lacks = [f"{name}: {level}" for name, level in wanted.items() if has.get(name) not in (level, "write")]
+    lacks = [
+        f"{name}: {level}"
+        for name, level in wanted.items()
+        if has.get(name) not in (level, "write")
+    ]
     deaf = [name for name in events if name not in app.get("events", [])]
     return [
         Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
-        Probe(name="permissions", ok=not lacks, detail=", ".join(lacks), fix="grant them on the App's page"),
-        Probe(name="events", ok=not deaf, detail=", ".join(deaf), fix="subscribe to them on the App's page"),
+        Probe(
+            name="permissions",
+            ok=not lacks,
+            detail=", ".join(lacks),
+            fix="grant them on the App's page",
+        ),
+        Probe(
+            name="events",
+            ok=not deaf,
+            detail=", ".join(deaf),
+            fix="subscribe to them on the App's page",
+        ),
         _probe_webhooks(delivery),
     ]
 
@@ -94,7 +135,14 @@ def _probe_webhooks(delivery: dict[str, Any] | None) -> Probe:
     """Whether GitHub reached our door the last time it tried."""
     if delivery is None:
         fix = "label an issue, or press 'Redeliver' on the App's page under Advanced"
-        return Probe(name="webhooks", ok=False, needed=False, detail="GitHub has sent none yet", fix=fix)
-    told = f"the last one ({delivery['event']}) was answered {delivery['status_code']} {delivery['status']}"
+        return Probe(
+            name="webhooks", ok=False, needed=False, detail="GitHub has sent none yet", fix=fix
+        )
+    told = (
+        f"the last one ({delivery['event']}) was answered {delivery['status_code']}"
+        f" {delivery['status']}"
+    )
     fix = "see that the App's webhook URL reaches this server, and that the secret is the same"
-    return Probe(name="webhooks", ok=delivery["status_code"] == 202, needed=False, detail=told, fix=fix)
+    return Probe(
+        name="webhooks", ok=delivery["status_code"] == 202, needed=False, detail=told, fix=fix
+    )

@@ -17,13 +17,18 @@ log = logging.getLogger(__name__)
 
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
-    """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told the address."""
+    """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told
+    the address."""
     end = _watch_signals()
     gc.collect()
-    gc.freeze()  # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
+    # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
+    gc.freeze()
     async with osiris.start_services():
         listener = _open_listener(osiris.settings)
-        async with serve_app(osiris.app, listener, grace=2), run_in_background(_log_failed_probes(osiris)):
+        async with (
+            serve_app(osiris.app, listener, grace=2),
+            run_in_background(_log_failed_probes(osiris)),
+        ):
             ready(_format_url(listener))
             await end.wait()  # `grace`: the worker needs the rest of its ten seconds
 
@@ -31,7 +36,9 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
 async def run_worker(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
     """The worker alone, until SIGINT or SIGTERM."""
     if osiris.worker is None:
-        raise Refused(f"a worker needs these settings, too: {', '.join(osiris.settings.list_missing())}")
+        raise Refused(
+            f"a worker needs these settings, too: {', '.join(osiris.settings.list_missing())}"
+        )
     end = _watch_signals()
     async with osiris.start_services(), run_in_background(_log_failed_probes(osiris)):
         ready(socket.gethostname())
@@ -42,7 +49,11 @@ async def _log_failed_probes(osiris: Osiris) -> None:
     """Into the log, before the first run has to be refused."""
     for probe in await osiris.sandbox.probe() if osiris.worker and osiris.sandbox else ():
         if not probe.ok:
-            effect = "no run can start" if probe.needed else "the sandbox is a weak one, which pull requests will say"
+            effect = (
+                "no run can start"
+                if probe.needed
+                else "the sandbox is a weak one, which pull requests will say"
+            )
             log.warning("%s: %s: %s. %s", effect, probe.name, probe.detail, probe.fix)
 
 
@@ -57,17 +68,24 @@ def _watch_signals() -> asyncio.Event:
 @contextlib.asynccontextmanager
 async def run_embedded(osiris: Osiris) -> AsyncIterator[None]:
     """Web and worker inside somebody else's process, until the block ends."""
-    async with osiris.start_services(), serve_app(osiris.app, _open_listener(osiris.settings), grace=5):
+    async with (
+        osiris.start_services(),
+        serve_app(osiris.app, _open_listener(osiris.settings), grace=5),
+    ):
         yield
 
 
 def _open_listener(settings: Settings) -> socket.socket:
     where = (settings.osiris_host, settings.osiris_port)
     try:
-        return socket.create_server(where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=2048)
+        return socket.create_server(
+            where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=2048
+        )
     except OSError as error:
         told = error.strerror or str(error)
-        raise Refused(f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT") from None
+        raise Refused(
+            f"cannot listen on {where[0]}:{where[1]}: {told}; set OSIRIS_HOST or OSIRIS_PORT"
+        ) from None
 
 
 def _format_url(listener: socket.socket) -> str:

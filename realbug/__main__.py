@@ -1,4 +1,5 @@
-"""`python -m realbug [VENDOR]`: exit 0 when the fix was merged and every claim holds, else 1 and one sentence."""
+"""`python -m realbug [VENDOR]`: exit 0 when the fix was merged and every claim holds, else 1 and
+one sentence."""
 
 import argparse
 import sys

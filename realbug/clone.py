@@ -33,14 +33,29 @@ class Clone:
 
     def suite(self, *paths: str) -> str:
         """pytest's last line. Raises Refused unless everything passed."""
-        return self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths).strip().splitlines()[-1]
+        return (
+            self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+            .strip()
+            .splitlines()[-1]
+        )
 
     def check(self, test: str) -> str:
-        """Insist on the mended code, the new test and the whole suite; gives the suite's last line."""
-        for number, wanted in {1: "1st", 11: "11th", 101: "101st", 111: "111th", 112: "112th", 113: "113th"}.items():
+        """Insist on the mended code, the new test and the whole suite; gives the suite's last
+        line."""
+        for number, wanted in {
+            1: "1st",
+            11: "11th",
+            101: "101st",
+            111: "111th",
+            112: "112th",
+            113: "113th",
+        }.items():
             found = self.ordinal(number)
             insist(found == wanted, f"in the clone to_ordinal({number}) is {found}")
-        insist("113th" in (self.place / test).read_text(), f"the new cases are not in the clone's {test}")
+        insist(
+            "113th" in (self.place / test).read_text(),
+            f"the new cases are not in the clone's {test}",
+        )
         new = self.suite(f"{test}::test_ordinals")
         insist(new.startswith("1 passed"), f"the new test says in the clone: {new}")
         return self.suite()
@@ -52,7 +67,9 @@ class Clone:
 def _run(argv: Sequence[str], cwd: Path) -> str:
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     env = {**keep, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
     if done.returncode:
         words = " ".join((done.stderr.strip() or done.stdout.strip()).split())
         raise Refused(f"{' '.join(argv[:4])} ended with {done.returncode}: {words[-400:]}")

@@ -1,4 +1,5 @@
-"""The story: a maintainer files tenacity's bug, Osiris mends it, a colleague reviews twice, and merges."""
+"""The story: a maintainer files tenacity's bug, Osiris mends it, a colleague reviews twice, and
+merges."""
 
 import asyncio
 import base64
@@ -44,8 +45,9 @@ _SUITE = "python -m pytest -q"
 async def play(vendor: str) -> None:
     """Play it for real, and check every claim. Raises Refused when anything is not as it should be.
 
-    The script is followed by Osiris' own scripted brain, or, with a `vendor`, by a server on this machine that speaks
-    that vendor's wire: then the vendor's own library is in between, as it is in use.
+    The script is followed by Osiris' own scripted brain, or, with a `vendor`, by a server on this
+    machine that speaks that vendor's wire: then the vendor's own library is in between, as it is in
+    use.
     """
     began = time.monotonic()
     out = Console(soft_wrap=True, highlight=False)
@@ -73,22 +75,31 @@ async def _on_stage(
     vendors: Vendors | None,
     vendor: str,
 ) -> None:
-    people, model = {"alice": "maintain", "bob": "write"}, {"osiris_model": f"scripted:{source.HERE / 'script.yml'}"}
+    people = {"alice": "maintain", "bob": "write"}
+    model = {"osiris_model": f"scripted:{source.HERE / 'script.yml'}"}
     if vendors:
         model = {name.lower(): value for name, value in vendors.environ(vendor).items()}
     async with (
-        start_environment(place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model) as stage,
+        start_environment(
+            place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model
+        ) as stage,
         stage.run_osiris() as osiris,
     ):
         story = Real(stage, osiris, out)
         before = await story.clone(place / "before", tools)
         insist(before.ordinal(111) == "111st", "this release of tenacity does not have the bug")
         was = before.suite()
-        story.tell("0", f"tenacity 9.1.2 as published: to_ordinal(111) is 111st, and its own suite says: {was}")
+        story.tell(
+            "0",
+            f"tenacity 9.1.2 as published: to_ordinal(111) is 111st, and its own suite says: {was}",
+        )
         pull = await story.play()
         after = await story.clone(place / "after", tools)
         now = after.check(TEST)
-        story.tell("7", f"a plain git clone elsewhere, outside the sandbox: to_ordinal(111) is 111th, {now}")
+        story.tell(
+            "7",
+            f"a plain git clone elsewhere, outside the sandbox: to_ordinal(111) is 111th, {now}",
+        )
     told = {
         "suite before": was,
         "suite after": now,
@@ -103,7 +114,10 @@ async def _on_stage(
 def _wire(vendors: Vendors, vendor: str) -> dict[str, str]:
     share = vendors.repeated(vendor)
     insist(share >= REPEATED, f"only {share:.1%} of the input tokens were a repeated prefix")
-    return {"requests": str(len(vendors.requests)), "repeated": f"{share:.1%} of the input tokens from step 2 on"}
+    return {
+        "requests": str(len(vendors.requests)),
+        "repeated": f"{share:.1%} of the input tokens from step 2 on",
+    }
 
 
 def _summary(out: Console, told: Mapping[str, str]) -> None:
@@ -125,10 +139,16 @@ class Real(Demo):
 
     async def play(self) -> int:
         """From the issue to the merge; gives the pull request's number."""
-        async with self._environment.get_person("alice") as alice, self._environment.get_person("bob") as bob:
+        async with (
+            self._environment.get_person("alice") as alice,
+            self._environment.get_person("bob") as bob,
+        ):
             issue = await alice.file_issue(_TITLE, _BODY)
             await alice.add_label(issue)
-            self.tell("1", f"alice filed issue #{issue} in {REPO} and gave it the label osiris: “{_TITLE}”")
+            self.tell(
+                "1",
+                f"alice filed issue #{issue} in {REPO} and gave it the label osiris: “{_TITLE}”",
+            )
             await self._work()
             pull = int((await self._list_pulls(alice))[0]["number"])
             await self._opened(alice, pull, issue)
@@ -143,7 +163,10 @@ class Real(Demo):
         async with self._show_progress():
             await self._environment.wait_until_settled(self._osiris.store)
         [line] = await self._osiris.read_models.list_tasks()
-        insist(line.task.state == "review", f"the task is {line.task.state} after the run: {line.task.reason}")
+        insist(
+            line.task.state == "review",
+            f"the task is {line.task.state} after the run: {line.task.reason}",
+        )
 
     async def _opened(self, alice: Person, pull: int, issue: int) -> None:
         body = (await alice.get_pull(pull))["body"]
@@ -164,11 +187,14 @@ class Real(Demo):
 
     async def _reviewed(self, bob: Person, pull: int) -> None:
         line = await self._line(bob, pull, "to_ordinal(111)")
-        await bob.submit_review(pull, "REQUEST_CHANGES", "Nearly.", [{"path": TEST, "line": line, "body": _WISH}])
+        await bob.submit_review(
+            pull, "REQUEST_CHANGES", "Nearly.", [{"path": TEST, "line": line, "body": _WISH}]
+        )
         self.tell("3", f"bob asked for changes, at line {line} of {TEST}: “{_WISH}”")
 
     async def _line(self, person: Person, pull: int, piece: str) -> int:
-        """The number of the line in the test that holds `piece`, in the pull request's newest commit."""
+        """The number of the line in the test that holds `piece`, in the pull request's newest
+        commit."""
         head = (await person.get_pull(pull))["head"]["sha"]
         found = await person.send_request("GET", f"/contents/{TEST}?ref={head}")
         lines = base64.b64decode(found["content"]).decode().splitlines()
@@ -177,7 +203,8 @@ class Real(Demo):
         return numbers[0]
 
     async def _answered(self, bob: Person, pull: int) -> None:
-        pulls, commits = await bob.list_pulls(), await bob.send_request("GET", f"/pulls/{pull}/commits")
+        pulls = await bob.list_pulls()
+        commits = await bob.send_request("GET", f"/pulls/{pull}/commits")
         insist(len(pulls) == 1, f"there are {len(pulls)} pull requests, not 1")
         insist(len(commits) == 2, f"the pull request has {len(commits)} commits, not 2")
         files = await bob.send_request("GET", f"/commits/{commits[1]['sha']}")
@@ -186,13 +213,18 @@ class Real(Demo):
         self.tell("4", f"Osiris answered on the same pull request: {len(commits)} commits now")
         for commit in commits:
             self._out.print(
-                Text(f"   {commit['sha'][:9]} {commit['commit']['message'].splitlines()[0]}", style="green")
+                Text(
+                    f"   {commit['sha'][:9]} {commit['commit']['message'].splitlines()[0]}",
+                    style="green",
+                )
             )
 
     async def _merged(self, bob: Person, pull: int) -> None:
         await bob.submit_review(pull, "APPROVE", "Thank you.")
         await self._environment.wait_until_settled(self._osiris.store)
-        insist(not (await bob.get_pull(pull))["draft"], "the approved pull request is still a draft")
+        insist(
+            not (await bob.get_pull(pull))["draft"], "the approved pull request is still a draft"
+        )
         self.tell("5", f"bob approved: pull request #{pull} is no draft any more")
         await bob.merge_pull(pull)
         await self._environment.wait_until_settled(self._osiris.store)

@@ -1,4 +1,5 @@
-"""Write `requirements/*.txt` from `pyproject.toml`, or (`--check`) say whether they are stale, without any network."""
+"""Write `requirements/*.txt` from `pyproject.toml`, or (`--check`) say whether they are stale,
+without any network."""
 
 import hashlib
 import json
@@ -8,12 +9,33 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ("--universal", "--generate-hashes", "--no-emit-index-url", "--no-strip-extras", "--no-header", "--quiet")
+FLAGS = (
+    "--universal",
+    "--generate-hashes",
+    "--no-emit-index-url",
+    "--no-strip-extras",
+    "--no-header",
+    "--quiet",
+)
 LOCKS = {
     "build": ["--group", "build"],
     "runtime": ["pyproject.toml"],
-    "machines": ["pyproject.toml", "--extra", "machines", "--constraints", "requirements/runtime.txt"],
-    "dev": ["pyproject.toml", "--extra", "machines", "--group", "dev", "--constraints", "requirements/machines.txt"],
+    "machines": [
+        "pyproject.toml",
+        "--extra",
+        "machines",
+        "--constraints",
+        "requirements/runtime.txt",
+    ],
+    "dev": [
+        "pyproject.toml",
+        "--extra",
+        "machines",
+        "--group",
+        "dev",
+        "--constraints",
+        "requirements/machines.txt",
+    ],
     "fidelity": ["--group", "fidelity", "--constraints", "requirements/dev.txt"],
 }
 
@@ -33,7 +55,11 @@ def head() -> str:
 
 def check() -> int:
     files = {name: ROOT / f"requirements/{name}.txt" for name in LOCKS}
-    stale = [name for name, path in files.items() if not path.exists() or not path.read_text().startswith(head())]
+    stale = [
+        name
+        for name, path in files.items()
+        if not path.exists() or not path.read_text().startswith(head())
+    ]
     if stale:
         print(f"stale: requirements/{', '.join(stale)}.txt; run `make lock`", file=sys.stderr)
     return 1 if stale else 0
@@ -44,7 +70,9 @@ def write() -> int:
         path = ROOT / f"requirements/{name}.txt"
         command = ["uv", "pip", "compile", *FLAGS, *flags, "--output-file", str(path)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        path.write_text(head() + "".join(line for line in path.open() if not line.startswith("# Written by")))
+        path.write_text(
+            head() + "".join(line for line in path.open() if not line.startswith("# Written by"))
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Write what a whole `make torture` counted (build/torture.json) into docs/testing.md, between its two markers."""
+"""Write what a whole `make torture` counted (build/torture.json) into docs/testing.md, between its
+two markers."""
 
 import json
 import sys
@@ -41,7 +42,9 @@ def table(counted: dict[str, Any]) -> str:
         "|" + "---|" * (len(COLUMNS) + 1),
     ]
     for name, figures in counted["parts"].items():
-        lines.append(f"| {WHAT[name]} | {' | '.join(f'{figures[column]:,}' for column in COLUMNS)} |")
+        lines.append(
+            f"| {WHAT[name]} | {' | '.join(f'{figures[column]:,}' for column in COLUMNS)} |"
+        )
     return "\n".join(lines)
 
 
@@ -49,7 +52,9 @@ def main() -> int:
     """Exit code 1 when there are no counts, or no place for them."""
     page = PAGE.read_text()
     if not COUNTED.exists() or BEGIN not in page or END not in page:
-        print(f"nothing was written: {COUNTED} is missing, or {PAGE} has no markers", file=sys.stderr)
+        print(
+            f"nothing was written: {COUNTED} is missing, or {PAGE} has no markers", file=sys.stderr
+        )
         return 1
     counted = json.loads(COUNTED.read_text())
     if not counted["whole"]:

@@ -26,12 +26,18 @@ from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)
 
-if os.geteuid() != 0:  # attacks leave descriptors in flight, of which one user may have so many altogether: unix(7)
+# attacks leave descriptors in flight, of which one user may have so many altogether: unix(7)
+if os.geteuid() != 0:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", choices=("short", "long", "all"), default="all", help="of `make test`, and the rest")
+    parser.addoption(
+        "--part",
+        choices=("short", "long", "all"),
+        default="all",
+        help="of `make test`, and the rest",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,8 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_long(item: pytest.Item) -> bool:
     """Return whether a case is left to `make test-long`.
 
-    Besides what is marked so, these are the second database where the database does not matter, and the second kind of
-    user of attacks.
+    Besides what is marked so, these are the second database where the database does not matter, and
+    the second kind of user of attacks.
     """
     case = getattr(item, "callspec", None)
     params = case.params if case else {}
@@ -83,7 +89,8 @@ def place() -> Iterator[Path]:
 def _clear(path: Path) -> None:
     unmount_below(path)  # workspaces that a test left under way
     for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
-        with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended, or is just noting itself
+        # it has ended, or is just noting itself
+        with contextlib.suppress(ProcessLookupError, ValueError):
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
     _remove_cgroups({*path.glob("*/sessions"), *path.glob("*/*/sessions"), path / "sessions"})
     subprocess.run(["chmod", "-R", "u+rwX", path], check=False, capture_output=True)
@@ -91,18 +98,30 @@ def _clear(path: Path) -> None:
 
 
 def disks_in(sessions: Path) -> list[Disk]:
-    """The disks of the sessions in a folder; an ordinary user's are seen where a process holds them."""
-    names = [entry.name for entry in sessions.iterdir() if not entry.name.startswith("@")] if sessions.is_dir() else []
-    return [(ImageDisk if os.geteuid() == 0 else TmpfsDisk)(sessions, name, uid=None) for name in names]
+    """The disks of the sessions in a folder; an ordinary user's are seen where a process holds
+    them."""
+    names = (
+        [entry.name for entry in sessions.iterdir() if not entry.name.startswith("@")]
+        if sessions.is_dir()
+        else []
+    )
+    return [
+        (ImageDisk if os.geteuid() == 0 else TmpfsDisk)(sessions, name, uid=None) for name in names
+    ]
 
 
 def _remove_cgroups(roots: set[Path]) -> None:
-    """Those of sessions below `roots`. Jails that stood ready in a life of Osiris that is over are gone when nothing
-    knows them any more, and dead processes leave a moment later."""
+    """Those of sessions below `roots`. Jails that stood ready in a life of Osiris that is over are
+    gone when nothing knows them any more, and dead processes leave a moment later."""
     begins = tuple(f"osiris-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-" for root in roots)
     until = time.monotonic() + 2
     # not by glob, which falls over what others remove meanwhile
-    left = [Path(top, name) for top, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.startswith(begins)]
+    left = [
+        Path(top, name)
+        for top, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith(begins)
+    ]
     while left and time.monotonic() < until:
         for folder in left.copy():
             with contextlib.suppress(OSError):
@@ -114,21 +133,24 @@ def _remove_cgroups(roots: set[Path]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL of this test process, started by the first test that asks; see also `database`."""
+    """A PostgreSQL of this test process, started by the first test that asks; see also
+    `database`."""
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis]:
-    """A Redis of this test process, started by the first test that asks; who wants it empty calls `flush`."""
+    """A Redis of this test process, started by the first test that asks; who wants it empty calls
+    `flush`."""
     with running_redis() as server:
         yield server
 
 
 @contextlib.contextmanager
 def a_database(postgres: Postgres, template: str | None = None) -> Iterator[str]:
-    """The address of a new PostgreSQL database; a server that the test stopped or froze runs again afterwards."""
+    """The address of a new PostgreSQL database; a server that the test stopped or froze runs again
+    afterwards."""
     name = f"test_{next(NUMBERS)}"
     postgres.create(name, template)
     yield postgres.url(name)
@@ -172,12 +194,14 @@ PAIRS = ("embedded", "servers")
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The settings of a pair; a test that uses this runs on both. A module whose tests are not about what Osiris
-    stands on overrides it (`EMBEDDED`)."""
+    """The settings of a pair; a test that uses this runs on both. A module whose tests are not
+    about what Osiris stands on overrides it (`EMBEDDED`)."""
     if request.param == "embedded":
         yield {}
         return
     redis = request.getfixturevalue("redis_server")
     redis.flush()
-    with a_database(request.getfixturevalue("postgres"), request.getfixturevalue("migrated")) as url:
+    with a_database(
+        request.getfixturevalue("postgres"), request.getfixturevalue("migrated")
+    ) as url:
         yield {"database_url": url, "redis_url": redis.url}

@@ -1,8 +1,9 @@
 """Processes of Osiris that begin in no time: forked from one that has imported everything.
 
-To start python and import Osiris takes a second of a processor, and the tests start some hundred processes. Apart from
-that they are what an operator starts: processes of their own with an environment, streams and an exit code of their
-own. `tests/flow/test_processes.py` and the demo start Osiris as operators do.
+To start python and import Osiris takes a second of a processor, and the tests start some hundred
+processes. Apart from that they are what an operator starts: processes of their own with an
+environment, streams and an exit code of their own. `tests/flow/test_processes.py` and the demo
+start Osiris as operators do.
 """
 
 import fcntl
@@ -60,7 +61,9 @@ class Arrived:
         self.fds = [handle.detach() for handle in handles]
 
 
-def _live(args: tuple[str, ...], environ: Mapping[str, str], cwd: str, streams: Any, at_terminal: bool) -> None:
+def _live(
+    args: tuple[str, ...], environ: Mapping[str, str], cwd: str, streams: Any, at_terminal: bool
+) -> None:
     """The whole life of one command."""
     for fd, target in zip(streams.fds, range(3), strict=True):
         os.dup2(fd, target)
@@ -71,7 +74,8 @@ def _live(args: tuple[str, ...], environ: Mapping[str, str], cwd: str, streams: 
     os.setsid()
     if at_terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    # a test run in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
@@ -94,7 +98,8 @@ class CommandProcess:
         stderr: int = -1,
         at_terminal: bool = False,
     ) -> None:
-        """`environ` is all of its environment, but for PATH and HOME, and what an ordinary user has to say."""
+        """`environ` is all of its environment, but for PATH and HOME, and what an ordinary user has
+        to say."""
         environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **NEEDED, **environ}
         null = os.open(os.devnull, os.O_RDWR)
         try:
@@ -126,7 +131,9 @@ class CommandProcess:
 def osiris(*args: str, cwd: Path | str = ".", **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `osiris ARGS` to its end."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        command = CommandProcess(*args, environ=environ, cwd=cwd, stdout=out.fileno(), stderr=err.fileno())
+        command = CommandProcess(
+            *args, environ=environ, cwd=cwd, stdout=out.fileno(), stderr=err.fileno()
+        )
         code = command.wait(120)
         said = []
         for file in (out, err):

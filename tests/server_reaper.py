@@ -1,8 +1,8 @@
 """Ends a server of the tests when whoever started it is gone.
 
-It runs beside the server (`python keeper.py FOLDER SIGNAL`) and reads from a pipe that nobody writes to. The pipe ends
-when its other end is closed, also by `kill -9`; then every process that is at home in the folder is ended, and the
-folder removed.
+It runs beside the server (`python keeper.py FOLDER SIGNAL`) and reads from a pipe that nobody
+writes to. The pipe ends when its other end is closed, also by `kill -9`; then every process that is
+at home in the folder is ended, and the folder removed.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from pathlib import Path
 
 
 def at_home(folder: Path) -> set[int]:
-    """The processes whose working directory is the folder or below it: a server of ours and all it started."""
+    """The processes whose working directory is the folder or below it: a server of ours and all it
+    started."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -36,7 +37,8 @@ def signal_all(folder: Path, number: signal.Signals) -> None:
 
 
 def end(folder: Path, number: signal.Signals) -> None:
-    """End what is at home in the folder, frozen or not: by a signal that it knows how to end by, or by force."""
+    """End what is at home in the folder, frozen or not: by a signal that it knows how to end by, or
+    by force."""
     signal_all(folder, number)
     signal_all(folder, signal.SIGCONT)
     until = time.monotonic() + 2

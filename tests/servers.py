@@ -1,8 +1,10 @@
-"""Private servers for tests: PostgreSQL and Redis as an ordinary user, on a free port of this machine.
+"""Private servers for tests: PostgreSQL and Redis as an ordinary user, on a free port of this
+machine.
 
-Each has its data in a temporary folder, in memory where there is room: on a disk, making a database takes ten times as
-long. Both server and folder are gone when the process that started them ends, however it ends
-(`tests/server_reaper.py`). Everything here blocks: a start for half a second, the rest for some hundredths.
+Each has its data in a temporary folder, in memory where there is room: on a disk, making a database
+takes ten times as long. Both server and folder are gone when the process that started them ends,
+however it ends (`tests/server_reaper.py`). Everything here blocks: a start for half a second, the
+rest for some hundredths.
 """
 
 import os
@@ -23,13 +25,16 @@ from typing import Any, ClassVar, LiteralString, TypeVar
 from tests import server_reaper
 
 PATIENCE = 30.0
-"""Seconds in which a server has to be ready: much more than it needs, for a machine that is busy."""
+"""Seconds in which a server has to be ready: much more than it needs, for a machine that is
+busy."""
 
 ROOM = 1 << 30
-"""Bytes to be free in memory before a server's folder is made there: it takes some 70 MB, and 8 per database."""
+"""Bytes to be free in memory before a server's folder is made there: it takes some 70 MB, and 8 per
+database."""
 
 PORTS = random.SystemRandom()
-"""Not the common one, which a test may have seeded: then every process would choose the same ports."""
+"""Not the common one, which a test may have seeded: then every process would choose the same
+ports."""
 
 POSTGRES = {
     "listen_addresses": "127.0.0.1",
@@ -59,15 +64,19 @@ def _owner() -> dict[str, Any]:
 
 
 def _program(name: str) -> str:
-    """Where a server program is: Debian keeps PostgreSQL's out of the PATH. The newest of several."""
-    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    """Where a server program is: Debian keeps PostgreSQL's out of the PATH. The newest of
+    several."""
+    debian = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4])
+    )
     if found := (str(debian[-1]) if debian else shutil.which(name)):
         return found
     raise RuntimeError(f"{name} is not installed: run `make setup`")
 
 
 def _free_port() -> int:
-    """A free port below those that the system gives to outgoing connections, so that it is still ours after a stop."""
+    """A free port below those that the system gives to outgoing connections, so that it is still
+    ours after a stop."""
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port := PORTS.randrange(15000, 32000)))
@@ -75,7 +84,8 @@ def _free_port() -> int:
 
 
 class Server:
-    """A server that runs from a folder of its own; `stop`, `start`, `freeze` and `thaw` may be called at any time."""
+    """A server that runs from a folder of its own; `stop`, `start`, `freeze` and `thaw` may be
+    called at any time."""
 
     FAREWELL: ClassVar[signal.Signals]
     """What it ends by at once, without leaving anything outside of its folder."""
@@ -89,18 +99,22 @@ class Server:
         """Make what it needs in its empty folder."""
 
     def start(self) -> None:
-        """Run, on the same port and with the same data as before; returns when it answers. Nothing if it runs."""
+        """Run, on the same port and with the same data as before; returns when it answers. Nothing
+        if it runs."""
         if self._process is not None:
             return
         self._process = self._run(self._command())
         until = time.monotonic() + PATIENCE
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{self._command()[0]} does not start:\n{self._log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"{self._command()[0]} does not start:\n{self._log.read_text()[-2000:]}"
+                )
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """End at once: connections break off, and new ones are refused. Nothing if it does not run."""
+        """End at once: connections break off, and new ones are refused. Nothing if it does not
+        run."""
         if self._process is None:
             return
         with self._process:  # which leaves no zombie
@@ -108,7 +122,8 @@ class Server:
         self._process = None
 
     def freeze(self) -> None:
-        """Let every process of the server stand still: connections stay, and nothing is answered."""
+        """Let every process of the server stand still: connections stay, and nothing is
+        answered."""
         server_reaper.signal_all(self.folder, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -165,8 +180,11 @@ class Postgres(Server):
         return f"postgresql://bot@127.0.0.1:{self.port}/{database}"
 
     def create(self, database: str, template: str | None = None) -> None:
-        """Make a database: empty, or a copy of `template`, to which nobody may be connected meanwhile."""
-        self._do("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", database, template or "template0")
+        """Make a database: empty, or a copy of `template`, to which nobody may be connected
+        meanwhile."""
+        self._do(
+            "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", database, template or "template0"
+        )
 
     def drop(self, database: str) -> None:
         """Remove a database if it is there, whoever is connected to it."""
@@ -176,7 +194,9 @@ class Postgres(Server):
         import psycopg  # here: all tests load this module, and few need it
         from psycopg import sql
 
-        with psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=2) as connection:
+        with psycopg.connect(
+            self.url("postgres"), autocommit=True, connect_timeout=2
+        ) as connection:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     @property
@@ -184,7 +204,9 @@ class Postgres(Server):
         return self.folder / "data"
 
     def _command(self) -> list[str]:
-        options = [f"--{name}={value}" for name, value in {**POSTGRES, "port": str(self.port)}.items()]
+        options = [
+            f"--{name}={value}" for name, value in {**POSTGRES, "port": str(self.port)}.items()
+        ]
         return [_program("postgres"), "-D", str(self._data), *options]
 
     def _answers(self) -> bool:
@@ -229,7 +251,9 @@ def _make_folder() -> Path:
     """A folder of the server's user, in memory where there is room."""
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free >= ROOM
-    folder = Path(tempfile.mkdtemp(prefix="osiris-server-", dir=memory if roomy else None)).resolve()
+    folder = Path(
+        tempfile.mkdtemp(prefix="osiris-server-", dir=memory if roomy else None)
+    ).resolve()
     if owner := _owner():
         os.chown(folder, owner["user"], owner["group"])
     return folder
@@ -238,8 +262,16 @@ def _make_folder() -> Path:
 @contextmanager
 def _running(kind: type[ServerT]) -> Iterator[ServerT]:
     folder = _make_folder()
-    program = [sys.executable, "-I", "-S", server_reaper.__file__, str(folder), str(kind.FAREWELL.value)]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True):  # leaving closes the pipe and waits
+    program = [
+        sys.executable,
+        "-I",
+        "-S",
+        server_reaper.__file__,
+        str(folder),
+        str(kind.FAREWELL.value),
+    ]
+    # leaving closes the pipe and waits
+    with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True):
         server = kind(folder)
         try:
             server.prepare()

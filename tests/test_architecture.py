@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-COMPOSITION = {"__main__", "cli", "bootstrap", "runtime", "readiness", "maintenance", "loop_monitor"}
+COMPOSITION = {
+    "__main__",
+    "cli",
+    "bootstrap",
+    "runtime",
+    "readiness",
+    "maintenance",
+    "loop_monitor",
+}
 COMPOSITION |= {"console", "playground", "local"}
 DEVHUB = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
 DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
@@ -16,7 +24,8 @@ SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
 
 def imported(source: str) -> set[str]:
-    """Every module name a source imports, `from a import b` as a.b; a relative import is an error by itself."""
+    """Every module name a source imports, `from a import b` as a.b; a relative import is an error
+    by itself."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -29,7 +38,8 @@ def imported(source: str) -> set[str]:
 
 
 def trespasses(place: str, source: str) -> list[str]:
-    """What `source` may not import where it stands; `place` is its path below osiris/ without the ending."""
+    """What `source` may not import where it stands; `place` is its path below osiris/ without the
+    ending."""
     room = place.partition("/")[0]
     found = []
     for name in imported(source):
@@ -55,7 +65,9 @@ def place_of(path: Path) -> str:
 
 
 def test_a_module_imports_only_what_its_place_allows():
-    found = {place: trespasses(place, path.read_text()) for path in SOURCES if (place := place_of(path))}
+    found = {
+        place: trespasses(place, path.read_text()) for path in SOURCES if (place := place_of(path))
+    }
     assert {place: names for place, names in found.items() if names} == {}
 
 
@@ -93,7 +105,8 @@ def test_some_things_have_one_knower(thing: str):
     knowers = {
         place_of(path)
         for path in SOURCES
-        if thing in {name.partition(".")[0] for name in imported(path.read_text())} or f"{thing}." in path.read_text()
+        if thing in {name.partition(".")[0] for name in imported(path.read_text())}
+        or f"{thing}." in path.read_text()
     }
     assert knowers == ONE_KNOWER[thing]
 
@@ -104,7 +117,9 @@ def unreadable(place: str, source: str) -> list[str]:
     found = [] if ast.get_docstring(tree) else [f"{place} has no docstring"]
     if len(source.splitlines()) > 400:
         found.append(f"{place} is too long")
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60]
     return [*found, *(f"{place}: {name} is too long" for name in long)]
 
@@ -115,14 +130,16 @@ def test_a_module_says_what_it_is_for_and_stays_readable():
 
 
 @pytest.mark.parametrize(
-    "planted", ["x = 1", '"""A."""\n' + "x = 1\n" * 400, '"""A."""\ndef long():\n' + "    x = 1\n" * 61]
+    "planted",
+    ["x = 1", '"""A."""\n' + "x = 1\n" * 400, '"""A."""\ndef long():\n' + "    x = 1\n" * 61],
 )
 def test_a_planted_module_that_nobody_can_read_is_found(planted: str):
     assert len(unreadable("bot/web/app", planted)) == 1
 
 
 def test_nobody_waits_in_the_way_that_loses_a_cancellation():
-    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that comes as the thing happens: a stop that hangs."""
+    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that comes as the thing happens: a
+    stop that hangs."""
     assert [place_of(path) for path in SOURCES if "wait_for(" in path.read_text()] == []
 
 
@@ -131,7 +148,8 @@ def test_only_the_workers_edge_catches_everything():
         place_of(path)
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ExceptHandler) and (node.type is None or getattr(node.type, "id", "") == "Exception")
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or getattr(node.type, "id", "") == "Exception")
     }
     assert broad <= {"queue/processor", "queue/worker"}
 

@@ -15,7 +15,9 @@ from osiris.config.settings import Settings
 from tests.test_documents import ALL, rows
 
 ROOT = Path(__file__).parents[1]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())[
+    "services"
+]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 DEFAULTS = Settings.model_fields
 
@@ -30,7 +32,8 @@ def test_osiris_is_one_web_door_two_workers_and_a_migration_each_a_command_that_
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_and_none_is_a_secret(name: str):
-    """Secrets come from the file, which is nobody's but the operator's; so does the password in an address."""
+    """Secrets come from the file, which is nobody's but the operator's; so does the password in an
+    address."""
     assert OURS[name]["env_file"] == ".env"
     for variable, value in OURS[name]["environment"].items():
         secret = isinstance(DEFAULTS[variable.lower()].default, SecretStr)
@@ -42,7 +45,11 @@ def test_the_addresses_lead_to_the_servers_beside_it(name: str):
     environment = OURS[name]["environment"]
     password = SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]
     database = make_url(environment["DATABASE_URL"].replace(password, "secret"))
-    assert (database.get_backend_name(), database.host, database.password) == ("postgresql", "postgres", "secret")
+    assert (database.get_backend_name(), database.host, database.password) == (
+        "postgresql",
+        "postgres",
+        "secret",
+    )
     assert database.username == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
     assert database.database == SERVICES["postgres"]["environment"]["POSTGRES_DB"]
     assert make_url(environment["REDIS_URL"]).host == "redis"
@@ -50,11 +57,20 @@ def test_the_addresses_lead_to_the_servers_beside_it(name: str):
 
 def test_nothing_starts_before_what_it_needs_is_there():
     needed = {
-        name: {on: how["condition"] for on, how in service["depends_on"].items()} for name, service in OURS.items()
+        name: {on: how["condition"] for on, how in service["depends_on"].items()}
+        for name, service in OURS.items()
     }
-    ready = {"postgres": "service_healthy", "redis": "service_healthy", "migrate": "service_completed_successfully"}
+    ready = {
+        "postgres": "service_healthy",
+        "redis": "service_healthy",
+        "migrate": "service_completed_successfully",
+    }
     assert needed == {"migrate": {"postgres": "service_healthy"}, "web": ready, "worker": ready}
-    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {"postgres", "redis", "web"}
+    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {
+        "postgres",
+        "redis",
+        "web",
+    }
     assert OURS["migrate"]["restart"] == "no"
 
 
@@ -78,7 +94,8 @@ def test_only_the_door_is_published_and_only_to_this_machine():
     port = DEFAULTS["osiris_port"].default
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"web": [f"127.0.0.1:{port}:{port}"]}
-    assert OURS["web"]["environment"]["OSIRIS_HOST"] == "0.0.0.0"  # inside its container, or nobody comes in
+    # inside its container, or nobody comes in
+    assert OURS["web"]["environment"]["OSIRIS_HOST"] == "0.0.0.0"
     assert f"127.0.0.1:{port}/readyz" in OURS["web"]["healthcheck"]["test"][-1]
 
 
@@ -95,12 +112,17 @@ def test_a_servers_image_is_held_to_its_major_version(name: str):
 def compose() -> list[str]:
     """Docker's compose: as a plugin, or as a program of its own."""
     for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
+        if (
+            shutil.which(command[0])
+            and subprocess.run([*command, "version"], capture_output=True).returncode == 0
+        ):
             return command
     raise AssertionError("there is no docker compose; `make setup` installs one")
 
 
-def test_docker_compose_takes_it_when_the_password_is_there_and_says_so_when_it_is_not(tmp_path: Path):
+def test_docker_compose_takes_it_when_the_password_is_there_and_says_so_when_it_is_not(
+    tmp_path: Path,
+):
     shutil.copy(ROOT / "compose.yaml", tmp_path)
     (tmp_path / "osiris-seccomp.json").write_text("{}")  # version 1 reads it
     command = [*compose(), "config", "--quiet"]

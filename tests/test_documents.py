@@ -23,10 +23,14 @@ from osiris.core.policy import Policy
 ROOT = Path(__file__).parents[1]
 TRACKED = sorted(
     path
-    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    for name in subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.split(b"\0")
     if name and (path := ROOT / name.decode()).is_file()
 )
-PAGES = [path for path in TRACKED if path.suffix == ".md" and not {"sample", "prompts"} & set(path.parts)]
+PAGES = [
+    path for path in TRACKED if path.suffix == ".md" and not {"sample", "prompts"} & set(path.parts)
+]
 RECORDS = [path for path in PAGES if path.parent.name == "decisions"]
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
@@ -52,10 +56,12 @@ def rows(text: str, heading: str) -> list[list[str]]:
     section = text.partition(f"## {heading}\n")[2]
     table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
     assert table, f"there is no table below {heading}"
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]
+    ]
 
 
-# ── settings ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── settings ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists():
@@ -91,8 +97,13 @@ def keys(model: type[BaseModel], before: str = "") -> dict[str, object]:
 
 
 def test_every_key_of_the_repositorys_file_is_documented_with_its_default():
-    documented = {row[0].strip("`"): row[1].strip("`") for row in rows(CONFIGURATION, "`.github/osiris.yml`")}
-    shown = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in keys(repository_file._File).items()}
+    documented = {
+        row[0].strip("`"): row[1].strip("`") for row in rows(CONFIGURATION, "`.github/osiris.yml`")
+    }
+    shown = {
+        k: ", ".join(v) if isinstance(v, list) else str(v)
+        for k, v in keys(repository_file._File).items()
+    }
     assert documented == shown
 
 
@@ -103,7 +114,7 @@ def test_the_example_of_the_repositorys_file_is_a_good_one():
     assert policy != Policy()
 
 
-# ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def commands(group: Any, before: str = "") -> dict[str, Any]:
@@ -116,7 +127,9 @@ def commands(group: Any, before: str = "") -> dict[str, Any]:
 
 
 ALL = commands(typer.main.get_command(app))
-CALL = re.compile(r"(?:(?:\.venv/bin/|docker exec osiris )?osiris (?=[a-z])|(?=task ))((?:task )?[a-z]+)(.*)")
+CALL = re.compile(
+    r"(?:(?:\.venv/bin/|docker exec osiris )?osiris (?=[a-z])|(?=task ))((?:task )?[a-z]+)(.*)"
+)
 
 
 def calls(page: Path) -> list[tuple[str, str]]:
@@ -141,7 +154,9 @@ def test_every_command_is_in_the_table_of_commands():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_every_make_target_a_page_names_exists(page: str):
-    named = {target for line in code(ROOT / page) for target in re.findall(r"^make ([a-z-]+)", line)}
+    named = {
+        target for line in code(ROOT / page) for target in re.findall(r"^make ([a-z-]+)", line)
+    }
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named
     assert named <= targets
@@ -153,7 +168,7 @@ def test_what_every_change_must_pass_are_the_commands_of_the_readme():
     assert set(run) <= set(code(ROOT / "README.md"))
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_app_file_asks_for_what_osiris_needs():
@@ -188,12 +203,18 @@ def test_every_link_leads_somewhere(page: Path):
         found = (page.parent / file) if file else page
         assert found.exists(), target
         if part:
-            assert part in [anchor(h) for h in re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)], target
+            assert part in [
+                anchor(h) for h in re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+            ], target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_path_of_ours_a_page_names_exists(page: Path):
-    named = [span for span in SPAN.findall(prose(page)) if re.fullmatch(r"(osiris|tests|docs|scripts)/[\w./-]+", span)]
+    named = [
+        span
+        for span in SPAN.findall(prose(page))
+        if re.fullmatch(r"(osiris|tests|docs|scripts)/[\w./-]+", span)
+    ]
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
@@ -205,12 +226,17 @@ def test_a_decision_has_its_three_parts(record: Path):
 
 
 def test_decisions_are_numbered_without_a_gap():
-    assert [record.name[:4] for record in RECORDS] == [f"{n:04}" for n in range(1, len(RECORDS) + 1)]
+    assert [record.name[:4] for record in RECORDS] == [
+        f"{n:04}" for n in range(1, len(RECORDS) + 1)
+    ]
 
 
 def test_every_runtime_dependency_has_its_line_in_a_decision():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    wanted = [
+        *project["dependencies"],
+        *itertools.chain(*project["optional-dependencies"].values()),
+    ]
     names = [re.split(r"[^\w-]", line)[0] for line in wanted]
     told = rows((ROOT / "docs/decisions/0006-dependencies.md").read_text(), "Choice")
     assert sorted(row[0] for row in told) == sorted(names)
@@ -218,11 +244,16 @@ def test_every_runtime_dependency_has_its_line_in_a_decision():
 
 def locked(name: str) -> set[str]:
     """What a lock file installs, as NAME==VERSION."""
-    return set(re.findall(r"^([\w.-]+==[^ ;]+)", (ROOT / f"requirements/{name}.txt").read_text(), re.MULTILINE))
+    return set(
+        re.findall(
+            r"^([\w.-]+==[^ ;]+)", (ROOT / f"requirements/{name}.txt").read_text(), re.MULTILINE
+        )
+    )
 
 
 def test_each_lock_file_has_all_of_the_smaller_one():
-    """So one file is enough to install from, and the tests run with the versions that are installed elsewhere."""
+    """So one file is enough to install from, and the tests run with the versions that are installed
+    elsewhere."""
     assert locked("runtime") < locked("machines") < locked("dev")
 
 
@@ -245,7 +276,10 @@ REGISTRIES = [
 
 def test_no_tracked_file_names_a_package_registry():
     named = [
-        (name_of(path), host) for path in TRACKED for host in REGISTRIES if host.encode() in path.read_bytes().lower()
+        (name_of(path), host)
+        for path in TRACKED
+        for host in REGISTRIES
+        if host.encode() in path.read_bytes().lower()
     ]
     assert named == []
 
@@ -257,7 +291,13 @@ def test_only_a_whole_torture_changes_the_figures_of_the_page(
     torture = _script("torture")
     figures = dict.fromkeys(torture.COLUMNS, 7)
     parts = {"enemy": figures}
-    counted = {"at": "2026-01-01", "seed": 1, "whole": whole, "machine": {"cores": 2, "python": "3"}, "parts": parts}
+    counted = {
+        "at": "2026-01-01",
+        "seed": 1,
+        "whole": whole,
+        "machine": {"cores": 2, "python": "3"},
+        "parts": parts,
+    }
     (tmp_path / "counted.json").write_text(json.dumps(counted))
     (tmp_path / "page.md").write_text(f"a {torture.BEGIN}\nold\n{torture.END} z")
     monkeypatch.setattr(torture, "COUNTED", tmp_path / "counted.json")

@@ -1,4 +1,5 @@
-"""The parts of `make fidelity` that need nothing fetched: what counts as wrong, what is allowed, what is recorded."""
+"""The parts of `make fidelity` that need nothing fetched: what counts as wrong, what is allowed,
+what is recorded."""
 
 import json
 from pathlib import Path
@@ -23,11 +24,15 @@ def outcome(*violations: tuple[str, str, str]) -> CheckOutcome:
 
 
 def allowance(**fields: object) -> Allowance:
-    return Allowance(**{"name": "n", "checks": ["answers"], "where": "GET .*", "why": "so it is", **fields})
+    return Allowance(
+        **{"name": "n", "checks": ["answers"], "where": "GET .*", "why": "so it is", **fields}
+    )
 
 
 def test_what_is_allowed_by_name_is_no_violation_and_everything_else_is_one():
-    found = outcome((GET, "/a", "null"), (GET, "/a", "null"), (GET, "/b", "null"), ("PUT /x", "/a", "null"))
+    found = outcome(
+        (GET, "/a", "null"), (GET, "/a", "null"), (GET, "/b", "null"), ("PUT /x", "/a", "null")
+    )
     found.forgive([allowance(pointer="/a", reason="null")])
     assert (found.wrong, found.allowed) == (2, {"n": 2})
     assert sorted(map(str, found.violations)) == [f"{GET} /b — null", "PUT /x /a — null"]
@@ -72,22 +77,36 @@ def test_a_pointer_names_no_place_in_a_list():
 SCHEMAS = {
     "#/issue": {
         "allOf": [
-            {"properties": {"title": {}, "labels": {"items": {"oneOf": [{}, {"$ref": "#/label"}]}}}},
+            {
+                "properties": {
+                    "title": {},
+                    "labels": {"items": {"oneOf": [{}, {"$ref": "#/label"}]}},
+                }
+            },
             {"properties": {"state": {}}},
         ]
     },
-    "#/label": {"properties": {"name": {}, "more": {"properties": {"a": {}}, "additionalProperties": {}}}},
+    "#/label": {
+        "properties": {"name": {}, "more": {"properties": {"a": {}}, "additionalProperties": {}}}
+    },
 }
 
 
 def test_a_field_that_no_schema_names_is_invented():
     known = Invented(lambda schema: SCHEMAS.get(schema.get("$ref", ""), schema))
-    issue = {"title": "t", "state": "open", "mood": "fine", "labels": [{"name": "n", "size": 1, "more": {"b": 2}}]}
+    issue = {
+        "title": "t",
+        "state": "open",
+        "mood": "fine",
+        "labels": [{"name": "n", "size": 1, "more": {"b": 2}}],
+    }
     found = [pointer for pointer, _ in known.fields([{"$ref": "#/issue"}], issue)]
     assert found == ["/mood", "/labels/*/size"]
 
 
-async def test_the_recorder_writes_down_what_was_said_without_tokens(place: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_the_recorder_writes_down_what_was_said_without_tokens(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+):
     from osiris.playground.environment import start_environment
 
     monkeypatch.setattr(recorder, "FOLDER", place / "recorded")

@@ -18,7 +18,11 @@ def logged(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]):
         configure_logging(request.param, ["a-known-secret"])
         logging.getLogger("osiris.test").warning(message, *words, **how)
         told = capsys.readouterr().err.splitlines()
-        return ["\n".join(json.loads(line).values()) for line in told] if request.param == "json" else told
+        return (
+            ["\n".join(json.loads(line).values()) for line in told]
+            if request.param == "json"
+            else told
+        )
 
     yield lines
     root.handlers[:] = before[0]

@@ -17,7 +17,8 @@ def hold_the_loop(seconds: float) -> None:
 
 
 def keep_the_lock(seconds: float) -> None:
-    """Block as a slow regular expression does: in one call that does not let go of the interpreter's lock."""
+    """Block as a slow regular expression does: in one call that does not let go of the
+    interpreter's lock."""
     size = 1000
     began = time.thread_time()
     while time.thread_time() - began < seconds:
@@ -25,7 +26,9 @@ def keep_the_lock(seconds: float) -> None:
         size *= 2
 
 
-@pytest.mark.parametrize("stall", [hold_the_loop, keep_the_lock], ids=["a system call", "the interpreter's lock"])
+@pytest.mark.parametrize(
+    "stall", [hold_the_loop, keep_the_lock], ids=["a system call", "the interpreter's lock"]
+)
 async def test_a_stall_is_counted_and_named(stall, caplog):
     monitor = LoopMonitor(threshold=0.1)
     with monitor.watch_loop(), caplog.at_level(logging.WARNING, "osiris.loop_monitor"):

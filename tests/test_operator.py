@@ -1,4 +1,5 @@
-"""What the operator meets: settings, the commands, and `serve` when something is missing or full."""
+"""What the operator meets: settings, the commands, and `serve` when something is missing or
+full."""
 
 import asyncio
 import contextlib
@@ -38,8 +39,15 @@ from tests.forkserver import osiris
 async def serving(place: Path, **environ: str) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     """`osiris serve` as its own process; gives a client and the process id."""
     port = find_free_port()
-    env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data"), "OSIRIS_PORT": str(port), **environ}
-    process = await anyio.open_process([sys.executable, "-m", "osiris", "serve"], env=env, cwd=place, stdout=None)
+    env = {
+        "PATH": os.environ["PATH"],
+        "OSIRIS_DATA_DIR": str(place / "data"),
+        "OSIRIS_PORT": str(port),
+        **environ,
+    }
+    process = await anyio.open_process(
+        [sys.executable, "-m", "osiris", "serve"], env=env, cwd=place, stdout=None
+    )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             with anyio.fail_after(20):
@@ -61,7 +69,8 @@ async def _up(http: httpx.AsyncClient) -> bool:
 
 
 async def test_serve_without_github_settings_starts_and_says_what_is_missing(place: Path):
-    async with serving(place, OSIRIS_SANDBOX="weak") as (http, _):  # an ordinary user has no limit on memory
+    # an ordinary user has no limit on memory
+    async with serving(place, OSIRIS_SANDBOX="weak") as (http, _):
         ready = await http.get("/readyz")
         assert ready.status_code == 503
         missing = {item["what"] for item in ready.json()["missing"]}
@@ -72,7 +81,10 @@ async def test_serve_without_github_settings_starts_and_says_what_is_missing(pla
             "setting OSIRIS_MODEL",
         }
         answer = await http.post("/webhooks/github", content=b"{}")
-        assert (answer.status_code, "GITHUB_WEBHOOK_SECRET is not set" in answer.text) == (503, True)
+        assert (answer.status_code, "GITHUB_WEBHOOK_SECRET is not set" in answer.text) == (
+            503,
+            True,
+        )
 
 
 async def test_a_full_disk_is_503_at_the_door_and_work_goes_on_when_there_is_room(place: Path):
@@ -81,16 +93,24 @@ async def test_a_full_disk_is_503_at_the_door_and_work_goes_on_when_there_is_roo
 
     def headers(id: str) -> dict[str, str]:
         digest = hmac.new(b"s3cret", b"{}", hashlib.sha256).hexdigest()
-        return {"X-Hub-Signature-256": f"sha256={digest}", "X-GitHub-Event": "ping", "X-GitHub-Delivery": id}
+        return {
+            "X-Hub-Signature-256": f"sha256={digest}",
+            "X-GitHub-Event": "ping",
+            "X-GitHub-Delivery": id,
+        }
 
     async with serving(place, GITHUB_WEBHOOK_SECRET="s3cret") as (http, pid):
-        assert (await http.post("/webhooks/github", content=b"{}", headers=headers("1"))).status_code == 202
+        assert (
+            await http.post("/webhooks/github", content=b"{}", headers=headers("1"))
+        ).status_code == 202
         _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, most))
         full = await http.post("/webhooks/github", content=b"{}", headers=headers("2"))
         assert (full.status_code, "the database did not take it" in full.text) == (503, True)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
-        assert (await http.post("/webhooks/github", content=b"{}", headers=headers("2"))).status_code == 202
+        assert (
+            await http.post("/webhooks/github", content=b"{}", headers=headers("2"))
+        ).status_code == 202
 
 
 def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
@@ -108,18 +128,34 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
     [
         ({"OSIRIS_COLOUR": "red"}, "OSIRIS_COLOUR is not a setting of Osiris; known are: "),
         ({"OSIRIS_PORT": "many"}, "OSIRIS_PORT Input should be a valid integer"),
-        ({"OSIRIS_MODEL": "gpt"}, "OSIRIS_MODEL is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5"),
+        (
+            {"OSIRIS_MODEL": "gpt"},
+            "OSIRIS_MODEL is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5",
+        ),
         ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
-        ({"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"}, "GITHUB_PRIVATE_KEY is not a private key in PEM"),
-        ({"GITHUB_PRIVATE_KEY_FILE": "/no/such"}, "GITHUB_PRIVATE_KEY_FILE cannot be read: No such file"),
+        (
+            {"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"},
+            "GITHUB_PRIVATE_KEY is not a private key in PEM",
+        ),
+        (
+            {"GITHUB_PRIVATE_KEY_FILE": "/no/such"},
+            "GITHUB_PRIVATE_KEY_FILE cannot be read: No such file",
+        ),
         ({"DATABASE_URL": "mysql://x/y"}, "Osiris works on PostgreSQL, and on SQLite without it"),
-        ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/y"}, "postgresql://u:***@127.0.0.1:1/y cannot be used"),
+        (
+            {"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/y"},
+            "postgresql://u:***@127.0.0.1:1/y cannot be used",
+        ),
         ({"REDIS_URL": "http://x"}, "REDIS_URL is to be an address like redis://HOST:6379/0"),
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no database address"),
     ],
-    ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) and len(value) == 1 else "",
+    ids=lambda value: (
+        "=".join(*value.items()) if isinstance(value, dict) and len(value) == 1 else ""
+    ),
 )
-def test_a_wrong_setting_stops_the_start_with_its_name_and_reason(place: Path, environ: dict[str, str], sentence: str):
+def test_a_wrong_setting_stops_the_start_with_its_name_and_reason(
+    place: Path, environ: dict[str, str], sentence: str
+):
     told = osiris("serve", cwd=place, **{"OSIRIS_DATA_DIR": str(place / "data"), **environ})
     assert told.returncode == 1
     assert told.stderr.startswith("osiris: ")
@@ -155,7 +191,9 @@ def test_a_data_folder_that_cannot_be_used_is_a_sentence(place: Path):
 
 
 def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: Path):
-    told = osiris("migrate", cwd=place, OSIRIS_DATA_DIR="data", GITHUB_PRIVATE_KEY_FILE="", OSIRIS_MODEL="")
+    told = osiris(
+        "migrate", cwd=place, OSIRIS_DATA_DIR="data", GITHUB_PRIVATE_KEY_FILE="", OSIRIS_MODEL=""
+    )
     assert (told.returncode, told.stderr) == (0, "")
     assert {path.stat().st_mode & 0o777 for path in (place / "data").glob("osiris.db*")} == {0o600}
     assert load_settings(
@@ -166,10 +204,16 @@ def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: P
 async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(place: Path):
     async with serving(place) as (http, _):
         second = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "data"), OSIRIS_PORT="0")
-        assert (second.returncode, "another `osiris serve` or `osiris worker` works in" in second.stderr) == (1, True)
+        assert (
+            second.returncode,
+            "another `osiris serve` or `osiris worker` works in" in second.stderr,
+        ) == (1, True)
         port = str(http.base_url.port)
         taken = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "other"), OSIRIS_PORT=port)
-        assert (taken.returncode, f"cannot listen on 127.0.0.1:{port}: " in taken.stderr) == (1, True)
+        assert (taken.returncode, f"cannot listen on 127.0.0.1:{port}: " in taken.stderr) == (
+            1,
+            True,
+        )
 
 
 def test_a_database_that_is_none_and_an_impossible_number_are_sentences(place: Path):
@@ -194,15 +238,30 @@ def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path
         0,
         "noted; it takes effect as soon as `osiris serve` runs with all its settings\n",
     )
-    assert "--repo is to be owner/name" in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
+    assert (
+        "--repo is to be owner/name"
+        in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
+    )
 
 
 def test_a_user_who_has_no_name_on_this_machine_can_file_a_request(place: Path):
     """As in a container that was started with the number of a user."""
-    as_nameless = ["/usr/bin/unshare", "--user", "--map-user=64321", "--", sys.executable, "-m", "osiris"]
+    as_nameless = [
+        "/usr/bin/unshare",
+        "--user",
+        "--map-user=64321",
+        "--",
+        sys.executable,
+        "-m",
+        "osiris",
+    ]
     env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data")}
     told = subprocess.run(
-        [*as_nameless, "request", "Do it", "--repo", "acme/shop"], env=env, cwd=place, capture_output=True, text=True
+        [*as_nameless, "request", "Do it", "--repo", "acme/shop"],
+        env=env,
+        cwd=place,
+        capture_output=True,
+        text=True,
     )
     assert (told.returncode, told.stderr) == (0, "")
     with Session(create_engine(f"sqlite:///{place}/data/osiris.db")) as session:
@@ -210,7 +269,9 @@ def test_a_user_who_has_no_name_on_this_machine_can_file_a_request(place: Path):
     assert b'"user-64321"' in row.body
 
 
-@pytest.mark.parametrize("command", ["demo", "serve", "migrate", "doctor", "request", "task list", "task watch"])
+@pytest.mark.parametrize(
+    "command", ["demo", "serve", "migrate", "doctor", "request", "task list", "task watch"]
+)
 def test_every_command_explains_itself(command: str):
     told = osiris(*command.split(), "--help")
     assert (told.returncode, "Usage:" in told.stdout) == (0, True)
@@ -241,21 +302,30 @@ async def test_a_connection_of_the_last_moment_is_closed_with_the_server():
                 client = socket.create_connection(listener.getsockname(), timeout=2)
                 for _ in range(turns):
                     await asyncio.sleep(0)
-            with client, contextlib.suppress(ConnectionResetError):  # by the kernel, when nobody had accepted it
+            # by the kernel, when nobody had accepted it
+            with client, contextlib.suppress(ConnectionResetError):
                 assert await asyncio.to_thread(client.recv, 1) == b""
 
 
 # ── strangers' words at the operator's terminal ───────────────────────────────────────────────────
 
-EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202eevil\u200b[red]\r\n9  a/b#2  done  \u20289 min ago\x85 " + "x" * 9_000
+EVIL = (
+    "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202eevil\u200b[red]\r\n9  a/b#2  done  \u20289 min"
+    " ago\x85 " + "x" * 9_000
+)
 
 
 def fill(database: Path) -> None:
     """Write a task, its story, its steps and what failed, all in hostile words."""
     task = Task(
-        issue=IssueRef("acme/shop", 1), title=EVIL, body="", requester="alice", branch="b",
-        state=State.FAILED, reason=EVIL,
-    )  # fmt: skip
+        issue=IssueRef("acme/shop", 1),
+        title=EVIL,
+        body="",
+        requester="alice",
+        branch="b",
+        state=State.FAILED,
+        reason=EVIL,
+    )
     call = ToolCall(id="1", name=EVIL, args={"command": EVIL})
     said = [
         Message(role="assistant", text=EVIL, calls=(call,)),
@@ -272,12 +342,21 @@ def fill(database: Path) -> None:
     order = {"about": "a", "lane": 0, "body": {}, "error": EVIL}
     rows = [
         TaskRow(
-            id=1, repo="acme/shop", issue=1, state="failed", data=serialization.dump_task(task), created=1, updated=1,
+            id=1,
+            repo="acme/shop",
+            issue=1,
+            state="failed",
+            data=serialization.dump_task(task),
+            created=1,
+            updated=1,
             version=1,
         ),
         LeaseRow(number=1, place="p", host=EVIL, since=1),
         RunRow(name="r", task_id=1, purpose="build", base="b", started=1),
-        *(StepRow(run="r", seq=n, message=serialization.dump_message(one), at=n) for n, one in enumerate(said)),
+        *(
+            StepRow(run="r", seq=n, message=serialization.dump_message(one), at=n)
+            for n, one in enumerate(said)
+        ),
         *(
             JournalRow(task_id=1, seq=n, at=n, kind=kind, what=what, detail=detail, hash="h")
             for n, (kind, what, detail) in enumerate(story, 1)
@@ -287,7 +366,7 @@ def fill(database: Path) -> None:
         OutboxRow(key="parked", task_id=1, kind=EVIL, **order),
         OutboxRow(key="waits", task_id=1, kind=EVIL, not_before=9e9, **order),
         OutboxRow(key="done", task_id=1, kind=EVIL, not_before=9e9, lease=1, **order),
-    ]  # fmt: skip
+    ]
     engine = create_engine(f"sqlite:///{database}")
     with Session(engine) as session:
         session.add_all(rows)
@@ -303,7 +382,11 @@ def test_nothing_that_strangers_wrote_is_obeyed_by_a_terminal_or_passes_for_a_ro
         told = osiris("task", *words.split(), cwd=place, **data)
         assert (told.returncode, told.stderr) == (0, "")
         assert "evil[red] 9 a/b#2 done" in told.stdout, "markup, or nothing, was made of it"
-        assert [c for c in told.stdout if c != "\n" and (c < " " or "\x7f" <= c < "\xa0" or c in "\u202e\u2028")] == []
+        assert [
+            c
+            for c in told.stdout
+            if c != "\n" and (c < " " or "\x7f" <= c < "\xa0" or c in "\u202e\u2028")
+        ] == []
         lines = told.stdout.split("\n")
         assert [line for line in lines if line.lstrip().startswith(("9 ", "a/b#2"))] == []
         assert max(map(len, lines)) < 5_000
@@ -315,6 +398,10 @@ def test_nothing_that_strangers_wrote_is_obeyed_by_a_terminal_or_passes_for_a_ro
 
 def test_an_error_is_one_sentence_whatever_was_said(place: Path):
     told = osiris(
-        "task", "show", "1\n\x1b[2J9  a/b#2  done", cwd=place, OSIRIS_DATA_DIR=str(place / "no\x1b]0;x\x07\nne")
+        "task",
+        "show",
+        "1\n\x1b[2J9  a/b#2  done",
+        cwd=place,
+        OSIRIS_DATA_DIR=str(place / "no\x1b]0;x\x07\nne"),
     )
     assert (told.returncode, told.stderr.count("\n"), "\x1b" in told.stderr) == (1, 1, False)

@@ -1,4 +1,5 @@
-"""The servers that tests start: they are private, they can be stopped and frozen, and they leave nothing behind."""
+"""The servers that tests start: they are private, they can be stopped and frozen, and they leave
+nothing behind."""
 
 import os
 import signal
@@ -45,12 +46,18 @@ def test_no_process_of_a_server_is_roots(server: Server):
 
 def test_a_server_listens_to_this_machine_alone(server: Server):
     told = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    listening = {local for _, local, _, state, *_ in told if state == "0A" and local.endswith(f":{server.port:04X}")}
+    listening = {
+        local
+        for _, local, _, state, *_ in told
+        if state == "0A" and local.endswith(f":{server.port:04X}")
+    }
     assert listening == {f"0100007F:{server.port:04X}"}
     assert not list(server.folder.rglob(".s.PGSQL*"))
 
 
-def test_a_database_is_fresh_for_each_test_and_a_copy_has_what_its_template_has(postgres: Postgres, database: str):
+def test_a_database_is_fresh_for_each_test_and_a_copy_has_what_its_template_has(
+    postgres: Postgres, database: str
+):
     assert ask(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
     ask(database, "CREATE TABLE found AS SELECT 7 AS seven")
     postgres.create("copied", template=urlsplit(database).path.strip("/"))
@@ -61,7 +68,9 @@ def test_a_database_is_fresh_for_each_test_and_a_copy_has_what_its_template_has(
         ask(postgres.url("copied"), "SELECT 1")
 
 
-def test_a_stopped_postgres_refuses_and_comes_back_with_what_was_committed(postgres: Postgres, database: str):
+def test_a_stopped_postgres_refuses_and_comes_back_with_what_was_committed(
+    postgres: Postgres, database: str
+):
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
         postgres.stop()
@@ -124,7 +133,9 @@ with running_postgres() as postgres, running_redis() as redis:
 
 @pytest.mark.parametrize("state", ["running", "frozen"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(number: signal.Signals, state: str):
+def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(
+    number: signal.Signals, state: str
+):
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, state],
         cwd=ROOT,

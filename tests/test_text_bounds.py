@@ -20,7 +20,9 @@ from osiris.local.terminal import Terminal
 from osiris.queue import serialization
 from tests.core.events import ISSUE, WORK
 
-HOSTS = tuple(e.Blocked(host=f"{'h' * 240}{n}", port=443, times=1, reason="r" * 400) for n in range(101))
+HOSTS = tuple(
+    e.Blocked(host=f"{'h' * 240}{n}", port=443, times=1, reason="r" * 400) for n in range(101)
+)
 ORDER = StartRun(
     issue=ISSUE,
     run=1,
@@ -80,7 +82,10 @@ async def submitted(ran: list[e.CommandRan], prepared: e.Prepared, summary: str 
 
 async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_totals():
     text = "c" * 100_000
-    ran = [e.CommandRan(command=f"{n} {text}", exit_code=n % 2, seconds=1.0, blocked=HOSTS) for n in range(300)]
+    ran = [
+        e.CommandRan(command=f"{n} {text}", exit_code=n % 2, seconds=1.0, blocked=HOSTS)
+        for n in range(300)
+    ]
     setup = e.CommandRan(command=text[:20_000], exit_code=0, seconds=1.0, blocked=HOSTS)
     work = await submitted(ran, e.Prepared(commands=(setup,) * 50, weakness="w"), "s" * 1_000_000)
     fact = e.PatchReady(issue=ISSUE, run=1, tree="t", base="b", at=0, work=work)

@@ -9,15 +9,25 @@ from osiris.core.events import Review, Thread
 from osiris.core.ports.models import Message
 from osiris.core.sanitize import clean_text, cut_text
 
-_LIMIT = 30_000  # characters of foreign text: of an issue, a review's words, its threads, a file of instructions
-_HUNK, _COMMENT, _PATH = 2_000, 8_000, 1_000  # characters: of the code before a comment, of a comment, of a path
+# characters of foreign text: of an issue, a review's words, its threads, a file of instructions
+_LIMIT = 30_000
+# characters: of the code before a comment, of a comment, of a path
+_HUNK = 2_000
+_COMMENT = 8_000
+_PATH = 1_000
 
 _TASKS = {
     Purpose.PLAN: "Plan the work for this issue.",
     Purpose.BUILD: "Work on this issue.",
-    Purpose.REVISE: "Your pull request for this issue was reviewed. Answer the review with changes to the code.",
-    Purpose.FIX_CHECKS: "The checks of your pull request for this issue fail. Find out why and fix it.",
-    Purpose.RESOLVE_CONFLICT: "Your branch for this issue conflicts with its base. Resolve the conflict.",
+    Purpose.REVISE: (
+        "Your pull request for this issue was reviewed. Answer the review with changes to the code."
+    ),
+    Purpose.FIX_CHECKS: (
+        "The checks of your pull request for this issue fail. Find out why and fix it."
+    ),
+    Purpose.RESOLVE_CONFLICT: (
+        "Your branch for this issue conflicts with its base. Resolve the conflict."
+    ),
 }
 
 
@@ -37,15 +47,20 @@ def read_prompt() -> str:
 def _write_brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:
     yield _TASKS[order.purpose]
     body = _strip_comments(order.body[:_LIMIT])
-    yield f'<issue number="{order.issue.number}">\n{_escape_tags(order.title)}\n\n{_escape_tags(body)}\n</issue>'
+    head = f'<issue number="{order.issue.number}">'
+    yield f"{head}\n{_escape_tags(order.title)}\n\n{_escape_tags(body)}\n</issue>"
     for review in order.reviews:
         yield _write_review(review)
     for path, text in instructions.items():
-        yield f'<instructions path="{_escape_attribute(path)}">\n{_escape_tags(text)}\n</instructions>'
+        yield (
+            "<instructions"
+            f' path="{_escape_attribute(path)}">\n{_escape_tags(text)}\n</instructions>'
+        )
 
 
 def _write_review(review: Review) -> str:
-    """One review, with as many of its threads as there is room for; the words of people come before the code."""
+    """One review, with as many of its threads as there is room for; the words of people come before
+    the code."""
     shown = []
     room = _LIMIT
     for thread in review.threads:
@@ -60,7 +75,11 @@ def _write_review(review: Review) -> str:
     if left := len(review.threads) - len(shown):
         shown.append(f"[{left} more comments of this review are not shown here.]")
     words = _escape_tags(_strip_comments(review.text[:_LIMIT]))
-    return f'<review by="{_escape_attribute(review.by)}">\n{words}\n' + "\n\n".join(shown) + "\n</review>"
+    return (
+        f'<review by="{_escape_attribute(review.by)}">\n{words}\n'
+        + "\n\n".join(shown)
+        + "\n</review>"
+    )
 
 
 def _write_thread(thread: Thread, hunk: str) -> str:
@@ -70,22 +89,27 @@ def _write_thread(thread: Thread, hunk: str) -> str:
 
 
 def _cut_hunk(hunk: str) -> str:
-    """The end of a hunk, which is where the comment stands; what comes before it can be read in the file."""
+    """The end of a hunk, which is where the comment stands; what comes before it can be read in the
+    file."""
     return hunk if len(hunk) <= _HUNK else f"…{hunk[-_HUNK:]}"
 
 
 def _strip_comments(text: str) -> str:
-    """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is shown, and stays."""
+    """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is
+    shown, and stays."""
     parts = _FENCED.split(text)  # every second one is a block of code
     found = sum(part.count("<!--") for part in parts[::2])
     if not found:
         return text
     parts[::2] = [_COMMENTED.sub("", part) for part in parts[::2]]
-    return "".join(parts) + f"\n\n[{found} HTML comments, which GitHub does not show, were left out.]"
+    return (
+        "".join(parts) + f"\n\n[{found} HTML comments, which GitHub does not show, were left out.]"
+    )
 
 
 def _escape_tags(text: str) -> str:
-    """Return foreign text that cannot open or close one of our own tags, and hides nothing from a reader.
+    """Return foreign text that cannot open or close one of our own tags, and hides nothing from a
+    reader.
 
     Hidden characters go first, for one inside a tag's name would hide the tag from the pattern.
     """
@@ -103,5 +127,5 @@ _TAG = re.compile(
     "(?i)[<\uff1c\ufe64\u1438\u02c2\u276e\u3008\u27e8\u2329\u226a\u300a](?=\\s*+[/\uff0f]?+\\s*+"
     r"(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
 )
-"""The start of one of our tags, or of one whose name has letters that are not ASCII: those can look like ours. The
-brackets are `<` and what looks like it."""
+"""The start of one of our tags, or of one whose name has letters that are not ASCII: those can look
+like ours. The brackets are `<` and what looks like it."""

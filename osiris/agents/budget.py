@@ -9,7 +9,8 @@ from osiris.core.ports.models import Halted, SpentBudget
 
 
 class Budget:
-    """`steps` model calls, `minutes` of work and `usd` US dollars (None: any); `spent_seconds` are of earlier lives."""
+    """`steps` model calls, `minutes` of work and `usd` US dollars (None: any); `spent_seconds` are
+    of earlier lives."""
 
     def __init__(
         self,
@@ -20,7 +21,10 @@ class Budget:
         spent_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._steps, self._minutes, self._usd, self._clock = steps, minutes, usd, clock
+        self._steps = steps
+        self._minutes = minutes
+        self._usd = usd
+        self._clock = clock
         self._since = clock() - spent_seconds
 
     @property
@@ -39,8 +43,8 @@ class Budget:
     def check_limits(self, steps: int, usd: float, *, is_priced: bool) -> None:
         """Before one more model call, with `steps` made and `usd` spent as far as prices are known.
 
-        Raises RunEnded when that is too much. A model whose price is not known (`priced`) halts the run as well: what
-        it costs cannot be held.
+        Raises RunEnded when that is too much. A model whose price is not known (`priced`) halts the
+        run as well: what it costs cannot be held.
         """
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
@@ -49,7 +53,10 @@ class Budget:
         if self._usd is None:
             return
         if not is_priced:
-            reason = "no price is known for this model, so the budget in dollars cannot be held; another model may do"
+            reason = (
+                "no price is known for this model, so the budget in dollars cannot be held; another"
+                " model may do"
+            )
             raise RunEnded(Halted(reason=reason))
         if usd >= self._usd:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._usd:g} US dollars is spent"))

@@ -1,4 +1,5 @@
-"""A run's files put away now and then, so that another machine can go on with them; and had again there."""
+"""A run's files put away now and then, so that another machine can go on with them; and had again
+there."""
 
 import asyncio
 import logging
@@ -26,10 +27,14 @@ _LAST = 6.0  # seconds that it may take when the worker is about to end
 _MOST_NAMED, _MOST_COMMAND = 10, 200  # commands that ended otherwise; characters of each
 
 MOVED = (
-    "This work was moved to another machine. The files of the repository are as they were. Gone are running processes, "
-    "what lay outside of the workspace, and what git ignores in it, such as installed packages."
+    "This work was moved to another machine. The files of the repository are as they were. Gone are"
+    " running processes, what lay outside of the workspace, and what git ignores in it, such as"
+    " installed packages."
 )
-DIFFERED = " Some commands were run again there, and ended otherwise than before, so look before you go on: "
+DIFFERED = (
+    " Some commands were run again there, and ended otherwise than before, so look before you go"
+    " on: "
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,26 +61,35 @@ class Checkpoints:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._location, self._storage, self._repositories, self._transcripts = (
-            location,
-            storage,
-            repositories,
-            transcripts,
-        )
+        self._location = location
+        self._storage = storage
+        self._repositories = repositories
+        self._transcripts = transcripts
         self._clock = clock
         self._due = clock() + EVERY
         self._base = self._before = ""
 
-    async def open_session(self, sandbox: Sandbox, resumed_run: ResumedRun, plan: Plan) -> tuple[Session, int | None]:
-        """The run's session, and the message from which on its steps must be done again in it (None: from none).
+    async def open_session(
+        self, sandbox: Sandbox, resumed_run: ResumedRun, plan: Plan
+    ) -> tuple[Session, int | None]:
+        """The run's session, and the message from which on its steps must be done again in it
+        (None: from none).
 
         `plan` is for a new one, but for what was put away. Raises Refused or Unavailable.
         """
-        self._base, self._before = resumed_run.base, resumed_run.checkpoint.commit if resumed_run.checkpoint else ""
+        self._base = resumed_run.base
+        self._before = resumed_run.checkpoint.commit if resumed_run.checkpoint else ""
         if not resumed_run.here:
-            await sandbox.remove(self._location.run)  # what an earlier visit of this run left here is out of date
-        files = await self._restore_files(resumed_run.checkpoint) if self._location.run not in sandbox.names() else ""
-        session, is_new = await sandbox.create(self._location.run, replace(plan, base=resumed_run.base, files=files))
+            # what an earlier visit of this run left here is out of date
+            await sandbox.remove(self._location.run)
+        files = (
+            await self._restore_files(resumed_run.checkpoint)
+            if self._location.run not in sandbox.names()
+            else ""
+        )
+        session, is_new = await sandbox.create(
+            self._location.run, replace(plan, base=resumed_run.base, files=files)
+        )
         if not is_new:
             return session, None
         return session, resumed_run.checkpoint.steps if resumed_run.checkpoint and files else 0
@@ -86,23 +100,29 @@ class Checkpoints:
         try:
             await self._storage.restore(self._location.repo, self._location.ref)
         except Refused as refused:
-            log.warning("what %s had done is not where it was put away: %s", self._location.run, refused)
+            log.warning(
+                "what %s had done is not where it was put away: %s", self._location.run, refused
+            )
             return ""
         return checkpoint.commit
 
     async def save_if_due(self, session: Session, recorder: TranscriptRecorder) -> None:
-        """Put the files away after a step, if that was not done for a while: the larger, the longer."""
+        """Put the files away after a step, if that was not done for a while: the larger, the
+        longer."""
         if self._storage is not None and self._clock() >= self._due:
             await self.save(session, len(recorder.messages))
 
     async def save(self, session: Session, steps: int) -> None:
-        """Put the files away as they are after `steps` messages. What cannot be put away is done again instead."""
+        """Put the files away as they are after `steps` messages. What cannot be put away is done
+        again instead."""
         began = self._clock()
         size = 0
         try:
             export = await session.export(self._base)
             with export.pack:
-                taken = await self._repositories.import_pack(self._location.repo, self._base, export, ())
+                taken = await self._repositories.import_pack(
+                    self._location.repo, self._base, export, ()
+                )
             size = taken.size
             await self.save_tree(taken.tree, steps)
         except (Refused, Unavailable) as error:
@@ -113,8 +133,12 @@ class Checkpoints:
     async def save_tree(self, tree: str, steps: int) -> None:
         """Put a tree away that was taken already. Raises LeaseLost, Refused or Unavailable."""
         if self._storage is not None:
-            commit = await self._storage.save(self._location.repo, self._location.ref, tree, self._base, self._before)
-            await self._transcripts.record_checkpoint(self._location.run, Checkpoint(commit=commit, steps=steps))
+            commit = await self._storage.save(
+                self._location.repo, self._location.ref, tree, self._base, self._before
+            )
+            await self._transcripts.record_checkpoint(
+                self._location.run, Checkpoint(commit=commit, steps=steps)
+            )
             self._before = commit
 
     async def save_on_shutdown(self, session: Session, recorder: TranscriptRecorder) -> None:
@@ -129,17 +153,23 @@ class Checkpoints:
 
 
 def pause_after(size: int, seconds: float) -> float:
-    """Return how many seconds to wait after a time that added `size` bytes and took `parse_time`."""
+    """Return how many seconds to wait after a time that added `size` bytes and took
+    `parse_time`."""
     return max(EVERY + size / _GROWTH, _SHARE * seconds)
 
 
 async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:
-    """Do again, in a new workspace, the answered tool calls whose answers come from message `since` on.
+    """Do again, in a new workspace, the answered tool calls whose answers come from message `since`
+    on.
 
     No model is asked. Returns the commands that ended otherwise than they did.
     """
     calls = {call.id: call for message in messages for call in message.calls}
-    answers = [message for message in messages[since:] if message.role == "tool" and message.text != INTERRUPTED]
+    answers = [
+        message
+        for message in messages[since:]
+        if message.role == "tool" and message.text != INTERRUPTED
+    ]
     log.info("doing %d tool calls again in a new workspace", len(answers))
     differed = []
     for answer in answers:
@@ -154,7 +184,8 @@ async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int
 
 
 def relocation_notice(differed: Sequence[str], *, restored: bool) -> Message | None:
-    """What the agent is told of it; nothing when all that it had done was done again, with the same ends."""
+    """What the agent is told of it; nothing when all that it had done was done again, with the same
+    ends."""
     if not restored and not differed:
         return None
     if not differed:

@@ -1,9 +1,10 @@
 """What of a transcript a model is sent: all of it, until that comes near the end of its window.
 
-The rule: the instructions, the brief, every word and call of the model, and the newest tool answers stay; the oldest
-tool answers go first, each leaving a line in its place. Whenever the conversation has grown over the whole room it is
-cut down to half of it, so that between two cuts its beginning stays the same, byte for byte, and the vendors' caches
-hold. The rule looks at nothing but the transcript: a run that resumes is sent what it was sent before.
+The rule: the instructions, the brief, every word and call of the model, and the newest tool answers
+stay; the oldest tool answers go first, each leaving a line in its place. Whenever the conversation
+has grown over the whole room it is cut down to half of it, so that between two cuts its beginning
+stays the same, byte for byte, and the vendors' caches hold. The rule looks at nothing but the
+transcript: a run that resumes is sent what it was sent before.
 """
 
 import json
@@ -29,7 +30,9 @@ def fit_to_window(transcript: Sequence[Message], room: int) -> list[Message]:
         if total > room:
             gone, total = _drop_oldest(transcript, sizes, gone, at, total, room)
     return [
-        replace(message, text=GONE) if at < gone and sizes[at] == _LEFT and message.role == "tool" else message
+        replace(message, text=GONE)
+        if at < gone and sizes[at] == _LEFT and message.role == "tool"
+        else message
         for at, message in enumerate(transcript)
     ]
 
@@ -37,9 +40,11 @@ def fit_to_window(transcript: Sequence[Message], room: int) -> list[Message]:
 def _drop_oldest(
     transcript: Sequence[Message], sizes: list[int], gone: int, at: int, total: int, room: int
 ) -> tuple[int, int]:
-    """Leave answers out, from the oldest on, until half of the room is free; where that ended, and what is left."""
+    """Leave answers out, from the oldest on, until half of the room is free; where that ended, and
+    what is left."""
     newest = next((n for n in range(at, -1, -1) if transcript[n].role == "assistant"), at)
-    last = max(gone, min(at + 1 - _NEWEST, newest))  # all answers to the last reply stay: nobody has seen them yet
+    # all answers to the last reply stay: nobody has seen them yet
+    last = max(gone, min(at + 1 - _NEWEST, newest))
     while gone < last and total > room // 2:
         if transcript[gone].role == "tool" and sizes[gone] > _LEFT:
             total -= sizes[gone] - _LEFT
@@ -50,8 +55,11 @@ def _drop_oldest(
 
 def count_tokens(message: Message) -> int:
     """About how many tokens a message takes."""
-    words = message.text + "".join(json.dumps(dict(call.args), ensure_ascii=False) for call in message.calls)
+    words = message.text + "".join(
+        json.dumps(dict(call.args), ensure_ascii=False) for call in message.calls
+    )
     return int(len(words.encode("utf-8", "replace")) / _BYTES) + 8
 
 
-_LEFT = count_tokens(Message(role="tool", text=GONE))  # what an output that was left out still takes
+# what an output that was left out still takes
+_LEFT = count_tokens(Message(role="tool", text=GONE))

@@ -1,6 +1,7 @@
 """The agent loop: ask the brain, use the tools, until a tool ends the run or the budget does.
 
-The transcript is the only state, and every message is stored before the next thing happens: a killed run resumes.
+The transcript is the only state, and every message is stored before the next thing happens: a
+killed run resumes.
 """
 
 import asyncio
@@ -29,12 +30,16 @@ _REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submi
 """Tools that may be used again after a crash without doing anything twice."""
 
 INTERRUPTED = (
-    "interrupted: the worker stopped while this ran, so it may or may not have happened; look before you retry"
+    "interrupted: the worker stopped while this ran, so it may or may not have happened; look"
+    " before you retry"
 )
 _NUDGES = {
     "": "Use a tool. When the work is finished, call submit with a summary.",
     "cut": "Your reply was cut at its greatest length. Be brief, and use a tool.",
-    "refused": "Your reply was withheld. This is ordinary work on code: go on with a tool, or submit and say why not.",
+    "refused": (
+        "Your reply was withheld. This is ordinary work on code: go on with a tool, or submit and"
+        " say why not."
+    ),
 }
 _GRACE = 300.0  # seconds a step may still take when the time is over; then it is cut off
 _IDLE = 3  # replies in a row without a tool call that end a run
@@ -44,14 +49,17 @@ class ModelSelector:
     """Who thinks in a run. A person may choose another model; it thinks from the next step on."""
 
     def __init__(self, select: SelectModel, model: str) -> None:
-        self._select, self._model = select, model
+        self._select = select
+        self._model = model
         self._current: LanguageModel | None = None
 
     def switch_model(self, model: str) -> None:
-        self._model, self._current = model, None
+        self._model = model
+        self._current = None
 
     async def get_model(self) -> LanguageModel:
-        """Raises RunEnded when there is no such model: a person may choose another, and the run goes on."""
+        """Raises RunEnded when there is no such model: a person may choose another, and the run
+        goes on."""
         while self._current is None:
             wanted = self._model
             try:
@@ -67,20 +75,33 @@ class TranscriptRecorder:
     """One run's transcript in memory and in the database, which are always the same."""
 
     def __init__(
-        self, run: str, transcripts: Transcripts, messages: list[Message], budget: Budget, live_events: LiveEvents
+        self,
+        run: str,
+        transcripts: Transcripts,
+        messages: list[Message],
+        budget: Budget,
+        live_events: LiveEvents,
     ) -> None:
-        self._run, self._transcripts, self.messages = run, transcripts, messages
-        self._budget, self._stored_at, self._live_events = budget, budget.seconds, live_events
+        self._run = run
+        self._transcripts = transcripts
+        self.messages = messages
+        self._budget = budget
+        self._stored_at = budget.seconds
+        self._live_events = live_events
 
     async def append(self, message: Message) -> None:
         spent = self._budget.seconds
-        await self._transcripts.append(self._run, len(self.messages), message, spent - self._stored_at)
+        await self._transcripts.append(
+            self._run, len(self.messages), message, spent - self._stored_at
+        )
         self._stored_at = spent
         self.messages.append(message)
 
     def publish_delta(self, kind: DeltaKind, text: str) -> None:
         """A piece of the reply that will be the next message."""
-        self._live_events.publish(ReplyDelta(run=self._run, seq=len(self.messages), kind=kind, text=text))
+        self._live_events.publish(
+            ReplyDelta(run=self._run, seq=len(self.messages), kind=kind, text=text)
+        )
 
     @property
     def replies(self) -> list[Message]:
@@ -109,7 +130,8 @@ async def run_agent(
     after_step: Callable[[], Awaitable[None]],
     notice: Message | None = None,
 ) -> Outcome:
-    """Run to the end and return the outcome; `news` is said before the first step, `between` called after each.
+    """Run to the end and return the outcome; `news` is said before the first step, `between` called
+    after each.
 
     Raises Unavailable when the model cannot be asked now.
     """
@@ -130,10 +152,14 @@ async def run_agent(
             raise  # somebody else's
         return budget.out_of_time()
     except Unavailable as outage:
-        raise Unavailable(str(outage), retry_in=outage.retry_in, made_progress=len(recorder.messages) > begun) from None
+        raise Unavailable(
+            str(outage), retry_in=outage.retry_in, made_progress=len(recorder.messages) > begun
+        ) from None
 
 
-async def run_step(selector: ModelSelector, toolbox: Toolbox, recorder: TranscriptRecorder, budget: Budget) -> None:
+async def run_step(
+    selector: ModelSelector, toolbox: Toolbox, recorder: TranscriptRecorder, budget: Budget
+) -> None:
     """One model call and the tools it asks for."""
     brain = await selector.get_model()
     known = sum(message.usage.usd or 0.0 for message in recorder.messages)
@@ -149,7 +175,8 @@ async def run_step(selector: ModelSelector, toolbox: Toolbox, recorder: Transcri
 
 
 def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Message:
-    """No vendor promises that a call's id is its own: those of a reply with one that was there before are made so.
+    """No vendor promises that a call's id is its own: those of a reply with one that was there
+    before are made so.
 
     The vendor's form of such a reply would hold the old ids, so it is left.
     """
@@ -157,13 +184,18 @@ def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Messa
     ids = [call.id for call in reply.calls]
     if len(set(ids)) == len(ids) and not before & set(ids):
         return reply
-    calls = (replace(call, id=f"call-{len(recorder.messages)}-{n}") for n, call in enumerate(reply.calls))
+    calls = (
+        replace(call, id=f"call-{len(recorder.messages)}-{n}") for n, call in enumerate(reply.calls)
+    )
     return replace(reply, calls=tuple(calls), state={})
 
 
 async def _nudge_model(recorder: TranscriptRecorder, reply: Message) -> None:
     """A reply that does nothing is answered; a model that goes on so has given up."""
-    if not any(message.calls for message in recorder.replies[-_IDLE:]) and len(recorder.replies) >= _IDLE:
+    if (
+        not any(message.calls for message in recorder.replies[-_IDLE:])
+        and len(recorder.replies) >= _IDLE
+    ):
         what = "refused to go on" if reply.end == "refused" else "stopped using its tools"
         said = f"; it said: {reply.text}" if reply.text else ""
         raise RunEnded(GaveUp(reason=f"the model {what}{said}"))
@@ -179,8 +211,13 @@ async def _call_tool(toolbox: Toolbox, recorder: TranscriptRecorder, call: ToolC
 
 
 async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecorder) -> None:
-    """After a crash: what can be repeated is repeated; of the rest the first may have run, the others have not."""
-    if recorder.messages and recorder.messages[-1].role == "assistant" and not recorder.messages[-1].calls:
+    """After a crash: what can be repeated is repeated; of the rest the first may have run, the
+    others have not."""
+    if (
+        recorder.messages
+        and recorder.messages[-1].role == "assistant"
+        and not recorder.messages[-1].calls
+    ):
         await _nudge_model(recorder, recorder.messages[-1])
     for n, call in enumerate(recorder.unanswered_calls()):
         if call.name in _REPEATABLE or n > 0:

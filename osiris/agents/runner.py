@@ -1,4 +1,5 @@
-"""One run of an agent on one task: brief in, fact out. It holds no GitHub credential and cannot reach one."""
+"""One run of an agent on one task: brief in, fact out. It holds no GitHub credential and cannot
+reach one."""
 
 import asyncio
 import logging
@@ -8,7 +9,13 @@ from dataclasses import dataclass, field
 
 from osiris.agents import briefing
 from osiris.agents.budget import Budget
-from osiris.agents.checkpoints import Checkpoints, RunLocation, is_difference_notice, relocation_notice, replay_calls
+from osiris.agents.checkpoints import (
+    Checkpoints,
+    RunLocation,
+    is_difference_notice,
+    relocation_notice,
+    replay_calls,
+)
 from osiris.agents.command_totals import MOST_SUMMARY, bound_commands, bound_prepared
 from osiris.agents.loop import ModelSelector, TranscriptRecorder, run_agent
 from osiris.config import copilot_setup
@@ -18,7 +25,16 @@ from osiris.core.effects import Purpose, StartRun
 from osiris.core.errors import Refused
 from osiris.core.policy import Policy
 from osiris.core.ports.live import LiveEvents
-from osiris.core.ports.models import GaveUp, Halted, Message, Outcome, SelectModel, SpentBudget, Submitted, Toolbox
+from osiris.core.ports.models import (
+    GaveUp,
+    Halted,
+    Message,
+    Outcome,
+    SelectModel,
+    SpentBudget,
+    Submitted,
+    Toolbox,
+)
 from osiris.core.ports.repositories import Checkout, CheckpointStorage, Repositories
 from osiris.core.ports.sandbox import Plan, Sandbox, SandboxLimits, Session, Setup
 from osiris.core.ports.storage import Inbox, Transcripts
@@ -50,7 +66,8 @@ class _ActiveRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDependencies:
-    """What runs work with. Without a `vault` a run can go on only on this machine, or from its begin."""
+    """What runs work with. Without a `vault` a run can go on only on this machine, or from its
+    begin."""
 
     sandbox: Sandbox
     tools: Callable[[Session], Toolbox]
@@ -71,13 +88,15 @@ class Runner:
         inbox: Inbox,
         live_events: LiveEvents,
     ) -> None:
-        self._select_model, self._sandbox, self._tools = select_model, dependencies.sandbox, dependencies.tools
-        self._repositories, self._storage, self._limits = (
-            dependencies.repositories,
-            dependencies.storage,
-            dependencies.limits,
-        )
-        self._transcripts, self._inbox, self._live_events = transcripts, inbox, live_events
+        self._select_model = select_model
+        self._sandbox = dependencies.sandbox
+        self._tools = dependencies.tools
+        self._repositories = dependencies.repositories
+        self._storage = dependencies.storage
+        self._limits = dependencies.limits
+        self._transcripts = transcripts
+        self._inbox = inbox
+        self._live_events = live_events
         self._under_way: dict[str, asyncio.Task[e.RunFact]] = {}
         self._selectors: dict[str, ModelSelector] = {}
         self._chosen_models = BoundedDict[str, str](_MOST_REMEMBERED)
@@ -87,18 +106,25 @@ class Runner:
     async def announce_run(self, order: StartRun) -> None:
         """Say that the run begins, once."""
         fact = e.RunStarted(issue=order.issue, run=order.run)
-        await self._inbox.accept_fact(f"{run_name(order.issue, order.run)}/started/{order.steps}", fact)
+        await self._inbox.accept_fact(
+            f"{run_name(order.issue, order.run)}/started/{order.steps}", fact
+        )
 
     async def run(self, order: StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
-        """Let an agent work until its run ends; None when it was stopped. Raises Refused or Unavailable.
+        """Let an agent work until its run ends; None when it was stopped. Raises Refused or
+        Unavailable.
 
         When the worker itself is cancelled the run is not over: the same order resumes it.
         """
         name = run_name(order.issue, order.run)
         if name in self._stopped:  # while its checkout was made
             return None
-        self._selectors[name] = mind = ModelSelector(self._select_model, self._chosen_models.pop(name, order.model))
-        self._under_way[name] = job = asyncio.create_task(self._run_to_end(name, order, checkout, policy, mind))
+        self._selectors[name] = mind = ModelSelector(
+            self._select_model, self._chosen_models.pop(name, order.model)
+        )
+        self._under_way[name] = job = asyncio.create_task(
+            self._run_to_end(name, order, checkout, policy, mind)
+        )
         try:
             return await job
         except asyncio.CancelledError:
@@ -115,14 +141,16 @@ class Runner:
             self._held.discard(name)
 
     def switch_model(self, issue: e.IssueRef, run: int, model: str) -> None:
-        """Let another model think in a run from its next step on, or from its begin if it has not begun."""
+        """Let another model think in a run from its next step on, or from its begin if it has not
+        begun."""
         if mind := self._selectors.get(name := run_name(issue, run)):
             mind.switch_model(model)
         else:
             self._chosen_models[name] = model
 
     async def stop_run(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None:
-        """End a run, under way or not, and remove its workspace; with `keep` only cut it off: it can go on later."""
+        """End a run, under way or not, and remove its workspace; with `keep` only cut it off: it
+        can go on later."""
         name = run_name(issue, run)
         job = self._under_way.get(name)
         if keep:
@@ -138,12 +166,22 @@ class Runner:
             await self._transcripts.end_run(name, "over")
 
     async def _run_to_end(
-        self, name: str, order: StartRun, checkout: Checkout, policy: Policy, selector: ModelSelector
+        self,
+        name: str,
+        order: StartRun,
+        checkout: Checkout,
+        policy: Policy,
+        selector: ModelSelector,
     ) -> e.RunFact:
         run = await self._open_run(name, order, checkout, policy)
         try:
             outcome = await run_agent(
-                selector, run.toolbox, run.recorder, run.budget, after_step=run.save_checkpoint, notice=run.notice
+                selector,
+                run.toolbox,
+                run.recorder,
+                run.budget,
+                after_step=run.save_checkpoint,
+                notice=run.notice,
             )
             fact = await self._create_fact(run, outcome, policy.deny)
         except Refused as refused:
@@ -152,10 +190,12 @@ class Runner:
             if name not in self._stopped:
                 await run.checkpoints.save_on_shutdown(run.session, run.recorder)
             raise
-        return fact  # the workspace stays until the fact is recorded: a crash before that comes back to it
+        # the workspace stays until the fact is recorded: a crash before that comes back to it
+        return fact
 
     async def _plan_session(self, repo: str, checkout: Checkout, policy: Policy) -> Plan:
-        """The workspace of a run: what gets it ready stands on the base branch, where people put it."""
+        """The workspace of a run: what gets it ready stands on the base branch, where people put
+        it."""
         commands = policy.setup
         if commands is None:
             text = await self._repositories.read_file(repo, checkout.trusted, copilot_setup.PATH)
@@ -173,22 +213,36 @@ class Runner:
             limits=self._limits,
         )
 
-    async def _open_run(self, name: str, order: StartRun, checkout: Checkout, policy: Policy) -> _ActiveRun:
+    async def _open_run(
+        self, name: str, order: StartRun, checkout: Checkout, policy: Policy
+    ) -> _ActiveRun:
         begun = await self._transcripts.begin_run(name, order.issue, order.purpose, checkout.commit)
-        place = RunLocation(repo=order.issue.repo, ref=f"{order.issue.number}-{order.run}", run=name)
+        place = RunLocation(
+            repo=order.issue.repo, ref=f"{order.issue.number}-{order.run}", run=name
+        )
         shelf = Checkpoints(place, self._storage, self._repositories, self._transcripts)
         session, redo = await shelf.open_session(
             self._sandbox, begun, await self._plan_session(order.issue.repo, checkout, policy)
         )
         toolbox = self._tools(session)
-        instructions = await self._repositories.read_instructions(order.issue.repo, checkout.trusted)
-        budget = Budget(steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=begun.seconds)
+        instructions = await self._repositories.read_instructions(
+            order.issue.repo, checkout.trusted
+        )
+        budget = Budget(
+            steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=begun.seconds
+        )
         tape = TranscriptRecorder(
-            name, self._transcripts, await self._transcripts.load_messages(name), budget, self._live_events
+            name,
+            self._transcripts,
+            await self._transcripts.load_messages(name),
+            budget,
+            self._live_events,
         )
         news = None
         if redo is not None and tape.messages:
-            news = relocation_notice(await replay_calls(toolbox, tape.messages, redo), restored=redo > 0)
+            news = relocation_notice(
+                await replay_calls(toolbox, tape.messages, redo), restored=redo > 0
+            )
         await session.seal()  # not before: what was done again in part must not pass for the whole
         for message in briefing.build_messages(order, instructions)[len(tape.messages) :]:
             await tape.append(message)
@@ -205,7 +259,9 @@ class Runner:
             notice=news,
         )
 
-    async def _create_fact(self, run: _ActiveRun, outcome: Outcome, deny: Sequence[str]) -> e.RunFact:
+    async def _create_fact(
+        self, run: _ActiveRun, outcome: Outcome, deny: Sequence[str]
+    ) -> e.RunFact:
         issue, number = run.order.issue, run.order.run
         match outcome:
             case Submitted(summary=summary):
@@ -217,7 +273,9 @@ class Runner:
             case Halted(reason=reason):
                 return e.RunHalted(issue=issue, run=number, reason=reason)
 
-    async def _import_submission(self, run: _ActiveRun, summary: str, deny: Sequence[str]) -> e.RunFact:
+    async def _import_submission(
+        self, run: _ActiveRun, summary: str, deny: Sequence[str]
+    ) -> e.RunFact:
         issue, number = run.order.issue, run.order.run
         export = await run.session.export(run.base)
         with export.pack:
@@ -245,7 +303,9 @@ class Runner:
             prepared=bound_prepared(run.session.prepared),
         )
         at = int(time.time())
-        return e.PatchReady(issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work)
+        return e.PatchReady(
+            issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work
+        )
 
     async def _save_checkpoint(self, run: _ActiveRun, tree: str) -> None:
         """What is handed in may be pushed by another machine, or this one may be gone by then."""
@@ -261,7 +321,8 @@ def run_name(issue: e.IssueRef, run: int) -> str:
 
 
 def _edited_last(messages: Sequence[Message]) -> bool:
-    """Whether a file was changed after the last command ran, or a command had another end when it was run again."""
+    """Whether a file was changed after the last command ran, or a command had another end when it
+    was run again."""
     answers = {message.call: message for message in messages if message.role == "tool"}
     for message in reversed(messages):
         if is_difference_notice(message):

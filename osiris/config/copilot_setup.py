@@ -1,4 +1,5 @@
-"""The steps by which a repository gets GitHub's own agent ready, for those that have them: `copilot-setup-steps.yml`.
+"""The steps by which a repository gets GitHub's own agent ready, for those that have them:
+`copilot-setup-steps.yml`.
 
 https://docs.github.com/en/copilot/how-tos/use-copilot-agents/coding-agent/customize-the-agent-environment
 """
@@ -18,8 +19,9 @@ _INSTEAD: Final = "mend it, or name the set-up commands in `.github/osiris.yml` 
 def parse_steps(text: str) -> tuple[str, ...]:
     """Return the commands of its `run:` steps, in order; none for a file without that job.
 
-    A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's machines and is
-    left out. Raises NeedsOperator for a file that cannot be read, or has more commands than `commands.setup` may have.
+    A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's
+    machines and is left out. Raises NeedsOperator for a file that cannot be read, or has more
+    commands than `commands.setup` may have.
     """
     try:
         data = load_yaml(text)
@@ -28,19 +30,29 @@ def parse_steps(text: str) -> tuple[str, ...]:
         raise NeedsOperator(f"`{PATH}` {error}{where}; {_INSTEAD}") from None
     commands = tuple(_list_commands(data))
     if len(commands) > MOST_COMMANDS:
-        raise NeedsOperator(f"`{PATH}` has {len(commands)} commands, more than {MOST_COMMANDS}; {_INSTEAD}")
+        raise NeedsOperator(
+            f"`{PATH}` has {len(commands)} commands, more than {MOST_COMMANDS}; {_INSTEAD}"
+        )
     if any(len(command) > MOST_COMMAND for command in commands):
-        raise NeedsOperator(f"`{PATH}` has a command of more than {MOST_COMMAND:,} characters; {_INSTEAD}")
+        raise NeedsOperator(
+            f"`{PATH}` has a command of more than {MOST_COMMAND:,} characters; {_INSTEAD}"
+        )
     return commands
 
 
 def _list_commands(data: Any) -> Iterator[str]:
     try:
         steps = data["jobs"][JOB]["steps"]
-        commands = [step["run"] for step in steps if isinstance(step, dict) and "run" in step and "if" not in step]
+        commands = [
+            step["run"]
+            for step in steps
+            if isinstance(step, dict) and "run" in step and "if" not in step
+        ]
     except (KeyError, TypeError):
         return
-    yield from (command for command in commands if isinstance(command, str) and _is_runnable(command))
+    yield from (
+        command for command in commands if isinstance(command, str) and _is_runnable(command)
+    )
 
 
 def _is_runnable(command: str) -> bool:

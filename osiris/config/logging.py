@@ -42,7 +42,8 @@ class _JsonFormatter(_RedactingFormatter):
 
 
 def _bound_line(text: str) -> str:
-    """Return text for the log without hidden characters and without the middle of a very long one."""
+    """Return text for the log without hidden characters and without the middle of a very long
+    one."""
     text = clean_text(text)
     if len(text) <= MOST:
         return text
@@ -56,5 +57,14 @@ def configure_logging(style: str, secrets: Sequence[str] = (), level: int = logg
     hide = Redactor(secrets)
     handler.setFormatter(_JsonFormatter(hide) if style == "json" else _RedactingFormatter(hide))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpx2", "google_genai", "httpcore", "uvicorn.access", "githubkit", "alembic", "arq"):
+    for noisy in (
+        "httpx",
+        "httpx2",
+        "google_genai",
+        "httpcore",
+        "uvicorn.access",
+        "githubkit",
+        "alembic",
+        "arq",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -13,7 +13,9 @@ from osiris.core.sanitize import clean_text, cut_text
 PATH = ".github/osiris.yml"
 MOST_COMMANDS, MOST_COMMAND = 50, 20_000  # of a set-up; characters of one
 MODEL = r"^[a-z-]+:\S+$"
-HOST = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
+HOST = re.compile(
+    r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?"
+)
 _DEFAULT = Policy()
 
 
@@ -25,7 +27,9 @@ class _Budget(BaseModel):
 
 class _Paths(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    deny: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=500)] = list(_DEFAULT.deny)
+    deny: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=500)] = list(
+        _DEFAULT.deny
+    )
 
 
 class _Models(BaseModel):
@@ -38,10 +42,12 @@ _Command = Annotated[str, Field(min_length=1, max_length=MOST_COMMAND)]
 
 
 def _validate_host(name: str) -> str:
-    """A name with a dot in it: neither an address of numbers nor a machine of the operator's own."""
+    """A name with a dot in it: neither an address of numbers nor a machine of the operator's
+    own."""
     if len(name) > 260 or not HOST.fullmatch(name):
         raise ValueError(
-            f"{name[:80]!r} is not the name of a host, like example.com, *.example.com or example.com:8443"
+            f"{name[:80]!r} is not the name of a host, like example.com, *.example.com or"
+            " example.com:8443"
         )
     return name
 
@@ -51,7 +57,9 @@ def _validate_agent_host(name: str) -> str:
 
 
 _Hosts = Annotated[list[Annotated[str, AfterValidator(_validate_host)]], Field(max_length=50)]
-_AgentHosts = Annotated[list[Annotated[str, AfterValidator(_validate_agent_host)]], Field(max_length=50)]
+_AgentHosts = Annotated[
+    list[Annotated[str, AfterValidator(_validate_agent_host)]], Field(max_length=50)
+]
 
 
 class _Commands(BaseModel):
@@ -82,7 +90,8 @@ def _read_commands(given: _Commands) -> tuple[str, ...] | None:
 
 
 def parse_policy(text: str) -> Policy:
-    """The policy a repository's file states; every key is optional. Raises Refused naming the key and the reason."""
+    """The policy a repository's file states; every key is optional. Raises Refused naming the key
+    and the reason."""
     try:
         data = load_yaml(text) or {}
     except UnreadableYaml as error:
@@ -92,9 +101,13 @@ def parse_policy(text: str) -> Policy:
         file = _File.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = cut_text(" ".join(clean_text(".".join(map(str, first["loc"]))).split()), 100) or "the file"
+        key = (
+            cut_text(" ".join(clean_text(".".join(map(str, first["loc"]))).split()), 100)
+            or "the file"
+        )
         raise Refused(
-            f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; mend it on the default branch"
+            f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; mend it on the"
+            " default branch"
         ) from None
     return Policy(
         label=file.label,

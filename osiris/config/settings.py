@@ -20,7 +20,8 @@ def _default_data_dir() -> Path:
 
 
 class Settings(BaseModel):
-    """One field per environment variable of the same name in capitals; see `docs/configuration.md`."""
+    """One field per environment variable of the same name in capitals; see
+    `docs/configuration.md`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -66,7 +67,9 @@ class Settings(BaseModel):
     def _split_paths(cls, value: Any) -> Any:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
-    @field_validator("osiris_data_dir", "osiris_toolchains", "github_private_key_file", mode="after")
+    @field_validator(
+        "osiris_data_dir", "osiris_toolchains", "github_private_key_file", mode="after"
+    )
     @classmethod
     def _make_absolute(cls, value: Any) -> Any:
         """Processes that are started elsewhere must find the same place."""
@@ -81,7 +84,9 @@ class Settings(BaseModel):
             raise ValueError("is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
         return value
 
-    @field_validator("anthropic_api_key", "openai_api_key", "google_api_key", "openai_compatible_api_key")
+    @field_validator(
+        "anthropic_api_key", "openai_api_key", "google_api_key", "openai_compatible_api_key"
+    )
     @classmethod
     def _check_key(cls, key: SecretStr) -> SecretStr:
         word = key.get_secret_value().strip()
@@ -89,17 +94,23 @@ class Settings(BaseModel):
             raise ValueError("is to be one word of ASCII characters")
         return SecretStr(word)
 
-    @field_validator("anthropic_base_url", "openai_base_url", "google_base_url", "openai_compatible_base_url")
+    @field_validator(
+        "anthropic_base_url", "openai_base_url", "google_base_url", "openai_compatible_base_url"
+    )
     @classmethod
     def _check_url(cls, url: str) -> str:
         if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
-            raise ValueError("is to be an address like https://HOST/PATH, without a name or password in it")
+            raise ValueError(
+                "is to be an address like https://HOST/PATH, without a name or password in it"
+            )
         return url
 
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: SecretStr) -> SecretStr:
-        if url.get_secret_value() and not re.fullmatch(r"(rediss?|unix)://\S+", url.get_secret_value()):
+        if url.get_secret_value() and not re.fullmatch(
+            r"(rediss?|unix)://\S+", url.get_secret_value()
+        ):
             raise ValueError("is to be an address like redis://HOST:6379/0")
         return url
 
@@ -116,7 +127,10 @@ class Settings(BaseModel):
     @property
     def database(self) -> str:
         """The SQLAlchemy address of the database."""
-        return self.database_url.get_secret_value() or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+        return (
+            self.database_url.get_secret_value()
+            or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
+        )
 
     @property
     def database_without_password(self) -> str:
@@ -129,13 +143,18 @@ class Settings(BaseModel):
         return self.database.startswith("sqlite")
 
     def list_vendors(self) -> dict[str, tuple[str, str]]:
-        """The model vendors that are configured, each with its key and its address ("": the vendor's own)."""
+        """The model vendors that are configured, each with its key and its address ("": the
+        vendor's own)."""
         keys = {
             "anthropic": (self.anthropic_api_key, self.anthropic_base_url),
             "openai": (self.openai_api_key, self.openai_base_url),
             "google": (self.google_api_key, self.google_base_url),
         }
-        found = {name: (key.get_secret_value(), url) for name, (key, url) in keys.items() if key.get_secret_value()}
+        found = {
+            name: (key.get_secret_value(), url)
+            for name, (key, url) in keys.items()
+            if key.get_secret_value()
+        }
         if self.openai_compatible_base_url:
             key = self.openai_compatible_api_key.get_secret_value()
             found["openai-compatible"] = (key, self.openai_compatible_base_url)
@@ -145,8 +164,9 @@ class Settings(BaseModel):
         """The names without which Osiris cannot do its work."""
         wanted = {
             "GITHUB_APP_ID": self.github_app_id,
-            "GITHUB_PRIVATE_KEY or GITHUB_PRIVATE_KEY_FILE": self.github_private_key.get_secret_value()
-            or self.github_private_key_file,
+            "GITHUB_PRIVATE_KEY or GITHUB_PRIVATE_KEY_FILE": (
+                self.github_private_key.get_secret_value() or self.github_private_key_file
+            ),
             "GITHUB_WEBHOOK_SECRET": self.github_webhook_secret.get_secret_value(),
             "OSIRIS_MODEL": self.osiris_model,
         }
@@ -154,10 +174,15 @@ class Settings(BaseModel):
 
     def list_secrets(self) -> list[str]:
         """Every value that must never be written anywhere."""
-        values = {name: value for name, value in self.__dict__.items() if isinstance(value, SecretStr)}
+        values = {
+            name: value for name, value in self.__dict__.items() if isinstance(value, SecretStr)
+        }
         urls = [values.pop(name).get_secret_value() for name in ("database_url", "redis_url")]
         passwords = [match[1] for url in urls if (match := re.search(r"://[^:@/]*:([^@/]+)@", url))]
-        return [*(secret for value in values.values() if (secret := value.get_secret_value())), *passwords]
+        return [
+            *(secret for value in values.values() if (secret := value.get_secret_value())),
+            *passwords,
+        ]
 
 
 _TOOLS = re.compile(
@@ -167,25 +192,37 @@ _TOOLS = re.compile(
 
 
 def tools_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What of the environment this machine's package tools go by: none of Osiris's own settings is in it."""
+    """What of the environment this machine's package tools go by: none of Osiris's own settings is
+    in it."""
     given = os.environ if environ is None else environ
     return {name: value for name, value in given.items() if _TOOLS.fullmatch(name)}
 
 
-def load_settings(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
-    """The settings from `env_file` (None: from no file) and the environment, which wins; an empty value is none.
+def load_settings(
+    environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
+) -> Settings:
+    """The settings from `env_file` (None: from no file) and the environment, which wins; an empty
+    value is none.
 
     Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.
     """
     found = dotenv_values(env_file) if env_file else {}
     stored = {name: value for name, value in found.items() if value is not None}
-    given = {name: value for name, value in {**stored, **(os.environ if environ is None else environ)}.items() if value}
+    given = {
+        name: value
+        for name, value in {**stored, **(os.environ if environ is None else environ)}.items()
+        if value
+    }
     known = {name.upper(): name for name in Settings.model_fields}
     for name in given:
         if name.startswith("OSIRIS_") and name not in known:
-            raise Refused(f"{name} is not a setting of Osiris; known are: {', '.join(sorted(known))}")
+            raise Refused(
+                f"{name} is not a setting of Osiris; known are: {', '.join(sorted(known))}"
+            )
     try:
         return Settings(**{field: given[name] for name, field in known.items() if name in given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise Refused(f"{str(first['loc'][0]).upper()} {first['msg'].removeprefix('Value error, ')}") from None
+        raise Refused(
+            f"{str(first['loc'][0]).upper()} {first['msg'].removeprefix('Value error, ')}"
+        ) from None

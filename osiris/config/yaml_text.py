@@ -1,4 +1,5 @@
-"""YAML that strangers wrote, read within bounds: nothing in it nests, repeats or grows without a limit."""
+"""YAML that strangers wrote, read within bounds: nothing in it nests, repeats or grows without a
+limit."""
 
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ _MOST_NUMBER: Final = 100  # characters: PyYAML converts longer ones in quadrati
 _IN_NUMBERS: Final = frozenset("+-0123456789.:_xabcdefABCDEF")
 _OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
-# libyaml reads 64 KiB in 0.1 s; without it, as in a Python that was built without, it takes a second
+# libyaml reads 64 KiB in 0.1 s; without it, as in a Python that was built without, it takes a
+# second
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -29,8 +31,9 @@ class UnreadableYaml(ValueError):
 def load_yaml(text: str) -> Any:
     """Return what `text` says, as plain Python values.
 
-    Raises UnreadableYaml with the reason. The events are counted before anything is built: aliases share what they
-    stand for, but merge keys (`<<`) copy it, which takes exponential time and memory.
+    Raises UnreadableYaml with the reason. The events are counted before anything is built: aliases
+    share what they stand for, but merge keys (`<<`) copy it, which takes exponential time and
+    memory.
     """
     if len(text) > MOST:
         raise UnreadableYaml(f"is larger than {MOST >> 10} KiB")
@@ -39,7 +42,12 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
     except UnreadableYaml:
         raise
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # yaml lets the last three through
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # yaml lets the last three through
         mark = getattr(error, "problem_mark", None)
         raise UnreadableYaml("is not YAML", mark.line + 1 if mark else 0) from None
 

@@ -40,11 +40,16 @@ async def retry_task(settings: Settings, id: str, *, as_json: bool) -> None:
 
 
 async def _send_command(
-    settings: Settings, id: str, wish: type[e.StopRequested] | type[e.RetryRequested], *, as_json: bool
+    settings: Settings,
+    id: str,
+    wish: type[e.StopRequested] | type[e.RetryRequested],
+    *,
+    as_json: bool,
 ) -> None:
     async with open_views(settings) as views:
         line = await find_task(views, id)
-    operator = e.Actor(get_operator_name(), e.Role.ADMIN)  # who can write to the database is the operator
+    # who can write to the database is the operator
+    operator = e.Actor(get_operator_name(), e.Role.ADMIN)
     taken = await _append_event(settings, wish(issue=line.task.issue, actor=operator))
     async with open_views(settings) as views:
         line = await find_task(views, id)
@@ -66,7 +71,9 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Refused(f"--repo is to be owner/name, not {repo!r}")
     key = uuid4().hex
-    made = e.RequestMade(key=key, repo=repo, title=title[:250], body=body.strip() or title, by=get_operator_name())
+    made = e.RequestMade(
+        key=key, repo=repo, title=title[:250], body=body.strip() or title, by=get_operator_name()
+    )
     await prepare_storage(settings, engine := connect(settings.database))
     await engine.dispose()
     taken = await _append_event(settings, made)
@@ -76,10 +83,12 @@ async def file_request(settings: Settings, text: str, repo: str) -> None:
 
 async def _append_event(settings: Settings, event: e.Event) -> bool:
     """Put an event into the inbox; True when a worker took it up within a few seconds."""
-    store, key = Store(engine := connect(settings.database)), f"operator/{uuid4().hex}"
+    store = Store(engine := connect(settings.database))
+    key = f"operator/{uuid4().hex}"
     try:
         await DatabaseInbox(store, LocalWake()).accept_fact(key, event)
-        views, until = ReadModels(engine), time.monotonic() + _PATIENCE
+        views = ReadModels(engine)
+        until = time.monotonic() + _PATIENCE
         while time.monotonic() < until:
             if await views.is_handled(OWN, key):
                 return True

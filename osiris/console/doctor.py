@@ -22,7 +22,13 @@ async def run_doctor(settings: Settings, *, as_json: bool) -> bool:
         return healthy
     out = make_console()
     for probe in probes:
-        mark, style = ("ok  ", "green") if probe.ok else ("FAIL", "red") if probe.needed else ("weak", "yellow")
+        mark, style = (
+            ("ok  ", "green")
+            if probe.ok
+            else ("FAIL", "red")
+            if probe.needed
+            else ("weak", "yellow")
+        )
         detail = f": {make_safe(probe.detail, 2_000)}" if probe.detail else ""
         out.print(Text(mark, style=style), Text(f"{make_safe(probe.name)}{detail}"))
         if not probe.ok and probe.fix:

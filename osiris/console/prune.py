@@ -18,13 +18,16 @@ async def prune_records(settings: Settings, *, as_json: bool) -> None:
         await prepare_storage(settings, engine)
         pruned = await Retention(engine, exports, days=settings.osiris_keep_days).prune()
     except OSError as error:
-        raise Refused(f"the journals cannot be written to {exports}: {error.strerror}; nothing was removed") from None
+        raise Refused(
+            f"the journals cannot be written to {exports}: {error.strerror}; nothing was removed"
+        ) from None
     finally:
         await engine.dispose()
     if as_json:
         print_json(asdict(pruned))
         return
     make_console().print(
-        f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries} deliveries, and of "
-        f"{pruned.tasks} tasks {pruned.steps} messages and {pruned.lines} journal lines (now in {exports})"
+        f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries}"
+        f" deliveries, and of {pruned.tasks} tasks {pruned.steps} messages and {pruned.lines}"
+        f" journal lines (now in {exports})"
     )

@@ -13,7 +13,15 @@ from rich.text import Text
 
 from osiris.bot.github.comments import review_url
 from osiris.config.settings import Settings
-from osiris.console.support import LOOK, find_task, make_console, make_safe, open_views, print_json, summarize_task
+from osiris.console.support import (
+    LOOK,
+    find_task,
+    make_console,
+    make_safe,
+    open_views,
+    print_json,
+    summarize_task,
+)
 from osiris.core.ports.models import Message
 from osiris.core.sanitize import clean_text
 from osiris.core.task import ENDED, UNDER_REVIEW, State
@@ -46,7 +54,9 @@ async def list_failures(settings: Settings, *, as_json: bool) -> None:
         return
     table = Table("WHAT", "ID", "WHEN", "WHY", box=None, pad_edge=False)
     for failure in failures:
-        table.add_row(*map(_format_cell, (failure.what, failure.id, _format_age(failure.at), failure.error)))
+        table.add_row(
+            *map(_format_cell, (failure.what, failure.id, _format_age(failure.at), failure.error))
+        )
     make_console().print(table if failures else "nothing has failed")
 
 
@@ -58,18 +68,22 @@ def _format_cell(value: object) -> Text:
 async def show_task(settings: Settings, id: str, *, as_json: bool) -> None:
     async with open_views(settings) as views:
         line = await find_task(views, id)
-        story, steps, waiting = (
-            await views.read_audit_log(line.id),
-            await views.list_steps(line.id),
-            await views.list_waiting(line.id),
-        )
+        story = await views.read_audit_log(line.id)
+        steps = await views.list_steps(line.id)
+        waiting = await views.list_waiting(line.id)
     if as_json:
-        told = {"journal": [asdict(one) for one in story], "steps": [asdict(step) for step in steps]}
-        print_json({**summarize_task(settings, line), "waiting": [asdict(one) for one in waiting], **told})
+        told = {
+            "journal": [asdict(one) for one in story],
+            "steps": [asdict(step) for step in steps],
+        }
+        print_json(
+            {**summarize_task(settings, line), "waiting": [asdict(one) for one in waiting], **told}
+        )
         return
     _print_header(settings, line)
     for _at, words in sorted(
-        [*map(_format_entry, story), *filter(None, map(_format_step, steps))], key=lambda pair: pair[0]
+        [*map(_format_entry, story), *filter(None, map(_format_step, steps))],
+        key=lambda pair: pair[0],
     ):
         make_console().print(Text(words))
     for one in waiting:
@@ -79,12 +93,16 @@ async def show_task(settings: Settings, id: str, *, as_json: bool) -> None:
 async def watch_task(settings: Settings, id: str, *, as_json: bool) -> None:
     """Print what is new until the task waits for a person or has ended."""
     async with open_views(settings) as views:
-        line, seen, at = await find_task(views, id), 0, 0.0
+        line = await find_task(views, id)
+        seen = 0
+        at = 0.0
         if not as_json:
             _print_header(settings, line)
         while True:
-            story, steps = await views.read_audit_log(line.id, seen), await views.list_steps(line.id, at)
-            seen, at = max([seen, *(one.seq for one in story)]), max([at, *(step.at for step in steps)])
+            story = await views.read_audit_log(line.id, seen)
+            steps = await views.list_steps(line.id, at)
+            seen = max([seen, *(one.seq for one in story)])
+            at = max([at, *(step.at for step in steps)])
             _print_new_lines(story, steps, as_json=as_json)
             line = await find_task(views, id)
             if line.task.state in _RESTING and not line.waiting:
@@ -100,13 +118,15 @@ def _print_new_lines(story: list[AuditEntry], steps: list[Step], *, as_json: boo
             print(json.dumps(told), flush=True)
         return
     for _at, words in sorted(
-        [*map(_format_entry, story), *filter(None, map(_format_step, steps))], key=lambda pair: pair[0]
+        [*map(_format_entry, story), *filter(None, map(_format_step, steps))],
+        key=lambda pair: pair[0],
     ):
         make_console().print(Text(words))
 
 
 def _print_header(settings: Settings, line: TaskSummary) -> None:
-    task, out = line.task, make_console()
+    task = line.task
+    out = make_console()
     why = f": {make_safe(task.reason, _MOST_REASON)}" if task.reason else ""
     page = review_url(settings.github_url, task.issue, task.pull)
     out.print(Text(f"{line.id}  {make_safe(task.issue)}  {make_safe(task.title)}", style="bold"))
@@ -140,7 +160,9 @@ def _format_entry(line: AuditEntry) -> tuple[float, str]:
             ]
             return line.at, f"{_format_clock(line.at)}    {what} {ends[0] if ends else 'done'}"
     who = (line.detail.get("actor") or {}).get("login") or line.detail.get("by")
-    return line.at, f"{_format_clock(line.at)}  {what}" + (f" ({make_safe(who, 100)})" if who else "")
+    return line.at, f"{_format_clock(line.at)}  {what}" + (
+        f" ({make_safe(who, 100)})" if who else ""
+    )
 
 
 def _format_step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
@@ -148,7 +170,9 @@ def _format_step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
     first = _cut_first_line(message.text)
     match message.role:
         case "assistant":
-            calls = "; ".join(f"{make_safe(c.name, 100)} {_summarize_args(dict(c.args))}" for c in message.calls)
+            calls = "; ".join(
+                f"{make_safe(c.name, 100)} {_summarize_args(dict(c.args))}" for c in message.calls
+            )
             words = f"{first}  " if first and said else ""
             return step.at, f"{_format_clock(step.at)}      {words}{calls}"
         case "tool":
@@ -157,7 +181,8 @@ def _format_step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
 
 
 def format_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
-    """A transcript's messages, a line each; with what the model said beside what it did, or without."""
+    """A transcript's messages, a line each; with what the model said beside what it did, or
+    without."""
     return [told[1].partition("  ")[2] for step in steps if (told := _format_step(step, said=said))]
 
 

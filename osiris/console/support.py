@@ -1,4 +1,5 @@
-"""What the operator's commands share: the console, the database to look at, and how a task is found."""
+"""What the operator's commands share: the console, the database to look at, and how a task is
+found."""
 
 import contextlib
 import getpass
@@ -29,7 +30,8 @@ def make_safe(text: object, most: int = 500) -> str:
 
 
 def get_operator_name() -> str:
-    """Return the login name of who runs the command; "user-NUMBER" where this machine has no name for the user."""
+    """Return the login name of who runs the command; "user-NUMBER" where this machine has no name
+    for the user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # in a container it may be any number
@@ -48,13 +50,17 @@ async def open_views(settings: Settings) -> AsyncIterator[ReadModels]:
         and not settings.database_url.get_secret_value()
         and not (settings.osiris_data_dir / "osiris.db").exists()
     ):
-        raise Refused(f"there is no database in {settings.osiris_data_dir} yet; `osiris serve` makes it")
+        raise Refused(
+            f"there is no database in {settings.osiris_data_dir} yet; `osiris serve` makes it"
+        )
     engine = connect(settings.database)
     try:
         yield ReadModels(engine)
     except SQLAlchemyError as error:
         told = str(getattr(error, "orig", error)).partition("\n")[0]
-        raise Refused(f"the database cannot be read ({told}); `osiris migrate` brings it up to date") from None
+        raise Refused(
+            f"the database cannot be read ({told}); `osiris migrate` brings it up to date"
+        ) from None
     finally:
         await engine.dispose()
 
@@ -62,7 +68,9 @@ async def open_views(settings: Settings) -> AsyncIterator[ReadModels]:
 async def find_task(views: ReadModels, id: str) -> TaskSummary:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d{1,15})", id)
     if not match and not re.fullmatch(r"\d{1,15}", id):
-        raise Refused(f"{id!r} is no task: give its number from `osiris task list`, or owner/name#N")
+        raise Refused(
+            f"{id!r} is no task: give its number from `osiris task list`, or owner/name#N"
+        )
     line = await views.find_task(e.IssueRef(match[1], int(match[2])) if match else int(id))
     if line is None:
         raise Refused(f"there is no task {id}; `osiris task list` shows those there are")
@@ -72,7 +80,13 @@ async def find_task(views: ReadModels, id: str) -> TaskSummary:
 def summarize_task(settings: Settings, line: TaskSummary) -> dict[str, Any]:
     task = asdict(line.task)
     url = review_url(settings.github_url, line.task.issue, line.task.pull)
-    return {"id": line.id, "url": url, "updated": line.updated, "waiting_orders": line.waiting, **task}
+    return {
+        "id": line.id,
+        "url": url,
+        "updated": line.updated,
+        "waiting_orders": line.waiting,
+        **task,
+    }
 
 
 def print_json(value: Any) -> None:

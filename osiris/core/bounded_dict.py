@@ -8,7 +8,8 @@ Value = TypeVar("Value")
 
 
 class BoundedDict(OrderedDict[Key, Value]):
-    """The entries that were set last, `most` of them; the one set longest ago is forgotten first."""
+    """The entries that were set last, `most` of them; the one set longest ago is forgotten
+    first."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

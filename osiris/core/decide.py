@@ -1,4 +1,5 @@
-"""The whole behaviour of Osiris: (task, event, policy) -> (task, effects). No I/O, no clock, no client."""
+"""The whole behaviour of Osiris: (task, event, policy) -> (task, effects). No I/O, no clock, no
+client."""
 
 import re
 from collections.abc import Iterator
@@ -30,16 +31,23 @@ _AT_WORK = (State.QUEUED, State.PLANNING, State.RUNNING)
 
 
 def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
-    """Apply one event. What the table does not list changes nothing: deliveries come late, twice and out of order."""
+    """Apply one event. What the table does not list changes nothing: deliveries come late, twice
+    and out of order."""
     if isinstance(event, e.RequestMade):
-        return task, [OpenIssue(key=event.key, repo=event.repo, title=event.title, body=event.body, by=event.by)]
+        return task, [
+            OpenIssue(
+                key=event.key, repo=event.repo, title=event.title, body=event.body, by=event.by
+            )
+        ]
     if isinstance(event, e.Ask) and not event.actor.may_steer:
         return task, _refuse_outsider(event)
     if policy.broken and isinstance(event, e.TaskRequested | e.RetryRequested | e.ChangesRequested):
         return task, [_report_broken_policy(event, policy)]
     if task is None:
         return _decide_without_task(event, policy)
-    if (isinstance(event, e.RunFact) and event.run != task.run) or _is_duplicate_review(task, event):
+    if (isinstance(event, e.RunFact) and event.run != task.run) or _is_duplicate_review(
+        task, event
+    ):
         return task, []
     task, event = _record_review(task, event), _convert_to_refusal(task, event)
     if (target := _find_target(task, event)) is None:
@@ -47,23 +55,36 @@ def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
     return _apply_move(task, target, event, policy)
 
 
-# ── what does not move a task ─────────────────────────────────────────────────────────────────────────────────────
+# ── what does not move a task ─────────────────────────────────────────────────────────────────────
 
 
 def _refuse_outsider(event: e.Ask) -> list[Effect]:
     """An outsider's wish: one polite refusal on the issue, ever. An approval asks nothing of us."""
     if isinstance(event, e.Approved):
         return []
-    return [Reply(issue=event.issue, topic=Topic.REFUSED, once=f"refused:{event.actor.login}", to=event.actor.login)]
+    return [
+        Reply(
+            issue=event.issue,
+            topic=Topic.REFUSED,
+            once=f"refused:{event.actor.login}",
+            to=event.actor.login,
+        )
+    ]
 
 
 def _report_broken_policy(event: e.Ask, policy: Policy) -> Reply:
-    return Reply(issue=event.issue, topic=Topic.BROKEN, once=f"broken:{policy.broken}", detail=policy.broken)
+    return Reply(
+        issue=event.issue, topic=Topic.BROKEN, once=f"broken:{policy.broken}", detail=policy.broken
+    )
 
 
 def _is_duplicate_review(task: Task, event: e.TaskEvent) -> bool:
     """A review may be told twice: by its delivery, and by who looks what was missed."""
-    return isinstance(event, e.ChangesRequested) and event.said is not None and event.said.id in task.heard
+    return (
+        isinstance(event, e.ChangesRequested)
+        and event.said is not None
+        and event.said.id in task.heard
+    )
 
 
 def _record_review(task: Task, event: e.TaskEvent) -> Task:
@@ -73,7 +94,8 @@ def _record_review(task: Task, event: e.TaskEvent) -> Task:
 
 
 def _convert_to_refusal(task: Task, event: e.TaskEvent) -> e.TaskEvent:
-    """Work that could not be pushed is not taken up once the next run has begun without it: that run starts again."""
+    """Work that could not be pushed is not taken up once the next run has begun without it: that
+    run starts again."""
     if isinstance(event, e.OrderParked) and event.run not in (None, task.run):
         return e.OrderRefused(issue=event.issue, reason=event.reason)
     return event
@@ -84,17 +106,28 @@ def _decide_without_task(event: e.TaskEvent, policy: Policy) -> Decision:
         case e.TaskRequested():
             branch = branch_name(event.issue.number, event.title, 1)
             task = Task(
-                issue=event.issue, title=event.title, body=event.body, requester=event.actor.login, branch=branch
+                issue=event.issue,
+                title=event.title,
+                body=event.body,
+                requester=event.actor.login,
+                branch=branch,
             )
             return task, [_start_run(task, policy), *_react_to_ask(event), Report(issue=task.issue)]
-        case e.HelpAsked() | e.StatusAsked() | e.StopRequested() | e.RetryRequested() | e.ModelChosen():
+        case (
+            e.HelpAsked()
+            | e.StatusAsked()
+            | e.StopRequested()
+            | e.RetryRequested()
+            | e.ModelChosen()
+        ):
             return None, [_reply_help(event)]
         case _:
             return None, []
 
 
 def _decide_without_move(task: Task, event: e.TaskEvent) -> Decision:
-    """The state stays; some facts are kept all the same, and a person who wrote a command gets an answer."""
+    """The state stays; some facts are kept all the same, and a person who wrote a command gets an
+    answer."""
     match event:
         case e.PullOpened(number=number) if number != task.pull:
             return replace(task, pull=number), [Report(issue=task.issue)]
@@ -112,7 +145,10 @@ def _decide_without_move(task: Task, event: e.TaskEvent) -> Decision:
         case e.TaskRequested(said=None) if task.state is State.DONE:
             return task, [Reply(issue=task.issue, topic=Topic.STATUS, once="status:done")]
         case e.Ask(said=e.Said(kind="comment", id=id)):
-            return task, [*_retry_parked(event), Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}")]
+            return task, [
+                *_retry_parked(event),
+                Reply(issue=task.issue, topic=Topic.STATUS, once=f"status:{id}"),
+            ]
         case e.RetryRequested():
             return task, _retry_parked(event)
         case _:
@@ -120,12 +156,18 @@ def _decide_without_move(task: Task, event: e.TaskEvent) -> Decision:
 
 
 def _retry_parked(event: e.TaskEvent) -> list[Effect]:
-    """A retry takes up what was parked, also where it moves nothing; a new run begins without it."""
-    return [TakeUp(issue=event.issue)] if isinstance(event, e.RetryRequested | e.AccessRegained) else []
+    """A retry takes up what was parked, also where it moves nothing; a new run begins without
+    it."""
+    return (
+        [TakeUp(issue=event.issue)]
+        if isinstance(event, e.RetryRequested | e.AccessRegained)
+        else []
+    )
 
 
 def _choose_model(task: Task, event: e.ModelChosen) -> Decision:
-    """A run under way takes the model over at its next step; a task at rest remembers it for its next run."""
+    """A run under way takes the model over at its next step; a task at rest remembers it for its
+    next run."""
     if event.trouble:
         once = f"model:{event.said.id if event.said else event.model}"
         return task, [Reply(issue=task.issue, topic=Topic.MODEL, once=once, detail=event.trouble)]
@@ -141,11 +183,12 @@ def _reply_help(event: e.Ask) -> Effect:
     return Reply(issue=event.issue, topic=Topic.HELP, once=f"help:{once}", detail=detail)
 
 
-# ── what moves it ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what moves it ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _find_target(task: Task, event: e.TaskEvent) -> State | None:
-    """The table's move, unless what was said is about a commit that is not, or no longer, the one under review."""
+    """The table's move, unless what was said is about a commit that is not, or no longer, the one
+    under review."""
     match event:
         case e.Approved(commit=commit, head=head):
             void = commit != head
@@ -163,7 +206,9 @@ def _find_target(task: Task, event: e.TaskEvent) -> State | None:
 def _apply_move(task: Task, target: State, event: e.TaskEvent, policy: Policy) -> Decision:
     halted_in = task.state if target in HALTED else task.before
     barred = isinstance(event, e.AccessLost)
-    moved = _record_facts(task, replace(task, state=target, before=halted_in, reason="", barred=barred), event)
+    moved = _record_facts(
+        task, replace(task, state=target, before=halted_in, reason="", barred=barred), event
+    )
     orders = [*_emit_effects(task, moved, event, policy), *_react_to_ask(event)]
     if moved.run == task.run:
         orders += _retry_parked(event)
@@ -246,15 +291,26 @@ def _describe_reason(event: e.TaskEvent) -> str:
 
 def _start_round(task: Task, *reviews: e.Review) -> Task:
     """A new run, with these reviews as its brief."""
-    return replace(task, run=task.run + 1, grants=1, reviews=reviews, waiting=(), approved=None, approved_by=None)
+    return replace(
+        task,
+        run=task.run + 1,
+        grants=1,
+        reviews=reviews,
+        waiting=(),
+        approved=None,
+        approved_by=None,
+    )
 
 
 def _restart_task(was: Task, task: Task) -> Task:
-    """A second chance: on the same branch, or after a rejection on a new one, so that nothing is ever forced."""
+    """A second chance: on the same branch, or after a rejection on a new one, so that nothing is
+    ever forced."""
     if was.state is not State.REJECTED:
         return _start_round(task, *task.reviews, *task.waiting)
     branch = branch_name(task.issue.number, task.title, task.generation + 1)
-    anew = replace(task, generation=task.generation + 1, branch=branch, pull=None, head=None, work=None)
+    anew = replace(
+        task, generation=task.generation + 1, branch=branch, pull=None, head=None, work=None
+    )
     return _start_round(anew)
 
 
@@ -267,7 +323,13 @@ def _emit_effects(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> 
             yield from _open_missing_pull(task)
         case e.NothingToChange(summary=summary):
             yield StopRun(issue=task.issue, run=event.run)
-            yield Reply(issue=task.issue, topic=Topic.ANSWER, once=f"answer:{task.run}", detail=summary, on_pull=True)
+            yield Reply(
+                issue=task.issue,
+                topic=Topic.ANSWER,
+                once=f"answer:{task.run}",
+                detail=summary,
+                on_pull=True,
+            )
         case e.Approved(pull=pull, commit=commit):
             yield MarkReady(issue=task.issue, pull=pull, commit=commit)
         case e.ChecksFailed():
@@ -285,7 +347,8 @@ def _emit_effects(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> 
 
 
 def _start_next_round(task: Task, policy: Policy) -> tuple[Task, list[Effect]]:
-    """A review came while the agent worked: it is the next run's brief. What is being pushed is not answered yet."""
+    """A review came while the agent worked: it is the next run's brief. What is being pushed is not
+    answered yet."""
     task = _start_round(replace(task, state=State.RUNNING), *task.reviews, *(brief := task.waiting))
     return task, [replace(_start_run(task, policy), reviews=brief)]
 
@@ -348,6 +411,7 @@ def _react_to_ask(event: e.TaskEvent) -> list[Effect]:
 
 
 def branch_name(number: int, title: str, generation: int) -> str:
-    """`osiris/<issue>-<slug>`; a later generation has its number behind it, so no branch is ever forced."""
+    """`osiris/<issue>-<slug>`; a later generation has its number behind it, so no branch is ever
+    forced."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].strip("-") or "task"
     return f"osiris/{number}-{slug}" + (f"-{generation}" if generation > 1 else "")

@@ -45,8 +45,8 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRun(Order):
-    """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: any) bound the run as a whole, all its grants
-    together. `model` is VENDOR:MODEL, or "" for the operator's.
+    """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: any) bound the run as a
+    whole, all its grants together. `model` is VENDOR:MODEL, or "" for the operator's.
     """
 
     run: int
@@ -71,7 +71,8 @@ class SwitchModel(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRun(Order):
-    """End a run if it is under way, and remove its workspace; with `keep` it is only cut off, and can go on later."""
+    """End a run if it is under way, and remove its workspace; with `keep` it is only cut off, and
+    can go on later."""
 
     run: int
     keep: bool = False
@@ -79,14 +80,16 @@ class StopRun(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeUp(Order):
-    """Try again what was parked since the task's last run began. It is done with the decision itself."""
+    """Try again what was parked since the task's last run began. It is done with the decision
+    itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push(Order):
     """Commit `tree` on top of `base` and push it to `branch`.
 
-    `at` (seconds since 1970) makes the commit repeatable; `pull` is the pull request that must still be open.
+    `at` (seconds since 1970) makes the commit repeatable; `pull` is the pull request that must
+    still be open.
     """
 
     run: int
@@ -142,10 +145,20 @@ class React(Order):
 
 
 Effect = (
-    OpenIssue | StartRun | SwitchModel | StopRun | TakeUp | Push | OpenDraftPull | MarkReady | Report | Reply | React
+    OpenIssue
+    | StartRun
+    | SwitchModel
+    | StopRun
+    | TakeUp
+    | Push
+    | OpenDraftPull
+    | MarkReady
+    | Report
+    | Reply
+    | React
 )
 
 ESSENTIAL = (StartRun, Push, OpenDraftPull)
-"""Orders a task cannot do without: when one is refused, the task fails, and when one is parked, it pauses; both say
-why.
+"""Orders a task cannot do without: when one is refused, the task fails, and when one is parked, it
+pauses; both say why.
 """

@@ -1,14 +1,14 @@
 """The errors Osiris raises on purpose, named by what the worker does next.
 
 OsirisError
-├── Refused        a person asked for what cannot be done: they are told the sentence, nothing is retried
-│   └── NeedsOperator   the same, but once a person has mended it the same job can be tried again: it is parked
-│       └── RepositoryUnavailable the repository cannot be written at all for now: the task rests, and goes on by itself
-├── Unavailable    the other side may recover: the same job is tried again later
-│   ├── Occupied   other work of this machine has the room for it: it waits for that to end, however long
-│   └── LocalTimeout    this machine was too slow, perhaps only now: a few tries, then a person is asked
-├── LeaseLost         another worker has taken the job over: this one leaves it, and writes nothing more
-└── RunEnded       the normal end of a run, raised by a tool or a limit; it carries the outcome
+├── Refused                     it cannot be done: a person is told the sentence, nothing is retried
+│   └── NeedsOperator           it can be done once a person has mended something: it is parked
+│       └── RepositoryUnavailable   nothing can be written there for now: the task goes on by itself
+├── Unavailable                 the other side may recover: the same job is tried again later
+│   ├── Occupied                other work of this machine has the room: it waits for that to end
+│   └── LocalTimeout            this machine was too slow: a few tries, then a person is asked
+├── LeaseLost                   another worker has the job: this one writes nothing more
+└── RunEnded                    the normal end of a run; it carries the outcome
 
 Anything else that is raised is a bug in Osiris.
 """
@@ -19,15 +19,18 @@ class OsirisError(Exception):
 
 
 class Refused(OsirisError):
-    """It will not be done, and trying again would change nothing; the text says why and what to do."""
+    """It will not be done, and trying again would change nothing; the text says why and what to
+    do."""
 
 
 class NeedsOperator(Refused):
-    """It will not be done before a person has mended what the text says; then the same thing can be tried again."""
+    """It will not be done before a person has mended what the text says; then the same thing can be
+    tried again."""
 
 
 class RepositoryUnavailable(NeedsOperator):
-    """Nothing can be written in the repository for now: archived, the App suspended or taken off."""
+    """Nothing can be written in the repository for now: archived, the App suspended or taken
+    off."""
 
 
 class LeaseLost(OsirisError):
@@ -35,26 +38,32 @@ class LeaseLost(OsirisError):
 
 
 class Unavailable(OsirisError):
-    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing pause).
+    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing
+    pause).
 
-    `made_progress` is True when the job came further than it was at its last try: earlier tries then count for nothing.
+    `made_progress` is True when the job came further than it was at its last try: earlier tries
+    then count for nothing.
     """
 
     tries: int | None = None
     """How often it is worth trying; None: as often as the worker tries anything."""
 
-    def __init__(self, sentence: str, *, retry_in: float | None = None, made_progress: bool = False) -> None:
+    def __init__(
+        self, sentence: str, *, retry_in: float | None = None, made_progress: bool = False
+    ) -> None:
         super().__init__(sentence)
-        self.retry_in, self.made_progress = retry_in, made_progress
+        self.retry_in = retry_in
+        self.made_progress = made_progress
 
 
 class Occupied(Unavailable):
-    """Other work of this machine has the room that this needs, and will give it back: no try is the last one."""
+    """Other work of this machine has the room that this needs, and will give it back: no try is the
+    last one."""
 
 
 class LocalTimeout(Unavailable):
-    """Something of our own machine took too long: it may have too much to do now, or the thing may be too large for it.
-    It is tried for some minutes before a person hears of it."""
+    """Something of our own machine took too long: it may have too much to do now, or the thing may
+    be too large for it. It is tried for some minutes before a person hears of it."""
 
     tries = 8
 

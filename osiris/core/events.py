@@ -1,7 +1,7 @@
 """What happened, in our own words. Events are facts: frozen, past tense, no behaviour.
 
-Three families: an `Ask` is a person's wish and needs authority; a `RunFact` comes from one agent run and is void
-when another run has taken its place; every other event is a plain fact.
+Three families: an `Ask` is a person's wish and needs authority; a `RunFact` comes from one agent
+run and is void when another run has taken its place; every other event is a plain fact.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,8 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Where a person's words stand on GitHub: a comment by its database id, a review by its node id."""
+    """Where a person's words stand on GitHub: a comment by its database id, a review by its node
+    id."""
 
     kind: Literal["comment", "review"]
     id: str
@@ -86,7 +87,8 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
-    """A host and port that a command wanted to reach, how often, and why that was not let through."""
+    """A host and port that a command wanted to reach, how often, and why that was not let
+    through."""
 
     host: str
     port: int
@@ -106,8 +108,8 @@ class CommandRan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """How a workspace was got ready: the commands of the set-up, whether their result was one of an earlier run, and
-    what the sandbox of that machine lacks ("": nothing).
+    """How a workspace was got ready: the commands of the set-up, whether their result was one of an
+    earlier run, and what the sandbox of that machine lacks ("": nothing).
 
     `blocked` and `more_blocked` are as in Work.
     """
@@ -136,10 +138,10 @@ class Usage:
 class Work:
     """What a run handed in: the model's words, and the facts the harness saw.
 
-    `model` names every model that worked on it; `edited_last` is True when files were changed after the last command
-    ran. `commands` are the newest, and `earlier` is how many ran before them. `blocked` is what all
-    commands together were not let through to, and `more_blocked` how many such rows were left out;
-    in what earlier versions wrote, the rows are with the commands.
+    `model` names every model that worked on it; `edited_last` is True when files were changed after
+    the last command ran. `commands` are the newest, and `earlier` is how many ran before them.
+    `blocked` is what all commands together were not let through to, and `more_blocked` how many
+    such rows were left out; in what earlier versions wrote, the rows are with the commands.
     """
 
     summary: str
@@ -173,7 +175,7 @@ class TaskEvent:
     issue: IssueRef
 
 
-# ── asks: a person's wish ─────────────────────────────────────────────────────────────────────────────────────────
+# ── asks: a person's wish ─────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +206,8 @@ class ChangesRequested(Ask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Ask):
-    """`commit` was approved while `head` was the end of pull request number `pull`, as GitHub says it."""
+    """`commit` was approved while `head` was the end of pull request number `pull`, as GitHub says
+    it."""
 
     commit: str
     head: str
@@ -221,7 +224,8 @@ class RetryRequested(Ask): ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChosen(Ask):
-    """A person wants `model` to think from the next step on; `trouble` says why that model cannot."""
+    """A person wants `model` to think from the next step on; `trouble` says why that model
+    cannot."""
 
     model: str
     trouble: str = ""
@@ -238,7 +242,7 @@ class HelpAsked(Ask):
     unknown: str = ""
 
 
-# ── facts of one run ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── facts of one run ──────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +270,8 @@ class QuestionAsked(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchReady(RunFact):
-    """`tree` and `base` are git object ids in the host's own repository; `at` is in seconds since 1970."""
+    """`tree` and `base` are git object ids in the host's own repository; `at` is in seconds since
+    1970."""
 
     tree: str
     base: str
@@ -293,12 +298,13 @@ class BudgetSpent(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHalted(RunFact):
-    """A run that goes on where it stopped once a person has mended what halted it, for example a refused key."""
+    """A run that goes on where it stopped once a person has mended what halted it, for example a
+    refused key."""
 
     reason: str
 
 
-# ── other facts ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── other facts ───────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +316,8 @@ class OrderRefused(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderParked(TaskEvent):
-    """An order that the task cannot do without waits for a person: once it is mended, a retry takes the order up.
+    """An order that the task cannot do without waits for a person: once it is mended, a retry takes
+    the order up.
 
     `run` is the run whose work it was to push, if that is what it was to do.
     """
@@ -321,7 +328,8 @@ class OrderParked(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLost(TaskEvent):
-    """Nothing can be written in the repository for now: archived, the App suspended or taken off."""
+    """Nothing can be written in the repository for now: archived, the App suspended or taken
+    off."""
 
     reason: str
 

@@ -1,8 +1,9 @@
 """Taking secrets out of words, on every way out: logs, comments, commits, answers to a model.
 
-Those that are known, and what is shaped like one. The shapes are what their makers document; for GitHub's see
-https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/ (its newer
-installation tokens hold a JWT, and so dots).
+Those that are known, and what is shaped like one. The shapes are what their makers document; for
+GitHub's see
+https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/
+(its newer installation tokens hold a JWT, and so dots).
 """
 
 import base64
@@ -16,8 +17,10 @@ HIDDEN: Final = "***"
 SHORTEST: Final = 6  # characters of a known secret: a shorter one would take common words out
 
 _SHAPES: Final[Mapping[str, str]] = {
-    "-----BEGIN ": r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|[\s\S]*)",
+    "-----BEGIN ": (
+        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+        r"(?:[\s\S]*?-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|[\s\S]*)"
+    ),
     "gh": r"\bgh[psour]_[A-Za-z0-9_.\-]{8,}",  # GitHub
     "github_pat_": r"\bgithub_pat_[A-Za-z0-9_.\-]{8,}",
     "glpat-": r"\bglpat-[A-Za-z0-9_.\-]{20,}",
@@ -37,26 +40,37 @@ _SHAPES: Final[Mapping[str, str]] = {
     "SG.": r"\bSG\.[A-Za-z0-9_\-]{16,}\.[A-Za-z0-9_\-]{16,}",
     ":": r"\b\d{8,10}:[A-Za-z0-9_\-]{35}\b",  # Telegram
     # JSON Web Tokens: RFC 7519
-    "eyJ": r"(?<![A-Za-z0-9_-])(?>[A-Za-z0-9_-]*?\beyJ)[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
-    " ": r"(?i:(?<=authorization: bearer )|(?<=authorization: basic )|(?<=authorization: token ))[\w.~+/=\-]{16,}",
+    "eyJ": (
+        r"(?<![A-Za-z0-9_-])(?>[A-Za-z0-9_-]*?\beyJ)[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
+    ),
+    " ": (
+        r"(?i:(?<=authorization: bearer )|(?<=authorization: basic )|(?<=authorization: token"
+        r" ))[\w.~+/=\-]{16,}"
+    ),
 }
 """A sign that each shape contains, searched for first because that is fast, and the shape itself.
 
-The start of `sk-` and of `eyJ` can repeat within what they take. The atomic group looks only at the first start of a
-run, which takes the most: a long run of starts would take quadratic time otherwise.
+The start of `sk-` and of `eyJ` can repeat within what they take. The atomic group looks only at the
+first start of a run, which takes the most: a long run of starts would take quadratic time
+otherwise.
 """
 
 
 class Redactor:
-    """Hides the `known` secrets, also as JSON, URLs and base64 write them, and everything of a known shape.
+    """Hides the `known` secrets, also as JSON, URLs and base64 write them, and everything of a
+    known shape.
 
     It takes time in proportion to the text.
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        self._forms = {form for secret in known if len(secret) >= SHORTEST for form in _encode_variants(secret)}
+        self._forms = {
+            form for secret in known if len(secret) >= SHORTEST for form in _encode_variants(secret)
+        }
         # the longest first, so that all of it goes; and what base64 fills up with
-        words = [f"{re.escape(form)}(?:={{1,2}})?" for form in sorted(self._forms, key=len, reverse=True)]
+        words = [
+            f"{re.escape(form)}(?:={{1,2}})?" for form in sorted(self._forms, key=len, reverse=True)
+        ]
         self._known = re.compile("|".join(words))
         self._shapes = [(sign, re.compile(shape, re.ASCII)) for sign, shape in _SHAPES.items()]
 

@@ -23,10 +23,12 @@ _JOINERS: Final = "\u200c\u200d\ufe0e\ufe0f"
 
 _SEQUENCES: Final = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI
-    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c|$)?"  # DCS SOS OSC PM APC, in a line
+    # DCS SOS OSC PM APC, in a line
+    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c|$)?"
     r"|\x1b[ -/]*[0-~]"  # two-character escapes
 )
-_RETURNS: Final = re.compile(r"(?<!\r)\r+\n")  # without the look-behind a run of returns takes quadratic time
+# without the look-behind a run of returns takes quadratic time
+_RETURNS: Final = re.compile(r"(?<!\r)\r+\n")
 _HIDDEN: Final = re.compile(f"[{_CONTROLS_BUT_TAB_AND_NEWLINE}{_INVISIBLE}{_SURROGATES}]")
 _NOT_IN_NAMES: Final = re.compile(f"(?![{_JOINERS}])[{_CONTROLS}{_INVISIBLE}\udc80-\udc9f]")
 """The last are bytes of C1 controls in a name that is not UTF-8 (surrogateescape)."""

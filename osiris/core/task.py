@@ -7,7 +7,8 @@ from osiris.core import events as e
 
 
 class State(StrEnum):
-    """Also known as: queued = pending, running = claimed or in progress, review = review pending."""
+    """Also known as: queued = pending, running = claimed or in progress, review = review
+    pending."""
 
     QUEUED = "queued"
     PLANNING = "planning"
@@ -50,7 +51,10 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     (State.APPROVED, e.ApprovalDismissed): State.REVIEW,
     (State.APPROVED, e.CommitsPushed): State.REVIEW,
     (State.APPROVED, e.PatchPushed): State.REVIEW,
-    **{(state, e.ChangesRequested): State.RUNNING for state in (*UNDER_REVIEW, State.FAILED, State.PAUSED)},
+    **{
+        (state, e.ChangesRequested): State.RUNNING
+        for state in (*UNDER_REVIEW, State.FAILED, State.PAUSED)
+    },
     **{(state, e.ChecksFailed): State.RUNNING for state in UNDER_REVIEW},
     **{(state, e.Conflicted): State.RUNNING for state in UNDER_REVIEW},
     # ends
@@ -58,7 +62,11 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     **{(state, e.PullClosed): State.REJECTED for state in LIVING},
     **{(state, e.IssueDropped): State.REJECTED for state in LIVING},
     **{(state, e.StopRequested): State.CANCELLED for state in LIVING},
-    **{(state, e.RequestWithdrawn): State.CANCELLED for state in LIVING if state not in UNDER_REVIEW},
+    **{
+        (state, e.RequestWithdrawn): State.CANCELLED
+        for state in LIVING
+        if state not in UNDER_REVIEW
+    },
     **{(state, e.OrderRefused): State.FAILED for state in LIVING},
     **{(state, e.OrderParked): State.PAUSED for state in LIVING if state not in HALTED},
     **{(state, e.AccessLost): State.PAUSED for state in LIVING if state not in HALTED},
@@ -69,7 +77,10 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     (State.QUEUED, e.BudgetSpent): State.PAUSED,
     (State.PLANNING, e.BudgetSpent): State.PAUSED,
     (State.RUNNING, e.BudgetSpent): State.PAUSED,
-    **{(state, e.RunHalted): State.PAUSED for state in (State.QUEUED, State.PLANNING, State.RUNNING)},
+    **{
+        (state, e.RunHalted): State.PAUSED
+        for state in (State.QUEUED, State.PLANNING, State.RUNNING)
+    },
     # a person found another way: the pull request was merged although we had given up
     (State.FAILED, e.Merged): State.DONE,
     (State.CANCELLED, e.Merged): State.DONE,
@@ -91,11 +102,12 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
 class Task:
     """One issue, one task, one branch, one pull request.
 
-    `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how often the current
-    run is given its budget; `model` is what `model_by` chose, "" when nobody chose; `generation` counts how often
-    work was begun anew after a rejection; `list_reviews` is what the current run works on and `list_waiting` what came
-    meanwhile; `heard` names the reviews that were taken in; `approved` is the commit a person approved; `barred` is
-    True while nothing can be written in the repository.
+    `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how
+    often the current run is given its budget; `model` is what `model_by` chose, "" when nobody
+    chose; `generation` counts how often work was begun anew after a rejection; `list_reviews` is
+    what the current run works on and `list_waiting` what came meanwhile; `heard` names the reviews
+    that were taken in; `approved` is the commit a person approved; `barred` is True while nothing
+    can be written in the repository.
     """
 
     issue: e.IssueRef
@@ -132,9 +144,13 @@ def render_states_page() -> str:
     """The table as a page with a Mermaid diagram: `docs/states.md`."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), target in MOVES.items():
-        for name in [back.value for back in _BACK_TO] if isinstance(target, Back) else [target.value]:
+        for name in (
+            [back.value for back in _BACK_TO] if isinstance(target, Back) else [target.value]
+        ):
             arrows.setdefault((state.value, name), []).append(event.__name__)
-    drawn = [f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in arrows.items() if b not in _ENDS]
+    drawn = [
+        f"    {a} --> {b}: {', '.join(names)}" for (a, b), names in arrows.items() if b not in _ENDS
+    ]
     rows = [f"| {a} | {', '.join(names)} | {b} |" for (a, b), names in arrows.items()]
     return "\n".join([*_PAGE_HEAD, *drawn, "```", "", *_TABLE_HEAD, *rows, ""])
 

@@ -1,4 +1,5 @@
-"""What befalls repositories and installations: archived, renamed, given away; suspended, narrowed, taken off."""
+"""What befalls repositories and installations: archived, renamed, given away; suspended, narrowed,
+taken off."""
 
 from osiris.devhub.errors import invalid_field_error
 from osiris.devhub.git_repository import GitRepository
@@ -45,25 +46,32 @@ def delete_repo(world: World, repo: Repo, by: User) -> None:
 
 def _move_repo(world: World, repo: Repo, owner: User, name: str) -> None:
     """Everything that is found by a repository's full name follows; what is on disk as well."""
-    old, new = repo.full_name.lower(), f"{owner.login}/{name}".lower()
+    old = repo.full_name.lower()
+    new = f"{owner.login}/{name}".lower()
     if not name.strip() or "/" in name or world.repos.get(new, repo) is not repo:
-        raise invalid_field_error("Repository", "name", "custom", "name already exists on this account")
+        raise invalid_field_error(
+            "Repository", "name", "custom", "name already exists on this account"
+        )
     path = repo.git.path.parent.parent / owner.login / f"{name}.git"
     path.parent.mkdir(parents=True, exist_ok=True)
     repo.git.path.rename(path)
     del world.repos[old]
-    repo.owner, repo.name, repo.git = owner, name, GitRepository(path)
+    repo.owner = owner
+    repo.name = name
+    repo.git = GitRepository(path)
     world.repos[new] = repo
     world.moved[old] = repo
     world.moved.pop(new, None)
 
 
 def suspend_installation(world: World, installation: Installation, by: User | None) -> None:
-    installation.suspended, installation.suspended_by = world.now(), by
+    installation.suspended = world.now()
+    installation.suspended_by = by
 
 
 def unsuspend_installation(installation: Installation) -> None:
-    installation.suspended, installation.suspended_by = None, None
+    installation.suspended = None
+    installation.suspended_by = None
 
 
 def uninstall_app(world: World, installation: Installation) -> None:

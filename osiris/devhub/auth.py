@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from osiris.devhub import tokens
-from osiris.devhub.errors import ApiError, forbidden_error, not_found_error, unauthorized_error, validation_error
+from osiris.devhub.errors import (
+    ApiError,
+    forbidden_error,
+    not_found_error,
+    unauthorized_error,
+    validation_error,
+)
 from osiris.devhub.models import ROLES, App, Installation, Repo, User
 from osiris.devhub.payloads.issues import format_time
 from osiris.devhub.world import World
@@ -39,7 +45,9 @@ class Caller:
     def account(self) -> User:
         """The account that whatever is done is done by."""
         if self.user is None:
-            raise ApiError(401, "Requires authentication") if self.app is None else forbidden_error()
+            raise (
+                ApiError(401, "Requires authentication") if self.app is None else forbidden_error()
+            )
         return self.user
 
     def can_see(self, repo: Repo) -> bool:
@@ -53,15 +61,22 @@ class Caller:
         if self.grant is not None:
             return _is_granted(self.grant, repo, needs)
         if self.user is None:
-            return role == "read" and not repo.private and all(need.endswith(":read") for need in needs)
+            return (
+                role == "read"
+                and not repo.private
+                and all(need.endswith(":read") for need in needs)
+            )
         return ROLES.index(repo.get_role(self.user)) >= ROLES.index(role)
 
     def require_permission(self, repo: Repo, *needs: str, role: str = "read") -> None:
-        """Raise unless an app holds one of `needs` ("issues:write"), or a person has at least `role`."""
+        """Raise unless an app holds one of `needs` ("issues:write"), or a person has at least
+        `role`."""
         if not self.can_see(repo):
             raise not_found_error()
         if self.may_access(repo, needs, role):
-            if repo.archived and any(need.endswith(":write") and need != ADMINISTRATION for need in needs):
+            if repo.archived and any(
+                need.endswith(":write") and need != ADMINISTRATION for need in needs
+            ):
                 raise ApiError(403, "Repository was archived so is read-only.")
             return
         if self.app is not None:
@@ -117,11 +132,17 @@ class TokenStore:
 
     def _identify_grant(self, grant: TokenGrant) -> Caller:
         app = grant.installation.app
-        if grant.expires <= self.world.now() or grant.installation.id not in self.world.installations:
+        if (
+            grant.expires <= self.world.now()
+            or grant.installation.id not in self.world.installations
+        ):
             raise unauthorized_error()
         if grant.installation.suspended is not None:
-            owner, since = grant.installation.account.login, format_time(grant.installation.suspended)
-            raise ApiError(403, f"Sorry. This installation owned by {owner} suspended your access at {since}.")
+            owner = grant.installation.account.login
+            since = format_time(grant.installation.suspended)
+            raise ApiError(
+                403, f"Sorry. This installation owned by {owner} suspended your access at {since}."
+            )
         return Caller(user=app.bot, app=app, grant=grant)
 
     def _identify_app(self, token: str) -> App:
@@ -146,7 +167,9 @@ class TokenStore:
         held = installation.app.permissions
         for name, level in (permissions or {}).items():
             if level not in LEVELS or not _has_level(held, f"{name}:{level}"):
-                raise validation_error("The permissions requested are not granted to this installation.")
+                raise validation_error(
+                    "The permissions requested are not granted to this installation."
+                )
         chosen = _select_repos(installation, list(names), list(ids))
         given = {"metadata": "read", **permissions} if permissions else dict(held)
         grant = TokenGrant(
@@ -164,16 +187,20 @@ class TokenStore:
 def _select_repos(installation: Installation, names: list[str], ids: list[int]) -> tuple[Repo, ...]:
     by_name = {repo.name.lower(): repo for repo in installation.repos}
     by_id = {repo.id: repo for repo in installation.repos}
-    found = [by_name.get(str(name).lower()) for name in names] + [by_id.get(number) for number in ids]
+    found = [by_name.get(str(name).lower()) for name in names] + [
+        by_id.get(number) for number in ids
+    ]
     if any(repo is None for repo in found):
         raise validation_error(
-            "There is at least one repository that does not exist or is not accessible to the parent installation."
+            "There is at least one repository that does not exist or is not accessible to the"
+            " parent installation."
         )
     return tuple(repo for repo in found if repo is not None)
 
 
 def _parse_basic(encoded: str) -> str:
-    """The password of basic authentication, or its user name when there is no password (git allows both)."""
+    """The password of basic authentication, or its user name when there is no password (git allows
+    both)."""
     try:
         name, _, word = base64.b64decode(encoded, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):

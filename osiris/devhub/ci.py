@@ -1,4 +1,5 @@
-"""Runs a repository's one check command for every pushed commit, one at a time, as an app of the hub's own."""
+"""Runs a repository's one check command for every pushed commit, one at a time, as an app of the
+hub's own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -33,7 +34,9 @@ class CheckRunner:
         sha: str = happening.subject["after"]
         command = read_command(happening.repo, sha)
         if command:
-            run = self._world.start_check(happening.repo, self._get_app(), sha, "ci", status="in_progress")
+            run = self._world.start_check(
+                happening.repo, self._get_app(), sha, "ci", status="in_progress"
+            )
             self._queue.put_nowait((run, command))
 
     def _get_app(self) -> App:
@@ -59,12 +62,19 @@ class CheckRunner:
         try:
             code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
         except OsirisError as error:  # there is no place to run it in: the check says so
-            code, output = None, str(error)
-        said = f"`{command}` " + ("could not be finished" if code is None else f"ended with exit code {code}")
+            code = None
+            output = str(error)
+        said = f"`{command}` " + (
+            "could not be finished" if code is None else f"ended with exit code {code}"
+        )
         self._world.update_check(
             run,
             conclusion="success" if code == 0 else "failure",
-            output={"title": "passed" if code == 0 else "failed", "summary": said, "text": output[-LONGEST:]},
+            output={
+                "title": "passed" if code == 0 else "failed",
+                "summary": said,
+                "text": output[-LONGEST:],
+            },
         )
 
     async def wait_until_checked(self) -> None:

@@ -1,4 +1,5 @@
-"""Reading unified diffs: which line is where, what a line comment hangs on, and where a line went."""
+"""Reading unified diffs: which line is where, what a line comment hangs on, and where a line
+went."""
 
 import re
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ def parse_patch(patch: str) -> list[PatchLine]:
     old = new = 0
     for position, line in enumerate(patch.split("\n")):
         if match := HUNK.match(line):
-            old, new = int(match[1]), int(match[3])
+            old = int(match[1])
+            new = int(match[3])
             found.append(PatchLine("hunk", None, None, line, position))
         elif line.startswith("+"):
             found.append(PatchLine("added", None, new, line[1:], position))
@@ -38,7 +40,8 @@ def parse_patch(patch: str) -> list[PatchLine]:
             old += 1
         elif not line.startswith("\\"):
             found.append(PatchLine("context", old, new, line[1:], position))
-            old, new = old + 1, new + 1
+            old = old + 1
+            new = new + 1
     return found
 
 
@@ -55,10 +58,12 @@ def find_hunk(patch: str, line: int, side: str) -> tuple[str, int] | None:
 
 
 def map_line(hunks: str, line: int) -> int | None:
-    """Where a line went through a diff without context: its new number, or None when it was rewritten."""
+    """Where a line went through a diff without context: its new number, or None when it was
+    rewritten."""
     shift = 0
     for match in filter(None, map(HUNK.match, hunks.split("\n"))):
-        start, removed = int(match[1]), int(match[2] or 1)
+        start = int(match[1])
+        removed = int(match[2] or 1)
         added = int(match[4] or 1)
         if line < start or (removed == 0 and line == start):
             break

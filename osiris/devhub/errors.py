@@ -8,7 +8,9 @@ from osiris.core.errors import Refused
 class ApiError(Refused):
     """A request that GitHub would answer with an error; the text is GitHub's own message."""
 
-    def __init__(self, status: int, message: str, errors: Sequence[Mapping[str, str] | str] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, errors: Sequence[Mapping[str, str] | str] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.errors = list(errors)
@@ -16,7 +18,9 @@ class ApiError(Refused):
     @property
     def sentence(self) -> str:
         """What a person reads: the message, or what exactly was wrong with the fields."""
-        said = [error if isinstance(error, str) else error.get("message", "") for error in self.errors]
+        said = [
+            error if isinstance(error, str) else error.get("message", "") for error in self.errors
+        ]
         return " ".join(filter(None, said)) or str(self)
 
 
@@ -40,7 +44,9 @@ def forbidden_error() -> ApiError:
     return ApiError(403, "Resource not accessible by integration")
 
 
-def invalid_field_error(resource: str, field: str, code: str = "invalid", message: str = "") -> ApiError:
+def invalid_field_error(
+    resource: str, field: str, code: str = "invalid", message: str = ""
+) -> ApiError:
     """GitHub's 422 for one field of one resource."""
     error = {"resource": resource, "field": field, "code": code}
     if message:

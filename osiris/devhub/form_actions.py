@@ -15,12 +15,15 @@ FormTexts = Mapping[str, str]
 
 def read_texts(form: FormData) -> dict[str, str]:
     """A form's fields, with the line ends people mean (browsers send CRLF)."""
-    return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+    return {
+        name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)
+    }
 
 
 def list_allowed_actions(who: Caller, issue: Issue) -> dict[str, bool]:
     """Which buttons are worth showing; the deeds check again."""
-    repo, own = issue.repo, who.user is issue.author
+    repo = issue.repo
+    own = who.user is issue.author
     signed_in = who.user is not None
     return {
         "comment": signed_in,
@@ -37,7 +40,9 @@ def open_issue(world: World, who: Caller, repo: Repo, given: FormTexts) -> Issue
     wanted = [name.strip() for name in given.get("labels", "").split(",") if name.strip()]
     if wanted:
         who.require_permission(repo, "issues:write", role="triage")
-    return world.open_issue(repo, who.account, given.get("title", ""), given.get("body", ""), labels=wanted)
+    return world.open_issue(
+        repo, who.account, given.get("title", ""), given.get("body", ""), labels=wanted
+    )
 
 
 def run_action(world: World, who: Caller, issue: Issue, deed: str, given: FormTexts) -> str:
@@ -70,7 +75,9 @@ def _remove_label(world: World, who: Caller, issue: Issue, given: FormTexts) -> 
 
 
 def _set_state(world: World, who: Caller, issue: Issue, given: FormTexts) -> str:
-    who.require_permission(issue.repo, "issues:write", role="read" if who.user is issue.author else "triage")
+    who.require_permission(
+        issue.repo, "issues:write", role="read" if who.user is issue.author else "triage"
+    )
     to = given.get("to", "")
     if issue.pull is not None:
         pulls.set_state(world, issue.pull, who.account, "open" if to == "open" else "closed")
@@ -104,12 +111,14 @@ def _delete_line_comment(world: World, who: Caller, pull: Pull, given: FormTexts
 def _submit_review(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
     """Submit the pending review, or one without line comments."""
     who.require_permission(pull.repo, "pull_requests:write")
-    event, body = given.get("event") or "COMMENT", given.get("body", "")
+    event = given.get("event") or "COMMENT"
+    body = given.get("body", "")
     pending = reviews.find_pending(pull, who.account)
     if pending is not None:
         reviews.submit_review(world, pending, event, body)
         return f"pullrequestreview-{pending.id}"
-    return f"pullrequestreview-{reviews.add_review(world, pull, who.account, reviews.NewReview(event=event, body=body)).id}"
+    made = reviews.add_review(world, pull, who.account, reviews.NewReview(event=event, body=body))
+    return f"pullrequestreview-{made.id}"
 
 
 def _find_thread(pull: Pull, given: FormTexts) -> ReviewThread:
@@ -126,13 +135,17 @@ def _add_reply(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
 
 
 def _resolve_thread(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
-    who.require_permission(pull.repo, "pull_requests:write", role="read" if who.user is pull.author else "write")
+    who.require_permission(
+        pull.repo, "pull_requests:write", role="read" if who.user is pull.author else "write"
+    )
     reviews.resolve_thread(world, _find_thread(pull, given), who.account, given.get("to") != "open")
     return ""
 
 
 def _set_draft(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
-    who.require_permission(pull.repo, "pull_requests:write", role="read" if who.user is pull.author else "write")
+    who.require_permission(
+        pull.repo, "pull_requests:write", role="read" if who.user is pull.author else "write"
+    )
     pulls.set_draft(world, pull, who.account, given.get("to") == "draft")
     return ""
 

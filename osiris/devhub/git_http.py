@@ -23,7 +23,9 @@ SERVICES = ("git-upload-pack", "git-receive-pack")
 
 @cache
 def find_backend() -> str:
-    path = subprocess.run(["git", "--exec-path"], capture_output=True, check=True, text=True).stdout.strip()
+    path = subprocess.run(
+        ["git", "--exec-path"], capture_output=True, check=True, text=True
+    ).stdout.strip()
     return str(Path(path) / "git-http-backend")
 
 
@@ -46,7 +48,9 @@ class GitHttp:
         try:
             who = self._keyring.identify_caller(request.headers.get("authorization", ""))
             if (moved := self._world.moved.get(name.lower())) is not None and who.can_see(moved):
-                return RedirectResponse(f"{self._world.url}/{moved.full_name}.git{rest}?{request.url.query}", 301)
+                return RedirectResponse(
+                    f"{self._world.url}/{moved.full_name}.git{rest}?{request.url.query}", 301
+                )
             repo = self._find_allowed_repo(who, name, writes=service == "git-receive-pack")
         except ApiError as denied:
             return _build_refusal(denied)
@@ -57,7 +61,8 @@ class GitHttp:
         return StreamingResponse(git.stream_body(), status, headers)
 
     async def _answer_push(self, git: "GitBackend", repo: Repo, who: Caller) -> Response:
-        """Answer only when git is done and the world knows it; a client that leaves early changes nothing here."""
+        """Answer only when git is done and the world knows it; a client that leaves early changes
+        nothing here."""
         try:
             status, headers = await git.read_head()
             body = await git.out.read()
@@ -73,7 +78,9 @@ class GitHttp:
         if repo is None or not who.can_see(repo):
             raise ApiError(404, "Repository not found.")
         if writes and not who.may_access(repo, ["contents:write"], "write"):
-            raise ApiError(403, f"Permission to {repo.full_name}.git denied to {who.account.login}.")
+            raise ApiError(
+                403, f"Permission to {repo.full_name}.git denied to {who.account.login}."
+            )
         if writes and repo.archived:
             raise ApiError(403, "This repository was archived so it is read-only.")
         if not who.may_access(repo, ["contents:read"], "read"):
@@ -104,7 +111,8 @@ class GitBackend:
 
     async def read_head(self) -> tuple[int, dict[str, str]]:
         """The status and headers a CGI program begins with."""
-        status, headers = 200, {}
+        status = 200
+        headers = {}
         while (line := (await self.out.readline()).strip()) != b"":
             name, _, value = line.decode("latin-1").partition(":")
             if name.lower() == "status":
@@ -163,7 +171,8 @@ def _build_cgi_environment(request: Request, repo: Repo, rest: str, who: Caller)
 
 
 async def _feed_body(pipe: asyncio.StreamWriter, request: Request) -> None:
-    """The request's body into git; a body cut short is a broken pack, which git refuses by itself."""
+    """The request's body into git; a body cut short is a broken pack, which git refuses by
+    itself."""
     try:
         async for chunk in request.stream():
             pipe.write(chunk)

@@ -1,6 +1,7 @@
 """Bare git repositories on disk: seed, import, resolve, compare, and merge without a work tree.
 
-The short plumbing commands run in place, not awaited, so that each change to the hub's world is whole.
+The short plumbing commands run in place, not awaited, so that each change to the hub's world is
+whole.
 """
 
 import os
@@ -91,13 +92,16 @@ class GitRepository:
     def run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         code, out, err = self._run_cached(*args, stdin=stdin, env=env)
         if code:
-            raise GitRepositoryError(err.decode(errors="replace").strip() or f"git {args[0]} ended with {code}")
+            raise GitRepositoryError(
+                err.decode(errors="replace").strip() or f"git {args[0]} ended with {code}"
+            )
         return out
 
     def _run_cached(
         self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> tuple[int, bytes, bytes]:
-        """(exit code, stdout, stderr). What is asked about commits by their ids has one answer, and is asked once."""
+        """(exit code, stdout, stderr). What is asked about commits by their ids has one answer, and
+        is asked once."""
         if not _is_immutable(args):
             return self._run_uncached(*args, stdin=stdin, env=env)
         if args not in self._known:
@@ -114,7 +118,11 @@ class GitRepository:
     ) -> tuple[int, bytes, bytes]:
         command = ["git", f"--git-dir={self.path}", *args]
         done = subprocess.run(
-            command, input=stdin, env=build_environment() | dict(env or {}), capture_output=True, check=False
+            command,
+            input=stdin,
+            env=build_environment() | dict(env or {}),
+            capture_output=True,
+            check=False,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -126,7 +134,9 @@ class GitRepository:
     def init_with_files(self, files: Mapping[str, bytes | str], who: Signature, at: float) -> None:
         """A new repository with one commit on `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
+        self.run(
+            "init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path)
+        )
         self._write_config()
         tree = self._write_tree(files)
         commit = self.commit_tree(tree, (), "Initial commit\n", who, at)
@@ -146,15 +156,28 @@ class GitRepository:
         return f"{mode} {blob}\t{path}".encode("utf-8", "surrogateescape") + b"\0"
 
     def import_commit(self, source: Path, commit: str = "HEAD") -> None:
-        """A copy of a commit of another repository, with its whole history, as the branch `main`."""
+        """A copy of a commit of another repository, with its whole history, as the branch
+        `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.run("init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path))
+        self.run(
+            "init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path)
+        )
         self._write_config()
         try:
-            self.run("fetch", "--quiet", "--no-tags", _SERVE, "--", str(source), f"+{commit}:refs/heads/main")
+            self.run(
+                "fetch",
+                "--quiet",
+                "--no-tags",
+                _SERVE,
+                "--",
+                str(source),
+                f"+{commit}:refs/heads/main",
+            )
         except GitRepositoryError as error:
             said = str(error).splitlines()[0].removeprefix("fatal: ")
-            raise Refused(f"{source} cannot be copied; is a commit checked out there? git says: {said}") from None
+            raise Refused(
+                f"{source} cannot be copied; is a commit checked out there? git says: {said}"
+            ) from None
 
     def _write_config(self) -> None:
         with (self.path / "config").open("a") as config:
@@ -167,14 +190,18 @@ class GitRepository:
 
     def resolve_commit(self, name: str) -> str | None:
         """The commit that a branch, tag or (short) object name means."""
-        code, out, _ = self._run_cached("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        code, out, _ = self._run_cached(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+        )
         return out.decode().strip() if code == 0 else None
 
     def read_head_branch(self) -> str:
         return self._read_line("symbolic-ref", "--short", "HEAD")
 
     def list_heads(self) -> dict[str, str]:
-        lines = self._read_line("for-each-ref", "--format=%(objectname) %(refname:lstrip=2)", "refs/heads").splitlines()
+        lines = self._read_line(
+            "for-each-ref", "--format=%(objectname) %(refname:lstrip=2)", "refs/heads"
+        ).splitlines()
         return {name: sha for sha, name in (line.split(" ", 1) for line in lines)}
 
     def read_commit(self, sha: str) -> Commit:
@@ -194,7 +221,11 @@ class GitRepository:
     def _log_commits(self, *args: str) -> list[Commit]:
         form = "%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x00%x01"
         text = self.run("log", f"--format={form}", *args).decode(errors="replace")
-        return [_parse_commit(record.lstrip("\n")) for record in text.split("\x00\x01") if record.strip()]
+        return [
+            _parse_commit(record.lstrip("\n"))
+            for record in text.split("\x00\x01")
+            if record.strip()
+        ]
 
     def read_file(self, commit: str, path: str) -> bytes | None:
         """A file's bytes, None when there is no such file."""
@@ -203,10 +234,15 @@ class GitRepository:
 
     def list_folder(self, commit: str, path: str) -> list[tuple[str, str, str, int]]:
         """The entries of a folder: (type, object, name, size)."""
-        code, out, _ = self._run_cached("ls-tree", "-z", "--long", f"{commit}:{path}" if path else commit)
+        code, out, _ = self._run_cached(
+            "ls-tree", "-z", "--long", f"{commit}:{path}" if path else commit
+        )
         rows = [row.split("\t", 1) for row in out.decode(errors="replace").split("\0") if row]
         facts = [(head.split(), name) for head, name in rows] if code == 0 else []
-        return [(kind, sha, name, int(size) if size.isdigit() else 0) for (_, kind, sha, size), name in facts]
+        return [
+            (kind, sha, name, int(size) if size.isdigit() else 0)
+            for (_, kind, sha, size), name in facts
+        ]
 
     def read_blob_id(self, commit: str, path: str) -> str:
         return self._read_line("rev-parse", f"{commit}:{path}")
@@ -227,12 +263,16 @@ class GitRepository:
 
     def diff_path(self, old: str, new: str, path: str) -> str:
         """The bare hunks, without context, of one path between two commits."""
-        out = self.run("diff", "--no-ext-diff", "--no-color", "-U0", old, new, "--", f":(literal){path}")
+        out = self.run(
+            "diff", "--no-ext-diff", "--no-color", "-U0", old, new, "--", f":(literal){path}"
+        )
         return _extract_hunks(out)
 
     # ── writing ──
 
-    def commit_tree(self, tree: str, parents: Sequence[str], message: str, who: Signature, at: float) -> str:
+    def commit_tree(
+        self, tree: str, parents: Sequence[str], message: str, who: Signature, at: float
+    ) -> str:
         when = f"{int(at)} +0000"
         env = {
             "GIT_AUTHOR_NAME": who.name,
@@ -243,11 +283,15 @@ class GitRepository:
             "GIT_COMMITTER_DATE": when,
         }
         args = [part for parent in parents for part in ("-p", parent)]
-        return self.run("commit-tree", tree, *args, stdin=message.encode(), env=env).decode().strip()
+        return (
+            self.run("commit-tree", tree, *args, stdin=message.encode(), env=env).decode().strip()
+        )
 
     def merge_tree(self, ours: str, theirs: str) -> str | None:
         """The tree of a clean merge, None when the two conflict."""
-        code, out, err = self._run_cached("merge-tree", "--write-tree", "--allow-unrelated-histories", ours, theirs)
+        code, out, err = self._run_cached(
+            "merge-tree", "--write-tree", "--allow-unrelated-histories", ours, theirs
+        )
         if code not in (0, 1):
             raise GitRepositoryError(err.decode(errors="replace").strip())
         return out.decode().split("\n", 1)[0] if code == 0 else None
@@ -257,7 +301,9 @@ class GitRepository:
 
 
 def _parse_commit(record: str) -> Commit:
-    sha, tree, parents, name, email, authored, cname, cemail, committed, message = record.split("\x00", 9)
+    sha, tree, parents, name, email, authored, cname, cemail, committed, message = record.split(
+        "\x00", 9
+    )
     return Commit(
         sha=sha,
         tree=tree,
@@ -277,7 +323,8 @@ def _parse_changes(raw: bytes, text: bytes) -> list[Change]:
     for facts in fields:
         if not facts:
             break
-        blob, letter = facts.split(b" ")[3].decode(), chr(facts.split(b" ")[4][0])
+        blob = facts.split(b" ")[3].decode()
+        letter = chr(facts.split(b" ")[4][0])
         old = new = next(fields)
         if letter in "RC":
             new = next(fields)
@@ -305,7 +352,8 @@ def _build_change(letter: str, blob: str, old: bytes, new: bytes, patch: bytes) 
 
 
 def _split_patches(text: bytes) -> list[bytes]:
-    """One piece per file; only a header line can begin with these words, contents are always indented by a sign."""
+    """One piece per file; only a header line can begin with these words, contents are always
+    indented by a sign."""
     return (b"\n" + text).split(b"\ndiff --git ")[1:]
 
 

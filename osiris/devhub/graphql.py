@@ -1,4 +1,5 @@
-"""The little of GitHub's GraphQL that REST cannot do: review threads, drafts, reactions to reviews."""
+"""The little of GitHub's GraphQL that REST cannot do: review threads, drafts, reactions to
+reviews."""
 
 from typing import Any, TypeVar
 
@@ -44,12 +45,14 @@ type Issue implements Node {
 }
 type PullRequest implements Node {
   id: ID! databaseId: Int number: Int! title: String! body: String! state: String! author: Actor
-  isDraft: Boolean! merged: Boolean! mergeable: String! headRefName: String! baseRefName: String! headRefOid: String!
+  isDraft: Boolean! merged: Boolean! mergeable: String!
+  headRefName: String! baseRefName: String! headRefOid: String!
   reviewThreads(first: Int, last: Int, after: String): ThreadConnection!
 }
 type ThreadConnection { totalCount: Int! nodes: [PullRequestReviewThread]! pageInfo: PageInfo! }
 type PullRequestReviewThread implements Node {
-  id: ID! isResolved: Boolean! isOutdated: Boolean! path: String! line: Int originalLine: Int resolvedBy: Actor
+  id: ID! isResolved: Boolean! isOutdated: Boolean! path: String!
+  line: Int originalLine: Int resolvedBy: Actor
   comments(first: Int, last: Int, after: String): CommentConnection!
 }
 type CommentConnection { totalCount: Int! nodes: [PullRequestReviewComment]! pageInfo: PageInfo! }
@@ -59,7 +62,9 @@ type PullRequestReviewComment implements Node {
 type PullRequestReview implements Node {
   id: ID! databaseId: Int body: String! state: String! submittedAt: String author: Actor
 }
-type IssueComment implements Node { id: ID! databaseId: Int body: String! createdAt: String! author: Actor }
+type IssueComment implements Node {
+  id: ID! databaseId: Int body: String! createdAt: String! author: Actor
+}
 type Reaction { id: ID! databaseId: Int content: ReactionContent! user: Actor }
 input AddReactionInput { subjectId: ID! content: ReactionContent! clientMutationId: String }
 input PullInput { pullRequestId: ID! clientMutationId: String }
@@ -97,18 +102,29 @@ async def answer_query(request: Request, world: World, who: Caller) -> Response:
         raise ApiError(400, "A query attribute must be specified and must be a string.")
     root = Root(world, who)
     result = await execute(
-        SCHEMA, asked["query"], root, variable_values=asked.get("variables"), operation_name=asked.get("operationName")
+        SCHEMA,
+        asked["query"],
+        root,
+        variable_values=asked.get("variables"),
+        operation_name=asked.get("operationName"),
     )
     body: Json = {"data": result.data}
-    return JSONResponse(body | ({"errors": [_format_error(one) for one in result.errors]} if result.errors else {}))
+    return JSONResponse(
+        body | ({"errors": [_format_error(one) for one in result.errors]} if result.errors else {})
+    )
 
 
 def _format_error(error: GraphQLError) -> Json:
-    """GitHub writes the type of an error beside its message; a bug of ours is raised, never worded."""
+    """GitHub writes the type of an error beside its message; a bug of ours is raised, never
+    worded."""
     shape: Json = dict(error.formatted)
     cause = error.original_error
     if isinstance(cause, ApiError):
-        return {"type": TYPES.get(cause.status, "UNPROCESSABLE"), **shape, "message": cause.sentence}
+        return {
+            "type": TYPES.get(cause.status, "UNPROCESSABLE"),
+            **shape,
+            "message": cause.sentence,
+        }
     if cause is not None:
         raise cause
     return shape
@@ -127,21 +143,31 @@ class Root:
     def repository(self, info: GraphQLResolveInfo, owner: str, name: str) -> Json:
         repo = self._world.repos.get(f"{owner}/{name}".lower())
         if repo is None or not self._who.can_see(repo):
-            raise ApiError(404, f"Could not resolve to a Repository with the name '{owner}/{name}'.")
+            raise ApiError(
+                404, f"Could not resolve to a Repository with the name '{owner}/{name}'."
+            )
         return _format_repository(repo, self._who)
 
     def node(self, info: GraphQLResolveInfo, id: str) -> Json:
         thing = self._find_resource(id, Resource)
-        self._who.require_permission(find_repo(thing), "issues:read", "pull_requests:read", "contents:read")
+        self._who.require_permission(
+            find_repo(thing), "issues:read", "pull_requests:read", "contents:read"
+        )
         return _format_resource(thing)
 
     def addReaction(self, info: GraphQLResolveInfo, input: Json) -> Json:
         subject = self._find_resource(input["subjectId"], AuthoredText)
         permission = "issues" if isinstance(subject, Issue | Comment) else "pull_requests"
-        self._who.require_permission(find_repo(subject), f"{permission}:write", "pull_requests:write")
+        self._who.require_permission(
+            find_repo(subject), f"{permission}:write", "pull_requests:write"
+        )
         content = WORDS.get(input["content"], input["content"].lower())
         reaction, _ = self._world.add_reaction(subject, self._who.account, content)
-        shape = {**_format_id(reaction), "content": input["content"], "user": _format_resource(reaction.user)}
+        shape = {
+            **_format_id(reaction),
+            "content": input["content"],
+            "user": _format_resource(reaction.user),
+        }
         return _build_payload(input, reaction=shape, subject=_format_resource(subject))
 
     def markPullRequestReadyForReview(self, info: GraphQLResolveInfo, input: Json) -> Json:
@@ -171,7 +197,8 @@ class Root:
         return _build_payload(input, thread=_format_resource(thread))
 
     def _find_resource(self, node_id: str, kind: type[T]) -> T:
-        """The thing behind a node id, if the caller may see where it is (an issue's id also names its pull request)."""
+        """The thing behind a node id, if the caller may see where it is (an issue's id also names
+        its pull request)."""
         thing = self._world.things.get(node_id)
         found: object = thing.issue if isinstance(thing, Pull) and kind is AuthoredText else thing
         if not isinstance(found, kind) or thing is None or not self._who.can_see(find_repo(thing)):
@@ -202,7 +229,9 @@ def _format_id(thing: Resource) -> Json:
     return {"id": thing.node_id, "databaseId": thing.id}
 
 
-def _build_connection(items: list[Json], first: int | None, last: int | None, after: str | None) -> Json:
+def _build_connection(
+    items: list[Json], first: int | None, last: int | None, after: str | None
+) -> Json:
     """A connection; cursors are positions."""
     start = int(after) if after and after.isdigit() else 0
     rest = items[start:]
@@ -257,7 +286,12 @@ def _format_resource(thing: Resource) -> Json:
             return _format_thread(thing)
         case LineComment():
             kind = "PullRequestReviewComment"
-            return {"__typename": kind, **_format_authored(thing), "path": thing.path, "line": thing.line}
+            return {
+                "__typename": kind,
+                **_format_authored(thing),
+                "path": thing.path,
+                "line": thing.line,
+            }
         case PullReview():
             submitted = format_time(thing.submitted)
             return {
@@ -273,7 +307,10 @@ def _format_resource(thing: Resource) -> Json:
 
 def _format_pull(pull: Pull) -> Json:
     def resolve_threads(
-        info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
+        info: GraphQLResolveInfo,
+        first: int | None = None,
+        last: int | None = None,
+        after: str | None = None,
     ) -> Json:
         told = [thread for thread in pull.threads if not thread.comments[0].review.pending]
         return _build_connection([_format_thread(thread) for thread in told], first, last, after)
@@ -298,10 +335,15 @@ def _format_pull(pull: Pull) -> Json:
 
 def _format_thread(thread: ReviewThread) -> Json:
     def resolve_comments(
-        info: GraphQLResolveInfo, first: int | None = None, last: int | None = None, after: str | None = None
+        info: GraphQLResolveInfo,
+        first: int | None = None,
+        last: int | None = None,
+        after: str | None = None,
     ) -> Json:
         told = [comment for comment in thread.comments if not comment.review.pending]
-        return _build_connection([_format_resource(comment) for comment in told], first, last, after)
+        return _build_connection(
+            [_format_resource(comment) for comment in told], first, last, after
+        )
 
     top = thread.comments[0]
     return {

@@ -1,4 +1,5 @@
-"""Markdown to HTML for people's words: hidden comments stay hidden, and of HTML only harmless tags are kept."""
+"""Markdown to HTML for people's words: hidden comments stay hidden, and of HTML only harmless tags
+are kept."""
 
 import re
 from collections.abc import Sequence
@@ -15,16 +16,23 @@ BOX = re.compile(r"<li>(<p>)?\[([ xX])\] ")
 
 
 class _Renderer(RendererHTML):
-    """Raw HTML is written out only when it is a bare tag of the short list; everything else becomes text."""
+    """Raw HTML is written out only when it is a bare tag of the short list; everything else becomes
+    text."""
 
-    def html_block(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+    def html_block(
+        self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType
+    ) -> str:
         return _sanitize_html(tokens[idx].content)
 
-    def html_inline(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+    def html_inline(
+        self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType
+    ) -> str:
         return _sanitize_html(tokens[idx].content)
 
 
-_reader = MarkdownIt("commonmark", {"html": True}, renderer_cls=_Renderer).enable(["table", "strikethrough"])
+_reader = MarkdownIt("commonmark", {"html": True}, renderer_cls=_Renderer).enable(
+    ["table", "strikethrough"]
+)
 
 
 def _sanitize_html(html: str) -> str:

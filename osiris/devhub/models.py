@@ -1,4 +1,5 @@
-"""What the hub holds, as plain data: people, repositories, issues, pull requests, reviews, checks and apps."""
+"""What the hub holds, as plain data: people, repositories, issues, pull requests, reviews, checks
+and apps."""
 
 from __future__ import annotations
 
@@ -22,13 +23,16 @@ class Resource:
 
     @property
     def node_id(self) -> str:
-        word = base64.urlsafe_b64encode(b"\x92\xce" + self.id.to_bytes(6, "big")).decode().rstrip("=")
+        word = (
+            base64.urlsafe_b64encode(b"\x92\xce" + self.id.to_bytes(6, "big")).decode().rstrip("=")
+        )
         return f"{self.kind}_kwDO{word}"
 
 
 @dataclass(kw_only=True, eq=False)
 class User(Resource):
-    """An account: a person, an organization or an app's bot. `key` opens the review page, `token` the API."""
+    """An account: a person, an organization or an app's bot. `key` opens the review page, `token`
+    the API."""
 
     kind = "U"
     login: str
@@ -95,7 +99,8 @@ class Issue(AuthoredText):
 class Note:
     """A small line of a conversation: who closed, labeled, pushed or merged, and when.
 
-    `event` is its name among an issue's events, "" for what is none; `label` and `commit` are what it is about.
+    `event` is its name among an issue's events, "" for what is none; `label` and `commit` are what
+    it is about.
     """
 
     id: int
@@ -155,7 +160,10 @@ class Pull(Resource):
     @property
     def line_comments(self) -> list[LineComment]:
         """Every published line comment, oldest first."""
-        return sorted((c for t in self.threads for c in t.comments if not c.review.pending), key=lambda c: c.id)
+        return sorted(
+            (c for t in self.threads for c in t.comments if not c.review.pending),
+            key=lambda c: c.id,
+        )
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,4 +1,5 @@
-"""Looking on: who watches a hub sees each finished exchange of its API and each webhook, and changes nothing."""
+"""Looking on: who watches a hub sees each finished exchange of its API and each webhook, and
+changes nothing."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,8 @@ from osiris.devhub.models import Delivery
 
 @dataclass(kw_only=True)
 class ApiExchange:
-    """One request of REST or GraphQL; `answer` is the hub's own, None when an interceptor kept the request from it."""
+    """One request of REST or GraphQL; `answer` is the hub's own, None when an interceptor kept the
+    request from it."""
 
     request: Request
     body: bytes

@@ -1,4 +1,5 @@
-"""The review page: what a person sees and does in a browser, rendered here, with no script needed."""
+"""The review page: what a person sees and does in a browser, rendered here, with no script
+needed."""
 
 import hmac
 import re
@@ -19,10 +20,13 @@ from osiris.devhub.payloads.issues import format_time
 if TYPE_CHECKING:
     from osiris.devhub.server import Hub
 
-THING = re.compile(r"/(?P<owner>[^/]+)/(?P<name>[^/]+)/(?P<kind>issues|pull)/(?P<number>\d+)(?:/(?P<rest>[a-z-]+))?/?")
+THING = re.compile(
+    r"/(?P<owner>[^/]+)/(?P<name>[^/]+)/(?P<kind>issues|pull)/(?P<number>\d+)(?:/(?P<rest>[a-z-]+))?/?"
+)
 REPO = re.compile(r"/(?P<owner>[^/_][^/]*)/(?P<name>[^/]+)(?:/(?P<rest>issues))?/?")
 POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self';"
+    " base-uri 'none'; "
 )
 HEADERS = {
     "Content-Security-Policy": POLICY + "frame-ancestors 'none'",
@@ -33,7 +37,10 @@ HEADERS = {
 TYPES = {"css": "text/css", "js": "text/javascript"}
 
 _templates = Environment(
-    loader=PackageLoader("osiris.devhub"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    loader=PackageLoader("osiris.devhub"),
+    autoescape=select_autoescape(),
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _templates.filters |= {"words": markdown.render_html, "iso": format_time}
 
@@ -66,12 +73,15 @@ async def _answer_path(hub: "Hub", request: Request) -> Response:
 
 
 def _get_cookie_name(hub: "Hub") -> str:
-    return "devhub_" + hub.url.rpartition(":")[2]  # browsers share cookies between the ports of one host
+    # browsers share cookies between the ports of one host
+    return "devhub_" + hub.url.rpartition(":")[2]
 
 
 def _find_person(hub: "Hub", key: str) -> User | None:
     people = [user for user in hub.world.users.values() if user.type == "User"]
-    return next((user for user in people if hmac.compare_digest(user.key.encode(), key.encode())), None)
+    return next(
+        (user for user in people if hmac.compare_digest(user.key.encode(), key.encode())), None
+    )
 
 
 def _identify_caller(hub: "Hub", request: Request) -> Caller:
@@ -80,10 +90,15 @@ def _identify_caller(hub: "Hub", request: Request) -> Caller:
 
 
 def _sign_in(hub: "Hub", request: Request) -> Response:
-    key, to = request.query_params.get("key", ""), request.query_params.get("to", "/")
+    key = request.query_params.get("key", "")
+    to = request.query_params.get("to", "/")
     if _find_person(hub, key) is None:
         return _render_page(
-            hub, NOBODY, "sorry.html", status=403, error="This sign-in address is not valid on this hub."
+            hub,
+            NOBODY,
+            "sorry.html",
+            status=403,
+            error="This sign-in address is not valid on this hub.",
         )
     inside = to.startswith("/") and not to.startswith(("//", "/\\"))
     response = RedirectResponse(to if inside else "/", 303)
@@ -101,8 +116,12 @@ def _check_origin(hub: "Hub", request: Request) -> None:
 # ── pages ──
 
 
-def _render_page(hub: "Hub", who: Caller, template: str, *, status: int = 200, **facts: Any) -> Response:
-    text = _templates.get_template(template).render(hub=hub, world=hub.world, viewer=who.user, **facts)
+def _render_page(
+    hub: "Hub", who: Caller, template: str, *, status: int = 200, **facts: Any
+) -> Response:
+    text = _templates.get_template(template).render(
+        hub=hub, world=hub.world, viewer=who.user, **facts
+    )
     return HTMLResponse(text, status)
 
 
@@ -113,7 +132,8 @@ def _serve_static(name: str) -> Response:
     if source is None:
         return Response("Not Found", 404, media_type="text/plain")
     return Response(
-        (files("osiris.devhub") / "static" / source).read_bytes(), media_type=TYPES[name.rpartition(".")[2]]
+        (files("osiris.devhub") / "static" / source).read_bytes(),
+        media_type=TYPES[name.rpartition(".")[2]],
     )
 
 
@@ -124,7 +144,9 @@ def _find_visible_repo(hub: "Hub", who: Caller, owner: str, name: str) -> Repo:
     return repo
 
 
-def _render_path(hub: "Hub", path: str, who: Caller, extra: dict[str, Any], status: int = 200) -> Response:
+def _render_path(
+    hub: "Hub", path: str, who: Caller, extra: dict[str, Any], status: int = 200
+) -> Response:
     if path == "/":
         seen = [repo for repo in hub.world.repos.values() if who.can_see(repo)]
         return _render_page(hub, who, "home.html", status=status, repos=seen, **extra)
@@ -141,7 +163,9 @@ def _render_path(hub: "Hub", path: str, who: Caller, extra: dict[str, Any], stat
     raise not_found_error()
 
 
-def _render_issue(hub: "Hub", who: Caller, issue: Issue, tab: str, extra: dict[str, Any], status: int) -> Response:
+def _render_issue(
+    hub: "Hub", who: Caller, issue: Issue, tab: str, extra: dict[str, Any], status: int
+) -> Response:
     facts = {
         "repo": issue.repo,
         "issue": issue,
@@ -169,7 +193,8 @@ def _render_issue(hub: "Hub", who: Caller, issue: Issue, tab: str, extra: dict[s
 
 
 async def _handle_form(hub: "Hub", request: Request, who: Caller) -> Response:
-    """Do what a form asks and show the page again; a refusal is a sentence on it, with the typed words kept."""
+    """Do what a form asks and show the page again; a refusal is a sentence on it, with the typed
+    words kept."""
     path = request.url.path
     form = await request.form()
     if who.user is None:
@@ -184,7 +209,11 @@ async def _handle_form(hub: "Hub", request: Request, who: Caller) -> Response:
             issue = form_actions.open_issue(hub.world, who, repo, form_actions.read_texts(form))
         except ApiError as denied:
             return _render_path(
-                hub, path, who, {"error": denied.sentence, "typed": form_actions.read_texts(form)}, denied.status
+                hub,
+                path,
+                who,
+                {"error": denied.sentence, "typed": form_actions.read_texts(form)},
+                denied.status,
             )
         return RedirectResponse(f"/{repo.full_name}/issues/{issue.number}", 303)
     raise not_found_error()
@@ -197,6 +226,8 @@ def _apply_action(hub: "Hub", who: Caller, issue: Issue, deed: str, form: FormDa
     try:
         anchor = form_actions.run_action(hub.world, who, issue, deed, texts)
     except ApiError as denied:
-        return _render_path(hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status)
+        return _render_path(
+            hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status
+        )
     done = talk if deed == "review" else back  # a submitted review is read in the conversation
     return RedirectResponse(done + (f"#{anchor}" if anchor else ""), 303)

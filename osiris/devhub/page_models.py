@@ -1,4 +1,5 @@
-"""What the review page shows of a pull request: its story in order, its checks, its diff with the comments in it."""
+"""What the review page shows of a pull request: its story in order, its checks, its diff with the
+comments in it."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ from pygments.util import ClassNotFound
 
 from osiris.devhub import diffs, pulls
 from osiris.devhub.git_repository import Change
-from osiris.devhub.models import CheckRun, Comment, Issue, Note, Pull, PullReview, ReviewThread, User
+from osiris.devhub.models import (
+    CheckRun,
+    Comment,
+    Issue,
+    Note,
+    Pull,
+    PullReview,
+    ReviewThread,
+    User,
+)
 
 MOST_ROWS = 2_000
 MOST_TEXT = 400_000
@@ -53,25 +63,45 @@ class TimelineEntry:
 
 
 def build_timeline(issue: Issue) -> list[TimelineEntry]:
-    """Comments, reviews and small notes in the order they happened; a reply's own review is no entry."""
-    entries = [TimelineEntry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments]
-    entries += [TimelineEntry(kind="note", at=one.at, id=one.id, what=one) for one in issue.timeline if one.text]
+    """Comments, reviews and small notes in the order they happened; a reply's own review is no
+    entry."""
+    entries = [
+        TimelineEntry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments
+    ]
+    entries += [
+        TimelineEntry(kind="note", at=one.at, id=one.id, what=one)
+        for one in issue.timeline
+        if one.text
+    ]
     for review in issue.pull.reviews if issue.pull else []:
-        replies = review.comments and all(comment.reply_to for comment in review.comments) and not review.body
+        replies = (
+            review.comments
+            and all(comment.reply_to for comment in review.comments)
+            and not review.body
+        )
         if review.submitted is not None and not replies:
-            entries.append(TimelineEntry(kind="review", at=review.submitted, id=review.id, what=review))
+            entries.append(
+                TimelineEntry(kind="review", at=review.submitted, id=review.id, what=review)
+            )
     return sorted(entries, key=lambda entry: (entry.at, entry.id))
 
 
 def list_latest_checks(pull: Pull) -> list[CheckRun]:
     """The latest run of each name on the head commit."""
-    return list({(run.app.slug, run.name): run for run in pull.repo.checks if run.sha == pull.head_sha}.values())
+    return list(
+        {
+            (run.app.slug, run.name): run for run in pull.repo.checks if run.sha == pull.head_sha
+        }.values()
+    )
 
 
 def build_diff(pull: Pull, viewer: User | None) -> list[DiffFile]:
     base = pulls.find_fork_point(pull)
     threads = _group_threads(pull, viewer)
-    return [_build_file(pull, base, change, threads.get(change.path, [])) for change in pulls.list_changes(pull)]
+    return [
+        _build_file(pull, base, change, threads.get(change.path, []))
+        for change in pulls.list_changes(pull)
+    ]
 
 
 def _group_threads(pull: Pull, viewer: User | None) -> dict[str, list[ReviewThread]]:
@@ -89,15 +119,25 @@ def _build_file(pull: Pull, base: str, change: Change, threads: list[ReviewThrea
     if change.patch is None:
         same = change.status == "renamed"
         return DiffFile(
-            change=change, rows=[], note="Renamed without a change" if same else "No text to show", outdated=outdated
+            change=change,
+            rows=[],
+            note="Renamed without a change" if same else "No text to show",
+            outdated=outdated,
         )
     rows = diffs.parse_patch(change.patch)
     if len(rows) > MOST_ROWS:
-        return DiffFile(change=change, rows=[], note=f"{len(rows):,} lines: too many to show here", outdated=outdated)
+        return DiffFile(
+            change=change,
+            rows=[],
+            note=f"{len(rows):,} lines: too many to show here",
+            outdated=outdated,
+        )
     git = pull.repo.git
     old = _highlight_lines(git.read_file(base, change.old_path), change.old_path)
     new = _highlight_lines(git.read_file(pull.head_sha, change.path), change.path)
-    return DiffFile(change=change, rows=list(_build_lines(rows, old, new, threads)), outdated=outdated)
+    return DiffFile(
+        change=change, rows=list(_build_lines(rows, old, new, threads)), outdated=outdated
+    )
 
 
 def _build_lines(
@@ -106,10 +146,16 @@ def _build_lines(
     for row in rows:
         side = "LEFT" if row.kind == "removed" else "RIGHT"
         line = row.get_line_number(side)
-        here = [one for one in threads if (one.comments[0].side, one.comments[0].line) == (side, line) and line]
+        here = [
+            one
+            for one in threads
+            if (one.comments[0].side, one.comments[0].line) == (side, line) and line
+        ]
         source = old if side == "LEFT" else new
         html = source[line - 1] if line and line <= len(source) else escape(row.text)
-        yield DiffLine(kind=row.kind, old=row.old, new=row.new, html=html, side=side, line=line, threads=here)
+        yield DiffLine(
+            kind=row.kind, old=row.old, new=row.new, html=html, side=side, line=line, threads=here
+        )
 
 
 def _highlight_lines(data: bytes | None, path: str) -> list[Markup]:
@@ -132,12 +178,17 @@ def _highlight_lines(data: bytes | None, path: str) -> list[Markup]:
 
 def build_code_css() -> str:
     """Colours of code, for light and for dark."""
-    light, dark = _list_color_rules("friendly"), _list_color_rules("github-dark")
-    return "\n".join(light) + "\n@media (prefers-color-scheme: dark) {\n" + "\n".join(dark) + "\n}\n"
+    light = _list_color_rules("friendly")
+    dark = _list_color_rules("github-dark")
+    return (
+        "\n".join(light) + "\n@media (prefers-color-scheme: dark) {\n" + "\n".join(dark) + "\n}\n"
+    )
 
 
 def _list_color_rules(style: str) -> list[str]:
     """Only the rules of a style's tokens: no backgrounds, no line numbers."""
     formatter: Any = HtmlFormatter(style=style)
     css: str = formatter.get_style_defs(".code")
-    return [line for line in css.splitlines() if line.startswith(".code .") and "background" not in line]
+    return [
+        line for line in css.splitlines() if line.startswith(".code .") and "background" not in line
+    ]

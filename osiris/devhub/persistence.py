@@ -9,11 +9,13 @@ from osiris.config.atomic_file import replace_file
 from osiris.core.errors import Refused
 from osiris.devhub.world import World
 
-_LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")  # they belong to a process, not to the world
+# they belong to a process, not to the world
+_LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")
 
 
 def save_world(world: World, path: Path) -> None:
-    """Write the whole world, or leave what was written before. The file is for its owner alone: keys are in it."""
+    """Write the whole world, or leave what was written before. The file is for its owner alone:
+    keys are in it."""
     kept = {name: value for name, value in vars(world).items() if name not in _LEFT_OUT}
     kept["last_id"] = world.next_id()
     with replace_file(path) as file:
@@ -21,7 +23,8 @@ def save_world(world: World, path: Path) -> None:
 
 
 def load_world(world: World, path: Path) -> bool:
-    """Fill a new world with a saved one; False when there is none. Raises Refused for a file that is none of ours."""
+    """Fill a new world with a saved one; False when there is none. Raises Refused for a file that
+    is none of ours."""
     try:
         kept: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file in our own folder
     except FileNotFoundError:

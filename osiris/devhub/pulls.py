@@ -24,7 +24,9 @@ class NewPull:
     draft: bool = False
 
 
-def open_pull(world: World, repo: Repo, by: User, wanted: NewPull, *, by_app: App | None = None) -> Pull:
+def open_pull(
+    world: World, repo: Repo, by: User, wanted: NewPull, *, by_app: App | None = None
+) -> Pull:
     head = _parse_branch(repo, wanted.head)
     head_sha, base_sha = _resolve_ends(repo, head, wanted.base)
     _check_new(repo, head, head_sha, wanted.base, base_sha)
@@ -66,9 +68,13 @@ def _check_new(repo: Repo, head: str, head_sha: str, base: str, base_sha: str) -
     name = f"{repo.owner.login}:{head}"
     for pull in repo.pulls.values():
         if pull.state == "open" and (pull.head_ref, pull.base_ref) == (head, base):
-            raise invalid_field_error("PullRequest", "", "custom", f"A pull request already exists for {name}.")
+            raise invalid_field_error(
+                "PullRequest", "", "custom", f"A pull request already exists for {name}."
+            )
     if repo.git.is_ancestor(head_sha, base_sha):
-        raise invalid_field_error("PullRequest", "", "custom", f"No commits between {base} and {head}")
+        raise invalid_field_error(
+            "PullRequest", "", "custom", f"No commits between {base} and {head}"
+        )
 
 
 # ── reading ──
@@ -115,7 +121,9 @@ def set_draft(world: World, pull: Pull, by: User, draft: bool) -> None:
     pull.issue.updated = world.now()
     action = "converted_to_draft" if draft else "ready_for_review"
     event = "convert_to_draft" if draft else "ready_for_review"
-    world.add_note(pull.issue, by, "marked this as a draft" if draft else "marked this ready for review", event)
+    world.add_note(
+        pull.issue, by, "marked this as a draft" if draft else "marked this ready for review", event
+    )
     world.publish_event("pull_request", action, pull.repo, by, issue=pull.issue)
 
 
@@ -132,12 +140,16 @@ def set_state(world: World, pull: Pull, by: User, state: str) -> None:
         return
     head_sha = pull.repo.heads.get(pull.head_ref)
     if head_sha is None:
-        raise invalid_field_error("PullRequest", "state", "invalid", f"The {pull.head_ref} branch was deleted.")
+        raise invalid_field_error(
+            "PullRequest", "state", "invalid", f"The {pull.head_ref} branch was deleted."
+        )
     pull.head_sha = head_sha
     world.reopen_issue(pull.issue, by)
 
 
-def merge_pull(world: World, pull: Pull, by: User, *, sha: str = "", method: str = "merge", title: str = "") -> str:
+def merge_pull(
+    world: World, pull: Pull, by: User, *, sha: str = "", method: str = "merge", title: str = ""
+) -> str:
     """Merge, tell everybody, close what the body says it closes; gives the new commit."""
     _check_merge(pull, sha, method)
     git = pull.repo.git
@@ -149,7 +161,10 @@ def merge_pull(world: World, pull: Pull, by: User, *, sha: str = "", method: str
         message = f"{title or pull.title} (#{pull.number})\n"
     else:
         parents = (pull.base_sha, pull.head_sha)
-        words = title or f"Merge pull request #{pull.number} from {pull.repo.owner.login}/{pull.head_ref}"
+        words = (
+            title
+            or f"Merge pull request #{pull.number} from {pull.repo.owner.login}/{pull.head_ref}"
+        )
         message = f"{words}\n\n{pull.title}\n"
     commit = git.commit_tree(tree, parents, message, world.build_signature(by), world.now())
     git.update_ref(f"refs/heads/{pull.base_ref}", commit, pull.base_sha)
@@ -169,10 +184,18 @@ def _check_merge(pull: Pull, sha: str, method: str) -> None:
 
 
 def _record_merge(world: World, pull: Pull, by: User, commit: str) -> None:
-    issue, now = pull.issue, world.now()
-    pull.merged_at, pull.merged_by, pull.merge_commit = now, by, commit
-    issue.state, issue.closed, issue.closed_by, issue.updated = "closed", now, by, now
-    world.add_note(issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}", "merged", commit=commit)
+    issue = pull.issue
+    now = world.now()
+    pull.merged_at = now
+    pull.merged_by = by
+    pull.merge_commit = commit
+    issue.state = "closed"
+    issue.closed = now
+    issue.closed_by = by
+    issue.updated = now
+    world.add_note(
+        issue, by, f"merged {pull.head_sha[:7]} into {pull.base_ref}", "merged", commit=commit
+    )
     world.add_note(issue, by, "", "closed")
     world.publish_event("pull_request", "closed", pull.repo, by, issue=issue)
     for number in CLOSING.findall(pull.body):
@@ -190,9 +213,11 @@ def sync_refs(world: World, repo: Repo, by: User) -> None:
 
     Every way a branch can move (a push, a merge) ends here, so that none is told twice.
     """
-    before, repo.heads = repo.heads, repo.git.list_heads()
+    before = repo.heads
+    repo.heads = repo.git.list_heads()
     for branch in sorted(before.keys() | repo.heads.keys()):
-        old, new = before.get(branch, NO_COMMIT), repo.heads.get(branch, NO_COMMIT)
+        old = before.get(branch, NO_COMMIT)
+        new = repo.heads.get(branch, NO_COMMIT)
         if old == new:
             continue
         world.publish_event("push", None, repo, by, branch=branch, before=old, after=new)
@@ -211,12 +236,15 @@ def _follow_push(world: World, pull: Pull, by: User, branch: str, sha: str) -> N
         world.add_note(pull.issue, by, f"deleted the branch {branch}", "head_ref_deleted")
         world.close_issue(pull.issue, by)
         return
-    before, pull.head_sha = pull.head_sha, sha
+    before = pull.head_sha
+    pull.head_sha = sha
     pull.issue.updated = world.now()
     pull.repo.git.update_ref(f"refs/pull/{pull.number}/head", sha)
     world.add_note(pull.issue, by, f"pushed {sha[:7]}")
     _move_comments(pull)
-    world.publish_event("pull_request", "synchronize", pull.repo, by, issue=pull.issue, before=before, after=sha)
+    world.publish_event(
+        "pull_request", "synchronize", pull.repo, by, issue=pull.issue, before=before, after=sha
+    )
 
 
 def _move_comments(pull: Pull) -> None:
@@ -227,6 +255,10 @@ def _move_comments(pull: Pull) -> None:
             continue
         moved = pull.repo.git.diff_path(comment.commit, pull.head_sha, comment.path)
         comment.line = diffs.map_line(moved, comment.line)
-        place = diffs.find_hunk(shown.get(comment.path, ""), comment.line, "RIGHT") if comment.line else None
+        place = (
+            diffs.find_hunk(shown.get(comment.path, ""), comment.line, "RIGHT")
+            if comment.line
+            else None
+        )
         comment.line, comment.position = (comment.line, place[1]) if place else (None, None)
         comment.commit = pull.head_sha

@@ -1,4 +1,5 @@
-"""How many requests each caller has left in this hour, as GitHub counts them and says so in every answer's headers."""
+"""How many requests each caller has left in this hour, as GitHub counts them and says so in every
+answer's headers."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,7 +13,8 @@ CallerKey = tuple[str, int, str]
 
 
 class ApiRateLimits:
-    """`limit` is what each caller may ask in an hour of each resource; `leave` takes away what is left."""
+    """`limit` is what each caller may ask in an hour of each resource; `leave` takes away what is
+    left."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.limit = 5000
@@ -23,7 +25,8 @@ class ApiRateLimits:
     def set_remaining(
         self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core"
     ) -> None:
-        """Let a caller have so many requests left for so long: an "installation", a "user" or an "app", by its id."""
+        """Let a caller have so many requests left for so long: an "installation", a "user" or an
+        "app", by its id."""
         key = (kind, id, resource)
         self._begun[key] = self._clock() - HOUR + seconds
         self._used[key] = self.limit - remaining
@@ -32,7 +35,9 @@ class ApiRateLimits:
         """Raise Limited when nothing is left."""
         key = _build_key(who, resource)
         if self._get_remaining(key) <= 0:
-            raise ApiRateLimited(f"API rate limit exceeded for {key[0]} ID {key[1]}.", self._build_headers(key))
+            raise ApiRateLimited(
+                f"API rate limit exceeded for {key[0]} ID {key[1]}.", self._build_headers(key)
+            )
 
     def count_request(self, who: Caller, resource: str, count: int) -> dict[str, str]:
         """Count a request, and say what is left."""
@@ -46,12 +51,18 @@ class ApiRateLimits:
         key = _build_key(who, resource)
         remaining = self._get_remaining(key)
         reset = int(self._begun[key] + HOUR)
-        return {"limit": self.limit, "used": self.limit - remaining, "remaining": remaining, "reset": reset}
+        return {
+            "limit": self.limit,
+            "used": self.limit - remaining,
+            "remaining": remaining,
+            "reset": reset,
+        }
 
     def _get_remaining(self, key: CallerKey) -> int:
         now = self._clock()
         if now >= self._begun.setdefault(key, now) + HOUR:
-            self._begun[key], self._used[key] = now, 0
+            self._begun[key] = now
+            self._used[key] = 0
         return max(0, self.limit - self._used[key])
 
     def _build_headers(self, key: CallerKey) -> dict[str, str]:

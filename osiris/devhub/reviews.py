@@ -1,4 +1,5 @@
-"""The verbs of reviewing: line comments, pending reviews, submitting, replying, dismissing, resolving."""
+"""The verbs of reviewing: line comments, pending reviews, submitting, replying, dismissing,
+resolving."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +9,12 @@ from osiris.devhub.errors import ApiError, not_found_error, unprocessable_error
 from osiris.devhub.models import App, LineComment, Pull, PullReview, ReviewThread, User
 from osiris.devhub.world import World, check_body
 
-STATES = {"APPROVE": "APPROVED", "REQUEST_CHANGES": "CHANGES_REQUESTED", "COMMENT": "COMMENTED", "": "PENDING"}
+STATES = {
+    "APPROVE": "APPROVED",
+    "REQUEST_CHANGES": "CHANGES_REQUESTED",
+    "COMMENT": "COMMENTED",
+    "": "PENDING",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,9 @@ class NewReview:
     lines: tuple[LineAnchor, ...] = ()
 
 
-def add_review(world: World, pull: Pull, by: User, wanted: NewReview, *, by_app: App | None = None) -> PullReview:
+def add_review(
+    world: World, pull: Pull, by: User, wanted: NewReview, *, by_app: App | None = None
+) -> PullReview:
     """A new review, submitted at once unless its event is left out."""
     check_body(wanted.body, "PullRequestReview")
     _check_event(pull, by, wanted.event, wanted.body, bool(wanted.lines))
@@ -82,16 +90,22 @@ def submit_review(world: World, pending: PullReview, event: str, body: str) -> N
 
 def _check_event(pull: Pull, by: User, event: str, body: str, lines: bool) -> None:
     if event not in STATES:
-        raise unprocessable_error("Variable $event of type PullRequestReviewEvent was provided invalid value")
+        raise unprocessable_error(
+            "Variable $event of type PullRequestReviewEvent was provided invalid value"
+        )
     if by is pull.author and event == "APPROVE":
         raise unprocessable_error("Can not approve your own pull request")
     if by is pull.author and event == "REQUEST_CHANGES":
         raise unprocessable_error("Can not request changes on your own pull request")
     if event in ("REQUEST_CHANGES", "COMMENT") and not body.strip() and not lines:
-        raise unprocessable_error("A review needs some words: say what should change, or comment on a line")
+        raise unprocessable_error(
+            "A review needs some words: say what should change, or comment on a line"
+        )
 
 
-def _create_review(world: World, pull: Pull, by: User, wanted: NewReview, by_app: App | None) -> PullReview:
+def _create_review(
+    world: World, pull: Pull, by: User, wanted: NewReview, by_app: App | None
+) -> PullReview:
     new = PullReview(
         id=world.next_id(),
         pull=pull,
@@ -109,17 +123,27 @@ def _create_review(world: World, pull: Pull, by: User, wanted: NewReview, by_app
 
 
 def _publish_review(world: World, new: PullReview, event: str) -> None:
-    new.state, new.submitted = STATES[event], world.now()
+    new.state = STATES[event]
+    new.submitted = world.now()
     pull = new.pull
     pull.issue.updated = world.now()
-    world.publish_event("pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new)
+    world.publish_event(
+        "pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new
+    )
     for comment in new.comments:
         _publish_comment(world, comment)
 
 
 def _publish_comment(world: World, comment: LineComment) -> None:
     pull = comment.thread.pull
-    world.publish_event("pull_request_review_comment", "created", pull.repo, comment.author, pull=pull, comment=comment)
+    world.publish_event(
+        "pull_request_review_comment",
+        "created",
+        pull.repo,
+        comment.author,
+        pull=pull,
+        comment=comment,
+    )
 
 
 def _locate_line(pull: Pull, line: LineAnchor) -> tuple[str, int]:
@@ -133,7 +157,9 @@ def _locate_line(pull: Pull, line: LineAnchor) -> tuple[str, int]:
     return place
 
 
-def _add_thread(world: World, on: PullReview, line: LineAnchor, hunk: str, position: int) -> LineComment:
+def _add_thread(
+    world: World, on: PullReview, line: LineAnchor, hunk: str, position: int
+) -> LineComment:
     thread = ReviewThread(id=world.next_id(), pull=on.pull)
     comment = LineComment(
         id=world.next_id(),
@@ -161,7 +187,9 @@ def _add_thread(world: World, on: PullReview, line: LineAnchor, hunk: str, posit
     return comment
 
 
-def add_reply(world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None) -> LineComment:
+def add_reply(
+    world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None
+) -> LineComment:
     """Answer the top comment of a thread; GitHub wraps each answer in a review of its own."""
     check_body(body, "PullRequestReviewComment", needed=True)
     if to.reply_to is not None:
@@ -212,7 +240,9 @@ def resolve_thread(world: World, thread: ReviewThread, by: User, resolved: bool)
         return
     thread.resolved_by = by if resolved else None
     action = "resolved" if resolved else "unresolved"
-    world.publish_event("pull_request_review_thread", action, thread.pull.repo, by, pull=thread.pull, thread=thread)
+    world.publish_event(
+        "pull_request_review_thread", action, thread.pull.repo, by, pull=thread.pull, thread=thread
+    )
 
 
 def discard_review(pending: PullReview) -> None:
@@ -226,4 +256,8 @@ def discard_review(pending: PullReview) -> None:
 
 def list_latest_states(reviews: Iterable[PullReview]) -> dict[str, PullReview]:
     """What each reviewer last decided; comments decide nothing."""
-    return {r.author.login: r for r in reviews if r.state in ("APPROVED", "CHANGES_REQUESTED", "DISMISSED")}
+    return {
+        r.author.login: r
+        for r in reviews
+        if r.state in ("APPROVED", "CHANGES_REQUESTED", "DISMISSED")
+    }

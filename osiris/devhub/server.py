@@ -25,7 +25,13 @@ from osiris.devhub.models import App, Installation, Repo, User
 from osiris.devhub.observers import ApiExchange, HubObserver
 from osiris.devhub.rate_limits import ApiRateLimits
 from osiris.devhub.routes import apps, checks, code, issues, pulls
-from osiris.devhub.routes.request import ApiRequest, build_error_response, join_tables, read_json, redirect_moved
+from osiris.devhub.routes.request import (
+    ApiRequest,
+    build_error_response,
+    join_tables,
+    read_json,
+    redirect_moved,
+)
 from osiris.devhub.tokens import KeyPair
 from osiris.devhub.webhook_sender import WebhookSender
 from osiris.devhub.world import World
@@ -51,7 +57,9 @@ class Hub:
     observers: ClassVar[list[HubObserver]] = []
     """Who looks on, at every hub of this process."""
 
-    def __init__(self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None) -> None:
+    def __init__(
+        self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None
+    ) -> None:
         self.world = World(data_dir, clock)
         self.world.url = self.url = url
         self.api_url = url + API
@@ -64,7 +72,8 @@ class Hub:
         self._world_file: Path | None = None
 
     def open_saved(self, path: Path) -> bool:
-        """Keep the world in a file from now on; True when it held one already, and the hub goes on with that."""
+        """Keep the world in a file from now on; True when it held one already, and the hub goes on
+        with that."""
         self._world_file = path
         return persistence.load_world(self.world, path)
 
@@ -88,7 +97,11 @@ class Hub:
         private: bool = False,
     ) -> Repo:
         return self.world.add_repo(
-            full_name, files=files, import_from=import_from, collaborators=collaborators, private=private
+            full_name,
+            files=files,
+            import_from=import_from,
+            collaborators=collaborators,
+            private=private,
         )
 
     def add_app(
@@ -245,7 +258,8 @@ class Hub:
         return self._add_date(await self._answer_api(request, who))
 
     async def _answer_api(self, request: Request, who: Caller) -> Response:
-        """An answer of REST or GraphQL, counted: one that says that nothing changed costs nothing."""
+        """An answer of REST or GraphQL, counted: one that says that nothing changed costs
+        nothing."""
         path = request.url.path.removeprefix(API)
         resource = "graphql" if path == "/api/graphql" else "core"
         try:
@@ -276,10 +290,13 @@ class Hub:
             raise not_found_error()
         handler, params = found
         body = await read_json(request)
-        return await handler(ApiRequest(hub=self, request=request, who=who, params=params, body=body))
+        return await handler(
+            ApiRequest(hub=self, request=request, who=who, params=params, body=body)
+        )
 
     def _resolve_repository_id(self, path: str) -> str:
-        """A path that names a repository by its id, where a redirect leads, as one that names it by its name."""
+        """A path that names a repository by its id, where a redirect leads, as one that names it by
+        its name."""
         if (match := re.match(r"/repositories/(\d+)(?=/|$)", path)) is None:
             return path
         repo = next((repo for repo in self.world.repos.values() if repo.id == int(match[1])), None)
@@ -289,7 +306,8 @@ class Hub:
 
 
 def _apply_etag(request: Request, response: Response) -> Response:
-    """GitHub's ETag, which is another one for another token; 304 when the caller has just this answer already."""
+    """GitHub's ETag, which is another one for another token; 304 when the caller has just this
+    answer already."""
     if request.method != "GET" or response.status_code != 200:
         return response
     seen = request.headers.get("authorization", "").encode() + bytes(response.body)

@@ -26,9 +26,13 @@ class KeyPair:
 def generate_key_pair() -> KeyPair:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
-    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     return KeyPair(private=private.decode(), public=public.decode())
 
 
@@ -38,8 +42,14 @@ def generate_personal_token() -> str:
 
 def generate_installation_token(app_id: int) -> str:
     """A token in GitHub's long style: the prefix, the app's id, and three dotted parts."""
-    parts = (json.dumps({"alg": "ES256"}).encode(), secrets.token_bytes(96), secrets.token_bytes(64))
-    return f"ghs_{app_id}_" + ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+    parts = (
+        json.dumps({"alg": "ES256"}).encode(),
+        secrets.token_bytes(96),
+        secrets.token_bytes(64),
+    )
+    return f"ghs_{app_id}_" + ".".join(
+        base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts
+    )
 
 
 def is_jwt(token: str) -> bool:
@@ -58,7 +68,8 @@ def read_issuer(token: str) -> str:
 def verify_jwt(token: str, public_key: str) -> None:
     """Raise unless the app signed this token and it is fresh.
 
-    Freshness goes by the wall clock, not the hub's own: it is the client's library that dates the token.
+    Freshness goes by the wall clock, not the hub's own: it is the client's library that dates the
+    token.
     """
     options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False}
     try:
@@ -72,13 +83,14 @@ def _check_times(issued: object, expires: object, now: float) -> None:
     if not isinstance(issued, int | float) or issued > now + DRIFT:
         raise ApiError(
             401,
-            "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued",
+            "'Issued at' claim ('iat') must be an Integer representing the time that the assertion"
+            " was issued",
         )
     if not isinstance(expires, int | float) or expires <= now:
         raise ApiError(
             401,
-            "'Expiration time' claim ('exp') must be a numeric value representing the future time at which "
-            "the assertion expires",
+            "'Expiration time' claim ('exp') must be a numeric value representing the future time"
+            " at which the assertion expires",
         )
     if expires > now + LONGEST_JWT + DRIFT or expires - issued > LONGEST_JWT + DRIFT:
         raise ApiError(401, "'Expiration time' claim ('exp') is too far in the future")

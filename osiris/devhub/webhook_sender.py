@@ -22,10 +22,15 @@ WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: 
 
 
 class PendingDelivery:
-    """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is called."""
+    """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is
+    called."""
 
-    def __init__(self, hooks: "WebhookSender", delivery: Delivery, rest: Sequence["DeliveryInterceptor"]) -> None:
-        self._hooks, self._delivery, self._rest = hooks, delivery, rest
+    def __init__(
+        self, hooks: "WebhookSender", delivery: Delivery, rest: Sequence["DeliveryInterceptor"]
+    ) -> None:
+        self._hooks = hooks
+        self._delivery = delivery
+        self._rest = rest
 
     async def __call__(self) -> None:
         await self._hooks.run_interceptors(self._delivery, self._rest)
@@ -47,20 +52,28 @@ class WebhookSender:
     """One queue and one sender for each app."""
 
     def __init__(self, world: World, watchers: Sequence[HubObserver] = ()) -> None:
-        self._world, self._observers = world, watchers
+        self._world = world
+        self._observers = watchers
         self.interceptors: list[DeliveryInterceptor] = []
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=create_tls_context())
+        self._client = httpx.AsyncClient(
+            timeout=TIMEOUT, trust_env=False, verify=create_tls_context()
+        )
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self._unsent, self._all_sent = 0, asyncio.Event()
+        self._unsent = 0
+        self._all_sent = asyncio.Event()
         world.listeners.append(self.on_event)
 
     def on_event(self, happening: HubEvent) -> None:
         """Write down, at this moment, what each app that listens will be sent."""
         for installation in self._world.installations.values():
             app = installation.app
-            if not app.webhook_url or happening.event not in app.events or happening.repo not in installation.repos:
+            if (
+                not app.webhook_url
+                or happening.event not in app.events
+                or happening.repo not in installation.repos
+            ):
                 continue
             if installation.suspended is not None:
                 continue
@@ -73,7 +86,11 @@ class WebhookSender:
         self._queue_webhook(installation.app, "installation", body, installation, None)
 
     def queue_repositories(
-        self, installation: Installation, *, added: Sequence[Repo] = (), removed: Sequence[Repo] = ()
+        self,
+        installation: Installation,
+        *,
+        added: Sequence[Repo] = (),
+        removed: Sequence[Repo] = (),
     ) -> None:
         """Tell an app which repositories came to an installation of it, or were taken from it."""
         body = webhooks.build_repositories_payload(self._world, installation, added, removed)
@@ -82,14 +99,23 @@ class WebhookSender:
     def redeliver(self, old: Delivery) -> None:
         """Send the same body again under the same guid."""
         self._queue_delivery(
-            self._build_delivery(old.app, old.event, old.body, old.installation, old.repo, guid=old.guid)
+            self._build_delivery(
+                old.app, old.event, old.body, old.installation, old.repo, guid=old.guid
+            )
         )
 
     def _queue_webhook(
-        self, app: App, event: str, body: dict[str, Any], installation: Installation, repo: Repo | None
+        self,
+        app: App,
+        event: str,
+        body: dict[str, Any],
+        installation: Installation,
+        repo: Repo | None,
     ) -> None:
         if app.webhook_url:
-            self._queue_delivery(self._build_delivery(app, event, json.dumps(body).encode(), installation, repo))
+            self._queue_delivery(
+                self._build_delivery(app, event, json.dumps(body).encode(), installation, repo)
+            )
 
     def _build_delivery(
         self,
@@ -125,17 +151,22 @@ class WebhookSender:
     async def _send_all(self, queue: asyncio.Queue[Delivery]) -> None:
         while True:
             await self._finish_sending(
-                delivery := await queue.get(), self.run_interceptors(delivery, list(self.interceptors))
+                delivery := await queue.get(),
+                self.run_interceptors(delivery, list(self.interceptors)),
             )
 
-    async def run_interceptors(self, delivery: Delivery, interceptors: Sequence[DeliveryInterceptor]) -> None:
+    async def run_interceptors(
+        self, delivery: Delivery, interceptors: Sequence[DeliveryInterceptor]
+    ) -> None:
         if not interceptors:
             await self._post_webhook(delivery)
             return
         first, *rest = interceptors
         await first(delivery, PendingDelivery(self, delivery, rest))
 
-    def defer_delivery(self, delivery: Delivery, moment: Awaitable[object], send: PendingDelivery) -> None:
+    def defer_delivery(
+        self, delivery: Delivery, moment: Awaitable[object], send: PendingDelivery
+    ) -> None:
         async def send_later() -> None:
             await moment
             if delivery.status == PUT_OFF:
@@ -153,7 +184,8 @@ class WebhookSender:
         try:
             await sending
             if delivery.status == PENDING:
-                delivery.delivered, delivery.status_code = self._world.now(), 502
+                delivery.delivered = self._world.now()
+                delivery.status_code = 502
                 delivery.status = "failed to connect to host"
         finally:
             self._count_unsent(-1)
@@ -173,13 +205,14 @@ class WebhookSender:
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             delivery.status_code = 502
-            delivery.status = next((why for kind, why in WHY.items() if isinstance(error, kind)), "connection lost")
-        else:
-            delivery.status_code, delivery.status = (
-                answer.status_code,
-                "OK" if answer.is_success else answer.reason_phrase,
+            delivery.status = next(
+                (why for kind, why in WHY.items() if isinstance(error, kind)), "connection lost"
             )
-            delivery.response_headers, delivery.response_body = dict(answer.headers), answer.text[:10_000]
+        else:
+            delivery.status_code = answer.status_code
+            delivery.status = "OK" if answer.is_success else answer.reason_phrase
+            delivery.response_headers = dict(answer.headers)
+            delivery.response_body = answer.text[:10_000]
         delivery.duration = loop.time() - begun
         for watcher in self._observers:
             watcher.on_delivery(delivery)

@@ -1,7 +1,8 @@
 """Everything the hub knows, with the verbs that change it; no HTTP in here.
 
-A verb checks what must hold whoever asks (a title is not blank, a closed issue is not closed again); who may ask is
-`auth.py`'s question. Each verb that apps may hear about ends by telling the listeners.
+A verb checks what must hold whoever asks (a title is not blank, a closed issue is not closed
+again); who may ask is `auth.py`'s question. Each verb that apps may hear about ends by telling the
+listeners.
 """
 
 import itertools
@@ -52,7 +53,8 @@ class World:
         self.installations: dict[int, Installation] = {}
         self.things: dict[str, Resource] = {}
         self.listeners: list[Callable[[HubEvent], None]] = []
-        # two hubs in one process must not share ids: clients cache their tokens by an app's and installation's id
+        # two hubs in one process must not share ids: clients cache their tokens by an app's and
+        # installation's id
         self._ids = itertools.count(1_000_000 + secrets.randbelow(1_000_000_000))
 
     def now(self) -> float:
@@ -65,7 +67,9 @@ class World:
         """Make things findable by their node id."""
         self.things |= {thing.node_id: thing for thing in things}
 
-    def publish_event(self, event: str, action: str | None, repo: Repo, by: User, **subject: Any) -> None:
+    def publish_event(
+        self, event: str, action: str | None, repo: Repo, by: User, **subject: Any
+    ) -> None:
         happening = HubEvent(event=event, action=action, repo=repo, by=by, subject=subject)
         for listener in self.listeners:
             listener(happening)
@@ -79,19 +83,24 @@ class World:
         return found
 
     def add_user(self, login: str, *, type: str = "User") -> User:
-        """A person, or an organization when `type` says so; the same login gives the same account."""
+        """A person, or an organization when `type` says so; the same login gives the same
+        account."""
         if (known := self.users.get(login.lower())) is not None:
             return known
         token = tokens.generate_personal_token() if type == "User" else ""
         key = secrets.token_urlsafe(24)
-        user = User(id=self.next_id(), login=login, type=type, token=token, key=key, created=self.now())
+        user = User(
+            id=self.next_id(), login=login, type=type, token=token, key=key, created=self.now()
+        )
         self.users[login.lower()] = user
         self.index_resources(user)
         return user
 
     def build_signature(self, user: User) -> Signature:
         """How an account signs commits."""
-        return Signature(name=user.login, email=f"{user.id}+{user.login}@users.noreply.devhub.invalid")
+        return Signature(
+            name=user.login, email=f"{user.id}+{user.login}@users.noreply.devhub.invalid"
+        )
 
     # ── repositories ──
 
@@ -114,7 +123,9 @@ class World:
         owner = self.add_user(owner_login, type="Organization")
         git = GitRepository(self.folder / "repos" / owner.login / f"{name}.git")
         if import_from is None:
-            git.init_with_files(files or {"README.md": f"# {name}\n"}, self.build_signature(owner), self.now())
+            git.init_with_files(
+                files or {"README.md": f"# {name}\n"}, self.build_signature(owner), self.now()
+            )
         else:
             git.import_commit(*import_from)
         repo = Repo(
@@ -163,8 +174,11 @@ class World:
         self.add_labels(issue, by, labels)
         return issue
 
-    def create_issue(self, repo: Repo, by: User, title: str, body: str, *, by_app: App | None) -> Issue:
-        """The next number of the repository, told to nobody yet (a pull request begins as one, too)."""
+    def create_issue(
+        self, repo: Repo, by: User, title: str, body: str, *, by_app: App | None
+    ) -> Issue:
+        """The next number of the repository, told to nobody yet (a pull request begins as one,
+        too)."""
         check_title(title)
         check_body(body, "Issue")
         issue = Issue(
@@ -182,7 +196,9 @@ class World:
         self.index_resources(issue)
         return issue
 
-    def edit_issue(self, issue: Issue, by: User, *, title: str | None = None, body: str | None = None) -> None:
+    def edit_issue(
+        self, issue: Issue, by: User, *, title: str | None = None, body: str | None = None
+    ) -> None:
         changes = {
             name: {"from": getattr(issue, name)}
             for name, value in (("title", title), ("body", body))
@@ -198,22 +214,33 @@ class World:
     def close_issue(self, issue: Issue, by: User, reason: str = "completed") -> None:
         if issue.state == "closed":
             return
-        issue.state, issue.closed, issue.closed_by = "closed", self.now(), by
+        issue.state = "closed"
+        issue.closed = self.now()
+        issue.closed_by = by
         issue.state_reason = None if issue.pull else reason
-        self.add_note(issue, by, "closed this" + (" as not planned" if reason == "not_planned" else ""), "closed")
+        self.add_note(
+            issue,
+            by,
+            "closed this" + (" as not planned" if reason == "not_planned" else ""),
+            "closed",
+        )
         self._publish_change(issue, "closed", by)
 
     def reopen_issue(self, issue: Issue, by: User) -> None:
         if issue.state == "open":
             return
-        issue.state, issue.closed, issue.closed_by = "open", None, None
+        issue.state = "open"
+        issue.closed = None
+        issue.closed_by = None
         issue.state_reason = None if issue.pull else "reopened"
         self.add_note(issue, by, "reopened this", "reopened")
         self._publish_change(issue, "reopened", by)
 
     def add_note(self, issue: Issue, by: User, text: str, event: str = "", **about: Any) -> None:
         """Add a line to the conversation; `event` and what it is `about` are as in `Note`."""
-        issue.timeline.append(Note(id=self.next_id(), by=by, text=text, at=self.now(), event=event, **about))
+        issue.timeline.append(
+            Note(id=self.next_id(), by=by, text=text, at=self.now(), event=event, **about)
+        )
 
     def _publish_change(self, issue: Issue, action: str, by: User, **more: Any) -> None:
         issue.updated = self.now()
@@ -243,7 +270,9 @@ class World:
         if not name.strip() or len(name) > 50:
             raise invalid_field_error("Label", "name")
         if name.lower() not in repo.labels:
-            color = ("1d76db", "0e8a16", "d93f0b", "fbca04", "5319e7", "006b75")[len(repo.labels) % 6]
+            color = ("1d76db", "0e8a16", "d93f0b", "fbca04", "5319e7", "006b75")[
+                len(repo.labels) % 6
+            ]
             label = Label(id=self.next_id(), name=name, color=color)
             repo.labels[name.lower()] = label
             self.index_resources(label)
@@ -251,10 +280,15 @@ class World:
 
     # ── comments and reactions ──
 
-    def add_comment(self, issue: Issue, by: User, body: str, *, by_app: App | None = None) -> Comment:
+    def add_comment(
+        self, issue: Issue, by: User, body: str, *, by_app: App | None = None
+    ) -> Comment:
         check_body(body, "IssueComment", needed=True)
-        id, at = self.next_id(), self.now()
-        comment = Comment(id=id, issue=issue, author=by, body=body, by_app=by_app, created=at, updated=at)
+        id = self.next_id()
+        at = self.now()
+        comment = Comment(
+            id=id, issue=issue, author=by, body=body, by_app=by_app, created=at, updated=at
+        )
         issue.comments.append(comment)
         issue.updated = at
         self.index_resources(comment)
@@ -263,13 +297,20 @@ class World:
 
     def _publish_comment(self, comment: Comment, action: str, by: User, **more: Any) -> None:
         self.publish_event(
-            "issue_comment", action, comment.issue.repo, by, issue=comment.issue, comment=comment, **more
+            "issue_comment",
+            action,
+            comment.issue.repo,
+            by,
+            issue=comment.issue,
+            comment=comment,
+            **more,
         )
 
     def edit_comment(self, comment: Comment, by: User, body: str) -> None:
         check_body(body, "IssueComment", needed=True)
         changes = {"body": {"from": comment.body}}
-        comment.body, comment.updated = body, self.now()
+        comment.body = body
+        comment.updated = self.now()
         self._publish_comment(comment, "edited", by, changes=changes)
 
     def delete_comment(self, comment: Comment, by: User) -> None:
@@ -300,7 +341,8 @@ class World:
         events: Sequence[str],
         keys: tokens.KeyPair | None = None,
     ) -> App:
-        """Register an App; `keys` are made for it unless they are given, which takes a tenth of a second."""
+        """Register an App; `keys` are made for it unless they are given, which takes a tenth of a
+        second."""
         bot = self.add_user(f"{slug}[bot]", type="Bot")
         app = App(
             id=self.next_id(),
@@ -321,13 +363,16 @@ class World:
         return app
 
     def install_app(self, app: App, repos: Sequence[Repo]) -> Installation:
-        """Add repositories of one account to the app's installation there, making it when there is none."""
+        """Add repositories of one account to the app's installation there, making it when there is
+        none."""
         account = repos[0].owner
         for known in self.installations.values():
             if known.app is app and known.account is account:
                 known.repos += [repo for repo in repos if repo not in known.repos]
                 return known
-        new = Installation(id=self.next_id(), app=app, account=account, created=self.now(), repos=list(repos))
+        new = Installation(
+            id=self.next_id(), app=app, account=account, created=self.now(), repos=list(repos)
+        )
         self.installations[new.id] = new
         self.index_resources(new)
         return new

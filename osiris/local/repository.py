@@ -1,4 +1,5 @@
-"""The person's own repository: looked at with care, and changed by one new branch at the very end."""
+"""The person's own repository: looked at with care, and changed by one new branch at the very
+end."""
 
 import signal
 import subprocess
@@ -18,7 +19,8 @@ _QUIET = (
     "gc.auto=0",
     "maintenance.auto=false",
     "fetch.writeCommitGraph=false",
-    "protocol.allow=never",  # no setting of the repository makes another address, or a command, of our path
+    # no setting of the repository makes another address, or a command, of our path
+    "protocol.allow=never",
     "protocol.file.allow=always",
 )
 
@@ -29,7 +31,8 @@ class _TooMuchOutput(Refused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRepository:
-    """`branch` is "" when no branch is checked out; `dirty` counts the paths that differ from `commit`."""
+    """`branch` is "" when no branch is checked out; `dirty` counts the paths that differ from
+    `commit`."""
 
     path: Path
     commit: str
@@ -45,15 +48,22 @@ class LocalRepository:
             top = Path(_run_git(path, "rev-parse", "--show-toplevel"))
         except Refused as refused:
             hint = "" if "ownership" in str(refused) else "; `git init` makes one"
-            raise Refused(f"{path} is in no git repository that you may use ({refused}){hint}") from None
+            raise Refused(
+                f"{path} is in no git repository that you may use ({refused}){hint}"
+            ) from None
         try:
             commit = _run_git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except Refused:
-            raise Refused(f"{top} has no commit yet; make a first one, it is what the work starts from") from None
+            raise Refused(
+                f"{top} has no commit yet; make a first one, it is what the work starts from"
+            ) from None
         if _run_git(top, "rev-parse", "--is-shallow-repository") == "true":
             raise Refused(f"{top} is a shallow clone; `git fetch --unshallow` makes it whole")
         if _run_git(top, "rev-parse", "--show-object-format") != "sha1" or _is_partial_clone(top):
-            raise Refused(f"{top} is a partial clone, or one with other hashes than SHA-1: I cannot work on it")
+            raise Refused(
+                f"{top} is a partial clone, or one with other hashes than SHA-1: I cannot work"
+                " on it"
+            )
         branch = _run_git(top, "branch", "--show-current")
         status = ("--no-optional-locks", "status", "-z", "--porcelain", "--no-renames")
         changed = _run_git(top, *status, most=_NAMES)
@@ -68,14 +78,18 @@ class LocalRepository:
             return _run_git(self.path, "cat-file", "blob", f"{commit}:{path}")
         except _TooMuchOutput:
             size = f"{_OUTPUT >> 20} MiB"
-            raise Refused(f"`{path}` in {self.path} is larger than {size}; make it smaller") from None
+            raise Refused(
+                f"`{path}` in {self.path} is larger than {size}; make it smaller"
+            ) from None
         except Refused:
             return ""
 
     def import_commit(self, source: Path, commit: str, branch: str) -> str:
-        """Bring `commit` from another repository in as a new branch; its name, with a number if `branch` is taken.
+        """Bring `commit` from another repository in as a new branch; its name, with a number if
+        `branch` is taken.
 
-        Nothing else changes: not the work tree, not the index, no other branch. Doing it again changes nothing.
+        Nothing else changes: not the work tree, not the index, no other branch. Doing it again
+        changes nothing.
         """
         if self._has_conflicting_name(branch):
             branch = branch.replace("/", "-")
@@ -92,11 +106,20 @@ class LocalRepository:
                 "--no-auto-maintenance",
             )
             config = [word for setting in _QUIET for word in ("-c", setting)]
-            _run_git(self.path, *config, "fetch", *flags, "--", str(source), f"{commit}:refs/heads/{name}")
+            _run_git(
+                self.path,
+                *config,
+                "fetch",
+                *flags,
+                "--",
+                str(source),
+                f"{commit}:refs/heads/{name}",
+            )
         return name
 
     def _has_conflicting_name(self, branch: str) -> bool:
-        """Whether a branch has the name of a folder of this one, or the other way round: git keeps them as files."""
+        """Whether a branch has the name of a folder of this one, or the other way round: git keeps
+        them as files."""
         args = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
         listed = _run_git(self.path, *args, most=_NAMES)
         names = listed.splitlines()
@@ -104,7 +127,9 @@ class LocalRepository:
 
     def _read_tip(self, branch: str) -> str:
         try:
-            return _run_git(self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
+            return _run_git(
+                self.path, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}"
+            )
         except Refused:
             return ""
 
@@ -112,7 +137,11 @@ class LocalRepository:
 def _is_partial_clone(top: Path) -> bool:
     """Whether a clone lacks objects that it would fetch when they are needed."""
     try:
-        return bool(_run_git(top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"))
+        return bool(
+            _run_git(
+                top, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"
+            )
+        )
     except _TooMuchOutput:
         raise
     except Refused:

@@ -1,4 +1,5 @@
-"""One piece of local work, from the request to the branch; ended at any point, it goes on where it was."""
+"""One piece of local work, from the request to the branch; ended at any point, it goes on where it
+was."""
 
 import asyncio
 import contextlib
@@ -30,8 +31,13 @@ from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 
 _LOOK = 0.2  # seconds between two looks at the task
-_CARRIED = re.compile(r"osiris_(model|second|run|toolchains|sandbox|network|cache)|(anthropic|openai|google)_")
-_CHOICES = "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now   [x] drop it:"
+_CARRIED = re.compile(
+    r"osiris_(model|second|run|toolchains|sandbox|network|cache)|(anthropic|openai|google)_"
+)
+_CHOICES = (
+    "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now   [x]"
+    " drop it:"
+)
 _TITLE = 250  # characters
 _EMPTY = b"\n\n"
 _LONGEST = 60_000  # characters of a request
@@ -40,7 +46,8 @@ _LINES = 300  # of a diff that are shown unasked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRequest:
-    """What the person asked for on the command line; without a `request` the newest unfinished work goes on."""
+    """What the person asked for on the command line; without a `request` the newest unfinished work
+    goes on."""
 
     path: Path
     request: str
@@ -56,15 +63,19 @@ class LocalRequest:
 
 
 async def run_local(settings: Settings, wish: LocalRequest) -> None:
-    """Work until the branch is there, or the person leaves. Raises Refused with what is missing or went wrong."""
-    screen, repository = Terminal(), LocalRepository.open_at(wish.path)
+    """Work until the branch is there, or the person leaves. Raises Refused with what is missing or
+    went wrong."""
+    screen = Terminal()
+    repository = LocalRepository.open_at(wish.path)
     if not (wish.yes or screen.is_terminal):
         raise Refused("there is no terminal to ask you on; --yes approves what the agent hands in")
     if len(wish.request) > _LONGEST:
-        raise Refused(f"the request has more than {_LONGEST} characters; put the rest into a file of the repository")
-    repository_file.parse_policy(
-        repository.read_file(repository.commit, repository_file.PATH)
-    )  # a mistake in it would let nothing start
+        raise Refused(
+            f"the request has more than {_LONGEST} characters; put the rest into a file of the"
+            " repository"
+        )
+    # a mistake in it would let nothing start
+    repository_file.parse_policy(repository.read_file(repository.commit, repository_file.PATH))
     settings = _apply_choices(settings, wish)
     await _check_readiness(settings)
     places = WorkDirectories.for_repository(settings.osiris_data_dir, repository.path)
@@ -86,8 +97,9 @@ def _apply_choices(settings: Settings, wish: LocalRequest) -> Settings:
     changes = {"osiris_model": wish.model or settings.osiris_model, "osiris_run_usd": wish.budget}
     if not changes["osiris_model"]:
         raise Refused(
-            "no model is chosen; give --model anthropic:claude-sonnet-5 (or openai:…, google:…, openai-compatible:…) "
-            "or set OSIRIS_MODEL, and set the vendor's key, for example ANTHROPIC_API_KEY"
+            "no model is chosen; give --model anthropic:claude-sonnet-5 (or openai:…, google:…,"
+            " openai-compatible:…) or set OSIRIS_MODEL, and set the vendor's key, for example"
+            " ANTHROPIC_API_KEY"
         )
     return settings.model_copy(update={name: value for name, value in changes.items() if value})
 
@@ -104,10 +116,14 @@ async def _check_readiness(settings: Settings) -> None:
     settings.osiris_data_dir.mkdir(parents=True, exist_ok=True)
     for probe in await create_sandbox(settings).probe():
         if probe.needed and not probe.ok and not probe.passing:
-            raise Refused(f"no safe sandbox on this machine: {probe.name}: {probe.detail}; {probe.fix}")
+            raise Refused(
+                f"no safe sandbox on this machine: {probe.name}: {probe.detail}; {probe.fix}"
+            )
 
 
-def _store_request(places: WorkDirectories, wish: LocalRequest, repository: LocalRepository) -> Path:
+def _store_request(
+    places: WorkDirectories, wish: LocalRequest, repository: LocalRepository
+) -> Path:
     """A folder with the request in it: from here on the work can go on after anything."""
     place = places.create_directory()
     asked = {"request": wish.request, "commit": repository.commit, "branch": repository.branch}
@@ -116,15 +132,24 @@ def _store_request(places: WorkDirectories, wish: LocalRequest, repository: Loca
 
 
 async def _run_in_environment(
-    settings: Settings, wish: LocalRequest, repository: LocalRepository, place: Path, screen: Terminal
+    settings: Settings,
+    wish: LocalRequest,
+    repository: LocalRepository,
+    place: Path,
+    screen: Terminal,
 ) -> None:
     me = _build_login()
     name = f"{me}/{re.sub(r'[^A-Za-z0-9._-]+', '-', repository.path.name)}"
-    carried = {field: getattr(settings, field) for field in Settings.model_fields if _CARRIED.match(field)}
+    carried = {
+        field: getattr(settings, field) for field in Settings.model_fields if _CARRIED.match(field)
+    }
     asked = json.loads((place / REQUEST).read_text())
-    source, people = (repository.path, asked["commit"]), {me: "admin"}
+    source = (repository.path, asked["commit"])
+    people = {me: "admin"}
     async with (
-        start_environment(place, repo=name, import_from=source, people=people, more=carried, keep=True) as stage,
+        start_environment(
+            place, repo=name, import_from=source, people=people, more=carried, keep=True
+        ) as stage,
         stage.run_osiris(repositories_choose=False) as osiris,
         stage.get_person(me) as person,
     ):
@@ -161,8 +186,12 @@ class LocalSession:
         screen: Terminal,
         wish: LocalRequest,
     ) -> None:
-        self._environment, self._osiris, self._person = stage, osiris, person
-        self._repository, self._terminal, self._request = repository, screen, wish
+        self._environment = stage
+        self._osiris = osiris
+        self._person = person
+        self._repository = repository
+        self._terminal = screen
+        self._request = wish
         self._seen = time.time()
 
     async def run(self, asked: dict[str, str]) -> None:
@@ -185,14 +214,18 @@ class LocalSession:
     def _print_base(self, asked: dict[str, str]) -> None:
         now, dirty = self._repository, self._repository.dirty
         on = f"branch {asked['branch']}" if asked["branch"] else "no branch"
-        self._terminal.print_heading("1", f"the base is commit {asked['commit'][:9]} of {now.path} ({on})")
+        self._terminal.print_heading(
+            "1", f"the base is commit {asked['commit'][:9]} of {now.path} ({on})"
+        )
         if dirty:
             what = "1 path has" if dirty == 1 else f"{dirty} paths have"
             self._terminal.print_line(
                 f"   {what} uncommitted changes: they are no part of the work, and stay as they are"
             )
         if now.commit != asked["commit"]:
-            self._terminal.print_line(f"   meanwhile you are at {now.commit[:9]}; the work still starts from its base")
+            self._terminal.print_line(
+                f"   meanwhile you are at {now.commit[:9]}; the work still starts from its base"
+            )
 
     async def _file_issue(self, asked: dict[str, str]) -> None:
         """The request as a labelled issue, once."""
@@ -203,11 +236,15 @@ class LocalSession:
             await self._person.file_issue(title[:_TITLE], whole)
         if not (issues := hub.issues)[1].labels:
             policy = repository_file.parse_policy(
-                (hub.git.read_file(asked["commit"], repository_file.PATH) or b"").decode("utf-8", "replace")
+                (hub.git.read_file(asked["commit"], repository_file.PATH) or b"").decode(
+                    "utf-8", "replace"
+                )
             )
             await self._person.add_label(1, policy.label)
         self._terminal.print_heading(
-            "2", f"the request is issue #1: “{issues[1].title}”; `Ctrl-C` stops, and you can go on later"
+            "2",
+            f"the request is issue #1: “{issues[1].title}”; `Ctrl-C` stops, and you can go on"
+            " later",
         )
 
     async def _wait_for_task(self) -> Task:
@@ -257,7 +294,9 @@ class LocalSession:
 
     async def _review_work(self, task: Task) -> None:
         pull = await self._person.get_pull(task.pull or 0)
-        self._terminal.print_heading("3", f"the agent handed in {pull['commits']} commit(s): “{pull['title']}”")
+        self._terminal.print_heading(
+            "3", f"the agent handed in {pull['commits']} commit(s): “{pull['title']}”"
+        )
         self._show_work(task, pull)
         if self._request.yes:
             await self._person.submit_review(pull["number"], "APPROVE")
@@ -275,13 +314,23 @@ class LocalSession:
             self._terminal.print_line(f"   {format_cost(task.work).replace('`', '')}", "dim")
 
     def _show_diff(self, pull: dict[str, object], most: int | None = None) -> None:
-        changes = self._environment.hub.world.get_repo(self._environment.repo).pulls[int(str(pull["number"]))]
+        changes = self._environment.hub.world.get_repo(self._environment.repo).pulls[
+            int(str(pull["number"]))
+        ]
         git = self._environment.hub.world.get_repo(self._environment.repo).git
-        options = ("--no-ext-diff", "--no-textconv", "--no-color", changes.base_sha, changes.head_sha)
+        options = (
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+            changes.base_sha,
+            changes.head_sha,
+        )
         self._terminal.print_diff(git.run("diff", "--stat", *options).decode("utf-8", "replace"))
         self._terminal.print_diff(git.run("diff", *options).decode("utf-8", "replace"), most)
 
-    async def _answer_review(self, task: Task, pull: dict[str, object], moved: "asyncio.Task[None]") -> None:
+    async def _answer_review(
+        self, task: Task, pull: dict[str, object], moved: "asyncio.Task[None]"
+    ) -> None:
         """One answer to the work, here or in the browser, whichever comes first."""
         number = int(str(pull["number"]))
         while (said := await self._ask_unless_changed(_CHOICES, moved)) is not None:
@@ -312,7 +361,8 @@ class LocalSession:
     async def _ask_unless_changed(
         self, question: str, moved: "asyncio.Task[None]", *, until: bytes = b"\n"
     ) -> str | None:
-        """What the person types; None when the task moved before. At the end of the input the person has left."""
+        """What the person types; None when the task moved before. At the end of the input the
+        person has left."""
         typing = asyncio.create_task(self._terminal.ask_question(question, until=until))
         await asyncio.wait({typing, moved}, return_when=asyncio.FIRST_COMPLETED)
         if typing.done():
@@ -334,9 +384,14 @@ class LocalSession:
 
     async def _offer_retry(self, task: Task) -> None:
         """A run that paused or failed: once more, or not."""
-        self._terminal.print_heading("!", f"{'paused' if task.state is State.PAUSED else 'failed'}: {task.reason}")
+        self._terminal.print_heading(
+            "!", f"{'paused' if task.state is State.PAUSED else 'failed'}: {task.reason}"
+        )
         if self._request.yes:
-            raise Refused(f"the agent could not finish: {task.reason.rstrip('.')}. {self._request.resume_hint}")
+            raise Refused(
+                f"the agent could not finish: {task.reason.rstrip('.')}."
+                f" {self._request.resume_hint}"
+            )
         async with self._watch_state(task) as moved:
             question = "[r]etry (a spent budget is granted again)   [q]uit for now   [x] drop it:"
             while (said := await self._ask_unless_changed(question, moved)) is not None:

@@ -51,7 +51,8 @@ class Terminal:
         return (delta.run, delta.seq) not in self._streamed
 
     def print_delta(self, delta: ReplyDelta) -> None:
-        """A piece of a reply, as it comes; off a terminal the whole reply is shown when it is there."""
+        """A piece of a reply, as it comes; off a terminal the whole reply is shown when it is
+        there."""
         if not self._out.is_terminal:
             return
         if delta.kind == "again":
@@ -94,8 +95,8 @@ class Terminal:
             self.print_line(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 
     async def ask_question(self, question: str, *, until: bytes = b"\n") -> str:
-        """What the person types from now on, up to an end of line, or to another `until`. Raises Left at the end of
-        the input."""
+        """What the person types from now on, up to an end of line, or to another `until`. Raises
+        Left at the end of the input."""
         self._end_line()
         typed = self._discard_typed()
         self._out.print(Text(question, style="bold"), end=" ")
@@ -113,7 +114,9 @@ class Terminal:
 
     async def _read_bytes(self) -> bytes:
         """Wait for the terminal without a thread, so that whoever waits can be cancelled."""
-        loop, came, descriptor = asyncio.get_running_loop(), asyncio.Event(), sys.stdin.fileno()
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        descriptor = sys.stdin.fileno()
         loop.add_reader(descriptor, came.set)
         try:
             await came.wait()

@@ -18,7 +18,8 @@ _DONE = "done"
 
 @dataclass(frozen=True, slots=True)
 class WorkDirectories:
-    """The folders of one repository; a finished one stays until the next request, so that its story can be read."""
+    """The folders of one repository; a finished one stays until the next request, so that its story
+    can be read."""
 
     root: Path
 
@@ -28,7 +29,8 @@ class WorkDirectories:
         return cls(data / "local" / f"{repository.name}-{key}")
 
     def create_directory(self) -> Path:
-        """A new folder; those that are finished are removed. Raises Refused when none can be made."""
+        """A new folder; those that are finished are removed. Raises Refused when none can be
+        made."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.root, self.root.parent, self.root.parent.parent):
@@ -43,7 +45,9 @@ class WorkDirectories:
         except FileExistsError:
             return self.create_directory()  # somebody else was quicker
         except OSError as error:
-            raise Refused(f"{self.root} cannot be used: {error.strerror}; set OSIRIS_DATA_DIR") from None
+            raise Refused(
+                f"{self.root} cannot be used: {error.strerror}; set OSIRIS_DATA_DIR"
+            ) from None
         return place
 
     def find_unfinished(self) -> Path:
@@ -51,7 +55,9 @@ class WorkDirectories:
         for folder in self._list_directories():
             if not (folder / _DONE).exists() and (folder / REQUEST).exists():
                 return folder
-        raise Refused('there is no unfinished work here; say what is to be done: osiris local PATH "request"')
+        raise Refused(
+            'there is no unfinished work here; say what is to be done: osiris local PATH "request"'
+        )
 
     @staticmethod
     def mark_finished(place: Path) -> None:
@@ -65,7 +71,9 @@ class WorkDirectories:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Refused("this work is open in another terminal; go on there, or end it first") from None
+                raise Refused(
+                    "this work is open in another terminal; go on there, or end it first"
+                ) from None
             yield
 
     def _list_directories(self) -> list[Path]:

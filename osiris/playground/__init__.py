@@ -1,1 +1,2 @@
-"""The whole loop on one machine with nothing configured. Like `bootstrap`, it may know every part."""
+"""The whole loop on one machine with nothing configured. Like `bootstrap`, it may know every
+part."""

@@ -36,7 +36,8 @@ cart.quantity("pen")   # 2, should be 3
 
 
 async def play_demo(*, keep: bool) -> None:
-    """Play the whole loop for real: devhub, webhooks, database, sandbox and git. Raises Refused when it cannot."""
+    """Play the whole loop for real: devhub, webhooks, database, sandbox and git. Raises Refused
+    when it cannot."""
     out = Console(soft_wrap=True, highlight=False)
     place = Path(tempfile.mkdtemp(prefix="osiris-demo-"))
     place.chmod(0o711)
@@ -44,10 +45,16 @@ async def play_demo(*, keep: bool) -> None:
     jail = BubblewrapSandbox(place / "ci", Path, SandboxOptions(weak=True, network="none"))
     people = {"alice": "maintain", "bob": "write"}
     try:
-        sample, script = Path(str(files("osiris.playground") / "sample")), files("osiris.playground") / "script.yml"
+        sample = Path(str(files("osiris.playground") / "sample"))
+        script = files("osiris.playground") / "script.yml"
         async with (
             start_environment(
-                place, repo=REPO, files=read_tree(sample), people=people, model=f"scripted:{script}", sandbox=jail
+                place,
+                repo=REPO,
+                files=read_tree(sample),
+                people=people,
+                model=f"scripted:{script}",
+                sandbox=jail,
             ) as stage,
             stage.run_osiris() as osiris,
         ):
@@ -63,7 +70,11 @@ async def play_demo(*, keep: bool) -> None:
 
 def read_tree(folder: Path) -> dict[str, bytes]:
     """The files below a folder, by their relative path."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    paths = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
@@ -71,26 +82,42 @@ class Demo:
     """The acts, each told as it goes."""
 
     def __init__(self, stage: Environment, osiris: Osiris, out: Console) -> None:
-        self._environment, self._osiris, self._out = stage, osiris, out
+        self._environment = stage
+        self._osiris = osiris
+        self._out = out
         self._seen = 0.0
 
     async def run(self) -> int:
-        async with self._environment.get_person("alice") as alice, self._environment.get_person("bob") as bob:
-            self._print_act("1", f"a small GitHub runs on {self._environment.hub.url}, with the repository {REPO}")
+        async with (
+            self._environment.get_person("alice") as alice,
+            self._environment.get_person("bob") as bob,
+        ):
+            self._print_act(
+                "1",
+                f"a small GitHub runs on {self._environment.hub.url}, with the repository {REPO}",
+            )
             issue = await alice.file_issue(_TITLE, _BODY)
             await alice.add_label(issue)
-            self._print_act("2", f"alice filed issue #{issue} and gave it the label osiris: “{_TITLE}”")
+            self._print_act(
+                "2", f"alice filed issue #{issue} and gave it the label osiris: “{_TITLE}”"
+            )
             async with self._show_progress():
                 await self._environment.wait_until_settled(self._osiris.store)
             pull = (await self._list_pulls(alice))[0]["number"]
             self._print_act("3", f"Osiris opened draft pull request #{pull}, with its evidence")
-            thread = {"path": "shop/cart.py", "line": 13, "body": "Another price must be refused. With a test, please."}
+            thread = {
+                "path": "shop/cart.py",
+                "line": 13,
+                "body": "Another price must be refused. With a test, please.",
+            }
             await bob.submit_review(pull, "REQUEST_CHANGES", "Good. One case is missing.", [thread])
             self._print_act("4", f"bob asked for changes, at a line: “{thread['body']}”")
             async with self._show_progress():
                 await self._environment.wait_until_settled(self._osiris.store)
             commits = await bob.send_request("GET", f"/pulls/{pull}/commits")
-            self._print_act("5", f"Osiris answered on the same pull request: {len(commits)} commits now")
+            self._print_act(
+                "5", f"Osiris answered on the same pull request: {len(commits)} commits now"
+            )
             await bob.submit_review(pull, "APPROVE", "Thank you.")
             await self._environment.wait_until_settled(self._osiris.store)
             await self._environment.hub.wait_until_checked()
@@ -111,13 +138,19 @@ class Demo:
         if line.task.state != "done":
             raise Refused(f"the demo ended in the state {line.task.state}: {line.task.reason}")
         state = (await alice.send_request("GET", f"/issues/{issue}"))["state"]
-        self._print_act("6", f"bob approved and merged; issue #{issue} is {state}, the task is done")
+        self._print_act(
+            "6", f"bob approved and merged; issue #{issue} is {state}, the task is done"
+        )
 
     @contextlib.asynccontextmanager
     async def _show_progress(self) -> AsyncIterator[None]:
         """Show what the agent does while the block runs."""
         following = asyncio.create_task(self._follow_steps())
-        spin = self._out.status("the agent works") if self._out.is_terminal else contextlib.nullcontext()
+        spin = (
+            self._out.status("the agent works")
+            if self._out.is_terminal
+            else contextlib.nullcontext()
+        )
         try:
             with spin:
                 yield
@@ -142,7 +175,9 @@ class Demo:
         self._out.print(Text.assemble((f"{number}  ", "bold cyan"), words))
 
 
-def _print_farewell(out: Console, stage: Environment, pull: int, place: Path, *, keep: bool) -> None:
+def _print_farewell(
+    out: Console, stage: Environment, pull: int, place: Path, *, keep: bool
+) -> None:
     repo = place / "hub" / "repos" / f"{REPO}.git"
     told = subprocess.run(
         ["git", "log", "--oneline", "--graph", "main"],
@@ -157,10 +192,15 @@ def _print_farewell(out: Console, stage: Environment, pull: int, place: Path, *,
     out.print()
     out.print(f"The merged repository: git clone {repo}")
     if keep:
-        out.print(f"Look at it:            {stage.hub.build_sign_in_url('bob', f'/{REPO}/pull/{pull}')}")
+        out.print(
+            f"Look at it:            {stage.hub.build_sign_in_url('bob', f'/{REPO}/pull/{pull}')}"
+        )
         out.print("Ctrl-C ends it and removes everything.")
     else:
-        out.print(f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_find_command()} task show 1")
+        out.print(
+            f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_find_command()} task"
+            " show 1"
+        )
         out.print(f"`{_find_command()} demo --keep` leaves it running, for a look in the browser.")
 
 

@@ -71,9 +71,10 @@ async def start_environment(
 ) -> AsyncIterator[Environment]:
     """A hub with one repository, its people by role, and the App installed.
 
-    The repository holds `files`, or is a copy of a commit of another one; `more` are further settings, by their fields;
-    `sandbox` runs the hub's checks; `keys` are the App's, else it gets new ones. With `keep` the hub's world stays in
-    `place`, and a stage that stood there before is set up again as it was left.
+    The repository holds `files`, or is a copy of a commit of another one; `more` are further
+    settings, by their fields; `sandbox` runs the hub's checks; `keys` are the App's, else it gets
+    new ones. With `keep` the hub's world stays in `place`, and a stage that stood there before is
+    set up again as it was left.
     """
     async with hub_serving(
         place / "hub", port=hub_port, run_check=_build_check_runner(sandbox) if sandbox else None
@@ -81,7 +82,8 @@ async def start_environment(
         if not (keep and hub.open_saved(place / "hub.world")):
             _populate_hub(hub, repo, files, import_from, people, keys)
         if keep:
-            (place / "hub").chmod(0o700)  # no jail needs it, and it may hold what only its owner should read
+            # no jail needs it, and it may hold what only its owner should read
+            (place / "hub").chmod(0o700)
         [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
         port = find_free_port()
         app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
@@ -96,7 +98,8 @@ async def start_environment(
             osiris_port=port,
             **{
                 "osiris_github_limits": "off",  # the hub has none of GitHub's for writes
-                "osiris_sandbox": "weak",  # what runs here is our own, or a person's who says what holds
+                # what runs here is our own, or a person's who says what holds
+                "osiris_sandbox": "weak",
                 "osiris_model": model,
                 "osiris_toolchains": toolchains,
                 **(more or {}),
@@ -136,7 +139,9 @@ def _build_check_runner(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
     """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
 
     async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
-        session, _new = await sandbox.create(f"ci-{commit}", Plan(repo=str(mirror), base=commit, trusted=commit))
+        session, _new = await sandbox.create(
+            f"ci-{commit}", Plan(repo=str(mirror), base=commit, trusted=commit)
+        )
         try:
             result = await session.run(["bash", "-c", command])
             return result.exit_code, result.output.decode("utf-8", "replace")

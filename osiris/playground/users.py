@@ -12,12 +12,14 @@ class Person:
     """One person at a hub. Every verb raises httpx.HTTPStatusError when the hub refuses."""
 
     def __init__(self, api_url: str, login: str, token: str, repo: str) -> None:
-        self.login, self.repo = login, repo
+        self.login = login
+        self.repo = repo
         self._http = httpx.AsyncClient(
             base_url=f"{api_url}/",
             headers={"Authorization": f"Bearer {token}"},
             timeout=30,
-            limits=httpx.Limits(keepalive_expiry=2),  # before the hub hangs up, which may meet a request
+            # before the hub hangs up, which may meet a request
+            limits=httpx.Limits(keepalive_expiry=2),
             trust_env=False,
             verify=create_tls_context(),
         )
@@ -25,7 +27,9 @@ class Person:
     async def __aenter__(self) -> "Person":
         return self
 
-    async def __aexit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(
+        self, *error: type[BaseException] | BaseException | TracebackType | None
+    ) -> None:
         await self._http.aclose()
 
     async def send_request(self, method: str, path: str, **body: Any) -> Any:
@@ -47,14 +51,18 @@ class Person:
         return int((await self.send_request("POST", f"/issues/{issue}/comments", body=text))["id"])
 
     async def list_comments(self, issue: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.send_request("GET", f"/issues/{issue}/comments?per_page=100")
+        found: list[dict[str, Any]] = await self.send_request(
+            "GET", f"/issues/{issue}/comments?per_page=100"
+        )
         return found
 
     async def close_issue(self, issue: int, reason: str = "completed") -> None:
         await self.send_request("PATCH", f"/issues/{issue}", state="closed", state_reason=reason)
 
     async def list_pulls(self, state: str = "all") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.send_request("GET", f"/pulls?state={state}&per_page=100")
+        found: list[dict[str, Any]] = await self.send_request(
+            "GET", f"/pulls?state={state}&per_page=100"
+        )
         return found
 
     async def get_pull(self, number: int) -> dict[str, Any]:
@@ -72,7 +80,9 @@ class Person:
         return made
 
     async def merge_pull(self, pull: int) -> dict[str, Any]:
-        made: dict[str, Any] = await self.send_request("PUT", f"/pulls/{pull}/merge", merge_method="merge")
+        made: dict[str, Any] = await self.send_request(
+            "PUT", f"/pulls/{pull}/merge", merge_method="merge"
+        )
         return made
 
     async def close_pull(self, pull: int) -> None:

@@ -15,19 +15,30 @@ Entry = tuple[str, str, dict[str, Any]]
 
 
 async def append_entries(session: AsyncSession, task_id: int, *entries: Entry) -> AuditEntryAdded:
-    """Append to a task's chain, within the caller's transaction; what is news once that is committed."""
+    """Append to a task's chain, within the caller's transaction; what is news once that is
+    committed."""
     last = await session.scalar(
-        select(JournalRow).where(JournalRow.task_id == task_id).order_by(JournalRow.seq.desc()).limit(1)
+        select(JournalRow)
+        .where(JournalRow.task_id == task_id)
+        .order_by(JournalRow.seq.desc())
+        .limit(1)
     )
     seq, link = (last.seq, last.hash) if last else (0, "")
     for kind, what, detail in entries:
-        seq, at = seq + 1, now()
+        seq = seq + 1
+        at = now()
         link = hash_entry(link, seq, at, kind, what, detail)
-        session.add(JournalRow(task_id=task_id, seq=seq, at=at, kind=kind, what=what, detail=detail, hash=link))
+        session.add(
+            JournalRow(
+                task_id=task_id, seq=seq, at=at, kind=kind, what=what, detail=detail, hash=link
+            )
+        )
     return AuditEntryAdded(task=task_id, seq=seq)
 
 
-def hash_entry(before: str, seq: int, at: float, kind: str, what: str, detail: dict[str, Any]) -> str:
+def hash_entry(
+    before: str, seq: int, at: float, kind: str, what: str, detail: dict[str, Any]
+) -> str:
     """The hash of one line, over the hash of the line before it."""
     line = json.dumps([before, seq, at, kind, what, detail], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(line.encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""Things that come together are done together, and each caller is answered when its own thing is done."""
+"""Things that come together are done together, and each caller is answered when its own thing is
+done."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,8 @@ _REST = 5.0  # seconds
 
 
 class Batch(Generic[Item]):
-    """While one batch is being done, the next one gathers: nobody waits for a timer, and load makes batches larger."""
+    """While one batch is being done, the next one gathers: nobody waits for a timer, and load makes
+    batches larger."""
 
     def __init__(self, process: Callable[[list[Item]], Awaitable[None]]) -> None:
         self._process = process
@@ -38,9 +40,12 @@ class Batch(Generic[Item]):
 
     async def _process_batches(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            batch = self._waiting[:_MOST]
+            self._waiting = self._waiting[_MOST:]
             self._under_way = len(batch)
-            [outcome] = await asyncio.gather(self._process([item for item, _ in batch]), return_exceptions=True)
+            [outcome] = await asyncio.gather(
+                self._process([item for item, _ in batch]), return_exceptions=True
+            )
             for _, done in batch:
                 if done.done():  # its caller has gone
                     continue

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from osiris.core.errors import Refused, Unavailable
 
 SCHEMA = "0002"
-"""The newest migration. Alembic knows it too, but takes longer to load than most commands to run."""
+"""The newest migration. Alembic knows it too, but takes longer to load than most commands to
+run."""
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
@@ -31,14 +32,19 @@ _MIGRATION_LOCK = 0x0517  # any number, the same for every Osiris
 _POSTGRESQL = {
     "connect_timeout": 3,  # seconds
     "tcp_user_timeout": 5000,  # milliseconds, as what follows
-    "options": "-c statement_timeout=20000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=10000",
+    "options": (
+        "-c statement_timeout=20000 -c lock_timeout=10000 -c"
+        " idle_in_transaction_session_timeout=10000"
+    ),
 }
 
 
 def connect(database: str) -> AsyncEngine:
-    """An engine for the address `database` (SQLite or PostgreSQL). Connections are opened when first used.
+    """An engine for the address `database` (SQLite or PostgreSQL). Connections are opened when
+    first used.
 
-    Raises Refused for an address that is none, of another database, or one whose driver is not installed.
+    Raises Refused for an address that is none, of another database, or one whose driver is not
+    installed.
     """
     url = _parse_address(database)
     try:
@@ -48,22 +54,30 @@ def connect(database: str) -> AsyncEngine:
             create = partial(_open_connection, url.database or ":memory:", opened)
             engine = create_async_engine(url, pool_size=16, async_creator=create)
             _register_listeners(engine.sync_engine)
-            event.listen(engine.sync_engine, "engine_disposed", lambda _engine: _join_threads(opened))
+            event.listen(
+                engine.sync_engine, "engine_disposed", lambda _engine: _join_threads(opened)
+            )
             return engine
-        return create_async_engine(url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL)
+        return create_async_engine(
+            url, pool_size=10, max_overflow=20, pool_timeout=5, connect_args=_POSTGRESQL
+        )
     except ModuleNotFoundError:
-        raise Refused("DATABASE_URL needs the driver for PostgreSQL: install osiris[machines]") from None
+        raise Refused(
+            "DATABASE_URL needs the driver for PostgreSQL: install osiris[machines]"
+        ) from None
 
 
 class _Connection(aiosqlite.Connection):
     """One that ends its transaction and lets go of its lock however it is cut off.
 
-    aiosqlite's own may be told to stop in the middle of being closed, and then forgets to close; and SQLite keeps a
-    connection that is closed, with its lock, for as long as somebody still holds one of its cursors.
+    aiosqlite's own may be told to stop in the middle of being closed, and then forgets to close;
+    and SQLite keeps a connection that is closed, with its lock, for as long as somebody still holds
+    one of its cursors.
     """
 
     def stop(self) -> None:
-        """Without a future, as aiosqlite's own has: nobody waits for it, and its loop may have been closed by now."""
+        """Without a future, as aiosqlite's own has: nobody waits for it, and its loop may have been
+        closed by now."""
         if self._running:
             self._running = False
             self._rollback_and_close()
@@ -81,19 +95,24 @@ class _Connection(aiosqlite.Connection):
 
 
 _OpenConnections = list[tuple[ref[_Connection], Thread]]
-"""The connections of an engine and their threads, which live on when nobody holds the connection any more."""
+"""The connections of an engine and their threads, which live on when nobody holds the connection
+any more."""
 
 
 def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
-    connection = _Connection(partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64)
-    connection._thread.daemon = True  # as SQLAlchemy does: a statement that does not end keeps no process from ending
+    connection = _Connection(
+        partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64
+    )
+    # as SQLAlchemy does: a statement that does not end keeps no process from ending
+    connection._thread.daemon = True
     opened[:] = [one for one in opened if one[1].is_alive()]
     opened.append((ref(connection), connection._thread))
     return connection
 
 
 def _join_threads(opened: _OpenConnections) -> None:
-    """Wait for the threads that were told to stop, or whose connection is gone: what they bring needs a loop."""
+    """Wait for the threads that were told to stop, or whose connection is gone: what they bring
+    needs a loop."""
     until = time.monotonic() + _LAST_WORDS
     for known, thread in opened:
         connection = known()
@@ -107,24 +126,28 @@ def _parse_address(database: str) -> URL:
         driver = _DRIVERS.get(address.get_backend_name())
     except (ArgumentError, NoSuchModuleError):
         raise Refused(
-            "DATABASE_URL is no database address; leave it out, or write postgresql://USER:PASSWORD@HOST/NAME"
+            "DATABASE_URL is no database address; leave it out, or write"
+            " postgresql://USER:PASSWORD@HOST/NAME"
         ) from None
     if driver is None:
         raise Refused(
-            f"DATABASE_URL names {address.get_backend_name()}; Osiris works on PostgreSQL, and on SQLite without it"
+            f"DATABASE_URL names {address.get_backend_name()}; Osiris works on PostgreSQL, and on"
+            " SQLite without it"
         )
     return address.set(drivername=driver)
 
 
 def as_read_only(engine: AsyncEngine) -> AsyncEngine:
-    """The same engine for reads only: no lock on SQLite, no transaction to begin and end on PostgreSQL."""
+    """The same engine for reads only: no lock on SQLite, no transaction to begin and end on
+    PostgreSQL."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(readonly=True)
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def create_sync_engine(engine: AsyncEngine) -> Engine:
-    """A second engine on the same database, for a thread that does a whole transaction in one go."""
+    """A second engine on the same database, for a thread that does a whole transaction in one
+    go."""
     if engine.dialect.name != "sqlite":
         return create_engine(engine.url, pool_size=1, max_overflow=0, connect_args=_POSTGRESQL)
     twin = create_engine(engine.url.set(drivername="sqlite"))
@@ -146,7 +169,9 @@ def translate_errors() -> Iterator[None]:
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
-        raise Unavailable(f"the database does not answer ({type(error).__name__})", retry_in=1.0) from error
+        raise Unavailable(
+            f"the database does not answer ({type(error).__name__})", retry_in=1.0
+        ) from error
 
 
 def _register_listeners(engine: Engine) -> None:
@@ -163,19 +188,22 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin_transaction(connection: Connection) -> None:
-    """Write transactions take the lock at their begin: a later upgrade would fail or lose an update silently."""
+    """Write transactions take the lock at their begin: a later upgrade would fail or lose an update
+    silently."""
     readonly = connection.get_execution_options().get("readonly")
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
 
 async def migrate_schema(engine: AsyncEngine) -> None:
-    """Bring the schema to this version; a second call, also one at the same time, changes nothing."""
+    """Bring the schema to this version; a second call, also one at the same time, changes
+    nothing."""
     from alembic import command  # heavy, and only needed here
     from alembic.config import Config
 
     def run_upgrade(connection: Connection) -> None:
         if engine.dialect.name == "postgresql":
-            connection.execute(text("SET LOCAL statement_timeout = 0"))  # an index of a large table takes minutes
+            # an index of a large table takes minutes
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         config = Config()
@@ -188,11 +216,16 @@ async def migrate_schema(engine: AsyncEngine) -> None:
 
 
 async def is_current(engine: AsyncEngine) -> bool:
-    """Whether the schema is that of this version. Raises Unavailable when the database does not answer."""
+    """Whether the schema is that of this version. Raises Unavailable when the database does not
+    answer."""
     try:
         async with as_read_only(engine).connect() as connection:
-            if not await connection.run_sync(lambda answers: inspect(answers).has_table("alembic_version")):
+            if not await connection.run_sync(
+                lambda answers: inspect(answers).has_table("alembic_version")
+            ):
                 return False
-            return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA)
+            return bool(
+                await connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA
+            )
     except SQLAlchemyError as error:
         raise Unavailable(str(getattr(error, "orig", error)).splitlines()[0]) from None

@@ -33,8 +33,8 @@ class LocalWake:
 
 
 class LocalLiveEvents:
-    """`osiris.core.ports.live.LiveEvents` for those who watch in this process. Who reads too slowly loses the oldest
-    pieces."""
+    """`osiris.core.ports.live.LiveEvents` for those who watch in this process. Who reads too slowly
+    loses the oldest pieces."""
 
     _MOST = 10_000  # pieces that wait for one reader
 

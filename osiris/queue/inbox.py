@@ -18,13 +18,15 @@ _PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
 class DatabaseInbox:
-    """`osiris.core.ports.storage.Inbox`. A caller is answered after the commit that holds its row, never before.
+    """`osiris.core.ports.storage.Inbox`. A caller is answered after the commit that holds its row,
+    never before.
 
     At most `most` rows wait for their commit: who comes then is told at once to come again.
     """
 
     def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
-        self._wake, self._most = wake, most
+        self._wake = wake
+        self._most = most
         self._rows = Batch[NewInboxRow](store.receive_rows)
 
     def __len__(self) -> int:
@@ -48,7 +50,11 @@ class DatabaseInbox:
             async with asyncio.timeout(_PATIENCE):
                 await self._rows.add(row)
         except SQLAlchemyError as error:
-            raise Unavailable(f"the database did not take it: {type(error).__name__}", retry_in=5.0) from None
+            raise Unavailable(
+                f"the database did not take it: {type(error).__name__}", retry_in=5.0
+            ) from None
         except TimeoutError:
-            raise Unavailable(f"the database did not answer in {_PATIENCE:.0f} s", retry_in=5.0) from None
+            raise Unavailable(
+                f"the database did not answer in {_PATIENCE:.0f} s", retry_in=5.0
+            ) from None
         self._wake.wake()

@@ -1,8 +1,9 @@
-"""A worker's lease: it lives as long as it beats, and its number is the fence in each of its writes.
+"""A worker's lease: it lives as long as it beats, and its number is the fence in each of its
+writes.
 
-No clock is compared between machines. A worker that sees the beat of another stand still for long enough, by its own
-monotonic clock, strikes its lease out. From then on that number is nobody's: what it held is free, and what it still
-tries to write fails in the transaction that would write it.
+No clock is compared between machines. A worker that sees the beat of another stand still for long
+enough, by its own monotonic clock, strikes its lease out. From then on that number is nobody's:
+what it held is free, and what it still tries to write fails in the transaction that would write it.
 """
 
 import logging
@@ -29,7 +30,8 @@ INBOX = "inbox"
 
 
 def is_claimable(column: Any, mine: Any) -> ColumnElement[bool]:
-    """Whether the worker `mine` may take what `column` holds: it is nobody's, its own, or a dead worker's."""
+    """Whether the worker `mine` may take what `column` holds: it is nobody's, its own, or a dead
+    worker's."""
     return or_(column.is_(None), column == mine, column.not_in(select(LeaseRow.number)))
 
 
@@ -39,12 +41,21 @@ def held_by_another(column: Any, mine: Any) -> ColumnElement[bool]:
 
 
 class Lease:
-    """The lease of the worker in the data folder `place`; `parse_number` is 0 while there is none."""
+    """The lease of the worker in the data folder `place`; `parse_number` is 0 while there is
+    none."""
 
     def __init__(
-        self, engine: AsyncEngine, place: str, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic
+        self,
+        engine: AsyncEngine,
+        place: str,
+        *,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._engine, self.place, self._patience, self._clock = engine, place, patience, clock
+        self._engine = engine
+        self.place = place
+        self._patience = patience
+        self._clock = clock
         self.interval = patience / 4  # seconds from beat to beat
         self.number = 0
         self._seen: dict[int, tuple[int, float]] = {}
@@ -52,35 +63,50 @@ class Lease:
         self._callbacks: list[Callable[[], Awaitable[None]]] = []
 
     def on_heartbeat(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Let `duty` be done after each beat that the database took; it must not wait long, for the next beat waits."""
+        """Let `duty` be done after each beat that the database took; it must not wait long, for the
+        next beat waits."""
         self._callbacks.append(callback)
 
     async def acquire(self) -> None:
-        """A new lease, with a new number; an older one from the same data folder was of a process that is gone."""
+        """A new lease, with a new number; an older one from the same data folder was of a process
+        that is gone."""
         host = f"{socket.gethostname()}:{os.getpid()}"[:255]
         async with self._engine.begin() as connection:
             await connection.execute(delete(LeaseRow).where(LeaseRow.place == self.place))
             made = await connection.execute(
-                insert(LeaseRow).values(place=self.place, host=host, since=now(), beat=0).returning(LeaseRow.number)
+                insert(LeaseRow)
+                .values(place=self.place, host=host, since=now(), beat=0)
+                .returning(LeaseRow.number)
             )
             self.number = made.scalar_one()
-        self._seen, self._checked_at, self._renewed_at = {}, self._clock(), self._clock()
+        self._seen = {}
+        self._checked_at = self._clock()
+        self._renewed_at = self._clock()
 
     async def renew(self) -> bool:
-        """Say that this worker lives, and look whether the others do; True when one of them was struck out.
+        """Say that this worker lives, and look whether the others do; True when one of them was
+        struck out.
 
-        Raises LeaseLost when this lease was struck out itself, and Unavailable when the database does not answer.
+        Raises LeaseLost when this lease was struck out itself, and Unavailable when the database
+        does not answer.
         """
         mine = update(LeaseRow).where(LeaseRow.number == self.number).values(beat=LeaseRow.beat + 1)
         at = self._clock()
         with translate_errors():
             async with self._engine.begin() as connection:
                 if (await connection.execute(mine)).rowcount == 0:
-                    raise LeaseLost("another worker took this one for dead and goes on with its work")
+                    raise LeaseLost(
+                        "another worker took this one for dead and goes on with its work"
+                    )
                 rows = await connection.execute(select(LeaseRow.number, LeaseRow.beat))
                 beats = {number: beat for number, beat in rows if number != self.number}
             self._renewed_at = at
-            struck = any([await self._expire_silent(number, beats[number]) for number in self._find_silent(beats)])
+            struck = any(
+                [
+                    await self._expire_silent(number, beats[number])
+                    for number in self._find_silent(beats)
+                ]
+            )
         for duty in self._callbacks:
             await duty()
         return struck
@@ -98,36 +124,46 @@ class Lease:
         return [number for number, (_, since) in self._seen.items() if at - since > self._patience]
 
     async def _expire_silent(self, number: int, beat: int) -> bool:
-        """Not while it is in the middle of a transaction, for which this worker's own beat must not wait."""
+        """Not while it is in the middle of a transaction, for which this worker's own beat must not
+        wait."""
         silent = select(LeaseRow.number).where(LeaseRow.number == number, LeaseRow.beat == beat)
         async with self._engine.begin() as connection:
             struck = await connection.scalar(silent.with_for_update(skip_locked=True)) is not None
             if struck:
                 await connection.execute(delete(LeaseRow).where(LeaseRow.number == number))
         if struck:
-            log.warning("worker %s has been silent for %.0f s: its work is free for others", number, self._patience)
+            log.warning(
+                "worker %s has been silent for %.0f s: its work is free for others",
+                number,
+                self._patience,
+            )
         return struck
 
     async def release(self) -> None:
         """Let go of everything at once: others may take it up."""
-        number, self.number = self.number, 0
+        number = self.number
+        self.number = 0
         with translate_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(delete(LeaseRow).where(LeaseRow.number == number))
 
     def assert_fresh(self) -> None:
-        """Raises LeaseLost when the last beat is so long ago that the lease may be over by now. It asks nobody."""
+        """Raises LeaseLost when the last beat is so long ago that the lease may be over by now. It
+        asks nobody."""
         if self._clock() - self._renewed_at > self._patience / 2:
             raise LeaseLost("this worker stood still, and may have been taken for dead")
 
     async def assert_held(self, session: AsyncSession) -> None:
         """Hold the lease for the rest of a transaction. Raises LeaseLost when it was struck out."""
-        held = select(LeaseRow.number).where(LeaseRow.number == self.number).with_for_update(read=True)
+        held = (
+            select(LeaseRow.number).where(LeaseRow.number == self.number).with_for_update(read=True)
+        )
         if await session.scalar(held) is None:
             raise LeaseLost("another worker took this one for dead and goes on with its work")
 
     async def assert_holds_lock(self, session: AsyncSession, name: str) -> None:
-        """Hold a turn for the rest of a transaction. Raises LeaseLost when it is somebody else's by now."""
+        """Hold a turn for the rest of a transaction. Raises LeaseLost when it is somebody else's by
+        now."""
         turn = select(TurnRow.lease).where(TurnRow.name == name).with_for_update(read=True)
         if await session.scalar(turn) != self.number:
             raise LeaseLost("it is another worker's turn by now")

@@ -33,7 +33,9 @@ class NamedLocks:
                 return (await session.execute(taken, values)).scalar_one_or_none() is not None
 
     async def _is_held_elsewhere(self, name: str) -> bool:
-        held = select(TurnRow.name).where(TurnRow.name == name, held_by_another(TurnRow.lease, self._lease.number))
+        held = select(TurnRow.name).where(
+            TurnRow.name == name, held_by_another(TurnRow.lease, self._lease.number)
+        )
         async with self._read() as session:
             return await session.scalar(held) is not None
 

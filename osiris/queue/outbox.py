@@ -1,4 +1,5 @@
-"""The outbox: who does which order, and what becomes of it. Each write holds the lease of the worker that does it."""
+"""The outbox: who does which order, and what becomes of it. Each write holds the lease of the
+worker that does it."""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -20,7 +21,11 @@ from osiris.queue.leases import Lease
 from osiris.queue.outbox_queries import RUNS, lane_of, select_claimable, select_due
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, TurnRow, now
 
-_waiting_runs = (OutboxRow.task_id == bindparam("task"), OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None))
+_waiting_runs = (
+    OutboxRow.task_id == bindparam("task"),
+    OutboxRow.lane == RUNS,
+    OutboxRow.not_before.is_not(None),
+)
 WAKE_RUN = (
     update(OutboxRow.__table__)  # type: ignore[arg-type]
     .where(*_waiting_runs)
@@ -28,7 +33,9 @@ WAKE_RUN = (
 )
 _run = aliased(OutboxRow)
 _last_run = (
-    select(func.coalesce(func.max(_run.id), 0)).where(_run.task_id == bindparam("task"), _run.lane == RUNS)
+    select(func.coalesce(func.max(_run.id), 0)).where(
+        _run.task_id == bindparam("task"), _run.lane == RUNS
+    )
 ).scalar_subquery()
 TAKE_UP = (
     update(OutboxRow.__table__)  # type: ignore[arg-type]
@@ -38,16 +45,23 @@ TAKE_UP = (
 )
 
 _same = aliased(OutboxRow)
-_of_the_same = (_same.id == bindparam("order"), _same.task_id == OutboxRow.task_id, _same.kind == OutboxRow.kind)
+_of_the_same = (
+    _same.id == bindparam("order"),
+    _same.task_id == OutboxRow.task_id,
+    _same.kind == OutboxRow.kind,
+)
 _SUPERSEDED = (
-    select(OutboxRow.id).where(*_of_the_same, OutboxRow.id > _same.id, OutboxRow.not_before.is_not(None)).limit(1)
+    select(OutboxRow.id)
+    .where(*_of_the_same, OutboxRow.id > _same.id, OutboxRow.not_before.is_not(None))
+    .limit(1)
 )
 _LAST_DONE = select(func.max(OutboxRow.done)).where(*_of_the_same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedOrder:
-    """An order that this worker holds; `owner` is the account whose installation it writes through."""
+    """An order that this worker holds; `owner` is the account whose installation it writes
+    through."""
 
     id: int
     lane: int
@@ -59,20 +73,32 @@ def _make_claimed(id: int, lane: int, repo: str | None) -> ClaimedOrder:
 
 
 class Outbox:
-    """The outbox as one worker sees it. Raises LeaseLost for what it does not hold, Unavailable without a database."""
+    """The outbox as one worker sees it. Raises LeaseLost for what it does not hold, Unavailable
+    without a database."""
 
     def __init__(
-        self, engine: AsyncEngine, lease: Lease, live_events: LiveEvents, *, runs_per_repository: int = 0
+        self,
+        engine: AsyncEngine,
+        lease: Lease,
+        live_events: LiveEvents,
+        *,
+        runs_per_repository: int = 0,
     ) -> None:
-        """`runs_per_repository`: so many runs at once in one repository, on all workers together; 0: any."""
-        self._lease, self._live_events, self._max_runs = lease, live_events, runs_per_repository
+        """`runs_per_repository`: so many runs at once in one repository, on all workers together;
+        0: any."""
+        self._lease = lease
+        self._live_events = live_events
+        self._max_runs = runs_per_repository
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._reader = as_read_only(engine)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
         self._turn = build_insert(engine, TurnRow).on_conflict_do_nothing()
 
-    async def claim_orders(self, limit: int, lanes: tuple[int, ...], without: Collection[int]) -> list[ClaimedOrder]:
-        """Take up to `limit` orders of some lanes whose time has come, but for those that are `without`."""
+    async def claim_orders(
+        self, limit: int, lanes: tuple[int, ...], without: Collection[int]
+    ) -> list[ClaimedOrder]:
+        """Take up to `limit` orders of some lanes whose time has come, but for those that are
+        `without`."""
         counted = bool(self._max_runs) and RUNS in lanes
         params = {"now": now(), "lease": self._lease.number, "without": without, "limit": limit}
         params |= {"limit": 1, "most": self._max_runs} if counted else {}
@@ -84,14 +110,19 @@ class Outbox:
                 await self._lease.assert_held(session)
                 if RUNS in lanes:
                     await self._lock_runs(session)
-                rows = (await session.execute(select_claimable(lanes, counted=counted), params)).all()
+                rows = (
+                    await session.execute(select_claimable(lanes, counted=counted), params)
+                ).all()
                 dues = [_make_claimed(*row) for row in rows]
                 ids = [due.id for due in dues]
-                await session.execute(update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number))
+                await session.execute(
+                    update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number)
+                )
         return dues
 
     async def _lock_runs(self, session: AsyncSession) -> None:
-        """Nobody else takes a run until the end of the transaction: what is seen of the others holds only as long."""
+        """Nobody else takes a run until the end of the transaction: what is seen of the others
+        holds only as long."""
         connection = await session.connection()
         await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
         await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
@@ -104,15 +135,21 @@ class Outbox:
                 if row is None or row.not_before is None:
                     return None
                 task = await session.get(TaskRow, row.task_id) if row.task_id else None
-                return serialization.load(row.body), serialization.load_task(task.data) if task else None, row.attempts
+                return (
+                    serialization.load(row.body),
+                    serialization.load_task(task.data) if task else None,
+                    row.attempts,
+                )
 
     async def is_superseded(self, id: int) -> bool:
-        """Whether the same task has a later order of the same kind to be done: two reports are one."""
+        """Whether the same task has a later order of the same kind to be done: two reports are
+        one."""
         async with self._connect_reader() as connection:
             return await connection.scalar(_SUPERSEDED, {"order": id}) is not None
 
     async def last_done_at(self, id: int) -> float:
-        """When the order of the same kind before this one was done for its task (seconds since 1970; 0: never)."""
+        """When the order of the same kind before this one was done for its task (seconds since
+        1970; 0: never)."""
         async with self._connect_reader() as connection:
             return await connection.scalar(_LAST_DONE, {"order": id}) or 0.0
 
@@ -126,15 +163,24 @@ class Outbox:
         """A later order makes it needless: it counts as done, but never was."""
         async with self._open_order(id) as (_, row):
             if row is not None:
-                row.done, row.not_before, row.error = 0.0, None, None
+                row.done = 0.0
+                row.not_before = None
+                row.error = None
 
-    async def finish_order(self, id: int, facts: Sequence[Event] = (), error: str | None = None) -> None:
-        """The order is done (or refused for good, with `error`); the facts it brought enter the inbox with that."""
+    async def finish_order(
+        self, id: int, facts: Sequence[Event] = (), error: str | None = None
+    ) -> None:
+        """The order is done (or refused for good, with `error`); the facts it brought enter the
+        inbox with that."""
         noted = None
         async with self._open_order(id) as (session, row):
             if row is not None:
-                row.done, row.not_before, row.error = now(), None, error and serialization.replace_nul(error)
-                noted = await _record_outcome(session, row, facts, {"refused": error} if error else {})
+                row.done = now()
+                row.not_before = None
+                row.error = error and serialization.replace_nul(error)
+                noted = await _record_outcome(
+                    session, row, facts, {"refused": error} if error else {}
+                )
         self._publish_entry(noted)
 
     async def park_order(self, id: int, error: str, facts: Sequence[Event] = ()) -> None:
@@ -142,7 +188,9 @@ class Outbox:
         noted = None
         async with self._open_order(id) as (session, row):
             if row is not None:
-                row.not_before, row.error, row.lease = None, serialization.replace_nul(error), None
+                row.not_before = None
+                row.error = serialization.replace_nul(error)
+                row.lease = None
                 noted = await _record_outcome(session, row, facts, {"parked": error})
         self._publish_entry(noted)
 
@@ -150,12 +198,10 @@ class Outbox:
         """Again in `parse_time`, by whoever is first."""
         async with self._open_order(id) as (_, row):
             if row is not None:
-                row.not_before, row.error, row.attempts, row.lease = (
-                    now() + seconds,
-                    serialization.replace_nul(error),
-                    tries,
-                    None,
-                )
+                row.not_before = now() + seconds
+                row.error = serialization.replace_nul(error)
+                row.attempts = tries
+                row.lease = None
 
     def _publish_entry(self, noted: AuditEntryAdded | None) -> None:
         if noted:
@@ -168,7 +214,9 @@ class Outbox:
             async with self._write.begin() as session:
                 task = await session.scalar(select(OutboxRow.task_id).where(OutboxRow.id == id))
                 if task is not None:  # before the order: whoever decides locks in this order too
-                    await session.execute(select(TaskRow.id).where(TaskRow.id == task).with_for_update())
+                    await session.execute(
+                        select(TaskRow.id).where(TaskRow.id == task).with_for_update()
+                    )
                 row = await session.get_one(OutboxRow, id, with_for_update=True)
                 if row.lease != self._lease.number:
                     raise LeaseLost("another worker has this order by now")
@@ -185,7 +233,9 @@ async def _record_outcome(
         session.add(InboxRow(**arrived, received=now(), not_before=now()))
     if row.task_id is None:
         return None
-    return await audit_log.append_entries(session, row.task_id, ("done", row.kind, {"key": row.key, **detail}))
+    return await audit_log.append_entries(
+        session, row.task_id, ("done", row.kind, {"key": row.key, **detail})
+    )
 
 
 def create_row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:

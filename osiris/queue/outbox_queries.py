@@ -1,7 +1,8 @@
 """What waits for what in the outbox: its lanes, and which orders a worker may take.
 
-A worker asks this many times a second, so each statement is built once, with parameters: `now`, `lease` (the worker's),
-`without` (orders it has already), `limit`, and `most` (runs at once in one repository).
+A worker asks this many times a second, so each statement is built once, with parameters: `now`,
+`lease` (the worker's), `without` (orders it has already), `limit`, and `most` (runs at once in one
+repository).
 """
 
 import functools
@@ -14,16 +15,20 @@ from osiris.queue.leases import held_by_another, is_claimable
 from osiris.queue.tables import LeaseRow, OutboxRow, TaskRow, is_due
 
 WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
-"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a reaction and a
-stop wait for nothing.
+"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a
+reaction and a stop wait for nothing.
 """
 
 _LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS, Report: REPORTS}
-_NEAR = 1.0  # seconds that an order waits for the worker which ran its task last: what it needs is on that machine
+# seconds that an order waits for the worker which ran its task last: what it needs is on that
+# machine
+_NEAR = 1.0
 
 _ORDERS: Any = OutboxRow.__table__
 _TASKS: Any = TaskRow.__table__
-_order, _task, _other = _ORDERS.c, _TASKS.c, _ORDERS.alias("other").c
+_order = _ORDERS.c
+_task = _TASKS.c
+_other = _ORDERS.alias("other").c
 _living = select(LeaseRow.number)
 _lease: ColumnElement[Any] = bindparam("lease")
 
@@ -41,22 +46,37 @@ def select_due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str
     query = (
         select(_order.id, _order.lane, _task.repo)
         .select_from(_ORDERS.outerjoin(_TASKS, _task.id == _order.task_id))
-        .where(is_due(_order), _order.lane.in_(lanes), _order.id.not_in(bindparam("without", expanding=True)))
-        .where(is_claimable(_order.lease, _lease), _prefers_this_worker(), ~_is_blocked(), _no_other_run(lanes))
+        .where(
+            is_due(_order),
+            _order.lane.in_(lanes),
+            _order.id.not_in(bindparam("without", expanding=True)),
+        )
+        .where(
+            is_claimable(_order.lease, _lease),
+            _prefers_this_worker(),
+            ~_is_blocked(),
+            _no_other_run(lanes),
+        )
         .order_by(_order.id)
         .limit(bindparam("limit", type_=Integer))
     )
-    return query.where(_count_repository_runs() < bindparam("most", type_=Integer)) if counted else query
+    return (
+        query.where(_count_repository_runs() < bindparam("most", type_=Integer))
+        if counted
+        else query
+    )
 
 
 @functools.cache
 def select_claimable(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
-    """The same, held until the end of the transaction, but for those that another worker is taking."""
+    """The same, held until the end of the transaction, but for those that another worker is
+    taking."""
     return select_due(lanes, counted=counted).with_for_update(of=_ORDERS, skip_locked=True)
 
 
 def _prefers_this_worker() -> ColumnElement[bool]:
-    """Whether it should be done on this machine: elsewhere the work would have to be fetched first."""
+    """Whether it should be done on this machine: elsewhere the work would have to be fetched
+    first."""
     return or_(is_claimable(_task.lease, _lease), _order.not_before <= bindparam("now") - _NEAR)
 
 
@@ -74,8 +94,8 @@ def _is_blocked() -> ColumnElement[bool]:
 def _no_other_run(lanes: tuple[int, ...]) -> ColumnElement[bool]:
     """One run of a task at a time, and only who runs it can stop it.
 
-    Of two that could begin, the first one does. One that was put off holds up nothing: a person who wants another try
-    need not wait for it.
+    Of two that could begin, the first one does. One that was put off holds up nothing: a person who
+    wants another try need not wait for it.
     """
     first = and_(_order.lane == RUNS, _other.id < _order.id, is_due(_other))
     elsewhere = exists().where(
@@ -83,7 +103,9 @@ def _no_other_run(lanes: tuple[int, ...]) -> ColumnElement[bool]:
         _other.id != _order.id,
         _other.lane == RUNS,
         _other.not_before.is_not(None),
-        or_(_other.lease.in_(_living), first) if RUNS in lanes else held_by_another(_other.lease, _lease),
+        or_(_other.lease.in_(_living), first)
+        if RUNS in lanes
+        else held_by_another(_other.lease, _lease),
     )
     return or_(_order.lane.not_in((RUNS, STOPS)), ~elsewhere)
 

@@ -10,8 +10,23 @@ from typing import Any, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.core.effects import ESSENTIAL, Effect, OpenIssue, Push, Report, StartRun
-from osiris.core.errors import LeaseLost, NeedsOperator, Occupied, Refused, RepositoryUnavailable, Unavailable
-from osiris.core.events import AccessLost, Ask, Event, OrderParked, OrderRefused, RequestMade, RunHalted
+from osiris.core.errors import (
+    LeaseLost,
+    NeedsOperator,
+    Occupied,
+    Refused,
+    RepositoryUnavailable,
+    Unavailable,
+)
+from osiris.core.events import (
+    AccessLost,
+    Ask,
+    Event,
+    OrderParked,
+    OrderRefused,
+    RequestMade,
+    RunHalted,
+)
 from osiris.core.policy import Policy
 from osiris.core.task import Task
 from osiris.queue import serialization
@@ -33,13 +48,15 @@ PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds before the next attempt, by the attempts so far; the last one goes on."""
 _BUG_ATTEMPTS = 3
 TRIES = 40
-"""How often an outage is met before an order is given up: with the pauses above somewhat less than three hours."""
+"""How often an outage is met before an order is given up: with the pauses above somewhat less than
+three hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for an outage, and the
-    seconds from one report of a task to its next; what comes meanwhile is one report."""
+    """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for
+    an outage, and the seconds from one report of a task to its next; what comes meanwhile is one
+    report."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
@@ -53,11 +70,13 @@ class Interpreter(Protocol):
         """What happened; None for what does not concern us. Raises Refused or Unavailable."""
 
     async def find_subject(self, kind: str, body: bytes) -> str:
-        """The issue it is about, "" for none: what is about one issue is interpreted in the order it was said."""
+        """The issue it is about, "" for none: what is about one issue is interpreted in the order
+        it was said."""
 
 
 class Processor:
-    """What a worker does with a due row. Only here an unexpected exception is caught: it must not end the worker."""
+    """What a worker does with a due row. Only here an unexpected exception is caught: it must not
+    end the worker."""
 
     def __init__(
         self,
@@ -68,13 +87,14 @@ class Processor:
         handlers: Mapping[type, EffectHandler],
         retry_policy: RetryPolicy,
     ) -> None:
-        self._store, self._outbox, self._interpreters = store, outbox, interpreters
-        self._policy_of, self._handlers = policy_of, handlers
-        self._pauses, self._tries, self._report_every = (
-            retry_policy.pauses,
-            retry_policy.tries,
-            retry_policy.report_every,
-        )
+        self._store = store
+        self._outbox = outbox
+        self._interpreters = interpreters
+        self._policy_of = policy_of
+        self._handlers = handlers
+        self._pauses = retry_policy.pauses
+        self._tries = retry_policy.tries
+        self._report_every = retry_policy.report_every
         self._ignored = Batch[int](store.ignore_rows)
         self._deferred: dict[int, ThreadKey] = {}
 
@@ -83,10 +103,13 @@ class Processor:
         await self._ignored.wait_idle()
 
     async def find_thread(self, row: InboxItem) -> ThreadKey:
-        """What is of one thread is decided in the order it was said; what cannot be read is of none."""
+        """What is of one thread is decided in the order it was said; what cannot be read is of
+        none."""
         try:
             if row.source != OWN:
-                return row.source, await self._interpreters[row.source].find_subject(row.kind, row.body)
+                return row.source, await self._interpreters[row.source].find_subject(
+                    row.kind, row.body
+                )
             fact = serialization.load(json.loads(row.body))
             return OWN, "" if isinstance(fact, RequestMade) else str(fact.issue)
         except (SQLAlchemyError, Unavailable):
@@ -96,7 +119,8 @@ class Processor:
             return row.source, ""
 
     async def deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
-        """The oldest row of each thread to be looked at later than `at`, and when (both seconds since 1970)."""
+        """The oldest row of each thread to be looked at later than `at`, and when (both seconds
+        since 1970)."""
         later = await self._store.list_deferred(at)
         new = later.keys() - self._deferred.keys()
         for row in await self._store.load_items(new) if new else []:
@@ -107,10 +131,11 @@ class Processor:
     async def handle_event(
         self, row: InboxItem, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
     ) -> float:
-        """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is to be looked at.
+        """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is
+        to be looked at.
 
-        It waits when one of them does, or when one that is none of them is to be looked at only at `behind`.
-        Everything that must be asked of others is asked before, outside the transaction.
+        It waits when one of them does, or when one that is none of them is to be looked at only at
+        `behind`. Everything that must be asked of others is asked before, outside the transaction.
         """
         for job in after:
             behind = max(behind, await _await_job(job))
@@ -135,13 +160,17 @@ class Processor:
             if row.attempts + 1 >= self._tries and row.source != OWN:
                 await self._store.fail_inbox(id, f"{outage} (tried {row.attempts + 1} times)")
             else:
-                return await self._store.postpone_inbox(id, str(outage), self._next_pause(row.attempts, outage))
+                return await self._store.postpone_inbox(
+                    id, str(outage), self._next_pause(row.attempts, outage)
+                )
         except Exception as bug:
             log.exception("a bug in handling %s (%s)", id, row.kind)
             if row.attempts + 1 >= _BUG_ATTEMPTS:
                 await self._store.fail_inbox(id, _describe_bug(bug))
             else:
-                return await self._store.postpone_inbox(id, str(bug), self._next_pause(row.attempts))
+                return await self._store.postpone_inbox(
+                    id, str(bug), self._next_pause(row.attempts)
+                )
         return 0.0
 
     async def _interpret_row(self, row: InboxItem) -> Event | None:
@@ -190,21 +219,31 @@ class Processor:
             if attempts + 1 >= _BUG_ATTEMPTS:
                 await self._park_order(id, order, _describe_bug(bug))
             else:
-                await self._outbox.postpone_order(id, str(bug), self._next_pause(attempts), tries=attempts + 1)
+                await self._outbox.postpone_order(
+                    id, str(bug), self._next_pause(attempts), tries=attempts + 1
+                )
 
     async def _is_redundant(self, id: int) -> bool:
-        """Whether a report need not be made (now): a later one waits, or the last one was made just before."""
+        """Whether a report need not be made (now): a later one waits, or the last one was made just
+        before."""
         if await self._outbox.is_superseded(id):
             await self._outbox.skip_order(id)
             return True
-        rest = self._report_every and await self._outbox.last_done_at(id) + self._report_every - now()
+        rest = (
+            self._report_every and await self._outbox.last_done_at(id) + self._report_every - now()
+        )
         if not 0 < rest <= self._report_every:
             return False
-        await self._outbox.postpone_order(id, "it waits, so that several changes become one edit", rest, tries=1)
+        await self._outbox.postpone_order(
+            id, "it waits, so that several changes become one edit", rest, tries=1
+        )
         return True
 
-    async def _retry_later(self, id: int, order: Effect, attempts: int, outage: Unavailable) -> None:
-        """Try it again later. An outage that does not end parks the order; other work of this machine ends."""
+    async def _retry_later(
+        self, id: int, order: Effect, attempts: int, outage: Unavailable
+    ) -> None:
+        """Try it again later. An outage that does not end parks the order; other work of this
+        machine ends."""
         log.warning("%s waits: %s", type(order).__name__, outage)
         tries = 1 if outage.made_progress else attempts + 1
         if isinstance(outage, Occupied):
@@ -216,10 +255,13 @@ class Processor:
             await self._outbox.postpone_order(id, str(outage), pause, tries=tries)
 
     async def _suspend_task(self, id: int, order: Effect, reason: str) -> None:
-        """Its task rests until the repository can be written again; then what is parked is taken up by itself."""
+        """Its task rests until the repository can be written again; then what is parked is taken up
+        by itself."""
         if isinstance(order, OpenIssue):  # there is no task yet that could take it up
             return await self._refuse_order(id, order, reason)
-        log.warning("%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason)
+        log.warning(
+            "%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason
+        )
         lost = [AccessLost(issue=order.issue, reason=reason)]
         if isinstance(order, StartRun):  # it is ordered anew
             await self._outbox.finish_order(id, lost)
@@ -227,7 +269,8 @@ class Processor:
             await self._outbox.park_order(id, reason, lost)
 
     async def _park_order(self, id: int, order: Effect, reason: str) -> None:
-        """It waits for a person, who is told once if the task cannot do without. A run keeps what it has done."""
+        """It waits for a person, who is told once if the task cannot do without. A run keeps what
+        it has done."""
         log.warning("%s is parked: %s", type(order).__name__, reason)
         if isinstance(order, StartRun):
             await self._outbox.finish_order(
@@ -235,12 +278,18 @@ class Processor:
             )
         else:
             run = order.run if isinstance(order, Push) else None
-            facts = [OrderParked(issue=order.issue, reason=reason, run=run)] if isinstance(order, ESSENTIAL) else []
+            facts = (
+                [OrderParked(issue=order.issue, reason=reason, run=run)]
+                if isinstance(order, ESSENTIAL)
+                else []
+            )
             await self._outbox.park_order(id, reason, facts)
 
     async def _refuse_order(self, id: int, order: Effect, reason: str) -> None:
         log.warning("%s was refused: %s", type(order).__name__, reason)
-        facts = [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+        facts = (
+            [OrderRefused(issue=order.issue, reason=reason)] if isinstance(order, ESSENTIAL) else []
+        )
         await self._outbox.finish_order(id, facts, error=reason)
 
     def _next_pause(self, attempts: int, outage: Unavailable | None = None) -> float:
@@ -258,5 +307,6 @@ async def _await_job(job: asyncio.Task[float]) -> float:
 
 
 def _describe_bug(error: Exception) -> str:
-    """What people are told of a bug: its text may hold anything, so that stays in the operator's log."""
+    """What people are told of a bug: its text may hold anything, so that stays in the operator's
+    log."""
     return f"a bug in Osiris ({type(error).__name__}); the operator's log has the rest"

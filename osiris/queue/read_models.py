@@ -51,8 +51,8 @@ class Failure:
 class WaitingOrder:
     """An order that is still to be done.
 
-    `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its turn), `worker` who
-    does it now ("": nobody).
+    `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its
+    turn), `worker` who does it now ("": nobody).
     """
 
     what: str
@@ -109,13 +109,21 @@ class ReadModels:
     async def list_failures(self, limit: int = 50) -> list[Failure]:
         """Deliveries and orders that were given up, newest first."""
         inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
-        outbox = select(OutboxRow).where(OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None))
+        outbox = select(OutboxRow).where(
+            OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None)
+        )
         async with self._read() as session:
             lost = await session.scalars(inbox.order_by(InboxRow.id.desc()).limit(limit))
             refused = await session.scalars(outbox.order_by(OutboxRow.id.desc()).limit(limit))
             found = [
-                *(Failure(what=r.kind, id=r.delivery, at=r.received, error=r.error or "") for r in lost),
-                *(Failure(what=r.kind, id=r.key, at=r.done or 0.0, error=r.error or "") for r in refused),
+                *(
+                    Failure(what=r.kind, id=r.delivery, at=r.received, error=r.error or "")
+                    for r in lost
+                ),
+                *(
+                    Failure(what=r.kind, id=r.key, at=r.done or 0.0, error=r.error or "")
+                    for r in refused
+                ),
             ]
         return sorted(found, key=lambda failure: -failure.at)[:limit]
 
@@ -129,37 +137,63 @@ class ReadModels:
         )
         async with self._read() as session:
             rows = await session.execute(query)
-            return [WaitingOrder(what=kind, until=at, why=why or "", worker=host or "") for kind, at, why, host in rows]
+            return [
+                WaitingOrder(what=kind, until=at, why=why or "", worker=host or "")
+                for kind, at, why, host in rows
+            ]
 
     async def read_metrics(self) -> list[MetricSample]:
         """What there is and what waits, counted now."""
         waits = OutboxRow.not_before.is_not(None)
-        parked = OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
+        parked = (
+            OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
+        )
         oldest = select(func.min(InboxRow.received)).where(InboxRow.not_before.is_not(None))
-        stalls = select(LeaseRow.host, RecordRow.value).outerjoin(RecordRow, RecordRow.name == STALLS + LeaseRow.place)
+        stalls = select(LeaseRow.host, RecordRow.value).outerjoin(
+            RecordRow, RecordRow.name == STALLS + LeaseRow.place
+        )
         async with self._read() as session:
             return [
                 *await _count_rows(session, "tasks", TaskRow.state),
                 *await _count_rows(session, "orders_waiting", OutboxRow.kind, waits),
                 *await _count_rows(session, "orders_parked", OutboxRow.kind, parked),
-                *await _count_rows(session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)),
-                MetricSample(
-                    "oldest_delivery_seconds", now() - since if (since := await session.scalar(oldest)) else 0.0
+                *await _count_rows(
+                    session, "deliveries_waiting", InboxRow.source, InboxRow.not_before.is_not(None)
                 ),
-                MetricSample("workers", float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0)),
+                MetricSample(
+                    "oldest_delivery_seconds",
+                    now() - since if (since := await session.scalar(oldest)) else 0.0,
+                ),
+                MetricSample(
+                    "workers",
+                    float(await session.scalar(select(func.count()).select_from(LeaseRow)) or 0),
+                ),
                 *[
                     MetricSample("loop_stalls", float(n or 0), "worker", host)
                     for host, n in await session.execute(stalls)
                 ],
-                *_count_writes(list(await session.scalars(select(TurnRow).where(TurnRow.name.startswith("writes/"))))),
+                *_count_writes(
+                    list(
+                        await session.scalars(
+                            select(TurnRow).where(TurnRow.name.startswith("writes/"))
+                        )
+                    )
+                ),
             ]
 
     async def read_audit_log(self, task: int, after: int = 0) -> list[AuditEntry]:
         """The journal of a task beyond line `after`."""
-        query = select(JournalRow).where(JournalRow.task_id == task, JournalRow.seq > after).order_by(JournalRow.seq)
+        query = (
+            select(JournalRow)
+            .where(JournalRow.task_id == task, JournalRow.seq > after)
+            .order_by(JournalRow.seq)
+        )
         async with self._read() as session:
             rows = await session.scalars(query)
-            return [AuditEntry(seq=r.seq, at=r.at, kind=r.kind, what=r.what, detail=r.detail) for r in rows]
+            return [
+                AuditEntry(seq=r.seq, at=r.at, kind=r.kind, what=r.what, detail=r.detail)
+                for r in rows
+            ]
 
     async def list_steps(self, task: int, after: float = 0.0) -> list[Step]:
         """The messages of all of a task's runs that were stored later than `after`."""
@@ -171,16 +205,23 @@ class ReadModels:
         )
         async with self._read() as session:
             rows = await session.scalars(query)
-            return [Step(run=r.run, seq=r.seq, at=r.at, message=serialization.load_message(r.message)) for r in rows]
+            return [
+                Step(run=r.run, seq=r.seq, at=r.at, message=serialization.load_message(r.message))
+                for r in rows
+            ]
 
     async def is_handled(self, source: str, delivery: str) -> bool:
         """Whether a worker has taken up a row of the inbox."""
-        query = select(InboxRow.not_before).where(InboxRow.source == source, InboxRow.delivery == delivery)
+        query = select(InboxRow.not_before).where(
+            InboxRow.source == source, InboxRow.delivery == delivery
+        )
         async with self._read() as session:
             return (await session.execute(query)).one_or_none() == (None,)
 
 
-async def _count_rows(session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]) -> list[MetricSample]:
+async def _count_rows(
+    session: AsyncSession, name: str, by: Any, *only: ColumnElement[bool]
+) -> list[MetricSample]:
     rows = await session.execute(select(by, func.count()).where(*only).group_by(by))
     return [MetricSample(name, float(count), by.key, str(value)) for value, count in rows]
 
@@ -189,7 +230,12 @@ def _count_writes(accounts: Sequence[TurnRow]) -> list[MetricSample]:
     """Writes to GitHub in the last hour; it lets an account have 500."""
     since = now() - 3600
     return [
-        MetricSample("writes_last_hour", sum(at > since for at in row.data.get("sent", [])), "account", row.name[7:])
+        MetricSample(
+            "writes_last_hour",
+            sum(at > since for at in row.data.get("sent", [])),
+            "account",
+            row.name[7:],
+        )
         for row in accounts
     ]
 
@@ -198,4 +244,6 @@ async def _summarize_task(session: Any, row: TaskRow) -> TaskSummary:
     waiting = await session.scalar(
         select(func.count()).where(OutboxRow.task_id == row.id, OutboxRow.not_before.is_not(None))
     )
-    return TaskSummary(id=row.id, task=serialization.load_task(row.data), updated=row.updated, waiting=waiting)
+    return TaskSummary(
+        id=row.id, task=serialization.load_task(row.data), updated=row.updated, waiting=waiting
+    )

@@ -1,4 +1,5 @@
-"""`osiris.core.ports.storage.ReconcileState`: what the database knows, for who compares it with GitHub."""
+"""`osiris.core.ports.storage.ReconcileState`: what the database knows, for who compares it with
+GitHub."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -31,26 +32,37 @@ class DatabaseReconcileState:
         self._write = async_sessionmaker(engine, expire_on_commit=False)
 
     async def open_tasks(self) -> Sequence[tuple[Task, float]]:
-        query = select(TaskRow.data, TaskRow.created).where(TaskRow.state.in_([state.value for state in LIVING]))
+        query = select(TaskRow.data, TaskRow.created).where(
+            TaskRow.state.in_([state.value for state in LIVING])
+        )
         with translate_errors():
             async with self._read() as session:
-                return [(serialization.load_task(data), created) for data, created in await session.execute(query)]
+                return [
+                    (serialization.load_task(data), created)
+                    for data, created in await session.execute(query)
+                ]
 
     async def unseen_deliveries(self, source: str, deliveries: Collection[str]) -> set[str]:
-        wanted, known = list(deliveries), set[str]()
+        wanted = list(deliveries)
+        known = set[str]()
         with translate_errors():
             async with self._read() as session:
                 for start in range(0, len(wanted), _AT_ONCE):
                     some = InboxRow.delivery.in_(wanted[start : start + _AT_ONCE])
                     known |= set(
-                        await session.scalars(select(InboxRow.delivery).where(InboxRow.source == source, some))
+                        await session.scalars(
+                            select(InboxRow.delivery).where(InboxRow.source == source, some)
+                        )
                     )
         return set(wanted) - known
 
     async def get_value(self, name: str) -> str:
         with translate_errors():
             async with self._read() as session:
-                return await session.scalar(select(RecordRow.value).where(RecordRow.name == name)) or ""
+                return (
+                    await session.scalar(select(RecordRow.value).where(RecordRow.name == name))
+                    or ""
+                )
 
     async def set_value(self, name: str, value: str) -> None:
         with translate_errors():
@@ -59,10 +71,13 @@ class DatabaseReconcileState:
 
     def _build_upsert(self) -> Any:
         new = build_insert(self._engine, RecordRow)
-        return new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value})
+        return new.on_conflict_do_update(
+            index_elements=["name"], set_={"value": new.excluded.value}
+        )
 
     async def rename_repository(self, old: str, new: str) -> None:
-        """Tasks and waiting orders follow, and facts still to come that were begun under the old name (`moved`).
+        """Tasks and waiting orders follow, and facts still to come that were begun under the old
+        name (`moved`).
 
         Raises Refused when there are tasks under the new name that have the same numbers.
         """
@@ -70,22 +85,33 @@ class DatabaseReconcileState:
         try:
             with translate_errors():
                 async with self._write.begin() as session:
-                    rows = await session.scalars(select(TaskRow).where(TaskRow.repo == old).with_for_update())
+                    rows = await session.scalars(
+                        select(TaskRow).where(TaskRow.repo == old).with_for_update()
+                    )
                     for row in list(rows):
                         await _rename_task(session, row, new)
                     await session.execute(kept, {"name": f"{_RENAMED}{old}", "value": new})
         except IntegrityError:
-            raise Refused(f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name") from None
+            raise Refused(
+                f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name"
+            ) from None
 
 
 async def find_renamed_task(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
-    """The task of an issue whose repository has another name by now; locked until the end of the transaction."""
+    """The task of an issue whose repository has another name by now; locked until the end of the
+    transaction."""
     repo: str | None = issue.repo
     for _ in range(_RENAMES):
-        repo = await session.scalar(select(RecordRow.value).where(RecordRow.name == f"{_RENAMED}{repo}"))
+        repo = await session.scalar(
+            select(RecordRow.value).where(RecordRow.name == f"{_RENAMED}{repo}")
+        )
         if repo is None:
             return None
-        query = select(TaskRow).where(TaskRow.repo == repo, TaskRow.issue == issue.number).with_for_update()
+        query = (
+            select(TaskRow)
+            .where(TaskRow.repo == repo, TaskRow.issue == issue.number)
+            .with_for_update()
+        )
         if (row := await session.scalar(query)) is not None:
             return row
     return None
@@ -94,12 +120,17 @@ async def find_renamed_task(session: AsyncSession, issue: IssueRef) -> TaskRow |
 async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
     task = serialization.load_task(row.data)
     renamed = replace(task, issue=IssueRef(repo, task.issue.number))
-    row.repo, row.data = repo, serialization.dump_task(renamed)
-    waiting = await session.scalars(select(OutboxRow).where(OutboxRow.task_id == row.id, OutboxRow.done.is_(None)))
+    row.repo = repo
+    row.data = serialization.dump_task(renamed)
+    waiting = await session.scalars(
+        select(OutboxRow).where(OutboxRow.task_id == row.id, OutboxRow.done.is_(None))
+    )
     for order in list(waiting):
         body = {**order.body, "issue": {"repo": repo, "number": task.issue.number}}
         await session.execute(
-            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=str(renamed.issue))
+            update(OutboxRow)
+            .where(OutboxRow.id == order.id)
+            .values(body=body, about=str(renamed.issue))
         )
     detail = {"from": task.issue.repo, "to": repo}
     await audit_log.append_entries(session, row.id, ("happened", "RepositoryRenamed", detail))

@@ -1,5 +1,5 @@
-"""`osiris.core.ports.live.LiveEvents` across processes: what happens goes into a Redis stream, and who watches reads it
-there."""
+"""`osiris.core.ports.live.LiveEvents` across processes: what happens goes into a Redis stream, and
+who watches reads it there."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,8 @@ _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
 class RedisLiveEvents(LocalLiveEvents):
-    """What one process hears, the readers of all processes get. What Redis loses is in the database soon after."""
+    """What one process hears, the readers of all processes get. What Redis loses is in the database
+    soon after."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -58,7 +59,9 @@ class RedisLiveEvents(LocalLiveEvents):
             try:
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for piece in pieces:
-                        pipe.xadd(_STREAM, {"news": dump_event(piece)}, maxlen=_LENGTH, approximate=True)
+                        pipe.xadd(
+                            _STREAM, {"news": dump_event(piece)}, maxlen=_LENGTH, approximate=True
+                        )
                     await pipe.execute()
             except _LOST as error:
                 log.debug("live events are lost: %s", type(error).__name__)
@@ -95,5 +98,7 @@ def dump_event(event: LiveEvent) -> str:
 
 def load_event(text: bytes) -> LiveEvent:
     fields = json.loads(text)
-    news: LiveEvent = {"ReplyDelta": ReplyDelta, "AuditEntryAdded": AuditEntryAdded}[fields.pop("type")](**fields)
+    news: LiveEvent = {"ReplyDelta": ReplyDelta, "AuditEntryAdded": AuditEntryAdded}[
+        fields.pop("type")
+    ](**fields)
     return news

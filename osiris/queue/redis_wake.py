@@ -1,7 +1,8 @@
 """Redis through arq: hints to workers on other machines, each second's look, and whether they live.
 
-Only hints go through here. What is due stands in the database, and each worker takes it there: with Redis away or
-emptied, workers find their work a little later. So arq's jobs hold nothing, keep no result, and need no retry.
+Only hints go through here. What is due stands in the database, and each worker takes it there: with
+Redis away or emptied, workers find their work a little later. So arq's jobs hold nothing, keep no
+result, and need no retry.
 """
 
 import asyncio
@@ -36,21 +37,31 @@ _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
 def parse_redis_url(url: str) -> RedisSettings:
-    """How Redis is reached: a short break of the connection must end nothing. Raises Refused for no address."""
+    """How Redis is reached: a short break of the connection must end nothing. Raises Refused for no
+    address."""
     try:
         reached = RedisSettings.from_dsn(url)
     except (AssertionError, ValueError, RuntimeError):
         raise Refused("REDIS_URL is no address of a Redis; write redis://HOST:6379/0") from None
     reached.max_connections = 2**31
-    reached.conn_timeout, reached.conn_retries, reached.retry_on_timeout = 2, 0, True
+    reached.conn_timeout = 2
+    reached.conn_retries = 0
+    reached.retry_on_timeout = True
     reached.retry = Retry(ExponentialBackoff(cap=1, base=0.05), 3)
-    reached.retry_on_error = [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError]
+    reached.retry_on_error = [
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.BusyLoadingError,
+        OSError,
+    ]
     return reached
 
 
 def dump_job(job: dict[str, Any]) -> bytes:
     """arq's jobs as JSON: its own pickles would run what anybody puts into Redis."""
-    return json.dumps(job, default=lambda error: {"__error__": f"{type(error).__name__}: {error}"}).encode()
+    return json.dumps(
+        job, default=lambda error: {"__error__": f"{type(error).__name__}: {error}"}
+    ).encode()
 
 
 def load_job(job: bytes) -> dict[str, Any]:
@@ -108,36 +119,54 @@ class ArqWake(LocalWake):
                 await self._enqueue_hints()
                 await asyncio.sleep(_GATHER)
             except _LOST as error:
-                log.warning("Redis does not answer (%s): other workers find their work later", type(error).__name__)
+                log.warning(
+                    "Redis does not answer (%s): other workers find their work later",
+                    type(error).__name__,
+                )
                 await asyncio.sleep(_AGAIN)
 
     async def _enqueue_hints(self) -> None:
         pool = await self._get_pool()
         for queue in await self._list_workers(pool):
-            await pool.enqueue_job("look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN)
+            await pool.enqueue_job(
+                "look", _job_id=f"look:{queue}", _queue_name=queue, _expires=_AGAIN
+            )
             await pool.expire(queue, 60)
 
     async def _get_pool(self) -> ArqRedis:
         if self._pool is None:
-            self._pool = await create_pool(self._settings, job_serializer=dump_job, job_deserializer=load_job)
+            self._pool = await create_pool(
+                self._settings, job_serializer=dump_job, job_deserializer=load_job
+            )
         return self._pool
 
     async def _list_workers(self, pool: ArqRedis) -> Sequence[str]:
         """The queues of the living workers, by their signs of life."""
         at = asyncio.get_running_loop().time()
         if at >= self._until:
-            found = [key.decode() async for key in pool.scan_iter(match=f"{_QUEUES}*{_HEALTH}", count=1000)]
-            self._queues, self._until = [key.removesuffix(_HEALTH) for key in found], at + _KNOWN
+            found = [
+                key.decode()
+                async for key in pool.scan_iter(match=f"{_QUEUES}*{_HEALTH}", count=1000)
+            ]
+            self._queues = [key.removesuffix(_HEALTH) for key in found]
+            self._until = at + _KNOWN
         return self._queues
 
     async def _receive_hints(self, queue: str) -> None:
-        """arq's own worker on this worker's queue; begun again whenever Redis was away for too long."""
+        """arq's own worker on this worker's queue; begun again whenever Redis was away for too
+        long."""
         while True:
             try:
-                async with self._open_pool() as pool, _await_jobs(self._create_listener(queue, pool)) as listener:
+                async with (
+                    self._open_pool() as pool,
+                    _await_jobs(self._create_listener(queue, pool)) as listener,
+                ):
                     await listener.async_run()
             except _LOST as error:
-                log.warning("Redis does not answer (%s): work is looked for every second or so", type(error).__name__)
+                log.warning(
+                    "Redis does not answer (%s): work is looked for every second or so",
+                    type(error).__name__,
+                )
             await asyncio.sleep(_AGAIN)
 
     @contextlib.asynccontextmanager
@@ -156,7 +185,9 @@ class ArqWake(LocalWake):
         return ArqWorker(
             [func(wake_worker, name="look", keep_result=0, max_tries=1)],
             queue_name=queue,
-            cron_jobs=[cron(wake_worker, name="sweep", second=set(range(60)), unique=False, keep_result=0)],
+            cron_jobs=[
+                cron(wake_worker, name="sweep", second=set(range(60)), unique=False, keep_result=0)
+            ],
             redis_pool=pool,
             job_serializer=dump_job,
             job_deserializer=load_job,

@@ -1,4 +1,5 @@
-"""Keeping the database small: what is over for long enough goes; journals are written to a file before."""
+"""Keeping the database small: what is over for long enough goes; journals are written to a file
+before."""
 
 import json
 import os
@@ -41,29 +42,43 @@ class ObsoleteCheckpoint:
 
 
 class Retention:
-    """What is older than `days` goes. The task itself stays, so that its request is never done twice."""
+    """What is older than `days` goes. The task itself stays, so that its request is never done
+    twice."""
 
     def __init__(self, engine: AsyncEngine, exports: Path, *, days: int) -> None:
         """Journals are appended to files in `exports`, one for each task, before their lines go."""
         self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
-        self._exports, self._days = exports, days
+        self._exports = exports
+        self._days = days
 
     async def prune(self) -> PruneResult:
-        """One pass. Raises Unavailable without a database; OSError when a journal cannot be written to its file."""
-        before, tasks, steps, lines = now() - self._days * _DAY, 0, 0, 0
+        """One pass. Raises Unavailable without a database; OSError when a journal cannot be written
+        to its file."""
+        before = now() - self._days * _DAY
+        tasks = 0
+        steps = 0
+        lines = 0
         with translate_errors():
             for id in await self._find_expired(before):
                 async with self._write.begin() as session:
                     if (task := await _lock_if_expired(session, id, before)) is None:
                         continue
                     some_steps, some_lines = await self._prune_task(session, task)
-                tasks, steps, lines = tasks + 1, steps + some_steps, lines + some_lines
-            return PruneResult(tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before))
+                tasks = tasks + 1
+                steps = steps + some_steps
+                lines = lines + some_lines
+            return PruneResult(
+                tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before)
+            )
 
     async def _find_expired(self, before: float) -> list[int]:
         async with self._read() as session:
-            return list(await session.scalars(select(TaskRow.id).where(_is_expired(before)).order_by(TaskRow.id)))
+            return list(
+                await session.scalars(
+                    select(TaskRow.id).where(_is_expired(before)).order_by(TaskRow.id)
+                )
+            )
 
     async def _prune_task(self, session: AsyncSession, task: TaskRow) -> tuple[int, int]:
         runs = select(RunRow.name).where(RunRow.task_id == task.id)
@@ -74,39 +89,48 @@ class Retention:
         return steps, lines
 
     async def _export_journal(self, session: AsyncSession, task: TaskRow) -> int:
-        """All lines but the last one, on which the chain goes on should the task be taken up again."""
+        """All lines but the last one, on which the chain goes on should the task be taken up
+        again."""
         query = select(JournalRow).where(JournalRow.task_id == task.id).order_by(JournalRow.seq)
         rows = list(await session.scalars(query))[:-1]
         self._exports.mkdir(mode=0o700, exist_ok=True)
         _append_lines(
-            self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl", [_format_line(row) for row in rows]
+            self._exports / f"{task.repo.replace('/', '.')}-{task.issue}.jsonl",
+            [_format_line(row) for row in rows],
         )
         return await _delete_rows(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
 
     async def _prune_inbox(self, before: float) -> int:
-        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them longer.
+        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them
+        longer.
 
-        The newest row stays, whatever its age: SQLite counts on from the highest id there is, and the orders of tasks
-        that live are known by the ids of the rows that brought them.
+        The newest row stays, whatever its age: SQLite counts on from the highest id there is, and
+        the orders of tasks that live are known by the ids of the rows that brought them.
         """
         newest = select(func.max(InboxRow.id)).scalar_subquery()
-        total, old = 0, (InboxRow.handled < before) & InboxRow.not_before.is_(None) & (InboxRow.id < newest)
+        total = 0
+        old = (InboxRow.handled < before) & InboxRow.not_before.is_(None) & (InboxRow.id < newest)
         while True:
             async with self._write.begin() as session:
-                ids = list(await session.scalars(select(InboxRow.id).where(old).limit(_AT_ONCE * 10)))
+                ids = list(
+                    await session.scalars(select(InboxRow.id).where(old).limit(_AT_ONCE * 10))
+                )
                 total += await _delete_rows(session, InboxRow, InboxRow.id.in_(ids))
             if len(ids) < _AT_ONCE * 10:
                 return total
 
-    # ── what was put away ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── what was put away ─────────────────────────────────────────────────────────────────────────
 
     async def find_obsolete(self, *, without: Collection[str] = ()) -> list[ObsoleteCheckpoint]:
-        """Some runs that are over, with files put away, whose work waits for no push; none of the repositories
-        `without`."""
+        """Some runs that are over, with files put away, whose work waits for no push; none of the
+        repositories `without`."""
         with translate_errors():
             async with self._read() as session:
                 rows = await session.execute(_select_obsolete().where(TaskRow.repo.not_in(without)))
-                return [ObsoleteCheckpoint(issue=IssueRef(repo, number), run=name) for name, repo, number in rows]
+                return [
+                    ObsoleteCheckpoint(issue=IssueRef(repo, number), run=name)
+                    for name, repo, number in rows
+                ]
 
     async def forget_checkpoint(self, run: str) -> None:
         """Nothing is put away for a run any more."""
@@ -125,15 +149,24 @@ class Retention:
 
     async def list_busy_repositories(self) -> set[str]:
         """The repositories that a run or an order still needs on this machine."""
-        orders = select(TaskRow.repo).join(OutboxRow, OutboxRow.task_id == TaskRow.id).where(OutboxRow.done.is_(None))
-        runs = select(TaskRow.repo).join(RunRow, RunRow.task_id == TaskRow.id).where(RunRow.ended.is_(None))
+        orders = (
+            select(TaskRow.repo)
+            .join(OutboxRow, OutboxRow.task_id == TaskRow.id)
+            .where(OutboxRow.done.is_(None))
+        )
+        runs = (
+            select(TaskRow.repo)
+            .join(RunRow, RunRow.task_id == TaskRow.id)
+            .where(RunRow.ended.is_(None))
+        )
         with translate_errors():
             async with self._read() as session:
                 return {*(await session.scalars(orders)), *(await session.scalars(runs))}
 
 
 def _is_expired(before: float) -> ColumnElement[bool]:
-    """A task that ended before, with nothing left to do, and with more rows than the last line of its journal."""
+    """A task that ended before, with nothing left to do, and with more rows than the last line of
+    its journal."""
     mine = OutboxRow.task_id == TaskRow.id
     ended = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before)
     return ended & exists().where(mine) & ~exists().where(mine, OutboxRow.not_before.is_not(None))
@@ -142,10 +175,13 @@ def _is_expired(before: float) -> ColumnElement[bool]:
 async def _lock_if_expired(session: AsyncSession, id: int, before: float) -> TaskRow | None:
     """The task's row, which nobody else changes now; None when somebody has taken it up again.
 
-    The question comes after the lock: PostgreSQL may have waited for it, and sees only then what was done meanwhile.
+    The question comes after the lock: PostgreSQL may have waited for it, and sees only then what
+    was done meanwhile.
     """
     await session.execute(select(TaskRow.id).where(TaskRow.id == id).with_for_update())
-    found: TaskRow | None = await session.scalar(select(TaskRow).where(TaskRow.id == id, _is_expired(before)))
+    found: TaskRow | None = await session.scalar(
+        select(TaskRow).where(TaskRow.id == id, _is_expired(before))
+    )
     return found
 
 
@@ -157,8 +193,8 @@ def _format_line(row: JournalRow) -> bytes:
 def _append_lines(path: Path, lines: Sequence[bytes]) -> None:
     """Have `lines` at the end of a file, on the disk, each of them once.
 
-    Some may be there already: they are written before the commit that removes their rows, and that may fail. Who died
-    while writing left half a line, whose row is still there.
+    Some may be there already: they are written before the commit that removes their rows, and that
+    may fail. Who died while writing left half a line, whose row is still there.
     """
     with path.open("a+b") as file:
         os.chmod(file.fileno(), 0o600)
@@ -172,7 +208,9 @@ def _append_lines(path: Path, lines: Sequence[bytes]) -> None:
 
 
 def _select_obsolete() -> Select[str, str, int]:
-    pushing = exists().where(OutboxRow.task_id == RunRow.task_id, OutboxRow.kind == "Push", OutboxRow.done.is_(None))
+    pushing = exists().where(
+        OutboxRow.task_id == RunRow.task_id, OutboxRow.kind == "Push", OutboxRow.done.is_(None)
+    )
     undecided = exists().where(InboxRow.not_before.is_not(None), InboxRow.source == "osiris")
     return (
         select(RunRow.name, TaskRow.repo, TaskRow.issue)

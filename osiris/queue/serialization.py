@@ -13,7 +13,9 @@ _TYPES = {
     name: TypeAdapter(cls)
     for module in (events, effects)
     for name, cls in vars(module).items()
-    if inspect.isclass(cls) and cls.__module__ == module.__name__ and hasattr(cls, "__dataclass_fields__")
+    if inspect.isclass(cls)
+    and cls.__module__ == module.__name__
+    and hasattr(cls, "__dataclass_fields__")
 }
 _task = TypeAdapter(Task)
 _message = TypeAdapter(Message)
@@ -26,7 +28,8 @@ def dump(value: events.Event | effects.Effect) -> dict[str, Any]:
 
 
 def load(data: dict[str, Any]) -> Any:
-    """The event or effect that `dump` wrote. Raises KeyError or pydantic.ValidationError for anything else."""
+    """The event or effect that `dump` wrote. Raises KeyError or pydantic.ValidationError for
+    anything else."""
     fields = dict(data)
     return _TYPES[fields.pop("type")].validate_python(fields)
 

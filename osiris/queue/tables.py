@@ -20,8 +20,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-Json = JSON()  # in PostgreSQL too, not JSONB: that refuses U+0000, which what a command printed may hold
-Key = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER column
+# in PostgreSQL too, not JSONB: that refuses U+0000, which what a command printed may hold
+Json = JSON()
+# SQLite counts up by itself only in an INTEGER column
+Key = BigInteger().with_variant(Integer, "sqlite")
 
 
 _LONGEST = 7200.0  # seconds; nothing is put off for longer
@@ -44,7 +46,8 @@ def _partial_index(name: str, column: str, where: str) -> Index:
 
 
 class LeaseRow(Table):
-    """A living worker. Its number is the fence: it is never used again, and each write of the worker checks it.
+    """A living worker. Its number is the fence: it is never used again, and each write of the
+    worker checks it.
 
     `place` is the data folder it works in; `beat` grows as long as the worker lives.
     """
@@ -59,7 +62,8 @@ class LeaseRow(Table):
 
 
 class TurnRow(Table):
-    """What only one worker may do at a time: `lease` is whose turn it is, `data` what the next one must know."""
+    """What only one worker may do at a time: `lease` is whose turn it is, `data` what the next one
+    must know."""
 
     __tablename__ = "turns"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -97,7 +101,8 @@ class InboxRow(Table):
 
 
 class TaskRow(Table):
-    """One issue, one task; `data` is the whole `osiris.core.task.Task`, the columns are what is looked up.
+    """One issue, one task; `data` is the whole `osiris.core.task.Task`, the columns are what is
+    looked up.
 
     `lease` is that of the worker which ran the task last: what its runs left is on that machine.
     """
@@ -121,10 +126,11 @@ class TaskRow(Table):
 
 
 class OutboxRow(Table):
-    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what (`outbox_queries.py`),
-    `lease` who does it now.
+    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what
+    (`outbox_queries.py`), `lease` who does it now.
 
-    Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked: neither.
+    Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked:
+    neither.
     """
 
     __tablename__ = "outbox"
@@ -151,8 +157,9 @@ class OutboxRow(Table):
 class RunRow(Table):
     """One run of an agent on a task; `name` is unique and also names its session.
 
-    `lease` is that of the worker that runs it, and the fence of its transcript; `place` is the data folder where its
-    workspace lies; `kept` is the commit its files were last put away as, after `kept_steps` messages.
+    `lease` is that of the worker that runs it, and the fence of its transcript; `place` is the data
+    folder where its workspace lies; `kept` is the commit its files were last put away as, after
+    `kept_steps` messages.
     """
 
     __tablename__ = "runs"
@@ -198,9 +205,11 @@ class JournalRow(Table):
 def is_due(row: Any) -> ColumnElement[bool]:
     """Whether the time of a waiting row has come, at the parameter `now`.
 
-    Clocks are set back, too: what was never put off is due whatever the clock says, and so is what is put off for
-    longer than anything ever is.
+    Clocks are set back, too: what was never put off is due whatever the clock says, and so is what
+    is put off for longer than anything ever is.
     """
     at: ColumnElement[Any] = bindparam("now")
-    soon: ColumnElement[bool] = (row.not_before <= at) | (row.attempts == 0) | (row.not_before > at + _LONGEST)
+    soon: ColumnElement[bool] = (
+        (row.not_before <= at) | (row.attempts == 0) | (row.not_before > at + _LONGEST)
+    )
     return and_(row.not_before.is_not(None), soon)

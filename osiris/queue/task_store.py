@@ -58,21 +58,27 @@ _IGNORE = (
     .values(handled=bindparam("at"), not_before=None, error=None)
 )
 _WAITING = (InboxRow, OutboxRow)  # with their indexes of what waits alone
-_NEXT_DUE = select(  # one statement, so that nothing on its way from the outbox to the inbox is overlooked
-    *(select(func.min(row.not_before)).where(row.not_before.is_not(None)).scalar_subquery() for row in _WAITING)
+# one statement, so that nothing on its way from the outbox to the inbox is overlooked
+_NEXT_DUE = select(
+    *(
+        select(func.min(row.not_before)).where(row.not_before.is_not(None)).scalar_subquery()
+        for row in _WAITING
+    )
 )
 
 
 class Store:
-    """Every transaction on the inbox and the tasks. What only a worker may do fails without its `lease`."""
+    """Every transaction on the inbox and the tasks. What only a worker may do fails without its
+    `lease`."""
 
-    def __init__(self, engine: AsyncEngine, lease: Lease | None = None, live_events: LiveEvents | None = None) -> None:
-        self._executor, self._blocking = ThreadPoolExecutor(1, "door"), create_sync_engine(engine)
-        self._engine, self._lease, self._live_events = (
-            engine,
-            lease or Lease(engine, ""),
-            live_events or LocalLiveEvents(),
-        )
+    def __init__(
+        self, engine: AsyncEngine, lease: Lease | None = None, live_events: LiveEvents | None = None
+    ) -> None:
+        self._executor = ThreadPoolExecutor(1, "door")
+        self._blocking = create_sync_engine(engine)
+        self._engine = engine
+        self._lease = lease or Lease(engine, "")
+        self._live_events = live_events or LocalLiveEvents()
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._reader = as_read_only(engine)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
@@ -83,37 +89,50 @@ class Store:
             where=InboxRow.not_before.is_(None) & InboxRow.handled.is_(None),
         )
 
-    # ── inbox ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── inbox ─────────────────────────────────────────────────────────────────────────────────────
 
     async def receive_rows(self, rows: Sequence[NewInboxRow]) -> None:
         """Write down what arrived, in one transaction.
 
-        A known delivery changes nothing, but one that was given up is taken up again: somebody had it redelivered.
+        A known delivery changes nothing, but one that was given up is taken up again: somebody had
+        it redelivered.
         """
         at = now()
-        values = [{**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows]
+        values = [
+            {**row._asdict(), "received": at, "not_before": at, "attempts": 0} for row in rows
+        ]
         await asyncio.get_running_loop().run_in_executor(self._executor, self._insert_rows, values)
 
     def _insert_rows(self, values: list[dict[str, Any]]) -> None:
-        """In the door's own thread: one hand-over a batch, where the async engine needs one a statement."""
+        """In the door's own thread: one hand-over a batch, where the async engine needs one a
+        statement."""
         with self._blocking.begin() as connection:
             connection.execute(self._new, values)
 
-    async def list_due(self, limit: int, without: Collection[int] = (), at: float | None = None) -> list[InboxItem]:
-        """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for those `without`."""
+    async def list_due(
+        self, limit: int, without: Collection[int] = (), at: float | None = None
+    ) -> list[InboxItem]:
+        """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for
+        those `without`."""
         params = {"now": now() if at is None else at, "without": without, "limit": limit}
         async with self._reader.connect() as connection:
             rows = await connection.execute(_DUE, params)
             return [InboxItem(**row._mapping) for row in rows]
 
     async def list_deferred(self, at: float) -> dict[int, float]:
-        """The rows that are to be looked at later than `at`, oldest first, and when (both seconds since 1970)."""
+        """The rows that are to be looked at later than `at`, oldest first, and when (both seconds
+        since 1970)."""
         async with self._reader.connect() as connection:
-            return {row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})}
+            return {
+                row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})
+            }
 
     async def load_items(self, ids: Collection[int]) -> list[InboxItem]:
         async with self._reader.connect() as connection:
-            return [InboxItem(**row._mapping) for row in await connection.execute(_SOME, {"ids": list(ids)})]
+            return [
+                InboxItem(**row._mapping)
+                for row in await connection.execute(_SOME, {"ids": list(ids)})
+            ]
 
     async def ignore_rows(self, ids: Sequence[int]) -> None:
         """Close rows that concern nobody, in one transaction."""
@@ -125,7 +144,8 @@ class Store:
                 await connection.execute(_IGNORE, [{"row": id, "at": at} for id in ids])
 
     async def decide(self, id: int, event: Event, policy: Policy) -> None:
-        """Decide one inbox row: task state, orders, journal and the row itself, in one transaction."""
+        """Decide one inbox row: task state, orders, journal and the row itself, in one
+        transaction."""
         try:
             with translate_errors():
                 async with self._write.begin() as session:
@@ -133,7 +153,9 @@ class Store:
                     row = await session.get_one(InboxRow, id)
                     if row.not_before is None:
                         return
-                    row.handled, row.not_before, row.error = now(), None, None
+                    row.handled = now()
+                    row.not_before = None
+                    row.error = None
                     noted = await self._apply_event(session, row, event, policy)
         except (StaleDataError, IntegrityError):
             raise Unavailable("another worker moved the task first", retry_in=0.05) from None
@@ -144,7 +166,9 @@ class Store:
         self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy
     ) -> AuditEntryAdded | None:
         was = None
-        if not isinstance(event, RequestMade) and (was := await _find_subject(session, row, event.issue)):
+        if not isinstance(event, RequestMade) and (
+            was := await _find_subject(session, row, event.issue)
+        ):
             event = replace(event, issue=IssueRef(was.repo, was.issue))
         before = serialization.load_task(was.data) if was else None
         task, decided = decide(before, event, policy)
@@ -155,15 +179,20 @@ class Store:
         if kept is not None:
             await _apply_immediately(session, kept.id, decided)
         kept_orders = [order for order in decided if not isinstance(order, TakeUp)]
-        session.add_all(outbox.create_row(row.id, n, order, kept) for n, order in enumerate(kept_orders))
+        session.add_all(
+            outbox.create_row(row.id, n, order, kept) for n, order in enumerate(kept_orders)
+        )
         if kept is not None and (task != before or decided):
             detail = {"state": kept.state, "orders": [type(order).__name__ for order in decided]}
             happened = ("happened", type(event).__name__, serialization.dump(event))
-            return await audit_log.append_entries(session, kept.id, happened, ("decided", kept.state, detail))
+            return await audit_log.append_entries(
+                session, kept.id, happened, ("decided", kept.state, detail)
+            )
         return None
 
     async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
-        """It could not be looked at now; again in `parse_time`. Returns when that is (seconds since 1970)."""
+        """It could not be looked at now; again in `parse_time`. Returns when that is (seconds since
+        1970)."""
         at = now() + seconds
         await self._update_row(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
         return at
@@ -174,7 +203,9 @@ class Store:
         This is no try, but what was never tried at all would be due at once.
         """
         tried = case((InboxRow.attempts == 0, 1), else_=InboxRow.attempts)
-        await self._update_row(id, error="it waits for what was said before", not_before=at, attempts=tried)
+        await self._update_row(
+            id, error="it waits for what was said before", not_before=at, attempts=tried
+        )
 
     async def fail_inbox(self, id: int, error: str) -> None:
         """It will never be decided; `osiris task list --failed` shows it."""
@@ -188,12 +219,13 @@ class Store:
                 await session.execute(row.values(error=serialization.replace_nul(error), **values))
 
     async def next_due(self) -> float | None:
-        """When the earliest waiting row wants to be looked at, in seconds since 1970; None when nothing waits."""
+        """When the earliest waiting row wants to be looked at, in seconds since 1970; None when
+        nothing waits."""
         async with self._reader.connect() as connection:
             waiting = (await connection.execute(_NEXT_DUE)).one()
         return min((at for at in waiting if at is not None), default=None)
 
-    # ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── tasks ─────────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, issue: IssueRef) -> Task | None:
         async with self._read() as session:
@@ -202,7 +234,9 @@ class Store:
 
     async def find_task_by_pull(self, repo: str, pull: int) -> Task | None:
         async with self._read() as session:
-            row = await session.scalar(select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull))
+            row = await session.scalar(
+                select(TaskRow).where(TaskRow.repo == repo, TaskRow.pull == pull)
+            )
         return serialization.load_task(row.data) if row else None
 
     async def close(self) -> None:
@@ -220,20 +254,23 @@ class Store:
 async def _apply_immediately(session: AsyncSession, task: int, decided: Sequence[Effect]) -> None:
     """What is done to the outbox with the decision itself."""
     if any(isinstance(order, SwitchModel) for order in decided):
-        await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})  # it may wait for the other model
+        # it may wait for the other model
+        await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})
     if any(isinstance(order, TakeUp) for order in decided):
         await session.execute(outbox.TAKE_UP, {"task": task, "now": now()})
 
 
 async def _task_row(session: AsyncSession, issue: IssueRef, *, lock: bool = True) -> TaskRow | None:
-    """The task's row, for a transaction that changes it unless `lock` is False: then nobody else changes it."""
+    """The task's row, for a transaction that changes it unless `lock` is False: then nobody else
+    changes it."""
     query = select(TaskRow).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
     found: TaskRow | None = await session.scalar(query.with_for_update() if lock else query)
     return found
 
 
 async def _find_subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
-    """The task that a row is about; a fact of our own may come from a job that began under an older name."""
+    """The task that a row is about; a fact of our own may come from a job that began under an older
+    name."""
     found = await _task_row(session, issue)
     return await find_renamed_task(session, issue) if found is None and row.source == OWN else found
 
@@ -242,5 +279,8 @@ def _update_task_row(row: TaskRow | None, task: Task) -> TaskRow:
     """The task's row with the task in it; `row` None: a new one."""
     at = now()
     row = row or TaskRow(repo=task.issue.repo, issue=task.issue.number, created=at)
-    row.state, row.pull, row.data, row.updated = task.state.value, task.pull, serialization.dump_task(task), at
+    row.state = task.state.value
+    row.pull = task.pull
+    row.data = serialization.dump_task(task)
+    row.updated = at
     return row

@@ -1,4 +1,5 @@
-"""Runs and their transcripts: every message is committed before the next thing happens, by who runs the run."""
+"""Runs and their transcripts: every message is committed before the next thing happens, by who runs
+the run."""
 
 from typing import Any
 
@@ -34,7 +35,8 @@ class DatabaseTranscripts:
     """
 
     def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
-        self._engine, self._lease = engine, lease
+        self._engine = engine
+        self._lease = lease
         self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._new_run = build_insert(engine, RunRow).on_conflict_do_nothing()
@@ -45,15 +47,27 @@ class DatabaseTranscripts:
             async with self._write.begin() as session:
                 await self._lease.assert_held(session)
                 task = await session.scalar(
-                    select(TaskRow.id).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
+                    select(TaskRow.id).where(
+                        TaskRow.repo == issue.repo, TaskRow.issue == issue.number
+                    )
                 )
-                values = {"name": run, "task_id": task, "purpose": purpose, "base": base, "started": now()}
+                values = {
+                    "name": run,
+                    "task_id": task,
+                    "purpose": purpose,
+                    "base": base,
+                    "started": now(),
+                }
                 fresh = {"seconds": 0.0, "place": "", "kept": "", "kept_steps": 0}
                 await session.execute(self._new_run, values | fresh)
                 row = await session.get_one(RunRow, run, with_for_update=True)
-                here = row.place in ("", self._lease.place)  # "": it was begun before places were noted
-                row.lease, row.place = self._lease.number, self._lease.place
-                await session.execute(update(TaskRow).where(TaskRow.id == task).values(lease=self._lease.number))
+                # "": it was begun before places were noted
+                here = row.place in ("", self._lease.place)
+                row.lease = self._lease.number
+                row.place = self._lease.place
+                await session.execute(
+                    update(TaskRow).where(TaskRow.id == task).values(lease=self._lease.number)
+                )
                 kept = Checkpoint(commit=row.kept, steps=row.kept_steps) if row.kept else None
                 return ResumedRun(base=row.base, seconds=row.seconds, here=here, checkpoint=kept)
 
@@ -61,10 +75,17 @@ class DatabaseTranscripts:
         query = select(StepRow.message).where(StepRow.run == run).order_by(StepRow.seq)
         with translate_errors():
             async with self._read() as session:
-                return [serialization.load_message(message) for message in await session.scalars(query)]
+                return [
+                    serialization.load_message(message) for message in await session.scalars(query)
+                ]
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
-        values = {"run": run, "seq": seq, "message": serialization.dump_message(message), "at": now()}
+        values = {
+            "run": run,
+            "seq": seq,
+            "message": serialization.dump_message(message),
+            "at": now(),
+        }
         with translate_errors():
             async with self._write.begin() as session:
                 await self._execute_as_holder(session, _ADD_SECONDS, run, more=seconds)
@@ -73,15 +94,23 @@ class DatabaseTranscripts:
     async def record_checkpoint(self, run: str, checkpoint: Checkpoint) -> None:
         with translate_errors():
             async with self._write.begin() as session:
-                await self._execute_as_holder(session, _KEEP, run, commit=checkpoint.commit, steps=checkpoint.steps)
+                await self._execute_as_holder(
+                    session, _KEEP, run, commit=checkpoint.commit, steps=checkpoint.steps
+                )
 
     async def end_run(self, run: str, outcome: str) -> None:
         with translate_errors():
             async with self._write.begin() as session:
-                await session.execute(update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome))
+                await session.execute(
+                    update(RunRow).where(RunRow.name == run).values(ended=now(), outcome=outcome)
+                )
 
-    async def _execute_as_holder(self, session: AsyncSession, statement: Any, run: str, **values: Any) -> None:
+    async def _execute_as_holder(
+        self, session: AsyncSession, statement: Any, run: str, **values: Any
+    ) -> None:
         connection = await session.connection()
-        done = await connection.execute(statement, {"run_name": run, "number": self._lease.number, **values})
+        done = await connection.execute(
+            statement, {"run_name": run, "number": self._lease.number, **values}
+        )
         if done.rowcount == 0:
             raise LeaseLost("another worker goes on with this run")

@@ -1,4 +1,5 @@
-"""The worker's loop: look for due rows, start their jobs, sleep until woken. It finds whatever a crash left."""
+"""The worker's loop: look for due rows, start their jobs, sleep until woken. It finds whatever a
+crash left."""
 
 import asyncio
 import logging
@@ -30,8 +31,8 @@ _BREATH = 0.02  # seconds we leave to the web side in a rush: answering comes fi
 
 
 class Worker:
-    """Handles the inbox while it is its turn, and performs the outbox: `runs` agents at once, and one write to GitHub
-    at a time per account. All that it does it does under its lease."""
+    """Handles the inbox while it is its turn, and performs the outbox: `runs` agents at once, and
+    one write to GitHub at a time per account. All that it does it does under its lease."""
 
     def __init__(
         self,
@@ -44,19 +45,28 @@ class Worker:
         *,
         runs: int,
     ) -> None:
-        self._store, self._outbox, self._processor, self._wake, self._runs = store, outbox, processor, wake, runs
-        self._lease, self._locks = lease, locks
+        self._store = store
+        self._outbox = outbox
+        self._processor = processor
+        self._wake = wake
+        self._runs = runs
+        self._lease = lease
+        self._locks = locks
         self._handling: dict[int, tuple[ThreadKey, asyncio.Task[float]]] = {}
         self._performing: dict[ClaimedOrder, asyncio.Task[None]] = {}
-        self._is_decider, self._asked_at, self._lease_ready = False, 0.0, asyncio.Event()
+        self._is_decider = False
+        self._asked_at = 0.0
+        self._lease_ready = asyncio.Event()
 
     async def is_decider(self) -> bool:
-        """Whether this worker is the one that decides; asked before it has its lease, the answer waits for that."""
+        """Whether this worker is the one that decides; asked before it has its lease, the answer
+        waits for that."""
         await self._lease_ready.wait()
         return await self._try_to_decide()
 
     async def run(self) -> None:
-        """Go on until cancelled; then cut off the jobs that are under way, and let others have them."""
+        """Go on until cancelled; then cut off the jobs that are under way, and let others have
+        them."""
         await self._acquire_lease()
         beating = asyncio.create_task(self._renew_lease())
         try:
@@ -90,7 +100,8 @@ class Worker:
         await self._acquire_lease()
 
     async def _acquire_lease(self) -> None:
-        self._is_decider, self._asked_at = False, 0.0
+        self._is_decider = False
+        self._asked_at = 0.0
         self._lease_ready.clear()
         while not self._lease_ready.is_set():
             try:
@@ -112,7 +123,9 @@ class Worker:
             await self._lease.release()
             self._wake.wake()
         except Unavailable as outage:
-            log.warning("the lease could not be given back, so others wait until it is over: %s", outage)
+            log.warning(
+                "the lease could not be given back, so others wait until it is over: %s", outage
+            )
 
     async def _poll(self) -> float:
         """Start what is due; returns how long nothing more will be, in seconds."""
@@ -139,17 +152,21 @@ class Worker:
     async def _try_to_decide(self) -> bool:
         """Whether it is our turn to decide; it stays so until the lease is over."""
         if not self._is_decider and time.monotonic() >= self._asked_at + _IDLE:
-            self._is_decider, self._asked_at = await self._locks.acquire(INBOX), time.monotonic()
+            self._is_decider = await self._locks.acquire(INBOX)
+            self._asked_at = time.monotonic()
         return self._is_decider
 
     async def _start_handling(self) -> int:
         """Start deciding what is due, as far as there is room; how many were started.
 
-        Issues go on side by side, but what was said first about one is looked up and decided first, also when it had to
-        be put off: a stop must not overtake the label it follows.
+        Issues go on side by side, but what was said first about one is looked up and decided first,
+        also when it had to be put off: a stop must not overtake the label it follows.
         """
-        room, at = _HANDLES - len(self._handling), now()  # one time for both questions: no row is in neither answer
-        queue = dict(self._handling)  # before the questions: who ends meanwhile still tells whether its row was put off
+        # one time for both questions: no row is in neither answer
+        room = _HANDLES - len(self._handling)
+        at = now()
+        # before the questions: who ends meanwhile still tells whether its row was put off
+        queue = dict(self._handling)
         rows = await self._store.list_due(room, list(queue), at) if room else []
         put_off = await self._processor.deferred(at) if rows else {}
         for row in rows:
@@ -164,8 +181,14 @@ class Worker:
         return len(rows)
 
     async def _start_orders(self) -> None:
-        """Take and start what is due, each kind by itself: many waiting runs must hide no write that could be done."""
-        wanted = (((STOPS,), 50), ((REACTIONS, REPORTS), 10), ((WRITES,), 10), ((RUNS,), self._runs))
+        """Take and start what is due, each kind by itself: many waiting runs must hide no write
+        that could be done."""
+        wanted = (
+            ((STOPS,), 50),
+            ((REACTIONS, REPORTS), 10),
+            ((WRITES,), 10),
+            ((RUNS,), self._runs),
+        )
         for lanes, most in wanted:
             room = most - sum(due.lane in lanes for due in self._performing)
             under_way = [due.id for due in self._performing]
@@ -174,7 +197,9 @@ class Worker:
                     self._processor.perform_effect(due.id), partial(self._performing.pop, due)
                 )
 
-    def _start_job(self, work: Coroutine[Any, Any, T], forget: Callable[[], object]) -> asyncio.Task[T]:
+    def _start_job(
+        self, work: Coroutine[Any, Any, T], forget: Callable[[], object]
+    ) -> asyncio.Task[T]:
         job = asyncio.create_task(work)
         job.add_done_callback(lambda done: self._finish_job(done, forget))
         return job

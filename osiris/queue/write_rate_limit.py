@@ -1,5 +1,5 @@
-"""`osiris.core.ports.storage.WriteLimiter`: leave to write to GitHub. What was sent stands in the database, for all
-workers together.
+"""`osiris.core.ports.storage.WriteLimiter`: leave to write to GitHub. What was sent stands in the
+database, for all workers together.
 
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#about-secondary-rate-limits
 """
@@ -28,7 +28,8 @@ _PAST = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteLimits:
-    """What GitHub lets an installation write: seconds between two writes, and how many in a minute and in an hour."""
+    """What GitHub lets an installation write: seconds between two writes, and how many in a minute
+    and in an hour."""
 
     pause: float = 1.0
     minute: int = 80
@@ -36,7 +37,8 @@ class WriteLimits:
 
 
 def seconds_until_slot(sent: Sequence[float], at: float, limits: WriteLimits) -> float:
-    """The seconds until one more write may be sent, when those before were sent at `sent` (in order)."""
+    """The seconds until one more write may be sent, when those before were sent at `sent` (in
+    order)."""
     free = at
     if sent:
         free = max(free, sent[-1] + limits.pause)
@@ -47,15 +49,18 @@ def seconds_until_slot(sent: Sequence[float], at: float, limits: WriteLimits) ->
 
 
 class DatabaseWriteLimiter:
-    """One write at a time through each account. `limits` None: GitHub has none (an Enterprise Server, or devhub)."""
+    """One write at a time through each account. `limits` None: GitHub has none (an Enterprise
+    Server, or devhub)."""
 
     def __init__(self, engine: AsyncEngine, lease: Lease, limits: WriteLimits | None) -> None:
-        self._lease, self._limits = lease, limits
+        self._lease = lease
+        self._limits = limits
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._new = build_insert(engine, TurnRow).on_conflict_do_nothing()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wanted = Counter[str]()  # by turn, how many here have it or wait for it
-        self._held: set[str] = set()  # turns that may be this worker's in the database, needed or not
+        # turns that may be this worker's in the database, needed or not
+        self._held: set[str] = set()
         lease.on_heartbeat(self._release_held_locks)
 
     @contextlib.asynccontextmanager
@@ -109,13 +114,18 @@ class DatabaseWriteLimiter:
             async with self._write.begin() as session:
                 await self._lease.assert_held(session)
                 row = await self._load_row(session, account)
-                if not await session.scalar(select(TurnRow.name).where(TurnRow.name == row.name, self._is_claimable())):
+                if not await session.scalar(
+                    select(TurnRow.name).where(TurnRow.name == row.name, self._is_claimable())
+                ):
                     return None
                 at = now()
-                sent, until = _recent_writes(row.data, at), _pause_end(row.data, at)
+                sent = _recent_writes(row.data, at)
+                until = _pause_end(row.data, at)
                 wait = max(seconds_until_slot(sent, at, limits), min(until - at, _LONGEST))
                 if wait > _WAIT:
-                    raise Unavailable(f"GitHub's limits for writes let {account} write no more now", retry_in=wait)
+                    raise Unavailable(
+                        f"GitHub's limits for writes let {account} write no more now", retry_in=wait
+                    )
                 row.lease = self._lease.number
                 row.data = {"sent": [*sent, at + wait][-limits.hour :], "until": until}
                 return float(wait)
@@ -126,20 +136,28 @@ class DatabaseWriteLimiter:
     async def _load_row(self, session: AsyncSession, account: str) -> TurnRow:
         """The account's row, held until the end of the transaction."""
         connection = await session.connection()
-        await connection.execute(self._new, {"name": _lock_name(account), "lease": None, "data": {}})
+        await connection.execute(
+            self._new, {"name": _lock_name(account), "lease": None, "data": {}}
+        )
         return await session.get_one(TurnRow, _lock_name(account), with_for_update=True)
 
     async def _release_lock(self, name: str, *, waits: bool = True) -> None:
-        """Let the next worker have a turn; when the database does not answer, a later beat does it."""
+        """Let the next worker have a turn; when the database does not answer, a later beat does
+        it."""
         mine = select(TurnRow.name).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
-        given = update(TurnRow).where(TurnRow.name.in_(mine.with_for_update(nowait=not waits))).values(lease=None)
+        given = (
+            update(TurnRow)
+            .where(TurnRow.name.in_(mine.with_for_update(nowait=not waits)))
+            .values(lease=None)
+        )
         with contextlib.suppress(Unavailable), translate_errors():
             async with self._write.begin() as session:
                 await session.execute(given)
             self._held.discard(name)
 
     async def _release_held_locks(self) -> None:
-        """What could not be given back at its end; but not what somebody here has again, who does it himself."""
+        """What could not be given back at its end; but not what somebody here has again, who does
+        it himself."""
         for name in list(self._held):
             if not self._wanted[name]:
                 async with self._lock_locally(name):
@@ -159,12 +177,13 @@ def _lock_name(account: str) -> str:
 
 
 def _recent_writes(data: dict[str, Any], at: float) -> list[float]:
-    """The writes of the last hour; what lies in the future was noted by a clock that has been set back since."""
+    """The writes of the last hour; what lies in the future was noted by a clock that has been set
+    back since."""
     return [when for when in data.get("sent", []) if at - _PAST < when <= at + _WAIT]
 
 
 def _pause_end(data: dict[str, Any], at: float) -> float:
-    """The end of the pause that GitHub asked for, 0 without one; one too far away was noted by a clock that has been
-    set back since."""
+    """The end of the pause that GitHub asked for, 0 without one; one too far away was noted by a
+    clock that has been set back since."""
     until = float(data.get("until", 0.0))
     return until if until - at <= _LONGEST + _ASTRAY else 0.0

@@ -49,7 +49,9 @@ async def write_file(session: Session, args: WriteFile) -> ToolAnswer:
 async def edit_file(session: Session, args: EditFile) -> ToolAnswer:
     if args.old == args.new:
         return ToolAnswer(text="error: `old` and `new` are the same")
-    return ToolAnswer(text=await session.files.edit(args.path, _encode_text(args.old), _encode_text(args.new)))
+    return ToolAnswer(
+        text=await session.files.edit(args.path, _encode_text(args.old), _encode_text(args.new))
+    )
 
 
 async def list_dir(session: Session, args: ListDir) -> ToolAnswer:

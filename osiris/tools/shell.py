@@ -28,23 +28,36 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
     if "\0" in args.command:
         return ToolAnswer(text="a command cannot hold a NUL character")
     if len(args.command.encode("utf-8", "replace")) > MOST_COMMAND:
-        return ToolAnswer(text="the command is too long: write a script with write_file and run that")
+        return ToolAnswer(
+            text="the command is too long: write a script with write_file and run that"
+        )
     name = f"{secrets.token_hex(4)}.txt"
-    result = await session.run(["/bin/bash", "-c", args.command], timeout=args.timeout, keep_as=name)
+    result = await session.run(
+        ["/bin/bash", "-c", args.command], timeout=args.timeout, keep_as=name
+    )
     ran = CommandRan(
         command=args.command,
         exit_code=result.exit_code,
         seconds=round(result.seconds, 3),
         blocked=result.blocked,
     )
-    parts = [_describe_result(result, args.timeout), *_describe_blocked(result.blocked), _shorten_output(result, name)]
+    parts = [
+        _describe_result(result, args.timeout),
+        *_describe_blocked(result.blocked),
+        _shorten_output(result, name),
+    ]
     return ToolAnswer(text="\n".join(parts).rstrip(), ran=ran)
 
 
 def _describe_result(result: Result, timeout: float) -> str:
-    memory = "; the sandbox ran out of memory and processes were killed" if result.out_of_memory else ""
+    memory = (
+        "; the sandbox ran out of memory and processes were killed" if result.out_of_memory else ""
+    )
     if result.timed_out:
-        return f"stopped after {timeout:g} s: it did not end in time, and all it started was killed{memory}"
+        return (
+            f"stopped after {timeout:g} s: it did not end in time, and all it started was"
+            f" killed{memory}"
+        )
     if result.exit_code is None:
         return f"killed after {result.seconds:.1f} s{memory}"
     return f"exit code {result.exit_code} in {result.seconds:.1f} s{memory}"

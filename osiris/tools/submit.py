@@ -11,7 +11,9 @@ from osiris.tools.files import ToolArgs
 
 
 class SubmitWork(ToolArgs):
-    summary: str = Field(min_length=1, description="what you changed, why, and what you left undone")
+    summary: str = Field(
+        min_length=1, description="what you changed, why, and what you left undone"
+    )
 
 
 async def submit_work(session: Session, args: SubmitWork) -> NoReturn:

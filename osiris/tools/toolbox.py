@@ -1,4 +1,5 @@
-"""The tools of one run: what the model may call, checked and answered. What goes wrong in one is its answer."""
+"""The tools of one run: what the model may call, checked and answered. What goes wrong in one is
+its answer."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ from osiris.core.sanitize import clean_text, cut_text
 from osiris.tools import files, shell, submit
 from osiris.tools.files import ToolArgs
 
-MOST_COMPLAINTS, MOST_NAME, MOST_MESSAGE = 5, 100, 300  # of wrong arguments: rows, and characters of each
+# of wrong arguments: rows, and characters of each
+MOST_COMPLAINTS = 5
+MOST_NAME = 100
+MOST_MESSAGE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,12 @@ TOOLS: Mapping[str, Tool] = {
     "edit_file": Tool(
         files.EditFile,
         files.edit_file,
-        "Replace one piece of a file. `old` must match exactly, indentation too, and be found once.",
+        "Replace one piece of a file. `old` must match exactly, indentation too, and be found"
+        " once.",
     ),
-    "list_dir": Tool(files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."),
+    "list_dir": Tool(
+        files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."
+    ),
     "search": Tool(
         files.SearchFiles,
         files.search_files,
@@ -46,9 +53,9 @@ TOOLS: Mapping[str, Tool] = {
     "run_command": Tool(
         shell.RunCommand,
         shell.run_command,
-        "Run bash in the workspace. No network but to hosts that the repository names, no terminal, no input. Each "
-        "command starts afresh there; what it leaves running is killed. Long output is cut in the middle and kept in "
-        "/tmp/outputs.",
+        "Run bash in the workspace. No network but to hosts that the repository names, no terminal,"
+        " no input. Each command starts afresh there; what it leaves running is killed. Long output"
+        " is cut in the middle and kept in /tmp/outputs.",
     ),
     "submit": Tool(
         submit.SubmitWork,
@@ -68,10 +75,12 @@ def build_specs() -> Sequence[ToolSpec]:
 
 
 class SessionTools:
-    """Implements `ports.Toolbox` over one session. `hide` takes secrets out of the answers, which go to a vendor."""
+    """Implements `ports.Toolbox` over one session. `hide` takes secrets out of the answers, which
+    go to a vendor."""
 
     def __init__(self, session: Session, hide: Redactor | None = None) -> None:
-        self._session, self._hide = session, hide or Redactor()
+        self._session = session
+        self._hide = hide or Redactor()
 
     def list_tools(self) -> Sequence[ToolSpec]:
         return build_specs()
@@ -83,7 +92,9 @@ class SessionTools:
         """
         tool = TOOLS.get(name)
         if tool is None:
-            return ToolAnswer(text=f"no tool named {clean_text(name[:MOST_NAME])}; there are: {', '.join(TOOLS)}")
+            return ToolAnswer(
+                text=f"no tool named {clean_text(name[:MOST_NAME])}; there are: {', '.join(TOOLS)}"
+            )
         try:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:
@@ -91,14 +102,23 @@ class SessionTools:
         try:
             answer = await tool.handler(self._session, checked)
         except UnicodeEncodeError:
-            return ToolAnswer(text=f"{name} was not run: its arguments hold half of a character (a lone surrogate)")
+            return ToolAnswer(
+                text=(
+                    f"{name} was not run: its arguments hold half of a character (a lone surrogate)"
+                )
+            )
         return replace(answer, text=self._hide(answer.text))
 
 
 def _describe_errors(name: str, error: ValidationError) -> str:
-    rows = [_describe_error(row) for row in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]]
+    rows = [
+        _describe_error(row)
+        for row in error.errors(include_url=False, include_input=False)[:MOST_COMPLAINTS]
+    ]
     more = error.error_count() - len(rows)
-    return f"{name} was not run. Wrong arguments: {'; '.join(rows)}" + (f"; and {more} more" if more else "")
+    return f"{name} was not run. Wrong arguments: {'; '.join(rows)}" + (
+        f"; and {more} more" if more else ""
+    )
 
 
 def _describe_error(row: ErrorDetails) -> str:
@@ -110,7 +130,8 @@ def _build_schema(args: type[ToolArgs]) -> dict[str, Any]:
     """Pydantic's schema without the words that say nothing to a model."""
     full = args.model_json_schema()
     fields = {
-        name: {key: value for key, value in row.items() if key != "title"} for name, row in full["properties"].items()
+        name: {key: value for key, value in row.items() if key != "title"}
+        for name, row in full["properties"].items()
     }
     schema = {"type": "object", "properties": fields, "additionalProperties": False}
     return schema | ({"required": full["required"]} if "required" in full else {})

@@ -28,14 +28,18 @@ def thread(text: str, hunk: str = "@@ -1 +1 @@") -> Thread:
 
 
 def test_no_length_of_code_drops_a_persons_words():
-    told = brief_of(thread("the first", hunk="+x\n" * 20_000), thread("the second", hunk="+y\n" * 20_000))
+    told = brief_of(
+        thread("the first", hunk="+x\n" * 20_000), thread("the second", hunk="+y\n" * 20_000)
+    )
     assert "the first" in told
     assert "the second" in told
     assert told.count("</thread>") == 2
 
 
 def test_the_end_of_the_code_is_shown_where_the_comment_stands():
-    told = brief_of(thread("why?", hunk="@@ -1,600 +1,600 @@\n" + "+line\n" * 5_000 + "+the line in question"))
+    told = brief_of(
+        thread("why?", hunk="@@ -1,600 +1,600 @@\n" + "+line\n" * 5_000 + "+the line in question")
+    )
     assert "+the line in question\n---\nwhy?" in told
 
 

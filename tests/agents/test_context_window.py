@@ -37,7 +37,10 @@ def test_only_old_outputs_of_tools_are_left_out(sizes: list[int]):
 @given(sizes)
 def test_it_fits_whenever_leaving_them_out_is_enough(sizes: list[int]):
     sent = fit_to_window(conversation(sizes), ROOM)
-    stays = [message if message.role != "tool" else Message(role="tool", text=GONE) for message in sent[:-4]]
+    stays = [
+        message if message.role != "tool" else Message(role="tool", text=GONE)
+        for message in sent[:-4]
+    ]
     if sum(map(count_tokens, [*stays, *sent[-4:]])) <= ROOM:
         assert sum(map(count_tokens, sent)) <= ROOM
 
@@ -66,7 +69,9 @@ class Flaky:
     is_priced = True
 
     def __init__(self, name: str, *, down: bool = False) -> None:
-        self.name, self.down, self.asked = name, down, 0
+        self.name = name
+        self.down = down
+        self.asked = 0
 
     async def reply(self, transcript, tools, on_delta=None) -> Message:
         self.asked += 1
@@ -76,7 +81,9 @@ class Flaky:
 
 
 def test_all_answers_to_the_newest_reply_stay_however_many():
-    calls = tuple(ToolCall(id=f"p{n}", name="read_file", args={"path": f"{n}.py"}) for n in range(8))
+    calls = tuple(
+        ToolCall(id=f"p{n}", name="read_file", args={"path": f"{n}.py"}) for n in range(8)
+    )
     answers = [Message(role="tool", text="y" * 3000, call=call.id) for call in calls]
     whole = [*conversation([2000] * 4), Message(role="assistant", text="", calls=calls), *answers]
     sent = fit_to_window(whole, ROOM)
@@ -86,7 +93,8 @@ def test_all_answers_to_the_newest_reply_stay_however_many():
 
 async def test_the_second_model_rests_again_as_soon_as_the_first_is_back():
     now = 0.0
-    first, second = Flaky("first", down=True), Flaky("second")
+    first = Flaky("first", down=True)
+    second = Flaky("second")
     both = FallbackModel(first, second, clock=lambda: now)
     for _ in range(TRIES - 1):
         try:
@@ -99,7 +107,8 @@ async def test_the_second_model_rests_again_as_soon_as_the_first_is_back():
     now += REST
     assert (await both.reply([], [])).text == "second"  # still down: one question was enough
     assert first.asked == TRIES + 1
-    first.down, now = False, now + REST
+    first.down = False
+    now = now + REST
     assert (await both.reply([], [])).text == "first"
     first.down = True
     try:

@@ -1,4 +1,5 @@
-"""Each vendor's own library against a server that speaks its wire: what a model is asked, and all that can go wrong."""
+"""Each vendor's own library against a server that speaks its wire: what a model is asked, and all
+that can go wrong."""
 
 import contextlib
 import json
@@ -37,33 +38,48 @@ from osiris.core.ports.models import DeltaKind, Halted, Message, ToolCall, ToolS
 from osiris.queue import serialization
 
 STRING = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
-TOOLS = [ToolSpec(name=name, description=f"{name} it", parameters=STRING) for name in ("read_file", "list_dir")]
-BOTH = {"say": "I look: é 😀.", "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}}}
+TOOLS = [
+    ToolSpec(name=name, description=f"{name} it", parameters=STRING)
+    for name in ("read_file", "list_dir")
+]
+BOTH = {
+    "say": "I look: é 😀.",
+    "call": {"read_file": {"path": 'a "b" é.py'}, "list_dir": {"path": "."}},
+}
 ONE = {"say": "On.", "call": {"read_file": {"path": "c.py"}}}
 SCRIPT = {"runs": [{"steps": [BOTH, ONE, ONE, ONE]}]}
-BEGIN = [Message(role="system", text="You are an engineer. " * 40), Message(role="user", text="The brief.")]
+BEGIN = [
+    Message(role="system", text="You are an engineer. " * 40),
+    Message(role="user", text="The brief."),
+]
 
 every_vendor = pytest.mark.parametrize("vendor", tuple(WIRES))
 
 
 def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> ModelRegistry:
-    environ, name = vendors.environ(vendor), vendor.upper().replace("-", "_")
+    environ = vendors.environ(vendor)
+    name = vendor.upper().replace("-", "_")
     access = Access(key=how.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"])
-    return ModelRegistry(model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how})
+    return ModelRegistry(
+        model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how}
+    )
 
 
 class Talk:
     """A conversation that goes on as a run's does; it is stored as JSON between any two steps."""
 
     def __init__(self, vendors: Vendors, brains: ModelRegistry) -> None:
-        self.vendors, self.brains = vendors, brains
-        self.transcript, self.heard = list(BEGIN), list[tuple[DeltaKind, str]]()
+        self.vendors = vendors
+        self.brains = brains
+        self.transcript = list(BEGIN)
+        self.heard = list[tuple[DeltaKind, str]]()
 
     async def step(self, *troubles: Trouble) -> Message:
         self.vendors.troubles[:] = troubles
         self.heard.clear()
         stored = [
-            serialization.load_message(json.loads(json.dumps(serialization.dump_message(m)))) for m in self.transcript
+            serialization.load_message(json.loads(json.dumps(serialization.dump_message(m))))
+            for m in self.transcript
         ]
         brain = await self.brains.select()
         reply = await brain.reply(stored, TOOLS, lambda kind, text: self.heard.append((kind, text)))
@@ -90,11 +106,16 @@ async def talking(vendor: str, **how: Any) -> AsyncIterator[Talk]:
 async def test_a_reply_comes_in_pieces_and_goes_back_as_the_vendor_said_it(vendor: str):
     async with talking(vendor) as talk:
         first = await talk.step()
-        assert (first.text, first.end, first.model) == (BOTH["say"], "", talk.vendors.environ(vendor)["OSIRIS_MODEL"])
+        assert (first.text, first.end, first.model) == (
+            BOTH["say"],
+            "",
+            talk.vendors.environ(vendor)["OSIRIS_MODEL"],
+        )
         assert {call.name: dict(call.args) for call in first.calls} == BOTH["call"]
         assert talk.told("text") == first.text
         assert all(call.name in talk.told("call") for call in first.calls)
-        assert talk.told("thinking") or vendor == "openai"  # which shows its thoughts to verified organisations only
+        # which shows its thoughts to verified organisations only
+        assert talk.told("thinking") or vendor == "openai"
         assert len([kind for kind, _ in talk.heard if kind == "text"]) > 1
         await talk.step()  # the server insists on every signature, verbatim
         await talk.step()
@@ -103,7 +124,8 @@ async def test_a_reply_comes_in_pieces_and_goes_back_as_the_vendor_said_it(vendo
 @every_vendor
 async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: str):
     async with talking(vendor) as talk:
-        first, second = await talk.step(), await talk.step()
+        first = await talk.step()
+        second = await talk.step()
         assert 0 < first.usage.output < first.usage.input
         assert second.usage.cached > 0.8 * first.usage.input
         if vendor == "openai-compatible":
@@ -125,7 +147,8 @@ async def test_what_was_said_before_is_asked_again_byte_by_byte(vendor: str):
 
 
 def _unmarked(part: Any) -> str:
-    """Without the marks that say up to where a cache is to be written: they move on, and are no content."""
+    """Without the marks that say up to where a cache is to be written: they move on, and are no
+    content."""
     if isinstance(part, dict):
         part = {key: _unmarked(value) for key, value in part.items() if key != "cache_control"}
     elif isinstance(part, list):
@@ -157,7 +180,9 @@ async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, words:
 
 @every_vendor
 async def test_a_vendor_that_is_not_there_is_waited_for(vendor: str):
-    brains = ModelRegistry(f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1)
+    brains = ModelRegistry(
+        f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1
+    )
     with pytest.raises(Unavailable, match="cannot be reached"):
         await brains.probe_model()
     await brains.close()
@@ -189,7 +214,8 @@ async def test_arguments_that_cannot_be_read_are_no_call(vendor: str):
     async with talking(vendor) as talk:
         reply = await talk.step(BadArguments("read_file", '{"path": '))
         [call] = reply.calls
-        if vendor == "google":  # arguments are objects on its wire: these can be read, and the tool will complain
+        # arguments are objects on its wire: these can be read, and the tool will complain
+        if vendor == "google":
             assert (call.broken, "path" in call.args) == ("", False)
         else:
             assert "no JSON object" in call.broken
@@ -217,7 +243,9 @@ async def test_a_call_that_was_cut_is_no_call(vendor: str):
         (UnknownTool("x"), "", 1),
     ],
 )
-async def test_a_reply_that_does_nothing_can_be_answered(vendor: str, trouble: Trouble, end: str, calls: int):
+async def test_a_reply_that_does_nothing_can_be_answered(
+    vendor: str, trouble: Trouble, end: str, calls: int
+):
     async with talking(vendor) as talk:
         reply = await talk.step(trouble)
         assert (reply.end, len(reply.calls)) == (end, calls)
@@ -227,7 +255,9 @@ async def test_a_reply_that_does_nothing_can_be_answered(vendor: str, trouble: T
 
 
 @every_vendor
-async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_for_another_model(vendor: str):
+async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_for_another_model(
+    vendor: str,
+):
     async with talking(vendor) as talk:
         await talk.step(ContextFull())
         with pytest.raises(RunEnded) as end:
@@ -254,8 +284,12 @@ async def test_what_will_not_pass_halts_the_run(vendor: str, trouble: Trouble, r
 
 
 @every_vendor
-@pytest.mark.parametrize(("model", "words"), [("missing", "there is no model"), ("toolless", "tools")])
-async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(vendor: str, model: str, words: str):
+@pytest.mark.parametrize(
+    ("model", "words"), [("missing", "there is no model"), ("toolless", "tools")]
+)
+async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(
+    vendor: str, model: str, words: str
+):
     async with serving(SCRIPT) as vendors:
         brains = brains_at(vendors, vendor, f"{vendor}:{model}")
         with pytest.raises(Refused, match=words):
@@ -275,7 +309,9 @@ async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.L
         brains = brains_at(vendors, vendor, key=key)
         with pytest.raises(Refused, match="the model refused the key") as refused:
             await brains.probe_model()
-        assert not any(key[n : n + 12] in f"{refused.value} {caplog.text}" for n in range(0, len(key) - 12, 4))
+        assert not any(
+            key[n : n + 12] in f"{refused.value} {caplog.text}" for n in range(0, len(key) - 12, 4)
+        )
         await brains.close()
 
 
@@ -308,14 +344,23 @@ async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
         for vendor in order:
             brains = brains_at(vendors, vendor)
             reply = await (await brains.select()).reply(transcript, TOOLS)
-            transcript += [reply, *(Message(role="tool", text="done", call=call.id) for call in reply.calls)]
+            transcript += [
+                reply,
+                *(Message(role="tool", text="done", call=call.id) for call in reply.calls),
+            ]
             await brains.close()
         assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
 
 
 async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
     call = ToolCall(id="functions.read_file:0", name="read file<|x|>", args={"path": "a"})
-    said = Message(role="assistant", text="", calls=(call,), model="openai-compatible:kimi", state={"kind": "response"})
+    said = Message(
+        role="assistant",
+        text="",
+        calls=(call,),
+        model="openai-compatible:kimi",
+        state={"kind": "response"},
+    )
     transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
     async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
         brains = brains_at(vendors, "anthropic")
@@ -328,9 +373,14 @@ async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
 
 async def test_half_a_character_poisons_nothing():
     half = ModelResponse(
-        parts=[TextPart("cut: \ud83d"), ToolCallPart("read_file", {"path": "\udc00"}, tool_call_id="c")]
+        parts=[
+            TextPart("cut: \ud83d"),
+            ToolCallPart("read_file", {"path": "\udc00"}, tool_call_id="c"),
+        ]
     )
-    message = message_conversion.convert_response(half, "openai-compatible:x", lambda usage, written: usage)
+    message = message_conversion.convert_response(
+        half, "openai-compatible:x", lambda usage, written: usage
+    )
     assert (message.text, dict(message.calls[0].args)) == ("cut: ?", {"path": "?"})
     json.dumps(serialization.dump_message(message)).encode()
 
@@ -349,19 +399,34 @@ async def test_a_pause_that_a_vendor_wants_is_bounded():
 
 
 async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "ready", "arguments": '{"word": "yes"}'}}
-    chunks = [{"delta": {"role": "assistant", "tool_calls": [call]}}, {"delta": {}, "finish_reason": "eos_token"}]
+    call = {
+        "index": 0,
+        "id": "c",
+        "type": "function",
+        "function": {"name": "ready", "arguments": '{"word": "yes"}'},
+    }
+    chunks = [
+        {"delta": {"role": "assistant", "tool_calls": [call]}},
+        {"delta": {}, "finish_reason": "eos_token"},
+    ]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         row = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-        told = [f"data: {json.dumps({**row, 'choices': [{'index': 0, **chunk}]})}\n\n" for chunk in chunks]
+        told = [
+            f"data: {json.dumps({**row, 'choices': [{'index': 0, **chunk}]})}\n\n"
+            for chunk in chunks
+        ]
         head = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": "".join([*told, "data: [DONE]\n\n"]).encode()})
+        await send(
+            {"type": "http.response.body", "body": "".join([*told, "data: [DONE]\n\n"]).encode()}
+        )
 
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     async with serve_app(app, listener, grace=1):
-        brains = ModelRegistry("openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2)
+        brains = ModelRegistry(
+            "openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2
+        )
         await brains.probe_model()
         await brains.close()

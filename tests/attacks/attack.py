@@ -1,7 +1,9 @@
-"""What attacks are written with: a script, how it is run where nothing stops it, and how both are judged.
+"""What attacks are written with: a script, how it is run where nothing stops it, and how both are
+judged.
 
-A script says "won" when it has what it wanted, or the canary itself; "over" at its end shows that it was not cut short.
-It knows $OWN, the worker's folder, $PORT, the port that gives the canary away, and $WORKER, the worker's process.
+A script says "won" when it has what it wanted, or the canary itself; "over" at its end shows that
+it was not cut short. It knows $OWN, the worker's folder, $PORT, the port that gives the canary
+away, and $WORKER, the worker's process.
 """
 
 import shlex
@@ -18,8 +20,9 @@ Verdict = Callable[[str, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """`control` is what runs it for the control: a method of `Attacked`. `easier` is another script for that, where
-    the attack itself would harm this machine; `ordinary` is one for an ordinary user's worker, who is stopped earlier.
+    """`control` is what runs it for the control: a method of `Attacked`. `easier` is another script
+    for that, where the attack itself would harm this machine; `ordinary` is one for an ordinary
+    user's worker, who is stopped earlier.
     """
 
     name: str
@@ -43,7 +46,10 @@ def python(code: str, *words: str) -> str:
 
 def known(attacked: Any, script: str) -> str:
     facts = {"OWN": attacked.place / "own", "PORT": attacked.port, "WORKER": attacked.pid}
-    return "".join(f"export {name}={value}\n" for name, value in facts.items()) + f"{script}\necho over"
+    return (
+        "".join(f"export {name}={value}\n" for name, value in facts.items())
+        + f"{script}\necho over"
+    )
 
 
 def won(output: str) -> bool:
@@ -59,4 +65,6 @@ def judge(attack: Attack, attacked: Any, verdict: Verdict, name: str = "s") -> N
     seen = result.output.decode(errors="replace")
     assert "over" in seen, seen[-2000:]
     assert not won(seen), seen[-2000:]
-    verdict(attack.held, "closed to an ordinary user" if easier == attack.ordinary else attack.shows)
+    verdict(
+        attack.held, "closed to an ordinary user" if easier == attack.ordinary else attack.shows
+    )

@@ -1,6 +1,8 @@
-"""Attacks on the sandbox. Each has a control: the same attack on an unprotected run succeeds, or the attack is broken.
+"""Attacks on the sandbox. Each has a control: the same attack on an unprotected run succeeds, or
+the attack is broken.
 
-They go through a worker that runs as root and one that is an ordinary user's. A machine without a jail turns them red.
+They go through a worker that runs as root and one that is an ordinary user's. A machine without a
+jail turns them red.
 """
 
 import os
@@ -21,7 +23,12 @@ from tests.conftest import a_place
 
 MIB = 1 << 20
 SMALL = SandboxLimits(
-    memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100, shared_memory=16 * MIB
+    memory=256 * MIB,
+    disk=64 * MIB,
+    file_size=48 * MIB,
+    inodes=5000,
+    processes=100,
+    shared_memory=16 * MIB,
 )
 HOUSE = Path(__file__).parents[2]
 ORDINARY = 2000
@@ -34,12 +41,19 @@ class Attacked:
     """A worker of user `who` with one session, "s", of a small repository `repo` at `base`."""
 
     def __init__(self, who: str, place: Path, repo: Path, base: str) -> None:
-        self.who, self.place, self.repo, self.base = who, place, repo, base
+        self.who = who
+        self.place = place
+        self.repo = repo
+        self.base = base
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 self._command(place, theirs.fileno()),
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": self._path(place), "OSIRIS_CANARY": CANARY},
+                env={
+                    "PATH": "/usr/bin:/bin",
+                    "PYTHONPATH": self._path(place),
+                    "OSIRIS_CANARY": CANARY,
+                },
                 pass_fds=[theirs.fileno()],
                 cwd=place,
             )
@@ -47,13 +61,15 @@ class Attacked:
         self.canary, self.port, self.pid = self._answer()
 
     def _command(self, place: Path, fd: int) -> list[str]:
-        """An ordinary user sees our code where it can read it, in a mount namespace of that process alone: a checkout
-        may lie where only its owner can look."""
+        """An ordinary user sees our code where it can read it, in a mount namespace of that process
+        alone: a checkout may lie where only its owner can look."""
         argv = ["/usr/bin/python3", "-m", "tests.attacks.worker", str(fd), str(place / "own")]
         if self.who == "root" or os.geteuid() != 0:
             return argv
         binds = f"mount --bind {HOUSE} {place}/house && mount --bind {_packages()} {place}/packages"
-        lower = f'{binds} && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups -- "$@"'
+        lower = (
+            f'{binds} && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups -- "$@"'
+        )
         return ["unshare", "--mount", "--propagation=private", "bash", "-c", lower, "bash", *argv]
 
     def _path(self, place: Path) -> str:
@@ -61,7 +77,8 @@ class Attacked:
         return f"{place}/house:{place}/packages" if ordinary else f"{HOUSE}:{_packages()}"
 
     def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Have the worker do something; see `worker.AttackedWorker`. What it raised is raised here."""
+        """Have the worker do something; see `worker.AttackedWorker`. What it raised is raised
+        here."""
         self.tell(method, *args, **options)
         return self._answer()
 
@@ -74,7 +91,9 @@ class Attacked:
         STALLS.append(stall)
         if error:
             raise error
-        assert stall[0] <= STALL, f"the worker's event loop stood still for {stall[0]:.2f} s in {stall[1]}"
+        assert stall[0] <= STALL, (
+            f"the worker's event loop stood still for {stall[0]:.2f} s in {stall[1]}"
+        )
         return value
 
     def create(self, name: str, limits: SandboxLimits = SMALL, **more: Any) -> None:
@@ -89,13 +108,21 @@ class Attacked:
         return self.ask("plain", ["/bin/bash", "-c", script], **options).decode(errors="replace")
 
     def naive(self, script: str, **options: Any) -> str:
-        """Run it in the jail of many a blog post, for the control: its own name spaces, and no more than that."""
-        jail = "bwrap --unshare-all --die-with-parent --bind / / --dev /dev --proc /proc -- /bin/bash -c"
+        """Run it in the jail of many a blog post, for the control: its own name spaces, and no more
+        than that."""
+        jail = (
+            "bwrap --unshare-all --die-with-parent --bind / / --dev /dev --proc /proc --"
+            " /bin/bash -c"
+        )
         return self.unprotected(f"{jail} {shlex.quote(script)}", **options)
 
     def namespaced(self, script: str, **options: Any) -> str:
-        """Run it as root of new name spaces, for the control: what somebody can do there whom no filter stops."""
-        spaces = "unshare --map-root-user --mount --pid --fork --kill-child --net --uts --ipc --mount-proc"
+        """Run it as root of new name spaces, for the control: what somebody can do there whom no
+        filter stops."""
+        spaces = (
+            "unshare --map-root-user --mount --pid --fork --kill-child --net --uts --ipc"
+            " --mount-proc"
+        )
         return self.unprotected(f"{spaces} /bin/bash -c {shlex.quote(script)}", **options)
 
     def tool(self, tool: str, *, name: str = "s", **args: Any) -> str:
@@ -119,7 +146,11 @@ def _git(*words: str | Path, cwd: Path) -> str:
 def _repository(place: Path) -> tuple[Path, str]:
     seed = place / "seed"
     seed.mkdir()
-    for name, text in {"README.md": "hello\n", "src/app.py": "print('one')\n", "run.sh": "#!/bin/sh\n"}.items():
+    for name, text in {
+        "README.md": "hello\n",
+        "src/app.py": "print('one')\n",
+        "run.sh": "#!/bin/sh\n",
+    }.items():
         (seed / name).parent.mkdir(exist_ok=True)
         (seed / name).write_text(text)
     _git("init", "-q", cwd=seed)
@@ -141,7 +172,8 @@ def start(who: str, place: Path, repo: Path, base: str) -> Attacked:
 
 @pytest.fixture(scope="session", params=USERS)
 def worker(request: pytest.FixtureRequest) -> Iterator[Attacked]:
-    """A worker of each kind of user, for all tests of this process; tests that break theirs make one of their own."""
+    """A worker of each kind of user, for all tests of this process; tests that break theirs make
+    one of their own."""
     with a_place() as place:
         repo, base = _repository(place)
         attacked = start(request.param, place, repo, base)
@@ -167,7 +199,8 @@ def lasting(worker: Attacked) -> Iterator[Attacked]:
 
 @pytest.fixture
 def verdict(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
-    """Notes for `make attack`, in a few words each: what happened to the attack, and what its control showed."""
+    """Notes for `make attack`, in a few words each: what happened to the attack, and what its
+    control showed."""
 
     def note(held: str, control: str) -> None:
         record_property("held", str(held))
@@ -177,7 +210,9 @@ def verdict(record_property: Callable[[str, object], None]) -> Callable[[str, st
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--verdicts", action="store_true", help="print each attack with its verdict and its control")
+    parser.addoption(
+        "--verdicts", action="store_true", help="print each attack with its verdict and its control"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -188,11 +223,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for report in terminalreporter.stats.get(outcome, ()):
             said = dict(report.user_properties)
             file, _, name = report.nodeid.partition("::")
-            suite, mark = Path(file).stem.removeprefix("test_"), "held" if outcome == "passed" else "BROKEN"
-            rows.append((suite, name.removeprefix("test_"), mark, said.get("held", "-"), said.get("control", "-")))
+            suite = Path(file).stem.removeprefix("test_")
+            mark = "held" if outcome == "passed" else "BROKEN"
+            rows.append(
+                (
+                    suite,
+                    name.removeprefix("test_"),
+                    mark,
+                    said.get("held", "-"),
+                    said.get("control", "-"),
+                )
+            )
     for row in sorted(rows):
-        terminalreporter.write_line(f"{row[2]:6}  {row[0]:8}  {row[1]:70}  {row[3]:60}  control: {row[4]}")
+        terminalreporter.write_line(
+            f"{row[2]:6}  {row[0]:8}  {row[1]:70}  {row[3]:60}  control: {row[4]}"
+        )
     broken = sum(row[2] != "held" for row in rows)
     terminalreporter.write_line(f"\n{len(rows)} attacks: {len(rows) - broken} held, {broken} broke")
     longest, place = max(STALLS, default=(0.0, ""))
-    terminalreporter.write_line(f"the longest stall of a worker's event loop: {longest * 1000:.0f} ms {place}")
+    terminalreporter.write_line(
+        f"the longest stall of a worker's event loop: {longest * 1000:.0f} ms {place}"
+    )

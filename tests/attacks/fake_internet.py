@@ -2,12 +2,13 @@
 
     python3 internet.py PEM FOLDER PROGRAM...
 
-In a network of its own every address leads to the same server. Names are told by their first label, which is an address
-in hex: a0a010203.wild.example is 10.1.2.3; with several of them, each question is answered by the next. A name
-that begins with "silent" gets no answer.
+In a network of its own every address leads to the same server. Names are told by their first label,
+which is an address in hex: a0a010203.wild.example is 10.1.2.3; with several of them, each question
+is answered by the next. A name that begins with "silent" gets no answer.
 
-The server speaks TLS on port 443 and answers at which address it was reached. What it is told stands in FOLDER/told,
-and the names that were asked for in FOLDER/asked. On port 3128 is a proxy that lets everybody through.
+The server speaks TLS on port 443 and answers at which address it was reached. What it is told
+stands in FOLDER/told, and the names that were asked for in FOLDER/asked. On port 3128 is a proxy
+that lets everybody through.
 """
 
 import contextlib
@@ -25,28 +26,45 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
-CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
-RTM_NEWROUTE, REQUEST, CREATE, ACK = 24, 1, 0x400, 4
-TABLE_LOCAL, BY_HAND, OF_THE_HOST, LOCAL, OUT = 255, 4, 254, 2, 4
+CLONE_NEWNS = 0x20000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+RTM_NEWROUTE = 24
+REQUEST = 1
+CREATE = 0x400
+ACK = 4
+TABLE_LOCAL = 255
+BY_HAND = 4
+OF_THE_HOST = 254
+LOCAL = 2
+OUT = 4
 A, AAAA = 1, 28
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-# ── a network of its own ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── a network of its own ──────────────────────────────────────────────────────────────────────────
 
 
 def enter(folder: Path) -> None:
     """Be in a network and in a mount namespace of our own, as the user that we are."""
-    uid, gid = os.geteuid(), os.getegid()
+    uid = os.geteuid()
+    gid = os.getegid()
     called(LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET | (CLONE_NEWUSER if uid else 0)))
     if uid:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     called(LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
-    for name, text in {"resolv.conf": "nameserver 127.0.0.1\n", "nsswitch.conf": "hosts: files dns\n"}.items():
+    for name, text in {
+        "resolv.conf": "nameserver 127.0.0.1\n",
+        "nsswitch.conf": "hosts: files dns\n",
+    }.items():
         (folder / name).write_text(text)
         target = os.path.realpath(f"/etc/{name}")
         called(LIBC.mount(os.fsencode(folder / name), os.fsencode(target), None, MS_BIND, None))
@@ -79,7 +97,7 @@ def lead_everywhere_to_loopback(family: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
-# ── who answers in it ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── who answers in it ─────────────────────────────────────────────────────────────────────────────
 
 
 def answer_questions(listening: socket.socket, asked: Path) -> None:
@@ -88,7 +106,8 @@ def answer_questions(listening: socket.socket, asked: Path) -> None:
     while True:
         question, caller = listening.recvfrom(512)
         end = question.index(0, 12)
-        labels, kind = question[12:end], question[end + 1 : end + 3]
+        labels = question[12:end]
+        kind = question[end + 1 : end + 3]
         first = labels[1 : 1 + labels[0]]
         with asked.open("ab") as file:
             file.write(labels[1:] + b"\n")
@@ -98,7 +117,9 @@ def answer_questions(listening: socket.socket, asked: Path) -> None:
         rows = [found[min(times[labels + kind], len(found) - 1)]] if found else []
         times[labels + kind] += 1
         head = question[:2] + b"\x81\x80\0\1" + len(rows).to_bytes(2, "big") + b"\0\0\0\0"
-        body = [b"\xc0\x0c" + kind + b"\0\1\0\0\0\0" + len(row).to_bytes(2, "big") + row for row in rows]
+        body = [
+            b"\xc0\x0c" + kind + b"\0\1\0\0\0\0" + len(row).to_bytes(2, "big") + row for row in rows
+        ]
         listening.sendto(head + question[12 : end + 5] + b"".join(body), caller)
 
 
@@ -161,7 +182,9 @@ def serve(pem: Path, folder: Path) -> Callable[[], None]:
     proxy = socket.create_server(("127.0.0.1", 3128))
 
     def answer() -> None:
-        threading.Thread(target=answer_callers, args=(callers, pem, folder / "told"), daemon=True).start()
+        threading.Thread(
+            target=answer_callers, args=(callers, pem, folder / "told"), daemon=True
+        ).start()
         threading.Thread(target=let_through, args=(proxy,), daemon=True).start()
         answer_questions(names, folder / "asked")
 
@@ -169,7 +192,8 @@ def serve(pem: Path, folder: Path) -> Callable[[], None]:
 
 
 def end_with(process: int) -> None:
-    """End when a process does. The kernel would not do it for one that has become another user: prctl(2)."""
+    """End when a process does. The kernel would not do it for one that has become another user:
+    prctl(2)."""
     select.select([process], [], [])
     os._exit(0)
 

@@ -1,4 +1,5 @@
-"""Two hosts that take an agent's work: one as Osiris does it, and one that trusts the repository of the agent."""
+"""Two hosts that take an agent's work: one as Osiris does it, and one that trusts the repository of
+the agent."""
 
 import contextlib
 import socket
@@ -39,10 +40,12 @@ class Thief:
                 with self._listening.accept()[0] as caller:
                     caller.settimeout(1)
                     self.heard += caller.recv(4096)
-                    caller.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    caller.sendall(
+                        b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
 
 
-# ── a host that trusts ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a host that trusts ────────────────────────────────────────────────────────────────────────────
 
 PRELUDE = """
 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@x GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@x GIT_TERMINAL_PROMPT=0
@@ -75,19 +78,27 @@ WORK = "echo change >>README.md; mkdir -p src; echo new >src/new.txt\n"
 
 
 class Trusting:
-    """A host that runs its git in the agent's repository, as the worker's user. Things that plants are after lie about:
-    a secret, and another repository."""
+    """A host that runs its git in the agent's repository, as the worker's user. Things that plants
+    are after lie about: a secret, and another repository."""
 
     def __init__(self, attacked: Attacked, thief: Thief) -> None:
-        self._attacked, self._thief = attacked, thief
+        self._attacked = attacked
+        self._thief = thief
         told = attacked.unprotected(_words(PRELUDE + MAKE, REPO=attacked.repo, PRIVATE=PRIVATE))
         self.ground = Path(told.strip()).parent
         assert self.ground.is_dir(), told
 
     async def harms(self, name: str, plant: Plant, told: Mapping[str, str]) -> set[Harm]:
         """Everything that goes wrong for this host when it takes the work that the agent left."""
-        heard, patience = self._thief.heard, "0.5" if plant.harm is Harm.HANGS else "20"
-        more = {**told, "NAME": name, "PLANT": WORK + plant.script, "HOST": plant.host, "PATIENCE": patience}
+        heard = self._thief.heard
+        patience = "0.5" if plant.harm is Harm.HANGS else "20"
+        more = {
+            **told,
+            "NAME": name,
+            "PLANT": WORK + plant.script,
+            "HOST": plant.host,
+            "PATIENCE": patience,
+        }
         shown = self._attacked.unprotected(_words(PRELUDE + TRUST, **more))
         place = self.ground.with_name(name)
         pushed = await tree_of(place / "origin.git", "refs/heads/bot")
@@ -99,7 +110,9 @@ class Trusting:
             Harm.STRAYS: strayed,
             Harm.HIDES: plant.sign not in shown,
             Harm.SPREADS: bool(plant.bad) and any(plant.bad in path for path in pushed or {}),
-            Harm.LOSES: not any("change\n" in content for _mode, content in (pushed or {}).values()),
+            Harm.LOSES: not any(
+                "change\n" in content for _mode, content in (pushed or {}).values()
+            ),
             Harm.HANGS: shown.endswith("it hung\n"),
         }
         return {harm for harm, is_so in found.items() if is_so}
@@ -120,7 +133,7 @@ def planting(plant: Plant, told: Mapping[str, str]) -> str:
     return _words(PRELUDE + WORK + plant.script, **told)
 
 
-# ── a host as Osiris is one ───────────────────────────────────────────────────────────────────────────────────────────
+# ── a host as Osiris is one ───────────────────────────────────────────────────────────────────────
 
 
 class _FakeAppAuth:
@@ -150,9 +163,18 @@ class Careful:
             target.mkdir(parents=True, exist_ok=True)
             await run_git(target, "init", "-q", "--bare")
             await run_git(
-                repo, "push", "-q", str(target), "HEAD:refs/heads/main", config={"protocol.file.allow": "always"}
+                repo,
+                "push",
+                "-q",
+                str(target),
+                "HEAD:refs/heads/main",
+                config={"protocol.file.allow": "always"},
             )
-        return cls(desk, RemoteRepositories(desk, _FakeAppAuth(), f"file://{place}/origins", _leave), origin)
+        return cls(
+            desk,
+            RemoteRepositories(desk, _FakeAppAuth(), f"file://{place}/origins", _leave),
+            origin,
+        )
 
     @property
     def address(self) -> str:
@@ -164,7 +186,9 @@ class Careful:
         try:
             tree = attacked.ask("export", "s", attacked.base, str(file))
             with file.open("rb") as pack:
-                taken = await self.desk.import_pack(REPO, attacked.base, Export(tree=tree, pack=pack), Policy().deny)
+                taken = await self.desk.import_pack(
+                    REPO, attacked.base, Export(tree=tree, pack=pack), Policy().deny
+                )
         except (Refused, Unavailable) as error:
             return error
         commit = await self.desk.commit_tree(
@@ -174,7 +198,7 @@ class Careful:
         return taken
 
 
-# ── what they did ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what they did ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def tree_of(repo: Path, ref: str) -> Tree | None:
@@ -185,14 +209,19 @@ async def tree_of(repo: Path, ref: str) -> Tree | None:
         return None
     found = [(*row.split(b"\t", 1)[0].split(), row.split(b"\t", 1)[1]) for row in rows]
     blobs = [blob for _mode, kind, blob, _path in found if kind == b"blob"]
-    asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch=%(objectname)")
+    asked = b"\n".join(blobs) + b"\n"
+    batch = ("cat-file", "--batch=%(objectname)")
     told = await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
     texts = dict(_blobs(told, blobs, [int(n) for n in (await _sizes(repo, blobs)).split()]))
-    return {path.decode(errors="replace"): (mode.decode(), texts.get(blob, "")) for mode, _kind, blob, path in found}
+    return {
+        path.decode(errors="replace"): (mode.decode(), texts.get(blob, ""))
+        for mode, _kind, blob, path in found
+    }
 
 
 async def _sizes(repo: Path, blobs: list[bytes]) -> bytes:
-    asked, batch = b"\n".join(blobs) + b"\n", ("cat-file", "--batch-check=%(objectsize)")
+    asked = b"\n".join(blobs) + b"\n"
+    batch = ("cat-file", "--batch-check=%(objectsize)")
     return await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
 
 
@@ -210,4 +239,8 @@ def leaks(tree: Tree, canary: str) -> bool:
 
 def contents(folder: Path) -> Mapping[str, bytes]:
     """Every file below a folder, and what is in it."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }

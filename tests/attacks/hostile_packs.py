@@ -1,4 +1,5 @@
-"""Packs as nobody's git makes them: what a collecting sandbox that was taken over could hand to the host.
+"""Packs as nobody's git makes them: what a collecting sandbox that was taken over could hand to the
+host.
 
 The format: gitformat-pack(5).
 """
@@ -10,9 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-COMMIT, TREE, BLOB, TAG, OFS_DELTA, REF_DELTA = 1, 2, 3, 4, 6, 7
+COMMIT = 1
+TREE = 2
+BLOB = 3
+TAG = 4
+OFS_DELTA = 6
+REF_DELTA = 7
 NAMES: Final = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
-FILE, PROGRAM, LINK, FOLDER, GITLINK = "100644", "100755", "120000", "40000", "160000"
+FILE = "100644"
+PROGRAM = "100755"
+LINK = "120000"
+FOLDER = "40000"
+GITLINK = "160000"
 WHO: Final = b"a <a@x> 1 +0000"
 _ONE_MIB: Final = bytes(1 << 20)
 
@@ -26,7 +36,9 @@ class PackObject:
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha1(b"%s %d\0%s" % (NAMES[self.kind], len(self.content), self.content)).hexdigest()
+        return hashlib.sha1(
+            b"%s %d\0%s" % (NAMES[self.kind], len(self.content), self.content)
+        ).hexdigest()
 
     def packed(self) -> bytes:
         return _head(self.kind, len(self.content)) + zlib.compress(self.content, 1)
@@ -56,7 +68,8 @@ class Zeros:
         return digest.hexdigest()
 
     def packed(self) -> bytes:
-        """One piece of deflate over and over: zlib's format is a head, the pieces, an end, and a checksum."""
+        """One piece of deflate over and over: zlib's format is a head, the pieces, an end, and a
+        checksum."""
         stream = zlib.compressobj(1, zlib.DEFLATED, -15)
         piece = stream.compress(_ONE_MIB) + stream.flush(zlib.Z_FULL_FLUSH)
         checksum = ((self.mib << 20) % 65521) << 16 | 1  # Adler-32 of zeros
@@ -85,26 +98,43 @@ def blob(content: bytes) -> PackObject:
 
 
 def tree(*entries: Entry, sort: bool = True) -> PackObject:
-    rows = [(mode, _bytes(name), thing if isinstance(thing, str) else thing.id) for mode, name, thing in entries]
+    rows = [
+        (mode, _bytes(name), thing if isinstance(thing, str) else thing.id)
+        for mode, name, thing in entries
+    ]
     if sort:
         rows.sort(key=lambda row: row[1] + (b"/" if row[0].endswith(FOLDER) else b""))
     return PackObject(
-        TREE, b"".join(b"%s %s\0%s" % (mode.encode(), name, bytes.fromhex(id_)) for mode, name, id_ in rows)
+        TREE,
+        b"".join(
+            b"%s %s\0%s" % (mode.encode(), name, bytes.fromhex(id_)) for mode, name, id_ in rows
+        ),
     )
 
 
 def commit(of: PackObject) -> PackObject:
-    return PackObject(COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO))
+    return PackObject(
+        COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO)
+    )
 
 
 def tag(of: PackObject, name: bytes = b"t") -> PackObject:
-    return PackObject(TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO))
+    return PackObject(
+        TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO)
+    )
 
 
-def pack(things: Iterable["PackObject | PackDelta | Stored | Zeros"], *, count: int | None = None) -> bytes:
+def pack(
+    things: Iterable["PackObject | PackDelta | Stored | Zeros"], *, count: int | None = None
+) -> bytes:
     """A whole pack; `count` is a lie about how many things are in it."""
     parts = [thing.packed() for thing in things]
-    return sealed(b"PACK" + (2).to_bytes(4, "big") + (len(parts) if count is None else count).to_bytes(4, "big"), parts)
+    return sealed(
+        b"PACK"
+        + (2).to_bytes(4, "big")
+        + (len(parts) if count is None else count).to_bytes(4, "big"),
+        parts,
+    )
 
 
 def sealed(head: bytes, parts: Sequence[bytes] = ()) -> bytes:
@@ -128,11 +158,19 @@ def lying_index(thing: PackObject, alias: str, of: bytes) -> bytes:
     first = int(alias[:2], 16)
     fanout = b"".join((1 if byte >= first else 0).to_bytes(4, "big") for byte in range(256))
     crc = zlib.crc32(thing.packed()).to_bytes(4, "big")
-    return sealed(b"\xfftOc\0\0\0\2" + fanout + bytes.fromhex(alias) + crc + (12).to_bytes(4, "big") + of[-20:])
+    return sealed(
+        b"\xfftOc\0\0\0\2"
+        + fanout
+        + bytes.fromhex(alias)
+        + crc
+        + (12).to_bytes(4, "big")
+        + of[-20:]
+    )
 
 
 def _head(kind: int, size: int) -> bytes:
-    first, rest = size & 15, size >> 4
+    first = size & 15
+    rest = size >> 4
     return bytes([(0x80 if rest else 0) | kind << 4 | first]) + (_varint(rest) if rest else b"")
 
 

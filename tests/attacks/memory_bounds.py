@@ -1,4 +1,5 @@
-"""Measures what a call of the host's costs, in a process of its own: memory, stalls of its event loop, and processors.
+"""Measures what a call of the host's costs, in a process of its own: memory, stalls of its event
+loop, and processors.
 
     python -m tests.attacks.memory_bounds WORK CPU ARGUMENTS
 
@@ -32,8 +33,9 @@ LONG = (("import_pack", "_UNPACK"), ("import_pack", "_COUNTING"), ("file_listing
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call gave, and what it cost: bytes that the process grew by at the most, the longest stall of its loop in
-    seconds (without the time it waited for a processor), and seconds of processor time of the programs it started."""
+    """What a call gave, and what it cost: bytes that the process grew by at the most, the longest
+    stall of its loop in seconds (without the time it waited for a processor), and seconds of
+    processor time of the programs it started."""
 
     answer: Any
     growth: int
@@ -42,16 +44,24 @@ class Cost:
 
 
 def measure(work: str, *, cpu: int = 0, **arguments: Any) -> Cost:
-    """Do one of the works below in a process of its own, and say what it cost. With `cpu`, what may take some seconds
-    of a processor by itself may only take so many, so that tests need not wait for it."""
-    words = [sys.executable, "-m", "tests.attacks.memory_bounds", work, str(cpu), json.dumps(arguments)]
+    """Do one of the works below in a process of its own, and say what it cost. With `cpu`, what may
+    take some seconds of a processor by itself may only take so many, so that tests need not wait
+    for it."""
+    words = [
+        sys.executable,
+        "-m",
+        "tests.attacks.memory_bounds",
+        work,
+        str(cpu),
+        json.dumps(arguments),
+    ]
     house = Path(__file__).parents[2]
     done = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return Cost(**json.loads(done.stdout))
 
 
-# ── the works ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the works ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def fingerprint(place: str, commit: str) -> str:
@@ -64,30 +74,37 @@ async def instructions(place: str, commit: str) -> Mapping[str, str]:
 
 async def take(place: str, base: str, tree: str, pack: str) -> Any:
     with Path(pack).open("rb") as file:
-        taken = await HostRepositories(Path(place)).import_pack(REPO, base, Export(tree=tree, pack=file), ())
+        taken = await HostRepositories(Path(place)).import_pack(
+            REPO, base, Export(tree=tree, pack=file), ()
+        )
     return [asdict(file) for file in taken.files]
 
 
-# ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _watch(stalls: list[float]) -> None:
     while True:
-        began, waited = time.monotonic(), _waited()
+        began = time.monotonic()
+        waited = _waited()
         await asyncio.sleep(TICK)
         stalls.append(time.monotonic() - began - TICK - (_waited() - waited))
 
 
 def _waited() -> float:
     """Seconds that this thread has waited for a processor."""
-    return int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1]) / 1e9
+    return (
+        int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1])
+        / 1e9
+    )
 
 
 async def _measured(work: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]) -> Cost:
     stalls = [0.0]
     watch = asyncio.create_task(_watch(stalls))
     await asyncio.sleep(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the most is counted anew; see proc_pid_clear_refs(5)
+    # the most is counted anew; see proc_pid_clear_refs(5)
+    Path("/proc/self/clear_refs").write_text("5")
     before = _most_memory()
     try:
         async with asyncio.timeout(60):
@@ -109,7 +126,8 @@ def _lower(cpu: int) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))  # for the sake of this machine
+    # for the sake of this machine
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))
     works = {work.__name__: work for work in (fingerprint, instructions, take)}
     if int(sys.argv[2]):
         _lower(int(sys.argv[2]))

@@ -1,4 +1,5 @@
-"""A guarded proxy and one that lets everybody through, with a target behind both, and a client of bad manners."""
+"""A guarded proxy and one that lets everybody through, with a target behind both, and a client of
+bad manners."""
 
 import asyncio
 import contextlib
@@ -24,7 +25,8 @@ class TargetServer:
     """A server of 127.0.0.1: what came to it, and how many came."""
 
     def __init__(self) -> None:
-        self.heard, self.callers = b"", 0
+        self.heard = b""
+        self.callers = 0
         self.port = 0
 
     async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +34,9 @@ class TargetServer:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 self.heard += data
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nreached")
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nreached"
+                )
                 if b"Connection: close" in data:
                     break
         await shut(writer)
@@ -86,9 +90,11 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyPair:
-    """A guarded proxy and one that lets everybody through, each on a socket, and the target behind both.
+    """A guarded proxy and one that lets everybody through, each on a socket, and the target behind
+    both.
 
-    The guarded one lets jails to port `tls` of localhost, with TLS, and to its port `plain`, without.
+    The guarded one lets jails to port `tls` of localhost, with TLS, and to its port `plain`,
+    without.
     """
 
     target: TargetServer
@@ -127,13 +133,20 @@ async def opening(
     meet: Meet | None = None,
     secure: ssl.SSLContext | None = None,
 ) -> AsyncIterator[ProxyPair]:
-    """A wire below `place`; `meet` is what the target does, `secure` makes it speak TLS where it should."""
+    """A wire below `place`; `meet` is what the target does, `secure` makes it speak TLS where it
+    should."""
     async with contextlib.AsyncExitStack() as stack:
-        target, running = TargetServer(), set()
+        target = TargetServer()
+        running = set()
         stack.push_async_callback(end, running)
         answer = kept(meet or target.meet, running)
-        servers = [await asyncio.start_server(answer, "127.0.0.1", 0, ssl=s) for s in (secure, None)]
-        for server in (*servers, await asyncio.start_unix_server(kept(permit, running), place / "open")):
+        servers = [
+            await asyncio.start_server(answer, "127.0.0.1", 0, ssl=s) for s in (secure, None)
+        ]
+        for server in (
+            *servers,
+            await asyncio.start_unix_server(kept(permit, running), place / "open"),
+        ):
             stack.callback(server.close)
         at, plain = (server.sockets[0].getsockname()[1] for server in servers)
         listed = [
@@ -157,7 +170,8 @@ async def opening(
 
 
 async def say(path: Path, *words: bytes) -> bytes:
-    """Everything that a proxy answers; each of the words is said when there was an answer to the one before."""
+    """Everything that a proxy answers; each of the words is said when there was an answer to the
+    one before."""
     reader, writer = await asyncio.open_unix_connection(path)
     answer = b""
     with contextlib.suppress(OSError):

@@ -42,7 +42,9 @@ class ProxyInTheWorker(ProxyProcess):
         async with self._egress.serve_listener(self._listener):
             yield path
         path.unlink()
-        self._record_report(proxy_report.parse_report(json.dumps(self._egress.take_report()).encode()))
+        self._record_report(
+            proxy_report.parse_report(json.dumps(self._egress.take_report()).encode())
+        )
 
 
 class ProxyWorker(worker.AttackedWorker):

@@ -1,6 +1,8 @@
-"""Hostile commands that want all of the machine. While each goes off, another session goes on working.
+"""Hostile commands that want all of the machine. While each goes off, another session goes on
+working.
 
-The controls take a little more than a session may have, unprotected: no bomb goes off outside of a jail.
+The controls take a little more than a session may have, unprotected: no bomb goes off outside of a
+jail.
 """
 
 import os
@@ -20,7 +22,8 @@ from tests.attacks.conftest import MIB, SMALL
 from tests.attacks.test_survivors import kill, living
 
 ALIVE = ("run", ("other", ["/bin/bash", "-c", "sleep 0.05; echo alive"]), {"timeout": 30})
-PATIENCE = 6  # seconds that a command of a neighbour may take on a busy machine; alone it takes 0.02
+# seconds that a command of a neighbour may take on a busy machine; alone it takes 0.02
+PATIENCE = 6
 MORE = SMALL.memory // MIB + 64
 FORK = """
 import os, time
@@ -39,7 +42,10 @@ try:
 except RuntimeError as error: print(n, error)
 end.set()
 """
-DOUBLE = "double() { [ $1 -gt 0 ] && { double $(($1 - 1)) | double $(($1 - 1)) & wait; }; }; double $0; true"
+DOUBLE = (
+    "double() { [ $1 -gt 0 ] && { double $(($1 - 1)) | double $(($1 - 1)) & wait; }; }; double $0;"
+    " true"
+)
 OPEN = """
 import os, resource
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -57,18 +63,20 @@ if os.fork() == 0: os.kill(os.getpid(), signal.SIGSEGV)
 if os.WCOREDUMP(os.wait()[1]): print("won")
 """
 FILES = (
-    "import os\nos.makedirs('many')\ntry:\n  for n in range({many}): open(f'many/{{n}}', 'x').close()\n  print('won')\n"
+    "import os\nos.makedirs('many')\ntry:\n  for n in range({many}): open(f'many/{{n}}',"
+    " 'x').close()\n  print('won')\n"
 )
 FILES += "except OSError as error: print(n, error)"
 
 
 def fill(*folders: str) -> str:
-    """Write more than a disk may hold, in files that are not too large; what was written is taken away again."""
+    """Write more than a disk may hold, in files that are not too large; what was written is taken
+    away again."""
     parts = " ".join(f"{folder}/part$n" for folder in folders)
     return (
-        f"for n in 1 2 3 4 5 6 7; do for f in {parts}; do head -c 14000000 /dev/zero >$f || full=1; done; done; "
-        f"[ $(du -scm {' '.join(f'{folder}/part*' for folder in folders)} | tail -1 | cut -f1) -ge 80 ] && echo won; "
-        f"rm -f {' '.join(f'{folder}/part*' for folder in folders)}"
+        f"for n in 1 2 3 4 5 6 7; do for f in {parts}; do head -c 14000000 /dev/zero >$f || full=1;"
+        f" done; done; [ $(du -scm {' '.join(f'{folder}/part*' for folder in folders)} | tail -1 |"
+        f" cut -f1) -ge 80 ] && echo won; rm -f {' '.join(f'{folder}/part*' for folder in folders)}"
     )
 
 
@@ -87,13 +95,21 @@ BOMBS = (
     ),
     Attack(
         name="processes that double",
-        script=f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & until=$((SECONDS + 2)); "
-        "while [ $SECONDS -lt $until ]; do found=(/proc/[0-9]*); [ ${#found[@]} -gt 150 ] && echo won && break; done",
+        script=(
+            f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & until=$((SECONDS + 2)); while ["
+            " $SECONDS -lt $until ]; do found=(/proc/[0-9]*); [ ${#found[@]} -gt 150 ] && echo"
+            " won && break; done"
+        ),
         held="refused at the limit",
         shows="a small tree grew",
         easier=f"bash -c {shlex.quote(DOUBLE)} 4 && echo won",
     ),
-    Attack(name="open files", script=python(OPEN), held="refused at the limit", shows="as many could be opened"),
+    Attack(
+        name="open files",
+        script=python(OPEN),
+        held="refused at the limit",
+        shows="as many could be opened",
+    ),
     Attack(
         name="a file of 5 GB with holes",
         script="truncate -s 5G large && echo won; rm -f large",
@@ -102,10 +118,16 @@ BOMBS = (
     ),
     Attack(
         name="a file of 5 GB",
-        script="head -c 5000000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won; rm -f large",
+        script=(
+            "head -c 5000000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won;"
+            " rm -f large"
+        ),
         held="file too large",
         shows="a larger one than allowed could be made",
-        easier="head -c 68000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won; rm -f large",
+        easier=(
+            "head -c 68000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won;"
+            " rm -f large"
+        ),
     ),
     Attack(
         name="files of all room",
@@ -113,10 +135,25 @@ BOMBS = (
         held="no space left",
         shows="as much could be taken",
     ),
-    Attack(name="the workspace", script=fill("."), held="no space left", shows="as much could be written"),
-    Attack(name="/tmp", script=fill("/tmp"), held="no space left", shows="as much could be written", easier=fill(".")),
     Attack(
-        name="the home", script=fill("$HOME"), held="no space left", shows="as much could be written", easier=fill(".")
+        name="the workspace",
+        script=fill("."),
+        held="no space left",
+        shows="as much could be written",
+    ),
+    Attack(
+        name="/tmp",
+        script=fill("/tmp"),
+        held="no space left",
+        shows="as much could be written",
+        easier=fill("."),
+    ),
+    Attack(
+        name="the home",
+        script=fill("$HOME"),
+        held="no space left",
+        shows="as much could be written",
+        easier=fill("."),
     ),
     Attack(
         name="all three folders together",
@@ -127,10 +164,15 @@ BOMBS = (
     ),
     Attack(
         name="/dev/shm",
-        script="head -c 20000000 /dev/zero >/dev/shm/f; [ $(stat -c %s /dev/shm/f) -gt 18000000 ] && echo won",
+        script=(
+            "head -c 20000000 /dev/zero >/dev/shm/f; [ $(stat -c %s /dev/shm/f) -gt 18000000 ] &&"
+            " echo won"
+        ),
         held="no space left",
         shows="as much could be written",
-        easier="head -c 20000000 /dev/zero >f; [ $(stat -c %s f) -gt 18000000 ] && echo won; rm -f f",
+        easier=(
+            "head -c 20000000 /dev/zero >f; [ $(stat -c %s f) -gt 18000000 ] && echo won; rm -f f"
+        ),
     ),
     Attack(
         name="small files",
@@ -149,7 +191,8 @@ BOMBS = (
 
 
 def beside(attacked, script: str, timeout: float = 20):
-    """Run it in session "s" while session "other" works; what it printed, and what the other's commands came to."""
+    """Run it in session "s" while session "other" works; what it printed, and what the other's
+    commands came to."""
     bomb = ("run", ("s", ["/bin/bash", "-c", known(attacked, script)]), {"timeout": timeout})
     result, others = attacked.ask("beside", bomb, ALIVE)
     assert {other.output for other in others} == {b"alive\n"}
@@ -192,11 +235,14 @@ def test_bomb(attack, neighbour, controls, verdict):
 
 def _crash() -> str:
     with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(["/bin/bash", "-c", python(CRASH)], cwd=folder, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["/bin/bash", "-c", python(CRASH)], cwd=folder, capture_output=True, text=True
+        ).stdout
 
 
 CRASHED = _crash()
-"""The control, tried while tests are collected: a process that had a sandbox once leaves no core files any more."""
+"""The control, tried while tests are collected: a process that had a sandbox once leaves no core
+files any more."""
 
 
 def test_a_core_file(lasting, verdict):
@@ -207,10 +253,15 @@ def test_a_core_file(lasting, verdict):
 
 
 def test_the_program_of_the_host_that_takes_core_files(lasting, verdict):
-    """Where core_pattern names a program, the kernel starts it as root of the host, with the agent's data, whatever the
-    limit is: core(5). Only for a limit of one byte it does not: fs/coredump.c."""
+    """Where core_pattern names a program, the kernel starts it as root of the host, with the
+    agent's data, whatever the limit is: core(5). Only for a limit of one byte it does not:
+    fs/coredump.c."""
     limit = python("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
-    [others] = [line for line in Path(f"/proc/{os.getppid()}/limits").read_text().splitlines() if "core file" in line]
+    [others] = [
+        line
+        for line in Path(f"/proc/{os.getppid()}/limits").read_text().splitlines()
+        if "core file" in line
+    ]
     assert others.split()[4:6] != ["1", "1"]
     assert lasting.bash(limit, name="lasting").output == b"(1, 1)\n"
     verdict("the limit is one byte", "the tests' own is another")
@@ -218,23 +269,30 @@ def test_the_program_of_the_host_that_takes_core_files(lasting, verdict):
 
 MEMORY = {
     "anonymous memory": f"held = [bytearray(b'x') * (1 << 20) for _ in range({MORE})]",
-    "files in memory": "files = [os.memfd_create('x') for _ in range(10)]\n"
-    f"for n in range({MORE}): os.pwrite(files[n % 10], b'x' * (1 << 20), n // 10 << 20)",
-    "System V shared memory": "libc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
-    f"for n in range({MORE // 32}):\n"
-    "  one = libc.shmget(0, 32 << 20, 0o1600)\n"
-    "  at = libc.shmat(one, None, 0)\n"
-    "  libc.shmctl(one, 0, None)\n"
-    "  ctypes.memset(at, 1, 32 << 20)",
-    "memory shared by children": f"held = mmap.mmap(-1, {MORE} << 20)\n"
-    f"for n in range({MORE // 16}):\n"
-    "  if not os.fork(): held[n << 24 : n + 1 << 24] = b'x' * (1 << 24); os._exit(0)\n"
-    f"if any([os.wait()[1] for n in range({MORE // 16})]): sys.exit()",
-    "what sockets hold": "held, total = [], 0\n"
-    f"while total < {MORE} << 20:\n"
-    "  pair = socket.socketpair()\n  held.append(pair)\n  pair[0].setblocking(False)\n"
-    "  pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)\n"
-    "  with contextlib.suppress(BlockingIOError):\n    while True: total += pair[0].send(bytes(60000))",
+    "files in memory": (
+        "files = [os.memfd_create('x') for _ in range(10)]\n"
+        f"for n in range({MORE}): os.pwrite(files[n % 10], b'x' * (1 << 20), n // 10 << 20)"
+    ),
+    "System V shared memory": (
+        "libc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+        f"for n in range({MORE // 32}):\n"
+        "  one = libc.shmget(0, 32 << 20, 0o1600)\n"
+        "  at = libc.shmat(one, None, 0)\n"
+        "  libc.shmctl(one, 0, None)\n"
+        "  ctypes.memset(at, 1, 32 << 20)"
+    ),
+    "memory shared by children": (
+        f"held = mmap.mmap(-1, {MORE} << 20)\n"
+        f"for n in range({MORE // 16}):\n"
+        "  if not os.fork(): held[n << 24 : n + 1 << 24] = b'x' * (1 << 24); os._exit(0)\n"
+        f"if any([os.wait()[1] for n in range({MORE // 16})]): sys.exit()"
+    ),
+    "what sockets hold": (
+        f"held, total = [], 0\nwhile total < {MORE} << 20:\n  pair = socket.socketpair()\n "
+        " held.append(pair)\n  pair[0].setblocking(False)\n  pair[0].setsockopt(socket.SOL_SOCKET,"
+        " socket.SO_SNDBUF, 1 << 24)\n  with contextlib.suppress(BlockingIOError):\n    while"
+        " True: total += pair[0].send(bytes(60000))"
+    ),
 }
 SLOW_TO_FREE = """
 import mmap, os, sys, time
@@ -246,7 +304,8 @@ for n in range(150):
     if os.fork() == 0: break
 time.sleep(60)
 """
-"""Memory that 150 processes have in common: the kernel walks through it once for each of them when they end."""
+"""Memory that 150 processes have in common: the kernel walks through it once for each of them when
+they end."""
 
 
 def test_a_jail_that_takes_the_kernel_long_to_end(worker, verdict):
@@ -260,18 +319,25 @@ def test_a_jail_that_takes_the_kernel_long_to_end(worker, verdict):
     verdict("a thread waits for it", "its end takes the kernel a second")
 
 
-GOES_FIRST = "f=/proc/self/oom_score_adj; [ $(cat $f) = 1000 ] && ! (echo 0 >$f) 2>/dev/null && echo goes first"
+GOES_FIRST = (
+    "f=/proc/self/oom_score_adj; [ $(cat $f) = 1000 ] && ! (echo 0 >$f) 2>/dev/null && echo goes"
+    " first"
+)
 
 
 @pytest.mark.parametrize("name", MEMORY)
 def test_memory_bomb(name, neighbour, verdict):
-    """An ordinary user has no cgroup here, and so no limit: what can be had then is that the jail goes first."""
+    """An ordinary user has no cgroup here, and so no limit: what can be had then is that the jail
+    goes first."""
     bomb = python(f"import contextlib, ctypes, mmap, os, socket, sys\n{MEMORY[name]}\nprint('won')")
     assert won(neighbour.unprotected(bomb)), "the attack itself is broken"
     result = beside(neighbour, bomb)
     assert neighbour.bash(GOES_FIRST).output == b"goes first\n"
     if neighbour.who == "ordinary" and won(result.output.decode()):
-        verdict("weak: no limit, but the first to go when the machine has none left", "as much could be had")
+        verdict(
+            "weak: no limit, but the first to go when the machine has none left",
+            "as much could be had",
+        )
         return
     assert not won(result.output.decode())
     assert result.out_of_memory
@@ -279,7 +345,8 @@ def test_memory_bomb(name, neighbour, verdict):
 
 
 BUFFERS = {
-    "TCP": """
+    "TCP": (
+        """
 import socket, time
 listening = socket.create_server(("127.0.0.1", 0), backlog=200)
 pairs = []
@@ -296,8 +363,10 @@ while quiet < 5 and held < 320 << 20:
         except BlockingIOError: pass
     quiet = 0 if held > before else quiet + 1
     time.sleep(0.05)
-""",
-    "UDP": """
+"""
+    ),
+    "UDP": (
+        """
 import resource, socket
 many = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 50
 pairs = [socket.socket(type=socket.SOCK_DGRAM) for n in range(min(many, 950))]
@@ -311,7 +380,8 @@ for one in pairs:
     try:
         while True: held += len(one.recv(1 << 16))
     except BlockingIOError: pass
-""",
+"""
+    ),
 }
 """They fill what nobody reads; `held` is how many bytes that is."""
 MOST_HELD = 120
@@ -320,7 +390,8 @@ MOST_HELD = 120
 
 @pytest.mark.parametrize("name", BUFFERS)
 def test_what_buffers_of_a_network_hold(name, neighbour, verdict):
-    """They are one pool of the machine, and in version 1 of cgroups no memory that a cgroup counts."""
+    """They are one pool of the machine, and in version 1 of cgroups no memory that a cgroup
+    counts."""
     judged = f"print('held', held >> 20, flush=True)\nif held > {MOST_HELD} << 20: print('won')"
     bomb = python(f"{BUFFERS[name]}\n{judged}")
     free = neighbour.unprotected(bomb)
@@ -332,13 +403,20 @@ def test_what_buffers_of_a_network_hold(name, neighbour, verdict):
         return
     assert not won(seen), seen
     assert "held" in seen or result.out_of_memory, seen
-    verdict(f"{' '.join(seen.split()[:2])} MiB, then senders wait", f"{' '.join(free.split()[:2])} MiB")
+    verdict(
+        f"{' '.join(seen.split()[:2])} MiB, then senders wait", f"{' '.join(free.split()[:2])} MiB"
+    )
 
 
 def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, verdict):
-    """What the kernel still counts for jails that are gone must not keep the next one from being made."""
-    grows = f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo ${{#found[@]}}"
-    bomb, short = ("run", ("s", ["/bin/bash", "-c", grows]), {}), ("run", ("other", ["/bin/echo", "alive"]), {})
+    """What the kernel still counts for jails that are gone must not keep the next one from being
+    made."""
+    grows = (
+        f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo"
+        " ${#found[@]}"
+    )
+    bomb = ("run", ("s", ["/bin/bash", "-c", grows]), {})
+    short = ("run", ("other", ["/bin/echo", "alive"]), {})
     grown, others = neighbour.ask("beside", bomb, short)
     assert int(grown.output) > 50, "the attack itself is broken"
     assert {other.output for other in others} == {b"alive\n"}
@@ -347,38 +425,56 @@ def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, ver
 
 def test_processes_of_two_commands_together(attacked, verdict):
     """Each has fewer than the session may have; they begin when both are there."""
-    meet = "mktemp meet-XXXXXX >/dev/null; until [ $(ls meet-* | wc -l) -ge 2 ]; do sleep 0.01; done"
-    many = f"{meet}; {python(FORK.format(many=SMALL.processes - 10))}; sleep 0.5"  # they stay as long as their shell
-    assert won(attacked.unprotected(f"rm -f meet-*; ({many}) & ({many}); wait")), "the attack itself is broken"
+    meet = (
+        "mktemp meet-XXXXXX >/dev/null; until [ $(ls meet-* | wc -l) -ge 2 ]; do sleep 0.01; done"
+    )
+    # they stay as long as their shell
+    many = f"{meet}; {python(FORK.format(many=SMALL.processes - 10))}; sleep 0.5"
+    assert won(attacked.unprotected(f"rm -f meet-*; ({many}) & ({many}); wait")), (
+        "the attack itself is broken"
+    )
     both = attacked.ask("together", [("run", ("s", ["/bin/bash", "-c", many]), {})] * 2)
     winners = sum(won(result.output.decode()) for result in both)
     if attacked.who == "ordinary" and winners == 2:
-        verdict("weak: no cgroup, so each command has the limit for itself", "as many could be started")
+        verdict(
+            "weak: no cgroup, so each command has the limit for itself", "as many could be started"
+        )
         return
     assert winners < 2
     verdict("they share the session's limit", "as many could be started")
 
 
-# ── the processor ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the processor ─────────────────────────────────────────────────────────────────────────────────
 
 BUSY = "for n in $(seq 30); do setsid bash -c 'while :; do :; done' & done; wait"
 """Every process in a session of its own: the kernel shares a processor out to those first."""
-WORK = "import time\nbegan = time.monotonic()\nfor n in range(2_000_000): pass\nprint(time.monotonic() - began)"
+WORK = (
+    "import time\nbegan = time.monotonic()\nfor n in range(2_000_000): pass\nprint(time.monotonic()"
+    " - began)"
+)
 
 
 def test_busy_processes_leave_a_share_to_others(neighbour, verdict):
     work = ("run", ("other", ["/usr/bin/python3", "-I", "-S", "-c", WORK]), {})
     alone = min(float(neighbour.bash(python(WORK)).output) for _ in range(3))
-    result, others = neighbour.ask("beside", ("run", ("s", ["/bin/bash", "-c", BUSY]), {"timeout": 1.5}), work)
+    result, others = neighbour.ask(
+        "beside", ("run", ("s", ["/bin/bash", "-c", BUSY]), {"timeout": 1.5}), work
+    )
     assert result.timed_out
     among_equals = float(neighbour.bash(f"({BUSY}) & {python(WORK)}").output.split()[0])
     assert among_equals > 5 * alone, "the attack itself is broken"
     usual = statistics.median(float(other.output) for other in others)
     if neighbour.who == "root":
         assert usual < among_equals / 2
-        verdict("a neighbour has its share", f"in the same jail it is {among_equals / alone:.0f} times slower")
+        verdict(
+            "a neighbour has its share",
+            f"in the same jail it is {among_equals / alone:.0f} times slower",
+        )
     else:
-        verdict(f"weak: a neighbour was {usual / alone:.0f} times slower, until the time was over", "the same")
+        verdict(
+            f"weak: a neighbour was {usual / alone:.0f} times slower, until the time was over",
+            "the same",
+        )
 
 
 def test_a_command_that_never_ends_has_so_much_of_a_processor(worker, verdict):
@@ -392,7 +488,7 @@ def test_a_command_that_never_ends_has_so_much_of_a_processor(worker, verdict):
     verdict("killed after its second", "it went on")
 
 
-# ── what the kernel counts by user ────────────────────────────────────────────────────────────────────────────────────
+# ── what the kernel counts by user ────────────────────────────────────────────────────────────────
 
 COUNTED = {
     "inotify instances": "libc.inotify_init1(0)",
@@ -419,13 +515,18 @@ time.sleep(float(sys.argv[2]))
 
 @pytest.fixture(scope="session")
 def counts(worker):
-    """How many of each could be had: by whom nothing is in the way, by a greedy command, by others meanwhile, and by
-    one of them afterwards."""
+    """How many of each could be had: by whom nothing is in the way, by a greedy command, by others
+    meanwhile, and by one of them afterwards."""
     for name in ("greedy", "modest"):
         worker.create(name)
-    greedy, modest = (["/usr/bin/python3", "-I", "-S", "-c", TAKE, *words] for words in (("9999", "1"), ("1", "0")))
+    greedy, modest = (
+        ["/usr/bin/python3", "-I", "-S", "-c", TAKE, *words]
+        for words in (("9999", "1"), ("1", "0"))
+    )
     free = worker.namespaced(python(TAKE, "3", "0"))
-    taken, others = worker.ask("beside", ("run", ("greedy", greedy), {}), ("run", ("modest", modest), {}))
+    taken, others = worker.ask(
+        "beside", ("run", ("greedy", greedy), {}), ("run", ("modest", modest), {})
+    )
     for _ in range(200):  # the kernel takes some back a moment after the process is gone
         if (after := worker.ask("run", "modest", modest)).output.split() == [b"1"] * len(COUNTED):
             break
@@ -437,8 +538,9 @@ def counts(worker):
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_count_of_the_jails_user(name, counts, worker, verdict):
-    """Each session of a root worker has a user of its own. An ordinary user's sessions share what the kernel counts by
-    user, as long as a command holds it; for some of that a session has a limit of its own."""
+    """Each session of a root worker has a user of its own. An ordinary user's sessions share what
+    the kernel counts by user, as long as a command holds it; for some of that a session has a limit
+    of its own."""
     free, taken, after, others = counts
     which = list(COUNTED).index(name)
     assert free[which] == 3, "the attack itself is broken"
@@ -446,7 +548,10 @@ def test_a_count_of_the_jails_user(name, counts, worker, verdict):
     assert after[which] == 1
     starved = any(other[which] == 0 for other in others)
     if worker.who == "ordinary" and name in SHARED_BY_AN_ORDINARY_USER:
-        verdict("weak: others have none while the command runs" if starved else "others have theirs", "it counts")
+        verdict(
+            "weak: others have none while the command runs" if starved else "others have theirs",
+            "it counts",
+        )
         return
     assert not starved
     assert name != "terminals" or taken[which] <= 64
@@ -454,8 +559,9 @@ def test_a_count_of_the_jails_user(name, counts, worker, verdict):
 
 
 def test_epoll_watches_are_counted_for_each_session(worker, verdict):
-    """Some gigabytes of memory would be needed to use them up, so the test asks for the user that they are counted by
-    (`epoll_watches` in the kernel's include/linux/sched/user.h). The control: commands of one session have one user."""
+    """Some gigabytes of memory would be needed to use them up, so the test asks for the user that
+    they are counted by (`epoll_watches` in the kernel's include/linux/sched/user.h). The control:
+    commands of one session have one user."""
     for name in ("one", "another"):
         worker.create(name)
     seen = {name: _users_of(worker, name) for name in ("one", "another")}
@@ -466,7 +572,9 @@ def test_epoll_watches_are_counted_for_each_session(worker, verdict):
     assert again == seen["one"], "the attack itself is broken"
     if worker.who == "ordinary":
         assert seen["one"] == seen["another"]
-        verdict("weak: all sessions run as the worker's user", "commands of one session have one user")
+        verdict(
+            "weak: all sessions run as the worker's user", "commands of one session have one user"
+        )
         return
     assert not seen["one"] & seen["another"]
     assert not (seen["one"] | seen["another"]) & {0, 61000, 61999}
@@ -493,7 +601,9 @@ def _uid(pid):
     """Of a process that is inside already."""
     try:
         words = dict(
-            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if ":\t" in line
         )
     except OSError:
         return None

@@ -1,4 +1,5 @@
-"""Ways from one session to another through files that both see: locks, and news of what is opened."""
+"""Ways from one session to another through files that both see: locks, and news of what is
+opened."""
 
 import pytest
 
@@ -45,8 +46,12 @@ def two(worker):
 
 
 def beside(two, first, other):
-    """Both scripts, each in a session of its own; the other again and again, until the first is over."""
-    calls = [("run", (name, ["/bin/bash", "-c", script]), {"timeout": 20}) for name, script in (first, other)]
+    """Both scripts, each in a session of its own; the other again and again, until the first is
+    over."""
+    calls = [
+        ("run", (name, ["/bin/bash", "-c", script]), {"timeout": 20})
+        for name, script in (first, other)
+    ]
     result, others = two.ask("beside", *calls)
     assert len(others) >= 3
     return result.output.decode(), [other.output.decode() for other in others]
@@ -55,7 +60,8 @@ def beside(two, first, other):
 def test_a_lock_on_a_file_that_all_sessions_see(two, verdict):
     """An ordinary user cannot make device files, so its jails have those of the host."""
     files = SEEN_BY_ALL if two.who == "ordinary" else (*SEEN_BY_ALL, "/dev/null")
-    hold, feel = python(HOLD, str(LONG), *files), python(FEEL, *files)
+    hold = python(HOLD, str(LONG), *files)
+    feel = python(FEEL, *files)
     free = two.unprotected(f"exec 3< <({hold}); read -u 3; {feel}")
     assert won(free), f"the attack itself is broken: {free}"
     same = two.bash(f"exec 3< <({hold}); read -u 3; {feel}", name="one").output.decode()
@@ -67,7 +73,8 @@ def test_a_lock_on_a_file_that_all_sessions_see(two, verdict):
 
 
 def test_news_of_a_program_that_another_session_starts(two, verdict):
-    watch, start = python(WATCH, str(LONG), "env", "/usr/bin"), "/usr/bin/env true"
+    watch = python(WATCH, str(LONG), "env", "/usr/bin")
+    start = "/usr/bin/env true"
     easier = f"exec 3< <({watch}); read -u 3; {start}; cat <&3"
     for free in (two.unprotected(easier), two.bash(easier, name="one").output.decode()):
         assert won(free), f"the attack itself is broken: {free}"

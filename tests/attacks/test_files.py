@@ -1,5 +1,6 @@
-"""The model's file tools against hostile files: what they answer, and that nothing outside of the jail is read, written
-or waited for. The control is what plain open() or a check of realpath() would have done in the worker.
+"""The model's file tools against hostile files: what they answer, and that nothing outside of the
+jail is read, written or waited for. The control is what plain open() or a check of realpath() would
+have done in the worker.
 """
 
 import time
@@ -26,22 +27,40 @@ class Leak:
 LEAKS = (
     Leak(name="an absolute path", path="$OWN/private.pem"),
     Leak(name="dots", path="../../../../../../../..$OWN/private.pem"),
-    Leak(name="dots behind a folder that is there", path="src/../../../../../../../../..$OWN/private.pem"),
+    Leak(
+        name="dots behind a folder that is there",
+        path="src/../../../../../../../../..$OWN/private.pem",
+    ),
     Leak(name="a link to a file", path="link", prepare="ln -sfn $OWN/private.pem link"),
     Leak(name="a link to a folder", path="link/private.pem", prepare="ln -sfn $OWN link"),
     Leak(name="a link to the root folder", path="link$OWN/private.pem", prepare="ln -sfn / link"),
     Leak(
         name="a link of many",
         path="l9",
-        prepare="ln -sfn $OWN/private.pem l0; for n in 1 2 3 4 5 6 7 8 9; do ln -sfn l$((n - 1)) l$n; done",
+        prepare=(
+            "ln -sfn $OWN/private.pem l0; for n in 1 2 3 4 5 6 7 8 9; do ln -sfn l$((n - 1)) l$n;"
+            " done"
+        ),
     ),
-    Leak(name="a link with dots", path="link", prepare="ln -sfn ../../../../../../../..$OWN/private.pem link"),
+    Leak(
+        name="a link with dots",
+        path="link",
+        prepare="ln -sfn ../../../../../../../..$OWN/private.pem link",
+    ),
     Leak(name="an environment", path="/proc/$WORKER/environ"),
-    Leak(name="a link to an environment", path="link", prepare="ln -sfn /proc/$WORKER/environ link"),
-    Leak(name="a link to its own environment", path="link", prepare="ln -sfn /proc/self/environ link"),
+    Leak(
+        name="a link to an environment", path="link", prepare="ln -sfn /proc/$WORKER/environ link"
+    ),
+    Leak(
+        name="a link to its own environment", path="link", prepare="ln -sfn /proc/self/environ link"
+    ),
     Leak(name="a root folder of a process", path="/proc/$WORKER/root$OWN/private.pem"),
     Leak(name="a working folder of a process", path="/proc/$WORKER/cwd/own/private.pem"),
-    Leak(name="a link to its own root folder", path="link$OWN/private.pem", prepare="ln -sfn /proc/self/root link"),
+    Leak(
+        name="a link to its own root folder",
+        path="link$OWN/private.pem",
+        prepare="ln -sfn /proc/self/root link",
+    ),
     Leak(
         name="a link to its own working folder",
         path="link/../plain/../private.pem",
@@ -70,8 +89,11 @@ def filled(attacked, text: str) -> str:
 
 @pytest.mark.parametrize("leak", LEAKS, ids=[leak.name for leak in LEAKS])
 def test_reading_outside_by(leak, lasting, verdict):
-    path, prepare = filled(lasting, leak.path), filled(lasting, leak.prepare or "true")
-    plain = lasting.unprotected(f"mkdir -p src; {prepare}; {python(PLAIN, path)}; rm -rf link l? src")
+    path = filled(lasting, leak.path)
+    prepare = filled(lasting, leak.prepare or "true")
+    plain = lasting.unprotected(
+        f"mkdir -p src; {prepare}; {python(PLAIN, path)}; rm -rf link l? src"
+    )
     assert lasting.canary in plain, f"the attack itself is broken: {plain}"
     lasting.bash(prepare, name="lasting")
     for tool, args in (
@@ -90,10 +112,16 @@ WAYS = [leak for leak in LEAKS if "private.pem" in leak.path + leak.prepare]
 
 @pytest.mark.parametrize("leak", WAYS, ids=[leak.name for leak in WAYS])
 def test_writing_outside_by(leak, lasting, verdict):
-    path, prepare = (filled(lasting, text.replace("private.pem", "plain/mark")) for text in (leak.path, leak.prepare))
-    mark, prepare = lasting.place / "own/plain/mark", prepare or "true"
+    path, prepare = (
+        filled(lasting, text.replace("private.pem", "plain/mark"))
+        for text in (leak.path, leak.prepare)
+    )
+    mark = lasting.place / "own/plain/mark"
+    prepare = prepare or "true"
     plain = python("import sys; open(sys.argv[1], 'w').write('won')", path)
-    control = lasting.unprotected(f"mkdir -p src; {prepare}; {plain}; cat {mark}; rm -rf link l? src {mark}")
+    control = lasting.unprotected(
+        f"mkdir -p src; {prepare}; {plain}; cat {mark}; rm -rf link l? src {mark}"
+    )
     assert control == "won", f"the attack itself is broken: {control}"
     lasting.bash(prepare, name="lasting")
     lasting.tool("write_file", name="lasting", path=path, content="one")
@@ -102,7 +130,7 @@ def test_writing_outside_by(leak, lasting, verdict):
     verdict("nothing outside was written", "plain open() wrote it")
 
 
-# ── files that are none ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── files that are none ───────────────────────────────────────────────────────────────────────────
 
 HANG = "timeout 0.2 cat {0} >/dev/null; [ $? = 124 ] && echo won"
 RAISE = python(PLAIN, "{0}") + " 2>/dev/null || echo won"
@@ -120,8 +148,15 @@ class Odd:
 
 ODD = (
     Odd(name="a FIFO", path="odd", prepare="mkfifo odd", plain=HANG),
-    Odd(name="a FIFO in a folder", path="odd/fifo", prepare="mkdir odd; mkfifo odd/fifo", plain=HANG),
-    Odd(name="a link to a FIFO", path="odd", prepare="rm -f fifo; mkfifo fifo; ln -s fifo odd", plain=HANG),
+    Odd(
+        name="a FIFO in a folder", path="odd/fifo", prepare="mkdir odd; mkfifo odd/fifo", plain=HANG
+    ),
+    Odd(
+        name="a link to a FIFO",
+        path="odd",
+        prepare="rm -f fifo; mkfifo fifo; ln -s fifo odd",
+        plain=HANG,
+    ),
     Odd(name="a device without an end", path="odd", prepare="ln -s /dev/zero odd", plain=HANG),
     Odd(name="a random device", path="odd", prepare="ln -s /dev/urandom odd", plain=HANG),
     Odd(
@@ -133,7 +168,11 @@ ODD = (
     Odd(name="a folder", path="odd", prepare="mkdir odd"),
     Odd(name="a file as a folder", path="odd/more", prepare="echo x >odd"),
     Odd(name="a ring of links", path="odd", prepare="ln -s odd odd"),
-    Odd(name="a link to nothing in a folder of nobody's", path="odd", prepare="ln -s /proc/nothing odd"),
+    Odd(
+        name="a link to nothing in a folder of nobody's",
+        path="odd",
+        prepare="ln -s /proc/nothing odd",
+    ),
     Odd(name="the memory of a process", path="odd", prepare="ln -s /proc/self/mem odd"),
 )
 
@@ -141,7 +180,9 @@ ODD = (
 @pytest.mark.parametrize("odd", ODD, ids=[odd.name for odd in ODD])
 def test_odd(odd, lasting, verdict):
     """Every tool answers at once that it cannot be done, and leaves it as it is."""
-    control = lasting.unprotected(f"rm -rf odd; {odd.prepare}; {odd.plain.format(odd.path)}; rm -rf odd fifo")
+    control = lasting.unprotected(
+        f"rm -rf odd; {odd.prepare}; {odd.plain.format(odd.path)}; rm -rf odd fifo"
+    )
     assert "won" in control, f"the attack itself is broken: {control}"
     lasting.bash(f"rm -rf odd; {odd.prepare}", name="lasting")
     before = lasting.bash("stat -c '%F %i' odd", name="lasting").output
@@ -181,7 +222,9 @@ def test_a_name_that_is(name, lasting, verdict):
     """It is a name and nothing more: what was written there is read there."""
     path = NAMES[name]
     assert lasting.unprotected("set -- '$(echo won)'; eval echo $1") == "won\n"
-    assert "error" not in lasting.tool("write_file", name="lasting", path=f"names/{path}", content="its content")
+    assert "error" not in lasting.tool(
+        "write_file", name="lasting", path=f"names/{path}", content="its content"
+    )
     assert lasting.bash("ls -A names | wc -l; cat names/*", name="lasting").output
     assert "its content" in lasting.tool("read_file", name="lasting", path=f"names/{path}")
     found = lasting.bash("ls -A names -1 --zero; rm -rf names", name="lasting").output
@@ -190,10 +233,14 @@ def test_a_name_that_is(name, lasting, verdict):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "x\0y", "x" * 300, "x/" * 1500, "x" * 5000], ids=["none", "NUL", "long", "deep", "longer"]
+    "path",
+    ["", "x\0y", "x" * 300, "x/" * 1500, "x" * 5000],
+    ids=["none", "NUL", "long", "deep", "longer"],
 )
 def test_an_impossible_path(path, lasting, verdict):
-    assert "won" in lasting.unprotected(python("try: open('x\\0y')\nexcept ValueError: print('won')"))
+    assert "won" in lasting.unprotected(
+        python("try: open('x\\0y')\nexcept ValueError: print('won')")
+    )
     for tool, args in (
         ("read_file", {}),
         ("write_file", {"content": "x"}),
@@ -218,13 +265,15 @@ NO_TEXT = {
 @pytest.mark.parametrize("name", NO_TEXT)
 def test_half_a_letter_in(name, lasting, verdict):
     """JSON can hold one half of a pair of surrogates, which no encoding has a place for."""
-    assert "won" in lasting.unprotected(python("try: open('x\\ud800')\nexcept UnicodeEncodeError: print('won')"))
+    assert "won" in lasting.unprotected(
+        python("try: open('x\\ud800')\nexcept UnicodeEncodeError: print('won')")
+    )
     tool, args = NO_TEXT[name]
     assert lasting.tool(tool, name="lasting", **args)
     verdict("an answer", "open() raises")
 
 
-# ── files and patterns that take long ─────────────────────────────────────────────────────────────────────────────────
+# ── files and patterns that take long ─────────────────────────────────────────────────────────────
 
 LARGE = replace(SMALL, disk=300 * MIB, file_size=200 * MIB)
 HUGE = {
@@ -241,12 +290,25 @@ HUGE = {
 def test_much_of(name, worker, verdict):
     worker.create("huge", limits=LARGE)
     assert (
-        worker.unprotected(python(PLAIN, "/dev/stdin") + " < <(head -c 5000000 /dev/zero) | wc -c").strip() == "5000001"
+        worker.unprotected(
+            python(PLAIN, "/dev/stdin") + " < <(head -c 5000000 /dev/zero) | wc -c"
+        ).strip()
+        == "5000001"
     )
     worker.bash(HUGE[name], name="huge", timeout=30)
-    calls = [("read_file", {"path": "huge"}), ("read_file", {"path": "huge", "start": 90_000_000, "lines": 2000})]
-    calls += [("edit_file", {"path": "huge", "old": "last", "new": "x"}), ("list_dir", {"path": "many"})]
-    for tool, args in [*calls, ("search", {"pattern": "A|y|last"}), ("search", {"pattern": "x", "path": "huge"})]:
+    calls = [
+        ("read_file", {"path": "huge"}),
+        ("read_file", {"path": "huge", "start": 90_000_000, "lines": 2000}),
+    ]
+    calls += [
+        ("edit_file", {"path": "huge", "old": "last", "new": "x"}),
+        ("list_dir", {"path": "many"}),
+    ]
+    for tool, args in [
+        *calls,
+        ("search", {"pattern": "A|y|last"}),
+        ("search", {"pattern": "x", "path": "huge"}),
+    ]:
         began = time.monotonic()
         assert len(worker.tool(tool, name="huge", **args)) < 25_000
         assert time.monotonic() - began < 2 * PATIENT
@@ -278,7 +340,7 @@ def test_a_pattern(name, lasting, verdict):
     verdict("stopped, and said so", "it would run for hours")
 
 
-# ── races ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── races ─────────────────────────────────────────────────────────────────────────────────────────
 
 SWAP = """
 import ctypes, os, sys, time
@@ -312,10 +374,15 @@ RACING = {
 
 
 def test_a_race_with_all_tools(attacked, verdict):
-    """A file and a link, and a folder and a link, are swapped all the time while they are at work."""
+    """A file and a link, and a folder and a link, are swapped all the time while they are at
+    work."""
     own = str(attacked.place / "own")
-    swap, check = python(SWAP, own, "0.7"), python(CHECKED)
-    script = f"mkdir race; echo clean >mark; {swap} & {check} | sort -u; wait; cat mark; rm -rf race mark"
+    swap = python(SWAP, own, "0.7")
+    check = python(CHECKED)
+    script = (
+        f"mkdir race; echo clean >mark; {swap} & {check} | sort -u; wait; cat mark; rm -rf race"
+        " mark"
+    )
     leaked, _, written = attacked.unprotected(script).strip().rpartition("\n")
     assert attacked.canary in leaked, "the attack itself is broken"
     assert written.startswith("won"), "the attack itself is broken"

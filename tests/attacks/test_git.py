@@ -1,4 +1,5 @@
-"""Hostile repositories: the agent prepares its workspace for the host's git, and then its work is taken."""
+"""Hostile repositories: the agent prepares its workspace for the host's git, and then its work is
+taken."""
 
 import asyncio
 import hashlib
@@ -10,8 +11,27 @@ import pytest
 
 from osiris.core.errors import LocalTimeout, OsirisError
 from tests.attacks.conftest import SMALL, USERS, Attacked
-from tests.attacks.git_hosts import PRIVATE, Careful, Thief, Tree, Trusting, contents, leaks, planting, tree_of
-from tests.attacks.hostile_repositories import BROKEN, COMMANDS, ENTRIES, HIDDEN, OTHERS, PLANTS, WORK, Plant
+from tests.attacks.git_hosts import (
+    PRIVATE,
+    Careful,
+    Thief,
+    Tree,
+    Trusting,
+    contents,
+    leaks,
+    planting,
+    tree_of,
+)
+from tests.attacks.hostile_repositories import (
+    BROKEN,
+    COMMANDS,
+    ENTRIES,
+    HIDDEN,
+    OTHERS,
+    PLANTS,
+    WORK,
+    Plant,
+)
 
 DONE = {"README.md": ("100644", "hello\nchange\n"), "src/new.txt": ("100644", "new\n")}
 
@@ -61,11 +81,21 @@ async def test_a_repository_that_is_after_the_host(name, attacked, hosts, verdic
 
 async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
     """Osiris' host takes what it should, and no harm is done; the other one is harmed."""
-    trusting, careful, thief = hosts.trusting, hosts.careful, hosts.thief
-    plant, ground = PLANTS[name], trusting.ground
+    trusting = hosts.trusting
+    careful = hosts.careful
+    thief = hosts.thief
+    plant = PLANTS[name]
+    ground = trusting.ground
     told = {"THIEF": str(thief.port), "STOLEN": stolen()}
-    here = {"M": f"{ground}/marker", "OUT": f"{ground}/outside", "OTHER": f"{ground}/other", "ORIGIN": careful.address}
-    before, heard, branch = contents(ground), thief.heard, f"bot-{name.encode().hex()}"
+    here = {
+        "M": f"{ground}/marker",
+        "OUT": f"{ground}/outside",
+        "OTHER": f"{ground}/other",
+        "ORIGIN": careful.address,
+    }
+    before = contents(ground)
+    heard = thief.heard
+    branch = f"bot-{name.encode().hex()}"
     attacked.bash(planting(plant, {**told, **here}))
     taken = await careful.publish(attacked, branch)
     pushed = await tree_of(careful.origin, f"refs/heads/{branch}")
@@ -75,7 +105,8 @@ async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
 
 
 def check(plant: Plant, taken: Any, pushed: Tree | None, canary: str) -> None:
-    """It was refused in the words of the plant, or everything that the agent did was pushed and nothing else."""
+    """It was refused in the words of the plant, or everything that the agent did was pushed and
+    nothing else."""
     if plant.refused:
         assert isinstance(taken, OsirisError), "it was taken"
         assert plant.refused in str(taken)
@@ -109,7 +140,8 @@ NESTED_PIPE = "mkdir -p sub/.git/objects sub/.git/refs; mkfifo sub/.git/HEAD"
 
 
 def test_a_nested_repository_whose_head_is_a_pipe(attacked, verdict):
-    """git waits for somebody to write into it: where it may only take its time, that is the end of it."""
+    """git waits for somebody to write into it: where it may only take its time, that is the end of
+    it."""
     attacked.create("hung", replace(SMALL, export_seconds=1.0))
     attacked.bash(NESTED_PIPE, name="hung")
     began = time.monotonic()
@@ -118,6 +150,8 @@ def test_a_nested_repository_whose_head_is_a_pipe(attacked, verdict):
     assert time.monotonic() - began < 10
     assert attacked.bash("rm -r sub; echo well", name="hung").output == b"well\n"
     attacked.ask("destroy", "hung")
-    free = attacked.unprotected(f"git init -q hung; cd hung; {NESTED_PIPE}; timeout 0.5 git add -A; echo $?")
+    free = attacked.unprotected(
+        f"git init -q hung; cd hung; {NESTED_PIPE}; timeout 0.5 git add -A; echo $?"
+    )
     assert free == "124\n"
     verdict("ended after its time", "the host's git hung")

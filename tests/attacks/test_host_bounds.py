@@ -1,7 +1,8 @@
-"""The host's git on a stranger's objects: they take no memory, no time of the event loop and no processor without end.
+"""The host's git on a stranger's objects: they take no memory, no time of the event loop and no
+processor without end.
 
-What a call costs is measured in a process of its own (`memory_bounds.py`); the control is the same reading without
-bounds.
+What a call costs is measured in a process of its own (`memory_bounds.py`); the control is the same
+reading without bounds.
 """
 
 import contextlib
@@ -51,7 +52,8 @@ COMMIT = hostile_packs.commit(BASE)
 SOME = 24 * MIB
 """What a worker may grow by: Python holds some MiB of what it is done with."""
 STALL = 0.25
-"""Seconds that its event loop may stand still: a thread that works beside it holds it up for 5 ms now and then."""
+"""Seconds that its event loop may stand still: a thread that works beside it holds it up for 5 ms
+now and then."""
 
 
 @pytest.fixture
@@ -71,7 +73,15 @@ def add(place: Path, things: Sequence[PackObject | PackDelta | Stored | Zeros]) 
 
 def listed(place: Path, commit: str, most: int) -> int:
     """How many bytes git lists for a commit when nobody stops it; for the control, up to `most`."""
-    argv = ["git", "-C", str(HostRepositories(place / "git").mirror_path(REPO)), "ls-tree", "-r", "-z", commit]
+    argv = [
+        "git",
+        "-C",
+        str(HostRepositories(place / "git").mirror_path(REPO)),
+        "ls-tree",
+        "-r",
+        "-z",
+        commit,
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as lister:
         size = len(lister.stdout.read(most))
         lister.kill()
@@ -93,7 +103,7 @@ def tree_bomb(*leaves: Entry) -> list[PackObject]:
     return found
 
 
-# ── what a repository holds ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what a repository holds ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("leaves", [[(FILE, "go.mod", README)], []], ids=["files", "nothing"])
@@ -143,7 +153,9 @@ async def test_names_that_a_pattern_takes_long_for(place, verdict):
 
 async def test_a_large_honest_repository(place):
     """400,000 files: their lock files still count, and their nested instructions are found."""
-    files = tree(*((FILE, f"a_rather_long_name_of_a_module_{n:04}.py", README) for n in range(1000)))
+    files = tree(
+        *((FILE, f"a_rather_long_name_of_a_module_{n:04}.py", README) for n in range(1000))
+    )
     locked = tree((FILE, "AGENTS.md", README), (FILE, "uv.lock", README))
     folders = tree(*((FOLDER, f"package_{n:03}", files) for n in range(399)), (FOLDER, "z", locked))
     root = tree((FOLDER, "some_folder_of_the_sources", folders))
@@ -152,21 +164,25 @@ async def test_a_large_honest_repository(place):
     add(place, [README, files, locked, folders, root, other, *commits])
     found = measure("fingerprint", place=f"{place}/git", commit=commits[0].id)
     assert found.answer not in (root.id, other.id)
-    assert found.answer == await HostRepositories(place / "git").fingerprint_packages(REPO, commits[1].id)
+    assert found.answer == await HostRepositories(place / "git").fingerprint_packages(
+        REPO, commits[1].id
+    )
     assert (found.growth < SOME, found.stall < STALL) == (True, True), found
     read = measure("instructions", place=f"{place}/git", commit=commits[0].id)
     assert read.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
     assert (read.growth < SOME, read.stall < STALL) == (True, True), read
 
 
-# ── what a pack holds ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a pack holds ─────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_link_to_somewhere_very_long(place, verdict):
     """It is small for a file, and large for what has to be split and looked at."""
     target = blob(b"a/" * (6 * MIB))
     made = tree((FILE, "README.md", README), (LINK, "link", target))
-    found = measure("take", place=f"{place}/git", base=COMMIT.id, tree=made.id, pack=put(place, [target, made]))
+    found = measure(
+        "take", place=f"{place}/git", base=COMMIT.id, tree=made.id, pack=put(place, [target, made])
+    )
     assert "what the link `link` leads to is longer than 4095 bytes" in found.answer
     assert (found.growth < SOME, found.stall < STALL) == (True, True), found
     verdict("refused by its length", f"{len(target.content) // MIB} MiB")
@@ -176,7 +192,14 @@ async def test_files_that_take_a_processor_long_to_unpack(place, verdict):
     """A pack of 4 MB, of which git takes four GiB of zeros."""
     good = tree((FILE, "README.md", README), (FILE, "new", README))
     zeros = [Zeros(1024 + n) for n in range(4)]
-    found = measure("take", place=f"{place}/git", base=COMMIT.id, tree=good.id, pack=put(place, [*zeros, good]), cpu=2)
+    found = measure(
+        "take",
+        place=f"{place}/git",
+        base=COMMIT.id,
+        tree=good.id,
+        pack=put(place, [*zeros, good]),
+        cpu=2,
+    )
     assert "git index-pack needed more than 2 seconds of processor time" in found.answer
     assert found.answer.startswith("Refused: ")
     assert found.cpu < 4, found
@@ -187,9 +210,14 @@ async def test_complaints_without_end(place, verdict):
     """git complains of each tag, and quotes its name."""
     good = tree((FILE, "README.md", README), (FILE, "new", README))
     tags = [hostile_packs.tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
-    found = measure("take", place=f"{place}/git", base=COMMIT.id, tree=good.id, pack=put(place, [*tags, good]))
+    found = measure(
+        "take", place=f"{place}/git", base=COMMIT.id, tree=good.id, pack=put(place, [*tags, good])
+    )
     assert found.growth < SOME, found
-    verdict("the beginning and the end are kept", f"{sum(len(tag.content) for tag in tags) // MIB} MiB of complaints")
+    verdict(
+        "the beginning and the end are kept",
+        f"{sum(len(tag.content) for tag in tags) // MIB} MiB of complaints",
+    )
 
 
 async def test_lines_that_take_long_to_count(place, verdict):
@@ -198,10 +226,19 @@ async def test_lines_that_take_long_to_count(place, verdict):
     lines = [bytes(numbers.choices(b"ab\n", k=1_000_000)) for _ in range(4)]
     old = [blob(text[:900_000] + b"%d\n" % n) for text in lines for n in range(8)]
     new = [blob(text[100_000:] + b"%d\n" % n) for text in reversed(lines) for n in range(8)]
-    before, after = (tree(*((FILE, f"{n:03}", file) for n, file in enumerate(files))) for files in (old, new))
+    before, after = (
+        tree(*((FILE, f"{n:03}", file) for n, file in enumerate(files))) for files in (old, new)
+    )
     commit = hostile_packs.commit(before)
     add(place, [*old, before, commit])
-    found = measure("take", place=f"{place}/git", base=commit.id, tree=after.id, pack=put(place, [*new, after]), cpu=2)
+    found = measure(
+        "take",
+        place=f"{place}/git",
+        base=commit.id,
+        tree=after.id,
+        pack=put(place, [*new, after]),
+        cpu=2,
+    )
     assert [file["additions"] for file in found.answer] == [None] * len(new)
     assert {file["counted"] for file in found.answer} == {False}
     assert found.cpu < 9, found
@@ -211,11 +248,16 @@ async def test_lines_that_take_long_to_count(place, verdict):
 
 async def test_what_was_not_counted_is_said(place):
     """A file is binary by what is in it, and not counted by its size."""
-    text, binary = blob(b"a line\n" * (MIB // 6)), blob(b"\0\1\2")
+    text = blob(b"a line\n" * (MIB // 6))
+    binary = blob(b"\0\1\2")
     made = tree((FILE, "binary", binary), (FILE, "large.txt", text), (FILE, "new.txt", README))
     with Path(put(place, [text, binary, made])).open("rb") as file:
-        taken = await HostRepositories(place / "git").import_pack(REPO, COMMIT.id, Export(tree=made.id, pack=file), ())
-    work = Work(summary="s", files=taken.files, commands=(), instructions=(), model="m", steps=1, seconds=1)
+        taken = await HostRepositories(place / "git").import_pack(
+            REPO, COMMIT.id, Export(tree=made.id, pack=file), ()
+        )
+    work = Work(
+        summary="s", files=taken.files, commands=(), instructions=(), model="m", steps=1, seconds=1
+    )
     rows = [row for row in comments.format_evidence(work).splitlines() if "| added |" in row]
     assert rows == [
         "| `binary` | added | binary |",
@@ -235,7 +277,7 @@ def running_in(place: Path) -> list[str]:
     return found
 
 
-# ── what goes on for long ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what goes on for long ─────────────────────────────────────────────────────────────────────────
 
 
 class Workspace:
@@ -289,7 +331,8 @@ class FakePlan:
 
 async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, verdict):
     """In half an hour; each minute's files would be 240 MiB, here and on GitHub."""
-    desk, now = HostRepositories(place / "git"), [0.0]
+    desk = HostRepositories(place / "git")
+    now = [0.0]
     shelf = Checkpoints(
         RunLocation(repo=REPO, ref="1-1", run="run"),
         FakeCheckpointStorage(),
@@ -326,7 +369,11 @@ async def test_what_killed_fetches_left_is_removed(place):
     desk = HostRepositories(place / "git")
     origin = place / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
-    subprocess.run(["git", "clone", "-q", "--bare", desk.mirror_path(REPO), origin], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "clone", "-q", "--bare", desk.mirror_path(REPO), origin],
+        check=True,
+        capture_output=True,
+    )
     other = hostile_packs.commit(tree((FILE, "README.md", blob(b"other\n"))))
     for thing in (blob(b"other\n"), tree((FILE, "README.md", blob(b"other\n"))), other):
         with packed([thing]) as file:
@@ -348,7 +395,7 @@ def packed(things: Sequence[PackObject]) -> Iterator[Any]:
         yield file
 
 
-# ── a person's own repository, which may be the clone of a stranger's ─────────────────────────────────────────────────
+# ── a person's own repository, which may be the clone of a stranger's ─────────────────────────────
 
 
 def test_a_file_of_a_clone_that_is_large(place_of_clone):
@@ -368,5 +415,7 @@ def place_of_clone() -> Iterator[tuple[Path, str]]:
         commit = hostile_packs.commit(root)
         subprocess.run(["git", "init", "-q", clone], check=True)
         argv = ["git", "-C", str(clone), "index-pack", "--stdin"]
-        subprocess.run(argv, input=pack([README, large, root, commit]), check=True, capture_output=True)
+        subprocess.run(
+            argv, input=pack([README, large, root, commit]), check=True, capture_output=True
+        )
         yield clone, commit.id

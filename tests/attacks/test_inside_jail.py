@@ -1,4 +1,5 @@
-"""Hostile commands that want the secrets of their worker, or somebody to talk to: files, processes, sockets, others."""
+"""Hostile commands that want the secrets of their worker, or somebody to talk to: files, processes,
+sockets, others."""
 
 import pytest
 
@@ -63,7 +64,10 @@ SECRETS = (
     ),
     Attack(
         name="the command lines of all processes",
-        script="cat /proc/*/cmdline | tr '\\0' '\\n' | grep -qE 'attacks[.]worker|own[/]sandboxes' && echo won",
+        script=(
+            "cat /proc/*/cmdline | tr '\\0' '\\n' | grep -qE 'attacks[.]worker|own[/]sandboxes' &&"
+            " echo won"
+        ),
         held="no command line of the host, no path of it",
         shows="the worker's was read",
     ),
@@ -105,15 +109,21 @@ SECRETS = (
     ),
     Attack(
         name="folders of the host where secrets are",
-        script="for at in /root /var/lib /var/run /run /srv /mnt /media /boot /opt /sys /.fly /home/[!a]*; do "
-        '[ -n "$(ls -A $at)" ] && echo "won $at"; done; head -c 1 /etc/shadow | grep -q . && echo won',
+        script=(
+            "for at in /root /var/lib /var/run /run /srv /mnt /media /boot /opt /sys /.fly"
+            ' /home/[!a]*; do [ -n "$(ls -A $at)" ] && echo "won $at"; done; head -c 1 /etc/shadow'
+            " | grep -q . && echo won"
+        ),
         held="none of them is there",
         shows="they were listed",
     ),
     Attack(
         name="an agent's keys, tokens and sockets in the home folder",
-        script="find / \\( -path /proc -o -path /usr -o -path /etc/ssl \\) -prune -o -type f "
-        "-regex '.*\\(pem\\|key\\|netrc\\|\\.env\\|id_[a-z0-9]+\\)' -print -quit | grep -q . && echo won",
+        script=(
+            "find / \\( -path /proc -o -path /usr -o -path /etc/ssl \\) -prune -o -type f -regex"
+            " '.*\\(pem\\|key\\|netrc\\|\\.env\\|id_[a-z0-9]+\\)' -print -quit | grep -q . &&"
+            " echo won"
+        ),
         held="no such file in the jail",
         shows="the worker's key was found",
         easier="find \"$OWN\" -name '*.pem' | grep -q . && echo won",
@@ -157,9 +167,9 @@ SECRETS = (
     Attack(
         name="a network interface",
         script=python(
-            "import os, socket\n"
-            "tunnels = ('lo', 'tunl', 'sit', 'ip6tnl', 'gre', 'erspan', 'ip_vti', 'ip6_vti', 'ip6gre', 'teql')\n"
-            "if any(not name.startswith(tunnels) for _, name in socket.if_nameindex()): print('won')"
+            "import os, socket\ntunnels = ('lo', 'tunl', 'sit', 'ip6tnl', 'gre', 'erspan',"
+            " 'ip_vti', 'ip6_vti', 'ip6gre', 'teql')\nif any(not name.startswith(tunnels) for _,"
+            " name in socket.if_nameindex()): print('won')"
         ),
         held="lo alone",
         shows="others were found",
@@ -185,9 +195,16 @@ def test_secret(attack, lasting, verdict):
     judge(attack, lasting, verdict, name="lasting")
 
 
-# ── the neighbours ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the neighbours ────────────────────────────────────────────────────────────────────────────────
 
-TRACES = ("a TCP port", "an abstract socket", "a socket in /tmp", "shared memory", "a file in /dev/shm", "a process")
+TRACES = (
+    "a TCP port",
+    "an abstract socket",
+    "a socket in /tmp",
+    "shared memory",
+    "a file in /dev/shm",
+    "a process",
+)
 LEAVE = """
 import ctypes, os, socket, sys, time
 held = [socket.socket() for _ in range(1)] + [socket.socket(socket.AF_UNIX) for _ in range(2)]
@@ -228,7 +245,8 @@ def traces(worker):
         worker.create(name)
     leave, find = (["/usr/bin/python3", "-c", code] for code in (LEAVE, FIND))
     left, found = worker.ask(
-        "together", [("run", ("left", [*leave, "0.8", "is-here"]), {}), ("run", ("finding", find), {})]
+        "together",
+        [("run", ("left", [*leave, "0.8", "is-here"]), {}), ("run", ("finding", find), {})],
     )
     both = f"{python(LEAVE, '0.8', 'is-here')} & {python(FIND)}; wait"
     control = worker.bash(both, name="finding").output.decode()
@@ -259,7 +277,10 @@ def test_another_sessions_files(attacked, verdict):
     attacked.create("other")
     assert attacked.bash(find, name="other").output == b""
     attacked.ask("destroy", "other")
-    verdict("nothing of another session, or of an earlier one of the same name", "found in its own session")
+    verdict(
+        "nothing of another session, or of an earlier one of the same name",
+        "found in its own session",
+    )
 
 
 def test_a_listener_inside_is_not_reached_from_outside(attacked, verdict):
@@ -269,7 +290,10 @@ def test_a_listener_inside_is_not_reached_from_outside(attacked, verdict):
         "try: one.accept(); print('won')\n"
         "except OSError: print('over')"
     )
-    knock = "for n in $(seq 15); do (exec 3<>/dev/tcp/127.0.0.1/18998) 2>/dev/null && echo won; sleep 0.02; done"
+    knock = (
+        "for n in $(seq 15); do (exec 3<>/dev/tcp/127.0.0.1/18998) 2>/dev/null && echo won; sleep"
+        " 0.02; done"
+    )
     attempts = [("plain", (["/bin/bash", "-c", knock],), {})]
     within = [("run", ("s", ["/usr/bin/python3", "-c", listen]), {})]
     without = f"{python(listen)} & {knock}; wait"
@@ -279,7 +303,7 @@ def test_a_listener_inside_is_not_reached_from_outside(attacked, verdict):
     verdict("its port is in another network", "an unprotected one was reached")
 
 
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── signals ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @each(
@@ -303,9 +327,9 @@ def test_a_listener_inside_is_not_reached_from_outside(attacked, verdict):
     Attack(
         name="to the worker by a descriptor of it",
         script=python(
-            "import os, signal\n"
-            "try: signal.pidfd_send_signal(os.pidfd_open(int(os.environ['WORKER'])), 0); print('won')\n"
-            "except OSError as error: print(error)"
+            "import os, signal\ntry:"
+            " signal.pidfd_send_signal(os.pidfd_open(int(os.environ['WORKER'])), 0);"
+            " print('won')\nexcept OSError as error: print(error)"
         ),
         held="no such process",
         shows="it could be sent",
@@ -317,7 +341,11 @@ def test_signal(attack, lasting, verdict):
 
 def test_a_signal_to_everybody_ends_the_command_alone(attacked, verdict):
     attacked.create("other")
-    killing = ("run", ("s", ["/bin/bash", "-c", "sleep 20 & kill -9 -1; kill -9 0; kill -9 1; kill -9 2"]), {})
+    killing = (
+        "run",
+        ("s", ["/bin/bash", "-c", "sleep 20 & kill -9 -1; kill -9 0; kill -9 1; kill -9 2"]),
+        {},
+    )
     assert attacked.unprotected("sleep 20 & kill -9 $!; wait $!; echo $?").split()[-1] == "137"
     killed, others = attacked.ask("beside", killing, ("run", ("other", ["/bin/echo", "alive"]), {}))
     assert killed.seconds < 5
@@ -328,11 +356,17 @@ def test_a_signal_to_everybody_ends_the_command_alone(attacked, verdict):
 
 
 def test_a_lower_priority_for_all_processes_of_the_user(attacked, verdict):
-    lower = "import os\n{loop}os.setpriority({which}, {who}, 5)\nprint(os.getpriority(os.PRIO_PROCESS, 0))"
+    lower = (
+        "import os\n{loop}os.setpriority({which}, {who},"
+        " 5)\nprint(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
     one = lower.format(loop="", which="os.PRIO_PROCESS", who=0)
     everybody = lower.format(loop="", which="os.PRIO_USER", who="os.getuid()")
     assert attacked.unprotected(python(one)) == "5\n"
     assert attacked.bash(f"{python(everybody)}; nice").output == b"5\n5\n"
     assert attacked.bash("nice").output == b"0\n"
-    assert attacked.unprotected("ps -o ni= -p $WORKER".replace("$WORKER", str(attacked.pid))).strip() == "0"
+    assert (
+        attacked.unprotected("ps -o ni= -p $WORKER".replace("$WORKER", str(attacked.pid))).strip()
+        == "0"
+    )
     verdict("only its own processes", "a process lowered itself")

@@ -1,7 +1,8 @@
 """Hostile commands that turn to the kernel: system calls, sockets, devices, settings, privileges.
 
-The numbers are those of x86_64. All rows are asked in one run, each in a process of its own, which can harm nothing
-outside of the jail: the control asks the same of the machine itself, with arguments that are wrong in the end.
+The numbers are those of x86_64. All rows are asked in one run, each in a process of its own, which
+can harm nothing outside of the jail: the control asks the same of the machine itself, with
+arguments that are wrong in the end.
 """
 
 import json
@@ -76,8 +77,8 @@ for name, code in json.loads(sys.argv[1]).items():
 
 @dataclass(frozen=True, kw_only=True)
 class KernelQuestion:
-    """A question to the kernel. `rootly`: it is closed to ordinary users everywhere, so theirs has no other control
-    than that the kernel knows the question."""
+    """A question to the kernel. `rootly`: it is closed to ordinary users everywhere, so theirs has
+    no other control than that the kernel knows the question."""
 
     name: str
     code: str
@@ -86,7 +87,8 @@ class KernelQuestion:
 
 
 def calls(*rows: str) -> list[KernelQuestion]:
-    """Rows of a name, a number and arguments; `root` behind a name: only the machine's root is asked in earnest."""
+    """Rows of a name, a number and arguments; `root` behind a name: only the machine's root is
+    asked in earnest."""
     found = []
     for row in rows:
         name, _, words = row.partition(": ")
@@ -186,42 +188,86 @@ SPACES = {"NEWNS": 0x20000, "NEWCGROUP": 0x2000000, "NEWUTS": 0x4000000, "NEWIPC
 SPACES |= {"NEWUSER": 0x10000000, "NEWPID": 0x20000000, "NEWNET": 0x40000000}
 NAMESPACES = [
     *(KernelQuestion(name=f"clone {name}", code=f"clone({flag})") for name, flag in SPACES.items()),
-    *(KernelQuestion(name=f"clone3 {name}", code=f"clone3({flag})") for name, flag in SPACES.items()),
-    *(KernelQuestion(name=f"unshare {name}", code=f"call(272, {flag})") for name, flag in SPACES.items()),
-    KernelQuestion(name="unshare NEWTIME", code="call(272, 0x80)"),
-    KernelQuestion(name="clone NEWUSER with high bits", code=f"clone({1 << 40 | SPACES['NEWUSER']})"),
     *(
-        KernelQuestion(name=f"setns {kind}", code=f"call(308, os.open('/proc/self/ns/{kind}', 0), 0)")
+        KernelQuestion(name=f"clone3 {name}", code=f"clone3({flag})")
+        for name, flag in SPACES.items()
+    ),
+    *(
+        KernelQuestion(name=f"unshare {name}", code=f"call(272, {flag})")
+        for name, flag in SPACES.items()
+    ),
+    KernelQuestion(name="unshare NEWTIME", code="call(272, 0x80)"),
+    KernelQuestion(
+        name="clone NEWUSER with high bits", code=f"clone({1 << 40 | SPACES['NEWUSER']})"
+    ),
+    *(
+        KernelQuestion(
+            name=f"setns {kind}", code=f"call(308, os.open('/proc/self/ns/{kind}', 0), 0)"
+        )
         for kind in ("user", "mnt", "net", "pid", "uts", "ipc")
     ),
     KernelQuestion(name="setns process 1", code="call(308, os.pidfd_open(1), 0x20000)"),
 ]
-NETLINK = {"sock_diag": 4, "xfrm": 6, "audit": 9, "connector": 11, "netfilter": 12, "uevent": 15, "generic": 16}
-FAMILIES = {"VSOCK": (40, 1), "PACKET": (17, 3), "ALG": (38, 5), "KEY": (15, 3), "XDP": (44, 3), "TIPC": (30, 5)}
-FAMILIES |= {"CAN": (29, 3), "BLUETOOTH": (31, 1), "RDS": (21, 5), "SMC": (43, 1), "NFC": (39, 3), "QIPCRTR": (42, 2)}
+NETLINK = {
+    "sock_diag": 4,
+    "xfrm": 6,
+    "audit": 9,
+    "connector": 11,
+    "netfilter": 12,
+    "uevent": 15,
+    "generic": 16,
+}
+FAMILIES = {
+    "VSOCK": (40, 1),
+    "PACKET": (17, 3),
+    "ALG": (38, 5),
+    "KEY": (15, 3),
+    "XDP": (44, 3),
+    "TIPC": (30, 5),
+}
+FAMILIES |= {
+    "CAN": (29, 3),
+    "BLUETOOTH": (31, 1),
+    "RDS": (21, 5),
+    "SMC": (43, 1),
+    "NFC": (39, 3),
+    "QIPCRTR": (42, 2),
+}
 SOCKETS = [
     *(
-        KernelQuestion(name=f"a socket of AF_{name}", code=f"call(41, {family}, {kind}, 0)", refused=NO_FAMILY)
+        KernelQuestion(
+            name=f"a socket of AF_{name}", code=f"call(41, {family}, {kind}, 0)", refused=NO_FAMILY
+        )
         for name, (family, kind) in FAMILIES.items()
     ),
     *(
         KernelQuestion(name=f"netlink {name}", code=f"call(41, 16, 3, {number})", refused=NO_FAMILY)
         for name, number in NETLINK.items()
     ),
-    KernelQuestion(name="a vsock with high bits", code="call(41, 1 << 32 | 40, 1, 0)", refused=NO_FAMILY),
+    KernelQuestion(
+        name="a vsock with high bits", code="call(41, 1 << 32 | 40, 1, 0)", refused=NO_FAMILY
+    ),
     KernelQuestion(name="a pair of vsocks", code="call(53, 40, 1, 0, BUFFER)", refused=NO_FAMILY),
     KernelQuestion(name="a raw socket", code="call(41, 2, 3, 1)", refused=NO_FAMILY),
 ]
 SHAPES = [
     KernelQuestion(name="TIOCSTI", code="call(16, terminal(), 0x5412, b'x')"),
-    KernelQuestion(name="TIOCSTI with high bits", code="call(16, terminal(), 1 << 32 | 0x5412, b'x')"),
+    KernelQuestion(
+        name="TIOCSTI with high bits", code="call(16, terminal(), 1 << 32 | 0x5412, b'x')"
+    ),
     KernelQuestion(name="TIOCLINUX", code="call(16, terminal(), 0x541C, b'\\6')"),
     KernelQuestion(name="personality with READ_IMPLIES_EXEC", code="call(135, 0x400000)"),
     KernelQuestion(name="personality of 32 bits", code="call(135, 8)"),
     KernelQuestion(name="personality with high bits", code="call(135, 0x400000 | 0x40000)"),
-    KernelQuestion(name="int 0x80", code="machine_code(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')", refused={"signal 31"}),
+    KernelQuestion(
+        name="int 0x80",
+        code="machine_code(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')",
+        refused={"signal 31"},
+    ),
     KernelQuestion(name="x32", code="call(0x40000000 | 39)", refused={"signal 31"}),
-    KernelQuestion(name="a number of the future", code="call(463, -100, NOWHERE, 0, NOWHERE, BUFFER, 0)"),
+    KernelQuestion(
+        name="a number of the future", code="call(463, -100, NOWHERE, 0, NOWHERE, BUFFER, 0)"
+    ),
 ]
 SYSTEM = "/proc/sys"
 SETTINGS = [
@@ -229,14 +275,30 @@ SETTINGS = [
         KernelQuestion(name=f"writing {path}", code=f"write({path!r})", refused=ABSENT, rootly=True)
         for path in (
             "/proc/sysrq-trigger",
-            *(f"{SYSTEM}/kernel/{name}" for name in ("core_pattern", "modprobe", "hostname", "poweroff_cmd")),
-            *(f"{SYSTEM}/{name}" for name in ("vm/drop_caches", "fs/file-max", "user/max_user_namespaces")),
+            *(
+                f"{SYSTEM}/kernel/{name}"
+                for name in ("core_pattern", "modprobe", "hostname", "poweroff_cmd")
+            ),
+            *(
+                f"{SYSTEM}/{name}"
+                for name in ("vm/drop_caches", "fs/file-max", "user/max_user_namespaces")
+            ),
             f"{SYSTEM}/net/ipv4/ip_forward",
         )
     ),
     *(
-        KernelQuestion(name=f"writing /proc/self/{name}", code=f"write('/proc/self/{name}')", refused=ABSENT)
-        for name in ("oom_score_adj", "uid_map", "gid_map", "setgroups", "mem", "clear_refs", "coredump_filter")
+        KernelQuestion(
+            name=f"writing /proc/self/{name}", code=f"write('/proc/self/{name}')", refused=ABSENT
+        )
+        for name in (
+            "oom_score_adj",
+            "uid_map",
+            "gid_map",
+            "setgroups",
+            "mem",
+            "clear_refs",
+            "coredump_filter",
+        )
     ),
     *(
         KernelQuestion(name=f"reading {path}", code=f"read({path!r})", refused=ABSENT, rootly=True)
@@ -250,8 +312,14 @@ SETTINGS = [
             rootly=rootly,
         )
         for path, rootly in (
-            *((f"/dev/{name}", True) for name in ("kmsg", "mem", "loop-control", "net/tun", "fuse", "kvm", "vsock")),
-            *((f"/dev/{name}", True) for name in ("console", "tty0", "userfaultfd", "vhost-vsock", "ptp0", "hwrng")),
+            *(
+                (f"/dev/{name}", True)
+                for name in ("kmsg", "mem", "loop-control", "net/tun", "fuse", "kvm", "vsock")
+            ),
+            *(
+                (f"/dev/{name}", True)
+                for name in ("console", "tty0", "userfaultfd", "vhost-vsock", "ptp0", "hwrng")
+            ),
             ("/sys/fs/cgroup", False),
             ("/sys/kernel", False),
             ("/sys/class/net", False),
@@ -261,11 +329,23 @@ SETTINGS = [
 PRIVILEGES = [
     KernelQuestion(name="to be user 0", code="os.setuid(0)", refused={"EPERM", "EINVAL"}),
     KernelQuestion(name="to be group 0", code="os.setgid(0)", refused={"EPERM", "EINVAL"}),
-    KernelQuestion(name="to have group 0", code="os.setgroups([0])", refused={"EPERM", "EINVAL"}, rootly=True),
-    KernelQuestion(name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", rootly=True),
-    KernelQuestion(name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", rootly=True),
-    KernelQuestion(name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, rootly=True),
-    KernelQuestion(name="real time", code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", rootly=True),
+    KernelQuestion(
+        name="to have group 0", code="os.setgroups([0])", refused={"EPERM", "EINVAL"}, rootly=True
+    ),
+    KernelQuestion(
+        name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", rootly=True
+    ),
+    KernelQuestion(
+        name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", rootly=True
+    ),
+    KernelQuestion(
+        name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, rootly=True
+    ),
+    KernelQuestion(
+        name="real time",
+        code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+        rootly=True,
+    ),
     KernelQuestion(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", rootly=True),
 ]
 FLUSHES = [
@@ -294,7 +374,9 @@ def answers(worker):
     said = [worker.bash(asking, name="kernel", timeout=60).output.decode()]
     said += [getattr(worker, control)(asking) for control in ("unprotected", "namespaced", "naive")]
     worker.ask("destroy", "kernel")
-    inside, *outside = (dict(line.split(": ", 1) for line in text.splitlines() if ": " in line) for text in said)
+    inside, *outside = (
+        dict(line.split(": ", 1) for line in text.splitlines() if ": " in line) for text in said
+    )
     return inside, outside
 
 
@@ -343,7 +425,8 @@ if by_sync == 0: print("won")
 
 
 def test_sync_writes_out_nothing_and_fsync_does(lasting, worker, verdict):
-    """What is still dirty after a flush: all others of the machine would wait for one of all its disks.
+    """What is still dirty after a flush: all others of the machine would wait for one of all its
+    disks.
 
     A kernel may write pages out at any time, so it is tried some times, and the most counts.
     """
@@ -359,7 +442,7 @@ def test_sync_writes_out_nothing_and_fsync_does(lasting, worker, verdict):
     verdict("answered, and nothing done", "all was written out")
 
 
-# ── what a process has ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a process has ────────────────────────────────────────────────────────────────────────────
 
 SU = """
 import subprocess, time
@@ -371,9 +454,7 @@ for _ in range(200):
 if status.split("Uid:")[1].split()[1] == "0": print("won")
 one.kill()
 """
-WRITABLE = (
-    """awk '$6 ~ /^rw/ && $5 !~ "^/(tmp|home/agent|workspace|dev/[a-z]+)$" {print "won", $5}' /proc/self/mountinfo"""
-)
+WRITABLE = """awk '$6 ~ /^rw/ && $5 !~ "^/(tmp|home/agent|workspace|dev/[a-z]+)$" {print "won", $5}' /proc/self/mountinfo"""
 KEEP = """f=/proc/sys/kernel/core_pattern; v=$(cat $f); (echo "$v" >$f) && echo won"""
 BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 
@@ -408,7 +489,10 @@ BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
     ),
     Attack(
         name="a device besides those of every jail",
-        script="ls /dev | grep -vxE 'core|fd|full|null|ptmx|pts|u?random|shm|std(in|out|err)|tty|zero' && echo won",
+        script=(
+            "ls /dev | grep -vxE 'core|fd|full|null|ptmx|pts|u?random|shm|std(in|out|err)|tty|zero'"
+            " && echo won"
+        ),
         held="there is none",
         shows="there are others",
         easier="touch dev-x; (ls /dev; ls) | grep -vxE 'null|zero|full|tty' && echo won",
@@ -436,7 +520,10 @@ BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
     ),
     Attack(
         name="a jail in the jail",
-        script="bwrap --unshare-all --ro-bind / / /bin/echo won; unshare -r echo won; nsenter -t 1 -m echo won",
+        script=(
+            "bwrap --unshare-all --ro-bind / / /bin/echo won; unshare -r echo won; nsenter -t 1 -m"
+            " echo won"
+        ),
         held="operation not permitted",
         shows="it could be made",
     ),

@@ -1,6 +1,8 @@
-"""The host keeps away from workspaces: who may touch a session's disk, start a program or say `git` stands here.
+"""The host keeps away from workspaces: who may touch a session's disk, start a program or say `git`
+stands here.
 
-It is read from the code, so a new way there is seen when it is written, and not when it is attacked.
+It is read from the code, so a new way there is seen when it is written, and not when it is
+attacked.
 """
 
 import ast
@@ -25,14 +27,18 @@ FILE_CALLS = re.compile(
     r"|symlink|link|readlink|copy2?|copyfile|copytree"
 )
 TOUCHES: Mapping[str, str] = {
-    "tools/sandbox/disks/disk:get_private_path": "a /usr, an /etc or a devpts of the session's, where nobody can write",
+    "tools/sandbox/disks/disk:get_private_path": (
+        "a /usr, an /etc or a devpts of the session's, where nobody can write"
+    ),
     "tools/sandbox/disks/disk:_make_folders": "makes the folders, before anybody was there",
     "tools/sandbox/disks/disk:finalize": "`host_only`, which no jail sees",
     "tools/sandbox/disks/disk:seal": "`host_only`",
     "tools/sandbox/disks/disk:is_sealed": "`host_only`",
     "tools/sandbox/disks/disk:notes": "`host_only`",
     "tools/sandbox/disks/disk:unfreeze_index": "`host_only`",
-    "tools/sandbox/disks/disk:restore_permissions": "a folder in one of ours, so it is never a link",
+    "tools/sandbox/disks/disk:restore_permissions": (
+        "a folder in one of ours, so it is never a link"
+    ),
     "tools/sandbox/disks/disk:probe_size_limit": "a disk of its own, to try the limits",
     "tools/sandbox/disks/tmpfs_disk:create": "where the disk is mounted",
     "tools/sandbox/disks/tmpfs_disk:remove": "where the disk was mounted",
@@ -41,9 +47,13 @@ TOUCHES: Mapping[str, str] = {
     "tools/sandbox/disks/image_disk:remove": "where the disk was mounted",
     "tools/sandbox/disks/image_disk:reserve_paths": "where the disk is mounted",
     "tools/sandbox/disks/image_disk:_make_image": "the image itself",
-    "tools/sandbox/disks/image_disk:_map_owner": "the owner of a checkout that nothing is written to any more",
+    "tools/sandbox/disks/image_disk:_map_owner": (
+        "the owner of a checkout that nothing is written to any more"
+    ),
     "tools/sandbox/disks/image_disk:_mount_private": "where /usr, /etc and a devpts are mounted",
-    "tools/sandbox/disks/image_disk:probe_separate_users": "disks of its own, to try what the kernel can",
+    "tools/sandbox/disks/image_disk:probe_separate_users": (
+        "disks of its own, to try what the kernel can"
+    ),
     "tools/sandbox/disks/image_disk:_mount_image": "where the disk is mounted",
     "tools/sandbox/disks/image_disk:_mount_overlay": "`host_only`, and whether it is mounted",
     "tools/sandbox/workspace/checkout:check_out": "`host_only`",
@@ -66,7 +76,9 @@ STARTERS: Mapping[str, str] = {
     "tools/sandbox/disks/mounts": "umount, and a process that a user namespace is made with",
     "tools/sandbox/jail/jail_etc": "compiles our own helpers",
     "tools/sandbox/network/proxy_process": "the proxy of a session, with nothing of the worker's",
-    "tools/sandbox/network/package_registries": "asks this machine's package tools, in a folder of its own",
+    "tools/sandbox/network/package_registries": (
+        "asks this machine's package tools, in a folder of its own"
+    ),
     "local/repository": "the person's own repository",
     "devhub/git_http": "the make-believe GitHub",
     "devhub/git_repository": "the make-believe GitHub",
@@ -89,7 +101,10 @@ INSIDES = re.compile(
     r"osiris\.tools\.sandbox\.(?:session|disks\.(?!mounts)\w+|jail\.(?:process|bwrap_arguments)|workspace\.\w+)"
 )
 """Modules that know where a session's files are; nobody else's business."""
-GIT = re.compile(r"(?m)\A(?:\S*/)?git\Z|^[^#\n]*(?:^|[|(;&!=`{] *)(?:\S*/)?git -|\A(?:\S*/)?git [a-z-]+ |^ *git .*\n")
+GIT = re.compile(
+    r"(?m)\A(?:\S*/)?git\Z|^[^#\n]*(?:^|[|(;&!=`{] *)(?:\S*/)?git -|\A(?:\S*/)?git [a-z-]+ |^ *git"
+    r" .*\n"
+)
 
 
 def touches(place: str, source: str) -> Iterator[str]:
@@ -128,7 +143,11 @@ def says_git(place: str, source: str) -> Iterator[str]:
     """Texts that start git: a list of words that begins with it, or a line of a script."""
     tree = ast.parse(source)
     told = {id(node.body[0].value) for node in ast.walk(tree) if _has_docstring(node)}
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     if any(GIT.search(node.value) for node in texts if id(node) not in told):
         yield place
 
@@ -143,13 +162,19 @@ def intrusions(place: str, source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom) and not place.startswith("tools/"):
             module = getattr(node, "module", None) or ""
-            named = {module, *(alias.name for alias in node.names), *(f"{module}.{a.name}" for a in node.names)}
+            named = {
+                module,
+                *(alias.name for alias in node.names),
+                *(f"{module}.{a.name}" for a in node.names),
+            }
             yield from (f"{place}: {name}" for name in named if INSIDES.fullmatch(name))
 
 
 RUNNERS: Mapping[str, str] = {"bot/git/runner": "sets the limits"}
 """Modules that may use `bot/git/subprocesses`."""
-ENDLESS = re.compile(r"(?:math\.)?inf|float\(.*|sys\.maxsize|resource\.RLIM_INFINITY|None|-1|0|False")
+ENDLESS = re.compile(
+    r"(?:math\.)?inf|float\(.*|sys\.maxsize|resource\.RLIM_INFINITY|None|-1|0|False"
+)
 BOUNDS = {"timeout", "most", "limits", "seconds", "cpu", "memory", "output", "file_size"}
 """What the bounds of git and of the programs of the host are called."""
 HOST = ("bot/", "local/repository")
@@ -157,10 +182,15 @@ HOST = ("bot/", "local/repository")
 
 
 def runs(place: str, source: str) -> Iterator[str]:
-    """Modules that use `bot/git/subprocesses`: git has limits because only one of them starts it."""
+    """Modules that use `bot/git/subprocesses`: git has limits because only one of them starts
+    it."""
     for node in ast.walk(ast.parse(source)):
         module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
-        names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+        names = (
+            {alias.name for alias in node.names}
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else set()
+        )
         whole = {*names, *(f"{module}.{name}" for name in names), str(module)}
         if place != "bot/git/subprocesses" and "osiris.bot.git.subprocesses" in whole:
             yield place
@@ -172,15 +202,21 @@ def unbounded(place: str, source: str) -> Iterator[str]:
         return
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
-            yield from (f"{place}:{node.lineno}: {why}" for why in _lacks(ast.unparse(node.func), node))
+            yield from (
+                f"{place}:{node.lineno}: {why}" for why in _lacks(ast.unparse(node.func), node)
+            )
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from (f"{place}:{node.name}: {name} may be None" for name in _optional_bounds(node))
+            yield from (
+                f"{place}:{node.name}: {name} may be None" for name in _optional_bounds(node)
+            )
 
 
 def _lacks(name: str, call: ast.Call) -> Iterator[str]:
     words = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
     bounded = name in {"git", "_git", "GitLimits", "replace", "subprocesses.run"}
-    yield from (f"{word}={value}" for word, value in words.items() if bounded and _is_off(word, value))
+    yield from (
+        f"{word}={value}" for word, value in words.items() if bounded and _is_off(word, value)
+    )
     if name == "subprocesses.run" and not {"timeout", "most"} <= set(words):
         yield "no bounds"
     takes_all = name.startswith("subprocess.") and name != "subprocess.Popen"
@@ -213,15 +249,29 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_host_keeps_away_from_workspaces(rule):
     """What is listed is there, and nothing else is."""
-    assert {found for place, source in SOURCES.items() for found in rule(place, source)} == RULES[rule]
+    assert {found for place, source in SOURCES.items() for found in rule(place, source)} == RULES[
+        rule
+    ]
 
 
 @pytest.mark.parametrize(
     ("rule", "place", "planted"),
     [
-        (touches, "tools/toolbox", "def f(session):\n    return (session.disk.work / 'README.md').read_text()"),
-        (touches, "tools/files", "def f(resources):\n    return os.listdir(resources.disk.host_path)"),
-        (touches, "tools/sandbox/session", "async def f(self):\n    with open(self._resources.spec.home) as file: ..."),
+        (
+            touches,
+            "tools/toolbox",
+            "def f(session):\n    return (session.disk.work / 'README.md').read_text()",
+        ),
+        (
+            touches,
+            "tools/files",
+            "def f(resources):\n    return os.listdir(resources.disk.host_path)",
+        ),
+        (
+            touches,
+            "tools/sandbox/session",
+            "async def f(self):\n    with open(self._resources.spec.home) as file: ...",
+        ),
         (touches, "tools/shell", "def f(disk):\n    shutil.rmtree(disk.folder / 'work')"),
         (starts, "tools/toolbox", "import subprocess\nsubprocess.run(['ls'])"),
         (starts, "agents/loop", "from subprocess import Popen\nPopen(['ls'])"),
@@ -239,7 +289,11 @@ def test_the_host_keeps_away_from_workspaces(rule):
         (runs, "agents/runner", "from osiris.bot.git.subprocesses import run"),
         (runs, "bootstrap", "import osiris.bot.git.subprocesses"),
         (unbounded, "bot/git/repositories", "git(repo, 'ls-tree', limits=None)"),
-        (unbounded, "bot/git/repositories", "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))"),
+        (
+            unbounded,
+            "bot/git/repositories",
+            "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))",
+        ),
         (unbounded, "bot/git/import_pack", "replace(_IMPORT, cpu=math.inf)"),
         (unbounded, "bot/git/import_pack", "_git(desk, 'ls-tree', timeout=None)"),
         (unbounded, "bot/git/remote", "GitLimits(file_size=sys.maxsize)"),

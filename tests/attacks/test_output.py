@@ -1,4 +1,5 @@
-"""Hostile commands whose output is the weapon: floods, control sequences, and links where the host puts all of it."""
+"""Hostile commands whose output is the weapon: floods, control sequences, and links where the host
+puts all of it."""
 
 import os
 import re
@@ -40,11 +41,15 @@ def test_a_flood_of(name, lasting, unbounded, verdict):
     assert growth < FLAT
     kept = lasting.bash("stat -c %s /tmp/outputs/flood.txt", name="lasting").output
     assert int(kept) == SMALL.kept_output
-    verdict(f"{result.total // MIB} MiB cut to head and tail", "a runner without a bound grew with it")
+    verdict(
+        f"{result.total // MIB} MiB cut to head and tail", "a runner without a bound grew with it"
+    )
 
 
 def test_an_answer_is_short_too(lasting, verdict):
-    answer = lasting.tool("run_command", name="lasting", command="yes | head -c 50000000; echo last; exit 3")
+    answer = lasting.tool(
+        "run_command", name="lasting", command="yes | head -c 50000000; echo last; exit 3"
+    )
     assert len(answer) < 20_000
     assert answer.startswith("exit code 3")
     assert answer.endswith("last")
@@ -52,7 +57,7 @@ def test_an_answer_is_short_too(lasting, verdict):
     verdict("16,000 characters, the end among them", "all of it came")
 
 
-# ── what a terminal, a log or a model would obey ──────────────────────────────────────────────────────────────────────
+# ── what a terminal, a log or a model would obey ──────────────────────────────────────────────────
 
 SEQUENCES = {
     "the screen cleared": "\\033[2J\\033[H",
@@ -65,7 +70,9 @@ SEQUENCES = {
     "raw C1 controls": "\\x9b31m\\x9devil\\x9c",
     "a line over the other": "FAILED\\rpassed\\b\\b\\b",
     "bells and backspaces": "\\a\\b\\v\\f\\016\\017\\177",
-    "letters from right to left": "\\342\\200\\256evil\\342\\200\\254\\342\\201\\246x\\342\\201\\251",
+    "letters from right to left": (
+        "\\342\\200\\256evil\\342\\200\\254\\342\\201\\246x\\342\\201\\251"
+    ),
     "invisible letters": "a\\342\\200\\213b\\342\\200\\215c\\357\\273\\277\\302\\255",
     "tags": "\\363\\240\\201\\245\\363\\240\\201\\276",
     "no text at all": "\\0\\377\\376\\355\\240\\200\\300\\200",
@@ -80,7 +87,10 @@ def test_a_sequence(name, lasting, verdict):
     printed = f"printf 'begin {SEQUENCES[name]} end\\n'"
     assert _hidden(lasting.unprotected(printed)) or "\ufffd" in lasting.unprotected(printed)
     file = SEQUENCES[name].replace("\\0\\377", "\\377").replace("/", "")  # no name holds these
-    prepare = f"cd /tmp; rm -rf seen; mkdir seen; {printed} >seen/file; touch -- \"seen/$(printf 'begin {file} end')\""
+    prepare = (
+        f"cd /tmp; rm -rf seen; mkdir seen; {printed} >seen/file; touch -- \"seen/$(printf 'begin"
+        f" {file} end')\""
+    )
     assert lasting.bash(prepare, name="lasting").exit_code == 0
     asked = (
         ("run_command", {"command": printed}),
@@ -97,7 +107,11 @@ def test_a_sequence(name, lasting, verdict):
 
 
 def _hidden(text: str) -> list[str]:
-    return [letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in "\n\t"]
+    return [
+        letter
+        for letter in text
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in "\n\t"
+    ]
 
 
 def test_a_forged_verdict(lasting, verdict):
@@ -107,7 +121,7 @@ def test_a_forged_verdict(lasting, verdict):
     verdict("the harness speaks first", "bare output begins with it")
 
 
-# ── what takes long to read ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what takes long to read ───────────────────────────────────────────────────────────────────────
 
 PIECES = {
     "returns": "\r",
@@ -124,7 +138,8 @@ NAIVE = re.compile(r"\r+\n|\bsk-(?=[\w-]*\d)[\w-]{20,}|\beyJ[\w-]{10,}\.eyJ|(?:\
 
 @pytest.mark.parametrize("name", PIECES)
 def test_output_that_takes_long_to_read(name, lasting, verdict):
-    """The tools answer, and the worker's event loop goes on: `Attacked` looks at it in every call."""
+    """The tools answer, and the worker's event loop goes on: `Attacked` looks at it in every
+    call."""
     piece = PIECES[name].encode("utf-8", "surrogateescape")
     writing = f"import sys; sys.stdout.buffer.write({piece!r} * {262_144 // len(piece)})"
     lasting.bash(f"mkdir -p /tmp/slow; {python(writing)} >/tmp/slow/file", name="lasting")
@@ -133,15 +148,21 @@ def test_output_that_takes_long_to_read(name, lasting, verdict):
         ("run_command", {"command": f"{python(writing)} >&2; exit 1"}),
         ("read_file", {"path": "/tmp/slow/file"}),
         ("search", {"path": "/tmp/slow", "pattern": "."}),
-        ("write_file", {"path": "/tmp/slow/other", "content": "x", PIECES[name] * 30_000: "an argument"}),
+        (
+            "write_file",
+            {"path": "/tmp/slow/other", "content": "x", PIECES[name] * 30_000: "an argument"},
+        ),
     ):
         answer = lasting.tool(tool, name="lasting", **args)
         assert len(answer) < 25_000
     slow = not takes_linear_time(lambda text: NAIVE.sub("", text), PIECES[name] * 20_000)
-    verdict("read at once", "a naive pattern takes quadratic time" if slow else "no naive pattern is slow here")
+    verdict(
+        "read at once",
+        "a naive pattern takes quadratic time" if slow else "no naive pattern is slow here",
+    )
 
 
-# ── where the host puts all of it ─────────────────────────────────────────────────────────────────────────────────────
+# ── where the host puts all of it ─────────────────────────────────────────────────────────────────
 
 PLACES = {
     "a link to a folder of the worker's": "ln -s $OWN/plain /tmp/outputs",
@@ -158,7 +179,9 @@ PLACES = {
 @pytest.mark.parametrize("name", PLACES)
 def test_the_folder_of_outputs(name, attacked, verdict):
     """The worker writes there itself, with all it may do."""
-    naive = 'ln -s "$OWN/plain" outputs; echo x >outputs/leaked; ls "$OWN/plain"; rm -f outputs leaked'
+    naive = (
+        'ln -s "$OWN/plain" outputs; echo x >outputs/leaked; ls "$OWN/plain"; rm -f outputs leaked'
+    )
     assert "leaked" in attacked.unprotected(known(attacked, naive))
     before = _everything(attacked.place / "own")
     attacked.bash(known(attacked, PLACES[name]))
@@ -181,12 +204,15 @@ def _everything(folder) -> set[str]:
 def test_the_folder_of_outputs_while_it_is_swapped(attacked, verdict):
     """By another command of the same session, all the time."""
     swap = (
-        "import ctypes, os, sys, time\nos.chdir('/tmp'); os.makedirs('outputs', exist_ok=True)\n"
-        "os.symlink(sys.argv[1], 'link'); end = time.monotonic() + 1\n"
-        "while time.monotonic() < end: ctypes.CDLL(None).renameat2(-100, b'outputs', -100, b'link', 2)"
+        "import ctypes, os, sys, time\nos.chdir('/tmp'); os.makedirs('outputs',"
+        " exist_ok=True)\nos.symlink(sys.argv[1], 'link'); end = time.monotonic() + 1\nwhile"
+        " time.monotonic() < end: ctypes.CDLL(None).renameat2(-100, b'outputs', -100, b'link', 2)"
     )
     target = attacked.place / "own/plain"
-    naive = f"mkdir a; ln -s {target} b; n=0; while [ ! -e leaked ]; do ln -sfn {target} a/x; echo x >a/x/leaked; done"
+    naive = (
+        f"mkdir a; ln -s {target} b; n=0; while [ ! -e leaked ]; do ln -sfn {target} a/x; echo x"
+        " >a/x/leaked; done"
+    )
     assert "leaked" in attacked.unprotected(f"{naive}; ls; rm -rf a b leaked")
     before = _everything(attacked.place / "own")
     swapping = ("run", ("s", ["/usr/bin/python3", "-c", swap, str(target)]), {})

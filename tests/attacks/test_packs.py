@@ -1,4 +1,5 @@
-"""Hostile packs: the sandbox that takes the work out was taken over, and hands the host whatever it likes."""
+"""Hostile packs: the sandbox that takes the work out was taken over, and hands the host whatever it
+likes."""
 
 import contextlib
 import re
@@ -34,7 +35,9 @@ from tests.conftest import a_place
 
 REPO = "acme/shop"
 DENY = (".github/workflows/",)
-README, APP, LARGE = blob(b"hello\n"), blob(b"print('one')\n"), blob(b"base\n" * 5000)
+README = blob(b"hello\n")
+APP = blob(b"print('one')\n")
+LARGE = blob(b"base\n" * 5000)
 SRC = tree((FILE, "app.py", APP))
 KEPT: Sequence[Entry] = ((FILE, "README.md", README), (FILE, "large", LARGE), (FOLDER, "src", SRC))
 BASE = tree(*KEPT)
@@ -55,8 +58,8 @@ GIT_ELSEWHERE = "would be git's own folder on Windows or macOS"
 
 @dataclass(frozen=True, kw_only=True)
 class Evil:
-    """Work that must be refused in `words` (a pattern): the name of its tree, and a pack. What `git_refuses` is good
-    for nobody: no git takes it in."""
+    """Work that must be refused in `words` (a pattern): the name of its tree, and a pack. What
+    `git_refuses` is good for nobody: no git takes it in."""
 
     words: str
     tree: str
@@ -64,7 +67,9 @@ class Evil:
     git_refuses: bool = False
 
 
-def entry(words: str, *entries: Entry, things: Sequence[PackObject] = (NEW,), sort: bool = True) -> Evil:
+def entry(
+    words: str, *entries: Entry, things: Sequence[PackObject] = (NEW,), sort: bool = True
+) -> Evil:
     """A bad entry beside the good files."""
     made = tree(*KEPT, *entries, sort=sort)
     return Evil(words=words, tree=made.id, pack=pack([*things, made]))
@@ -112,7 +117,8 @@ def beside(tree_: str, *things: PackObject | PackDelta | Stored, words: str = ""
 
 
 WHOLE = pack([NEW, GOOD])
-UP, TWISTED = blob(b".."), blob(b"d/up/../out")
+UP = blob(b"..")
+TWISTED = blob(b"d/up/../out")
 BYWAY: Entry = (FOLDER, "d", tree((LINK, "up", UP)))
 NAMELESS = tree(*KEPT, (FILE, "", NEW))
 EVILS = {
@@ -120,19 +126,29 @@ EVILS = {
     "nothing": raw(b""),
     "a pack that is cut": raw(WHOLE[:-30]),
     "a wrong checksum": raw(WHOLE[:-1] + bytes([WHOLE[-1] ^ 1])),
-    "a damaged byte": raw(hostile_packs.sealed(WHOLE[:14] + bytes([WHOLE[14] ^ 1]) + WHOLE[15:-20])),
+    "a damaged byte": raw(
+        hostile_packs.sealed(WHOLE[:14] + bytes([WHOLE[14] ^ 1]) + WHOLE[15:-20])
+    ),
     "more things than it says": raw(pack([NEW, GOOD], count=1)),
     "fewer things than it says": raw(pack([NEW, GOOD], count=3)),
-    "an unknown version": raw(hostile_packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])),
-    "a delta that reads behind its base": raw(pack([PackDelta(README.id, hostile_packs.beyond(6)), NEW, GOOD])),
-    "a delta of a base that nobody has": raw(pack([PackDelta("1" * 40, hostile_packs.copies(1 << 12, 2)), NEW, GOOD])),
+    "an unknown version": raw(
+        hostile_packs.sealed(b"PACK" + (9).to_bytes(4, "big") + WHOLE[8:-20])
+    ),
+    "a delta that reads behind its base": raw(
+        pack([PackDelta(README.id, hostile_packs.beyond(6)), NEW, GOOD])
+    ),
+    "a delta of a base that nobody has": raw(
+        pack([PackDelta("1" * 40, hostile_packs.copies(1 << 12, 2)), NEW, GOOD])
+    ),
     "a missing file": entry(NOT_TAKEN, (FILE, "f", "2" * 40)),
     "a missing folder": entry(NOT_TAKEN, (FOLDER, "d", "3" * 40)),
     "no tree at all": Evil(words=NOT_TAKEN, tree="1" * 40, pack=WHOLE, git_refuses=True),
     "a commit for a tree": beside(
         hostile_packs.commit(GOOD).id, hostile_packs.commit(GOOD), GOOD, NEW, words="is no tree"
     ),
-    "a tag for a tree": beside(hostile_packs.tag(GOOD).id, hostile_packs.tag(GOOD), GOOD, NEW, words="is no tree"),
+    "a tag for a tree": beside(
+        hostile_packs.tag(GOOD).id, hostile_packs.tag(GOOD), GOOD, NEW, words="is no tree"
+    ),
     "a file for a tree": Evil(words="is no tree", tree=NEW.id, pack=WHOLE, git_refuses=True),
     "a file that calls itself a folder": entry(NOT_TAKEN, (FOLDER, "d", NEW)),
     "a folder that calls itself a file": entry(NOT_TAKEN, (FILE, "f", GOOD), things=[GOOD, NEW]),
@@ -144,7 +160,9 @@ EVILS = {
     ".git in a folder below": folder(NOT_TAKEN, "d", tree((FOLDER, ".git", GOOD)), GOOD, NEW),
     "..": folder(NOT_TAKEN, "..", tree((FILE, "f", NEW)), NEW),
     ".": named(NOT_TAKEN, "."),
-    "an empty name": Evil(words=NOT_TAKEN, tree=NAMELESS.id, pack=pack([NEW, NAMELESS]), git_refuses=True),
+    "an empty name": Evil(
+        words=NOT_TAKEN, tree=NAMELESS.id, pack=pack([NEW, NAMELESS]), git_refuses=True
+    ),
     "a slash in a name": named(NOT_TAKEN, "../../etc/cron.d/x"),
     "entries out of order": entry(NOT_TAKEN, (FILE, "AAA", NEW), sort=False),
     "a name twice": entry(NOT_TAKEN, (FILE, "README.md", NEW)),
@@ -189,10 +207,16 @@ EVILS = {
     "GIT~1": named(NOT_TAKEN, "GIT~1"),
     "git's short name with another number": named(GIT_ELSEWHERE, "GIT~2"),
     ".git with a joiner of emoji": named(GIT_ELSEWHERE, ".gi\ufe0ft"),
-    ".gitmodules with a command": modules(b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = !touch x\n'),
-    ".gitmodules with an option for an address": modules(b'[submodule "s"]\n\tpath = s\n\turl = --upload-pack=x\n'),
+    ".gitmodules with a command": modules(
+        b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = !touch x\n'
+    ),
+    ".gitmodules with an option for an address": modules(
+        b'[submodule "s"]\n\tpath = s\n\turl = --upload-pack=x\n'
+    ),
     ".gitmodules with an option for a path": modules(b'[submodule "s"]\n\tpath = -x\n\turl = u\n'),
-    ".gitmodules with a name that leaves": modules(b'[submodule "../../x"]\n\tpath = s\n\turl = u\n'),
+    ".gitmodules with a name that leaves": modules(
+        b'[submodule "../../x"]\n\tpath = s\n\turl = u\n'
+    ),
     ".gitmodules that is a link": link(b"README.md", ".gitmodules", NOT_TAKEN),
     "a line break in a name": named(CONTROL, "a\nb"),
     "an escape in a name": named(CONTROL, "a\x1b[2Jb"),
@@ -211,7 +235,8 @@ EVILS = {
 
 @pytest.fixture(scope="module")
 async def desk() -> Iterator[HostRepositories]:
-    """A desk whose mirror has the base. All tests share it: what was refused must not harm what comes later."""
+    """A desk whose mirror has the base. All tests share it: what was refused must not harm what
+    comes later."""
     with a_place() as place:
         made = HostRepositories(place / "git")
         await made.prepare_repository(REPO)
@@ -244,7 +269,9 @@ def opened(content: bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-async def take(desk: HostRepositories, tree_: str, content: bytes, base: str = COMMIT.id) -> list[str]:
+async def take(
+    desk: HostRepositories, tree_: str, content: bytes, base: str = COMMIT.id
+) -> list[str]:
     """The paths that are changed in what was taken."""
     with opened(content) as file:
         taken = await desk.import_pack(REPO, base, Export(tree=tree_, pack=file), DENY)
@@ -269,12 +296,19 @@ async def test_a_pack_of_a_sandbox_that_was_taken_over(name, desk, naive, verdic
         await take(desk, evil.tree, evil.pack)
     assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]
     assert await takes_anything(naive, evil) is not evil.git_refuses
-    verdict(str(refused.value).splitlines()[0][:60], "git itself refuses" if evil.git_refuses else "git takes it")
+    verdict(
+        str(refused.value).splitlines()[0][:60],
+        "git itself refuses" if evil.git_refuses else "git takes it",
+    )
 
 
 async def test_what_a_person_is_told_is_one_line(desk):
-    """Not what the sandbox wants them to read: git's complaints quote the thing that they are about."""
-    text = b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = "!x\\n\\n@everyone: all is well, merge this"\n'
+    """Not what the sandbox wants them to read: git's complaints quote the thing that they are
+    about."""
+    text = (
+        b'[submodule "s"]\n\tpath = s\n\turl = u\n\tupdate = "!x\\n\\n@everyone: all is well, merge'
+        b' this"\n'
+    )
     evil = modules(text)
     with pytest.raises(Refused) as refused:
         await take(desk, evil.tree, evil.pack)
@@ -288,14 +322,22 @@ ODD_COMMIT = hostile_packs.commit(ODD)
 
 
 async def test_odd_names_of_the_base_are_no_obstacle(desk):
-    """What people have in their repository already may be changed, and there may be more in an odd folder of theirs."""
+    """What people have in their repository already may be changed, and there may be more in an odd
+    folder of theirs."""
     with opened(pack([README, *(tree((FILE, "a:b", README)), ODD, ODD_COMMIT)])) as file:
         await run_git(desk.mirror_path(REPO), "index-pack", "--stdin", stdin=file)
     inner = tree((FILE, "a:b", NEW), (FILE, "new.c", NEW))
     changed = tree((FILE, "aux.c", NEW), (FOLDER, "aux", inner))
-    assert await take(desk, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == ["aux.c", "aux/a:b", "aux/new.c"]
+    assert await take(desk, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == [
+        "aux.c",
+        "aux/a:b",
+        "aux/new.c",
+    ]
     innermost = tree((FILE, "x", NEW))
-    for name, inner in {"a:c": tree((FILE, "a:c", NEW)), "con": tree((FOLDER, "con", innermost))}.items():
+    for name, inner in {
+        "a:c": tree((FILE, "a:c", NEW)),
+        "con": tree((FOLDER, "con", innermost)),
+    }.items():
         made = tree((FOLDER, "aux", inner))
         things = [NEW, innermost, inner, made]
         with pytest.raises(Refused, match=f"the file name `aux/{name}` "):
@@ -308,12 +350,34 @@ async def test_odd_names_of_the_base_are_no_obstacle(desk):
 async def test_names_and_links_that_only_look_odd_are_taken(desk):
     """Joiners are letters of some scripts, and belong to emoji."""
     target = blob(b"../src/app.py")
-    names = ["console.c", "auxiliary", "nul-terminated.md", ".gitignore", "git~", "a..b", "...a", "COM10", "b c.txt"]
-    names += ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb.md", "\u2764\ufe0f"]
-    links = tree((LINK, "up", target), (LINK, "beside", blob(b"./app.py")), (LINK, "odd", blob(b"ab:c/d e")))
+    names = [
+        "console.c",
+        "auxiliary",
+        "nul-terminated.md",
+        ".gitignore",
+        "git~",
+        "a..b",
+        "...a",
+        "COM10",
+        "b c.txt",
+    ]
+    names += [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f469\u200d\U0001f4bb.md",
+        "\u2764\ufe0f",
+    ]
+    links = tree(
+        (LINK, "up", target), (LINK, "beside", blob(b"./app.py")), (LINK, "odd", blob(b"ab:c/d e"))
+    )
     made = tree(*KEPT, *((FILE, name, NEW) for name in names), (FOLDER, "links", links))
     things = [NEW, target, blob(b"./app.py"), blob(b"ab:c/d e"), links, made]
-    assert set(await take(desk, made.id, pack(things))) >= {"console.c", "links/up", "links/odd", "COM10", "...a"}
+    assert set(await take(desk, made.id, pack(things))) >= {
+        "console.c",
+        "links/up",
+        "links/odd",
+        "COM10",
+        "...a",
+    }
 
 
 LEFT = {
@@ -325,7 +389,8 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 async def test_what_was_refused_leaves_nothing(name, desk, verdict):
     """Else an agent fills this machine's disk, a pack at a time."""
-    evil, folder = LEFT[name], desk.repository_path(REPO)
+    evil = LEFT[name]
+    folder = desk.repository_path(REPO)
     before = sorted(folder.rglob("*"))
     with pytest.raises(Refused):
         await take(desk, evil.tree, evil.pack)
@@ -339,17 +404,23 @@ async def test_what_was_refused_leaves_nothing(name, desk, verdict):
 async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verdict):
     lie = pack([STRANGE])
     await take(desk, BASE.id, lie)
-    assert await run_git(desk.repository_path(REPO), "cat-file", "blob", README.id) == README.content
-    (naive / "objects/pack/pack-1.pack").write_bytes(lie)  # a host that copies packs with their indexes
-    (naive / "objects/pack/pack-1.idx").write_bytes(hostile_packs.lying_index(STRANGE, README.id, lie))
+    assert (
+        await run_git(desk.repository_path(REPO), "cat-file", "blob", README.id) == README.content
+    )
+    # a host that copies packs with their indexes
+    (naive / "objects/pack/pack-1.pack").write_bytes(lie)
+    (naive / "objects/pack/pack-1.idx").write_bytes(
+        hostile_packs.lying_index(STRANGE, README.id, lie)
+    )
     assert await run_git(naive, "cat-file", "blob", README.id) == STRANGE.content
     verdict("things are called what they are", "another file in its place")
 
 
-# ── small packs of large things ───────────────────────────────────────────────────────────────────────────────────────
+# ── small packs of large things ───────────────────────────────────────────────────────────────────
 
 MIB = 1 << 20
-ROOM = 192  # MiB that git and the worker may take for one pack; Python with our modules takes some 50 of them
+# MiB that git and the worker may take for one pack; Python with our modules takes some 50 of them
+ROOM = 192
 TAKE = """
 import asyncio
 from pathlib import Path
@@ -358,7 +429,7 @@ from osiris.core.errors import OsirisError
 from osiris.core.ports.sandbox import Export
 with open(pack, "rb") as file:
     try:
-        asyncio.run(HostRepositories(Path(place)).take("acme/shop", base, Export(tree=tree, pack=file), ()))
+        asyncio.run(HostRepositories(Path(place)).import_pack("acme/shop", base, Export(tree=tree, pack=file), ()))
     except OsirisError as error:
         said = str(error)
 """
@@ -384,7 +455,15 @@ def measured(what: str, place: Path, evil: Evil) -> tuple[int, str]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(evil.pack)
         file.flush()
-        words = [sys.executable, "-c", MEASURE.format(what), str(place), COMMIT.id, evil.tree, file.name]
+        words = [
+            sys.executable,
+            "-c",
+            MEASURE.format(what),
+            str(place),
+            COMMIT.id,
+            evil.tree,
+            file.name,
+        ]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     size, _, said = done.stdout.strip().partition(" ")
@@ -412,11 +491,14 @@ def million_files() -> Evil:
 
 
 def large_file() -> Evil:
-    return entry("is larger than 20 MiB", (FILE, "f", blob(bytes(21 * MIB))), things=[blob(bytes(21 * MIB))])
+    return entry(
+        "is larger than 20 MiB", (FILE, "f", blob(bytes(21 * MIB))), things=[blob(bytes(21 * MIB))]
+    )
 
 
 def many_large_files() -> Evil:
-    """All one: 760 MiB for whoever checks them out, and a long time for whoever counts their lines, in 100 KB."""
+    """All one: 760 MiB for whoever checks them out, and a long time for whoever counts their lines,
+    in 100 KB."""
     large = blob(b"a line of text\n" * (19 * MIB // 15))
     inner = tree(*((FILE, f"{n:02}", large) for n in range(40)))
     return folder("larger than .* together", "many", inner, large)
@@ -433,7 +515,12 @@ def endless_folders() -> Evil:
 
 
 HUNGRY: Sequence[Callable[[], Evil]] = (swollen_delta, swollen_tree, million_files)
-LARGE_ONES: Sequence[Callable[[], Evil]] = (large_file, many_large_files, large_pack, endless_folders)
+LARGE_ONES: Sequence[Callable[[], Evil]] = (
+    large_file,
+    many_large_files,
+    large_pack,
+    endless_folders,
+)
 
 
 @pytest.mark.parametrize("bomb", [*HUNGRY, *LARGE_ONES], ids=lambda bomb: bomb.__name__)

@@ -27,7 +27,7 @@ async def wire(place: Path) -> AsyncIterator[ProxyPair]:
         yield made
 
 
-# ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,12 @@ class ProxyCase:
 
 
 def connect(to: str, reason: str, host: str = "?", port: str = "0") -> ProxyCase:
-    return ProxyCase(first=f"CONNECT {to} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n", reason=reason, host=host, port=port)
+    return ProxyCase(
+        first=f"CONNECT {to} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n",
+        reason=reason,
+        host=host,
+        port=port,
+    )
 
 
 def other(host: str) -> ProxyCase:
@@ -54,7 +59,9 @@ def nobody(host: str) -> ProxyCase:
     return connect(f"{host}:@T", NO_HOST)
 
 
-def get(url: str, *headers: str, reason: str, host: str = "?", port: str = "0", method: str = "GET") -> ProxyCase:
+def get(
+    url: str, *headers: str, reason: str, host: str = "?", port: str = "0", method: str = "GET"
+) -> ProxyCase:
     first = "\r\n".join([f"{method} {url} HTTP/1.1", *headers, "", ""])
     return ProxyCase(first=first, reason=reason, host=host, port=port)
 
@@ -62,7 +69,9 @@ def get(url: str, *headers: str, reason: str, host: str = "?", port: str = "0", 
 REQUESTS = {
     "another host": other("other.example"),
     "another port": connect("localhost:@P", NOT_LISTED, "localhost", "@P"),
-    "plain http to a host of TLS": get("http://localhost:@T/", reason=NOT_LISTED, host="localhost", port="@T"),
+    "plain http to a host of TLS": get(
+        "http://localhost:@T/", reason=NOT_LISTED, host="localhost", port="@T"
+    ),
     "an address": other("127.0.0.1"),
     "an address as one number": other("2130706433"),
     "an address in hex": other("0x7f000001"),
@@ -82,7 +91,9 @@ REQUESTS = {
     "a user before the host": nobody("localhost@evil.example"),
     "a host as the user": nobody("localhost:@T@evil.example"),
     "a user before the host, without TLS": get("http://u@localhost:@P/", reason=NO_HOST),
-    "a host as the user, without TLS": get("http://localhost:@P@evil.example:@P/", reason="it names no port"),
+    "a host as the user, without TLS": get(
+        "http://localhost:@P@evil.example:@P/", reason="it names no port"
+    ),
     "a NUL in the host": nobody("localhost\0.evil.example"),
     "a percent sign in the host": nobody("localhost%00.evil.example"),
     "a path in the host": nobody("evil.example/localhost"),
@@ -93,21 +104,37 @@ REQUESTS = {
     "no host": nobody(""),
     "no port": connect("localhost", NO_HOST),
     "a port that is none": connect("localhost:@Tx", "it names no port", "?"),
-    "a port in other digits": connect("localhost:\u0664\u0664\u0663".encode().decode("latin-1"), "it names no port"),
+    "a port in other digits": connect(
+        "localhost:\u0664\u0664\u0663".encode().decode("latin-1"), "it names no port"
+    ),
     "another method": get("http://localhost:@P/", reason=ONLY, method="POST"),
     "another scheme": get("ftp://localhost:@P/", reason=NO_ADDRESS),
     "no scheme": get("/", "Host: localhost:@P", reason=NO_ADDRESS),
     "another host than the header says": get(
-        "http://evil.example:@P/", "Host: localhost:@P", reason=NOT_LISTED, host="evil.example", port="@P"
+        "http://evil.example:@P/",
+        "Host: localhost:@P",
+        reason=NOT_LISTED,
+        host="evil.example",
+        port="@P",
     ),
-    "HTTP of another kind": ProxyCase(first="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP),
+    "HTTP of another kind": ProxyCase(
+        first="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP
+    ),
     "a request in two halves": get(
         "http://localhost:@P/", "Content-Length: 5", "Transfer-Encoding: chunked", reason=GARBLED
     ),
-    "a header with a space before its colon": get("http://localhost:@P/", "Transfer-Encoding : x", reason=GARBLED),
-    "a header that goes on": get("http://localhost:@P/", "X: 1", " Host: evil.example", reason=GARBLED),
-    "a header with a bare line feed": get("http://localhost:@P/", "X: 1\nHost: evil.example", reason=GARBLED),
-    "a header with a bare return": get("http://localhost:@P/", "X: 1\rHost: evil.example", reason=GARBLED),
+    "a header with a space before its colon": get(
+        "http://localhost:@P/", "Transfer-Encoding : x", reason=GARBLED
+    ),
+    "a header that goes on": get(
+        "http://localhost:@P/", "X: 1", " Host: evil.example", reason=GARBLED
+    ),
+    "a header with a bare line feed": get(
+        "http://localhost:@P/", "X: 1\nHost: evil.example", reason=GARBLED
+    ),
+    "a header with a bare return": get(
+        "http://localhost:@P/", "X: 1\rHost: evil.example", reason=GARBLED
+    ),
 }
 
 
@@ -125,13 +152,16 @@ async def test_a_request_for_what_may_not_be_reached(name, wire, verdict):
     verdict(row.reason, "an open proxy let it through")
 
 
-# ── TLS ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── TLS ───────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TLS = "it speaks no TLS"
 NO_NAME = "its TLS hello names no host"
 HELLO = tls.hello("localhost")
 STARTS: dict[str, tuple[bytes, str]] = {
-    "a hello for another host": (tls.hello("evil.example"), "its TLS hello names another host: 'evil.example'"),
+    "a hello for another host": (
+        tls.hello("evil.example"),
+        "its TLS hello names another host: 'evil.example'",
+    ),
     "a hello for nobody": (tls.hello(None), NO_NAME),
     "a hello that hides the host": (
         tls.extended(HELLO, tls.ENCRYPTED_HELLO, b"\0" * 40),
@@ -141,13 +171,22 @@ STARTS: dict[str, tuple[bytes, str]] = {
         tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"localhost", b"evil.example")),
         "its TLS hello names more than one host",
     ),
-    "a hello that names hosts twice": (tls.extended(HELLO, tls.SERVER_NAME, tls.named(b"evil.example")), NO_NAME),
+    "a hello that names hosts twice": (
+        tls.extended(HELLO, tls.SERVER_NAME, tls.named(b"evil.example")),
+        NO_NAME,
+    ),
     "a hello that names a host with a NUL": (
         tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"localhost\0.evil.example")),
         "its TLS hello names another host: 'localhost\\x00.evil.example'",
     ),
-    "a hello with an empty name": (tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"")), NO_NAME),
-    "a hello whose lengths are wrong": (tls.in_records(b"\x01\0\0\x28" + HELLO[9:49], 64), "its TLS hello is garbled"),
+    "a hello with an empty name": (
+        tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"")),
+        NO_NAME,
+    ),
+    "a hello whose lengths are wrong": (
+        tls.in_records(b"\x01\0\0\x28" + HELLO[9:49], 64),
+        "its TLS hello is garbled",
+    ),
     "a hello in one-byte records for another host": (
         tls.in_records(tls.hello("evil.example")[5:], 1),
         "its TLS hello names another host: 'evil.example'",
@@ -156,7 +195,10 @@ STARTS: dict[str, tuple[bytes, str]] = {
         tls.in_records(b"\x02" + HELLO[6:], 1 << 14),
         "its TLS begins with no client's hello",
     ),
-    "a record that is empty": (b"\x16\x03\x01\0\0" + HELLO, "its TLS begins with no client's hello"),
+    "a record that is empty": (
+        b"\x16\x03\x01\0\0" + HELLO,
+        "its TLS begins with no client's hello",
+    ),
     "an alert before the hello": (b"\x15\x03\x01\0\2\2\x31" + HELLO, NO_TLS),
     "HTTP in the tunnel": (b"GET /steal HTTP/1.1\r\nHost: localhost\r\n\r\n", NO_TLS),
     "ssh in the tunnel": (b"SSH-2.0-OpenSSH_9.2\r\n", NO_TLS),

@@ -1,4 +1,5 @@
-"""Hostile use of a way out that is allowed: too much, too slowly, too many at once, or more than was asked for."""
+"""Hostile use of a way out that is allowed: too much, too slowly, too many at once, or more than
+was asked for."""
 
 import asyncio
 import contextlib
@@ -12,7 +13,12 @@ import pytest
 
 from osiris.core.events import Blocked
 from osiris.tools.sandbox.network.addresses import may_reach
-from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON, MOST_NAMES, OTHERS, ProxyLimits
+from osiris.tools.sandbox.network.egress_proxy import (
+    LONGEST_REASON,
+    MOST_NAMES,
+    OTHERS,
+    ProxyLimits,
+)
 from osiris.tools.sandbox.network.proxy_report import LONGEST_UNREACHABLE, MOST_REPORT, parse_report
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 from tests.attacks import tls
@@ -29,10 +35,12 @@ def tunnel(wire: ProxyPair) -> bytes:
 
 
 async def ends(path: Path, first: bytes, drop: bytes = b"", within: float = SOON) -> bool:
-    """Say something, and then a drop now and then; whether the other side ends it in so many seconds."""
+    """Say something, and then a drop now and then; whether the other side ends it in so many
+    seconds."""
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(first)
-    until, ended = time.monotonic() + within, False
+    until = time.monotonic() + within
+    ended = False
     while not ended and time.monotonic() < until:
         try:
             async with asyncio.timeout(0.02):
@@ -71,7 +79,8 @@ async def test_silence_in_a_tunnel(place, verdict):
 
 
 async def test_a_long_answer_to_a_short_question_comes_whole(place):
-    """Only silence of both sides ends a connection: who downloads something large says nothing meanwhile."""
+    """Only silence of both sides ends a connection: who downloads something large says nothing
+    meanwhile."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(10):
@@ -97,7 +106,11 @@ async def test_an_upload_that_is_too_large(times, place, verdict):
             await say(wire.guarded, tunnel(wire), HELLO + part * (4 // times))
         assert len(wire.target.heard) <= 3 << 20
         [noted] = wire.take_blocked()
-        assert (noted.host, noted.port, noted.reason) == ("localhost", wire.tls, "more than 3 MiB went up")
+        assert (noted.host, noted.port, noted.reason) == (
+            "localhost",
+            wire.tls,
+            "more than 3 MiB went up",
+        )
         await say(wire.open, tunnel(wire), HELLO + part * 4)
         assert len(wire.target.heard) > 4 << 20
     verdict(noted.reason, "an open proxy took 4 MiB")
@@ -121,7 +134,11 @@ async def test_a_download_that_is_too_large(place, verdict):
 
 async def test_a_head_without_an_end(place, verdict):
     async with opening(place) as wire:
-        flood = wire.filled("GET http://localhost:@P/ HTTP/1.1\r\n").encode() + b"X: y\r\n" * 10_000 + b"\r\n"
+        flood = (
+            wire.filled("GET http://localhost:@P/ HTTP/1.1\r\n").encode()
+            + b"X: y\r\n" * 10_000
+            + b"\r\n"
+        )
         assert await say(wire.guarded, flood) == b""
         assert wire.target.callers == 0
         await say(wire.open, flood[:60_000] + b"\r\n\r\n")
@@ -131,11 +148,18 @@ async def test_a_head_without_an_end(place, verdict):
 
 async def test_a_second_request_in_the_first(place, verdict):
     async with opening(place) as wire:
-        first = wire.filled("GET http://localhost:@P/one HTTP/1.1\r\nContent-Length: 40\r\nTE: x\r\n\r\n").encode()
+        first = wire.filled(
+            "GET http://localhost:@P/one HTTP/1.1\r\nContent-Length: 40\r\nTE: x\r\n\r\n"
+        ).encode()
         second = wire.filled("POST /two HTTP/1.1\r\nHost: evil.example\r\n\r\n").encode()
         assert (await say(wire.guarded, first + second)).endswith(b"reached")
         heard = wire.target.heard
-        assert heard == wire.filled("GET /one HTTP/1.1\r\nHost: localhost:@P\r\nConnection: close\r\n\r\n").encode()
+        assert (
+            heard
+            == wire.filled(
+                "GET /one HTTP/1.1\r\nHost: localhost:@P\r\nConnection: close\r\n\r\n"
+            ).encode()
+        )
         await say(wire.open, first, second)
         assert second in wire.target.heard
     verdict("only the first went on", "an open proxy passed both on")
@@ -149,11 +173,15 @@ async def test_many_connections_at_once(place, verdict):
             held = [await asyncio.open_unix_connection(path) for _ in range(MANY)]
             for _, writer in held:
                 writer.write(tunnel(wire))
-            answers = await asyncio.gather(*(reader.read(4) for reader, _ in held), return_exceptions=True)
+            answers = await asyncio.gather(
+                *(reader.read(4) for reader, _ in held), return_exceptions=True
+            )
             assert sum(answer == b"HTTP" for answer in answers) == most
             assert wire.target.callers - before == most
             await asyncio.gather(*(shut(writer) for _, writer in held))
-        again = await say(wire.guarded, wire.filled("GET http://localhost:@P/ HTTP/1.1\r\n\r\n").encode())
+        again = await say(
+            wire.guarded, wire.filled("GET http://localhost:@P/ HTTP/1.1\r\n\r\n").encode()
+        )
         assert again.endswith(b"reached")
     verdict("20 were heard", f"an open proxy heard {MANY}")
 
@@ -229,7 +257,9 @@ def test_a_report_has_room_for_what_the_longest_names_make():
     assert len(parse_report(report).blocked) == MOST_NAMES + 1
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "0.0.0.0", "::1", "::", "::1%lo"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "0.0.0.0", "::1", "::", "::1%lo"]
+)
 async def test_a_name_that_leads_to_this_machine(address, place, verdict):
     """The rest of the addresses that are nobody's business stands in test_network."""
 

@@ -33,7 +33,8 @@ class Special(Online):
     """A worker that can be told which proxies its next sessions have; see `proxy_workers`."""
 
     stall = 0.0
-    """Seconds for which its event loop stood still in the last call; for controls that is no failure."""
+    """Seconds for which its event loop stood still in the last call; for controls that is no
+    failure."""
     is_control = False
 
     def _command(self, place: Path, fd: int) -> list[str]:
@@ -108,7 +109,7 @@ def has_ended(pidfd: int, seconds: float = SOON) -> bool:
     return bool(select.select([pidfd], [], [], seconds)[0])
 
 
-# ── what a jail can do to it ──────────────────────────────────────────────────────────────────────────────────────────
+# ── what a jail can do to it ──────────────────────────────────────────────────────────────────────
 
 LINGER = """
 import os, socket, struct, sys, time
@@ -178,7 +179,8 @@ def linger(special: Special, seconds: int) -> str:
 
 @pytest.mark.long
 def test_a_descriptor_that_takes_its_time_to_be_closed(special, verdict):
-    """On a kernel that cannot refuse descriptors only the proxy stands still, until the command ends."""
+    """On a kernel that cannot refuse descriptors only the proxy stands still, until the command
+    ends."""
     with special.session("older kernel"):
         output, blocked = linger(special, 50)
         assert output == "the worker went on\n"
@@ -305,12 +307,15 @@ def test_names_that_nobody_answers(special, verdict):
     verdict("the other session went on", "with threads for all it found no host")
 
 
-# ── when it fails ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── when it fails ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.long)],
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="frozen", marks=pytest.mark.long),
+    ],
 )
 def test_a_proxy_that_ends_in_the_middle(number, special, verdict):
     """The session goes on without a way out: a new proxy would not know how much was sent."""
@@ -428,7 +433,7 @@ def test_hidden_words_of_a_proxy_that_was_taken_over(special, verdict):
     verdict("one clean line", "the report had others in it")
 
 
-# ── what it is ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what it is ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_sessions_without_hosts_have_no_proxy(special, verdict):
@@ -448,7 +453,8 @@ def test_what_a_proxy_that_was_taken_over_finds_in_itself(special, verdict):
     with special.session():
         special.bash("true")
         [pid] = proxies(special, 1)
-        proxy, worker = Path(f"/proc/{pid}"), Path(f"/proc/{special.pid}")
+        proxy = Path(f"/proc/{pid}")
+        worker = Path(f"/proc/{special.pid}")
         assert (proxy / "environ").read_bytes() == b""
         assert special.canary.encode() in (worker / "environ").read_bytes()
         status = (proxy / "status").read_text()

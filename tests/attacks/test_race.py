@@ -1,4 +1,5 @@
-"""Races: a process of the agent is still at work while the host takes something, and swaps it for something else."""
+"""Races: a process of the agent is still at work while the host takes something, and swaps it for
+something else."""
 
 from pathlib import Path
 
@@ -67,17 +68,26 @@ async def take_over(desk: HostRepositories, base: str, tree: str, pack: Path) ->
 async def test_files_that_become_links_while_the_work_is_taken(attacked, careful, verdict):
     own = attacked.place / "own"
     packs = [own / f"pack-{number}" for number in range(TAKES)]
-    *takes, last = [("together", ([("export", ("s", attacked.base, str(pack)), {})],), {}) for pack in packs]
+    *takes, last = [
+        ("together", ([("export", ("s", attacked.base, str(pack)), {})],), {}) for pack in packs
+    ]
     swap = ("run", ("s", ["bash", "-c", swapping("/workspace", attacked, 1.0)]), {})
     result, given = attacked.ask("beside", swap, *takes)
-    given.append(attacked.ask("together", *last[1]))  # when all is quiet again, for that cannot fail
+    # when all is quiet again, for that cannot fail
+    given.append(attacked.ask("together", *last[1]))
     assert int(result.output.decode().rpartition("swaps ")[2]) > FILES
     told = [str(take) for [take] in given if isinstance(take, Exception)]
     assert all("could not be taken out of the sandbox" in words for words in told), told
-    trees = [(take, pack) for [take], pack in zip(given[-TAKES:], packs, strict=True) if isinstance(take, str)]
+    trees = [
+        (take, pack)
+        for [take], pack in zip(given[-TAKES:], packs, strict=True)
+        if isinstance(take, str)
+    ]
     assert trees
     told = [await take_over(careful.desk, attacked.base, tree, pack) for tree, pack in trees]
-    everything = await run_git(careful.desk.repository_path(REPO), "cat-file", "--batch-all-objects", "--batch")
+    everything = await run_git(
+        careful.desk.repository_path(REPO), "cat-file", "--batch-all-objects", "--batch"
+    )
     assert attacked.canary.encode() not in everything
     assert all(words == "" or "leaves the repository" in words for words in told)
     verdict(f"{len(given)} takes, no secret", race(attacked))
@@ -87,12 +97,14 @@ def race(attacked: Attacked) -> str:
     """A host that looks first and reads then, in the same swapping; what happens to it."""
     there = f"{attacked.place}/own/plain/raced"
     read = python(CHECK_THEN_READ, there, str(FILES), "5")
-    told = attacked.unprotected(f"mkdir -p {there}; {swapping(there, attacked, 5.0)} & {read}; kill %1")
+    told = attacked.unprotected(
+        f"mkdir -p {there}; {swapping(there, attacked, 5.0)} & {read}; kill %1"
+    )
     assert int(told.rpartition("secrets ")[2]) > 0
     return "realpath() and open() read the secret"
 
 
-# ── what the host writes ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what the host writes ──────────────────────────────────────────────────────────────────────────
 
 SWAP_FOLDER = """
 import ctypes, os, sys, time
@@ -120,15 +132,22 @@ while time.monotonic() < until and not os.listdir(sys.argv[2]):
 
 def test_a_folder_that_becomes_a_link_while_the_host_writes_into_it(attacked, verdict):
     """The host puts long outputs where the agent finds them."""
-    target, folder = attacked.place / "own/target", f"{attacked.place}/own/plain/folder"
+    target = attacked.place / "own/target"
+    folder = f"{attacked.place}/own/plain/folder"
     attacked.unprotected(f"rm -rf {target} {folder}*; mkdir -m 777 {target}")
-    swap = ("run", ("s", ["bash", "-c", python(SWAP_FOLDER, "/tmp/outputs", str(target), "1.0")]), {})
+    swap = (
+        "run",
+        ("s", ["bash", "-c", python(SWAP_FOLDER, "/tmp/outputs", str(target), "1.0")]),
+        {},
+    )
     writes = ("run", ("s", ["echo", "kept"]), {"keep_as": "kept"})
     result, given = attacked.ask("beside", swap, writes)
     assert int(result.output.decode().rpartition("swaps ")[2]) > 1000
     assert len(given) > 3
     assert list(target.iterdir()) == []
     swap_here = python(SWAP_FOLDER, folder, str(target), "5.0")
-    attacked.unprotected(f"mkdir {folder}; {swap_here} & {python(WRITE, folder, str(target))}; kill %1")
+    attacked.unprotected(
+        f"mkdir {folder}; {swap_here} & {python(WRITE, folder, str(target))}; kill %1"
+    )
     assert [path.name for path in target.iterdir()] == ["kept"]
     verdict(f"{len(given)} writes, none outside", "realpath() and open() wrote outside")

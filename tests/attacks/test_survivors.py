@@ -1,4 +1,5 @@
-"""Hostile commands that do not want to end: daemons, deaf and stopped processes, and those whose worker is killed."""
+"""Hostile commands that do not want to end: daemons, deaf and stopped processes, and those whose
+worker is killed."""
 
 import contextlib
 import os
@@ -17,22 +18,27 @@ DEAF = "for s in (1, 2, 3, 10, 12, 15): signal.signal(s, signal.SIG_IGN)\n"
 QUIET = "null = os.open('/dev/null', 2); [os.dup2(null, n) for n in (0, 1, 2)]\n"
 SLEEP = "time.sleep(30)\n"
 DAEMONS = {
-    "a daemon that forked twice and left its session": DEAF
-    + "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n"
-    + QUIET
-    + SLEEP,
+    "a daemon that forked twice and left its session": (
+        DEAF + "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n" + QUIET + SLEEP
+    ),
     "a daemon that holds the output": "if os.fork(): os._exit(0)\nos.setsid()\n" + SLEEP,
-    "a daemon that is another one every moment": DEAF
-    + QUIET
-    + "end = time.monotonic() + 3\nwhile time.monotonic() < end:\n  if os.fork(): os._exit(0)\n  time.sleep(0.01)\n",
-    "a stopped child": "if os.fork(): os._exit(0)\n" + QUIET + "os.kill(os.getpid(), signal.SIGSTOP)\n",
-    "a sibling, not a child": QUIET
-    + "libc = ctypes.CDLL(None)\nif libc.syscall(56, 0x8000 | 17, 0, 0, 0, 0): os._exit(0)\n"
-    + SLEEP,
-    "a child that has no signal of its parent's death": "if os.fork(): os._exit(0)\n"
-    + QUIET
-    + "ctypes.CDLL(None).prctl(1, 0)\n"
-    + SLEEP,
+    "a daemon that is another one every moment": (
+        DEAF
+        + QUIET
+        + "end = time.monotonic() + 3\nwhile time.monotonic() < end:\n  if os.fork(): os._exit(0)\n"
+        "  time.sleep(0.01)\n"
+    ),
+    "a stopped child": (
+        "if os.fork(): os._exit(0)\n" + QUIET + "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    ),
+    "a sibling, not a child": (
+        QUIET
+        + "libc = ctypes.CDLL(None)\nif libc.syscall(56, 0x8000 | 17, 0, 0, 0, 0): os._exit(0)\n"
+        + SLEEP
+    ),
+    "a child that has no signal of its parent's death": (
+        "if os.fork(): os._exit(0)\n" + QUIET + "ctypes.CDLL(None).prctl(1, 0)\n" + SLEEP
+    ),
 }
 STAYERS = {
     "a command that is deaf": DEAF + SLEEP,
@@ -41,7 +47,9 @@ STAYERS = {
     "a command that stopped all others": "os.fork()\nos.kill(-1, signal.SIGSTOP)\n" + SLEEP,
     "a command that traps its end and begins anew": DEAF + "os.fork()\nwhile True:\n  pass\n",
     "a command that waits for nothing": "os.read(os.pipe()[0], 1)\n",
-    "a tree of deaf sessions": DEAF + "for _ in range(4):\n  if not os.fork(): os.setsid()\n" + SLEEP,
+    "a tree of deaf sessions": (
+        DEAF + "for _ in range(4):\n  if not os.fork(): os.setsid()\n" + SLEEP
+    ),
 }
 
 
@@ -54,7 +62,8 @@ def script(code: str, tag: str) -> str:
 
 
 def living(tag: str) -> list[int]:
-    """The processes of this machine that have the tag in their words; dead ones that wait to be fetched have none."""
+    """The processes of this machine that have the tag in their words; dead ones that wait to be
+    fetched have none."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -73,7 +82,8 @@ def within(seconds, holds) -> bool:
 
 
 def kill(tag: str) -> None:
-    """All that have it, also one that is another one every moment, and so may be missed for some."""
+    """All that have it, also one that is another one every moment, and so may be missed for
+    some."""
     missed = 0
     while missed < 5:
         pids = living(tag)
@@ -89,7 +99,8 @@ def _tag():
     kill(tag)
 
 
-tag, free = pytest.fixture(_tag, name="tag"), pytest.fixture(_tag, name="free")
+tag = pytest.fixture(_tag, name="tag")
+free = pytest.fixture(_tag, name="free")
 
 
 @pytest.mark.parametrize("name", DAEMONS)
@@ -123,7 +134,8 @@ def test_overstaying(name, lasting, tag, verdict):
 
 def test_a_command_whose_worker_is_killed(worker, tag, free, verdict):
     deaf = f"{DEAF}ctypes.CDLL(None).prctl(1, 0)\nos.fork(); os.setsid()\n"
-    inside, outside = script(deaf + SLEEP, tag), script(deaf + QUIET + SLEEP, free)
+    inside = script(deaf + SLEEP, tag)
+    outside = script(deaf + QUIET + SLEEP, free)
     with a_place() as place:
         doomed = start(worker.who, place, worker.repo, worker.base)
         doomed.create("s")

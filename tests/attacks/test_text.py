@@ -1,7 +1,8 @@
-"""Hostile text for everything that reads it on the host: it takes time in proportion to the text, whatever is in it.
+"""Hostile text for everything that reads it on the host: it takes time in proportion to the text,
+whatever is in it.
 
-Time is that of the processor, and is compared with itself at half the size, or with a plain search of the same text in
-the same run, so that no machine is too slow for these tests.
+Time is that of the processor, and is compared with itself at half the size, or with a plain search
+of the same text in the same run, so that no machine is too slow for these tests.
 """
 
 import ast
@@ -32,8 +33,45 @@ from osiris.tools.sandbox.network.tls_client_hello import ProtocolRejected
 SIZE = 1 << 18  # characters
 GITHUB = 1 << 16  # characters that GitHub takes in an issue or a comment
 PIECES = [
-    *("\r", "\n", " ", "\t", "a", "1", "-", "[", "<", "(", "`", "*", "\\", "\x1b", "\x9b", "é", "\u200b", "\udcff"),
-    *("\r\n", "sk", "![", "](", "<!", "</", "- ", "> ", "@a", "#1", "a:", "{a", "..", "a\n", "1:", "\x1b[", "\x1b]"),
+    *(
+        "\r",
+        "\n",
+        " ",
+        "\t",
+        "a",
+        "1",
+        "-",
+        "[",
+        "<",
+        "(",
+        "`",
+        "*",
+        "\\",
+        "\x1b",
+        "\x9b",
+        "é",
+        "\u200b",
+        "\udcff",
+    ),
+    *(
+        "\r\n",
+        "sk",
+        "![",
+        "](",
+        "<!",
+        "</",
+        "- ",
+        "> ",
+        "@a",
+        "#1",
+        "a:",
+        "{a",
+        "..",
+        "a\n",
+        "1:",
+        "\x1b[",
+        "\x1b]",
+    ),
     *(
         "sk-",
         "eyJ",
@@ -58,7 +96,9 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "a file name": has_hidden,
     "redaction": Redactor(["a-known-secret", "another one of them"]),
     "commands of a comment": lambda text: commands.find_command(text, "osiris[bot]"),
-    "commands of a comment that has one": lambda text: commands.find_command(f"`\n/osiris\n`\n\n{text}", "osiris[bot]"),
+    "commands of a comment that has one": lambda text: commands.find_command(
+        f"`\n/osiris\n`\n\n{text}", "osiris[bot]"
+    ),
     "words for Markdown": comments.escape_markdown,
     "words for a commit": comments.disarm_text,
     "a title": comments.format_title,
@@ -86,10 +126,12 @@ def seconds(read: Callable[[str], object], text: str) -> float:
 
 
 def takes_linear_time(read: Callable[[str], object], text: str) -> bool:
-    """Whether reading all of a text takes less than eight times the time of its quarter: quadratic time is sixteen
-    times as much. It is asked up to three times, and about a short part first, for what is much too slow must not be
-    waited for."""
-    return all(any(_is_linear(read, text[:size]) for _ in range(3)) for size in (1 << 14, len(text)))
+    """Whether reading all of a text takes less than eight times the time of its quarter: quadratic
+    time is sixteen times as much. It is asked up to three times, and about a short part first, for
+    what is much too slow must not be waited for."""
+    return all(
+        any(_is_linear(read, text[:size]) for _ in range(3)) for size in (1 << 14, len(text))
+    )
 
 
 def _is_linear(read: Callable[[str], object], text: str) -> bool:
@@ -109,11 +151,13 @@ def test_text_is_read_in_linear_time(name, verdict):
     texts = [text[:size] for text in (*(piece * SIZE for piece in PIECES), *mixtures())]
     slow = [text[:12] for text in texts if not takes_linear_time(READERS[name], text)]
     assert slow == []
-    assert not takes_linear_time(lambda text: re.sub(r"\r+\n", "", text), "\r" * GITHUB), "the measure is broken"
+    assert not takes_linear_time(lambda text: re.sub(r"\r+\n", "", text), "\r" * GITHUB), (
+        "the measure is broken"
+    )
     verdict(f"{len(texts)} texts of {size >> 10} KiB", "a quadratic pattern is seen")
 
 
-# ── every regular expression ──────────────────────────────────────────────────────────────────────────────────────────
+# ── every regular expression ──────────────────────────────────────────────────────────────────────
 
 ROOT = Path(__file__).parents[2] / "osiris"
 NOT_STRANGERS: Mapping[str, str] = {
@@ -135,7 +179,8 @@ USES |= dict.fromkeys(("search", "sub", "subn", "split", "findall", "finditer"),
 
 
 def patterns() -> Iterator[tuple[str, str, int, str]]:
-    """(place, pattern, flags, method) of all that are written in the code, or compiled when it is loaded."""
+    """(place, pattern, flags, method) of all that are written in the code, or compiled when it is
+    loaded."""
     for path in sorted(ROOT.rglob("*.py")):
         place = str(path.relative_to(ROOT).with_suffix(""))
         if not any(place == name or place.startswith(f"{name}/") for name in NOT_STRANGERS):
@@ -149,24 +194,42 @@ def _written(source: str) -> Iterator[tuple[str, int, str]]:
             continue
         of_re = isinstance(node.func.value, ast.Name) and node.func.value.id == "re"
         first = node.args[0]
-        if of_re and node.func.attr in USES and isinstance(first, ast.Constant) and isinstance(first.value, str):
+        if (
+            of_re
+            and node.func.attr in USES
+            and isinstance(first, ast.Constant)
+            and isinstance(first.value, str)
+        ):
             yield first.value, 0, USES[node.func.attr]
 
 
 def _compiled(place: str, source: str) -> Iterator[tuple[str, int, str]]:
-    module = importlib.import_module(f"osiris.{place.replace('/', '.')}") if place != "__main__" else None
+    module = (
+        importlib.import_module(f"osiris.{place.replace('/', '.')}")
+        if place != "__main__"
+        else None
+    )
     for name, value in vars(module).items() if module else ():
         if isinstance(value, re.Pattern):
-            text = value.pattern if isinstance(value.pattern, str) else value.pattern.decode("latin-1")
-            used = {USES[use] for use in re.findall(rf"\b{name}\.(\w+)\(", source) if use in USES} or {"search"}
+            text = (
+                value.pattern if isinstance(value.pattern, str) else value.pattern.decode("latin-1")
+            )
+            used = {
+                USES[use] for use in re.findall(rf"\b{name}\.(\w+)\(", source) if use in USES
+            } or {"search"}
             flags = value.flags & (re.IGNORECASE | re.MULTILINE | re.DOTALL)
             yield from ((text, flags, use) for use in used)
 
 
 def words_of(pattern: str, flags: int) -> list[str]:
-    """Short words that a pattern can begin, go on and end with: its literals, one of each of its sets, and pairs."""
+    """Short words that a pattern can begin, go on and end with: its literals, one of each of its
+    sets, and pairs."""
     atoms = list(dict.fromkeys(_atoms(parser.parse(pattern, flags))))
-    runs = ["".join(run) for whole, run in itertools.groupby(_literals(parser.parse(pattern, flags)), bool) if whole]
+    runs = [
+        "".join(run)
+        for whole, run in itertools.groupby(_literals(parser.parse(pattern, flags)), bool)
+        if whole
+    ]
     pairs = [a + b for a, b in itertools.product(atoms[:7], repeat=2) if a != b]
     return list(dict.fromkeys(["\n", " ", *runs, *atoms[:20], *pairs]))
 
@@ -215,11 +278,13 @@ def _samples(items: list) -> Iterator[str]:
 
 
 def slowest(pattern: str, flags: int, method: str) -> tuple[float, str]:
-    """How many times longer than a plain search of the same text the pattern takes at worst, and for which word.
+    """How many times longer than a plain search of the same text the pattern takes at worst, and
+    for which word.
 
     The texts grow from a few characters, for a pattern of exponential time must not be waited for.
     """
-    asked, plain = getattr(re.compile(pattern, flags), method), re.compile("[q-z]\x01")
+    asked = getattr(re.compile(pattern, flags), method)
+    plain = re.compile("[q-z]\x01")
     worst = (0.0, "")
     for word in words_of(pattern, flags):
         usual = max(seconds(plain.search, (word * LENGTH)[:LENGTH]), 1e-5)
@@ -242,7 +307,9 @@ ROWS = sorted(set(patterns()))
 def test_a_regular_expression_takes_linear_time(row, verdict):
     place, pattern, flags, method = row
     times, word = slowest(pattern, flags, method)
-    assert times <= TOO_SLOW, f"{place}: {pattern} takes {times:.0f} times a plain search of {word!r}"
+    assert times <= TOO_SLOW, (
+        f"{place}: {pattern} takes {times:.0f} times a plain search of {word!r}"
+    )
     verdict("in proportion to the text", "the planted ones are found")
 
 
@@ -257,4 +324,8 @@ def test_a_planted_slow_pattern_is_found(pattern, verdict):
 
 def test_all_that_is_left_out_is_there():
     """A place that has gone must not stay on the list."""
-    assert [name for name in NOT_STRANGERS if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file())] == []
+    assert [
+        name
+        for name in NOT_STRANGERS
+        if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file())
+    ] == []

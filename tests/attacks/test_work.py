@@ -1,4 +1,5 @@
-"""Real work must pass in the profile that stops the attacks: the tools of the trade, on projects that need no parts."""
+"""Real work must pass in the profile that stops the attacks: the tools of the trade, on projects
+that need no parts."""
 
 import shlex
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,9 @@ from osiris.core.ports.sandbox import GIB
 from tests.attacks.attack import python
 from tests.attacks.conftest import MIB, SMALL
 
-ROOMY = replace(SMALL, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=256, file_size=512 * MIB)
+ROOMY = replace(
+    SMALL, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=256, file_size=512 * MIB
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,38 +142,68 @@ pub fn sum(a: i32, b: i32) -> i32 { a + b }
 }
 """
 GIT = (
-    "git init -q . && git add -A && git commit -qm one && echo more >>README && git diff --stat && git stash -q && "
-    "git stash pop -q && git commit -qam two && git switch -qc other && git rebase -q main && git log --oneline && "
-    "git worktree add -q ../tree-$$ && git gc -q && git fsck && echo git works"
+    "git init -q . && git add -A && git commit -qm one && echo more >>README && git diff --stat &&"
+    " git stash -q && git stash pop -q && git commit -qam two && git switch -qc other && git rebase"
+    " -q main && git log --oneline && git worktree add -q ../tree-$$ && git gc -q && git fsck &&"
+    " echo git works"
 )
 STREAMS = (
-    "echo one | cat /dev/stdin && echo two >/dev/stdout && echo three >/dev/stderr && cat <(echo four) && "
-    "cat <<<five && echo six | tee /dev/fd/1 >/dev/null && [ -t 0 ] || head -c 4 /dev/urandom | wc -c && "
-    "mkfifo pipe && (echo seven >pipe &) && cat pipe && [ -r /proc/self/status ] && nproc && free -m >/dev/null && "
-    "date +%Z && whoami && hostname && getent hosts localhost && echo streams work"
+    "echo one | cat /dev/stdin && echo two >/dev/stdout && echo three >/dev/stderr && cat <(echo"
+    " four) && cat <<<five && echo six | tee /dev/fd/1 >/dev/null && [ -t 0 ] || head -c 4"
+    " /dev/urandom | wc -c && mkfifo pipe && (echo seven >pipe &) && cat pipe && [ -r"
+    " /proc/self/status ] && nproc && free -m >/dev/null && date +%Z && whoami && hostname &&"
+    " getent hosts localhost && echo streams work"
 )
 LETTERS = (
-    'locale charmap; [ "$(printf "ä€𝄞" | wc -m)" = 3 ] && mkdir "ä€𝄞" && touch "ä€𝄞/ß" && ls ä* && echo letters work'
+    'locale charmap; [ "$(printf "ä€𝄞" | wc -m)" = 3 ] && mkdir "ä€𝄞" && touch "ä€𝄞/ß" && ls ä* &&'
+    " echo letters work"
 )
 WORKS = (
     WorkCase(
         name="pytest",
         script="python3 -m pytest -q",
         says="2 passed",
-        files={"test_sum.py": "def test_sum(tmp_path):\n    assert 40 + 2 == 42\ndef test_two(capfd): pass\n"},
+        files={
+            "test_sum.py": (
+                "def test_sum(tmp_path):\n    assert 40 + 2 == 42\ndef test_two(capfd): pass\n"
+            )
+        },
     ),
     WorkCase(
-        name="a server and its client", script="python3 -m unittest", says="OK", files={"test_it.py": SERVER_TEST}
+        name="a server and its client",
+        script="python3 -m unittest",
+        says="OK",
+        files={"test_it.py": SERVER_TEST},
     ),
-    WorkCase(name="both localhosts", script="python3 two.py", says="lo is up True", files={"two.py": TWO_LOCALHOSTS}),
-    WorkCase(name="pools of processes", script="python3 pool.py", says="pools work", files={"pool.py": POOL}),
-    WorkCase(name="watching files", script="python3 watch.py", says="new-file", files={"watch.py": WATCH}),
     WorkCase(
-        name="a terminal of python's", script="python3 terminal.py", says="heard hello", files={"terminal.py": TERMINAL}
+        name="both localhosts",
+        script="python3 two.py",
+        says="lo is up True",
+        files={"two.py": TWO_LOCALHOSTS},
     ),
-    WorkCase(name="a terminal of script's", script="script -qec 'tty -s && echo typed' log", says="typed"),
     WorkCase(
-        name="threads, locks, a database", script="python3 all.py", says="True alarm (1,)", files={"all.py": THREADS}
+        name="pools of processes",
+        script="python3 pool.py",
+        says="pools work",
+        files={"pool.py": POOL},
+    ),
+    WorkCase(
+        name="watching files", script="python3 watch.py", says="new-file", files={"watch.py": WATCH}
+    ),
+    WorkCase(
+        name="a terminal of python's",
+        script="python3 terminal.py",
+        says="heard hello",
+        files={"terminal.py": TERMINAL},
+    ),
+    WorkCase(
+        name="a terminal of script's", script="script -qec 'tty -s && echo typed' log", says="typed"
+    ),
+    WorkCase(
+        name="threads, locks, a database",
+        script="python3 all.py",
+        says="True alarm (1,)",
+        files={"all.py": THREADS},
     ),
     WorkCase(
         name="a virtual environment",
@@ -181,9 +214,17 @@ WORKS = (
         name="npm test",
         script="npm test --silent",
         says="pass 2",
-        files={"package.json": '{"name": "x", "scripts": {"test": "node --test"}}', "it.test.js": NODE_FETCH},
+        files={
+            "package.json": '{"name": "x", "scripts": {"test": "node --test"}}',
+            "it.test.js": NODE_FETCH,
+        },
     ),
-    WorkCase(name="make and gcc", script="make -s test", says="42", files={"Makefile": MAKEFILE, "sum.c": SUM_C}),
+    WorkCase(
+        name="make and gcc",
+        script="make -s test",
+        says="42",
+        files={"Makefile": MAKEFILE, "sum.c": SUM_C},
+    ),
     WorkCase(
         name="go test",
         script="go test -count=1 -vet=off ./...",
@@ -194,13 +235,19 @@ WORKS = (
         name="cargo test",
         script="cargo test -q --offline",
         says="2 passed",
-        files={"Cargo.toml": '[package]\nname = "sum"\nversion = "0.1.0"\nedition = "2021"\n', "src/lib.rs": RUST},
+        files={
+            "Cargo.toml": '[package]\nname = "sum"\nversion = "0.1.0"\nedition = "2021"\n',
+            "src/lib.rs": RUST,
+        },
     ),
     WorkCase(name="git", script=GIT, says="git works", files={"README": "hello\n"}),
     WorkCase(
         name="git in the clone of the mirror",
-        script="cd /workspace && git log --oneline && echo more >>README.md && git diff --stat && "
-        "git commit -qam two && git switch -qc topic && git rev-list --count topic && git blame README.md",
+        script=(
+            "cd /workspace && git log --oneline && echo more >>README.md && git diff --stat && git"
+            " commit -qam two && git switch -qc topic && git rev-list --count topic && git blame"
+            " README.md"
+        ),
         says="more",
     ),
     WorkCase(name="streams and shells", script=STREAMS, says="streams work"),
@@ -239,8 +286,9 @@ def test_a_server_on_localhost_would_hang_without_its_interface(workshop, verdic
     assert workshop.unprotected(f"unshare --user --map-root-user --net {up}") == "down\n"
     assert workshop.bash(up, name="work").output == b"up\n"
     asks = python(
-        "import socket\none = socket.create_server(('127.0.0.1', 0))\n"
-        "try: socket.create_connection(one.getsockname(), 2); print('connected')\nexcept OSError as e: print(e)"
+        "import socket\none = socket.create_server(('127.0.0.1', 0))\ntry:"
+        " socket.create_connection(one.getsockname(), 2); print('connected')\nexcept OSError as e:"
+        " print(e)"
     )
     assert "unreachable" in workshop.unprotected(f"unshare --user --map-root-user --net {asks}")
     assert workshop.bash(asks, name="work").output == b"connected\n"

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 SERVER_NAME, ENCRYPTED_HELLO = 0, 0xFE0D
-FROM, UNTIL = datetime.datetime(2020, 1, 1), datetime.datetime(2050, 1, 1)
+FROM = datetime.datetime(2020, 1, 1)
+UNTIL = datetime.datetime(2050, 1, 1)
 
 
 def certify(place: Path, hosts: Sequence[str]) -> Path:
@@ -21,12 +22,20 @@ def certify(place: Path, hosts: Sequence[str]) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of the tests")])
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), FROM, UNTIL)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False)
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), FROM, UNTIL
+        )
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    form = (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
     file = place / "both.pem"
     file.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
     file.chmod(0o644)
@@ -40,7 +49,9 @@ def server(pem: Path) -> ssl.SSLContext:
 
 
 def client(pem: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cadata=pem.read_text().partition("-----END PRIVATE KEY-----")[2])
+    return ssl.create_default_context(
+        cadata=pem.read_text().partition("-----END PRIVATE KEY-----")[2]
+    )
 
 
 def hello(host: str | None) -> bytes:
@@ -59,7 +70,8 @@ def hello(host: str | None) -> bytes:
 def extended(record: bytes, kind: int, body: bytes) -> bytes:
     """A hello with one extension more."""
     inner = record[9:]
-    at = 2 + 32  # version and random bytes; session, cipher suites and compression have a length each
+    # version and random bytes; session, cipher suites and compression have a length each
+    at = 2 + 32
     for size in (1, 2, 1):
         at += size + int.from_bytes(inner[at : at + size], "big")
     more = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
@@ -81,10 +93,16 @@ def in_records(message: bytes, most: int) -> bytes:
 
 
 async def ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pem: Path, host: str, *, most: int = 1 << 14
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    pem: Path,
+    host: str,
+    *,
+    most: int = 1 << 14,
 ) -> bytes:
     """What a host answers to a GET; the hello comes in records of at most so many bytes."""
-    came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+    came = ssl.MemoryBIO()
+    goes = ssl.MemoryBIO()
     talk = client(pem).wrap_bio(came, goes, server_hostname=host)
 
     async def until_done(step: Callable[[], Any]) -> Any:
@@ -93,7 +111,9 @@ async def ask(
                 return step()
             except ssl.SSLWantReadError:
                 data = goes.read()
-                writer.write(in_records(data[5:], most) if data[:1] + data[5:6] == b"\x16\x01" else data)
+                writer.write(
+                    in_records(data[5:], most) if data[:1] + data[5:6] == b"\x16\x01" else data
+                )
                 if not (data := await reader.read(1 << 16)):
                     raise EOFError("the host said nothing more") from None
                 came.write(data)

@@ -1,5 +1,6 @@
-"""A worker's process as attackers find it: secrets in its environment, its files and behind its sockets, and real
-sandboxes. The tests tell it what to do through a pair of sockets, so that it can be another user's process than theirs.
+"""A worker's process as attackers find it: secrets in its environment, its files and behind its
+sockets, and real sandboxes. The tests tell it what to do through a pair of sockets, so that it can
+be another user's process than theirs.
 """
 
 import asyncio
@@ -24,7 +25,8 @@ from osiris.tools.sandbox.workspace import file_helper_client
 from osiris.tools.toolbox import SessionTools
 
 CANARY = "canary-9f2c71d0b4e8"
-"""The one secret of this process. It stands in its environment, in files and behind sockets, and nowhere else."""
+"""The one secret of this process. It stands in its environment, in files and behind sockets, and
+nowhere else."""
 
 
 STALL = 0.25
@@ -39,14 +41,17 @@ class AttackedWorker:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._sandbox = BubblewrapSandbox(place / "sandboxes", Path, SandboxOptions(weak=True, network="agent"))
+        self._sandbox = BubblewrapSandbox(
+            place / "sandboxes", Path, SandboxOptions(weak=True, network="agent")
+        )
         self._sessions: dict[str, Session] = {}
         self._plain = place / "plain"
         self._plain.mkdir(exist_ok=True)
         self.port = self._secrets()
 
     def _secrets(self) -> int:
-        """Lay the canary out where attackers look for it; returns the port of 127.0.0.1 that gives it away."""
+        """Lay the canary out where attackers look for it; returns the port of 127.0.0.1 that gives
+        it away."""
         (self._place / "private.pem").write_text(CANARY)
         (self._place / "private.pem").chmod(0o600)
         (self._place / "readable").write_text(CANARY)
@@ -57,8 +62,12 @@ class AttackedWorker:
         _serve(tcp, ("127.0.0.1", 0))
         port = int(tcp.getsockname()[1])
         _echo(socket.socket(type=socket.SOCK_DGRAM), ("127.0.0.1", port))
-        for opened in (os.open(self._place / "private.pem", os.O_RDONLY), os.open(self._place, os.O_PATH)):
-            os.set_inheritable(opened, True)  # a careless library: whoever is started has them, unless they are closed
+        for opened in (
+            os.open(self._place / "private.pem", os.O_RDONLY),
+            os.open(self._place, os.O_PATH),
+        ):
+            # a careless library: whoever is started has them, unless they are closed
+            os.set_inheritable(opened, True)
         return port
 
     async def create(self, name: str, repo: str, base: str, **more: Any) -> None:
@@ -90,11 +99,20 @@ class AttackedWorker:
         await self._sandbox.remove(name)
 
     async def plain(self, argv: Sequence[str], timeout: float = 20) -> bytes:
-        """Run a command without any sandbox, as this process would: what an attack can do when nothing stops it. What
-        root mounts is mounted for that command alone: the machine goes on with what it had."""
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        apart = [] if os.geteuid() else ["/usr/bin/unshare", "--mount", "--propagation=private", "--"]
-        done = subprocess.Popen([*apart, *argv], cwd=self._plain, close_fds=False, start_new_session=True, **streams)
+        """Run a command without any sandbox, as this process would: what an attack can do when
+        nothing stops it. What root mounts is mounted for that command alone: the machine goes on
+        with what it had."""
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
+        apart = (
+            [] if os.geteuid() else ["/usr/bin/unshare", "--mount", "--propagation=private", "--"]
+        )
+        done = subprocess.Popen(
+            [*apart, *argv], cwd=self._plain, close_fds=False, start_new_session=True, **streams
+        )
         try:
             return done.communicate(timeout=timeout)[0]
         except subprocess.TimeoutExpired:
@@ -106,14 +124,17 @@ class AttackedWorker:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
     async def growth(self, name: str, argv: Sequence[str], **options: Any) -> tuple[Result, int]:
-        """Run a command in session `name`; and by how many bytes this process grew at most meanwhile."""
-        Path("/proc/self/clear_refs").write_text("5")  # the most is counted anew; see proc_pid_clear_refs(5)
+        """Run a command in session `name`; and by how many bytes this process grew at most
+        meanwhile."""
+        # the most is counted anew; see proc_pid_clear_refs(5)
+        Path("/proc/self/clear_refs").write_text("5")
         before = _most_memory()
         result = await self.run(name, argv, **options)
         return result, _most_memory() - before
 
     async def beside(self, bomb: Call, *others: Call) -> tuple[Any, list[Any]]:
-        """Do one thing, and others in turn, again and again, until the first is over; what it and they gave."""
+        """Do one thing, and others in turn, again and again, until the first is over; what it and
+        they gave."""
         running = asyncio.ensure_future(self._do(bomb))
         given = [await self._do(other) for other in others]
         while not running.done():
@@ -121,7 +142,8 @@ class AttackedWorker:
         return await running, given
 
     async def cut_off(self, name: str, argv: Sequence[str], many: int) -> int:
-        """Run a command in session `name` and cut it off once `many` processes have its words; how many had."""
+        """Run a command in session `name` and cut it off once `many` processes have its words; how
+        many had."""
         task = asyncio.ensure_future(self.run(name, argv))
         last = argv[-1].encode()
         seen = 0
@@ -192,7 +214,9 @@ Stall = tuple[float, str]
 
 async def _answer(worker: AttackedWorker, call: Call) -> tuple[Exception | None, Any, Stall]:
     """What a call gave or raised, and the longest stall meanwhile."""
-    monitor, error, value = LoopMonitor(STALL), None, None
+    monitor = LoopMonitor(STALL)
+    error = None
+    value = None
     with monitor.watch_loop():
         try:
             value = await worker._do(call)
@@ -210,7 +234,8 @@ def _is_control(call: Call) -> bool:
 
 def main() -> None:
     """Obey what comes through descriptor argv[1], until it ends."""
-    caller, loop = Connection(int(sys.argv[1])), asyncio.new_event_loop()
+    caller = Connection(int(sys.argv[1]))
+    loop = asyncio.new_event_loop()
     worker = AttackedWorker(Path(sys.argv[2]))
     caller.send((None, (CANARY, worker.port, os.getpid()), (0.0, "")))
     with contextlib.suppress(EOFError):

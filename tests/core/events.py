@@ -18,7 +18,9 @@ WORK = e.Work(
 REVIEW = e.Review(by="bob", text="A test, please.")
 
 
-def asked(kind: type[e.Ask], actor: e.Actor = OWNER, said: e.Said | None = None, **more: object) -> e.Ask:
+def asked(
+    kind: type[e.Ask], actor: e.Actor = OWNER, said: e.Said | None = None, **more: object
+) -> e.Ask:
     return kind(issue=ISSUE, actor=actor, said=said, **more)
 
 
@@ -27,7 +29,9 @@ def requested(actor: e.Actor = OWNER, said: e.Said | None = None) -> e.Ask:
 
 
 def patch_ready(run: int = 1) -> e.PatchReady:
-    return e.PatchReady(issue=ISSUE, run=run, tree="t" * 40, base="b" * 40, at=1_700_000_000, work=WORK)
+    return e.PatchReady(
+        issue=ISSUE, run=run, tree="t" * 40, base="b" * 40, at=1_700_000_000, work=WORK
+    )
 
 
 def approved(commit: str = "h1", head: str = "h1") -> e.Ask:

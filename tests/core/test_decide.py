@@ -53,7 +53,11 @@ CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "R1"))
 
 def test_a_request_starts_one_run_and_says_so():
     task, orders = play(requested(said=SAID))
-    assert (task.state, task.branch, task.requester) == (State.QUEUED, "osiris/7-fix-the-cart", "alice")
+    assert (task.state, task.branch, task.requester) == (
+        State.QUEUED,
+        "osiris/7-fix-the-cart",
+        "alice",
+    )
     assert kinds(orders) == ["StartRun", "React", "Report"]
     run = orders[0]
     assert (run.run, run.purpose, run.steps, run.minutes) == (1, f.Purpose.BUILD, 10, 5)
@@ -78,13 +82,19 @@ def test_a_patch_is_pushed_and_only_then_opened_as_a_draft():
     assert kinds(orders) == ["StopRun", "Push", "Report"]
     assert (orders[1].pull, orders[1].reviews) == (None, ())
     task, orders = play(e.PatchPushed(issue=ISSUE, head="h1"), task=task)
-    assert (kinds(orders), orders[0].request, orders[0].work) == (["OpenDraftPull", "Report"], "It loses items.", WORK)
+    assert (kinds(orders), orders[0].request, orders[0].work) == (
+        ["OpenDraftPull", "Report"],
+        "It loses items.",
+        WORK,
+    )
 
 
 def test_a_push_that_was_refused_or_overtaken_opens_nothing():
     ready = (requested(), STARTED, patch_ready())
     assert kinds(play(*ready, e.OrderRefused(issue=ISSUE, reason="no"))[1]) == ["StopRun", "Report"]
-    assert kinds(play(*ready, asked(e.StopRequested), e.PatchPushed(issue=ISSUE, head="h1"))[1]) == ["Report"]
+    assert kinds(
+        play(*ready, asked(e.StopRequested), e.PatchPushed(issue=ISSUE, head="h1"))[1]
+    ) == ["Report"]
 
 
 def test_what_was_pushed_and_opened_is_remembered_and_reported():
@@ -117,7 +127,9 @@ def test_a_refused_push_loses_neither_the_review_it_answers_nor_the_one_that_wai
     late = asked(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
     task, orders = play(*IN_REVIEW, CHANGES, late, patch_ready(2))
     assert (orders[-1].reviews, task.reviews) == ((late.review,), (REVIEW, late.review))
-    assert play(e.PatchPushed(issue=ISSUE, head="h2", answered=(REVIEW,)), task=task)[0].reviews == (late.review,)
+    assert play(e.PatchPushed(issue=ISSUE, head="h2", answered=(REVIEW,)), task=task)[
+        0
+    ].reviews == (late.review,)
     refused = e.OrderRefused(issue=ISSUE, reason="somebody else pushed")
     assert play(refused, asked(e.RetryRequested), task=task)[1][0].reviews == (REVIEW, late.review)
 
@@ -126,7 +138,12 @@ def test_an_approval_of_the_old_commit_does_not_cover_what_is_being_pushed():
     task, _ = play(*IN_REVIEW, CHANGES, patch_ready(2), approved("h1", "h1"))
     assert task.state is State.APPROVED
     task, orders = play(e.PatchPushed(issue=ISSUE, head="h2"), task=task)
-    assert (task.state, task.head, task.approved, kinds(orders)) == (State.REVIEW, "h2", None, ["Report"])
+    assert (task.state, task.head, task.approved, kinds(orders)) == (
+        State.REVIEW,
+        "h2",
+        None,
+        ["Report"],
+    )
 
 
 def test_an_approval_that_came_before_our_own_word_of_the_push_stands():
@@ -137,7 +154,9 @@ def test_an_approval_that_came_before_our_own_word_of_the_push_stands():
 
 def test_a_review_of_a_paused_task_ends_the_paused_run():
     another = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "another"))
-    _task, orders = play(*IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), another)
+    _task, orders = play(
+        *IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), another
+    )
     assert (kinds(orders)[:2], orders[0].run, orders[1].run) == (["StopRun", "StartRun"], 2, 3)
 
 
@@ -160,8 +179,14 @@ def test_a_review_of_finished_work_changes_nothing():
 
 
 def test_a_review_answered_without_a_change_is_answered_in_words():
-    task, orders = play(*IN_REVIEW, CHANGES, e.NothingToChange(issue=ISSUE, run=2, summary="It is right."))
-    assert (task.state, task.reviews, kinds(orders)) == (State.REVIEW, (), ["StopRun", "Reply", "Report"])
+    task, orders = play(
+        *IN_REVIEW, CHANGES, e.NothingToChange(issue=ISSUE, run=2, summary="It is right.")
+    )
+    assert (task.state, task.reviews, kinds(orders)) == (
+        State.REVIEW,
+        (),
+        ["StopRun", "Reply", "Report"],
+    )
     assert orders[1].on_pull
 
 
@@ -176,7 +201,12 @@ def test_new_commits_void_an_approval():
     task, _ = play(*IN_REVIEW, approved(), e.CommitsPushed(issue=ISSUE, head="h1"))
     assert task.state is State.APPROVED
     task, orders = play(e.CommitsPushed(issue=ISSUE, head="h2"), task=task)
-    assert (task.state, task.approved, task.head, kinds(orders)) == (State.REVIEW, None, "h2", ["Report"])
+    assert (task.state, task.approved, task.head, kinds(orders)) == (
+        State.REVIEW,
+        None,
+        "h2",
+        ["Report"],
+    )
 
 
 def test_a_dismissed_approval_is_none():
@@ -194,8 +224,16 @@ def test_a_merge_ends_the_task():
     [
         (asked(e.StopRequested, said=SAID), State.CANCELLED, "alice stopped it"),
         (e.RequestWithdrawn(issue=ISSUE, by="al"), State.CANCELLED, "al withdrew the request"),
-        (e.PullClosed(issue=ISSUE, by="al"), State.REJECTED, "al closed the pull request without merging it"),
-        (e.IssueDropped(issue=ISSUE, by="al"), State.REJECTED, "al closed the issue as not planned"),
+        (
+            e.PullClosed(issue=ISSUE, by="al"),
+            State.REJECTED,
+            "al closed the pull request without merging it",
+        ),
+        (
+            e.IssueDropped(issue=ISSUE, by="al"),
+            State.REJECTED,
+            "al closed the issue as not planned",
+        ),
         (e.RunFailed(issue=ISSUE, run=1, reason="no luck"), State.FAILED, "no luck"),
         (e.OrderRefused(issue=ISSUE, reason="refused"), State.FAILED, "refused"),
     ],
@@ -216,8 +254,14 @@ def test_a_spent_budget_pauses_and_a_retry_goes_on_in_the_same_run():
 
 
 def test_a_halted_run_goes_on_in_its_old_budget():
-    task, orders = play(requested(), STARTED, e.RunHalted(issue=ISSUE, run=1, reason="the model refused the key"))
-    assert (task.state, task.reason, kinds(orders)) == (State.PAUSED, "the model refused the key", ["Report"])
+    task, orders = play(
+        requested(), STARTED, e.RunHalted(issue=ISSUE, run=1, reason="the model refused the key")
+    )
+    assert (task.state, task.reason, kinds(orders)) == (
+        State.PAUSED,
+        "the model refused the key",
+        ["Report"],
+    )
     task, orders = play(asked(e.RetryRequested), task=task)
     assert (task.state, task.run, orders[0].steps) == (State.RUNNING, 1, 10)
 
@@ -226,13 +270,21 @@ def test_a_chosen_model_thinks_from_the_next_step_on_and_in_every_later_run():
     task, orders = play(requested(), STARTED, asked(e.ModelChosen, model="openai:gpt-5"))
     assert (task.state, task.model, task.model_by) == (State.RUNNING, "openai:gpt-5", "alice")
     assert orders[0] == f.SwitchModel(issue=ISSUE, run=1, model="openai:gpt-5")
-    task, orders = play(e.RunFailed(issue=ISSUE, run=1, reason="no"), asked(e.RetryRequested), task=task)
+    task, orders = play(
+        e.RunFailed(issue=ISSUE, run=1, reason="no"), asked(e.RetryRequested), task=task
+    )
     assert orders[0].model == "openai:gpt-5"
 
 
 def test_a_model_chosen_at_rest_is_remembered_and_nothing_is_started():
-    task, orders = play(*IN_REVIEW, asked(e.ModelChosen, model="openai:gpt-5", said=e.Said("comment", "5")))
-    assert (task.state, task.model, kinds(orders)) == (State.REVIEW, "openai:gpt-5", ["React", "Report"])
+    task, orders = play(
+        *IN_REVIEW, asked(e.ModelChosen, model="openai:gpt-5", said=e.Said("comment", "5"))
+    )
+    assert (task.state, task.model, kinds(orders)) == (
+        State.REVIEW,
+        "openai:gpt-5",
+        ["React", "Report"],
+    )
 
 
 def test_a_model_that_cannot_think_is_told_and_nothing_changes():
@@ -260,13 +312,21 @@ def test_a_retry_after_a_failure_is_a_new_run_with_every_review_that_is_open():
 
 def test_after_a_rejection_the_work_begins_anew_on_its_own_branch():
     task, _ = play(*IN_REVIEW, e.PullClosed(issue=ISSUE, by="bob"), requested())
-    assert (task.branch, task.pull, task.head, task.generation) == ("osiris/7-fix-the-cart-2", None, None, 2)
+    assert (task.branch, task.pull, task.head, task.generation) == (
+        "osiris/7-fix-the-cart-2",
+        None,
+        None,
+        2,
+    )
 
 
 def test_a_failed_check_and_a_conflict_start_runs_of_their_own_purpose():
     task, orders = play(*IN_REVIEW, e.ChecksFailed(issue=ISSUE, head="h1", summary="red"))
     assert (task.reviews[0].text, orders[0].purpose) == ("red", f.Purpose.FIX_CHECKS)
-    assert play(*IN_REVIEW, e.Conflicted(issue=ISSUE, head="h1"))[1][0].purpose is f.Purpose.RESOLVE_CONFLICT
+    assert (
+        play(*IN_REVIEW, e.Conflicted(issue=ISSUE, head="h1"))[1][0].purpose
+        is f.Purpose.RESOLVE_CONFLICT
+    )
     assert play(*IN_REVIEW, e.ChecksFailed(issue=ISSUE, head="h0", summary="old"))[1] == []
 
 
@@ -287,7 +347,9 @@ def test_a_pull_request_that_is_opened_again_is_under_review_again():
 
 
 @pytest.mark.parametrize(
-    "event", [event for event in one_of_each() if isinstance(event, e.Ask)], ids=lambda x: type(x).__name__
+    "event",
+    [event for event in one_of_each() if isinstance(event, e.Ask)],
+    ids=lambda x: type(x).__name__,
 )
 def test_an_outsider_moves_nothing_and_is_refused_once(event: e.Ask):
     task, _ = play(*IN_REVIEW)
@@ -320,9 +382,9 @@ def test_a_policy_that_cannot_be_read_starts_nothing_and_says_why():
 
 
 def test_a_branch_is_named_after_the_issue():
-    assert branch_name(3, "Ünïcode & Sons: a very long title that goes on and on and on", 1).startswith(
-        "osiris/3-n-code-sons-a"
-    )
+    assert branch_name(
+        3, "Ünïcode & Sons: a very long title that goes on and on and on", 1
+    ).startswith("osiris/3-n-code-sons-a")
     assert branch_name(3, "!!!", 1) == "osiris/3-task"
 
 
@@ -341,8 +403,17 @@ def test_a_review_that_is_told_twice_is_heard_once():
 
 
 def test_a_parked_order_pauses_the_task_and_a_retry_takes_it_up_without_a_new_run():
-    task, orders = play(requested(), STARTED, patch_ready(), e.OrderParked(issue=ISSUE, reason="the App may not push"))
-    assert (task.state, task.reason, kinds(orders)) == (State.PAUSED, "the App may not push", ["Report"])
+    task, orders = play(
+        requested(),
+        STARTED,
+        patch_ready(),
+        e.OrderParked(issue=ISSUE, reason="the App may not push"),
+    )
+    assert (task.state, task.reason, kinds(orders)) == (
+        State.PAUSED,
+        "the App may not push",
+        ["Report"],
+    )
     task, orders = play(asked(e.RetryRequested), task=task)
     assert (task.state, task.run, kinds(orders)) == (State.REVIEW, 1, ["TakeUp", "Report"])
 
@@ -355,8 +426,14 @@ def test_a_retry_takes_up_what_is_parked_even_where_it_moves_nothing():
 
 
 def test_without_access_the_task_rests_silently_and_goes_on_where_it_was():
-    task, orders = play(requested(), STARTED, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
-    assert (task.state, task.barred, task.reason) == (State.PAUSED, True, "the repository is archived")
+    task, orders = play(
+        requested(), STARTED, e.AccessLost(issue=ISSUE, reason="the repository is archived")
+    )
+    assert (task.state, task.barred, task.reason) == (
+        State.PAUSED,
+        True,
+        "the repository is archived",
+    )
     assert orders == [f.StopRun(issue=ISSUE, run=1, keep=True)]
     task, orders = play(e.AccessRegained(issue=ISSUE), task=task)
     assert (task.state, task.barred, task.run) == (State.RUNNING, False, 1)
@@ -379,7 +456,9 @@ def test_a_parked_push_of_an_earlier_run_fails_the_task_and_a_retry_answers_ever
 
 
 def test_a_run_under_way_is_only_cut_off_when_its_task_rests():
-    _task, orders = play(requested(), STARTED, e.OrderParked(issue=ISSUE, reason="the App may not write"))
+    _task, orders = play(
+        requested(), STARTED, e.OrderParked(issue=ISSUE, reason="the App may not write")
+    )
     assert orders[0] == f.StopRun(issue=ISSUE, run=1, keep=True)
     _task, orders = play(*IN_REVIEW, e.AccessLost(issue=ISSUE, reason="the repository is archived"))
     assert orders == []

@@ -1,5 +1,5 @@
-"""Secrets in words, and words that are none. The secrets are made up, and put together so that no scanner takes them
-for real ones."""
+"""Secrets in words, and words that are none. The secrets are made up, and put together so that no
+scanner takes them for real ones."""
 
 import base64
 
@@ -88,10 +88,19 @@ def test_a_known_secret_is_hidden_in_whatever_way_it_is_written():
 
 def test_every_text_within_a_value_is_redacted():
     value = {"body": "my ghs_1234567890abcdef", "lines": [1, None, ("hunter22", True)]}
-    assert Redactor(["hunter22"]).redact_value(value) == {"body": "my ***", "lines": [1, None, ["***", True]]}
+    assert Redactor(["hunter22"]).redact_value(value) == {
+        "body": "my ***",
+        "lines": [1, None, ["***", True]],
+    }
 
 
 def test_a_result_knows_that_its_output_was_cut():
-    told = {"exit_code": 0, "output": b"ab", "timed_out": False, "out_of_memory": False, "seconds": 0.1}
+    told = {
+        "exit_code": 0,
+        "output": b"ab",
+        "timed_out": False,
+        "out_of_memory": False,
+        "seconds": 0.1,
+    }
     assert Result(total=3, **told).truncated
     assert not Result(total=2, **told).truncated

@@ -1,4 +1,5 @@
-"""The state machine: reachable, never a dead end, lawful under any order of events, and drawn as it is."""
+"""The state machine: reachable, never a dead end, lawful under any order of events, and drawn as it
+is."""
 
 import inspect
 from pathlib import Path
@@ -23,7 +24,8 @@ def targets(state: State) -> set[State]:
 
 
 def reachable(start: State) -> set[State]:
-    seen, frontier = {start}, {start}
+    seen = {start}
+    frontier = {start}
     while frontier := set().union(*map(targets, frontier)) - seen:
         seen |= frontier
     return seen
@@ -77,7 +79,9 @@ def test_any_order_of_events_leaves_a_lawful_task(history: list[tuple[int, bool]
             assert task.state in allowed
         if before is not None and before.state is State.DONE:
             assert task.state is State.DONE
-            assert not any(type(order).__name__ in ("StartRun", "Push", "OpenDraftPull") for order in orders)
+            assert not any(
+                type(order).__name__ in ("StartRun", "Push", "OpenDraftPull") for order in orders
+            )
         if task.state is State.APPROVED:
             assert task.approved == task.head
 

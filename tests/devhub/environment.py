@@ -1,4 +1,5 @@
-"""A hub with a repository, people, an app and somebody who listens to it, with the hands to use them."""
+"""A hub with a repository, people, an app and somebody who listens to it, with the hands to use
+them."""
 
 import asyncio
 import hashlib
@@ -40,7 +41,10 @@ EVENTS = (
 PERMISSIONS = {"contents": "write", "issues": "write", "pull_requests": "write", "checks": "write"}
 FILES = {
     "README.md": "# Shop\n",
-    "shop/cart.py": "def total(prices):\n    return sum(prices)\n\n\ndef count(prices):\n    return len(prices)\n",
+    "shop/cart.py": (
+        "def total(prices):\n    return sum(prices)\n\n\ndef count(prices):\n    return"
+        " len(prices)\n"
+    ),
 }
 
 
@@ -65,7 +69,10 @@ class Receiver:
 
     async def take(self, request: Request) -> Response:
         body = await request.body()
-        for name, kind in (("x-hub-signature-256", hashlib.sha256), ("x-hub-signature", hashlib.sha1)):
+        for name, kind in (
+            ("x-hub-signature-256", hashlib.sha256),
+            ("x-hub-signature", hashlib.sha1),
+        ):
             wanted = hmac.new(SECRET.encode(), body, kind).hexdigest()
             assert request.headers[name] == f"{kind().name}={wanted}"
         self.got.append((dict(request.headers), json.loads(body)))
@@ -74,11 +81,16 @@ class Receiver:
     @property
     def names(self) -> list[str]:
         """What arrived, as "event.action"."""
-        return [".".join(filter(None, (head["x-github-event"], body.get("action")))) for head, body in self.got]
+        return [
+            ".".join(filter(None, (head["x-github-event"], body.get("action"))))
+            for head, body in self.got
+        ]
 
     def last(self, name: str) -> dict[str, Any]:
         return next(
-            body for found, (_, body) in reversed(list(zip(self.names, self.got, strict=True))) if found == name
+            body
+            for found, (_, body) in reversed(list(zip(self.names, self.got, strict=True)))
+            if found == name
         )
 
 
@@ -105,7 +117,8 @@ async def receiving() -> AsyncIterator[Receiver]:
     receiver.url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
     app = Starlette(routes=[Route("/hooks", receiver.take, methods=["POST"])])
     server = QuietServer(
-        uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1), receiver.leaving
+        uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1),
+        receiver.leaving,
     )
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -164,9 +177,15 @@ class HubEnvironment:
 
     async def git(self, *args: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = ["git", "-c", "user.name=Mia", "-c", "user.email=mia@example.com", *args]
-        env = {"PATH": "/usr/bin:/bin", "GIT_TERMINAL_PROMPT": "0", "HOME": str(self.place), "LC_ALL": "C.UTF-8"}
-        run = lambda: subprocess.run(command, cwd=at, env=env, capture_output=True, text=True, check=False)  # noqa: E731
-        return await asyncio.to_thread(run)
+        env = {
+            "PATH": "/usr/bin:/bin",
+            "GIT_TERMINAL_PROMPT": "0",
+            "HOME": str(self.place),
+            "LC_ALL": "C.UTF-8",
+        }
+        return await asyncio.to_thread(
+            subprocess.run, command, cwd=at, env=env, capture_output=True, text=True, check=False
+        )
 
     async def branch(self, name: str, files: dict[str, str | bytes | None], token: str) -> str:
         """Push a commit with these files (None: removed) on a branch; gives its sha."""

@@ -1,4 +1,5 @@
-"""Where an app may work, what is left of its hour, and webhooks that go astray, as GitHub has them."""
+"""Where an app may work, what is left of its hour, and webhooks that go astray, as GitHub has
+them."""
 
 import asyncio
 
@@ -18,18 +19,27 @@ REPO = "/repos/acme/shop"
 async def test_the_old_name_of_a_repository_leads_to_it(stage: HubEnvironment) -> None:
     stage.hub.world.set_role(stage.repo, "mia", "admin")
     token = await stage.token()
-    bot, mia, app = stage.client(token), stage.client(stage.mia.token), stage.client(stage.app_jwt())
+    bot = stage.client(token)
+    mia = stage.client(stage.mia.token)
+    app = stage.client(stage.app_jwt())
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     assert (await mia.patch(REPO, json={"name": "store"})).json()["full_name"] == "acme/store"
 
     moved = await bot.get(f"{REPO}/issues?state=all")
     assert (moved.status_code, moved.json()["message"]) == (301, "Moved Permanently")
-    assert moved.headers["location"] == f"{stage.hub.api_url}/repositories/{stage.repo.id}/issues?state=all"
+    assert (
+        moved.headers["location"]
+        == f"{stage.hub.api_url}/repositories/{stage.repo.id}/issues?state=all"
+    )
     assert [one["title"] for one in (await bot.get(moved.headers["location"])).json()] == ["Prices"]
     assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 307
-    again = await bot.post(f"{REPO}/issues/1/comments", json={"body": "On it"}, follow_redirects=True)
+    again = await bot.post(
+        f"{REPO}/issues/1/comments", json={"body": "On it"}, follow_redirects=True
+    )
     assert (again.status_code, len(stage.repo.issues[1].comments)) == (201, 1)
-    assert (await app.get(f"{REPO}/installation", follow_redirects=True)).json()["id"] == stage.installation
+    assert (await app.get(f"{REPO}/installation", follow_redirects=True)).json()[
+        "id"
+    ] == stage.installation
     assert (await stage.git("ls-remote", stage.address(token))).returncode == 0
     assert (await stage.branch("fix", {"a.txt": "a"}, token)) == stage.repo.heads["fix"]
 
@@ -37,9 +47,12 @@ async def test_the_old_name_of_a_repository_leads_to_it(stage: HubEnvironment) -
     assert (await bot.get(REPO)).json()["full_name"] == "acme/shop"
 
 
-async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: HubEnvironment) -> None:
+async def test_a_private_repository_that_moved_is_hidden_from_strangers(
+    stage: HubEnvironment,
+) -> None:
     stage.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
-    mia, eve = stage.client(stage.mia.token), stage.client(stage.eve.token)
+    mia = stage.client(stage.mia.token)
+    eve = stage.client(stage.eve.token)
     await mia.patch("/repos/acme/vault", json={"name": "safe"})
     assert (await mia.get("/repos/acme/vault")).status_code == 301
     assert said(await eve.get("/repos/acme/vault"), 404) == "Not Found"
@@ -48,15 +61,22 @@ async def test_a_private_repository_that_moved_is_hidden_from_strangers(stage: H
 async def test_an_archived_repository_is_read_and_not_written(stage: HubEnvironment) -> None:
     stage.hub.world.set_role(stage.repo, "mia", "admin")
     token = await stage.token()
-    bot, mia, rob = stage.client(token), stage.client(stage.mia.token), stage.client(stage.rob.token)
+    bot = stage.client(token)
+    mia = stage.client(stage.mia.token)
+    rob = stage.client(stage.rob.token)
     pull = await stage.pull(bot, token, draft=True)
     assert said(await rob.patch(REPO, json={"archived": True}), 403)
     assert (await mia.patch(REPO, json={"archived": True})).json()["archived"] is True
     words = "Repository was archived so is read-only."
     assert said(await bot.post(f"{REPO}/issues", json={"title": "x"}), 403) == words
     assert said(await mia.put(f"{REPO}/pulls/1/merge"), 403) == words
-    ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"
-    answer = await bot.post("../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}})
+    ready = (
+        "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) {"
+        " clientMutationId } }"
+    )
+    answer = await bot.post(
+        "../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}}
+    )
     assert answer.json()["errors"][0]["message"] == words
     refused = await stage.git("push", stage.address(token), "fix:other", at=stage.place / "work")
     assert "read-only" in refused.stderr
@@ -90,14 +110,21 @@ async def test_a_deleted_branch_closes_its_pull_request(stage: HubEnvironment) -
 
 
 async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironment) -> None:
-    bot, other = await stage.bot(), await stage.bot()
+    bot = await stage.bot()
+    other = await stage.bot()
     issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     url = f"{REPO}/issues?state=all&sort=updated&since=2020-01-01T00:00:00Z"
     first = await bot.get(url)
     left = int(first.headers["x-ratelimit-remaining"])
     same = await bot.get(url, headers={"If-None-Match": first.headers["etag"]})
-    assert (same.status_code, same.content, int(same.headers["x-ratelimit-remaining"])) == (304, b"", left)
-    assert (await other.get(url, headers={"If-None-Match": first.headers["etag"]})).status_code == 200
+    assert (same.status_code, same.content, int(same.headers["x-ratelimit-remaining"])) == (
+        304,
+        b"",
+        left,
+    )
+    assert (
+        await other.get(url, headers={"If-None-Match": first.headers["etag"]})
+    ).status_code == 200
     stage.clock.now += 10
     stage.hub.world.open_issue(stage.repo, stage.mia, "Sizes")
     stage.clock.now += 10
@@ -110,24 +137,39 @@ async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironme
 # ── installations ──
 
 
-async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(stage: HubEnvironment) -> None:
+async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(
+    stage: HubEnvironment,
+) -> None:
     token = await stage.token()
-    bot, app = stage.client(token), stage.client(stage.app_jwt())
+    bot = stage.client(token)
+    app = stage.client(stage.app_jwt())
     url = f"/app/installations/{stage.installation}"
     assert (await app.put(f"{url}/suspended")).status_code == 204
-    assert said(await app.post(f"{url}/access_tokens", json={}), 403) == "This installation has been suspended"
+    assert (
+        said(await app.post(f"{url}/access_tokens", json={}), 403)
+        == "This installation has been suspended"
+    )
     assert "suspended your access" in said(await bot.get(REPO), 403)
     assert (await app.get(f"{REPO}/installation")).json()["suspended_at"] is not None
-    refused = await stage.git("push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git")
+    refused = await stage.git(
+        "push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git"
+    )
     assert "403" in refused.stderr
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     assert (await app.delete(f"{url}/suspended")).status_code == 204
     assert (await bot.get(REPO)).status_code == 200
-    assert await stage.events() == ["installation.created", "installation.suspend", "installation.unsuspend"]
+    assert await stage.events() == [
+        "installation.created",
+        "installation.suspend",
+        "installation.unsuspend",
+    ]
 
 
-async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(stage: HubEnvironment) -> None:
-    bot, app = await stage.bot(), stage.client(stage.app_jwt())
+async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(
+    stage: HubEnvironment,
+) -> None:
+    bot = await stage.bot()
+    app = stage.client(stage.app_jwt())
     assert (await app.delete(f"/app/installations/{stage.installation}")).status_code == 204
     assert said(await app.get(f"{REPO}/installation"), 404) == "Not Found"
     assert said(await bot.get(REPO), 401) == "Bad credentials"
@@ -176,8 +218,14 @@ async def test_a_webhook_may_come_twice_late_or_never(stage: HubEnvironment) -> 
             await stage.hub.wait_until_sent()
     moment.set()
     await stage.hub.wait_until_sent()
-    assert [body["issue"]["title"] for _, body in stage.receiver.got[1:]] == ["twice", "twice", "late"]
-    on_record = [(one.status_code, one.delivered is not None) for one in stage.app.deliveries[before:]]
+    assert [body["issue"]["title"] for _, body in stage.receiver.got[1:]] == [
+        "twice",
+        "twice",
+        "late",
+    ]
+    on_record = [
+        (one.status_code, one.delivered is not None) for one in stage.app.deliveries[before:]
+    ]
     assert on_record == [(202, True), (202, True), (502, True)]
 
 

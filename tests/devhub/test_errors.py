@@ -18,7 +18,11 @@ def said(answer: httpx.Response, status: int) -> str:
     body = answer.json()
     assert body["status"] == str(status)
     first = (body.get("errors") or [body["message"]])[0]
-    return str(first if isinstance(first, str) else first.get("message") or f"{first['field']} {first['code']}")
+    return str(
+        first
+        if isinstance(first, str)
+        else first.get("message") or f"{first['field']} {first['code']}"
+    )
 
 
 async def test_tokens_end_after_an_hour_of_the_hubs_clock(stage: HubEnvironment) -> None:
@@ -28,7 +32,9 @@ async def test_tokens_end_after_an_hour_of_the_hubs_clock(stage: HubEnvironment)
     assert (await bot.get(REPO)).status_code == 200
     stage.clock.now += 1
     assert said(await bot.get(REPO), 401) == "Bad credentials"
-    refused = await stage.git("push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git")
+    refused = await stage.git(
+        "push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git"
+    )
     assert "Authentication failed" in refused.stderr
     assert said(await stage.client("ghs_made_up").get(REPO), 401) == "Bad credentials"
     assert (await (await stage.bot()).get(REPO)).status_code == 200
@@ -59,8 +65,12 @@ async def test_a_token_reaches_only_its_repositories_and_permissions(stage: HubE
 async def test_who_dies_in_the_middle_of_asking_changes_nothing_and_leaves_no_traceback(
     stage: HubEnvironment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    api, bot = httpx.URL(stage.hub.api_url), await stage.bot()
-    head = f"POST {api.path}{REPO}/issues HTTP/1.1\r\nHost: x\r\nAuthorization: {bot.headers['authorization']}\r\n"
+    api = httpx.URL(stage.hub.api_url)
+    bot = await stage.bot()
+    head = (
+        f"POST {api.path}{REPO}/issues HTTP/1.1\r\nHost: x\r\nAuthorization:"
+        f" {bot.headers['authorization']}\r\n"
+    )
     _, asking = await asyncio.open_connection(api.host, api.port)
     asking.write(f'{head}Content-Length: 200\r\n\r\n{{"title": "x"'.encode())
     await asking.drain()
@@ -72,11 +82,16 @@ async def test_who_dies_in_the_middle_of_asking_changes_nothing_and_leaves_no_tr
 
 
 @pytest.mark.parametrize(
-    "claims", [{"exp": 1}, {"exp": 4_000_000_000}, {"iat": 4_000_000_000}, {"exp": None}, {"iat": None}]
+    "claims",
+    [{"exp": 1}, {"exp": 4_000_000_000}, {"iat": 4_000_000_000}, {"exp": None}, {"iat": None}],
 )
-async def test_an_app_signs_in_only_with_a_fresh_token(stage: HubEnvironment, claims: dict[str, int]) -> None:
+async def test_an_app_signs_in_only_with_a_fresh_token(
+    stage: HubEnvironment, claims: dict[str, int]
+) -> None:
     assert (await stage.client(stage.app_jwt()).get("/app")).json()["slug"] == "osiris"
-    assert (await stage.client(stage.app_jwt(iss=stage.app.client_id)).get("/app")).status_code == 200
+    assert (
+        await stage.client(stage.app_jwt(iss=stage.app.client_id)).get("/app")
+    ).status_code == 200
     assert (await stage.client(stage.app_jwt(**claims)).get("/app")).status_code == 401
 
 
@@ -96,7 +111,10 @@ async def test_pull_requests_that_make_no_sense_are_refused(stage: HubEnvironmen
     wish = {"title": "x", "head": "fix", "base": "main"}
     exists = "A pull request already exists for acme:fix."
     assert said(await bot.post(f"{REPO}/pulls", json=wish), 422) == exists
-    assert said(await bot.post(f"{REPO}/pulls", json=wish | {"head": "nowhere"}), 422) == "head invalid"
+    assert (
+        said(await bot.post(f"{REPO}/pulls", json=wish | {"head": "nowhere"}), 422)
+        == "head invalid"
+    )
     same = await bot.post(f"{REPO}/pulls", json=wish | {"head": "main"})
     assert said(same, 422) == "No commits between main and main"
     assert "wasn't supplied" in said(await bot.post(f"{REPO}/pulls", json={"title": "x"}), 422)
@@ -106,7 +124,10 @@ async def test_pull_requests_that_make_no_sense_are_refused(stage: HubEnvironmen
             json={"event": event, "body": "fine"},
         )
         assert "your own pull request" in said(own, 422)
-    outside = {"event": "COMMENT", "comments": [{"path": "shop/cart.py", "line": 400, "body": "here"}]}
+    outside = {
+        "event": "COMMENT",
+        "comments": [{"path": "shop/cart.py", "line": 400, "body": "here"}],
+    }
     mia = stage.client(stage.mia.token)
     assert "part of the diff" in said(await mia.post(f"{REPO}/pulls/1/reviews", json=outside), 422)
 
@@ -128,20 +149,29 @@ async def test_people_do_what_their_role_allows(stage: HubEnvironment) -> None:
     stage.hub.add_repo("acme/vault", collaborators={"mia": "write"}, private=True)
     mia, rob, eve = (stage.client(one.token) for one in (stage.mia, stage.rob, stage.eve))
     nobody = stage.client()
-    assert (await eve.post(f"{REPO}/issues", json={"title": "x", "labels": ["osiris"]})).json()["labels"] == []
+    assert (await eve.post(f"{REPO}/issues", json={"title": "x", "labels": ["osiris"]})).json()[
+        "labels"
+    ] == []
     assert said(await eve.post(f"{REPO}/issues/1/labels", json={"labels": ["osiris"]}), 403)
     assert (await rob.post(f"{REPO}/issues/1/labels", json=["osiris"])).status_code == 200
     token = await stage.token()
     await stage.pull(stage.client(token), token)
     assert said(await rob.put(f"{REPO}/pulls/2/merge"), 403)
-    assert said(await nobody.post(f"{REPO}/issues", json={"title": "x"}), 401) == "Requires authentication"
+    assert (
+        said(await nobody.post(f"{REPO}/issues", json={"title": "x"}), 401)
+        == "Requires authentication"
+    )
     assert (await nobody.get(f"{REPO}/issues/1")).status_code == 200
     assert said(await eve.get("/repos/acme/vault"), 404) == "Not Found"
     roles = {}
     for login in ("mia", "rob", "eve"):
         found = (await mia.get(f"{REPO}/collaborators/{login}/permission")).json()
         roles[login] = (found["permission"], found["role_name"])
-    assert roles == {"mia": ("write", "maintain"), "rob": ("read", "triage"), "eve": ("read", "read")}
+    assert roles == {
+        "mia": ("write", "maintain"),
+        "rob": ("read", "triage"),
+        "eve": ("read", "read"),
+    }
     hidden = (await mia.get("/repos/acme/vault/collaborators/eve/permission")).json()
     assert (hidden["permission"], hidden["role_name"]) == ("none", "none")
     assert said(await mia.post(f"{REPO}/check-runs", json={"name": "x", "head_sha": "0" * 40}), 403)
@@ -167,7 +197,8 @@ async def test_lists_come_in_pages(stage: HubEnvironment) -> None:
     for number in range(5):
         stage.hub.world.open_issue(stage.repo, stage.mia, f"Issue {number}")
     mia = stage.client(stage.mia.token)
-    url, seen = f"{REPO}/issues?per_page=2", []
+    url = f"{REPO}/issues?per_page=2"
+    seen = []
     while url:
         answer = await mia.get(url)
         seen += [issue["number"] for issue in answer.json()]
@@ -178,11 +209,16 @@ async def test_lists_come_in_pages(stage: HubEnvironment) -> None:
 async def test_graphql_refuses_in_its_own_shape(stage: HubEnvironment) -> None:
     token = await stage.token()
     pull = await stage.pull(stage.client(token), token, draft=True)
-    ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"
+    ready = (
+        "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) {"
+        " clientMutationId } }"
+    )
     reader = await stage.bot(permissions={"pull_requests": "read"})
     for client, id, kind in ((reader, pull["node_id"], "FORBIDDEN"), (reader, "PR_x", "NOT_FOUND")):
         answer = await client.post("../graphql", json={"query": ready, "variables": {"id": id}})
         assert answer.status_code == 200
         assert answer.json()["errors"][0]["type"] == kind
     assert stage.repo.pulls[1].draft
-    assert (await stage.client().post("../graphql", json={"query": "{ viewer { login } }"})).status_code == 401
+    assert (
+        await stage.client().post("../graphql", json={"query": "{ viewer { login } }"})
+    ).status_code == 401

@@ -8,13 +8,25 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnv
     bot_token = await stage.token()
     bot = stage.client(bot_token)
     repo = "/repos/acme/shop"
-    opened = await mia.post(f"{repo}/issues", json={"title": "Prices", "body": "round them", "labels": ["osiris"]})
+    opened = await mia.post(
+        f"{repo}/issues", json={"title": "Prices", "body": "round them", "labels": ["osiris"]}
+    )
     assert opened.status_code == 201
     assert (await bot.post(f"{repo}/issues/1/comments", json={"body": "On it"})).status_code == 201
 
     pull = await stage.pull(bot, bot_token, draft=True)
-    assert (pull["number"], pull["draft"], pull["mergeable"], pull["mergeable_state"]) == (2, True, True, "draft")
-    assert (pull["changed_files"], pull["additions"], pull["deletions"], pull["commits"]) == (1, 1, 1, 1)
+    assert (pull["number"], pull["draft"], pull["mergeable"], pull["mergeable_state"]) == (
+        2,
+        True,
+        True,
+        "draft",
+    )
+    assert (pull["changed_files"], pull["additions"], pull["deletions"], pull["commits"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert pull["user"]["login"] == "osiris[bot]"
 
     line = {"path": "shop/cart.py", "line": 2, "side": "RIGHT", "body": "Use Decimal"}
@@ -30,10 +42,17 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnv
     outdated = (await bot.get(f"{repo}/pulls/2/comments")).json()[0]
     assert (outdated["line"], outdated["original_line"], outdated["position"]) == (None, 2, None)
 
-    assert (await mia.post(f"{repo}/pulls/2/reviews", json={"event": "APPROVE"})).json()["commit_id"] == head
+    assert (await mia.post(f"{repo}/pulls/2/reviews", json={"event": "APPROVE"})).json()[
+        "commit_id"
+    ] == head
     assert (await bot.put(f"{repo}/pulls/2/merge")).status_code == 405
-    ready = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { clientMutationId } }"
-    answer = await bot.post("../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}})
+    ready = (
+        "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) {"
+        " clientMutationId } }"
+    )
+    answer = await bot.post(
+        "../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}}
+    )
     assert "errors" not in answer.json()
     assert (await bot.put(f"{repo}/pulls/2/merge", json={"sha": "0" * 40})).status_code == 409
     merged = await bot.put(f"{repo}/pulls/2/merge", json={"sha": head})

@@ -1,4 +1,5 @@
-"""Pushes over HTTP, the webhooks they cause, redelivery, checks, and requests that are interfered with."""
+"""Pushes over HTTP, the webhooks they cause, redelivery, checks, and requests that are interfered
+with."""
 
 import asyncio
 import gzip
@@ -23,25 +24,44 @@ async def test_only_those_who_may_write_push(stage: HubEnvironment) -> None:
     await stage.branch("fix", {"a.txt": "a"}, token)
     work = stage.place / "work"
     reader = await stage.token(permissions={"contents": "read"})
-    for secret, words in ((reader, "403"), (stage.eve.token, "403"), ("ghs_none", "Authentication failed")):
+    for secret, words in (
+        (reader, "403"),
+        (stage.eve.token, "403"),
+        ("ghs_none", "Authentication failed"),
+    ):
         refused = await stage.git("push", stage.address(secret), "fix:other", at=work)
         assert words in refused.stderr
     assert (await stage.git("ls-remote", stage.address(reader))).returncode == 0
-    assert (await stage.git("push", stage.address(stage.mia.token), "fix:other", at=work)).returncode == 0
+    assert (
+        await stage.git("push", stage.address(stage.mia.token), "fix:other", at=work)
+    ).returncode == 0
     assert sorted(stage.repo.heads) == ["fix", "main", "other"]
     bare = stage.hub.url + "/acme/shop.git/info/refs?service=git-receive-pack"
     async with httpx.AsyncClient(trust_env=False) as nobody:
         answer = await nobody.get(bare)
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Basic realm="GitHub"')
-        assert (await nobody.get(stage.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")).status_code == 401
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (
+            401,
+            'Basic realm="GitHub"',
+        )
+        assert (
+            await nobody.get(stage.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")
+        ).status_code == 401
 
 
-async def test_a_private_repository_is_cloned_only_by_those_who_see_it(stage: HubEnvironment) -> None:
-    stage.hub.add_repo("acme/vault", files={"gold.txt": "gold"}, collaborators={"mia": "read"}, private=True)
-    own = await stage.git("clone", "-q", stage.address(stage.mia.token, "acme/vault"), str(stage.place / "own"))
+async def test_a_private_repository_is_cloned_only_by_those_who_see_it(
+    stage: HubEnvironment,
+) -> None:
+    stage.hub.add_repo(
+        "acme/vault", files={"gold.txt": "gold"}, collaborators={"mia": "read"}, private=True
+    )
+    own = await stage.git(
+        "clone", "-q", stage.address(stage.mia.token, "acme/vault"), str(stage.place / "own")
+    )
     assert own.returncode == 0
     for secret in (stage.eve.token, await stage.token(), "wrong"):
-        refused = await stage.git("clone", "-q", stage.address(secret, "acme/vault"), str(stage.place / "no"))
+        refused = await stage.git(
+            "clone", "-q", stage.address(secret, "acme/vault"), str(stage.place / "no")
+        )
         assert refused.returncode != 0
 
 
@@ -53,7 +73,9 @@ async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: HubEnviron
     body = gzip.compress(f"0032want {sha}\n00000009done\n".encode())
     headers = {"Content-Type": "application/x-git-upload-pack-request", "Content-Encoding": "gzip"}
     async with httpx.AsyncClient(trust_env=False) as nobody:
-        answer = await nobody.post(f"{stage.hub.url}/acme/shop.git/git-upload-pack", content=body, headers=headers)
+        answer = await nobody.post(
+            f"{stage.hub.url}/acme/shop.git/git-upload-pack", content=body, headers=headers
+        )
     assert answer.status_code == 200
     assert b"PACK" in answer.content
 
@@ -64,7 +86,9 @@ async def test_a_push_moves_the_pull_request_and_tells_it(stage: HubEnvironment)
     pull = await stage.pull(bot, token)
     line = {"path": "shop/cart.py", "line": 5, "body": "Rename this"}
     review = {"event": "COMMENT", "comments": [line]}
-    assert (await stage.client(stage.mia.token).post(f"{REPO}/pulls/1/reviews", json=review)).status_code == 200
+    assert (
+        await stage.client(stage.mia.token).post(f"{REPO}/pulls/1/reviews", json=review)
+    ).status_code == 200
     cart = (stage.place / "work/shop/cart.py").read_text()
     head = await stage.branch("fix", {"shop/cart.py": "# the cart\n" + cart}, token)
     assert (await bot.get(f"{REPO}/pulls/1")).json()["head"]["sha"] == head
@@ -78,7 +102,9 @@ async def test_a_push_moves_the_pull_request_and_tells_it(stage: HubEnvironment)
     assert (await stage.events())[-2:] == ["push", "pull_request.closed"]
 
 
-async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(stage: HubEnvironment) -> None:
+async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(
+    stage: HubEnvironment,
+) -> None:
     stage.receiver.status = 500
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     await stage.hub.wait_until_sent()
@@ -93,7 +119,11 @@ async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(s
     assert first[0]["x-github-delivery"] == second[0]["x-github-delivery"] == listed["guid"]
     assert first[1] == second[1]
     newest = (await app.get("/app/hook/deliveries?per_page=1")).json()[0]
-    assert (newest["guid"], newest["status_code"], newest["redelivery"]) == (listed["guid"], 202, True)
+    assert (newest["guid"], newest["status_code"], newest["redelivery"]) == (
+        listed["guid"],
+        202,
+        True,
+    )
     assert (await app.get(url)).json()["request"]["payload"]["issue"]["title"] == "Prices"
 
 
@@ -105,7 +135,9 @@ async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: HubEnvironme
     assert (last.status_code, last.status) == (502, "failed to connect to host")
 
 
-@pytest.mark.parametrize(("code", "conclusion"), [(0, "success"), (1, "failure"), (None, "failure")])
+@pytest.mark.parametrize(
+    ("code", "conclusion"), [(0, "success"), (1, "failure"), (None, "failure")]
+)
 async def test_a_pushed_commit_is_checked(
     stage: HubEnvironment, place: Path, code: int | None, conclusion: str
 ) -> None:
@@ -133,12 +165,23 @@ async def test_a_pushed_commit_is_checked(
         await hub.wait_until_sent()
         assert ran == [(repo.git.path, sha, "make test")]
         (run,) = repo.checks
-        assert (run.name, run.status, run.conclusion, run.app.slug) == ("ci", "completed", conclusion, "devhub-actions")
+        assert (run.name, run.status, run.conclusion, run.app.slug) == (
+            "ci",
+            "completed",
+            conclusion,
+            "devhub-actions",
+        )
         assert len(run.output["text"] or "") == 60_000
-    assert stage.receiver.names[-3:] == ["check_run.created", "check_run.completed", "check_suite.completed"]
+    assert stage.receiver.names[-3:] == [
+        "check_run.created",
+        "check_run.completed",
+        "check_suite.completed",
+    ]
 
 
-async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(stage: HubEnvironment, place: Path) -> None:
+async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(
+    stage: HubEnvironment, place: Path
+) -> None:
     async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
         raise Refused("there is no safe sandbox on this machine")
 
@@ -150,7 +193,10 @@ async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(stage: HubE
         await stage.branch("fix", {"a.txt": "a"}, mia.token)
         await hub.wait_until_checked()
     (run,) = repo.checks
-    assert (run.conclusion, run.output["text"]) == ("failure", "there is no safe sandbox on this machine")
+    assert (run.conclusion, run.output["text"]) == (
+        "failure",
+        "there is no safe sandbox on this machine",
+    )
 
 
 async def test_interceptors_see_fail_and_cut_every_request(stage: HubEnvironment) -> None:
@@ -188,14 +234,17 @@ class Watching:
         self.sent: list[tuple[str, int]] = []
 
     def on_exchange(self, exchange: ApiExchange) -> None:
-        self.seen.append((exchange.request.method, exchange.answer.status_code if exchange.answer else 0))
+        self.seen.append(
+            (exchange.request.method, exchange.answer.status_code if exchange.answer else 0)
+        )
 
     def on_delivery(self, delivery: Delivery) -> None:
         self.sent.append((delivery.event, delivery.status_code))
 
 
 async def test_a_watcher_sees_what_the_hub_itself_answered(stage: HubEnvironment) -> None:
-    mia, watching = stage.client(stage.mia.token), Watching()
+    mia = stage.client(stage.mia.token)
+    watching = Watching()
 
     async def fail(request: Request, forward) -> Response:
         return JSONResponse({"message": "Bad Gateway"}, 502)
@@ -220,7 +269,9 @@ async def test_a_watcher_sees_what_the_hub_itself_answered(stage: HubEnvironment
     assert watching.sent == [("issues", 202)]
 
 
-async def test_an_existing_repository_is_imported_with_its_history(stage: HubEnvironment, place: Path) -> None:
+async def test_an_existing_repository_is_imported_with_its_history(
+    stage: HubEnvironment, place: Path
+) -> None:
     source = place / "source"
     source.mkdir()
     await stage.git("init", "-q", "-b", "trunk", at=source)
@@ -229,7 +280,9 @@ async def test_an_existing_repository_is_imported_with_its_history(stage: HubEnv
         await stage.git("add", "-A", at=source)
         await stage.git("commit", "-q", "-m", f"Step {number}", at=source)
     await stage.git("branch", "aside", at=source)
-    repo = stage.hub.add_repo("acme/old", import_from=(source, "HEAD"), collaborators={"mia": "admin"})
+    repo = stage.hub.add_repo(
+        "acme/old", import_from=(source, "HEAD"), collaborators={"mia": "admin"}
+    )
     assert (repo.default_branch, list(repo.heads)) == ("main", ["main"])
     assert [commit.message for commit in repo.git.list_history("main")] == ["Step 1", "Step 0"]
     assert repo.git.path == place / "hub/repos/acme/old.git"

@@ -16,7 +16,9 @@ PULL = "/acme/shop/pull/2"
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+        )
         yield browser
         await browser.close()
 
@@ -32,17 +34,31 @@ async def _look(page: Page, name: str) -> None:
 async def _prepared(stage: HubEnvironment) -> None:
     """An issue, and the bot's draft pull request for it with a check and a comment."""
     body = "`total` shows too many digits.\n\n- [ ] round\n- [x] find it\n\n<!-- osiris:task=1 -->"
-    issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices have too many digits", body, labels=["osiris"])
+    issue = stage.hub.world.open_issue(
+        stage.repo, stage.mia, "Prices have too many digits", body, labels=["osiris"]
+    )
     stage.hub.world.add_comment(
         issue, stage.app.bot, "I am on it. <details><summary>Plan</summary>\n\n1. round\n</details>"
     )
     stage.hub.world.add_reaction(issue, stage.app.bot, "eyes")
     token = await stage.token()
     bot = stage.client(token)
-    text = "Rounds the total.\n\n<script>alert(1)</script>\n\n| check | exit |\n|---|---|\n| pytest | 0 |\n\nCloses #1"
+    text = (
+        "Rounds the total.\n\n<script>alert(1)</script>\n\n| check | exit |\n|---|---|\n| pytest |"
+        " 0 |\n\nCloses #1"
+    )
     pull = await stage.pull(bot, token, draft=True, body=text, title="Round the total")
-    output = {"title": "12 passed", "summary": "`pytest` ended with 0", "text": "12 passed in 0.2 s"}
-    run = {"name": "Osiris", "head_sha": pull["head"]["sha"], "conclusion": "success", "output": output}
+    output = {
+        "title": "12 passed",
+        "summary": "`pytest` ended with 0",
+        "text": "12 passed in 0.2 s",
+    }
+    run = {
+        "name": "Osiris",
+        "head_sha": pull["head"]["sha"],
+        "conclusion": "success",
+        "output": output,
+    }
     await bot.post("/repos/acme/shop/check-runs", json=run)
 
 
@@ -105,7 +121,9 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
     assert [problem for problem in problems if "422" not in problem] == []
 
 
-async def test_a_person_opens_labels_and_comments_an_issue(stage: HubEnvironment, browser: Browser) -> None:
+async def test_a_person_opens_labels_and_comments_an_issue(
+    stage: HubEnvironment, browser: Browser
+) -> None:
     page = await browser.new_page()
     await page.goto(stage.hub.build_sign_in_url("mia", "/acme/shop"))
     await page.get_by_label("Title").fill("Prices")
@@ -126,10 +144,18 @@ async def test_a_person_opens_labels_and_comments_an_issue(stage: HubEnvironment
     issue = stage.repo.issues[1]
     assert (issue.body, issue.state_reason) == ("two\nlines <!-- hidden -->", "not_planned")
     names = [name for name in await stage.events() if name.startswith("issue")]
-    assert names == ["issues.opened", "issues.labeled", "issue_comment.created", "issues.unlabeled", "issues.closed"]
+    assert names == [
+        "issues.opened",
+        "issues.labeled",
+        "issue_comment.created",
+        "issues.unlabeled",
+        "issues.closed",
+    ]
 
 
-async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(stage: HubEnvironment) -> None:
+async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(
+    stage: HubEnvironment,
+) -> None:
     stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
     url = f"{stage.hub.url}/acme/shop/issues/1/comment"
     async with httpx.AsyncClient(trust_env=False) as person:
@@ -145,11 +171,15 @@ async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(stage: Hu
         assert own.status_code == 303
     async with httpx.AsyncClient(trust_env=False) as nobody:
         assert (await nobody.get(f"{stage.hub.url}/_enter?key=guess&to=/")).status_code == 403
-        assert (await nobody.post(url, data={"body": "hi"}, headers={"Origin": stage.hub.url})).status_code == 401
+        assert (
+            await nobody.post(url, data={"body": "hi"}, headers={"Origin": stage.hub.url})
+        ).status_code == 401
     assert [comment.body for comment in stage.repo.issues[1].comments] == ["hi"]
 
 
-async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_trouble(stage: HubEnvironment) -> None:
+async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_trouble(
+    stage: HubEnvironment,
+) -> None:
     token = await stage.token()
     files = {
         "logo.png": b"\x89PNG\x00\x01",
@@ -167,5 +197,11 @@ async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_troub
     async with httpx.AsyncClient(trust_env=False) as nobody:
         page = await nobody.get(f"{stage.hub.url}/acme/shop/pull/1/files")
     assert page.status_code == 200
-    for words in ("No text to show", "naïve \U0001f600.txt", "odd-\ufffd.txt", "too many to show here", "caf\ufffd"):
+    for words in (
+        "No text to show",
+        "naïve \U0001f600.txt",
+        "odd-\ufffd.txt",
+        "too many to show here",
+        "caf\ufffd",
+    ):
         assert words in page.text

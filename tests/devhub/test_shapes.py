@@ -1,4 +1,5 @@
-"""The answers and webhooks are what GitHub's own description says they are, by the models of its real client."""
+"""The answers and webhooks are what GitHub's own description says they are, by the models of its
+real client."""
 
 from collections.abc import AsyncIterator
 
@@ -16,20 +17,33 @@ OF = {"owner": "acme", "repo": "shop"}
 @pytest.fixture
 async def kit(stage: HubEnvironment) -> AsyncIterator[GitHub]:
     strategy = AppAuthStrategy(stage.app.id, stage.app.private_key)
-    app = GitHub(strategy, base_url=f"{stage.hub.api_url}/", auto_retry=False, http_cache=False, trust_env=False)
+    app = GitHub(
+        strategy,
+        base_url=f"{stage.hub.api_url}/",
+        auto_retry=False,
+        http_cache=False,
+        trust_env=False,
+    )
     async with app, app.with_auth(app.auth.as_installation(stage.installation)) as github:
         yield github
 
 
-async def test_every_answer_validates_against_githubs_description(stage: HubEnvironment, kit: GitHub) -> None:
+async def test_every_answer_validates_against_githubs_description(
+    stage: HubEnvironment, kit: GitHub
+) -> None:
     pull = await _conversation(stage, kit)
     rest, number = kit.rest, pull.number
     head = pull.head.sha
-    run = (await rest.checks.async_create(**OF, name="Osiris", head_sha=head, status="in_progress")).parsed_data
+    run = (
+        await rest.checks.async_create(**OF, name="Osiris", head_sha=head, status="in_progress")
+    ).parsed_data
     answers = [
         await rest.checks.async_get(**OF, check_run_id=run.id),
         await rest.checks.async_update(
-            **OF, check_run_id=run.id, conclusion="success", output={"title": "ok", "summary": "fine"}
+            **OF,
+            check_run_id=run.id,
+            conclusion="success",
+            output={"title": "ok", "summary": "fine"},
         ),
         await rest.checks.async_list_for_ref(**OF, ref=head),
         await rest.repos.async_get(**OF),
@@ -59,12 +73,17 @@ async def test_every_answer_validates_against_githubs_description(stage: HubEnvi
 
 
 async def _conversation(stage: HubEnvironment, kit: GitHub):
-    """An issue with a label, a comment and reactions, and a pull request with a review and a reply."""
+    """An issue with a label, a comment and reactions, and a pull request with a review and a
+    reply."""
     rest = kit.rest
     await rest.issues.async_create(**OF, title="Prices", labels=["osiris"])
-    comment = (await rest.issues.async_create_comment(**OF, issue_number=1, body="On it")).parsed_data
+    comment = (
+        await rest.issues.async_create_comment(**OF, issue_number=1, body="On it")
+    ).parsed_data
     await rest.issues.async_update_comment(**OF, comment_id=comment.id, body="Done")
-    await rest.reactions.async_create_for_issue_comment(**OF, comment_id=comment.id, content="rocket")
+    await rest.reactions.async_create_for_issue_comment(
+        **OF, comment_id=comment.id, content="rocket"
+    )
     token = await stage.token()
     await stage.pull(stage.client(token), token)
     mia = stage.client(stage.mia.token)
@@ -79,10 +98,14 @@ async def _conversation(stage: HubEnvironment, kit: GitHub):
     return (await rest.pulls.async_get(**OF, pull_number=2)).parsed_data
 
 
-async def test_every_webhook_validates_against_githubs_description(stage: HubEnvironment, kit: GitHub) -> None:
+async def test_every_webhook_validates_against_githubs_description(
+    stage: HubEnvironment, kit: GitHub
+) -> None:
     pull = await _conversation(stage, kit)
     rest = kit.rest
-    await rest.checks.async_create(**OF, name="Osiris", head_sha=pull.head.sha, conclusion="success")
+    await rest.checks.async_create(
+        **OF, name="Osiris", head_sha=pull.head.sha, conclusion="success"
+    )
     mia = stage.client(stage.mia.token)
     review = (await mia.get("/repos/acme/shop/pulls/2/reviews")).json()[0]
     dismissal = {"message": "settled"}
@@ -95,22 +118,32 @@ async def test_every_webhook_validates_against_githubs_description(stage: HubEnv
     await rest.pulls.async_update(**OF, pull_number=2, state="open")
     await rest.pulls.async_merge(**OF, pull_number=2)
     names = set(await stage.events())
-    assert names >= {"push", "pull_request_review.dismissed", "check_suite.completed", "issues.edited"}
+    assert names >= {
+        "push",
+        "pull_request_review.dismissed",
+        "check_suite.completed",
+        "issues.edited",
+    }
     for head, body in dict(zip(stage.receiver.names, stage.receiver.got, strict=True)).values():
         assert kit_webhooks.parse_obj(head["x-github-event"], body)
 
 
 async def test_every_webhook_about_where_an_app_may_work_validates(stage: HubEnvironment) -> None:
-    hub, mia = stage.hub, stage.client(stage.mia.token)
+    hub = stage.hub
+    mia = stage.client(stage.mia.token)
     hub.world.set_role(stage.repo, "mia", "admin")
     hub.add_repo("acme/open", collaborators={})
     hub.install_app(stage.app, "acme/open")
     hub.remove_repos(stage.app, "acme/open")
     for change in ({"archived": True}, {"archived": False}, {"name": "store"}):
-        assert (await mia.patch("/repos/acme/shop", json=change, follow_redirects=True)).status_code == 200
+        assert (
+            await mia.patch("/repos/acme/shop", json=change, follow_redirects=True)
+        ).status_code == 200
     hub.add_repo("globex/other", collaborators={})
     hub.install_app(stage.app, "globex/other")
-    assert (await mia.post("/repos/acme/store/transfer", json={"new_owner": "globex"})).status_code == 202
+    assert (
+        await mia.post("/repos/acme/store/transfer", json={"new_owner": "globex"})
+    ).status_code == 202
     hub.install_app(stage.app, "globex/store")
     assert (await mia.delete("/repos/globex/store")).status_code == 204
     app = stage.client(stage.app_jwt())
@@ -142,8 +175,10 @@ async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_
     await _conversation(stage, kit)
     query = """query($owner: String!, $name: String!, $number: Int!) {
       viewer { login }
-      repository(owner: $owner, name: $name) { pullRequest(number: $number) { id isDraft reviewThreads(first: 100) {
-        nodes { id isResolved path line comments(first: 50) { nodes { databaseId body } } } } } } }"""
+      repository(owner: $owner, name: $name) {
+      pullRequest(number: $number) { id isDraft reviewThreads(first: 100) {
+        nodes {
+          id isResolved path line comments(first: 50) { nodes { databaseId body } } } } } } }"""
     found = await kit.async_graphql(query, {"owner": "acme", "name": "shop", "number": 2})
     assert found["viewer"]["login"] == "osiris[bot]"
     (thread,) = found["repository"]["pullRequest"]["reviewThreads"]["nodes"]
@@ -151,20 +186,33 @@ async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_
     assert [comment["body"] for comment in thread["comments"]["nodes"]] == ["Use Decimal", "I will"]
 
     review = stage.repo.pulls[2].reviews[0]
-    react = "mutation($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { reaction { content } } }"
-    assert (await kit.async_graphql(react, {"id": review.node_id}))["addReaction"]["reaction"]["content"] == "EYES"
+    react = (
+        "mutation($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { reaction {"
+        " content } } }"
+    )
+    assert (await kit.async_graphql(react, {"id": review.node_id}))["addReaction"]["reaction"][
+        "content"
+    ] == "EYES"
     assert [(one.user.login, one.content) for one in review.reactions] == [("osiris[bot]", "eyes")]
-    resolve = "mutation($id: ID!) { resolveReviewThread(input: {threadId: $id}) { thread { isResolved } } }"
+    resolve = (
+        "mutation($id: ID!) { resolveReviewThread(input: {threadId: $id}) { thread { isResolved"
+        " } } }"
+    )
     await kit.async_graphql(resolve, {"id": thread["id"]})
     assert stage.repo.pulls[2].threads[0].resolved_by is stage.app.bot
     node = await kit.async_graphql(
-        "query($id: ID!) { node(id: $id) { ... on PullRequest { number } } }", {"id": stage.repo.pulls[2].node_id}
+        "query($id: ID!) { node(id: $id) { ... on PullRequest { number } } }",
+        {"id": stage.repo.pulls[2].node_id},
     )
     assert node["node"]["number"] == 2
 
 
-async def test_the_real_client_sees_a_refusal_with_its_reason(stage: HubEnvironment, kit: GitHub) -> None:
+async def test_the_real_client_sees_a_refusal_with_its_reason(
+    stage: HubEnvironment, kit: GitHub
+) -> None:
     with pytest.raises(RequestFailed) as refused:
         await kit.rest.pulls.async_create(**OF, title="x", head="nowhere", base="main")
     assert refused.value.response.status_code == 422
-    assert refused.value.response.json()["errors"] == [{"resource": "PullRequest", "field": "head", "code": "invalid"}]
+    assert refused.value.response.json()["errors"] == [
+        {"resource": "PullRequest", "field": "head", "code": "invalid"}
+    ]

@@ -1,4 +1,5 @@
-"""The vendors' own SDKs behind one small face: ask, read the reply, answer its calls, and be careless on purpose."""
+"""The vendors' own SDKs behind one small face: ask, read the reply, answer its calls, and be
+careless on purpose."""
 
 import json
 import ssl
@@ -18,15 +19,26 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 SYSTEM = "You work on a repository."
 TOOLS = {
-    "read_file": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
-    "run_command": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
+    "read_file": {
+        "type": "object",
+        "properties": {"path": {"type": "string"}},
+        "required": ["path"],
+    },
+    "run_command": {
+        "type": "object",
+        "properties": {"command": {"type": "string"}},
+        "required": ["command"],
+    },
 }
-READY = {"ready": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}}
+READY = {
+    "ready": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SdkReply:
-    """A reply as the SDK tells it; `calls` are (id, name, arguments), `list_cached` the tokens that were read again."""
+    """A reply as the SDK tells it; `calls` are (id, name, arguments), `list_cached` the tokens that
+    were read again."""
 
     text: str
     thinking: str
@@ -47,17 +59,30 @@ class Anthropic:
     marked = True
 
     def __init__(self, env: Mapping[str, str], model: str, timeout: float) -> None:
-        key, url = env["ANTHROPIC_API_KEY"], env["ANTHROPIC_BASE_URL"]
+        key = env["ANTHROPIC_API_KEY"]
+        url = env["ANTHROPIC_BASE_URL"]
         http = httpx2.AsyncClient(verify=NO_TLS)
-        self.sdk = AsyncAnthropic(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
-        self.model, self.history, self.tools = model, [], TOOLS
+        self.sdk = AsyncAnthropic(
+            api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http
+        )
+        self.model = model
+        self.history = []
+        self.tools = TOOLS
 
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
     async def ask(self, *, stream: bool = True) -> SdkReply:
-        tools = [{"name": name, "description": name, "input_schema": schema} for name, schema in self.tools.items()]
-        asked: Any = {"model": self.model, "max_tokens": 1000, "system": SYSTEM, "messages": self.history}
+        tools = [
+            {"name": name, "description": name, "input_schema": schema}
+            for name, schema in self.tools.items()
+        ]
+        asked: Any = {
+            "model": self.model,
+            "max_tokens": 1000,
+            "system": SYSTEM,
+            "messages": self.history,
+        }
         asked |= {"tools": tools, "thinking": {"type": "adaptive"}}
         asked |= {"cache_control": {"type": "ephemeral"}} if self.marked else {}
         if stream:
@@ -66,20 +91,33 @@ class Anthropic:
         else:
             message = await self.sdk.messages.create(**asked)
         self.history.append(
-            {"role": "assistant", "content": [b.model_dump(exclude_none=True) for b in message.content]}
+            {
+                "role": "assistant",
+                "content": [b.model_dump(exclude_none=True) for b in message.content],
+            }
         )
         usage = message.usage
         return SdkReply(
             text="".join(block.text for block in message.content if block.type == "text"),
-            thinking="".join(block.thinking for block in message.content if block.type == "thinking"),
-            calls=[(block.id, block.name, block.input) for block in message.content if block.type == "tool_use"],
+            thinking="".join(
+                block.thinking for block in message.content if block.type == "thinking"
+            ),
+            calls=[
+                (block.id, block.name, block.input)
+                for block in message.content
+                if block.type == "tool_use"
+            ],
             stop=str(message.stop_reason),
-            input=usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens,
+            input=usage.input_tokens
+            + usage.cache_read_input_tokens
+            + usage.cache_creation_input_tokens,
             cached=usage.cache_read_input_tokens,
         )
 
     def answer(self, answers: list[tuple[str, str, str]]) -> None:
-        results = [{"type": "tool_result", "tool_use_id": id, "content": text} for id, _, text in answers]
+        results = [
+            {"type": "tool_result", "tool_use_id": id, "content": text} for id, _, text in answers
+        ]
         self.history.append({"role": "user", "content": results})
 
     def forget(self) -> None:
@@ -94,7 +132,12 @@ class Anthropic:
 
     def foreign(self) -> None:
         """A turn that another vendor said, and its answer."""
-        use = {"type": "tool_use", "id": "call_elsewhere", "name": "read_file", "input": {"path": "calc.py"}}
+        use = {
+            "type": "tool_use",
+            "id": "call_elsewhere",
+            "name": "read_file",
+            "input": {"path": "calc.py"},
+        }
         self.history.append({"role": "assistant", "content": [use]})
         self.answer([("call_elsewhere", "read_file", "def add")])
 
@@ -106,10 +149,15 @@ class OpenAI:
     vendor = "openai"
 
     def __init__(self, env: Mapping[str, str], model: str, timeout: float) -> None:
-        key, url = env["OPENAI_API_KEY"], env["OPENAI_BASE_URL"]
+        key = env["OPENAI_API_KEY"]
+        url = env["OPENAI_BASE_URL"]
         http = httpx2.AsyncClient(verify=NO_TLS)
-        self.sdk = AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
-        self.model, self.history, self.tools = model, [], TOOLS
+        self.sdk = AsyncOpenAI(
+            api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http
+        )
+        self.model = model
+        self.history = []
+        self.tools = TOOLS
 
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
@@ -119,15 +167,27 @@ class OpenAI:
             {"type": "function", "name": name, "parameters": schema, "strict": False}
             for name, schema in self.tools.items()
         ]
-        asked: Any = {"model": self.model, "instructions": SYSTEM, "input": self.history, "tools": tools}
-        asked |= {"store": False, "include": ["reasoning.encrypted_content"], "reasoning": {"summary": "auto"}}
+        asked: Any = {
+            "model": self.model,
+            "instructions": SYSTEM,
+            "input": self.history,
+            "tools": tools,
+        }
+        asked |= {
+            "store": False,
+            "include": ["reasoning.encrypted_content"],
+            "reasoning": {"summary": "auto"},
+        }
         if stream:
             async with self.sdk.responses.stream(**asked) as coming:
                 events = [event async for event in coming]
             response = events[-1].response  # get_final_response() raises when it is incomplete
         else:
             response = await self.sdk.responses.create(**asked)
-        self.history += [item.model_dump(mode="json", by_alias=True, exclude_none=True) for item in response.output]
+        self.history += [
+            item.model_dump(mode="json", by_alias=True, exclude_none=True)
+            for item in response.output
+        ]
         calls = [item for item in response.output if item.type == "function_call"]
         thoughts = [item for item in response.output if item.type == "reasoning"]
         return SdkReply(
@@ -140,7 +200,10 @@ class OpenAI:
         )
 
     def answer(self, answers: list[tuple[str, str, str]]) -> None:
-        self.history += [{"type": "function_call_output", "call_id": id, "output": text} for id, _, text in answers]
+        self.history += [
+            {"type": "function_call_output", "call_id": id, "output": text}
+            for id, _, text in answers
+        ]
 
     def forget(self) -> None:
         self.history = [item for item in self.history if item.get("type") != "reasoning"]
@@ -150,7 +213,12 @@ class OpenAI:
         thought["encrypted_content"] = thought["encrypted_content"][::-1]
 
     def foreign(self) -> None:
-        call = {"type": "function_call", "call_id": "toolu_elsewhere", "name": "read_file", "arguments": "{}"}
+        call = {
+            "type": "function_call",
+            "call_id": "toolu_elsewhere",
+            "name": "read_file",
+            "arguments": "{}",
+        }
         self.history.append(call)
         self.answer([("toolu_elsewhere", "read_file", "def add")])
 
@@ -170,14 +238,17 @@ class Google:
             async_client_args={"verify": NO_TLS},
         )
         self.sdk = genai.Client(api_key=env["GOOGLE_API_KEY"], http_options=options)
-        self.model, self.history, self.tools = model, [], TOOLS
+        self.model = model
+        self.history = []
+        self.tools = TOOLS
 
     def tell(self, text: str) -> None:
         self.history.append(types.Content(role="user", parts=[types.Part(text=text)]))
 
     async def ask(self, *, stream: bool = True) -> SdkReply:
         functions = [
-            types.FunctionDeclaration(name=name, parameters_json_schema=schema) for name, schema in self.tools.items()
+            types.FunctionDeclaration(name=name, parameters_json_schema=schema)
+            for name, schema in self.tools.items()
         ]
         config = types.GenerateContentConfig(
             system_instruction=SYSTEM,
@@ -205,7 +276,10 @@ class Google:
         )
 
     def answer(self, answers: list[tuple[str, str, str]]) -> None:
-        made = [types.FunctionResponse(id=id, name=name, response={"output": text}) for id, name, text in answers]
+        made = [
+            types.FunctionResponse(id=id, name=name, response={"output": text})
+            for id, name, text in answers
+        ]
         parts = [types.Part(function_response=response) for response in made]
         self.history.append(types.Content(role="user", parts=parts))
 
@@ -222,7 +296,9 @@ class Google:
         call = types.FunctionCall(name="read_file", args={"path": "calc.py"})
         self.history.append(types.Content(role="model", parts=[types.Part(function_call=call)]))
         response = types.FunctionResponse(name="read_file", response={"output": "def add"})
-        self.history.append(types.Content(role="user", parts=[types.Part(function_response=response)]))
+        self.history.append(
+            types.Content(role="user", parts=[types.Part(function_response=response)])
+        )
 
     async def close(self) -> None:
         await self.sdk.aio.aclose()
@@ -233,10 +309,15 @@ class Compatible:
     vendor = "openai-compatible"
 
     def __init__(self, env: Mapping[str, str], model: str, timeout: float) -> None:
-        key, url = env["OPENAI_COMPATIBLE_API_KEY"], env["OPENAI_COMPATIBLE_BASE_URL"]
+        key = env["OPENAI_COMPATIBLE_API_KEY"]
+        url = env["OPENAI_COMPATIBLE_BASE_URL"]
         http = httpx2.AsyncClient(verify=NO_TLS)
-        self.sdk = AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
-        self.model, self.history, self.tools = model, [{"role": "system", "content": SYSTEM}], TOOLS
+        self.sdk = AsyncOpenAI(
+            api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http
+        )
+        self.model = model
+        self.history = [{"role": "system", "content": SYSTEM}]
+        self.tools = TOOLS
 
     def tell(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
@@ -247,24 +328,37 @@ class Compatible:
         asked: Any = {"model": self.model, "messages": self.history, "tools": tools}
         if stream:
             options = {"stream_options": {"include_usage": True}}
-            chunks = [chunk async for chunk in await self.sdk.chat.completions.create(**asked, **options, stream=True)]
-            message, stop, usage = _joined(chunks), chunks[-2].choices[0].finish_reason, chunks[-1].usage
+            chunks = [
+                chunk
+                async for chunk in await self.sdk.chat.completions.create(
+                    **asked, **options, stream=True
+                )
+            ]
+            message = _joined(chunks)
+            stop = chunks[-2].choices[0].finish_reason
+            usage = chunks[-1].usage
         else:
             whole = await self.sdk.chat.completions.create(**asked)
-            message, stop, usage = whole.choices[0].message.to_dict(), whole.choices[0].finish_reason, whole.usage
+            message = whole.choices[0].message.to_dict()
+            stop = whole.choices[0].finish_reason
+            usage = whole.usage
         self.history.append(message)
         calls = [(call["id"], call["function"]) for call in message.get("tool_calls", ())]
         return SdkReply(
             text=message["content"] or "",
             thinking=message.get("reasoning_content", ""),
-            calls=[(id, function["name"], _parsed(function["arguments"])) for id, function in calls],
+            calls=[
+                (id, function["name"], _parsed(function["arguments"])) for id, function in calls
+            ],
             stop=stop,
             input=usage.prompt_tokens,
             cached=usage.prompt_tokens_details.cached_tokens,
         )
 
     def answer(self, answers: list[tuple[str, str, str]]) -> None:
-        self.history += [{"role": "tool", "tool_call_id": id, "content": text} for id, _, text in answers]
+        self.history += [
+            {"role": "tool", "tool_call_id": id, "content": text} for id, _, text in answers
+        ]
 
     def foreign(self) -> None:
         function = {"name": "read_file", "arguments": "{}"}
@@ -282,10 +376,15 @@ def _joined(chunks: list[Any]) -> dict[str, Any]:
     calls: list[dict[str, Any]] = []
     for piece in (piece for delta in deltas for piece in delta.tool_calls or ()):
         if piece.index == len(calls):
-            calls.append({"id": piece.id, "type": "function", "function": {"name": piece.function.name}})
+            calls.append(
+                {"id": piece.id, "type": "function", "function": {"name": piece.function.name}}
+            )
             calls[-1]["function"]["arguments"] = ""
         calls[piece.index]["function"]["arguments"] += piece.function.arguments
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(delta.content or "" for delta in deltas)}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(delta.content or "" for delta in deltas),
+    }
     if thinking := "".join(getattr(delta, "reasoning_content", "") for delta in deltas):
         message["reasoning_content"] = thinking
     return {**message, "tool_calls": calls} if calls else message
@@ -303,7 +402,9 @@ def _parsed(arguments: str) -> Any:
         return arguments
 
 
-CLIENTS: Mapping[str, Any] = {client.vendor: client for client in (Anthropic, OpenAI, Google, Compatible)}
+CLIENTS: Mapping[str, Any] = {
+    client.vendor: client for client in (Anthropic, OpenAI, Google, Compatible)
+}
 
 
 @asynccontextmanager

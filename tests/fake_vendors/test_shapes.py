@@ -28,7 +28,12 @@ PLACES: dict[str, dict[str, list[Any]]] = {
         "answer": ["messages", 2, "content", 0],
         "tool": ["tools", 0],
     },
-    "openai": {"turn": ["input", 2], "call": ["input", 3], "answer": ["input", 5], "tool": ["tools", 0]},
+    "openai": {
+        "turn": ["input", 2],
+        "call": ["input", 3],
+        "answer": ["input", 5],
+        "tool": ["tools", 0],
+    },
     "google": {
         "turn": ["contents", 1],
         "call": ["contents", 1, "parts", -1, "functionCall"],
@@ -57,7 +62,12 @@ WRONG = {
     ("openai-compatible", "answer", "content"): 5,
 }
 MISSING = {
-    "anthropic": [("call", "id"), ("call", "input"), ("answer", "tool_use_id"), ("tool", "input_schema")],
+    "anthropic": [
+        ("call", "id"),
+        ("call", "input"),
+        ("answer", "tool_use_id"),
+        ("tool", "input_schema"),
+    ],
     "openai": [("call", "call_id"), ("answer", "output"), ("tool", "name")],
     "google": [],  # every field of Google's may be left out
     "openai-compatible": [("call", "name"), ("answer", "tool_call_id"), ("tool", "name")],
@@ -72,7 +82,11 @@ def _at(body: Any, place: list[Any]) -> Any:
 
 def _changed(asked: ReceivedRequest) -> ReceivedRequest:
     return ReceivedRequest(
-        vendor=asked.vendor, path=asked.path, headers=asked.headers, body=copy.deepcopy(asked.body), began=asked.began
+        vendor=asked.vendor,
+        path=asked.path,
+        headers=asked.headers,
+        body=copy.deepcopy(asked.body),
+        began=asked.began,
     )
 
 
@@ -104,10 +118,14 @@ async def test_a_field_that_is_missing_is_found(asked, vendor):
 
 
 async def test_a_signature_that_is_no_base64_is_found(vendors):
-    body = {"contents": [{"role": "model", "parts": [{"text": "a", "thoughtSignature": "not base64!"}]}]}
+    body = {
+        "contents": [{"role": "model", "parts": [{"text": "a", "thoughtSignature": "not base64!"}]}]
+    }
     asked = ReceivedRequest(vendor="google", path="/", headers={}, body=body, began=0)
     assert misfits(asked) == ["body.contents[0].parts[0].thoughtSignature: is not base64"]
 
 
 async def test_a_body_that_is_no_object_is_a_misfit(vendor):
-    assert misfits(ReceivedRequest(vendor=vendor, path="/", headers={}, body=None, began=0)) == ["body: is no object"]
+    assert misfits(ReceivedRequest(vendor=vendor, path="/", headers={}, body=None, began=0)) == [
+        "body: is no object"
+    ]

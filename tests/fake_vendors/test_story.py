@@ -27,7 +27,9 @@ async def test_the_story_passes_over_the_vendors_own_sdk(vendors, vendor, story,
         said = [await _step(client, stream=stream) for _ in range(3)]
     steps = story["runs"][0]["steps"]
     assert [one.text for one in said] == [step.get("say", "") for step in steps]
-    assert [{name: args for _, name, args in one.calls} for one in said] == [step["call"] for step in steps]
+    assert [{name: args for _, name, args in one.calls} for one in said] == [
+        step["call"] for step in steps
+    ]
     ids = [id for one in said for id, _, _ in one.calls]
     assert len(set(ids)) == len(ids) == 4
     assert all("très doucement" in one.thinking for one in said)
@@ -44,7 +46,9 @@ async def test_each_request_is_recorded_as_it_came(vendors, vendor):
     assert 0 < first.seconds < 5
     assert first.began + first.seconds < second.began
     assert first.path.startswith(f"/{vendor.removeprefix('openai-')}/v1")
-    key = next(value for name, value in vendors.environ(vendor).items() if name.endswith("_API_KEY"))
+    key = next(
+        value for name, value in vendors.environ(vendor).items() if name.endswith("_API_KEY")
+    )
     assert any(key in value for value in first.headers.values())
     assert "def add" in str(second.body)
 
@@ -139,7 +143,9 @@ async def test_an_answer_to_a_call_that_nobody_made_is_refused(vendors, vendor):
     async with talking(vendors, vendor) as client:
         client.tell("add is wrong")
         said = await client.ask()
-        client.answer([(id, name, SEEN) for id, name, _ in said.calls] + [("call_9", "read_file", SEEN)])
+        client.answer(
+            [(id, name, SEEN) for id, name, _ in said.calls] + [("call_9", "read_file", SEEN)]
+        )
         with pytest.raises(DENIED, match="call_9"):
             await client.ask()
 
@@ -158,8 +164,15 @@ async def test_a_wrong_key_is_refused_as_the_vendor_does(vendors):
             client.tell("add is wrong")
             with pytest.raises(DENIED) as denied:
                 await client.ask()
-        told[vendor] = (_status(denied.value), f"{denied.value} {getattr(denied.value, 'body', '')}")
-    assert {vendor: status for vendor, (status, _) in told.items()} == {"anthropic": 401, "openai": 401, "google": 400}
+        told[vendor] = (
+            _status(denied.value),
+            f"{denied.value} {getattr(denied.value, 'body', '')}",
+        )
+    assert {vendor: status for vendor, (status, _) in told.items()} == {
+        "anthropic": 401,
+        "openai": 401,
+        "google": 400,
+    }
     assert "authentication_error" in told["anthropic"][1]
     assert "sk-anoth*************6789" in told["openai"][1]
     assert "invalid_api_key" in told["openai"][1]

@@ -49,7 +49,12 @@ STOPS = {
     "anthropic": {"": "end_turn", "call": "tool_use", "cut": "max_tokens", "refused": "refusal"},
     "openai": {"": "completed", "call": "completed", "cut": "incomplete", "refused": "completed"},
     "google": {"": "STOP", "call": "STOP", "cut": "MAX_TOKENS", "refused": "SAFETY"},
-    "openai-compatible": {"": "stop", "call": "tool_calls", "cut": "length", "refused": "content_filter"},
+    "openai-compatible": {
+        "": "stop",
+        "call": "tool_calls",
+        "cut": "length",
+        "refused": "content_filter",
+    },
 }
 NO_TIME = (anthropic.APITimeoutError, openai.APITimeoutError, httpx2.ReadTimeout)
 BROKEN = (anthropic.APIConnectionError, openai.APIConnectionError, httpx2.RemoteProtocolError)
@@ -86,7 +91,10 @@ async def test_a_status_has_the_vendors_own_error(vendors, vendor, code, client)
 async def test_a_status_can_have_another_name_or_another_sentence(vendors):
     async with talking(vendors, "openai") as client:
         client.tell("add is wrong")
-        vendors.troubles += [troubles.Status(429, "insufficient_quota"), troubles.Status(400, "Not with me.")]
+        vendors.troubles += [
+            troubles.Status(429, "insufficient_quota"),
+            troubles.Status(400, "Not with me."),
+        ]
         with pytest.raises(openai.RateLimitError, match="exceeded your current quota") as raised:
             await client.ask()
         assert raised.value.code == "insufficient_quota"
@@ -127,7 +135,9 @@ async def test_a_prompt_that_is_too_long_has_the_vendors_own_words(vendors, vend
 
 
 @pytest.mark.parametrize("trouble", [troubles.Hang(), troubles.HangMidway()])
-async def test_a_vendor_that_hangs_says_nothing_until_the_client_leaves(vendors, vendor, trouble, caplog):
+async def test_a_vendor_that_hangs_says_nothing_until_the_client_leaves(
+    vendors, vendor, trouble, caplog
+):
     caplog.set_level(logging.WARNING)
     vendors.troubles.append(trouble)
     async with talking(vendors, vendor, timeout=0.5) as hasty:
@@ -155,7 +165,10 @@ async def test_part_of_the_call_was_there_when_it_broke_off(vendors):
     with pytest.raises(httpx2.RemoteProtocolError):
         await _overhear(vendors, heard)
     deltas = [event.delta for event in heard if event.type == "content_block_delta"]
-    assert "".join(delta.text for delta in deltas if delta.type == "text_delta") == "I look at both – first."
+    assert (
+        "".join(delta.text for delta in deltas if delta.type == "text_delta")
+        == "I look at both – first."
+    )
     arguments = "".join(delta.partial_json for delta in deltas if delta.type == "input_json_delta")
     assert arguments
     assert '{"path":"src/\\"calc\\" – 漢字 🎉.py"}'.startswith(arguments)
@@ -165,7 +178,11 @@ async def test_part_of_the_call_was_there_when_it_broke_off(vendors):
 async def _overhear(vendors, heard):
     """Anthropic's raw events, one by one."""
     async with talking(vendors, "anthropic") as client:
-        asked = {"model": client.model, "max_tokens": 9, "messages": [{"role": "user", "content": "add is wrong"}]}
+        asked = {
+            "model": client.model,
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "add is wrong"}],
+        }
         async for event in await client.sdk.messages.create(**asked, stream=True):
             heard.append(event)
 
@@ -249,8 +266,13 @@ async def test_anthropic_streams_arguments_that_never_end(vendors, trouble, reas
     events = []
     await _overhear(vendors, events)
     deltas = [event.delta for event in events if event.type == "content_block_delta"]
-    assert "".join(delta.partial_json for delta in deltas if delta.type == "input_json_delta") == trouble.arguments
-    assert [event.delta.stop_reason for event in events if event.type == "message_delta"] == [reason]
+    assert (
+        "".join(delta.partial_json for delta in deltas if delta.type == "input_json_delta")
+        == trouble.arguments
+    )
+    assert [event.delta.stop_reason for event in events if event.type == "message_delta"] == [
+        reason
+    ]
     assert events[-1].type == "message_stop"
 
 

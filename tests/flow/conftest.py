@@ -1,4 +1,5 @@
-"""A whole Osiris against devhub, in one process, over real HTTP, with a real sandbox, database and git."""
+"""A whole Osiris against devhub, in one process, over real HTTP, with a real sandbox, database and
+git."""
 
 import asyncio
 import contextlib
@@ -128,7 +129,11 @@ class FlowEnvironment:
         return issue, int(pull["number"])
 
     async def said_by_osiris(self, number: int) -> list[str]:
-        return [c["body"] for c in await self.alice.list_comments(number) if c["user"]["login"] == "osiris[bot]"]
+        return [
+            c["body"]
+            for c in await self.alice.list_comments(number)
+            if c["user"]["login"] == "osiris[bot]"
+        ]
 
     async def until_running(self) -> None:
         """Wait until the agent is inside its first tool call."""
@@ -137,9 +142,15 @@ class FlowEnvironment:
                 for line in await self.osiris.read_models.list_tasks():
                     of_this_run = f"-{line.task.run}"
                     steps = [
-                        s for s in await self.osiris.read_models.list_steps(line.id) if s.run.endswith(of_this_run)
+                        s
+                        for s in await self.osiris.read_models.list_steps(line.id)
+                        if s.run.endswith(of_this_run)
                     ]
-                    if line.task.state == "running" and steps and steps[-1].message.role == "assistant":
+                    if (
+                        line.task.state == "running"
+                        and steps
+                        and steps[-1].message.role == "assistant"
+                    ):
                         return
                 await asyncio.sleep(0.02)
 
@@ -165,7 +176,9 @@ class FlowEnvironment:
 
     def push(self, login: str, branch: str, files: dict[str, str]) -> None:
         """A person clones, changes files on a branch, and pushes, with plain git."""
-        address = self.stage.hub.url.replace("://", f"://{login}:{self.stage.hub.world.get_user(login).token}@")
+        address = self.stage.hub.url.replace(
+            "://", f"://{login}:{self.stage.hub.world.get_user(login).token}@"
+        )
         who = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
         with tempfile.TemporaryDirectory() as folder:
             plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
@@ -188,24 +201,28 @@ def plain_git(*args: str) -> str:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Callable[[Settings], Sandbox]]:
-    """Gives sandboxes that find what the ones before them in this process have prepared, and found out of the machine.
+    """Gives sandboxes that find what the ones before them in this process have prepared, and found
+    out of the machine.
 
-    Without it each takes up to a second before its first command; `tests/flow/test_main_flow.py` and all that start
-    Osiris as a process of its own take that way. A strong sandbox asks the machine anew.
+    Without it each takes up to a second before its first command; `tests/flow/test_main_flow.py`
+    and all that start Osiris as a process of its own take that way. A strong sandbox asks the
+    machine anew.
     """
     with a_place() as place:
         root = place / "sessions"
         probes = asyncio.run(BubblewrapSandbox(root, Path, SandboxOptions(weak=True)).probe())
 
         def sandbox(settings: Settings) -> Sandbox:
-            few = settings.model_copy(update={"osiris_cache_gib": 0.001})  # each kept checkout is a mount for all jails
+            # each kept checkout is a mount for all jails
+            few = settings.model_copy(update={"osiris_cache_gib": 0.001})
             return create_sandbox(few, root, probes if settings.osiris_sandbox == "weak" else ())
 
         yield sandbox
 
 
 def lay_database(migrated_file: Path, place: Path) -> None:
-    """Have a database of this version in the data folder of a stage: Alembic takes up to 0.4 s to make one."""
+    """Have a database of this version in the data folder of a stage: Alembic takes up to 0.4 s to
+    make one."""
     (place / "osiris").mkdir(0o711)
     shutil.copy(migrated_file, place / "osiris")
 
@@ -214,12 +231,14 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[FlowEnvironment]]
 
 
 @pytest.fixture
-def start(place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path) -> Start:
+def start(
+    place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path
+) -> Start:
     """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere.
 
-    With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also` is configured as
-    well; `more` are further settings. Its sandbox is a `warm` one, unless it is given (None: a new one), and its
-    database has a schema.
+    With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also`
+    is configured as well; `more` are further settings. Its sandbox is a `warm` one, unless it is
+    given (None: a new one), and its database has a schema.
     """
     lay_database(migrated_file, place)
 
@@ -247,7 +266,9 @@ def start(place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox]
                 more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
             ) as stage,
             _listening() as said_in_logs,
-            stage.run_osiris(**{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}) as osiris,
+            stage.run_osiris(
+                **{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}
+            ) as osiris,
             stage.get_person("alice") as alice,
             stage.get_person("bob") as bob,
             stage.get_person("tina") as tina,
@@ -285,7 +306,8 @@ async def _listening() -> AsyncIterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(self.format(record))
 
-    root, ear = logging.getLogger(), Ear()
+    root = logging.getLogger()
+    ear = Ear()
     level = root.level
     root.addHandler(ear)
     root.setLevel(logging.INFO)
@@ -298,7 +320,11 @@ async def _listening() -> AsyncIterator[list[str]]:
 
 async def _no_secret_anywhere(stage: Environment, alice: Person, logged: list[str]) -> None:
     """The canary: App key, webhook secret, the models' keys and every token that was minted."""
-    secrets = [*stage.settings.list_secrets(), *stage.settings.private_key.splitlines()[1:3], "ghs_"]
+    secrets = [
+        *stage.settings.list_secrets(),
+        *stage.settings.private_key.splitlines()[1:3],
+        "ghs_",
+    ]
     data = stage.settings.osiris_data_dir
     kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dumped(stage)
     said = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
@@ -315,7 +341,9 @@ def _dumped(stage: Environment) -> bytes:
         return b""
     engine = create_engine(stage.settings.database.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
-        rows = [str(connection.execute(table.select()).all()) for table in Table.metadata.sorted_tables]
+        rows = [
+            str(connection.execute(table.select()).all()) for table in Table.metadata.sorted_tables
+        ]
     engine.dispose()
     return "".join(rows).encode()
 

@@ -37,7 +37,9 @@ async def test_a_review_answered_without_a_change_is_answered_in_words(start: St
         await world.bob.submit_review(number, "REQUEST_CHANGES", "Is this right?")
         await world.settled()
         assert (await world.task()).state == "review"
-        assert any("> It is right as it is" in words for words in await world.said_by_osiris(number))
+        assert any(
+            "> It is right as it is" in words for words in await world.said_by_osiris(number)
+        )
 
 
 async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start: Start):
@@ -50,8 +52,13 @@ async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start
 
 
 async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
-    odd = "touch \"$(printf 'caf\\351.txt')\" 'with space.txt' && head -c 3000 /dev/urandom > blob.bin && rm README.md"
-    async with start(story(step("run_command", {"exit_code": 0}, command=odd), submit("Odd."))) as world:
+    odd = (
+        "touch \"$(printf 'caf\\351.txt')\" 'with space.txt' && head -c 3000 /dev/urandom >"
+        " blob.bin && rm README.md"
+    )
+    async with start(
+        story(step("run_command", {"exit_code": 0}, command=odd), submit("Odd."))
+    ) as world:
         _, number = await world.in_review()
         body = (await world.alice.get_pull(number))["body"]
         assert "| `blob.bin` | added | binary |" in body
@@ -65,23 +72,34 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
     ("command", "sentence"),
     [
         ("touch \"$(printf 'a\\nb')\"", "has a control character in it"),
-        ("mkdir -p .github/workflows && echo 'on: push' > .github/workflows/x.yml", "is protected in this repository"),
+        (
+            "mkdir -p .github/workflows && echo 'on: push' > .github/workflows/x.yml",
+            "is protected in this repository",
+        ),
         ("ln -s /etc/passwd link", "The link `link` leaves the repository"),
-        ("git init -q inner && git -C inner commit -q --allow-empty -m x", "is a submodule or a repository in the"),
+        (
+            "git init -q inner && git -C inner commit -q --allow-empty -m x",
+            "is a submodule or a repository in the",
+        ),
         ("head -c 30000000 /dev/zero > big", "is larger than 20 MiB"),
     ],
 )
 async def test_work_that_needs_a_person_is_not_pushed(start: Start, command: str, sentence: str):
-    async with start(story(step("run_command", {"exit_code": 0}, command=command), submit("Done."))) as world:
+    async with start(
+        story(step("run_command", {"exit_code": 0}, command=command), submit("Done."))
+    ) as world:
         assert sentence in await ended(world)
         assert "osiris/" not in world.git("branch", "--list")
 
 
 async def test_a_script_that_meets_another_world_fails_loudly(start: Start):
-    async with start(story(step("read_file", {"contains": "unicorn"}, path="shop.py"), submit())) as world:
+    async with start(
+        story(step("read_file", {"contains": "unicorn"}, path="shop.py"), submit())
+    ) as world:
         status = await ended(world)
         assert (
-            "The world differs from the script scripted:script.yml at step 1: 'unicorn' is not in the answer" in status
+            "The world differs from the script scripted:script.yml at step 1: 'unicorn' is not in"
+            " the answer" in status
         )
 
 
@@ -119,7 +137,10 @@ async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Sta
         world.let_go()
         await world.settled()
         task = await world.task()
-        assert task.reason == "somebody else pushed to the branch while I worked, and I never force a push"
+        assert (
+            task.reason
+            == "somebody else pushed to the branch while I worked, and I never force a push"
+        )
         assert "by-hand.txt" in world.git("ls-tree", "--name-only", branch)
         await world.bob.add_comment(number, "/osiris retry")
         await world.until_running()
@@ -171,7 +192,8 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
         world.stage.hub.interceptors.clear()
         assert (await world.task()).state in ("paused", "failed")
         pushed_nothing = "Push" in {failure.what for failure in await world.failures()}
-        assert pushed_nothing or (await world.task()).barred  # whichever met it first: the push, or the look at GitHub
+        # whichever met it first: the push, or the look at GitHub
+        assert pushed_nothing or (await world.task()).barred
 
 
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):

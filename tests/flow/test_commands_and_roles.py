@@ -135,10 +135,16 @@ async def test_a_task_is_cancelled_and_retried_from_the_command_line(start: Star
     async with start() as world:
         await world.in_review()
         data = {"OSIRIS_DATA_DIR": str(world.stage.settings.osiris_data_dir)}
-        assert (await command("task", "cancel", "1", **data))[:2] == (0, "acme/shop#1 is now cancelled\n")
+        assert (await command("task", "cancel", "1", **data))[:2] == (
+            0,
+            "acme/shop#1 is now cancelled\n",
+        )
         assert (await command("task", "retry", "acme/shop#1", **data))[0] == 0
         await world.settled()
         code, out, _ = await command("task", "show", "1", "--json", **data)
         assert (code, '"state": "review"' in out) == (0, True)
         code, _, err = await command("task", "show", "99", **data)
-        assert (code, err) == (1, "osiris: there is no task 99; `osiris task list` shows those there are\n")
+        assert (code, err) == (
+            1,
+            "osiris: there is no task 99; `osiris task list` shows those there are\n",
+        )

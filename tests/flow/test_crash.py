@@ -1,4 +1,5 @@
-"""kill -9 at every write to the outside, and at random moments: the visible result is always the same."""
+"""kill -9 at every write to the outside, and at random moments: the visible result is always the
+same."""
 
 import asyncio
 import contextlib
@@ -30,7 +31,8 @@ from tests.flow.test_outages import from_osiris, is_write
 
 @dataclass(kw_only=True)
 class Killer:
-    """Kills the process when a write arrives, and once more after it was done but not yet answered."""
+    """Kills the process when a write arrives, and once more after it was done but not yet
+    answered."""
 
     lives: Lives
     seen: dict[str, int] = field(default_factory=dict)
@@ -61,17 +63,23 @@ class CrashEnvironment:
     bob: Person
 
     async def settled(self) -> None:
-        """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its API allows."""
+        """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its
+        API allows."""
         while True:
             await self.stage.wait_until_settled(self.store)
-            if not await self._redeliver() and await self.store.next_due() is None:  # Osiris asks for it itself, too
+            # Osiris asks for it itself, too
+            if not await self._redeliver() and await self.store.next_due() is None:
                 return
 
     async def _redeliver(self) -> bool:
         now = int(time.time())
         claims = {"iat": now - 60, "exp": now + 300, "iss": str(self.stage.app.id)}
-        headers = {"Authorization": f"Bearer {jwt.encode(claims, self.stage.app.private_key, 'RS256')}"}
-        async with httpx.AsyncClient(base_url=f"{self.stage.hub.api_url}/", headers=headers) as http:
+        headers = {
+            "Authorization": f"Bearer {jwt.encode(claims, self.stage.app.private_key, 'RS256')}"
+        }
+        async with httpx.AsyncClient(
+            base_url=f"{self.stage.hub.api_url}/", headers=headers
+        ) as http:
             deliveries = (await http.get("app/hook/deliveries", params={"per_page": 100})).json()
             arrived = {d["guid"] for d in deliveries if d["status_code"] == 202}
             lost = {d["guid"]: d["id"] for d in deliveries if d["guid"] not in arrived}
@@ -97,10 +105,18 @@ class CrashEnvironment:
     async def visible(self, issue: int, number: int) -> dict[str, object]:
         commits = await self.alice.send_request("GET", f"/pulls/{number}/commits")
         heads = [commit["sha"] for commit in commits]
-        checks = [await self.alice.send_request("GET", f"/commits/{head}/check-runs") for head in heads]
+        checks = [
+            await self.alice.send_request("GET", f"/commits/{head}/check-runs") for head in heads
+        ]
         [line] = await self.views.list_tasks()
-        steps = [step.message for step in await self.views.list_steps(line.id) if step.message.role == "assistant"]
-        interrupted = sum("interrupted" in step.message.text for step in await self.views.list_steps(line.id))
+        steps = [
+            step.message
+            for step in await self.views.list_steps(line.id)
+            if step.message.role == "assistant"
+        ]
+        interrupted = sum(
+            "interrupted" in step.message.text for step in await self.views.list_steps(line.id)
+        )
         return {
             "task": (line.task.state, line.task.run, line.waiting),
             "issue": (await self.alice.send_request("GET", f"/issues/{issue}"))["state"],
@@ -132,15 +148,23 @@ async def ground(
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
-    async with start_environment(place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more) as stage:
-        lives, store = Lives(stage.settings), Store(engine := connect(stage.settings.database))
+    async with start_environment(
+        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more
+    ) as stage:
+        lives = Lives(stage.settings)
+        store = Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             while not await _answers(stage):
                 await asyncio.sleep(0.02)
             async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
                 yield CrashEnvironment(
-                    stage=stage, lives=lives, store=store, views=ReadModels(engine), alice=alice, bob=bob
+                    stage=stage,
+                    lives=lives,
+                    store=store,
+                    views=ReadModels(engine),
+                    alice=alice,
+                    bob=bob,
                 )
         finally:
             lives.kill()
@@ -150,18 +174,23 @@ async def ground(
 async def _answers(stage: Environment) -> bool:
     async with httpx.AsyncClient() as http:
         try:
-            return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success
+            return (
+                await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")
+            ).is_success
         except httpx.TransportError:
             return False
 
 
 ON_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
-"""Workers that are killed on PostgreSQL and Redis are in test_machines.py, and here at random moments."""
+"""Workers that are killed on PostgreSQL and Redis are in test_machines.py, and here at random
+moments."""
 
 
 @ON_SQLITE
 @pytest.mark.long
-async def test_killed_before_and_after_every_write_the_result_is_the_same(place: Path, pair: dict[str, str]):
+async def test_killed_before_and_after_every_write_the_result_is_the_same(
+    place: Path, pair: dict[str, str]
+):
     async with ground(place, pair) as it:
         killer = Killer(lives=it.lives)
         it.stage.hub.interceptors.append(killer)
@@ -189,8 +218,13 @@ async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair
 
 
 @ON_SQLITE
-async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(place: Path, pair: dict[str, str]):
-    async with loopback.serving(STORY) as vendors, ground(place, pair, settings_of(vendors, "anthropic")) as it:
+async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(
+    place: Path, pair: dict[str, str]
+):
+    async with (
+        loopback.serving(STORY) as vendors,
+        ground(place, pair, settings_of(vendors, "anthropic")) as it,
+    ):
 
         async def reap() -> None:
             for asked in (3, 7):
@@ -199,7 +233,8 @@ async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_
                 await asyncio.to_thread(it.lives.again)
 
         reaping = asyncio.create_task(reap())
-        assert await it.whole_life() == EXPECTED  # the server insists on every signature of the lives before
+        # the server insists on every signature of the lives before
+        assert await it.whole_life() == EXPECTED
         await reaping
 
 
@@ -210,7 +245,10 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
             "call": {"run_command": {"command": "echo 2 >> second.txt; grep -c . second.txt"}},
             "expect": {"exit_code": 0},
         },
-        {"call": {"run_command": {"command": "sleep 2; cat first.txt second.txt"}}, "expect": {"contains": "1\n2"}},
+        {
+            "call": {"run_command": {"command": "sleep 2; cat first.txt second.txt"}},
+            "expect": {"contains": "1\n2"},
+        },
         {"call": {"submit": {"summary": "Done."}}},
     ]
     script = place / "script.yml"
@@ -218,19 +256,36 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
     async with start_environment(
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
     ) as stage:
-        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as first, stage.get_person("alice") as alice:
+        async with (
+            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as first,
+            stage.get_person("alice") as alice,
+        ):
             issue = await alice.file_issue("x")
             await alice.add_label(issue)
-            while sum(step.message.role == "assistant" for step in await first.read_models.list_steps(1)) < 3:
+            while (
+                sum(
+                    step.message.role == "assistant"
+                    for step in await first.read_models.list_steps(1)
+                )
+                < 3
+            ):
                 await asyncio.sleep(0.02)
         for name in first.sandbox.names():
             await first.sandbox.remove(name)
-        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as second, stage.get_person("alice") as alice:
+        async with (
+            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as second,
+            stage.get_person("alice") as alice,
+        ):
             await stage.wait_until_settled(second.store)
             [pull] = await alice.list_pulls()
             files = await alice.send_request("GET", f"/pulls/{pull['number']}/files")
-            assert {(f["filename"], f["additions"]) for f in files} == {("first.txt", 1), ("second.txt", 1)}
+            assert {(f["filename"], f["additions"]) for f in files} == {
+                ("first.txt", 1),
+                ("second.txt", 1),
+            }
             answers = [
-                step.message.text for step in await second.read_models.list_steps(1) if step.message.role == "tool"
+                step.message.text
+                for step in await second.read_models.list_steps(1)
+                if step.message.role == "tool"
             ]
             assert sum("interrupted" in answer for answer in answers) == 1

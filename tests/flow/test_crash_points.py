@@ -1,4 +1,5 @@
-"""kill -9 at each touch of the outside: SQL, commits, processes, requests, models. The result is always the same.
+"""kill -9 at each touch of the outside: SQL, commits, processes, requests, models. The result is
+always the same.
 
 `make torture` goes through every touch of a whole life; here it is a few, at drawn distances.
 """

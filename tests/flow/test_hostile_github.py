@@ -1,4 +1,5 @@
-"""GitHub answers wrong, late or never, and delivers twice, late, in another order or not at all: all ends as it should.
+"""GitHub answers wrong, late or never, and delivers twice, late, in another order or not at all:
+all ends as it should.
 
 `make torture` draws many more.
 """

@@ -1,4 +1,5 @@
-"""Words of strangers that once held a worker's event loop for longer than its lease lives: all of them at once."""
+"""Words of strangers that once held a worker's event loop for longer than its lease lives: all of
+them at once."""
 
 import pytest
 from sqlalchemy import select

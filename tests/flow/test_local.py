@@ -20,13 +20,16 @@ from tests.flow.conftest import ANSWER, FILES, FIX, LOOK, plain_git, run, step, 
 from tests.forkserver import CommandProcess, osiris
 
 STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
-SLOW = {"runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]}
+SLOW = {
+    "runs": [run(FIX[0], step("run_command", command="sleep 2; echo slept"), submit("Mended."))]
+}
 WHO = ("-c", "user.name=ann", "-c", "user.email=ann@example.org")
 
 
 @pytest.fixture
 def mine(place: Path) -> Path:
-    """A repository with one commit, a dirty work tree, an untracked file, a stash and a hook that tells."""
+    """A repository with one commit, a dirty work tree, an untracked file, a stash and a hook that
+    tells."""
     path = place / "mine"
     path.mkdir()
     plain_git("init", "-q", "-b", "trunk", str(path))
@@ -59,21 +62,38 @@ def environ(place: Path) -> dict[str, str]:
     return {"OSIRIS_DATA_DIR": str(place / "data")}
 
 
-async def test_on_approval_a_branch_appears_and_nothing_else_changes(command, place: Path, mine: Path):
+async def test_on_approval_a_branch_appears_and_nothing_else_changes(
+    command, place: Path, mine: Path
+):
     before = everything(mine)
     code, out, err = await command(
-        "local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes", **environ(place)
+        "local",
+        str(mine),
+        "add subtracts",
+        "--model",
+        script(place, STORY),
+        "--yes",
+        **environ(place),
     )
     assert (code, err) == (0, ""), out
     assert "(branch trunk)" in out
     assert "2 paths have uncommitted changes: they are no part of the work" in out
     assert f"exit code 0   {LOOK}" in out
-    assert plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py") == "def add(a, b):\n    return a + b\n"
-    assert plain_git("-C", str(mine), "log", "-1", "--format=%s", "osiris/1-add-subtracts~1") == "One\n"
+    assert (
+        plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py")
+        == "def add(a, b):\n    return a + b\n"
+    )
+    assert (
+        plain_git("-C", str(mine), "log", "-1", "--format=%s", "osiris/1-add-subtracts~1")
+        == "One\n"
+    )
     after = everything(mine)
     assert not (place / "hook-ran").exists()
     new = {name for name in after if after[name] != before.get(name)}
-    assert new <= {".git/refs/heads/osiris/1-add-subtracts", ".git/logs/refs/heads/osiris/1-add-subtracts"}
+    assert new <= {
+        ".git/refs/heads/osiris/1-add-subtracts",
+        ".git/logs/refs/heads/osiris/1-add-subtracts",
+    }
     assert before.keys() <= after.keys()
 
 
@@ -81,15 +101,21 @@ async def test_on_approval_a_branch_appears_and_nothing_else_changes(command, pl
 async def test_a_second_request_takes_a_new_branch_name(command, place: Path, mine: Path):
     plain_git("-C", str(mine), "branch", "osiris/1-add-subtracts")
     model = script(place, STORY)
-    code, out, _ = await command("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place))
+    code, out, _ = await command(
+        "local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)
+    )
     assert (code, "the branch osiris/1-add-subtracts-2 is in" in out) == (0, True)
 
 
 @pytest.mark.long
-async def test_without_a_branch_checked_out_the_commit_is_the_base(command, place: Path, mine: Path):
+async def test_without_a_branch_checked_out_the_commit_is_the_base(
+    command, place: Path, mine: Path
+):
     plain_git("-C", str(mine), "checkout", "-q", "--detach")
     model = script(place, STORY)
-    code, out, _ = await command("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place))
+    code, out, _ = await command(
+        "local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)
+    )
     assert (code, "(no branch)" in out) == (0, True)
 
 
@@ -115,10 +141,16 @@ async def until(stream: Any, words: str, seen: bytes = b"") -> str:
     return seen.decode()
 
 
-@pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
-async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, mine: Path, by: signal.Signals):
+@pytest.mark.parametrize(
+    "by", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+)
+async def test_stopped_or_killed_it_goes_on_where_it_was(
+    command, place: Path, mine: Path, by: signal.Signals
+):
     model = script(place, SLOW)
-    with started("local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)) as (process, stdout):
+    with started(
+        "local", str(mine), "add subtracts", "--model", model, "--yes", **environ(place)
+    ) as (process, stdout):
         await until(stdout, "sleep 2")
         process.send_signal(by)
         out = (await asyncio.to_thread(stdout.read)).decode()
@@ -129,7 +161,10 @@ async def test_stopped_or_killed_it_goes_on_where_it_was(command, place: Path, m
     code, out, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
     assert (code, err) == (0, ""), out
     assert "edit_file" not in out  # what was done is not done again
-    assert plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py") == "def add(a, b):\n    return a + b\n"
+    assert (
+        plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py")
+        == "def add(a, b):\n    return a + b\n"
+    )
     code, _, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
     assert code == 1
     assert "no unfinished work" in err
@@ -156,10 +191,14 @@ class PseudoTerminal:
 
 
 @contextlib.asynccontextmanager
-async def at_a_terminal(*args: str, **more: str) -> AsyncIterator[tuple[PseudoTerminal, CommandProcess]]:
+async def at_a_terminal(
+    *args: str, **more: str
+) -> AsyncIterator[tuple[PseudoTerminal, CommandProcess]]:
     outer, inner = pty.openpty()
     env = {"TERM": "xterm", "BROWSER": "true", **more}
-    process = CommandProcess(*args, environ=env, stdin=inner, stdout=inner, stderr=inner, at_terminal=True)
+    process = CommandProcess(
+        *args, environ=env, stdin=inner, stdout=inner, stderr=inner, at_terminal=True
+    )
     os.close(inner)
     try:
         yield PseudoTerminal(outer), process
@@ -182,7 +221,10 @@ async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: P
         terminal.types("q")
         await terminal.sees("Nothing is lost.")
         assert await asyncio.to_thread(process.wait) == 0
-    async with at_a_terminal("local", str(mine), "--model", args[-1], **environ(place)) as (terminal, process):
+    async with at_a_terminal("local", str(mine), "--model", args[-1], **environ(place)) as (
+        terminal,
+        process,
+    ):
         await terminal.sees("[a]pprove")
         terminal.types("a")
         await terminal.sees("git merge osiris/1-add-subtracts")
@@ -191,7 +233,9 @@ async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(place: P
 
 @pytest.mark.long
 async def test_nothing_that_was_typed_before_the_question_answers_it(place: Path, mine: Path):
-    async with at_a_terminal("local", str(mine), "add subtracts", "--model", script(place, SLOW), **environ(place)) as (
+    async with at_a_terminal(
+        "local", str(mine), "add subtracts", "--model", script(place, SLOW), **environ(place)
+    ) as (
         terminal,
         process,
     ):
@@ -204,29 +248,53 @@ async def test_nothing_that_was_typed_before_the_question_answers_it(place: Path
     assert plain_git("-C", str(mine), "branch", "--list", "osiris/*") == ""
 
 
-HIDING = {"a.py": "# nice \x1b]\nimport os\nos.system('curl')\n# \x07 end\n", "b.py": "# \x90\nEVIL = 1 # \u202e\r\n"}
+HIDING = {
+    "a.py": "# nice \x1b]\nimport os\nos.system('curl')\n# \x07 end\n",
+    "b.py": "# \x90\nEVIL = 1 # \u202e\r\n",
+}
 
 
 async def test_the_diff_hides_nothing(command, place: Path, mine: Path):
-    story = {"runs": [run(*(step("write_file", path=p, content=text) for p, text in HIDING.items()), submit("Nice."))]}
-    code, out, _ = await command("local", str(mine), "x", "--model", script(place, story), "--yes", **environ(place))
+    story = {
+        "runs": [
+            run(
+                *(step("write_file", path=p, content=text) for p, text in HIDING.items()),
+                submit("Nice."),
+            )
+        ]
+    }
+    code, out, _ = await command(
+        "local", str(mine), "x", "--model", script(place, story), "--yes", **environ(place)
+    )
     assert code == 0
-    for line in ("+# nice <U+001B>]", "+import os", "+os.system('curl')", "+# <U+0090>", "+EVIL = 1 # <U+202E>^M"):
+    for line in (
+        "+# nice <U+001B>]",
+        "+import os",
+        "+os.system('curl')",
+        "+# <U+0090>",
+        "+EVIL = 1 # <U+202E>^M",
+    ):
         assert line in out.splitlines()
 
 
 @pytest.mark.long
 async def test_a_env_file_of_the_repository_is_not_read(place: Path, mine: Path):
-    (mine / ".env").write_text("OSIRIS_NONSENSE=1\nOSIRIS_MODEL=scripted:/nonexistent\nOSIRIS_DATA_DIR=/nonexistent\n")
+    (mine / ".env").write_text(
+        "OSIRIS_NONSENSE=1\nOSIRIS_MODEL=scripted:/nonexistent\nOSIRIS_DATA_DIR=/nonexistent\n"
+    )
     args = ("local", ".", "add subtracts", "--model", script(place, STORY), "--yes")
     done = await asyncio.to_thread(functools.partial(osiris, *args, cwd=mine, **environ(place)))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.long
-async def test_the_repositorys_own_label_and_the_persons_own_model_count(command, place: Path, mine: Path):
+async def test_the_repositorys_own_label_and_the_persons_own_model_count(
+    command, place: Path, mine: Path
+):
     (mine / ".github").mkdir()
-    (mine / ".github/osiris.yml").write_text("label: agent\nmodels: {build: 'anthropic:claude-sonnet-5'}\n")
+    (mine / ".github/osiris.yml").write_text(
+        "label: agent\nmodels: {build: 'anthropic:claude-sonnet-5'}\n"
+    )
     plain_git("-C", str(mine), "add", ".github")
     plain_git("-C", str(mine), *WHO, "commit", "-qm", "Two")
     args = ("local", str(mine), "add subtracts", "--model", script(place, STORY), "--yes")
@@ -247,24 +315,35 @@ async def test_a_branch_that_is_in_the_way_loses_no_work(command, place: Path, m
 
 
 @pytest.mark.long
-async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(command, place: Path, mine: Path):
+async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(
+    command, place: Path, mine: Path
+):
     from osiris.local.repository import LocalRepository
     from osiris.local.work_directories import REQUEST, WorkDirectories
 
     told = LocalRepository.open_at(mine).commit
     folder = WorkDirectories.for_repository(place / "data", mine).create_directory()
-    (folder / REQUEST).write_text(json.dumps({"request": "add subtracts", "commit": told, "branch": "trunk"}))
-    plain_git("-C", str(mine), *WHO, "commit", "-qam", "Meanwhile")  # killed before the copy was made
-    code, out, err = await command("local", str(mine), "--model", script(place, STORY), "--yes", **environ(place))
+    (folder / REQUEST).write_text(
+        json.dumps({"request": "add subtracts", "commit": told, "branch": "trunk"})
+    )
+    # killed before the copy was made
+    plain_git("-C", str(mine), *WHO, "commit", "-qam", "Meanwhile")
+    code, out, err = await command(
+        "local", str(mine), "--model", script(place, STORY), "--yes", **environ(place)
+    )
     assert (code, err) == (0, ""), out
     assert plain_git("-C", str(mine), "rev-parse", "osiris/1-add-subtracts~1").strip() == told
 
 
 @pytest.mark.long
-async def test_a_long_request_is_told_whole_and_a_longer_one_refused(command, place: Path, mine: Path):
+async def test_a_long_request_is_told_whole_and_a_longer_one_refused(
+    command, place: Path, mine: Path
+):
     story = {"runs": [run(*FIX, when="THE TAIL")]}
     args = ("--model", script(place, story), "--yes")
-    code, out, err = await command("local", str(mine), "x" * 400 + " THE TAIL\nand more", *args, **environ(place))
+    code, out, err = await command(
+        "local", str(mine), "x" * 400 + " THE TAIL\nand more", *args, **environ(place)
+    )
     assert (code, err) == (0, ""), out
     code, _, err = await command("local", str(mine), "x" * 70_000, *args, **environ(place))
     assert (code, "more than 60000 characters" in err) == (1, True)
@@ -280,9 +359,12 @@ async def test_an_answer_in_the_browser_is_as_good(place: Path, mine: Path):
         shown = await terminal.sees("/pull/2")
         address = next(word for word in shown.split() if word.startswith("http"))
         async with httpx.AsyncClient(follow_redirects=True, trust_env=False) as browser:
-            page, origin = await browser.get(address), {"Origin": address.partition("/_enter")[0]}
+            page = await browser.get(address)
+            origin = {"Origin": address.partition("/_enter")[0]}
             assert page.status_code == 200
-            sent = await browser.post(f"{page.url}/review", data={"event": "APPROVE", "body": ""}, headers=origin)
+            sent = await browser.post(
+                f"{page.url}/review", data={"event": "APPROVE", "body": ""}, headers=origin
+            )
             assert sent.status_code == 200
         await terminal.sees("git merge osiris/1-add-subtracts")
         assert await asyncio.to_thread(process.wait) == 0
@@ -300,7 +382,9 @@ async def test_what_cannot_be_worked_on_is_a_sentence(command, place: Path, mine
         "empty": "has no commit yet",
         "shallow": "is a shallow clone; `git fetch --unshallow` makes it whole",
     }.items():
-        code, _, err = await command("local", str(place / path), "x", "--model", model, "--yes", **environ(place))
+        code, _, err = await command(
+            "local", str(place / path), "x", "--model", model, "--yes", **environ(place)
+        )
         assert (code, told in err, "Traceback" in err) == (1, True, False), err
 
 
@@ -308,29 +392,44 @@ async def test_what_cannot_be_worked_on_is_a_sentence(command, place: Path, mine
     ("args", "told"),
     [
         (("x", "--yes"), "no model is chosen; give --model"),
-        (("x", "--yes", "--model", "nobody:x"), "there is no model 'nobody:x' here; configured are"),
-        (("x", "--yes", "--model", "anthropic:claude-sonnet-5"), "there is no model 'anthropic:claude-sonnet-5' here"),
+        (
+            ("x", "--yes", "--model", "nobody:x"),
+            "there is no model 'nobody:x' here; configured are",
+        ),
+        (
+            ("x", "--yes", "--model", "anthropic:claude-sonnet-5"),
+            "there is no model 'anthropic:claude-sonnet-5' here",
+        ),
         (("x", "--model", "scripted:none.yml"), "there is no terminal to ask you on"),
         (("x", "--yes", "--model", "scripted:none.yml"), "the script none.yml cannot be read"),
         (("--yes", "--model", "SCRIPT"), "there is no unfinished work here"),
     ],
 )
-async def test_what_is_missing_is_a_sentence(command, place: Path, mine: Path, args: tuple[str, ...], told: str):
+async def test_what_is_missing_is_a_sentence(
+    command, place: Path, mine: Path, args: tuple[str, ...], told: str
+):
     given = [script(place, STORY) if word == "SCRIPT" else word for word in args]
     code, _, err = await command("local", str(mine), *given, **environ(place))
     assert (code, told in err, "Traceback" in err) == (1, True, False), err
 
 
 @pytest.mark.long
-async def test_over_a_vendors_wire_with_a_budget_that_is_spent_and_granted_again(command, place: Path, mine: Path):
+async def test_over_a_vendors_wire_with_a_budget_that_is_spent_and_granted_again(
+    command, place: Path, mine: Path
+):
     async with loopback.serving(STORY) as vendors:
         environs = {**environ(place), **vendors.environ("anthropic")}
-        code, _, err = await command("local", str(mine), "add subtracts", "--yes", "--budget", "0.01", **environs)
+        code, _, err = await command(
+            "local", str(mine), "add subtracts", "--yes", "--budget", "0.01", **environs
+        )
         assert (code, err) == (0, "")
         plain_git("-C", str(mine), "branch", "-D", "osiris/1-add-subtracts")
         tight = ("local", str(mine), "add subtracts", "--yes")
         code, _, err = await command(*tight, **environs, OSIRIS_RUN_USD="0.001")
-        assert (code, "the budget of 0.001 US dollars is spent. Nothing is lost." in err) == (1, True), err
+        assert (code, "the budget of 0.001 US dollars is spent. Nothing is lost." in err) == (
+            1,
+            True,
+        ), err
         code, out, err = await command("local", str(mine), "--yes", "--budget", "1", **environs)
         assert (code, err) == (0, ""), out
         assert "US dollars." in out

@@ -55,7 +55,10 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
     async with start() as world:
         _, number = await world.in_review()
         await world.bob.submit_review(
-            number, "REQUEST_CHANGES", "Nearly.", [{"path": "shop.py", "line": 2, "body": "Say why, in a note."}]
+            number,
+            "REQUEST_CHANGES",
+            "Nearly.",
+            [{"path": "shop.py", "line": 2, "body": "Say why, in a note."}],
         )
         await world.settled()
         assert len(await world.alice.list_pulls()) == 1
@@ -66,9 +69,16 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
         ]
         [line] = await world.osiris.read_models.list_tasks()
         briefs = [
-            s.message.text for s in await world.osiris.read_models.list_steps(line.id) if s.message.role == "user"
+            s.message.text
+            for s in await world.osiris.read_models.list_steps(line.id)
+            if s.message.role == "user"
         ]
-        for piece in ("Nearly.", 'file="shop.py" line="2"', "+    return a + b", "Say why, in a note."):
+        for piece in (
+            "Nearly.",
+            'file="shop.py" line="2"',
+            "+    return a + b",
+            "Say why, in a note.",
+        ):
             assert piece in briefs[-1]
 
 
@@ -91,8 +101,13 @@ async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: S
         issue, number = await world.in_review()
         await world.bob.submit_review(number, "APPROVE", "Good.")
         await world.settled()
-        pull, task = await world.alice.get_pull(number), await world.task()
-        assert (pull["draft"], task.state, task.approved) == (False, "approved", pull["head"]["sha"])
+        pull = await world.alice.get_pull(number)
+        task = await world.task()
+        assert (pull["draft"], task.state, task.approved) == (
+            False,
+            "approved",
+            pull["head"]["sha"],
+        )
         await world.bob.merge_pull(number)
         await world.settled()
         assert (await world.task()).state == "done"
@@ -116,7 +131,9 @@ async def test_one_check_run_stands_on_each_head(start: Start):
         _, number = await world.in_review()
         head = (await world.alice.get_pull(number))["head"]["sha"]
         runs = (await world.alice.send_request("GET", f"/commits/{head}/check-runs"))["check_runs"]
-        assert [(r["name"], r["status"], r["conclusion"]) for r in runs] == [("Osiris", "completed", "neutral")]
+        assert [(r["name"], r["status"], r["conclusion"]) for r in runs] == [
+            ("Osiris", "completed", "neutral")
+        ]
 
 
 async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: Start):
@@ -127,7 +144,8 @@ async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: St
         assert (await world.task()).state == "rejected"
         await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
-        task, pulls = await world.task(), await world.alice.list_pulls()
+        task = await world.task()
+        pulls = await world.alice.list_pulls()
         assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-2")
         assert [(p["number"], p["state"]) for p in sorted(pulls, key=lambda p: p["number"])] == [
             (number, "closed"),
@@ -161,10 +179,14 @@ async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Star
         assert (await world.alice.get_pull(number))["commits"] == 3
 
 
-async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(start: Start, command):
+async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(
+    start: Start, command
+):
     async with start() as world:
         data = str(world.stage.settings.osiris_data_dir)
-        code, out, err = await command("request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data)
+        code, out, err = await command(
+            "request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data
+        )
         assert (code, err) == (0, ""), out
         await world.settled()
         issue = await world.alice.send_request("GET", "/issues/1")
@@ -172,19 +194,33 @@ async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_reque
         assert (await world.task()).state == "review"
 
 
-async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(start: Start, command):
+async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(
+    start: Start, command
+):
     async with start() as world:
-        world.stage.hub.remove_installation(world.stage.hub.get_installation(world.stage.app, "acme/shop"))
+        world.stage.hub.remove_installation(
+            world.stage.hub.get_installation(world.stage.app, "acme/shop")
+        )
         data = str(world.stage.settings.osiris_data_dir)
-        assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[0] == 0
+        assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[
+            0
+        ] == 0
         await world.settled()
         [failure] = await world.failures()
-        assert (failure.what, failure.error) == ("OpenIssue", "the App is not installed on acme/shop")
+        assert (failure.what, failure.error) == (
+            "OpenIssue",
+            "the App is not installed on acme/shop",
+        )
         assert failure.at > 0
 
 
 async def test_instructions_are_those_of_the_base_branch_nearest_named_first(start: Start):
-    files = {**FILES, "sub/AGENTS.md": "Deeper.\n", ".github/copilot-instructions.md": "C\n", "CLAUDE.md": "D\n"}
+    files = {
+        **FILES,
+        "sub/AGENTS.md": "Deeper.\n",
+        ".github/copilot-instructions.md": "C\n",
+        "CLAUDE.md": "D\n",
+    }
     async with start(files=files) as world:
         _, number = await world.in_review()
         body = (await world.alice.get_pull(number))["body"]

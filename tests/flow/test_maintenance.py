@@ -20,7 +20,17 @@ from osiris.queue import audit_log, tables
 from osiris.queue.database import connect
 from osiris.queue.read_models import AuditEntry
 from osiris.queue.retention import Retention
-from tests.flow.conftest import FILES, FIX, HELD, REPO, FlowEnvironment, Start, plain_git, run, submit
+from tests.flow.conftest import (
+    FILES,
+    FIX,
+    HELD,
+    REPO,
+    FlowEnvironment,
+    Start,
+    plain_git,
+    run,
+    submit,
+)
 from tests.flow.test_races import until, until_it_is
 from tests.flow.test_waiting import refusing
 
@@ -34,7 +44,8 @@ def pruning(world: FlowEnvironment) -> Retention:
 
 @pytest.fixture
 def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[FlowEnvironment], None]:
-    """From its call on it is a month later than it is, for Osiris; GitHub has no delivery on record any more."""
+    """From its call on it is a month later than it is, for Osiris; GitHub has no delivery on record
+    any more."""
 
     def later(world: FlowEnvironment) -> None:
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
@@ -55,10 +66,13 @@ async def finished(world: FlowEnvironment) -> int:
 
 def assert_holds(path: Path, story: Sequence[AuditEntry]) -> None:
     """An export is these lines, in their order, and its chain holds."""
-    lines, link = [json.loads(line) for line in path.read_text().splitlines()], ""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    link = ""
     assert [line["seq"] for line in lines] == [line.seq for line in story]
     for line in lines:
-        link = audit_log.hash_entry(link, line["seq"], line["at"], line["kind"], line["what"], line["detail"])
+        link = audit_log.hash_entry(
+            link, line["seq"], line["at"], line["kind"], line["what"], line["detail"]
+        )
         assert link == line["hash"]
 
 
@@ -92,7 +106,10 @@ async def test_what_is_not_over_or_not_old_is_left_alone(
         settings = world.stage.settings
         environ = {"OSIRIS_DATA_DIR": str(settings.osiris_data_dir)}
         code, said, _ = await command("prune", "--json", **environ)
-        assert (code, json.loads(said)) == (0, {"tasks": 0, "steps": 0, "lines": 0, "deliveries": 0})
+        assert (code, json.loads(said)) == (
+            0,
+            {"tasks": 0, "steps": 0, "lines": 0, "deliveries": 0},
+        )
         a_month_later(world)
         pruned = await pruning(world).prune()
         assert (pruned.tasks, pruned.steps) == (0, 0)
@@ -116,7 +133,8 @@ async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_
         await world.bob.submit_review(number, "APPROVE")
         await world.settled()
         assert (await world.task()).state == "approved"
-        assert min(await inbox_ids(world)) >= newest  # the orders that the task has are known by the ids before
+        # the orders that the task has are known by the ids before
+        assert min(await inbox_ids(world)) >= newest
         await world.bob.merge_pull(number)
         await world.settled()
         assert ((await world.task()).state, await world.failures()) == ("done", [])
@@ -136,14 +154,20 @@ async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_i
         taken_up: list[str] = []
 
         def in_between(connection: Connection) -> None:
-            """Before the first transaction that may remove something, and after the list of what may go was read."""
+            """Before the first transaction that may remove something, and after the list of what
+            may go was read."""
             options = connection.get_execution_options()
-            if not options.get("readonly") and options.get("isolation_level") != "AUTOCOMMIT" and not taken_up:
+            if (
+                not options.get("readonly")
+                and options.get("isolation_level") != "AUTOCOMMIT"
+                and not taken_up
+            ):
                 taken_up.append("once")
                 await_only(world.alice.add_comment(issue, "/osiris retry"))
                 await_only(world.until_running())
 
-        exports, engine = world.stage.settings.osiris_data_dir / "exports", connect(world.stage.settings.database)
+        exports = world.stage.settings.osiris_data_dir / "exports"
+        engine = connect(world.stage.settings.database)
         event.listen(engine.sync_engine, "engine_connect", in_between)
         pruned = await Retention(engine, exports, days=30).prune()
         await engine.dispose()
@@ -176,7 +200,9 @@ async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pr
 async def hinder(world: FlowEnvironment) -> None:
     """From now on the database does not let a run go."""
     async with world.osiris.engine.begin() as connection:
-        await connection.execute(text("create table notes (run varchar(255) references runs (name))"))
+        await connection.execute(
+            text("create table notes (run varchar(255) references runs (name))")
+        )
         await connection.execute(text("insert into notes select name from runs"))
 
 
@@ -191,16 +217,15 @@ async def test_an_export_whose_removal_failed_is_not_written_twice(
     async with start() as world:
         issue = await finished(world)
         a_month_later(world)
-        before, path = (
-            await world.osiris.read_models.read_audit_log(1),
-            world.stage.settings.osiris_data_dir / "exports",
-        )
+        before = await world.osiris.read_models.read_audit_log(1)
+        path = world.stage.settings.osiris_data_dir / "exports"
         await hinder(world)
         with pytest.raises(IntegrityError):
             await pruning(world).prune()
         assert await world.osiris.read_models.read_audit_log(1) == before
         [export] = path.iterdir()
-        export.write_bytes(export.read_bytes()[:-20])  # as somebody leaves it who dies while writing
+        # as somebody leaves it who dies while writing
+        export.write_bytes(export.read_bytes()[:-20])
         await unhinder(world)
         assert (await pruning(world).prune()).lines == len(before) - 1
         assert export.name == f"acme.shop-{issue}.jsonl"
@@ -232,12 +257,16 @@ async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being
             await until(is_pruned)
 
 
-async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(start: Start):
+async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(
+    start: Start,
+):
     async with start() as world:
         _, number = await world.in_review()
-        keeper, desk = world.osiris.maintenance, world.stage.settings.osiris_data_dir / "git"
+        keeper = world.osiris.maintenance
+        desk = world.stage.settings.osiris_data_dir / "git"
         keeper._most = 0
-        assert await keeper.trim_cache() == ["acme/shop"]  # in review nothing on this machine is needed
+        # in review nothing on this machine is needed
+        assert await keeper.trim_cache() == ["acme/shop"]
         assert not list(desk.glob("mirrors/*/*.git"))
         await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
         await world.settled()
@@ -264,7 +293,9 @@ async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)  # on SQLite nothing is put away
-async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being_tidied_up(start: Start):
+async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being_tidied_up(
+    start: Start,
+):
     async with start() as world:
         hub, app = world.stage.hub, world.stage.app
         hub.add_repo(OTHER, files=FILES, collaborators={"alice": "maintain"})
@@ -292,9 +323,12 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
 
 
 async def is_in_state(world: FlowEnvironment, repo: str, state: str) -> bool:
-    """Return whether the tasks of `repo` are in `state`, and nothing about them is still to be decided."""
+    """Return whether the tasks of `repo` are in `state`, and nothing about them is still to be
+    decided."""
     states = {
-        line.task.state.value for line in await world.osiris.read_models.list_tasks() if line.task.issue.repo == repo
+        line.task.state.value
+        for line in await world.osiris.read_models.list_tasks()
+        if line.task.issue.repo == repo
     }
     return states == {state} and await world.osiris.store.next_due() is None
 
@@ -320,7 +354,10 @@ def requests_about(world: FlowEnvironment, repo: str) -> list[str]:
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
 @pytest.mark.parametrize("barred", ["archived", "taken off"])
 async def test_a_repository_that_cannot_be_written_stops_neither_pruning_nor_making_room(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None], monkeypatch: pytest.MonkeyPatch, barred: str
+    start: Start,
+    a_month_later: Callable[[FlowEnvironment], None],
+    monkeypatch: pytest.MonkeyPatch,
+    barred: str,
 ):
     async with start() as world:
         await finished(world)
@@ -359,7 +396,8 @@ async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: St
     async with start() as world:
         await world.in_review()
         sessions = world.sessions
-        stuck, left = sessions / "acme.shop-9-8", sessions / "acme.shop-9-9"
+        stuck = sessions / "acme.shop-9-8"
+        left = sessions / "acme.shop-9-9"
         for folder in (stuck, left):
             folder.mkdir(parents=True)
         odd = sessions / "@disks" / f"{stuck.name}.img"
@@ -375,5 +413,9 @@ async def test_no_lock_of_a_repository_outlives_its_use(start: Start):
     async with start() as world:
         await world.in_review()
         assert world.osiris.maintenance is not None
-        owners = [world.osiris.maintenance._remotes, world.osiris.sandbox._checkouts, world.osiris.sandbox._setups]
+        owners = [
+            world.osiris.maintenance._remotes,
+            world.osiris.sandbox._checkouts,
+            world.osiris.sandbox._setups,
+        ]
         assert [len(owner._locks) for owner in owners] == [0, 0, 0]

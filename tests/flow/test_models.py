@@ -1,4 +1,5 @@
-"""Real vendors' libraries against servers that speak their wires: what goes right, and all that goes wrong."""
+"""Real vendors' libraries against servers that speak their wires: what goes right, and all that
+goes wrong."""
 
 import asyncio
 from dataclasses import replace
@@ -23,7 +24,18 @@ from osiris.agents.models.scripted import ScriptedModel
 from osiris.bootstrap import Timeouts
 from osiris.core.ports.live import ReplyDelta
 from osiris.core.ports.models import Message, ignore_deltas
-from tests.flow.conftest import ANSWER, FILES, FIX, HELD, LOOK, FlowEnvironment, Start, run, settings_of, step
+from tests.flow.conftest import (
+    ANSWER,
+    FILES,
+    FIX,
+    HELD,
+    LOOK,
+    FlowEnvironment,
+    Start,
+    run,
+    settings_of,
+    step,
+)
 
 
 @pytest.fixture
@@ -54,27 +66,43 @@ async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str)
     async with start(STORY, vendor=vendor) as world:
         with world.osiris.live_events.subscribe() as news:
             _, pull = await world.in_review()
-            heard = [piece for _ in range(news.qsize()) if isinstance(piece := news.get_nowait(), ReplyDelta)]
-        transcript, model = await world.transcript(), world.stage.settings.osiris_model
+            heard = [
+                piece
+                for _ in range(news.qsize())
+                if isinstance(piece := news.get_nowait(), ReplyDelta)
+            ]
+        transcript = await world.transcript()
+        model = world.stage.settings.osiris_model
         _heard_as_said(heard, transcript)
         first, *answers = transcript[2:5]
         assert [answer.call for answer in answers] == [call.id for call in first.calls]
         body = (await world.bob.get_pull(pull))["body"]
-        assert all(piece in body for piece in ("4 steps in", f"with `{model}`: ", "tokens in", "| 0 |"))
-        assert ("at a price that is not known" if vendor == "openai-compatible" else "US dollars.") in body
+        assert all(
+            piece in body for piece in ("4 steps in", f"with `{model}`: ", "tokens in", "| 0 |")
+        )
+        assert (
+            "at a price that is not known" if vendor == "openai-compatible" else "US dollars."
+        ) in body
         await world.bob.submit_review(pull, "REQUEST_CHANGES", "Notes, please.")
         await world.settled()
         assert (await world.task()).state == "review"
         commits = await world.bob.send_request("GET", f"/pulls/{pull}/commits")
-        assert [f"Osiris-Model: {model}" in commit["commit"]["message"] for commit in commits] == [True, True]
+        assert [f"Osiris-Model: {model}" in commit["commit"]["message"] for commit in commits] == [
+            True,
+            True,
+        ]
         assert await world.failures() == []
 
 
 def _heard_as_said(heard: list[ReplyDelta], transcript: list[Message]) -> None:
-    replies = {number: message for number, message in enumerate(transcript) if message.role == "assistant"}
+    replies = {
+        number: message for number, message in enumerate(transcript) if message.role == "assistant"
+    }
     assert {delta.seq for delta in heard} == replies.keys()
     for number, reply in replies.items():
-        told = "".join(delta.text for delta in heard if delta.seq == number and delta.kind == "call")
+        told = "".join(
+            delta.text for delta in heard if delta.seq == number and delta.kind == "call"
+        )
         assert all(call.name in told for call in reply.calls)
         assert "".join(d.text for d in heard if d.seq == number and d.kind == "text") == reply.text
 
@@ -83,11 +111,17 @@ LONG = [step("run_command", {"exit_code": 0}, command=f"echo {n}") for n in rang
 
 
 @pytest.mark.parametrize(
-    "vendor", ["openai", *(pytest.param(one, marks=pytest.mark.long) for one in VENDORS if one != "openai")]
+    "vendor",
+    ["openai", *(pytest.param(one, marks=pytest.mark.long) for one in VENDORS if one != "openai")],
 )
-async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(start: Start, vendor: str):
-    async with start({"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}) as world:
-        silent = [Hang(), HangMidway()] if vendor == "anthropic" else []  # each takes all our patience
+async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
+    start: Start, vendor: str
+):
+    async with start(
+        {"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}
+    ) as world:
+        # each takes all our patience
+        silent = [Hang(), HangMidway()] if vendor == "anthropic" else []
         await world.osiris.models.probe_model()
         world.vendors.troubles += [
             Status(429, retry_after=0.1),
@@ -107,8 +141,12 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(st
         ]
         _, pull = await world.in_review()
         assert world.vendors.troubles == []
-        task, transcript = await world.task(), await world.transcript()
-        assert [ran.command for ran in task.work.commands] == [*(f"echo {n}" for n in range(12)), LOOK]
+        task = await world.task()
+        transcript = await world.transcript()
+        assert [ran.command for ran in task.work.commands] == [
+            *(f"echo {n}" for n in range(12)),
+            LOOK,
+        ]
         answers = [message.text for message in transcript if message.role == "tool"]
         assert any("run_command was not run" in answer for answer in answers)
         assert any("write_file was not run" in answer for answer in answers)
@@ -138,7 +176,9 @@ async def test_a_model_that_only_talks_ends_the_run_with_its_words(start: Start)
         world.vendors.troubles += [Say("Let us talk.")] * 3
         issue = await world.labelled()
         await world.settled()
-        assert "The model stopped using its tools; it said: Let us talk" in await status(world, issue)
+        assert "The model stopped using its tools; it said: Let us talk" in await status(
+            world, issue
+        )
 
 
 BIG = step("run_command", command="head -c 14000 /dev/zero | tr '\\0' x")
@@ -157,9 +197,13 @@ async def test_a_full_window_is_met_by_leaving_old_outputs_out(start: Start):
         assert all("add(1, 2) is -1" in body for body in bodies[1:])
 
 
-async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_transcript(start: Start):
+async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_transcript(
+    start: Start,
+):
     two = {"osiris_second_model": f"openai:{WIRES['openai'].model}"}
-    async with start({"runs": [run(HELD, *FIX)]}, vendor="anthropic", also="openai", more=two) as world:
+    async with start(
+        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", also="openai", more=two
+    ) as world:
         await world.labelled()
         await world.until_running()
         world.vendors.troubles += [Status(529)] * 3
@@ -167,7 +211,9 @@ async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_tran
         await world.settled()
         task = await world.task()
         assert (task.state, task.run) == ("review", 1)
-        assert task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
+        assert (
+            task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
+        )
         assert [ran.command for ran in task.work.commands] == [
             HELD["call"]["run_command"]["command"],
             LOOK,
@@ -182,7 +228,9 @@ async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_tran
         pytest.param("google", "anthropic", marks=pytest.mark.long),
     ],
 )
-async def test_a_person_changes_the_model_in_the_middle_of_a_run(start: Start, first: str, other: str):
+async def test_a_person_changes_the_model_in_the_middle_of_a_run(
+    start: Start, first: str, other: str
+):
     async with start({"runs": [run(HELD, *FIX)]}, vendor=first, also=other) as world:
         issue = await world.labelled()
         await world.until_running()
@@ -203,8 +251,13 @@ async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_ar
     async with start(vendor="anthropic", also="openai") as world:
         issue, _pull = await world.in_review()
         for wish, told in {
-            "nobody:x": "there is no model 'nobody:x' here; configured are: anthropic:claude-sonnet-5, anthropic:…,",
-            "openai:missing": "there is no model openai:missing at its address; configured are: anthropic:",
+            "nobody:x": (
+                "there is no model 'nobody:x' here; configured are: anthropic:claude-sonnet-5,"
+                " anthropic:…,"
+            ),
+            "openai:missing": (
+                "there is no model openai:missing at its address; configured are: anthropic:"
+            ),
             "openai:toolless": "openai:toolless cannot call tools",
             "scripted:/etc/passwd": "there is no model 'scripted:/etc/passwd' here",
         }.items():
@@ -235,7 +288,10 @@ async def test_a_vendor_that_the_operator_has_not_configured_pauses_the_task(sta
     async with start(vendor="anthropic", files=files) as world:
         issue = await world.labelled()
         await world.settled()
-        assert "There is no model 'google:gemini-3-pro-preview' here; configured are: anthropic:" in await status(world)
+        assert (
+            "There is no model 'google:gemini-3-pro-preview' here; configured are: anthropic:"
+            in await status(world)
+        )
         await world.alice.add_comment(issue, f"/osiris model {world.stage.settings.osiris_model}")
         await world.alice.add_comment(issue, "/osiris retry")
         await world.settled()
@@ -251,7 +307,9 @@ async def test_a_budget_in_dollars_is_held_and_granted_again(start: Start):
 
 
 async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_on(start: Start):
-    async with start(vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}) as world:
+    async with start(
+        vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}
+    ) as world:
         issue = await world.labelled()
         await world.settled()
         assert "No price is known for this model" in await status(world, issue)
@@ -276,7 +334,8 @@ async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(s
 
 async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start):
     async with start(vendor="anthropic", also="openai") as world:
-        reached, go = asyncio.Event(), asyncio.Event()
+        reached = asyncio.Event()
+        go = asyncio.Event()
 
         async def gate(request, forward):
             if request.url.path.endswith("/git-upload-pack"):
@@ -313,13 +372,19 @@ async def test_only_the_chosen_vendors_library_is_loaded():
     import subprocess
     import sys
 
-    libraries = {"anthropic": "anthropic", "openai": "openai", "google": "google.genai", "openai-compatible": "openai"}
+    libraries = {
+        "anthropic": "anthropic",
+        "openai": "openai",
+        "google": "google.genai",
+        "openai-compatible": "openai",
+    }
     for vendor, own in libraries.items():
         code = (
-            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, Brains\n"
-            f"brains = Brains('{vendor}:x', {{'{vendor}': Access(key='k', url='http://127.0.0.1:9')}})\n"
-            "async def main():\n    await brains.choose()\n    await brains.close()\nasyncio.run(main())\n"
-            f"print([name for name in {sorted(set(libraries.values()))} if name in sys.modules])"
+            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, Brains\nbrains"
+            f" = Brains('{vendor}:x', {{'{vendor}': Access(key='k',"
+            " url='http://127.0.0.1:9')})\nasync def main():\n    await brains.choose()\n   "
+            " await brains.close()\nasyncio.run(main())\nprint([name for name in"
+            f" {sorted(set(libraries.values()))} if name in sys.modules])"
         )
         done = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -347,10 +412,13 @@ async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_
 
 async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
     async with start(
-        {"runs": [run(*LONG[:3], *FIX)]}, vendor="anthropic", patience=Timeouts(pauses=(0.05,), tries=3)
+        {"runs": [run(*LONG[:3], *FIX)]},
+        vendor="anthropic",
+        patience=Timeouts(pauses=(0.05,), tries=3),
     ) as world:
         await world.osiris.models.probe_model()
-        world.vendors.troubles += [Status(503), Status(503), None] * 6  # three in a row would be too many
+        # three in a row would be too many
+        world.vendors.troubles += [Status(503), Status(503), None] * 6
         await world.in_review()
         assert (await world.task()).run == 1
 

@@ -1,4 +1,5 @@
-"""What was said first about an issue counts first, whatever GitHub answers meanwhile, and under whatever name."""
+"""What was said first about an issue counts first, whatever GitHub answers meanwhile, and under
+whatever name."""
 
 import asyncio
 import time
@@ -31,10 +32,15 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
     async with start(SLOW, patience=Timeouts(pauses=(0.5,))) as world:
-        broken, looked = ["/issues/1"], list[str]()
+        broken = ["/issues/1"]
+        looked = list[str]()
 
         async def fail(request: Request, forward) -> Response:
-            if from_osiris(request) and request.method == "GET" and request.url.path.endswith(tuple(broken)):
+            if (
+                from_osiris(request)
+                and request.method == "GET"
+                and request.url.path.endswith(tuple(broken))
+            ):
                 looked.append(request.url.path)
                 return JSONResponse({"message": "down"}, 502)
             return await forward()
@@ -46,9 +52,11 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
         await world.alice.add_comment(issue, "/osiris stop")
         await world.stage.hub.wait_until_sent()
         await until(lambda: _put_off(world, rows=2))
-        asked, writes = len(looked), counted(world)
+        asked = len(looked)
+        writes = counted(world)
         await until(lambda: _is(len(looked) >= asked + 2))
-        assert len(writes) < 12  # two tries of the label, each with the stop behind it: nobody turns round in between
+        # two tries of the label, each with the stop behind it: nobody turns round in between
+        assert len(writes) < 12
         broken[:] = ["nothing"]
         await world.settled()
         assert (await world.task()).state == "cancelled"
@@ -81,7 +89,9 @@ async def test_an_approval_that_was_dismissed_before_it_was_heard_does_not_count
         gate = Gate(world, "/collaborators/bob/permission")
         review = await world.bob.submit_review(number, "APPROVE")
         await gate.reached.wait()
-        await world.bob.send_request("PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="no")
+        await world.bob.send_request(
+            "PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="no"
+        )
         await world.stage.hub.wait_until_sent()
         gate.open.set()
         await world.settled()
@@ -98,7 +108,8 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
         await gate.reached.wait()
         await world.alice.close_issue(issue, "not_planned")
         await world.stage.hub.wait_until_sent()
-        monkeypatch.setattr(tables, "clock", lambda: time.time() + 5)  # so the task is younger than the closing
+        # so the task is younger than the closing
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + 5)
         gate.open.set()
         await world.settled()
         assert (await world.task()).state == "rejected"
@@ -136,7 +147,8 @@ async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Sta
         await rename(world)
         await until(lambda: _is_called(world, NEW))
         world.let_go()
-        if world.stage.settings.is_embedded:  # there the work is on this machine alone, under the old name
+        # there the work is on this machine alone, under the old name
+        if world.stage.settings.is_embedded:
             await world.settled()
             assert "a retry begins a new one" in (await world.task()).reason
             await world.alice.add_comment(1, "/osiris retry")

@@ -8,9 +8,14 @@ from tests.flow.conftest import FlowEnvironment, Start
 
 
 def is_write(request: Request) -> bool:
-    """A write to the repository; minting a token, fetching, and what the operator asks of the App are none."""
+    """A write to the repository; minting a token, fetching, and what the operator asks of the App
+    are none."""
     path = request.url.path
-    return request.method not in ("GET", "HEAD") and "/app/" not in path and not path.endswith("git-upload-pack")
+    return (
+        request.method not in ("GET", "HEAD")
+        and "/app/" not in path
+        and not path.endswith("git-upload-pack")
+    )
 
 
 def from_osiris(request: Request) -> bool:
@@ -37,7 +42,9 @@ async def whole_life(world: FlowEnvironment) -> None:
 
 
 @pytest.mark.both_pairs
-@pytest.mark.parametrize("after_the_write", [False, True], ids=["before the write", "after it was done"])
+@pytest.mark.parametrize(
+    "after_the_write", [False, True], ids=["before the write", "after it was done"]
+)
 async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_write: bool):
     async with start() as world:
         seen: set[str] = set()
@@ -56,13 +63,20 @@ async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_wr
         assert len(seen) > 8
 
 
-@pytest.mark.parametrize("headers", [{"retry-after": "1"}, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}])
+@pytest.mark.parametrize(
+    "headers", [{"retry-after": "1"}, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}]
+)
 async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
     async with start() as world:
         refused: list[str] = []
 
         async def limit(request: Request, forward) -> Response:
-            if is_write(request) and from_osiris(request) and request.url.path.endswith("/comments") and not refused:
+            if (
+                is_write(request)
+                and from_osiris(request)
+                and request.url.path.endswith("/comments")
+                and not refused
+            ):
                 refused.append(request.url.path)
                 return JSONResponse({"message": "secondary rate limit"}, 403, headers=headers)
             return await forward()
@@ -73,12 +87,17 @@ async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
 
 
 async def test_comments_that_came_twice_are_one_again_after_the_next_report(start: Start):
-    """A worker that stood still in the middle of sending may end it although another has sent the same."""
+    """A worker that stood still in the middle of sending may end it although another has sent the
+    same."""
     async with start() as world:
         doubled: list[str] = []
 
         async def double(request: Request, forward) -> Response:
-            said = request.method == "POST" and from_osiris(request) and request.url.path.endswith("/comments")
+            said = (
+                request.method == "POST"
+                and from_osiris(request)
+                and request.url.path.endswith("/comments")
+            )
             if said and request.url.path not in doubled:
                 doubled.append(request.url.path)
                 await forward()

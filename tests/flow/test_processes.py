@@ -42,7 +42,8 @@ async def refused(settings: Settings, what: str) -> tuple[int | None, str]:
 async def running(settings: Settings, what: str, sentence: str) -> AsyncIterator[None]:
     """A command from the moment it says that it is there; at SIGTERM it ends, in order.
 
-    The web side's server takes the signal once more when all is closed: that is an end in order, too.
+    The web side's server takes the signal once more when all is closed: that is an end in order,
+    too.
     """
     process = await started(settings, what)
     assert process.stderr is not None
@@ -98,7 +99,10 @@ async def test_web_and_worker_do_the_work_and_end_when_they_are_told_to(
                 running(worker, "worker", "osiris works on "),
             ):
                 code, said = await refused(worker, "worker")
-                assert (code, "another `osiris serve` or `osiris worker` works in" in said) == (1, True)
+                assert (code, "another `osiris serve` or `osiris worker` works in" in said) == (
+                    1,
+                    True,
+                )
                 await alice.add_label(await alice.file_issue("add subtracts", "add(1, 2) is -1"))
                 await it.wait_until_settled(store := Store(connect(database)))
                 await store.close()

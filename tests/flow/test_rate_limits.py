@@ -1,4 +1,5 @@
-"""How Osiris goes about GitHub's limits: writes in turn, questions that can wait do wait, and nothing into a wall."""
+"""How Osiris goes about GitHub's limits: writes in turn, questions that can wait do wait, and
+nothing into a wall."""
 
 import asyncio
 import itertools
@@ -27,7 +28,8 @@ def pair() -> dict[str, str]:
 
 @dataclass
 class RequestLog:
-    """What Osiris asked of REST and GraphQL, and when it was at it (in seconds): requests, and the writes among them.
+    """What Osiris asked of REST and GraphQL, and when it was at it (in seconds): requests, and the
+    writes among them.
 
     `forced` answers the first write whose path ends so.
     """
@@ -44,7 +46,8 @@ class RequestLog:
         if request.method == "GET" or "/app/" in path:
             return await forward()
         if self.forced and path.endswith(self.forced[0]):
-            answer, self.forced = self.forced[1], None
+            answer = self.forced[1]
+            self.forced = None
             self.writes.append((path, time.monotonic(), time.monotonic()))
             return answer
         begun = time.monotonic()
@@ -69,7 +72,9 @@ async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
     async with start(more=LIMITED) as world:
         wire = wired(world)
         for n in range(4):
-            await world.alice.add_comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+            await world.alice.add_comment(
+                await world.alice.file_issue(f"Issue {n}"), "/osiris help"
+            )
         async with asyncio.timeout(30):
             while len(wire.writes) < 4:
                 await asyncio.sleep(0.05)
@@ -80,11 +85,15 @@ async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
 
 
 async def test_a_limit_holds_back_every_write_through_that_account(start: Start):
-    limit = JSONResponse({"message": "You have exceeded a secondary rate limit."}, 403, headers={"retry-after": "4"})
+    limit = JSONResponse(
+        {"message": "You have exceeded a secondary rate limit."}, 403, headers={"retry-after": "4"}
+    )
     async with start(more=LIMITED) as world:
         wire = wired(world, ("/comments", limit))
         for n in range(3):
-            await world.alice.add_comment(await world.alice.file_issue(f"Issue {n}"), "/osiris help")
+            await world.alice.add_comment(
+                await world.alice.file_issue(f"Issue {n}"), "/osiris help"
+            )
         async with asyncio.timeout(40):
             while len(wire.writes) < 4:
                 await asyncio.sleep(0.05)
@@ -94,10 +103,15 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "99999999"}, {"x-ratelimit-remaining": "0"}])
-async def test_no_pause_is_longer_than_an_hour_whatever_is_said(start: Start, headers: dict[str, str]):
-    """GitHub counts by the hour; a time that lies further ahead was told by a clock that went wrong, on either side."""
+async def test_no_pause_is_longer_than_an_hour_whatever_is_said(
+    start: Start, headers: dict[str, str]
+):
+    """GitHub counts by the hour; a time that lies further ahead was told by a clock that went
+    wrong, on either side."""
     told = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
-    limit = JSONResponse({"message": "You have exceeded a secondary rate limit."}, 403, headers=told)
+    limit = JSONResponse(
+        {"message": "You have exceeded a secondary rate limit."}, 403, headers=told
+    )
     due = text("select not_before from outbox where not_before is not null")
     async with start() as world:
         wire = wired(world, ("/comments", limit))
@@ -118,7 +132,8 @@ async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start:
         await world.stage.wait_until_settled(world.osiris.store)
         issue = await world.alice.file_issue("add subtracts")
         leave(world, 0, seconds=4)
-        wire, until = wired(world), time.time() + 3
+        wire = wired(world)
+        until = time.time() + 3
         await world.alice.add_label(issue)
         async with asyncio.timeout(30):
             while not await world.alice.list_pulls():
@@ -130,7 +145,9 @@ async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start:
 def _reads(wire: RequestLog) -> list[str]:
     """What was asked through the installation: not what the App asks by its own key."""
     paths = [request.url.path.removeprefix("/api/v3") for request in wire.asked]
-    return [path for path in paths if not path.startswith("/app") and not path.endswith("/installation")]
+    return [
+        path for path in paths if not path.startswith("/app") and not path.endswith("/installation")
+    ]
 
 
 async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start):
@@ -147,7 +164,10 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         assert _reads(wire) == []
         await world.alice.add_label(await world.alice.file_issue("Another"))
         await world.settled()
-        assert [line.task.state for line in await world.osiris.read_models.list_tasks()] == ["review", "review"]
+        assert [line.task.state for line in await world.osiris.read_models.list_tasks()] == [
+            "review",
+            "review",
+        ]
 
 
 async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
@@ -193,7 +213,8 @@ async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: St
         github, hub = world.osiris.github, world.stage.hub
         assert github is not None
         issue = IssueRef(REPO, await world.alice.file_issue("x"))
-        repo, installation = hub.world.get_repo(REPO), hub.get_installation(world.stage.app, REPO)
+        repo = hub.world.get_repo(REPO)
+        installation = hub.get_installation(world.stage.app, REPO)
 
         repo.archived = True
         with pytest.raises(NeedsOperator, match="has to unarchive the repository"):

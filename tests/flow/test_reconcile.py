@@ -1,4 +1,5 @@
-"""What happens while Osiris is away, or is never told, is found out by itself; what it hears twice counts once."""
+"""What happens while Osiris is away, or is never told, is found out by itself; what it hears twice
+counts once."""
 
 import asyncio
 import contextlib
@@ -55,8 +56,11 @@ class ReconcileEnvironment:
 
     @contextlib.asynccontextmanager
     async def life(self) -> AsyncIterator[Osiris]:
-        """A life of Osiris, that ends when it has taken in what it was told; an agent may still be at work."""
-        async with self.stage.run_osiris(patience=QUICK, sandbox=self.warm(self.stage.settings)) as osiris:
+        """A life of Osiris, that ends when it has taken in what it was told; an agent may still be
+        at work."""
+        async with self.stage.run_osiris(
+            patience=QUICK, sandbox=self.warm(self.stage.settings)
+        ) as osiris:
             yield osiris
             await self.decided(osiris)
 
@@ -149,7 +153,7 @@ async def until(osiris: Osiris, state: str, *, run: int = 1) -> Task:
 Laid = Callable[..., contextlib.AbstractAsyncContextManager[ReconcileEnvironment]]
 
 
-# ── what became of the pull request ───────────────────────────────────────────────────────────────────────────────
+# ── what became of the pull request ───────────────────────────────────────────────────────────────
 
 
 async def test_a_merge_that_nobody_told_of_ends_the_task(ground: Laid):
@@ -187,7 +191,9 @@ async def test_a_branch_that_was_deleted_closes_its_pull_request_and_so_the_task
             assert task.reason == "bob closed the pull request without merging it"
 
 
-async def test_commits_of_a_person_void_the_approval_of_what_was_there_before(ground: Laid, place: Path):
+async def test_commits_of_a_person_void_the_approval_of_what_was_there_before(
+    ground: Laid, place: Path
+):
     async with ground() as it:
         async with it.life() as first:
             _, number = await it.approved(first)
@@ -251,12 +257,14 @@ async def test_an_approval_and_then_its_dismissal_are_seen(ground: Laid):
             await it.stage.wait_until_settled(second.store)
             assert not (await it.bob.get_pull(number))["draft"]
         async with it.unheard():
-            await it.alice.send_request("PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="Not yet.")
+            await it.alice.send_request(
+                "PUT", f"/pulls/{number}/reviews/{review['id']}/dismissals", message="Not yet."
+            )
         async with it.life() as third:
             assert (await until(third, "review")).approved is None
 
 
-# ── what became of the issue ──────────────────────────────────────────────────────────────────────────────────────
+# ── what became of the issue ──────────────────────────────────────────────────────────────────────
 
 
 async def test_an_issue_that_was_dropped_ends_the_task(ground: Laid):
@@ -266,7 +274,9 @@ async def test_an_issue_that_was_dropped_ends_the_task(ground: Laid):
         async with it.unheard():
             await it.alice.close_issue(issue, "not_planned")
         async with it.life() as second:
-            assert (await until(second, "rejected")).reason == "alice closed the issue as not planned"
+            assert (
+                await until(second, "rejected")
+            ).reason == "alice closed the issue as not planned"
 
 
 async def running(it: ReconcileEnvironment, osiris: Osiris) -> int:
@@ -275,7 +285,10 @@ async def running(it: ReconcileEnvironment, osiris: Osiris) -> int:
     await it.alice.add_label(issue)
     await until(osiris, "running")
     async with asyncio.timeout(20):
-        while not (steps := await osiris.read_models.list_steps(1)) or steps[-1].message.role != "assistant":
+        while (
+            not (steps := await osiris.read_models.list_steps(1))
+            or steps[-1].message.role != "assistant"
+        ):
             await asyncio.sleep(0.02)
     return issue
 
@@ -313,11 +326,16 @@ async def test_a_label_that_was_taken_off_by_who_may_not_steer_stops_nothing(gro
 
 @pytest.mark.parametrize("told", ["unlabelled", "closed"])
 async def test_what_was_told_and_taken_up_again_is_not_told_anew(ground: Laid, told: str):
-    """The label stays off and the issue stays closed: a look in a later life must not stop the work once more."""
+    """The label stays off and the issue stays closed: a look in a later life must not stop the work
+    once more."""
     async with ground(SLOW) as it:
         async with it.life() as first:
             issue = await running(it, first)
-            await (it.alice.remove_label(issue) if told == "unlabelled" else it.alice.close_issue(issue))
+            await (
+                it.alice.remove_label(issue)
+                if told == "unlabelled"
+                else it.alice.close_issue(issue)
+            )
             await until(first, "cancelled")
             await it.alice.add_comment(issue, "/osiris retry")
             await until(first, "running", run=2)
@@ -346,7 +364,7 @@ async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_
             assert (line.task.state in ("queued", "running"), line.task.run) == (True, 2)
 
 
-# ── where a repository is, and whether it may be written ──────────────────────────────────────────────────────────
+# ── where a repository is, and whether it may be written ──────────────────────────────────────────
 
 
 async def writes_of(it: ReconcileEnvironment) -> list[str]:
@@ -363,7 +381,9 @@ async def writes_of(it: ReconcileEnvironment) -> list[str]:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
-async def test_an_archived_repository_is_left_alone_until_it_can_be_written_again(ground: Laid, told: bool):
+async def test_an_archived_repository_is_left_alone_until_it_can_be_written_again(
+    ground: Laid, told: bool
+):
     async with ground() as it:
         it.stage.hub.world.set_role(it.stage.hub.world.get_repo(REPO), "alice", "admin")
         async with it.life() as first:
@@ -389,7 +409,11 @@ async def test_an_archived_repository_is_left_alone_until_it_can_be_written_agai
 
 
 async def said_by_osiris(it: ReconcileEnvironment, number: int) -> list[str]:
-    return [c["body"] for c in await it.alice.list_comments(number) if c["user"]["login"] == "osiris[bot]"]
+    return [
+        c["body"]
+        for c in await it.alice.list_comments(number)
+        if c["user"]["login"] == "osiris[bot]"
+    ]
 
 
 async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(ground: Laid):
@@ -445,7 +469,9 @@ async def test_a_repository_that_is_gone_is_not_asked_for_over_and_over(ground: 
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
-async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_request(ground: Laid, told: bool):
+async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_request(
+    ground: Laid, told: bool
+):
     async with ground() as it:
         it.stage.hub.world.set_role(it.stage.hub.world.get_repo(REPO), "alice", "admin")
         async with it.life() as first:
@@ -463,7 +489,16 @@ async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_requ
             await it.stage.wait_until_settled(second.store)
             assert len(await bob.send_request("GET", f"/pulls/{number}/commits")) == 2
             for one in (issue, number):
-                assert len([c for c in await bob.list_comments(one) if c["user"]["login"] == "osiris[bot]"]) == 1
+                assert (
+                    len(
+                        [
+                            c
+                            for c in await bob.list_comments(one)
+                            if c["user"]["login"] == "osiris[bot]"
+                        ]
+                    )
+                    == 1
+                )
             assert len(await bob.list_pulls()) == 1
             assert await second.read_models.list_failures() == []
 
@@ -479,7 +514,9 @@ async def until_called(osiris: Osiris, repo: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed_there(ground: Laid):
+async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed_there(
+    ground: Laid,
+):
     async with ground() as it:
         async with it.life() as first:
             _, number = await it.in_review(first)
@@ -496,7 +533,7 @@ async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed
             assert not (await bob.get_pull(number))["draft"]
 
 
-# ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── deliveries ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_what_could_not_be_delivered_is_asked_for_in_its_order(ground: Laid):
@@ -509,7 +546,9 @@ async def test_what_could_not_be_delivered_is_asked_for_in_its_order(ground: Lai
         await it.stage.hub.wait_until_sent()
         async with it.life() as second:
             async with asyncio.timeout(30):
-                while [line.task.state for line in await second.read_models.list_tasks()].count("review") < 3:
+                while [line.task.state for line in await second.read_models.list_tasks()].count(
+                    "review"
+                ) < 3:
                     await asyncio.sleep(0.05)
             await it.stage.wait_until_settled(second.store)
             assert (await second.read_models.find_task(1)).task.state == "approved"
@@ -517,7 +556,9 @@ async def test_what_could_not_be_delivered_is_asked_for_in_its_order(ground: Lai
             sent = [delivery.guid for delivery in it.stage.app.deliveries]
             twice = [guid for guid, of in sendings(it).items() if len(of) == 2]
             assert len(twice) >= 4
-            assert sorted(twice, key=sent.index) == sorted(twice, key=sent[::-1].index, reverse=True)
+            assert sorted(twice, key=sent.index) == sorted(
+                twice, key=sent[::-1].index, reverse=True
+            )
 
 
 def sendings(it: ReconcileEnvironment) -> dict[str, list[int]]:
@@ -542,13 +583,16 @@ async def test_a_delivery_behind_a_hundred_others_is_found(ground: Laid):
 
 
 async def test_what_somebody_else_took_is_asked_for(ground: Laid):
-    """GitHub has an answer of 202 on record, and we never had it: the database is an older one, for example."""
+    """GitHub has an answer of 202 on record, and we never had it: the database is an older one, for
+    example."""
     async with ground() as it:
         async with it.life() as first:
             await it.in_review(first)
 
         async def take(delivery: Delivery, send: PendingDelivery) -> None:
-            delivery.delivered, delivery.status_code, delivery.status = it.stage.hub.world.now(), 202, "OK"
+            delivery.delivered = it.stage.hub.world.now()
+            delivery.status_code = 202
+            delivery.status = "OK"
 
         it.stage.hub.hooks.interceptors.append(take)
         await it.alice.add_label(await it.alice.file_issue("Another"))
@@ -574,10 +618,11 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: 
             await osiris.reconciler.request_deliveries()
         await it.stage.hub.wait_until_sent()
         sent = Counter(delivery.guid for delivery in it.stage.app.deliveries)
-        assert max(sent.values()) == 5  # once by GitHub itself, four times because Osiris asked, on whosever hint
+        # once by GitHub itself, four times because Osiris asked, on whosever hint
+        assert max(sent.values()) == 5
 
 
-# ── what it costs, and what stands in its way ─────────────────────────────────────────────────────────────────────
+# ── what it costs, and what stands in its way ─────────────────────────────────────────────────────
 
 
 def count_reads(it: ReconcileEnvironment) -> list[str]:
@@ -593,7 +638,9 @@ def count_reads(it: ReconcileEnvironment) -> list[str]:
     return asked
 
 
-async def test_a_quiet_look_costs_one_conditional_request_for_each_repository_and_one_for_deliveries(ground: Laid):
+async def test_a_quiet_look_costs_one_conditional_request_a_repository_and_one_for_deliveries(
+    ground: Laid,
+):
     async with ground() as it, it.life() as osiris:
         assert osiris.reconciler is not None
         await it.in_review(osiris)
@@ -614,9 +661,14 @@ async def test_a_quiet_look_costs_one_conditional_request_for_each_repository_an
                 await asyncio.sleep(0.1)
         used = it.stage.hub.rates.describe_limit(installed(it), "core")["used"]
         await osiris.reconciler.compare_with_github()
-        assert it.stage.hub.rates.describe_limit(installed(it), "core")["used"] == used  # a 304 costs nothing
+        # a 304 costs nothing
+        assert it.stage.hub.rates.describe_limit(installed(it), "core")["used"] == used
         answers.clear()
-        [issue] = [number for number, one in it.stage.hub.world.get_repo(REPO).issues.items() if one.pull is None]
+        [issue] = [
+            number
+            for number, one in it.stage.hub.world.get_repo(REPO).issues.items()
+            if one.pull is None
+        ]
         await it.alice.add_comment(issue, "By the way …")
         await it.stage.wait_until_settled(osiris.store)
         await osiris.reconciler.compare_with_github()
@@ -627,28 +679,40 @@ async def test_a_quiet_look_costs_one_conditional_request_for_each_repository_an
 def installed(it: ReconcileEnvironment) -> Caller:
     """Osiris, as whoever counts its requests knows it."""
     installation = it.stage.hub.get_installation(it.stage.app, REPO)
-    grant = TokenGrant(token="", installation=installation, permissions={}, repos=(), narrowed=False, expires=0.0)
+    grant = TokenGrant(
+        token="", installation=installation, permissions={}, repos=(), narrowed=False, expires=0.0
+    )
     return Caller(user=it.stage.app.bot, app=it.stage.app, grant=grant)
 
 
 @pytest.mark.parametrize("answer", [502, 404, 200], ids=["an outage", "gone", "a page of a proxy"])
-async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(ground: Laid, answer: int):
+async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
+    ground: Laid, answer: int
+):
     async with ground() as it:
         async with it.life() as first:
             await it.in_review(first)
             await it.alice.add_label(await it.alice.file_issue("Another"))
             async with asyncio.timeout(20):
-                while [line.task.state for line in await first.read_models.list_tasks()] != ["review", "review"]:
+                while [line.task.state for line in await first.read_models.list_tasks()] != [
+                    "review",
+                    "review",
+                ]:
                     await asyncio.sleep(0.02)
             await it.stage.wait_until_settled(first.store)
             pulls = sorted(line.task.pull or 0 for line in await first.read_models.list_tasks())
         async with it.unheard():
             for pull in pulls:
                 await it.bob.close_pull(pull)
-        healed, asked = False, list[tuple[str, int]]()
+        healed = False
+        asked = list[tuple[str, int]]()
 
         async def disturb(request: Request, forward) -> Response:
-            bad = from_osiris(request) and not healed and request.url.path.endswith(f"/pulls/{pulls[0]}")
+            bad = (
+                from_osiris(request)
+                and not healed
+                and request.url.path.endswith(f"/pulls/{pulls[0]}")
+            )
             said = JSONResponse({"message": "no"}, answer) if bad else await forward()
             asked.append((request.url.path.rpartition("/")[2], said.status_code))
             return said
@@ -662,7 +726,8 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(grou
                     "review",
                 ]:
                     await asyncio.sleep(0.02)
-            async with asyncio.timeout(20):  # nothing is touched any more: only what is owed is asked for
+            # nothing is touched any more: only what is owed is asked for
+            async with asyncio.timeout(20):
                 while not {("issues", 304), (str(pulls[0]), answer)} <= set(asked):
                     asked.clear()
                     await second.reconciler.compare_with_github()
@@ -670,7 +735,10 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(grou
             healed = True
             await second.reconciler.compare_with_github()
             async with asyncio.timeout(20):
-                while [line.task.state for line in await second.read_models.list_tasks()] != ["rejected", "rejected"]:
+                while [line.task.state for line in await second.read_models.list_tasks()] != [
+                    "rejected",
+                    "rejected",
+                ]:
                     await asyncio.sleep(0.02)
 
 
@@ -684,7 +752,9 @@ async def test_a_long_pause_that_github_asks_for_ends_the_look(ground: Laid):
         async def limit(request: Request, forward) -> Response:
             if from_osiris(request) and request.url.path.startswith("/api/v3/repos/"):
                 asked.append(request.url.path)
-                return JSONResponse({"message": "secondary rate limit"}, 429, headers={"retry-after": "600"})
+                return JSONResponse(
+                    {"message": "secondary rate limit"}, 429, headers={"retry-after": "600"}
+                )
             return await forward()
 
         it.stage.hub.interceptors.append(limit)

@@ -1,4 +1,5 @@
-"""One web process and several workers: whichever of them is killed, ended or frozen, nothing is lost or doubled."""
+"""One web process and several workers: whichever of them is killed, ended or frozen, nothing is
+lost or doubled."""
 
 import asyncio
 import hashlib
@@ -21,7 +22,16 @@ from osiris.queue.tables import LeaseRow, OutboxRow, RunRow
 from tests.conftest import a_database, disks_in
 from tests.flow.conftest import FIX, run, settings_of, step, submit
 from tests.flow.support.cluster import REAL, Machine, Site, Snapshot, site, until
-from tests.flow.support.consistency_audit import Counting, Life, Reaper, asked, live_all, meanwhile, name_of, story
+from tests.flow.support.consistency_audit import (
+    Counting,
+    Life,
+    Reaper,
+    asked,
+    live_all,
+    meanwhile,
+    name_of,
+    story,
+)
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres, Redis
 
@@ -53,9 +63,14 @@ async def interrupted(it: Site) -> int:
 
 @pytest.mark.parametrize(
     "put_away",
-    [pytest.param(False, id="nothing put away"), pytest.param(True, id="put away before", marks=pytest.mark.long)],
+    [
+        pytest.param(False, id="nothing put away"),
+        pytest.param(True, id="put away before", marks=pytest.mark.long),
+    ],
 )
-async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair: dict[str, str], put_away: bool):
+async def test_another_machine_goes_on_where_a_killed_one_was(
+    place: Path, pair: dict[str, str], put_away: bool
+):
     async with (
         loopback.serving(STEPS) as vendors,
         site(place, pair, STEPS, model=settings_of(vendors, "anthropic")) as it,
@@ -78,8 +93,11 @@ async def test_another_machine_goes_on_where_a_killed_one_was(place: Path, pair:
 
 
 @pytest.mark.long
-async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(place: Path, pair: dict[str, str]):
-    """A workspace in which a part was done again must not pass for the whole, on that machine or on the first one."""
+async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(
+    place: Path, pair: dict[str, str]
+):
+    """A workspace in which a part was done again must not pass for the whole, on that machine or on
+    the first one."""
     story = {
         "runs": [
             run(
@@ -98,7 +116,10 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(pl
         it.workers[0].kill()
 
         async def begun() -> bool:
-            return any((disk.host_path / "work/README.md").exists() for disk in disks_in(second.folder / "sessions"))
+            return any(
+                (disk.host_path / "work/README.md").exists()
+                for disk in disks_in(second.folder / "sessions")
+            )
 
         await until(begun)
         second.again()
@@ -107,7 +128,9 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(pl
         assert await it.views.list_failures() == []
 
 
-async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(place: Path, pair: dict[str, str]):
+async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
+    place: Path, pair: dict[str, str]
+):
     async with loopback.serving(STEPS) as vendors:
         model = settings_of(vendors, "anthropic")
         async with site(place, pair, STEPS, patience=REAL, workers=1, model=model) as it:
@@ -124,9 +147,8 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(place: P
             assert code == 0
             assert seconds < 10
             await until(taken, within=3)
-            assert (
-                await it.scalar(select(RunRow.kept_steps)) == 7
-            )  # two words of the brief, two steps, and the third call
+            # two words of the brief, two steps, and the third call
+            assert await it.scalar(select(RunRow.kept_steps)) == 7
             await it.settled()
             assert await it.files() == MADE
             assert asked(vendors) == (6, 0)
@@ -145,11 +167,14 @@ async def begins_again(it: Site, machine: Machine, was: int | None) -> None:
 
 
 @pytest.mark.long
-async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_on(place: Path, pair: dict[str, str]):
+async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_on(
+    place: Path, pair: dict[str, str]
+):
     async with site(place, pair, STEPS) as it:
         await it.labelled()
         await it.said(3)
-        [first], was = it.workers, await it.holds(it.workers[0])
+        [first] = it.workers
+        was = await it.holds(it.workers[0])
         first.freeze()
         it.worker()
         await it.settled()
@@ -162,15 +187,22 @@ async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_o
 
 
 @pytest.mark.long
-async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(place: Path, pair: dict[str, str]):
+async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(
+    place: Path, pair: dict[str, str]
+):
     async with site(place, pair, STEPS, workers=2) as it:
         first, second = it.workers
         was = await it.holds(first)
         async with it.engine.connect() as holding:  # as a transaction of the first one would
-            await holding.execute(text("set idle_in_transaction_session_timeout = 0"))  # however slow this machine is
-            await holding.execute(select(LeaseRow.number).where(LeaseRow.number == was).with_for_update(read=True))
+            # however slow this machine is
+            await holding.execute(text("set idle_in_transaction_session_timeout = 0"))
+            await holding.execute(
+                select(LeaseRow.number).where(LeaseRow.number == was).with_for_update(read=True)
+            )
             first.freeze()
-            begun = await it.scalar(beat := select(LeaseRow.beat).where(LeaseRow.place == second.place))
+            begun = await it.scalar(
+                beat := select(LeaseRow.beat).where(LeaseRow.place == second.place)
+            )
 
             async def beats_on() -> bool:
                 return await it.scalar(beat) >= begun + 12  # six seconds: three times the patience
@@ -179,25 +211,44 @@ async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(pla
         await until(lambda: it.gone(was), within=12)
 
 
-MOMENTS = {"POST comments": True, "git-receive-pack": False, "POST pulls": True, "POST check-runs": False}
-"""Whether it is frozen after the write was done, or before; `make torture` freezes at any moment."""
+MOMENTS = {
+    "POST comments": True,
+    "git-receive-pack": False,
+    "POST pulls": True,
+    "POST check-runs": False,
+}
+"""Whether it is frozen after the write was done, or before; `make torture` freezes at any
+moment."""
 
 
 @pytest.mark.parametrize(
     ("write", "done"),
-    [pytest.param(*one, id=one[0], marks=[pytest.mark.long] if n else []) for n, one in enumerate(MOMENTS.items())],
+    [
+        pytest.param(*one, id=one[0], marks=[pytest.mark.long] if n else [])
+        for n, one in enumerate(MOMENTS.items())
+    ],
 )
-async def test_frozen_inside_a_write_it_writes_nothing_more(place: Path, pair: dict[str, str], write: str, done: bool):
+async def test_frozen_inside_a_write_it_writes_nothing_more(
+    place: Path, pair: dict[str, str], write: str, done: bool
+):
     async with site(place, pair, {"runs": [run(*FIX)]}) as it:
-        [first], was = it.workers, await it.holds(it.workers[0])
-        thawed, cut = asyncio.Event(), asyncio.Event()
+        [first] = it.workers
+        was = await it.holds(it.workers[0])
+        thawed = asyncio.Event()
+        cut = asyncio.Event()
 
         async def freeze(request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
-            if cut.is_set() or not is_write(request) or not from_osiris(request) or not _is(request, write):
+            if (
+                cut.is_set()
+                or not is_write(request)
+                or not from_osiris(request)
+                or not _is(request, write)
+            ):
                 return await forward()
             cut.set()
             if write != "git-receive-pack":
-                await request.body()  # all of it is sent: what is cut off in the middle of sending, nobody can fence
+                # all of it is sent: what is cut off in the middle of sending, nobody can fence
+                await request.body()
             first.freeze()
             answer = await forward() if done else Response(status_code=502)
             await thawed.wait()
@@ -223,7 +274,9 @@ def _is(request: Request, write: str) -> bool:
 
 
 @pytest.mark.long
-async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(place: Path, pair: dict[str, str]):
+async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(
+    place: Path, pair: dict[str, str]
+):
     names = [name_of(number) for number in range(10)]
     async with site(place, pair, story(len(names)), workers=2) as it:
         reaper = Reaper(it, random.Random(6), (0.5, 1.5), most=6)
@@ -255,7 +308,9 @@ async def test_work_goes_on_while_redis_is_away_or_has_forgotten_everything(
         assert (toll.doubles, toll.losses, toll.done) == ([], [], 3)
 
 
-async def test_a_database_that_stops_in_the_middle_parks_nothing(place: Path, pair: dict[str, str], postgres: Postgres):
+async def test_a_database_that_stops_in_the_middle_parks_nothing(
+    place: Path, pair: dict[str, str], postgres: Postgres
+):
     async with site(place, pair, STEPS, workers=2) as it:
         await it.labelled()
         await it.said(3)
@@ -273,7 +328,9 @@ async def test_a_database_that_stops_in_the_middle_parks_nothing(place: Path, pa
 
 
 @pytest.mark.long
-async def test_with_a_frozen_database_the_door_says_come_again(place: Path, pair: dict[str, str], postgres: Postgres):
+async def test_with_a_frozen_database_the_door_says_come_again(
+    place: Path, pair: dict[str, str], postgres: Postgres
+):
     async with site(place, pair, {"runs": [run(*FIX)]}) as it:
         await asyncio.to_thread(postgres.freeze)
         began = time.monotonic()
@@ -306,19 +363,29 @@ async def knock(it: Site) -> httpx.Response:
 
 async def is_ready(it: Site) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=20) as http:
-        return (await http.get(f"http://127.0.0.1:{it.stage.settings.osiris_port}/readyz")).is_success
+        return (
+            await http.get(f"http://127.0.0.1:{it.stage.settings.osiris_port}/readyz")
+        ).is_success
 
 
 @pytest.mark.long
 async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair: dict[str, str]):
-    steps = {"runs": [run(step("run_command", command="sleep 0.3; echo 1 > $RANDOM$RANDOM.txt"), submit())]}
+    steps = {
+        "runs": [
+            run(step("run_command", command="sleep 0.3; echo 1 > $RANDOM$RANDOM.txt"), submit())
+        ]
+    }
     async with site(place, {**pair, "osiris_repository_runs": 1}, steps, workers=2) as it:
         most = 0
 
         async def watch() -> None:
             nonlocal most
             while True:
-                held = OutboxRow.not_before.is_not(None) & OutboxRow.lease.is_not(None) & (OutboxRow.lane == RUNS)
+                held = (
+                    OutboxRow.not_before.is_not(None)
+                    & OutboxRow.lease.is_not(None)
+                    & (OutboxRow.lane == RUNS)
+                )
                 most = max(most, await it.scalar(select(func.count()).where(held)))
                 await asyncio.sleep(0.01)
 

@@ -1,4 +1,5 @@
-"""A database that an earlier version wrote, in the middle of its work: it is brought up, and the work goes on."""
+"""A database that an earlier version wrote, in the middle of its work: it is brought up, and the
+work goes on."""
 
 import asyncio
 import json
@@ -25,7 +26,8 @@ from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
 from tests.flow.test_several_workers import MADE, STEPS
 
 WRITTEN = Path(__file__).with_name("version_0001.json")
-"""What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not yet looked at."""
+"""What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not
+yet looked at."""
 MIGRATIONS = Path(audit_log.__file__).with_name("migrations")
 
 
@@ -44,7 +46,9 @@ def pair(request: pytest.FixtureRequest, pair: dict[str, str]) -> dict[str, str]
 def write(settings: Settings, base: str) -> dict[str, int]:
     """Make a database as version 0001 left it; how many rows each table has."""
     settings.osiris_data_dir.mkdir(mode=0o711)
-    address = settings.database.replace("+aiosqlite", "").replace("postgresql:", "postgresql+psycopg:")
+    address = settings.database.replace("+aiosqlite", "").replace(
+        "postgresql:", "postgresql+psycopg:"
+    )
     engine = create_engine(address)
     rows = json.loads(WRITTEN.read_text().replace("{base}", base))
     with engine.begin() as connection:
@@ -87,7 +91,9 @@ async def labelled(stage: Environment, alice: Person) -> None:
     stage.hub.hooks.interceptors.remove(taken)
 
 
-async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pair: dict[str, str], command: Any):
+async def test_the_work_of_the_first_version_goes_on_to_its_end(
+    place: Path, pair: dict[str, str], command: Any
+):
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STEPS))
     more = {**pair, "osiris_model": f"scripted:{script}"}
@@ -118,12 +124,18 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(place: Path, pai
 
 async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, int]) -> None:
     lines = {line.id: line.task for line in await osiris.read_models.list_tasks()}
-    assert {id: str(task.state) for id, task in lines.items()} == {1: "cancelled", 2: "review", 3: "review"}
+    assert {id: str(task.state) for id, task in lines.items()} == {
+        1: "cancelled",
+        2: "review",
+        3: "review",
+    }
     assert await osiris.read_models.list_failures() == []
     for pull in await alice.list_pulls():
         changed = await alice.send_request("GET", f"/pulls/{pull['number']}/files")
         assert {
-            f["filename"]: plain_git("--git-dir", hub, "show", f"{pull['head']['sha']}:{f['filename']}")
+            f["filename"]: plain_git(
+                "--git-dir", hub, "show", f"{pull['head']['sha']}:{f['filename']}"
+            )
             for f in changed
         } == MADE
     assert sorted(task.pull for task in lines.values() if task.pull) == sorted(
@@ -131,7 +143,10 @@ async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, in
     )
     said = [step.message for step in await osiris.read_models.list_steps(2)]
     assert [message.role for message in said].count("assistant") == 6
-    assert sum(message.role == "tool" and message.text.startswith("interrupted") for message in said) == 1
+    assert (
+        sum(message.role == "tool" and message.text.startswith("interrupted") for message in said)
+        == 1
+    )
     for task in lines:
         await _is_a_chain(osiris, task)
     async with osiris.engine.connect() as connection:

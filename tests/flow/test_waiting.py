@@ -22,11 +22,17 @@ from tests.servers import Postgres
 
 
 def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Response]:
-    """From now on writes to addresses with this end are refused, as long as the list has an answer in it."""
+    """From now on writes to addresses with this end are refused, as long as the list has an answer
+    in it."""
     answers = [answer]
 
     async def refuse(request: Request, forward) -> Response:
-        if answers and is_write(request) and from_osiris(request) and str(request.url).endswith(ending):
+        if (
+            answers
+            and is_write(request)
+            and from_osiris(request)
+            and str(request.url).endswith(ending)
+        ):
             return answers[0]
         return await forward()
 
@@ -37,7 +43,9 @@ def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Resp
 FORBIDDEN = {"message": "Resource not accessible by integration"}
 
 
-async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_taken_up_by_a_retry(start: Start, command):
+async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_taken_up_by_a_retry(
+    start: Start, command
+):
     async with start() as world:
         refused = refusing(world, "/pulls", JSONResponse(FORBIDDEN, 403))
         issue = await world.labelled()
@@ -77,18 +85,25 @@ async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_
 @pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # the lock that it holds is SQLite's
 async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
     async with start(patience=Timeouts(waiting=3)) as world:
-        head, body = _signed(b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value())
-        headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:] if ": " in line)
+        head, body = _signed(
+            b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value()
+        )
+        headers = dict(
+            line.split(": ", 1) for line in head.decode().splitlines()[1:] if ": " in line
+        )
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
         path = world.stage.settings.osiris_data_dir / "osiris.db"
         held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")  # whoever writes now must be able to end
+        # whoever writes now must be able to end
+        await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")
         try:
             async with httpx.AsyncClient(timeout=10) as http:
 
                 async def send(number: int) -> httpx.Response:
                     return await http.post(
-                        url, content=body, headers={**headers, "X-GitHub-Delivery": f"full-{number}"}
+                        url,
+                        content=body,
+                        headers={**headers, "X-GitHub-Delivery": f"full-{number}"},
                     )
 
                 first = [asyncio.create_task(send(n)) for n in range(3)]
@@ -126,8 +141,12 @@ async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_co
 async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hears_of_it(
     start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    slow, tried, bwrap = place / "slow", place / "tried", place / "bwrap"
-    bwrap.write_text(f'#!/bin/sh\n[ -e {slow} ] && echo >>{tried} && sleep 60\nexec /usr/bin/bwrap "$@"\n')
+    slow = place / "slow"
+    tried = place / "tried"
+    bwrap = place / "bwrap"
+    bwrap.write_text(
+        f'#!/bin/sh\n[ -e {slow} ] && echo >>{tried} && sleep 60\nexec /usr/bin/bwrap "$@"\n'
+    )
     bwrap.chmod(0o755)
     for made in (slow, tried):
         made.touch()
@@ -160,7 +179,12 @@ async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(st
             other.truncate(8 << 40)
         await world.labelled()
         async with asyncio.timeout(20):
-            while " ".join(world.said_in_logs).count("StartRun waits: this machine's disk has no room") < 5:
+            while (
+                " ".join(world.said_in_logs).count(
+                    "StartRun waits: this machine's disk has no room"
+                )
+                < 5
+            ):
                 await asyncio.sleep(0.02)
         assert (await world.task()).state == "running"
         (disks / "other.img").unlink()
@@ -168,7 +192,9 @@ async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(st
         assert (await world.task()).state == "review"
 
 
-@pytest.mark.parametrize("jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"])
+@pytest.mark.parametrize(
+    "jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"]
+)
 async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, jump: int
 ):
@@ -185,9 +211,12 @@ async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
 async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: Start):
     async with start() as world:
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
-        time.sleep(3)  # that a busy machine gave the loop no processor for a while does not count as a stall
+        # that a busy machine gave the loop no processor for a while does not count as a stall
+        time.sleep(3)
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
-            while not re.search(r'osiris_loop_stalls{worker="[^"]+:\d+"} [1-9]', (await http.get(url)).text):
+            while not re.search(
+                r'osiris_loop_stalls{worker="[^"]+:\d+"} [1-9]', (await http.get(url)).text
+            ):
                 await asyncio.sleep(0.05)
 
 
@@ -195,10 +224,16 @@ async def test_what_waits_is_counted(start: Start):
     async with start(patience=Timeouts(pauses=(30.0,))) as world:
         refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
         await world.labelled()
-        url, told = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics", ""
+        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
+        told = ""
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
-            wanted = ('osiris_orders_waiting{kind="Report"} 1.0', 'osiris_tasks{state="', "osiris_workers 1.0")
-            while not all(figure in told for figure in wanted):  # each figure is counted at a moment of its own
+            wanted = (
+                'osiris_orders_waiting{kind="Report"} 1.0',
+                'osiris_tasks{state="',
+                "osiris_workers 1.0",
+            )
+            # each figure is counted at a moment of its own
+            while not all(figure in told for figure in wanted):
                 await asyncio.sleep(0.05)
                 told = (await http.get(url)).text
         world.stage.hub.interceptors.clear()

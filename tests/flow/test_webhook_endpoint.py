@@ -12,7 +12,9 @@ from osiris.bootstrap import Timeouts
 from tests.flow.conftest import REPO, FlowEnvironment, Start
 
 
-def signed(world: FlowEnvironment, body: bytes, kind: str = "issues", id: str = "d-1") -> dict[str, str]:
+def signed(
+    world: FlowEnvironment, body: bytes, kind: str = "issues", id: str = "d-1"
+) -> dict[str, str]:
     secret = world.stage.settings.github_webhook_secret.get_secret_value().encode()
     digest = hmac.new(secret, body, hashlib.sha256).hexdigest()
     return {
@@ -24,12 +26,16 @@ def signed(world: FlowEnvironment, body: bytes, kind: str = "issues", id: str = 
 
 
 async def post(world: FlowEnvironment, body: bytes, headers: dict[str, str]) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}"
+    ) as http:
         return await http.post("/webhooks/github", content=body, headers=headers)
 
 
 async def get(world: FlowEnvironment, path: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}") as http:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}"
+    ) as http:
         return await http.get(path)
 
 
@@ -46,7 +52,11 @@ async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start:
     async with start() as world:
         body = json.dumps(LABELLED).encode()
         good = signed(world, body)
-        for headers in ({}, {**good, "X-Hub-Signature-256": "sha256=00"}, {**good, "X-Hub-Signature-256": "ü"}):
+        for headers in (
+            {},
+            {**good, "X-Hub-Signature-256": "sha256=00"},
+            {**good, "X-Hub-Signature-256": "ü"},
+        ):
             headers = {k: v.encode("utf-8") for k, v in headers.items()}
             assert (await post(world, body, headers)).status_code == 401
         assert (await post(world, body + b" ", good)).status_code == 401
@@ -74,9 +84,13 @@ async def test_a_good_delivery_is_202_and_a_duplicate_as_well(start: Start):
         assert await world.failures() == []
 
 
-async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed(start: Start, command):
+async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed(
+    start: Start, command
+):
     async with start() as world:
-        for n, body in enumerate((b"{not json", b"[]", b'{"action": "labeled"}', b'{"issue": 3}', b"\xff\xfe")):
+        for n, body in enumerate(
+            (b"{not json", b"[]", b'{"action": "labeled"}', b'{"issue": 3}', b"\xff\xfe")
+        ):
             assert (await post(world, body, signed(world, body, id=f"bad-{n}"))).status_code == 202
         await world.settled()
         assert {failure.id for failure in await world.failures()} == {f"bad-{n}" for n in range(5)}
@@ -148,14 +162,18 @@ async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Sta
         async with httpx.AsyncClient() as http:
             for delivery in list(world.stage.app.deliveries):
                 address = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
-                sent = await http.post(address, content=delivery.body, headers=delivery.request_headers)
+                sent = await http.post(
+                    address, content=delivery.body, headers=delivery.request_headers
+                )
                 assert sent.status_code == 202
         await world.settled()
         assert [await world.said_by_osiris(issue), await world.task()] == before
         assert len(await world.alice.list_pulls()) == 1
 
 
-async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(start: Start, command, place):
+async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(
+    start: Start, command, place
+):
     async with start() as world:
         await world.in_review()
         settings = world.stage.settings

@@ -16,7 +16,10 @@ from osiris.core.ports.sandbox import Sandbox
 from osiris.tools.sandbox.jail import cgroup
 from tests.flow.conftest import ANSWER, FILES, FIX, FlowEnvironment, Start, run, step, submit
 
-FETCH = 'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] + "/page").read().decode())'
+FETCH = (
+    'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] +'
+    ' "/page").read().decode())'
+)
 REGISTRY = "127.0.0.2"  # 127.0.0.1 is the jail itself for what runs in it
 PAGE = "a page of the registry"
 
@@ -27,7 +30,14 @@ def repository(**config: object) -> dict[str, str]:
 
 def fixed_after(*commands: str) -> dict[str, list[Any]]:
     """A run that makes commands succeed, and then does its work."""
-    return {"runs": [run(*(step("run_command", {"exit_code": 0}, command=command) for command in commands), *FIX)]}
+    return {
+        "runs": [
+            run(
+                *(step("run_command", {"exit_code": 0}, command=command) for command in commands),
+                *FIX,
+            )
+        ]
+    }
 
 
 async def body(world: FlowEnvironment, number: int) -> str:
@@ -58,9 +68,15 @@ def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.shutdown()
 
 
-async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_agent(start: Start, registry: None):
-    files = repository(commands={"setup": ["mkdir -p vendor", f"python3 -c '{FETCH}' >vendor/page"]})
-    story = fixed_after(f"grep '{PAGE}' vendor/page", 'test -z "$(git status --short)"', f"! python3 -c '{FETCH}'")
+async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_agent(
+    start: Start, registry: None
+):
+    files = repository(
+        commands={"setup": ["mkdir -p vendor", f"python3 -c '{FETCH}' >vendor/page"]}
+    )
+    story = fixed_after(
+        f"grep '{PAGE}' vendor/page", 'test -z "$(git status --short)"', f"! python3 -c '{FETCH}'"
+    )
     story["runs"].insert(0, run(*ANSWER, when="<review"))
     async with start(story, files=files) as world:
         _, number = await world.in_review()
@@ -75,7 +91,11 @@ async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_age
 
 
 async def test_the_set_up_of_githubs_own_agent_serves_as_well(start: Start):
-    steps = [{"uses": "actions/checkout@v4"}, {"run": "echo ready >.made"}, {"run": "exit ${{ github.run_id }}"}]
+    steps = [
+        {"uses": "actions/checkout@v4"},
+        {"run": "echo ready >.made"},
+        {"run": "exit ${{ github.run_id }}"},
+    ]
     workflow = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": steps}}})
     files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
     async with start(fixed_after("grep ready .made"), files=files) as world:
@@ -84,7 +104,9 @@ async def test_the_set_up_of_githubs_own_agent_serves_as_well(start: Start):
 
 
 ALIASES = "a: &a {run: exit 1}\njobs: {copilot-setup-steps: {steps: [" + "*a, " * 4000 + "*a]}}\n"
-LONG = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": [{"run": "echo " + "x" * 20_000}]}}})
+LONG = yaml.safe_dump(
+    {"jobs": {"copilot-setup-steps": {"steps": [{"run": "echo " + "x" * 20_000}]}}}
+)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +119,9 @@ LONG = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": [{"run": "echo 
     ],
     ids=["aliases", "a long command", "nesting", "size"],
 )
-async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(start: Start, workflow: str, told: str):
+async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(
+    start: Start, workflow: str, told: str
+):
     files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
     async with start(files=files) as world:
         issue = await world.labelled()
@@ -135,7 +159,9 @@ async def test_what_an_agent_may_not_reach_is_counted_in_the_pull_request(start:
     async with start(fixed_after(asks), files=files, more={"osiris_network": "agent"}) as world:
         _, number = await world.in_review()
         said = await body(world, number)
-        assert "blocked: `evil.example:443`, 3 times: it is not on the list of allowed hosts" in said
+        assert (
+            "blocked: `evil.example:443`, 3 times: it is not on the list of allowed hosts" in said
+        )
         assert "`network.agent` in `.github/osiris.yml`" in said
         told = [message.text for message in await world.transcript() if message.role == "tool"]
         assert "blocked: evil.example:443, times: 3" in told[0]
@@ -153,7 +179,11 @@ async def test_a_branch_cannot_change_its_own_set_up(start: Start):
     evil = yaml.safe_dump({"commands": {"setup": "touch /workspace/evil"}})
     story = {
         "runs": [
-            run(step("run_command", {"exit_code": 0}, command="test ! -e evil"), submit("Fine."), when="<review"),
+            run(
+                step("run_command", {"exit_code": 0}, command="test ! -e evil"),
+                submit("Fine."),
+                when="<review",
+            ),
             run(step("write_file", path=".github/osiris.yml", content=evil), *FIX),
         ]
     }
@@ -177,7 +207,9 @@ async def test_a_weak_sandbox_is_named_in_every_pull_request(start: Start, no_cg
         assert "It lacks: memory and process limits." in await body(world, number)
 
 
-async def test_without_its_limits_no_run_starts_unless_the_operator_says_so(start: Start, no_cgroups: None):
+async def test_without_its_limits_no_run_starts_unless_the_operator_says_so(
+    start: Start, no_cgroups: None
+):
     async with start(more={"osiris_sandbox": "strong"}) as world:
         issue = await world.labelled()
         await world.settled()

@@ -16,7 +16,14 @@ import pytest
 
 from osiris.bot.git.path_checks import fold_prefixes, is_protected
 from osiris.bot.git.repositories import HostRepositories
-from osiris.bot.git.runner import GitCommandFailed, GitLimits, LimitReached, escape_path, run_git, translate_failure
+from osiris.bot.git.runner import (
+    GitCommandFailed,
+    GitLimits,
+    LimitReached,
+    escape_path,
+    run_git,
+    translate_failure,
+)
 from osiris.core.errors import LocalTimeout, NeedsOperator, Refused, Unavailable
 from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import Export
@@ -26,7 +33,9 @@ REPO = "acme/shop"
 
 def plain(folder: Path, *args: str, stdin: bytes = b"") -> str:
     who = ["-c", "user.name=t", "-c", "user.email=t@x", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(["git", *who, *args], cwd=folder, input=stdin, capture_output=True, check=True)
+    done = subprocess.run(
+        ["git", *who, *args], cwd=folder, input=stdin, capture_output=True, check=True
+    )
     return done.stdout.decode().strip()
 
 
@@ -74,9 +83,14 @@ async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
     taken = await take(made, work, base, tree)
-    assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [("a.txt", "modified", 1, 1)]
+    assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [
+        ("a.txt", "modified", 1, 1)
+    ]
     commits = {
-        await made.commit_tree(REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1) for _ in range(2)
+        await made.commit_tree(
+            REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1
+        )
+        for _ in range(2)
     }
     assert len(commits) == 1
 
@@ -95,7 +109,8 @@ async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
 async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(desk):
     made, base, _ = desk
     link = made.repository_path(REPO) / "objects/info/alternates"
-    with link.open() as held:  # a reader keeps what it has: a file written over in place would be empty for a moment
+    # a reader keeps what it has: a file written over in place would be empty for a moment
+    with link.open() as held:
         link.write_text("/moved/away\n")
         before = held.read()
         await made.prepare_repository(REPO)
@@ -109,7 +124,8 @@ async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(d
 
 async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can be written, as on a disk that is full
+    # no file can be written, as on a disk that is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(Unavailable, match="this machine could not make a repository"):
             await HostRepositories(place / "git").prepare_repository(REPO)
@@ -157,14 +173,22 @@ async def test_a_token_is_in_no_argv_and_no_error(desk):
     made, _, _ = desk
     config = {"http.extraHeader": "Authorization: Basic canary", "protocol.http.allow": "always"}
     with pytest.raises(GitCommandFailed) as failed:
-        await run_git(made.repository_path(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config)
+        await run_git(
+            made.repository_path(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config
+        )
     assert "canary" not in str(failed.value)
 
 
 async def test_git_that_hangs_is_ended(desk):
     made, _, _ = desk
     with pytest.raises(LocalTimeout, match=r"no answer in 0\.3 seconds"):
-        await run_git(made.repository_path(REPO), "-c", "alias.x=!sleep 30", "x", limits=GitLimits(seconds=0.3))
+        await run_git(
+            made.repository_path(REPO),
+            "-c",
+            "alias.x=!sleep 30",
+            "x",
+            limits=GitLimits(seconds=0.3),
+        )
 
 
 def alias(script: str) -> tuple[str, str, str]:
@@ -180,20 +204,30 @@ async def test_git_prints_no_more_than_it_may(desk):
     assert reached.value.limit == "output"
     assert isinstance(reached.value, Refused)
     most = GitLimits(output=1000)
-    assert await run_git(made.repository_path(REPO), *endless, limits=most, head=True) == b"y\n" * 500
+    assert (
+        await run_git(made.repository_path(REPO), *endless, limits=most, head=True) == b"y\n" * 500
+    )
     exact = alias("printf %1000s x")
     assert len(await run_git(made.repository_path(REPO), *exact, limits=most)) == 1000
     assert len(await run_git(made.repository_path(REPO), *exact, limits=most, head=True)) == 1000
     with tempfile.TemporaryFile() as file:
         with pytest.raises(LimitReached, match="printed more than 64 KiB"):
-            await run_git(made.repository_path(REPO), "-C", "/", *alias("exec dd if=/dev/zero status=none"), to=file)
+            await run_git(
+                made.repository_path(REPO),
+                "-C",
+                "/",
+                *alias("exec dd if=/dev/zero status=none"),
+                to=file,
+            )
         assert file.seek(0, os.SEEK_END) <= 64 << 10
 
 
 async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk):
     made, _, _ = desk
     with pytest.raises(GitCommandFailed) as failed:
-        await run_git(made.repository_path(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1"))
+        await run_git(
+            made.repository_path(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1")
+        )
     assert failed.value.output.startswith("first\n1\n2\n")
     assert failed.value.output.endswith("\nlast")
     assert "\n[...]\n" in failed.value.output
@@ -201,13 +235,21 @@ async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk)
 
 
 async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(desk):
-    """And it leaves none of its children behind: not to be tried again, it would take as much again."""
+    """And it leaves none of its children behind: not to be tried again, it would take as much
+    again."""
     made, _, _ = desk
     with pytest.raises(LimitReached, match="needed more than 1 seconds of processor time"):
-        await run_git(made.repository_path(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1))
-    large = [plain(made.mirror_path(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n)) for n in range(2)]
+        await run_git(
+            made.repository_path(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1)
+        )
+    large = [
+        plain(made.mirror_path(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n))
+        for n in range(2)
+    ]
     with pytest.raises(LimitReached, match="needed more than 32 MiB of memory"):
-        await run_git(made.mirror_path(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20))
+        await run_git(
+            made.mirror_path(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20)
+        )
 
 
 async def test_children_of_git_that_was_ended_end_too(desk):
@@ -216,7 +258,11 @@ async def test_children_of_git_that_was_ended_end_too(desk):
     with pytest.raises(LimitReached):
         await run_git(made.repository_path(REPO), *alias(f"sleep 86{mark} & yes"))
     with pytest.raises(LocalTimeout):
-        await run_git(made.repository_path(REPO), *alias(f"sleep 86{mark} & exit 0"), limits=GitLimits(seconds=0.3))
+        await run_git(
+            made.repository_path(REPO),
+            *alias(f"sleep 86{mark} & exit 0"),
+            limits=GitLimits(seconds=0.3),
+        )
     async with asyncio.timeout(5):
         while _sleeping(mark):
             await asyncio.sleep(0.01)
@@ -242,7 +288,9 @@ async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
     made, _, _ = desk
     before = len(os.listdir("/proc/self/fd"))
     for moment in range(12):
-        asked = asyncio.create_task(run_git(made.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000))
+        asked = asyncio.create_task(
+            run_git(made.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000)
+        )
         for _ in range(moment):
             await asyncio.sleep(0)
         asked.cancel()
@@ -256,11 +304,20 @@ async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
     ("told", "kind"),
     [
         ("! [rejected] main -> main (fetch first)", Refused),
-        ("! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)", NeedsOperator),
-        ("fatal: unable to access 'https://x/': The requested URL returned error: 403", NeedsOperator),
+        (
+            "! [remote rejected] x -> x (refusing to allow a GitHub App to update workflow)",
+            NeedsOperator,
+        ),
+        (
+            "fatal: unable to access 'https://x/': The requested URL returned error: 403",
+            NeedsOperator,
+        ),
         ("remote: Repository not found.", NeedsOperator),
         ("fatal: unable to access 'https://x/': Could not resolve host: x", Unavailable),
-        ("fatal: unable to access 'https://x/': The requested URL returned error: 502", Unavailable),
+        (
+            "fatal: unable to access 'https://x/': The requested URL returned error: 502",
+            Unavailable,
+        ),
         ("", Unavailable),
     ],
 )

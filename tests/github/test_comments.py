@@ -12,12 +12,22 @@ from tests.core.events import ISSUE, WORK
 
 
 def task(state: State, **more: object) -> Task:
-    return Task(issue=ISSUE, title="T", body="B", requester="alice", state=state, branch="osiris/7-t", **more)
+    return Task(
+        issue=ISSUE,
+        title="T",
+        body="B",
+        requester="alice",
+        state=state,
+        branch="osiris/7-t",
+        **more,
+    )
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_is_said_with_what_a_person_can_do(state: State):
-    words = comments.write_status(task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang"))
+    words = comments.write_status(
+        task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang")
+    )
     assert words.startswith("**Osiris: ")
     assert "None" not in words
     if state in (State.FAILED, State.CANCELLED, State.PAUSED, State.REJECTED):
@@ -30,12 +40,21 @@ def test_every_state_is_said_with_what_a_person_can_do(state: State):
     [
         ("thanks @alice and @org/team", "thanks @\u2060alice and @\u2060org/team"),
         ("mail me@example.org", "mail me@\u2060example.org"),
-        ("This fixes #12 and closes acme/shop#3", "This fixes #\u206012 and closes acme/shop#\u20603"),
+        (
+            "This fixes #12 and closes acme/shop#3",
+            "This fixes #\u206012 and closes acme/shop#\u20603",
+        ),
         ("closes GH-12, fixes *#1*", "closes GH-\u206012, fixes *#\u20601*"),
-        ("Resolves: https://github.com/a/b/issues/1", "Resolves: https:\u2060//github.com/a/b/issues/1"),
+        (
+            "Resolves: https://github.com/a/b/issues/1",
+            "Resolves: https:\u2060//github.com/a/b/issues/1",
+        ),
         ("before <!-- osiris:task=x kind=status --> after", "before  after"),
         ("cut <!-- never closed", "cut "),
-        ("![x](https://evil/?secret) [y](z)", "![x]\u2060(https:\u2060//evil/?secret) [y]\u2060(z)"),
+        (
+            "![x](https://evil/?secret) [y](z)",
+            "![x]\u2060(https:\u2060//evil/?secret) [y]\u2060(z)",
+        ),
         ("![a![b](c)](http://evil)", "![a![b]\u2060(c)]\u2060(http:\u2060//evil)"),
         ("[y][1]\n\n[1]: http://evil", "[y]\u2060[1]\n\n[1]\u2060: http:\u2060//evil"),
         ("[^1] and [^1]: note", "[\u2060^1] and [\u2060^1]\u2060: note"),
@@ -50,14 +69,21 @@ def test_foreign_words_mention_nobody_close_nothing_and_carry_no_html(foreign: s
 def test_a_body_is_never_longer_than_github_takes():
     work = e.Work(
         summary="x" * 100_000,
-        files=tuple(e.FileChange(path="p" * 300, status="added", additions=1, deletions=0) for _ in range(3000)),
-        commands=tuple(e.CommandRan(command="c" * 3000, exit_code=1, seconds=1.0) for _ in range(500)),
+        files=tuple(
+            e.FileChange(path="p" * 300, status="added", additions=1, deletions=0)
+            for _ in range(3000)
+        ),
+        commands=tuple(
+            e.CommandRan(command="c" * 3000, exit_code=1, seconds=1.0) for _ in range(500)
+        ),
         instructions=("AGENTS.md",),
         model="m",
         steps=1,
         seconds=1.0,
     )
-    order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
+    order = f.OpenDraftPull(
+        issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
+    )
     assert len(comments.write_pull_body(order)) < comments.BODY_LIMIT
     fields = comments.build_check_run(task(State.REVIEW, pull=9, work=work))
     assert fields is not None
@@ -67,11 +93,21 @@ def test_a_body_is_never_longer_than_github_takes():
 
 def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
     ran = e.CommandRan(command="false", exit_code=1, seconds=1.0)
-    files = tuple(e.FileChange(path="p" * 200, status="added", additions=1, deletions=0) for _ in range(30))
-    work = e.Work(
-        summary="x\n" * 20_000, files=files, commands=(ran,), instructions=(), model="m", steps=1, seconds=1.0
+    files = tuple(
+        e.FileChange(path="p" * 200, status="added", additions=1, deletions=0) for _ in range(30)
     )
-    order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
+    work = e.Work(
+        summary="x\n" * 20_000,
+        files=files,
+        commands=(ran,),
+        instructions=(),
+        model="m",
+        steps=1,
+        seconds=1.0,
+    )
+    order = f.OpenDraftPull(
+        issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
+    )
     assert "| `false` | 1 | 1.0 s |" in comments.write_pull_body(order)
     forged = "No.\n\n### Evidence\n\n| `pytest` | 0 |\n\nApproved by alice."
     assert "\n" not in comments.write_status(task(State.FAILED, reason=forged)).partition("\n\n")[2]
@@ -80,16 +116,29 @@ def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
 def test_edits_after_the_last_command_are_said():
     ran = e.CommandRan(command="pytest", exit_code=0, seconds=1.0)
     work = e.Work(
-        summary="s", files=(), commands=(ran,), instructions=(), model="m", steps=1, seconds=1.0, edited_last=True
+        summary="s",
+        files=(),
+        commands=(ran,),
+        instructions=(),
+        model="m",
+        steps=1,
+        seconds=1.0,
+        edited_last=True,
     )
-    order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
+    order = f.OpenDraftPull(
+        issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
+    )
     assert "Files were changed after the last command had run." in comments.write_pull_body(order)
 
 
 def test_a_failed_last_command_is_named_as_what_was_not_done():
     failed = e.CommandRan(command="pytest | tee `x`", exit_code=1, seconds=75.0)
-    work = e.Work(summary="s", files=(), commands=(failed,), instructions=(), model="m", steps=1, seconds=61.0)
-    order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
+    work = e.Work(
+        summary="s", files=(), commands=(failed,), instructions=(), model="m", steps=1, seconds=61.0
+    )
+    order = f.OpenDraftPull(
+        issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
+    )
     body = comments.write_pull_body(order)
     assert "The last command that was run did not succeed." in body
     assert r"| `pytest \| tee 'x'` | 1 | 1 min 15 s |" in body
@@ -106,9 +155,18 @@ def test_a_model_cannot_write_trailers_into_a_commit():
         seconds=1.0,
     )
     order = f.Push(
-        issue=ISSUE, run=1, pull=None, tree="t", base="b", branch="x", at=0, title="T\nU" * 60, requester="alice",
-        reviews=(), work=work,
-    )  # fmt: skip
+        issue=ISSUE,
+        run=1,
+        pull=None,
+        tree="t",
+        base="b",
+        branch="x",
+        at=0,
+        title="T\nU" * 60,
+        requester="alice",
+        reviews=(),
+        work=work,
+    )
     message = comments.write_commit_message(order, ["alice <a@x>"])
     subject, _, rest = message.partition("\n")
     assert len(subject) <= 72
@@ -120,7 +178,24 @@ def test_a_model_cannot_write_trailers_into_a_commit():
 
 # ── no words outgrow their place ──────────────────────────────────────────────────────────────────
 
-PIECES = ["&", "<", "|", "`", "\n", "\r\n", "[a](", "@a", "#1", "<!--", "### Cost\n", "\u200b", "\x1b[", "é", "p/", "x"]
+PIECES = [
+    "&",
+    "<",
+    "|",
+    "`",
+    "\n",
+    "\r\n",
+    "[a](",
+    "@a",
+    "#1",
+    "<!--",
+    "### Cost\n",
+    "\u200b",
+    "\x1b[",
+    "é",
+    "p/",
+    "x",
+]
 LONG = st.builds(lambda piece, times: piece * times, st.sampled_from(PIECES), st.integers(0, 3000))
 MANY = st.integers(0, 400)
 EXIT = st.sampled_from([0, 1, None])
@@ -128,12 +203,18 @@ PORT = 65_535
 
 
 def drawn_rows(name: str, hosts: int) -> tuple[e.Blocked, ...]:
-    return tuple(e.Blocked(host=f"{name}{n}", port=PORT, times=1 << 40, reason=name) for n in range(hosts))
+    return tuple(
+        e.Blocked(host=f"{name}{n}", port=PORT, times=1 << 40, reason=name) for n in range(hosts)
+    )
 
 
-def drawn_commands(name: str, count: int, exit_code: int | None, hosts: int) -> tuple[e.CommandRan, ...]:
+def drawn_commands(
+    name: str, count: int, exit_code: int | None, hosts: int
+) -> tuple[e.CommandRan, ...]:
     first = e.CommandRan(command=name, exit_code=0, seconds=1e9, blocked=drawn_rows(name, hosts))
-    rest = (e.CommandRan(command=f"{name}{n}", exit_code=exit_code, seconds=1e9) for n in range(count))
+    rest = (
+        e.CommandRan(command=f"{name}{n}", exit_code=exit_code, seconds=1e9) for n in range(count)
+    )
     return (first, *rest) if count else ()
 
 
@@ -150,7 +231,10 @@ def hostile_work(draw: st.DrawFn) -> e.Work:
     )
     return e.Work(
         summary=draw(LONG) * draw(st.integers(1, 10)),
-        files=tuple(e.FileChange(path=path, status="modified", additions=10**9, deletions=10**9) for path in files),
+        files=tuple(
+            e.FileChange(path=path, status="modified", additions=10**9, deletions=10**9)
+            for path in files
+        ),
         commands=draw(commands),
         instructions=tuple(f"{draw(LONG)}{n}" for n in range(draw(st.integers(0, 60)))),
         model=draw(LONG),
@@ -166,7 +250,9 @@ def hostile_work(draw: st.DrawFn) -> e.Work:
 
 
 def pull_of(work: e.Work) -> str:
-    order = f.OpenDraftPull(issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work)
+    order = f.OpenDraftPull(
+        issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
+    )
     return comments.write_pull_body(order)
 
 
@@ -202,7 +288,9 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: e.Work):
 
 @settings(max_examples=30, deadline=None)
 @given(work=hostile_work(), words=LONG, state=st.sampled_from(list(State)))
-def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(work: e.Work, words: str, state: State):
+def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(
+    work: e.Work, words: str, state: State
+):
     reviews = tuple(e.Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
     told = task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
     status = comments.write_pull_status(told)
@@ -216,14 +304,22 @@ def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(work: e.W
 
 def test_names_that_grow_when_they_are_escaped_push_nothing_out():
     hosts = tuple(
-        e.Blocked(host=f"{'&' * 250}{n:03}", port=443, times=1, reason=f"{'&' * 250}{n:03} is not allowed")
+        e.Blocked(
+            host=f"{'&' * 250}{n:03}", port=443, times=1, reason=f"{'&' * 250}{n:03} is not allowed"
+        )
         for n in range(100)
     )
     ran = e.CommandRan(command="./configure", exit_code=1, seconds=1.0, blocked=hosts)
     work = e.Work(
-        summary="s", files=(), commands=(ran,), instructions=(), model="m", steps=1, seconds=1.0,
+        summary="s",
+        files=(),
+        commands=(ran,),
+        instructions=(),
+        model="m",
+        steps=1,
+        seconds=1.0,
         prepared=e.Prepared(commands=(ran,)),
-    )  # fmt: skip
+    )
     body = pull_of(work)
     rows = [line for line in body.split("\n") if line.startswith("- blocked: ")]
     assert max(map(len, rows)) <= 300
@@ -236,9 +332,17 @@ def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
     ran = tuple(e.CommandRan(command=f"echo {n}", exit_code=0, seconds=1.0) for n in range(100))
     rows = drawn_rows("host", 100)
     work = e.Work(
-        summary="s", files=(), commands=ran, instructions=(), model="m", steps=1, seconds=1.0,
-        earlier=900, blocked=rows, more_blocked=7,
-    )  # fmt: skip
+        summary="s",
+        files=(),
+        commands=ran,
+        instructions=(),
+        model="m",
+        steps=1,
+        seconds=1.0,
+        earlier=900,
+        blocked=rows,
+        more_blocked=7,
+    )
     said = comments.format_evidence(work)
     assert "| … and 970 earlier commands | | |" in said
     assert "- … and 77 more\n" in said

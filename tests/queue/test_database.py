@@ -15,9 +15,10 @@ from osiris.queue.database import connect
 
 
 async def test_a_statement_that_is_cut_off_leaves_nothing_that_waits_for_ever(place: Path):
-    """What is cancelled while its statement runs, and once more while its connection is closed, as at the end of a
-    process: a task that never ends would keep the process from ending."""
-    begun, go = threading.Event(), threading.Event()
+    """What is cancelled while its statement runs, and once more while its connection is closed, as
+    at the end of a process: a task that never ends would keep the process from ending."""
+    begun = threading.Event()
+    go = threading.Event()
 
     def hold() -> int:
         begun.set()
@@ -25,7 +26,11 @@ async def test_a_statement_that_is_cut_off_leaves_nothing_that_waits_for_ever(pl
         return 1
 
     engine = connect(f"sqlite:///{place / 'osiris.db'}")
-    event.listen(engine.sync_engine, "connect", lambda connection, _: connection.create_function("hold", 0, hold))
+    event.listen(
+        engine.sync_engine,
+        "connect",
+        lambda connection, _: connection.create_function("hold", 0, hold),
+    )
 
     async def ask() -> None:
         async with engine.connect() as connection:
@@ -48,17 +53,22 @@ async def test_a_statement_that_is_cut_off_leaves_nothing_that_waits_for_ever(pl
 
 
 async def test_a_transaction_that_is_cut_off_at_any_moment_keeps_no_lock(place: Path):
-    """Cut off twice, at every pair of moments, while somebody still holds what was raised, with all it refers to."""
+    """Cut off twice, at every pair of moments, while somebody still holds what was raised, with all
+    it refers to."""
     engine = connect(f"sqlite:///{place / 'osiris.db'}")
     async with engine.begin() as connection:
         await connection.execute(text("create table t (n)"))
-    other = sqlite3.connect(place / "osiris.db", timeout=2, isolation_level=None, check_same_thread=False)
+    other = sqlite3.connect(
+        place / "osiris.db", timeout=2, isolation_level=None, check_same_thread=False
+    )
     raised: list[BaseException] = []
 
     async def write() -> None:
         try:
             async with engine.begin() as connection:
-                rows = await connection.execute(text("insert into t values (1), (2), (3) returning n"))
+                rows = await connection.execute(
+                    text("insert into t values (1), (2), (3) returning n")
+                )
                 raised.append(KeyError(rows))
                 await connection.execute(text("select * from t"))
         except BaseException as error:

@@ -1,4 +1,5 @@
-"""A lease lives as long as it beats; whose beat stands still is struck out by the clocks of the others."""
+"""A lease lives as long as it beats; whose beat stands still is struck out by the clocks of the
+others."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -28,8 +29,12 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def new(place: Path, pair: dict[str, str], clock: ManualClock) -> AsyncIterator[Callable[[str], Lease]]:
-    await migrate_schema(engine := connect(pair.get("database_url") or f"sqlite:///{place}/osiris.db"))
+async def new(
+    place: Path, pair: dict[str, str], clock: ManualClock
+) -> AsyncIterator[Callable[[str], Lease]]:
+    await migrate_schema(
+        engine := connect(pair.get("database_url") or f"sqlite:///{place}/osiris.db")
+    )
     yield lambda name: Lease(engine, name, patience=12, clock=clock)
     await engine.dispose()
 
@@ -82,7 +87,8 @@ async def test_a_new_life_in_the_same_folder_takes_over_at_once(new):
 async def test_a_turn_is_one_workers_until_its_lease_is_over(new):
     await (a := new("a")).acquire()
     await (b := new("b")).acquire()
-    first, second = NamedLocks(a._engine, a), NamedLocks(b._engine, b)
+    first = NamedLocks(a._engine, a)
+    second = NamedLocks(b._engine, b)
     assert await first.acquire("inbox")
     assert await first.acquire("inbox")
     assert not await second.acquire("inbox")
@@ -92,7 +98,9 @@ async def test_a_turn_is_one_workers_until_its_lease_is_over(new):
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
-async def test_while_the_database_is_away_nobody_is_taken_for_dead(new, clock: ManualClock, postgres: Postgres):
+async def test_while_the_database_is_away_nobody_is_taken_for_dead(
+    new, clock: ManualClock, postgres: Postgres
+):
     await (a := new("a")).acquire()
     await (b := new("b")).acquire()
     await b.renew()

@@ -12,7 +12,8 @@ PIECES = [ReplyDelta(run="r", seq=1, kind="text", text="Hello 🙂"), AuditEntry
 
 async def test_what_one_process_hears_another_reads(redis_server: Redis):
     redis_server.flush()
-    here, there = RedisLiveEvents(redis_server.url), RedisLiveEvents(redis_server.url)
+    here = RedisLiveEvents(redis_server.url)
+    there = RedisLiveEvents(redis_server.url)
     async with here.open_connection(), there.open_connection(), asyncio.timeout(10):
         with there.subscribe() as news:
             while news.empty():  # until it listens

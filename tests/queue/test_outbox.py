@@ -1,4 +1,5 @@
-"""A task's agent works alone, whatever was ordered twice and however many workers look for work at once."""
+"""A task's agent works alone, whatever was ordered twice and however many workers look for work at
+once."""
 
 import asyncio
 import contextlib
@@ -9,7 +10,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from osiris.core.events import AccessLost, AccessRegained, Actor, Event, IssueRef, Role, TaskRequested
+from osiris.core.events import (
+    AccessLost,
+    AccessRegained,
+    Actor,
+    Event,
+    IssueRef,
+    Role,
+    TaskRequested,
+)
 from osiris.core.policy import Policy
 from osiris.queue import tables
 from osiris.queue.database import connect, migrate_schema
@@ -49,10 +58,17 @@ class Office:
         return Outbox(self._engine, lease, LocalLiveEvents())
 
     async def order_twice(self, number: int) -> None:
-        """A run was ordered, its repository could not be written for a while, and it is ordered anew."""
+        """A run was ordered, its repository could not be written for a while, and it is ordered
+        anew."""
         issue = IssueRef("acme/shop", number)
-        asked = TaskRequested(issue=issue, actor=Actor("alice", Role.ADMIN), title="Look", body="Only look.")
-        events: Sequence[Event] = (asked, AccessLost(issue=issue, reason="archived"), AccessRegained(issue=issue))
+        asked = TaskRequested(
+            issue=issue, actor=Actor("alice", Role.ADMIN), title="Look", body="Only look."
+        )
+        events: Sequence[Event] = (
+            asked,
+            AccessLost(issue=issue, reason="archived"),
+            AccessRegained(issue=issue),
+        )
         for n, event in enumerate(events):
             await DatabaseInbox(self._store, LocalWake()).accept_fact(f"{number}/{n}", event)
             for row in await self._store.list_due(16):
@@ -60,7 +76,9 @@ class Office:
 
     async def held(self) -> list[int]:
         """The tasks of the runs that workers have now, in order."""
-        held = select(OutboxRow.task_id).where(OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None))
+        held = select(OutboxRow.task_id).where(
+            OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None)
+        )
         async with self._engine.connect() as connection:
             return sorted(await connection.scalars(held.where(OutboxRow.lease.is_not(None))))
 
@@ -95,7 +113,8 @@ async def test_a_run_that_was_put_off_holds_up_no_other_try_and_never_begins_bes
     office: Office, monkeypatch: pytest.MonkeyPatch
 ):
     now = tables.clock()
-    a, b = await office.worker("a"), await office.worker("b")
+    a = await office.worker("a")
+    b = await office.worker("b")
     await office.order_twice(1)
     [first] = await take(a)
     await a.postpone_order(first.id, "GitHub is away", LONG, tries=1)
@@ -108,10 +127,15 @@ async def test_a_run_that_was_put_off_holds_up_no_other_try_and_never_begins_bes
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
-async def test_two_workers_that_look_at_once_never_both_work_on_a_task(office: Office, monkeypatch: pytest.MonkeyPatch):
-    """For one of them the first order of each task is still put off, for the other its time has come."""
-    now, tasks = tables.clock(), list(range(1, 9))
-    a, b = await office.worker("a"), await office.worker("b")
+async def test_two_workers_that_look_at_once_never_both_work_on_a_task(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+):
+    """For one of them the first order of each task is still put off, for the other its time has
+    come."""
+    now = tables.clock()
+    tasks = list(range(1, 9))
+    a = await office.worker("a")
+    b = await office.worker("b")
     for number in tasks:
         await office.order_twice(number)
     first = await take(a)

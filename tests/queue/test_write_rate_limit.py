@@ -61,7 +61,8 @@ async def worker(place: Path, pair: dict[str, str]) -> AsyncIterator[Worker]:
 
 
 async def test_two_workers_write_one_after_the_other_and_never_at_once(worker: Worker):
-    at_once, began = 0, []
+    at_once = 0
+    began = []
 
     async def write(pace: DatabaseWriteLimiter) -> None:
         nonlocal at_once
@@ -75,7 +76,8 @@ async def test_two_workers_write_one_after_the_other_and_never_at_once(worker: W
     async with worker("a") as (_, a), worker("b") as (_, b):
         await asyncio.gather(*(write(pace) for pace in (a, b, a, b)))
     gaps = [later - earlier for earlier, later in itertools.pairwise(began)]
-    assert min(gaps) >= 0.1  # their slots are 0.2 s apart; who is late in the first comes nearer to the second
+    # their slots are 0.2 s apart; who is late in the first comes nearer to the second
+    assert min(gaps) >= 0.1
 
 
 async def test_accounts_do_not_wait_for_each_other(worker: Worker):
@@ -103,7 +105,9 @@ async def test_a_pause_that_github_asked_for_holds_for_every_worker(worker: Work
         assert 55 < (refused.value.retry_in or 0) <= 60
 
 
-async def test_what_a_clock_that_was_ahead_noted_holds_nobody_up(worker: Worker, monkeypatch: pytest.MonkeyPatch):
+async def test_what_a_clock_that_was_ahead_noted_holds_nobody_up(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+):
     now = tables.clock()
     async with worker("a") as (_, pace):
         monkeypatch.setattr(tables, "clock", lambda: now + 86400)
@@ -188,7 +192,9 @@ on_servers = pytest.mark.parametrize("pair", ["servers"], indirect=True)
 
 
 @on_servers
-async def test_a_turn_that_could_not_be_given_back_is_given_back_with_the_next_beat(worker: Worker, postgres: Postgres):
+async def test_a_turn_that_could_not_be_given_back_is_given_back_with_the_next_beat(
+    worker: Worker, postgres: Postgres
+):
     async with worker("a") as (a, pace), worker("b") as (_, other):
         async with pace.slot("acme"):
             postgres.stop()
@@ -210,7 +216,9 @@ async def test_so_is_the_turn_of_a_write_that_was_not_sent(worker: Worker, postg
 
 
 @on_servers
-async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(worker: Worker, postgres: Postgres):
+async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(
+    worker: Worker, postgres: Postgres
+):
     async with worker("a") as (a, pace), worker("b") as (_, other):
         async with pace.slot("acme"):
             postgres.stop()
@@ -223,7 +231,9 @@ async def test_a_beat_gives_back_no_turn_that_its_worker_has_again(worker: Worke
 
 
 @on_servers
-async def test_a_beat_waits_for_nobody_who_stands_still_with_a_turn(worker: Worker, postgres: Postgres):
+async def test_a_beat_waits_for_nobody_who_stands_still_with_a_turn(
+    worker: Worker, postgres: Postgres
+):
     async with worker("a") as (a, pace), worker("b") as (_, other):
         async with pace.slot("acme"):
             postgres.stop()

@@ -28,21 +28,32 @@ GIT = {
 
 
 def git(*words: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
-    done = subprocess.run(["git", *map(str, words)], cwd=cwd, env=GIT, input=stdin, capture_output=True)
+    done = subprocess.run(
+        ["git", *map(str, words)], cwd=cwd, env=GIT, input=stdin, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
 
 @dataclass
 class Mirror:
-    """A bare repository with one commit, and a bare repository of the host beside it that takes packs in."""
+    """A bare repository with one commit, and a bare repository of the host beside it that takes
+    packs in."""
 
     path: Path
     base: str
 
     def plan(self, limits: SandboxLimits, **more: Any) -> Plan:
         """A session of it; its path serves as its name."""
-        return Plan(**{"repo": str(self.path), "base": self.base, "trusted": self.base, "limits": limits, **more})
+        return Plan(
+            **{
+                "repo": str(self.path),
+                "base": self.base,
+                "trusted": self.base,
+                "limits": limits,
+                **more,
+            }
+        )
 
     @property
     def tree(self) -> str:
@@ -54,12 +65,20 @@ class Mirror:
         git("init", "-q", "--bare", host)
         (host / "objects/info/alternates").write_text(f"{self.path}/objects\n")
         with export.pack:
-            git("index-pack", "--stdin", "--fix-thin", "--strict", cwd=host, stdin=export.pack.read())
+            git(
+                "index-pack",
+                "--stdin",
+                "--fix-thin",
+                "--strict",
+                cwd=host,
+                stdin=export.pack.read(),
+            )
         git("rev-list", "--objects", "--quiet", export.tree, "--not", self.base, cwd=host)
         rows = git("ls-tree", "-r", "-z", export.tree, cwd=host).split(b"\0")[:-1]
         found = {}
         for row in rows:
-            (mode, kind, name), path = row.split(b"\t", 1)[0].split(), row.split(b"\t", 1)[1]
+            (mode, kind, name) = row.split(b"\t", 1)[0].split()
+            path = row.split(b"\t", 1)[1]
             content = git("cat-file", "blob", name.decode(), cwd=host) if kind == b"blob" else b""
             found[path] = (mode, content)
         return found
@@ -85,17 +104,22 @@ def mirror_of(place: Path):
 
 @pytest.fixture
 def mirror(place: Path) -> Mirror:
-    return make_mirror(place, {"README.md": "hello\n", "src/app.py": "print('one')\n", "run.sh": "#!/bin/sh\n"})
+    return make_mirror(
+        place, {"README.md": "hello\n", "src/app.py": "print('one')\n", "run.sh": "#!/bin/sh\n"}
+    )
 
 
 @pytest.fixture
 def limits() -> SandboxLimits:
-    return SandboxLimits(memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100)
+    return SandboxLimits(
+        memory=256 * MIB, disk=64 * MIB, file_size=48 * MIB, inodes=5000, processes=100
+    )
 
 
 @pytest.fixture(scope="session")
 def root() -> Iterator[Path]:
-    """One data folder for all tests: preparing the jails' /etc is the slow part of a first start."""
+    """One data folder for all tests: preparing the jails' /etc is the slow part of a first
+    start."""
     with a_place() as place:
         yield place / "sandboxes"
 
@@ -118,7 +142,8 @@ async def session(sandbox: BubblewrapSandbox, mirror: Mirror, limits: SandboxLim
 
 @pytest.fixture
 def keep(root: Path, session) -> Path:
-    """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary user's process holds."""
+    """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary
+    user's process holds."""
     return next(disk.host_only for disk in disks_in(root) if disk.folder.name == "shop-7-1")
 
 

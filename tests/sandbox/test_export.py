@@ -31,7 +31,9 @@ CLOSED = {
     "a folder": "mkdir closed; echo new >closed/new; chmod 000 closed",
     "a folder of the repository": "echo new >src/new; chmod 000 src",
     "a folder that can only be listed": "mkdir closed; echo new >closed/new; chmod 400 closed",
-    "a folder that can only be passed through": "mkdir closed; echo new >closed/new; chmod 100 closed",
+    "a folder that can only be passed through": (
+        "mkdir closed; echo new >closed/new; chmod 100 closed"
+    ),
     "a folder in a folder": "mkdir -p a/b; echo new >a/b/new; chmod 000 a/b a",
     "a file": "echo new >new; chmod 000 new",
 }
@@ -39,7 +41,8 @@ CLOSED = {
 
 @pytest.mark.parametrize("name", CLOSED)
 async def test_work_that_its_maker_has_closed_comes_out_too(name, session, bash, mirror, place):
-    """git itself only warns of a folder that it cannot open, and would leave its files as they were."""
+    """git itself only warns of a folder that it cannot open, and would leave its files as they
+    were."""
     await bash(CLOSED[name])
     tree = mirror.take(await session.export(mirror.base), place)
     assert (b"100644", b"new\n") in tree.values()
@@ -47,9 +50,13 @@ async def test_work_that_its_maker_has_closed_comes_out_too(name, session, bash,
 
 
 async def test_work_that_no_git_can_read_is_refused_with_its_reason(session, bash, mirror):
-    deeper = "import os\nfor _ in range(25): os.mkdir('x' * 200); os.chdir('x' * 200)\nopen('deep', 'w')"
+    deeper = (
+        "import os\nfor _ in range(25): os.mkdir('x' * 200); os.chdir('x' * 200)\nopen('deep', 'w')"
+    )
     await bash(f'python3 -c "{deeper}"')
-    told = r"could not open directory 'x.*… \(a path of more than 3\d+ characters\); make it readable"
+    told = (
+        r"could not open directory 'x.*… \(a path of more than 3\d+ characters\); make it readable"
+    )
     with pytest.raises(Refused, match=told):
         await session.export(mirror.base)
     await bash("rm -r xx*")
@@ -78,22 +85,35 @@ async def test_two_exports_one_after_the_other_work(session, bash, mirror, place
 
 
 async def test_commits_of_the_agent_change_nothing_about_the_tree(session, bash, mirror, place):
-    await bash("echo 1 >one; git add -A; git commit -qm mine; git checkout -q --orphan other; rm -rf .git/objects")
+    await bash(
+        "echo 1 >one; git add -A; git commit -qm mine; git checkout -q --orphan other; rm -rf"
+        " .git/objects"
+    )
     assert b"one" in mirror.take(await session.export(mirror.base), place)
 
 
 PLANTS = {
-    "fsmonitor": "printf '#!/bin/sh\\ntouch $M\\n' >/tmp/h; chmod +x /tmp/h; git config core.fsmonitor /tmp/h",
-    "hooks": "for h in pre-commit post-index-change reference-transaction; do printf '#!/bin/sh\\ntouch $M\\n' "
-    ">.git/hooks/$h; chmod +x .git/hooks/$h; done 2>/dev/null; mkdir -p .git/hooks",
-    "filter": "git config filter.x.clean 'sh -c \"touch $M; echo old\"'; echo '* filter=x' >.gitattributes",
+    "fsmonitor": (
+        "printf '#!/bin/sh\\ntouch $M\\n' >/tmp/h; chmod +x /tmp/h; git config core.fsmonitor"
+        " /tmp/h"
+    ),
+    "hooks": (
+        "for h in pre-commit post-index-change reference-transaction; do printf '#!/bin/sh\\ntouch"
+        " $M\\n' >.git/hooks/$h; chmod +x .git/hooks/$h; done 2>/dev/null; mkdir -p .git/hooks"
+    ),
+    "filter": (
+        "git config filter.x.clean 'sh -c \"touch $M; echo old\"'; echo '* filter=x'"
+        " >.gitattributes"
+    ),
     "exclude": "echo '*' >.git/info/exclude; git update-index --assume-unchanged README.md",
     "worktree": "git config core.worktree /etc",
     "gitfile": "rm -rf .git; echo 'gitdir: /base.git' >.git",
     "no git at all": "rm -rf .git",
     "replace": "git replace -f $(git hash-object -w src/app.py) $(git rev-parse HEAD:README.md)",
-    "skip": "git update-index --skip-worktree README.md; git config core.sparseCheckout true; "
-    "echo /none >.git/info/sparse-checkout",
+    "skip": (
+        "git update-index --skip-worktree README.md; git config core.sparseCheckout true; "
+        "echo /none >.git/info/sparse-checkout"
+    ),
     "index": "echo rubbish >.git/index; touch .git/index.lock",
 }
 
@@ -108,22 +128,35 @@ async def test_a_planted_git_folder_neither_runs_nor_hides(plant, session, bash,
     assert not marker.exists()
 
 
-async def test_an_edit_of_the_same_size_in_the_same_second_does_not_hide(sandbox, mirror, place, limits):
+async def test_an_edit_of_the_same_size_in_the_same_second_does_not_hide(
+    sandbox, mirror, place, limits
+):
     for number in range(4):
         session, _ = await sandbox.create(f"a-{number}", mirror.plan(limits))
-        await session.run(["bash", "-c", "touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md"])
+        await session.run(
+            [
+                "bash",
+                "-c",
+                "touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md",
+            ]
+        )
         export = await session.export(mirror.base)
         await session.destroy()
         (place / str(number)).mkdir()
         assert mirror.take(export, place / str(number))[b"README.md"] == (b"100644", b"hallo\n")
 
 
-async def test_the_settled_index_of_a_quiet_second_shows_every_later_edit(session, bash, mirror, place, keep):
+async def test_the_settled_index_of_a_quiet_second_shows_every_later_edit(
+    session, bash, mirror, place, keep
+):
     index = keep / "index"
     os.utime(index, (1_000_000_000, 1_000_000_000))  # as if the checkout had been long ago
     await bash("touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md")
     assert int(index.stat().st_mtime) == 1_000_000_001
-    assert mirror.take(await session.export(mirror.base), place)[b"README.md"] == (b"100644", b"hallo\n")
+    assert mirror.take(await session.export(mirror.base), place)[b"README.md"] == (
+        b"100644",
+        b"hallo\n",
+    )
 
 
 async def test_too_much_work_is_refused_in_a_sentence(sandbox, mirror, limits, root):
@@ -146,7 +179,8 @@ async def test_work_that_takes_too_long_is_tried_again_later(sandbox, mirror, li
 
 async def test_a_fifo_and_a_socket_in_the_workspace_do_not_stop_it(session, bash, mirror, place):
     await bash(
-        "mkfifo pipe; ln -s /etc/passwd out; echo 1 >one; python3 -c \"import socket; socket.socket(1).bind('sock')\""
+        'mkfifo pipe; ln -s /etc/passwd out; echo 1 >one; python3 -c "import socket;'
+        " socket.socket(1).bind('sock')\""
     )
     tree = mirror.take(await session.export(mirror.base), place)
     assert tree[b"out"] == (b"120000", b"/etc/passwd")

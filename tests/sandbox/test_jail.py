@@ -24,7 +24,9 @@ import os, subprocess
 subprocess.Popen(["/bin/sh", "-c", "sleep 0.1; : >{0}/seen; for n in $(seq 300); do [ -e {0}/go ] || sleep 0.01; done"])
 os.closerange(3, 100)
 """
-needs_root = pytest.mark.skipif(not ROOT, reason="an ordinary user's jail has no cgroup and no disk image")
+needs_root = pytest.mark.skipif(
+    not ROOT, reason="an ordinary user's jail has no cgroup and no disk image"
+)
 
 
 async def test_a_command_runs_in_the_workspace_as_an_ordinary_user(bash):
@@ -33,7 +35,9 @@ async def test_a_command_runs_in_the_workspace_as_an_ordinary_user(bash):
 
 async def test_the_environment_is_ours_alone(bash, monkeypatch):
     monkeypatch.setenv("WORKER_SECRET", "canary-51")
-    said = await bash("env; cat /proc/*/environ | tr '\\0' '\\n'; cat /proc/*/cmdline | tr '\\0' '\\n'")
+    said = await bash(
+        "env; cat /proc/*/environ | tr '\\0' '\\n'; cat /proc/*/cmdline | tr '\\0' '\\n'"
+    )
     assert "HOME=/home/agent" in said
     assert "canary-51" not in said
     assert "sandboxes" not in said
@@ -45,14 +49,17 @@ async def test_pid_1_has_no_environment(bash):
 
 async def test_the_files_of_the_host_are_not_there(bash, place, root):
     (place / "canary").write_text("secret")
-    said = await bash(f"cat {place}/canary /etc/shadow; ls -d /root /work /home/* /var /run /sys /opt /srv")
+    said = await bash(
+        f"cat {place}/canary /etc/shadow; ls -d /root /work /home/* /var /run /sys /opt /srv"
+    )
     assert "secret" not in said
     assert said.splitlines()[-1] == "/home/agent"
 
 
 async def test_only_the_session_can_be_written(bash):
     said = await bash(
-        "for d in / /usr /etc /dev /proc /base.git /home; do touch $d/x && echo wrote $d; done 2>/dev/null"
+        "for d in / /usr /etc /dev /proc /base.git /home; do touch $d/x && echo wrote $d; done"
+        " 2>/dev/null"
     )
     assert said == ""
     assert await bash("touch /workspace/x /tmp/x ~/x /dev/shm/x && echo wrote") == "wrote\n"
@@ -60,7 +67,8 @@ async def test_only_the_session_can_be_written(bash):
 
 async def test_no_descriptor_of_the_worker_comes_along(python):
     said = await python(
-        "import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:4], len(os.listdir('/proc/self/fd')))"
+        "import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:4],"
+        " len(os.listdir('/proc/self/fd')))"
     )
     assert said == "[0, 1, 2, 3] 4\n"  # the fourth is the listing itself
 
@@ -83,39 +91,59 @@ async def test_no_server_of_the_host_can_be_reached(python):
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     said = await python(
-        f"import socket\ntry: socket.create_connection(('127.0.0.1', {port}), 2)\nexcept OSError as e: print(e)"
+        f"import socket\ntry: socket.create_connection(('127.0.0.1', {port}), 2)\nexcept OSError as"
+        " e: print(e)"
     )
     server.close()
     assert "refused" in said
 
 
 async def test_the_settings_of_the_kernel_cannot_be_written(bash):
-    for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches"):
+    for path in (
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sysrq-trigger",
+        "/proc/sys/vm/drop_caches",
+    ):
         assert "open" not in await bash(f"(: >>{path}) 2>/dev/null && echo open")
 
 
 async def test_dangerous_system_calls_are_refused(python):
     said = await python(
-        "import ctypes, os, socket\n"
-        "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "def call(*words):\n"
-        "    done = libc.syscall(*words)\n"
-        "    print(words[0], 'DONE' if done >= 0 else ctypes.get_errno())\n"
-        "for family in (40, 38, 17):\n"
-        "    try: socket.socket(family, socket.SOCK_RAW if family < 40 else socket.SOCK_STREAM); print('OPEN')\n"
-        "    except OSError as error: print(error.errno)\n"
-        "call(272, 0x10000000); call(165, b'x', b'/tmp', b'tmpfs', 0, 0); call(161, b'/tmp'); call(435, 0, 0)\n"
-        "call(250, 0, -3, 0); call(425, 4, 0); call(101, 16, 1, 0, 0); call(600)\n"
+        "import ctypes, os, socket\nlibc = ctypes.CDLL(None, use_errno=True)\ndef call(*words):\n  "
+        "  done = libc.syscall(*words)\n    print(words[0], 'DONE' if done >= 0 else"
+        " ctypes.get_errno())\nfor family in (40, 38, 17):\n    try: socket.socket(family,"
+        " socket.SOCK_RAW if family < 40 else socket.SOCK_STREAM); print('OPEN')\n    except"
+        " OSError as error: print(error.errno)\ncall(272, 0x10000000); call(165, b'x', b'/tmp',"
+        " b'tmpfs', 0, 0); call(161, b'/tmp'); call(435, 0, 0)\ncall(250, 0, -3, 0); call(425, 4,"
+        " 0); call(101, 16, 1, 0, 0); call(600)\n"
     )
     assert said.split() == [
         *("97",) * 3,
-        *["272", "1", "165", "1", "161", "1", "435", "38", "250", "1", "425", "1", "101", "1", "600", "38"],
+        *[
+            "272",
+            "1",
+            "165",
+            "1",
+            "161",
+            "1",
+            "435",
+            "38",
+            "250",
+            "1",
+            "425",
+            "1",
+            "101",
+            "1",
+            "600",
+            "38",
+        ],
     ]
 
 
 async def test_unshare_and_mount_and_a_nested_jail_are_refused(bash):
     said = await bash(
-        "unshare -U true && echo in; mount -t tmpfs x /tmp && echo in; bwrap --ro-bind / / true && echo in"
+        "unshare -U true && echo in; mount -t tmpfs x /tmp && echo in; bwrap --ro-bind / / true &&"
+        " echo in"
     )
     assert "in\n" not in said
 
@@ -138,18 +166,25 @@ async def test_a_command_that_does_not_read_its_input_ends_well(session):
 
 
 async def test_scripts_can_open_their_streams_by_name(bash):
-    said = await bash("echo one >/dev/stdout; echo two >/dev/stderr; cat /dev/stdin", stdin=b"three\n")
+    said = await bash(
+        "echo one >/dev/stdout; echo two >/dev/stderr; cat /dev/stdin", stdin=b"three\n"
+    )
     assert said == "one\ntwo\nthree\n"
 
 
 async def test_exit_codes_come_through(session):
-    codes = [(await session.run(["bash", "-c", text])).exit_code for text in ("exit 3", "kill -9 $$", "nosuchprogram")]
+    codes = [
+        (await session.run(["bash", "-c", text])).exit_code
+        for text in ("exit 3", "kill -9 $$", "nosuchprogram")
+    ]
     assert codes == [3, 137, 127]
 
 
 async def test_a_flood_of_output_stays_flat(session):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = await session.run(["bash", "-c", "echo first; head -c 1000000000 /dev/zero; echo last"], keep_as="all")
+    result = await session.run(
+        ["bash", "-c", "echo first; head -c 1000000000 /dev/zero; echo last"], keep_as="all"
+    )
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert result.total == 1_000_000_011
     assert result.output.startswith(b"first\n")
@@ -160,7 +195,10 @@ async def test_a_flood_of_output_stays_flat(session):
 
 async def test_a_timeout_kills_a_tree_that_ignores_being_asked(session, living):
     word = f"9{secrets.randbelow(10**8):08}"
-    script = f"trap '' TERM HUP; (setsid nohup sleep {word} >/dev/null 2>&1 &); setsid sleep {word} & sleep {word}"
+    script = (
+        f"trap '' TERM HUP; (setsid nohup sleep {word} >/dev/null 2>&1 &); setsid sleep {word} &"
+        f" sleep {word}"
+    )
     began = time.monotonic()
     result = await session.run(["bash", "-c", script], timeout=0.4)
     assert result.timed_out
@@ -172,7 +210,9 @@ async def test_a_timeout_kills_a_tree_that_ignores_being_asked(session, living):
 async def test_a_daemon_that_holds_the_output_does_not_delay_the_answer(session, living):
     word = f"9{secrets.randbelow(10**8):08}"
     began = time.monotonic()
-    result = await session.run(["bash", "-c", f"setsid sleep {word} & disown; echo done"], timeout=30)
+    result = await session.run(
+        ["bash", "-c", f"setsid sleep {word} & disown; echo done"], timeout=30
+    )
     assert result.output == b"done\n"
     assert time.monotonic() - began < 3
     assert living(word) == []
@@ -247,9 +287,10 @@ async def test_a_tool_chain_is_seen_read_only_and_comes_first(place, mirror, lim
 
 async def test_ordinary_development_works(bash):
     said = await bash(
-        "set -e; git config core.editor true; echo 'int main(){return 0;}' >a.c; gcc a.c -o a.out && ./a.out; "
-        "git add a.c; git commit -qm one; git log --oneline | wc -l; git status --short | wc -l; "
-        "python3 -c 'import multiprocessing as m; print(m.Pool(2).map(abs, [-1]))'; script -qc 'echo tty' /dev/null"
+        "set -e; git config core.editor true; echo 'int main(){return 0;}' >a.c; gcc a.c -o a.out"
+        " && ./a.out; git add a.c; git commit -qm one; git log --oneline | wc -l; git status"
+        " --short | wc -l; python3 -c 'import multiprocessing as m; print(m.Pool(2).map(abs,"
+        " [-1]))'; script -qc 'echo tty' /dev/null"
     )
     assert said.split() == ["2", "1", "[1]", "tty"]
 
@@ -258,32 +299,48 @@ def test_the_policy_is_a_list_that_can_be_read():
     from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec, build_arguments
 
     words = build_arguments(JailSpec(etc=Path("/e"), work=Path("/w"), work_writable=False))
-    assert " ".join(words).endswith("--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace")
+    assert " ".join(words).endswith(
+        "--remount-ro /proc --remount-ro /dev --remount-ro / --chdir /workspace"
+    )
     assert " ".join(["--ro-bind", "/w", "/workspace"]) in " ".join(words)
-    assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--clearenv"} <= set(words)
+    assert {
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--clearenv",
+    } <= set(words)
 
 
 @needs_root
 async def test_a_jail_enters_a_real_cgroup_of_version_2(session, place):
     """Which controllers there are is no matter."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    top = next((Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"), place / "unified")
+    top = next(
+        (Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"), place / "unified"
+    )
     if top.parent == place:
         top.mkdir()
         subprocess.run(["mount", "-t", "cgroup2", "none", top], check=True)
     group = Cgroup((top / f"osiris-{secrets.token_hex(4)}",))
     group.folders[0].mkdir()
     try:
-        result = await run_once(session.build_read_only_spec(), ["/bin/cat", "/proc/self/cgroup"], 20, cgroup=group)
+        result = await run_once(
+            session.build_read_only_spec(), ["/bin/cat", "/proc/self/cgroup"], 20, cgroup=group
+        )
     finally:
         while not group.remove():
             await asyncio.sleep(0.01)
-    assert any(line.endswith(f"/{group.folders[0].name}") for line in result.output.decode().splitlines())
+    assert any(
+        line.endswith(f"/{group.folders[0].name}") for line in result.output.decode().splitlines()
+    )
 
 
 async def test_a_jail_that_fails_without_a_word_holds_up_nothing_else(session, place, monkeypatch):
-    """Bubblewrap ends, and a process that it has left keeps the output open until others have had their turn."""
-    program, notes = place / "bwrap", place / "notes"
+    """Bubblewrap ends, and a process that it has left keeps the output open until others have had
+    their turn."""
+    program = place / "bwrap"
+    notes = place / "notes"
     notes.mkdir()
     notes.chmod(0o777)
     program.write_text(SILENT.format(notes))

@@ -49,7 +49,9 @@ def test_output_below_the_cap_is_whole():
 def run_filter(machine: str, arch: int, number: int, *args: int) -> int:
     """A small interpreter of BPF: what the kernel would answer."""
     data = struct.pack("<iIQ6Q", number, arch, 0, *(list(args) + [0] * 6)[:6])
-    code, at, value = list(struct.iter_unpack("<HBBI", seccomp.build_program(machine))), 0, 0
+    code = list(struct.iter_unpack("<HBBI", seccomp.build_program(machine)))
+    at = 0
+    value = 0
     while True:
         op, yes, no, k = code[at]
         at += 1
@@ -58,18 +60,24 @@ def run_filter(machine: str, arch: int, number: int, *args: int) -> int:
         elif op == seccomp.RETURN:
             return k
         else:
-            held = {seccomp.EQUAL: value == k, seccomp.AT_LEAST: value >= k, seccomp.ANY_BIT: bool(value & k)}[op]
+            held = {
+                seccomp.EQUAL: value == k,
+                seccomp.AT_LEAST: value >= k,
+                seccomp.ANY_BIT: bool(value & k),
+            }[op]
             at += yes if held else no
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_answers_as_it_should(machine):
-    column, arch = seccomp.COLUMN[machine], seccomp.AUDIT[machine]
+    column = seccomp.COLUMN[machine]
+    arch = seccomp.AUDIT[machine]
 
     def ask(row, *args):
         return run_filter(machine, arch, row[column], *args)
 
-    eperm, family = seccomp.ERRNO | seccomp.EPERM, seccomp.ERRNO | seccomp.EAFNOSUPPORT
+    eperm = seccomp.ERRNO | seccomp.EPERM
+    family = seccomp.ERRNO | seccomp.EAFNOSUPPORT
     assert all(ask(row) == eperm for row in seccomp.FORBIDDEN.values() if row[column] is not None)
     assert ask(seccomp.CLONE, 0x10000000) == eperm
     assert ask(seccomp.CLONE, 0x11) == seccomp.ALLOW
@@ -82,7 +90,8 @@ def test_the_filter_answers_as_it_should(machine):
     assert ask(seccomp.PERSONALITY, 0x20000) == eperm
     assert all(ask(row) == seccomp.ERRNO | seccomp.ENOSYS for row in seccomp.ABSENT.values())
     assert all(ask(row) == seccomp.ERRNO for row in seccomp.VOID.values())  # error 0
-    assert [ask(row) for row in ((74, 82), (75, 83), (277, 84))] == [seccomp.ALLOW] * 3  # for one file
+    # for one file
+    assert [ask(row) for row in ((74, 82), (75, 83), (277, 84))] == [seccomp.ALLOW] * 3
     assert ask((463, 463)) == seccomp.ERRNO | seccomp.ENOSYS
     assert run_filter(machine, 0x40000003, 1) == seccomp.KILL
 
@@ -98,12 +107,15 @@ def test_other_processors_are_refused():
 
 @pytest.mark.parametrize(("memory", "bound"), [(2 << 30, 64 << 20), (100 << 20, 25 << 20)])
 def test_version_1_of_cgroups_bounds_what_sockets_hold(memory, bound):
-    settings = {name: value for name, value, _ in cgroup._build_settings_v1(SandboxLimits(memory=memory))}
+    settings = {
+        name: value for name, value, _ in cgroup._build_settings_v1(SandboxLimits(memory=memory))
+    }
     assert settings["memory.kmem.tcp.limit_in_bytes"] == str(bound)
 
 
 def test_version_2_of_cgroups_is_set_up_below_our_own(tmp_path, monkeypatch):
-    """On a folder that looks like one; the real version 2 has its controllers elsewhere on the machines we test on."""
+    """On a folder that looks like one; the real version 2 has its controllers elsewhere on the
+    machines we test on."""
     own = tmp_path / "system.slice" / "osiris.service"
     own.mkdir(parents=True)
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")

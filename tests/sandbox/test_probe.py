@@ -27,13 +27,15 @@ async def test_this_machine_has_a_strong_sandbox(sandbox):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
 async def test_a_cgroup_that_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbox):
-    old, new = (cgroup.make_cgroup(f"osiris-probe-0-{name}", SandboxLimits()) for name in ("old", "new"))
+    old, new = (
+        cgroup.make_cgroup(f"osiris-probe-0-{name}", SandboxLimits()) for name in ("old", "new")
+    )
     for folder in old.folders:
         os.utime(folder, (time.time() - 4000,) * 2)
     await sandbox.probe()
-    assert [folder.exists() for folder in (*old.folders, *new.folders)] == [False] * len(old.folders) + [True] * len(
-        new.folders
-    )
+    assert [folder.exists() for folder in (*old.folders, *new.folders)] == [False] * len(
+        old.folders
+    ) + [True] * len(new.folders)
     assert new.remove()
 
 
@@ -55,16 +57,22 @@ async def test_what_a_killed_worker_left_of_a_trial_is_gone_after_an_hour(sandbo
 async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, monkeypatch):
     bad = Probe(name="namespaces", ok=False, detail="No permissions", fix="Allow them.")
     monkeypatch.setattr(capabilities, "run_probes", lambda *_, **__: [bad])
-    with pytest.raises(Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."):
+    with pytest.raises(
+        Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."
+    ):
         await sandbox.create("a", mirror.plan(limits))
     assert sandbox.names() == []
 
 
-async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(sandbox, monkeypatch):
+async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(
+    sandbox, monkeypatch
+):
     monkeypatch.setattr("osiris.tools.sandbox.probes.attempt.BWRAP", "/nonexistent/bwrap")
     monkeypatch.setattr(capabilities, "BWRAP", "/nonexistent/bwrap")
     failed = [probe for probe in await sandbox.probe() if probe.needed and not probe.ok]
-    assert {"bubblewrap installed", "namespaces", "private /proc", "python3 inside"} <= {probe.name for probe in failed}
+    assert {"bubblewrap installed", "namespaces", "private /proc", "python3 inside"} <= {
+        probe.name for probe in failed
+    }
     assert all(probe.fix for probe in failed)
 
 
@@ -109,10 +117,13 @@ asyncio.run(main())
 
 def test_an_ordinary_user_has_the_same_jail(place, mirror):
     """Its own copy of our code: a checkout may lie where only its owner can look."""
-    here, own = place / "ordinary", {"user": 2000, "group": 2000, "extra_groups": []} if os.geteuid() == 0 else {}
+    here = place / "ordinary"
+    own = {"user": 2000, "group": 2000, "extra_groups": []} if os.geteuid() == 0 else {}
     here.mkdir()
     shutil.copytree(
-        Path(__file__).parents[2] / "osiris", here / "code" / "osiris", ignore=shutil.ignore_patterns("__pycache__")
+        Path(__file__).parents[2] / "osiris",
+        here / "code" / "osiris",
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     shutil.copytree(
         Path(sys.prefix) / "lib",

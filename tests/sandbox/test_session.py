@@ -38,7 +38,9 @@ def mounts(root: Path) -> list[str]:
 
 
 async def test_a_session_is_a_clone_on_its_own_branch(session, bash, mirror):
-    said = await bash("git rev-parse HEAD; git branch --show-current; git status --short; git log -1 --format=%s")
+    said = await bash(
+        "git rev-parse HEAD; git branch --show-current; git status --short; git log -1 --format=%s"
+    )
     assert said.split() == [mirror.base, "work", "base"]
 
 
@@ -66,7 +68,9 @@ async def test_closing_leaves_nothing(sandbox, root, opened):
         await session.run(["true"])
 
 
-async def test_a_checkout_that_takes_too_long_leaves_nothing_and_is_tried_again_later(root, mirror, limits, sandbox):
+async def test_a_checkout_that_takes_too_long_leaves_nothing_and_is_tried_again_later(
+    root, mirror, limits, sandbox
+):
     with pytest.raises(LocalTimeout, match=r"took longer than 0\.001 seconds"):
         await sandbox.create("shop-7-1", mirror.plan(replace(limits, open_seconds=0.001)))
     assert (sandbox.names(), mounts(root)) == ([], [])
@@ -102,7 +106,8 @@ async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, root,
     await session.run(["touch", "mine"])
     await session._discard_next_jail()
     subprocess.run(["umount", "--recursive", root / "shop-7-1"], check=True)
-    async with asyncio.timeout(10):  # the kernel lets go of a disk only when the last jail's namespace has gone
+    # the kernel lets go of a disk only when the last jail's namespace has gone
+    async with asyncio.timeout(10):
         while not sandbox._get_disk("shop-7-1")._is_clean():
             await asyncio.sleep(0.02)
     again, is_new = await opened()
@@ -131,7 +136,9 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(mirror, living, root, opened):
+async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(
+    mirror, living, root, opened
+):
     word = "987654321.25"
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, root, mirror.path, mirror.base, word],
@@ -155,8 +162,11 @@ async def test_a_killed_worker_leaves_no_process_and_its_session_goes_on(mirror,
     await session.destroy()
 
 
-async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_the_next_worker(sandbox, session):
-    """A killed worker takes its monitors with it; what waits for one on an eventfd sees no end of it."""
+async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_the_next_worker(
+    sandbox, session
+):
+    """A killed worker takes its monitors with it; what waits for one on an eventfd sees no end of
+    it."""
     await session.run(["true"])  # and another jail stands ready
     lost = Jail(session._resources.view, session.cgroup)
     while not (waiting := _children(lost._process.pid)):
@@ -191,7 +201,10 @@ async def test_a_disk_in_memory_whose_worker_was_killed_before_it_heard_of_it_is
 
 async def test_output_is_kept_where_the_model_can_read_it(session, bash):
     await session.run(["seq", "100000"], keep_as="one.txt")
-    assert await bash("wc -l </tmp/outputs/one.txt; id -u; stat -c %u /tmp/outputs/one.txt") == "100000\n1000\n1000\n"
+    assert (
+        await bash("wc -l </tmp/outputs/one.txt; id -u; stat -c %u /tmp/outputs/one.txt")
+        == "100000\n1000\n1000\n"
+    )
 
 
 async def test_keeping_output_follows_no_link_of_the_agent(session, bash, place):
@@ -242,7 +255,9 @@ async def test_a_corrupt_mirror_is_refused_in_a_sentence(sandbox, mirror, root, 
 
 
 @pytest.mark.skipif(not ROOT, reason="only a root worker has another user for its jails")
-async def test_a_mirror_that_the_jail_cannot_reach_is_refused_in_a_sentence(sandbox, mirror, place, root, limits):
+async def test_a_mirror_that_the_jail_cannot_reach_is_refused_in_a_sentence(
+    sandbox, mirror, place, root, limits
+):
     (place / "closed").mkdir(mode=0o700)
     mirror.path.rename(place / "closed" / "m.git")
     with pytest.raises(Refused, match="chmod 711"):
@@ -251,7 +266,9 @@ async def test_a_mirror_that_the_jail_cannot_reach_is_refused_in_a_sentence(sand
 
 
 @pytest.mark.skipif(not ROOT, reason="an ordinary user has no disk image")
-async def test_a_repository_that_does_not_fit_is_refused_in_a_sentence(limits, mirror_of, root, sandbox):
+async def test_a_repository_that_does_not_fit_is_refused_in_a_sentence(
+    limits, mirror_of, root, sandbox
+):
     mirror = mirror_of({f"f{n}": str(n) * 900_000 for n in range(1, 10)})
     with pytest.raises(Refused, match="does not fit"):
         await sandbox.create("a", mirror.plan(replace(limits, disk=6 << 20, inodes=500)))
@@ -276,9 +293,13 @@ async def test_a_full_disk_leaves_the_session_usable(session, bash):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
-async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(place, mirror, limits):
+async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    place, mirror, limits
+):
     (place / "small").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100M,mode=711", "small", place / "small"], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100M,mode=711", "small", place / "small"], check=True
+    )
     sandbox = BubblewrapSandbox(place / "small" / "sandboxes", Path, SandboxOptions(weak=True))
     first, _ = await sandbox.create("first", mirror.plan(limits))
     with pytest.raises(Occupied, match="no room for one more workspace: it may take 64 MiB"):
@@ -286,22 +307,33 @@ async def test_a_host_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert (await first.run(["/bin/cat", "README.md"])).output == b"hello\n"
     subprocess.run(["mount", "-o", "remount,size=300M", place / "small"], check=True)
     second, _ = await sandbox.create("second", mirror.plan(limits))
-    filled = await first.run(["/bin/sh", "-c", "head -c 40M /dev/zero >some; head -c 40M /dev/zero >more; sync"])
+    filled = await first.run(
+        ["/bin/sh", "-c", "head -c 40M /dev/zero >some; head -c 40M /dev/zero >more; sync"]
+    )
     assert b"No space left" in filled.output
     assert (await second.run(["/bin/cat", "README.md"])).output == b"hello\n"
     for session in (first, second):
         await session.destroy()
 
 
-async def test_what_a_set_up_left_in_the_home_runs_nowhere_before_the_agent(sandbox, mirror, limits):
+async def test_what_a_set_up_left_in_the_home_runs_nowhere_before_the_agent(
+    sandbox, mirror, limits
+):
     """A package may have written a configuration of git's there, with hooks."""
     evil = (
-        "mkdir ~/h; printf '#!/bin/sh\\ntouch /tmp/ran; rm -f /keep/index\\n' >~/h/post-checkout; chmod +x ~/h/*; "
-        'git config --global core.hooksPath ~/h; git config --global core.fsmonitor "$HOME/h/post-checkout"'
+        "mkdir ~/h; printf '#!/bin/sh\\ntouch /tmp/ran; rm -f /keep/index\\n' >~/h/post-checkout;"
+        " chmod +x ~/h/*; git config --global core.hooksPath ~/h; git config --global"
+        ' core.fsmonitor "$HOME/h/post-checkout"'
     )
-    away = git("commit-tree", "-p", mirror.base, "-m", "away", mirror.tree, cwd=mirror.path).decode().strip()
+    away = (
+        git("commit-tree", "-p", mirror.base, "-m", "away", mirror.tree, cwd=mirror.path)
+        .decode()
+        .strip()
+    )
     setup = Setup(commands=(evil,), hosts=(), key="k")
     session, _ = await sandbox.create("shop-7-1", mirror.plan(limits, setup=setup, files=away))
     told = await session.run(["/bin/sh", "-c", "git config --global core.hooksPath; ls /tmp/ran"])
-    assert told.output == b"/home/agent/h\nls: cannot access '/tmp/ran': No such file or directory\n"
+    assert (
+        told.output == b"/home/agent/h\nls: cannot access '/tmp/ran': No such file or directory\n"
+    )
     await session.destroy()

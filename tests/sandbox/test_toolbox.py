@@ -20,7 +20,10 @@ def use(session):
 
 
 async def test_the_specs_are_short(session):
-    specs = [{"n": s.name, "d": s.description, "p": s.parameters} for s in SessionTools(session).list_tools()]
+    specs = [
+        {"n": s.name, "d": s.description, "p": s.parameters}
+        for s in SessionTools(session).list_tools()
+    ]
     assert [s["n"] for s in specs] == [
         "read_file",
         "write_file",
@@ -49,11 +52,15 @@ async def test_names_of_arguments_are_answered_in_short(use):
 
 
 async def test_reading_numbers_lines_and_says_how_to_go_on(use, bash):
-    await bash("seq 1000 >many; printf 'a\\0b' >binary; touch empty; head -c 9000 /dev/zero | tr '\\0' x >long")
+    await bash(
+        "seq 1000 >many; printf 'a\\0b' >binary; touch empty; head -c 9000 /dev/zero | tr '\\0' x"
+        " >long"
+    )
     text = await use("read_file", path="many", start=5, lines=2)
     assert text == "many: lines 5-6 of 1000 lines; go on with start=7\n     5\t5\n     6\t6"
     assert (
-        await use("read_file", path="/workspace/src/app.py") == "src/app.py: lines 1-1 of 1 lines\n     1\tprint('one')"
+        await use("read_file", path="/workspace/src/app.py")
+        == "src/app.py: lines 1-1 of 1 lines\n     1\tprint('one')"
     )
     assert await use("read_file", path="binary") == "binary is a binary file of 3 bytes"
     assert await use("read_file", path="empty") == "empty is empty"
@@ -79,7 +86,15 @@ async def test_no_path_leads_out_of_the_jail(use, bash, place, monkeypatch, root
     monkeypatch.setenv("WORKER_SECRET", "canary-52")
     (place / "canary").write_text("secret")
     await bash(f"ln -s {place}/canary out; ln -s /proc/self/environ env; ln -s /etc/shadow shadow")
-    for path in ("out", "env", "shadow", f"{place}/canary", f"../../../../{place}/canary", "/proc/1/environ", "/root"):
+    for path in (
+        "out",
+        "env",
+        "shadow",
+        f"{place}/canary",
+        f"../../../../{place}/canary",
+        "/proc/1/environ",
+        "/root",
+    ):
         text = await use("read_file", path=path)
         assert "secret" not in text
         assert "canary-52" not in text
@@ -89,8 +104,13 @@ async def test_no_path_leads_out_of_the_jail(use, bash, place, monkeypatch, root
 
 
 async def test_writing_makes_folders_and_says_how_much(use, bash):
-    assert await use("write_file", path="a/b/c.txt", content="häuser\n") == "made a/b/c.txt: 8 bytes"
-    assert await use("write_file", path="run.sh", content="#!/bin/sh\nexit 4\n") == "wrote run.sh: 17 bytes"
+    assert (
+        await use("write_file", path="a/b/c.txt", content="häuser\n") == "made a/b/c.txt: 8 bytes"
+    )
+    assert (
+        await use("write_file", path="run.sh", content="#!/bin/sh\nexit 4\n")
+        == "wrote run.sh: 17 bytes"
+    )
     await bash("chmod +x run.sh; ln -s a/b/c.txt link; mkfifo pipe")
     await use("write_file", path="run.sh", content="#!/bin/sh\nexit 5\n")
     assert await bash("./run.sh; echo $?") == "5\n"
@@ -104,8 +124,12 @@ async def test_writing_makes_folders_and_says_how_much(use, bash):
 
 
 async def test_editing_wants_one_exact_place(use, bash):
-    await use("write_file", path="f.py", content="def a():\n    return 1\n\ndef b():\n    return 1\n")
-    assert "found 2 times in f.py (lines 2, 5)" in await use("edit_file", path="f.py", old="return 1", new="return 2")
+    await use(
+        "write_file", path="f.py", content="def a():\n    return 1\n\ndef b():\n    return 1\n"
+    )
+    assert "found 2 times in f.py (lines 2, 5)" in await use(
+        "edit_file", path="f.py", old="return 1", new="return 2"
+    )
     text = await use("edit_file", path="f.py", old="def b():\n  return 1", new="x")
     assert "not in f.py" in text
     assert "nearest line is 4: def b():" in text
@@ -140,7 +164,10 @@ async def test_listing_shows_sizes_folders_and_links(use, bash):
 
 
 async def test_searching_gives_path_line_and_text(use, bash, root):
-    await bash("mkfifo pipe; printf 'print\\0' >bin; ln -s / root; echo 'x print(' >src/b.py; echo print >.git/print")
+    await bash(
+        "mkfifo pipe; printf 'print\\0' >bin; ln -s / root; echo 'x print(' >src/b.py; echo print"
+        " >.git/print"
+    )
     assert (await use("search", pattern=r"print\(")).splitlines() == [
         "src/app.py:1: print('one')",
         "src/b.py:1: x print(",
@@ -160,11 +187,15 @@ async def test_a_search_that_explodes_is_stopped(use, bash, monkeypatch):
 
 
 async def test_a_command_says_how_it_ended(session):
-    answer = await SessionTools(session).call_tool("run_command", {"command": "echo out; echo err >&2; exit 3"})
+    answer = await SessionTools(session).call_tool(
+        "run_command", {"command": "echo out; echo err >&2; exit 3"}
+    )
     assert answer.text.splitlines()[0].startswith("exit code 3 in 0.")
     assert answer.text.splitlines()[1:] == ["out", "err"]
     assert (answer.ran.command, answer.ran.exit_code) == ("echo out; echo err >&2; exit 3", 3)
-    answer = await SessionTools(session).call_tool("run_command", {"command": "sleep 60", "timeout": 0.2})
+    answer = await SessionTools(session).call_tool(
+        "run_command", {"command": "sleep 60", "timeout": 0.2}
+    )
     assert answer.text.startswith("stopped after 0.2 s")
     assert answer.ran.exit_code is None
 
@@ -179,7 +210,9 @@ async def test_long_output_is_cut_and_kept(use):
 
 
 async def test_output_is_harmless_text(use):
-    text = await use("run_command", command=r"printf '\e[31mred\e[0m \e]0;title\a\u202e\xff\ttab\r\n'")
+    text = await use(
+        "run_command", command=r"printf '\e[31mred\e[0m \e]0;title\a\u202e\xff\ttab\r\n'"
+    )
     assert text.splitlines()[1] == "red ��\ttab".replace("��", "�")
 
 

@@ -49,9 +49,14 @@ def host_user(root: Path, name: str, file: str) -> int:
 async def test_two_sessions_have_two_users_and_inside_they_look_alike(made, root, ending):
     for name in ("one", "two"):
         session, _ = await made(name)
-        result = await session.run(["bash", "-c", "touch mine ~/mine /tmp/mine; id -u; stat -c %u README.md mine"])
+        result = await session.run(
+            ["bash", "-c", "touch mine ~/mine /tmp/mine; id -u; stat -c %u README.md mine"]
+        )
         assert result.output == b"1000\n1000\n1000\n"
-    found = [{host_user(root, name, f"{part}/mine") for part in ("work", "home", "tmp")} for name in ("one", "two")]
+    found = [
+        {host_user(root, name, f"{part}/mine") for part in ("work", "home", "tmp")}
+        for name in ("one", "two")
+    ]
     assert [len(uids) for uids in found] == [1, 1]
     assert found[0] != found[1]
     assert found[0] | found[1] <= set(USERS)
@@ -59,7 +64,9 @@ async def test_two_sessions_have_two_users_and_inside_they_look_alike(made, root
 
 async def test_the_process_of_a_command_has_the_sessions_user(made, root, living, ending):
     session, _ = await made("one")
-    running = asyncio.create_task(session.run(["bash", "-c", "exec -a osiris-user-of-mine sleep 20"]))
+    running = asyncio.create_task(
+        session.run(["bash", "-c", "exec -a osiris-user-of-mine sleep 20"])
+    )
     async with asyncio.timeout(10):
         while not (found := living("osiris-user-of-mine")):
             await asyncio.sleep(0.01)
@@ -82,10 +89,15 @@ async def test_a_session_that_is_found_again_keeps_its_user(made, root, ending):
     await again._discard_next_jail()
 
 
-async def test_the_files_of_a_kept_checkout_can_be_changed_and_are_packed_right(made, mirror, place, root, ending):
+async def test_the_files_of_a_kept_checkout_can_be_changed_and_are_packed_right(
+    made, mirror, place, root, ending
+):
     await made("one")
     session, _ = await made("two")  # laid over what "one" was laid over
-    change = "echo more >>README.md; chmod 755 src/app.py; git mv src lib; rm run.sh; echo new >new; git status -s"
+    change = (
+        "echo more >>README.md; chmod 755 src/app.py; git mv src lib; rm run.sh; echo new >new; git"
+        " status -s"
+    )
     result = await session.run(["bash", "-c", change])
     assert result.exit_code == 0, result.output
     assert host_user(root, "two", "work/README.md") == session._resources.disk.uid
@@ -148,7 +160,11 @@ async def test_where_no_device_files_can_be_made_jails_have_those_of_the_host_an
     assert (probe.ok, probe.detail) == (True, "shared: /dev")
     session, _ = await sandbox.create("one", mirror.plan(limits))
     told = await session.run(
-        ["bash", "-c", "echo x >/dev/null; head -c 4 /dev/urandom | wc -c; touch /dev/x || echo closed"]
+        [
+            "bash",
+            "-c",
+            "echo x >/dev/null; head -c 4 /dev/urandom | wc -c; touch /dev/x || echo closed",
+        ]
     )
     assert told.output.splitlines()[0] == b"4"
     assert told.output.splitlines()[-1] == b"closed"
@@ -159,7 +175,9 @@ async def test_where_no_device_files_can_be_made_jails_have_those_of_the_host_an
 async def test_nothing_is_left_mounted_of_a_session(made, root, sandbox):
     session, _ = await made("one")
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    assert {str(root / "one" / part) for part in ("usr", "etc", "dev", "dev/pts", "work")} <= set(mounted)
+    assert {str(root / "one" / part) for part in ("usr", "etc", "dev", "dev/pts", "work")} <= set(
+        mounted
+    )
     assert str(root / "one" / "lower") not in mounted
     await session.destroy()
     assert f"{root}/one" not in Path("/proc/mounts").read_text()
@@ -170,7 +188,9 @@ async def test_cancelled_while_its_disk_is_made_a_session_leaves_nothing_and_is_
 ):
     """Else a mount comes after its disk is gone, and the folder can never be removed again."""
     await sandbox.probe()
-    loop, real, reached = asyncio.get_running_loop(), mounts.mount_devices, asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = mounts.mount_devices
+    reached = asyncio.Event()
 
     def mount_late(*args: object) -> None:
         loop.call_soon_threadsafe(reached.set)
@@ -204,12 +224,17 @@ async def test_a_folder_in_which_something_is_mounted_is_removed(root, sandbox):
 
 async def test_terminals_work_and_are_the_sessions_own(made, ending):
     one, _ = await made("one")
-    count = "import os\nfds = []\ntry:\n  while True: fds += os.openpty()\nexcept OSError: print(len(fds) // 2)"
-    told = await one.run(["bash", "-c", f"script -qc 'tty; echo said' /dev/null; python3 -c '{count}'; ls /dev/pts"])
+    count = (
+        "import os\nfds = []\ntry:\n  while True: fds += os.openpty()\nexcept OSError:"
+        " print(len(fds) // 2)"
+    )
+    told = await one.run(
+        ["bash", "-c", f"script -qc 'tty; echo said' /dev/null; python3 -c '{count}'; ls /dev/pts"]
+    )
     assert told.output.split() == [b"/dev/pts/0", b"said", b"64", b"ptmx"]
 
 
-# ── claims ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── claims ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

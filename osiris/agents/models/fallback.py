@@ -17,15 +17,24 @@ class FallbackModel:
     """`ports.LanguageModel` over two: the same transcript goes to either."""
 
     def __init__(
-        self, first: LanguageModel, second: LanguageModel, *, clock: Callable[[], float] = time.monotonic
+        self,
+        first: LanguageModel,
+        second: LanguageModel,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._first, self._second, self._clock = first, second, clock
+        self._first = first
+        self._second = second
+        self._clock = clock
         self.is_priced = first.is_priced and second.is_priced
         self._failures = 0
         self._rests_until = 0.0
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         if self._failures < TRIES or self._clock() >= self._rests_until:
             try:

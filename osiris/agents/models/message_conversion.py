@@ -1,4 +1,5 @@
-"""Our transcript in the form of the model layer, and its replies in ours. No vendor is named here."""
+"""Our transcript in the form of the model layer, and its replies in ours. No vendor is named
+here."""
 
 import json
 import re
@@ -35,7 +36,10 @@ from osiris.core.ports.models import Message, OnDelta, ToolCall, ToolSpec
 Price = Callable[[Usage, int], Usage]
 """(tokens, those of them written to the vendor's cache) -> the same with their price."""
 
-_CUT = "the reply was cut at its greatest length in the middle of this call, so nothing was done; do less in one call"
+_CUT = (
+    "the reply was cut at its greatest length in the middle of this call, so nothing was done; do"
+    " less in one call"
+)
 _NO_JSON = "the arguments are no JSON object, so nothing was done; call it once more"
 
 
@@ -59,13 +63,17 @@ def convert_transcript(transcript: Sequence[Message], vendor: str) -> list[Model
 
 
 def _normalize_transcript(transcript: Sequence[Message], vendor: str) -> list[Message]:
-    """The transcript with what other vendors said made plain: none of their state, ids and names that all take."""
+    """The transcript with what other vendors said made plain: none of their state, ids and names
+    that all take."""
     ids: dict[str, str] = {}
     found = []
     for message in transcript:
         if message.role == "assistant" and not message.model.startswith(f"{vendor}:"):
             ids |= {call.id: _sanitize_name(call.id) for call in message.calls}
-            calls = (replace(call, id=ids[call.id], name=_sanitize_name(call.name)) for call in message.calls)
+            calls = (
+                replace(call, id=ids[call.id], name=_sanitize_name(call.name))
+                for call in message.calls
+            )
             message = replace(message, calls=tuple(calls), state={})
         elif message.call in ids:
             message = replace(message, call=ids[message.call])
@@ -82,7 +90,9 @@ def _convert_part(message: Message, names: dict[str, str]) -> ModelRequestPart:
         case "system":
             return SystemPromptPart(message.text)
         case "tool":
-            return ToolReturnPart(tool_name=names[message.call], content=message.text, tool_call_id=message.call)
+            return ToolReturnPart(
+                tool_name=names[message.call], content=message.text, tool_call_id=message.call
+            )
         case _:
             return UserPromptPart(message.text)
 
@@ -94,14 +104,18 @@ def _convert_reply(message: Message) -> ModelResponse:
         if isinstance(response, ModelResponse):
             return response
     text: list[ModelResponsePart] = [TextPart(message.text)] if message.text else []
-    calls = [ToolCallPart(call.name, dict(call.args), tool_call_id=call.id) for call in message.calls]
+    calls = [
+        ToolCallPart(call.name, dict(call.args), tool_call_id=call.id) for call in message.calls
+    ]
     return ModelResponse(parts=[*text, *calls])
 
 
 def convert_tools(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
     return ModelRequestParameters(
         function_tools=[
-            ToolDefinition(name=t.name, description=t.description, parameters_json_schema=dict(t.parameters))
+            ToolDefinition(
+                name=t.name, description=t.description, parameters_json_schema=dict(t.parameters)
+            )
             for t in tools
         ]
     )
@@ -112,12 +126,15 @@ def convert_response(response: ModelResponse, model: str, price: Price) -> Messa
     [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
     state.pop("provider_url", None)  # it is the operator's, not the vendor's
     if (whole := _drop_half_characters(state)) != state:
-        state, response = whole, cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
+        state = whole
+        response = cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
     cut = response.finish_reason == "length"
     parts = [part for part in response.parts if isinstance(part, ToolCallPart)]
     calls = [_convert_call(part, cut=cut and part is parts[-1]) for part in parts]
     usage = response.usage
-    tokens = Usage(input=usage.input_tokens, cached=usage.cache_read_tokens, output=usage.output_tokens)
+    tokens = Usage(
+        input=usage.input_tokens, cached=usage.cache_read_tokens, output=usage.output_tokens
+    )
     return Message(
         role="assistant",
         text="\n\n".join(part.content for part in response.parts if isinstance(part, TextPart)),
@@ -131,7 +148,9 @@ def convert_response(response: ModelResponse, model: str, price: Price) -> Messa
 
 def _drop_half_characters(state: dict[str, Any]) -> dict[str, Any]:
     """A stream can cut a character in two; half of one can neither be stored nor sent."""
-    whole: dict[str, Any] = json.loads(json.dumps(state, ensure_ascii=False).encode("utf-8", "replace"))
+    whole: dict[str, Any] = json.loads(
+        json.dumps(state, ensure_ascii=False).encode("utf-8", "replace")
+    )
     return whole
 
 
@@ -148,7 +167,10 @@ def _convert_call(part: ToolCallPart, *, cut: bool) -> ToolCall:
 def forward_event(event: ModelResponseStreamEvent, on_delta: OnDelta) -> None:
     """Hand a piece of a reply on to who listens."""
     match event:
-        case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+        case (
+            PartStartEvent(part=TextPart(content=text))
+            | PartDeltaEvent(delta=TextPartDelta(content_delta=text))
+        ):
             _forward_text(on_delta, "text", text)
         case PartStartEvent(part=ThinkingPart(content=text)):
             _forward_text(on_delta, "thinking", text)

@@ -1,4 +1,5 @@
-"""One call of a model: streamed, repeated once when the stream breaks, and every failure a sentence."""
+"""One call of a model: streamed, repeated once when the stream breaks, and every failure a
+sentence."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -44,9 +45,9 @@ _ASK_READY = (Message(role="user", text="Call the tool `ready` with the word yes
 class CallOptions:
     """How a model is asked.
 
-    `name` is VENDOR:MODEL; `patience` how many seconds it may be silent; `room` how many tokens a conversation may
-    take; `held_by_another` the models that can be chosen instead, as words; `hide` takes secrets out of a vendor's
-    words.
+    `name` is VENDOR:MODEL; `patience` how many seconds it may be silent; `room` how many tokens a
+    conversation may take; `held_by_another` the models that can be chosen instead, as words; `hide`
+    takes secrets out of a vendor's words.
     """
 
     name: str
@@ -67,11 +68,12 @@ class _StreamBroken(Exception):
 
 
 class VendorModel:
-    """`ports.LanguageModel` over one model of the model layer. Its first question is whether the model can call
-    tools."""
+    """`ports.LanguageModel` over one model of the model layer. Its first question is whether the
+    model can call tools."""
 
     def __init__(self, model: Model, options: CallOptions) -> None:
-        self._model, self._options = model, options
+        self._model = model
+        self._options = options
         self._probed = False
         self.is_priced = options.price(Usage(input=1000), 0).usd is not None
         self._settings: ModelSettings = {
@@ -84,45 +86,65 @@ class VendorModel:
         }
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         await self.probe_tools()
         for room in (self._options.room, self._options.room // 2):
             try:
                 return await self._ask_model(fit_to_window(transcript, room), tools, on_delta)
             except ModelContextWindowExceededError:
-                log.info("%s says the conversation is too long; trying with half of it", self._options.name)
+                log.info(
+                    "%s says the conversation is too long; trying with half of it",
+                    self._options.name,
+                )
         raise _create_halt(
-            f"the conversation no longer fits into the window of {self._options.name}; another model may take it"
+            f"the conversation no longer fits into the window of {self._options.name}; another"
+            " model may take it"
         )
 
     async def probe_tools(self) -> None:
-        """Let the model call a tool, once in a process. Raises as `reply` does; Halted when it does not call it."""
+        """Let the model call a tool, once in a process. Raises as `reply` does; Halted when it does
+        not call it."""
         if self._probed:
             return
         for _ in range(2):
             try:
                 answer = await self._ask_model(_ASK_READY, [_READY], ignore_deltas)
             except ModelContextWindowExceededError:
-                raise _create_halt(f"{self._options.name} has too small a window for any work") from None
+                raise _create_halt(
+                    f"{self._options.name} has too small a window for any work"
+                ) from None
             if any(call.name == _READY.name for call in answer.calls):
                 self._probed = True
                 return
-        raise RunEnded(Halted(reason=f"{self._options.name} cannot call tools, and without them no work can be done"))
-
-    async def _ask_model(self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta) -> Message:
-        """Raises ModelContextWindowExceededError beside our own errors."""
-        messages, parameters = (
-            message_conversion.convert_transcript(transcript, self._options.vendor),
-            message_conversion.convert_tools(tools),
+        raise RunEnded(
+            Halted(
+                reason=(
+                    f"{self._options.name} cannot call tools, and without them no work can be done"
+                )
+            )
         )
+
+    async def _ask_model(
+        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta
+    ) -> Message:
+        """Raises ModelContextWindowExceededError beside our own errors."""
+        messages = message_conversion.convert_transcript(transcript, self._options.vendor)
+        parameters = message_conversion.convert_tools(tools)
         try:
             try:
                 return await self._stream_reply(messages, parameters, on_delta)
             except (_StreamBroken, UnexpectedModelBehavior, ModelConnectionError) as error:
                 if isinstance(error, ModelConnectionError) and error.phase in ("pool", "connect"):
                     raise
-                log.info("the stream of %s broke (%s); asking once more", self._options.name, type(error).__name__)
+                log.info(
+                    "the stream of %s broke (%s); asking once more",
+                    self._options.name,
+                    type(error).__name__,
+                )
                 on_delta("again", "")
                 return await self._stream_reply(messages, parameters, on_delta)
         except (_StreamBroken, UnexpectedModelBehavior):
@@ -137,7 +159,10 @@ class VendorModel:
     ) -> Message:
         try:
             async with model_request_stream(
-                self._model, messages, model_settings=self._settings, model_request_parameters=parameters
+                self._model,
+                messages,
+                model_settings=self._settings,
+                model_request_parameters=parameters,
             ) as stream:
                 async for event in stream:
                     message_conversion.forward_event(event, on_delta)
@@ -146,29 +171,44 @@ class VendorModel:
             return Message(role="assistant", text="", model=self._options.name, end="refused")
         if response.finish_reason is None and not _is_whole(response):
             raise _StreamBroken
-        return message_conversion.convert_response(response, self._options.name, self._options.price)
+        return message_conversion.convert_response(
+            response, self._options.name, self._options.price
+        )
 
     def _translate_error(self, error: ModelAPIError) -> OsirisError:
         """A vendor's refusal as ours: wait, or let a person mend it, or give up."""
         vendor, name = self._options.vendor, self._options.name
         match error:
             case ModelAuthenticationError():
-                return _create_halt(f"the model refused the key: the operator's key or address for {vendor} is wrong")
+                return _create_halt(
+                    f"the model refused the key: the operator's key or address for {vendor} is"
+                    " wrong"
+                )
             case ModelQuotaExceededError():
                 return _create_halt(f"the operator's account at {vendor} has no credit left")
             case ModelNotFoundError():
-                return _create_halt(f"there is no model {name} at its address; configured are: {self._options.others}")
+                return _create_halt(
+                    f"there is no model {name} at its address; configured are:"
+                    f" {self._options.others}"
+                )
             case ModelRequestRejectedError():
                 return _create_halt(f"{name} refused the request: {self._describe_error(error)}")
             case ModelRateLimitError():
-                return Unavailable(f"{vendor} asks for a pause", retry_in=_bound_pause(error.retry_after))
+                return Unavailable(
+                    f"{vendor} asks for a pause", retry_in=_bound_pause(error.retry_after)
+                )
             case ModelRequestTimeout():
-                silent = "said nothing for" if error.setting == "first_event_timeout" else "was not done after"
+                silent = (
+                    "said nothing for"
+                    if error.setting == "first_event_timeout"
+                    else "was not done after"
+                )
                 return Unavailable(f"{name} {silent} {error.timeout:g} s and was cut off")
             case ModelConnectionError():
                 return Unavailable(f"{vendor} cannot be reached, or broke off")
         return Unavailable(
-            f"{vendor} has trouble ({self._describe_error(error)})", retry_in=_bound_pause(error.retry_after)
+            f"{vendor} has trouble ({self._describe_error(error)})",
+            retry_in=_bound_pause(error.retry_after),
         )
 
     def _describe_error(self, error: ModelAPIError) -> str:
@@ -180,9 +220,14 @@ class VendorModel:
 
 
 def _is_whole(response: ModelResponse) -> bool:
-    """Whether a reply that ended for a reason the model layer does not know is all there: it calls, and it did end."""
+    """Whether a reply that ended for a reason the model layer does not know is all there: it calls,
+    and it did end."""
     calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
-    return bool(calls) and response.provider_details is not None and "finish_reason" in response.provider_details
+    return (
+        bool(calls)
+        and response.provider_details is not None
+        and "finish_reason" in response.provider_details
+    )
 
 
 def _bound_pause(seconds: float | None) -> float | None:

@@ -1,4 +1,5 @@
-"""What tokens cost, and how many fit: from the kept list of `genai-prices`. What is not in it is unknown, not free."""
+"""What tokens cost, and how many fit: from the kept list of `genai-prices`. What is not in it is
+unknown, not free."""
 
 from functools import cache
 
@@ -10,7 +11,8 @@ from osiris.core.events import Usage
 
 
 def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 0) -> Usage:
-    """`usage` with its price in US dollars; `written` are the input tokens that were put into the vendor's cache."""
+    """`usage` with its price in US dollars; `written` are the input tokens that were put into the
+    vendor's cache."""
     counted = Priced(
         input_tokens=usage.input,
         cache_read_tokens=usage.cached,
@@ -24,14 +26,18 @@ def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 
             price = calc_price(counted, model, provider_api_url=url)
     except (LookupError, ValueError):  # not in the list, or counts that cannot be right
         return Usage(input=usage.input, cached=usage.cached, output=usage.output, usd=None)
-    return Usage(input=usage.input, cached=usage.cached, output=usage.output, usd=float(price.total_price))
+    return Usage(
+        input=usage.input, cached=usage.cached, output=usage.output, usd=float(price.total_price)
+    )
 
 
 @cache
 def find_context_window(vendor: str, model: str, url: str) -> int | None:
     """How many tokens a model takes; None when it is not in the list."""
     try:
-        _provider, found = get_snapshot().find_provider_model(model, None, vendor or None, None if vendor else url)
+        _provider, found = get_snapshot().find_provider_model(
+            model, None, vendor or None, None if vendor else url
+        )
     except LookupError:
         return None
     return found.context_window

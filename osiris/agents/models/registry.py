@@ -1,4 +1,5 @@
-"""Which model thinks: the only file that knows vendors. Each one's library is loaded when it is first chosen."""
+"""Which model thinks: the only file that knows vendors. Each one's library is loaded when it is
+first chosen."""
 
 import asyncio
 import re
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from osiris.agents.models.model_call import VendorModel
 
 PATIENCE = 180.0  # seconds
-_CHECK = 5.0  # seconds a person's choice of a model may take to be tried: other deliveries wait for it
+# seconds a person's choice of a model may take to be tried: other deliveries wait for it
+_CHECK = 5.0
 _NAME = re.compile(r"[a-z-]+:[A-Za-z0-9._:/@+-]{1,200}")
 
 
@@ -34,8 +36,8 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list, `find_context_window`
-    the tokens a model takes that is not in it."""
+    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list,
+    `find_context_window` the tokens a model takes that is not in it."""
 
     make: Callable[[str, Access, Any], "Model"]
     url: str
@@ -56,21 +58,26 @@ def _make_openai(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIResponsesModel(name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http)))
+    return OpenAIResponsesModel(
+        name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http))
+    )
 
 
 def _make_compatible(name: str, access: Access, http: Any) -> "Model":
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http)))
+    return OpenAIChatModel(
+        name, provider=OpenAIProvider(openai_client=_create_openai_client(access, http))
+    )
 
 
 def _create_openai_client(access: Access, http: Any) -> Any:
     """OpenAI's client, which is given a conversation as something extra.
 
-    It holds every item of a conversation against every type that it might have (60 ms at 50 steps), to rename fields
-    that need no renaming. What is extra it sends as it is, in the same place of the body.
+    It holds every item of a conversation against every type that it might have (60 ms at 50 steps),
+    to rename fields that need no renaming. What is extra it sends as it is, in the same place of
+    the body.
     """
     from openai import AsyncOpenAI
     from openai.resources.chat import AsyncChat, AsyncCompletions
@@ -98,7 +105,9 @@ def _create_openai_client(access: Access, http: Any) -> Any:
         def chat(self) -> Any:
             return Chat(self)
 
-    return Client(api_key=access.key or "none", base_url=access.url, http_client=http, max_retries=0)
+    return Client(
+        api_key=access.key or "none", base_url=access.url, http_client=http, max_retries=0
+    )
 
 
 def _make_google(name: str, access: Access, http: Any) -> "Model":
@@ -110,7 +119,8 @@ def _make_google(name: str, access: Access, http: Any) -> "Model":
 
 
 class _ClientProxy:
-    """Stands in front of a part of Google's client, and is that part but for what a subclass changes."""
+    """Stands in front of a part of Google's client, and is that part but for what a subclass
+    changes."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -120,7 +130,8 @@ class _ClientProxy:
 
 
 class _Google(_ClientProxy):
-    """Google's client, which is given a conversation as something extra, for the same reason (20 ms at step 50)."""
+    """Google's client, which is given a conversation as something extra, for the same reason (20 ms
+    at step 50)."""
 
     @cached_property
     def aio(self) -> Any:
@@ -137,7 +148,9 @@ class _GoogleModels(_ClientProxy):
     async def generate_content_stream(self, *, model: str, contents: list[Any], config: Any) -> Any:
         extra = {"extra_body": {"contents": [_encode_content(content) for content in contents]}}
         config = {**config, "http_options": {**(config.get("http_options") or {}), **extra}}
-        return await self._inner.generate_content_stream(model=model, contents=contents[:1], config=config)
+        return await self._inner.generate_content_stream(
+            model=model, contents=contents[:1], config=config
+        )
 
 
 _GOOGLES_NAMES = {
@@ -148,19 +161,26 @@ _GOOGLES_NAMES = {
 
 
 def _encode_content(content: dict[str, Any]) -> dict[str, Any]:
-    """One message as its JSON is; of texts, thoughts, calls and their answers, which is all we send."""
+    """One message as its JSON is; of texts, thoughts, calls and their answers, which is all we
+    send."""
     return {**content, "parts": [_encode_part(part) for part in content["parts"]]}
 
 
 def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
-    found = {_GOOGLES_NAMES.get(name, name): value for name, value in part.items() if value is not None}
+    found = {
+        _GOOGLES_NAMES.get(name, name): value for name, value in part.items() if value is not None
+    }
     if isinstance(signature := found.get("thoughtSignature"), bytes):
         found["thoughtSignature"] = urlsafe_b64encode(signature).decode()
     return found
 
 
 def _move_to_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
-    return {**params, name: [], "extra_body": {**(params.get("extra_body") or {}), name: params[name]}}
+    return {
+        **params,
+        name: [],
+        "extra_body": {**(params.get("extra_body") or {}), name: params[name]},
+    }
 
 
 VENDORS: Mapping[str, Vendor] = {
@@ -176,7 +196,8 @@ VENDORS: Mapping[str, Vendor] = {
         url="https://api.openai.com/v1",
         pricing_id="openai",
         window=128_000,
-        settings={"openai_store": False},  # nothing stays there; the encrypted reasoning comes back to us instead
+        # nothing stays there; the encrypted reasoning comes back to us instead
+        settings={"openai_store": False},
     ),
     "google": Vendor(
         make=_make_google,
@@ -185,7 +206,9 @@ VENDORS: Mapping[str, Vendor] = {
         window=1_000_000,
         settings={"thinking": True},
     ),
-    "openai-compatible": Vendor(make=_make_compatible, url="", pricing_id="", window=32_000, settings={}),
+    "openai-compatible": Vendor(
+        make=_make_compatible, url="", pricing_id="", window=32_000, settings={}
+    ),
 }
 
 
@@ -202,23 +225,31 @@ class ModelRegistry:
         window: int | None = None,
         hide: Callable[[str], str] = str,
     ) -> None:
-        """`own` is the operator's model and `second` stands in for it, both VENDOR:MODEL; `access` has the vendors
-        that are configured; `find_context_window` (tokens) overrides what is known of each model."""
-        self._own, self._second, self._access = own, second, access
-        self._patience, self._window, self._hide = patience, window, hide
+        """`own` is the operator's model and `second` stands in for it, both VENDOR:MODEL; `access`
+        has the vendors that are configured; `find_context_window` (tokens) overrides what is known
+        of each model."""
+        self._own = own
+        self._second = second
+        self._access = access
+        self._patience = patience
+        self._window = window
+        self._hide = hide
         self._models: dict[str, VendorModel] = {}
         self._fallback: FallbackModel | None = None
         self._making_lock = asyncio.Lock()
         self._clients: list[Any] = []
 
     async def select(self, model: str = "") -> LanguageModel:
-        """The brain of VENDOR:MODEL; without one the operator's. Raises Refused with the list of those configured."""
+        """The brain of VENDOR:MODEL; without one the operator's. Raises Refused with the list of
+        those configured."""
         wanted = model or self._own
         self.check_configured(wanted)
         if wanted == self._own and self._second:
             self.check_configured(self._second)
             if self._fallback is None:
-                self._fallback = FallbackModel(await self._get_model(wanted), await self._get_model(self._second))
+                self._fallback = FallbackModel(
+                    await self._get_model(wanted), await self._get_model(self._second)
+                )
             return self._fallback
         return await self._get_model(wanted)
 
@@ -227,15 +258,19 @@ class ModelRegistry:
         vendor = model.partition(":")[0]
         if not model:
             raise Refused(
-                "no model is configured; the operator sets OSIRIS_MODEL, for example anthropic:claude-sonnet-5"
+                "no model is configured; the operator sets OSIRIS_MODEL, for example"
+                " anthropic:claude-sonnet-5"
             )
         if vendor == "scripted" and model in (self._own, self._second):
             return  # a file of the operator's: nobody else may name one
         if vendor not in self._access or not _NAME.fullmatch(model):
-            raise Refused(f"there is no model {model[:100]!r} here; configured are: {self._list_choices()}")
+            raise Refused(
+                f"there is no model {model[:100]!r} here; configured are: {self._list_choices()}"
+            )
 
     async def why_unavailable(self, model: str) -> str:
-        """Why `model` cannot think, found out by asking it; "" when it can, or does not answer now."""
+        """Why `model` cannot think, found out by asking it; "" when it can, or does not answer
+        now."""
         try:
             async with asyncio.timeout(_CHECK):
                 await self.probe_model(model)
@@ -261,7 +296,9 @@ class ModelRegistry:
 
     def _list_choices(self) -> str:
         own = [model for model in (self._own, self._second) if model]
-        return ", ".join(dict.fromkeys([*own, *(f"{vendor}:…" for vendor in self._access)])) or "none"
+        return (
+            ", ".join(dict.fromkeys([*own, *(f"{vendor}:…" for vendor in self._access)])) or "none"
+        )
 
     async def _get_model(self, model: str) -> LanguageModel:
         vendor, _, name = model.partition(":")
@@ -278,10 +315,13 @@ class ModelRegistry:
         from osiris.agents.models.model_call import CallOptions, VendorModel
         from osiris.agents.models.pricing import find_context_window, price_usage
 
-        known, access = VENDORS[vendor], self._access[vendor]
+        known = VENDORS[vendor]
+        access = self._access[vendor]
         access = Access(key=access.key, url=access.url or known.url)
         self._clients.append(http := create_async_httpx2_client(timeout=int(self._patience) + 1))
-        room = self._window or find_context_window(known.pricing_id, name, access.url) or known.window
+        room = (
+            self._window or find_context_window(known.pricing_id, name, access.url) or known.window
+        )
         terms = CallOptions(
             name=f"{vendor}:{name}",
             settings=known.settings,  # type: ignore[arg-type]

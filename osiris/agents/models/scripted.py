@@ -1,8 +1,9 @@
-"""A brain that follows a YAML script and checks what the tools answered: for demos, tests and recorded stories.
+"""A brain that follows a YAML script and checks what the tools answered: for demos, tests and
+recorded stories.
 
 ```yaml
 runs:
-- when: "requests changes"       # a piece of the brief's text; the first run whose `when` fits is played
+- when: "requests changes"       # a piece of the brief; the first run whose `when` fits is played
   steps:
   - say: I look at the file first.
     call: {read_file: {path: calc.py}}
@@ -48,7 +49,8 @@ class _Script(BaseModel):
 
 
 class ScriptedModel:
-    """Its place in the script is read from the transcript, so it has no state of its own and survives any crash."""
+    """Its place in the script is read from the transcript, so it has no state of its own and
+    survives any crash."""
 
     def __init__(self, script: Mapping[str, Any], name: str = "scripted") -> None:
         """Raises Refused when the script is not one."""
@@ -70,9 +72,13 @@ class ScriptedModel:
         return cls(script if isinstance(script, dict) else {}, f"scripted:{path.name}")
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
-        """The next scripted step. Raises Refused, naming the difference, when a tool answered something else."""
+        """The next scripted step. Raises Refused, naming the difference, when a tool answered
+        something else."""
         run = self._find_run(transcript[1].text)
         answers = _group_answers(transcript)
         place = 0
@@ -102,11 +108,14 @@ class ScriptedModel:
                 raise self._describe_difference(place, f"{piece!r} is in the answer", text)
         codes = [answer.ran.exit_code for answer in answers if answer.ran]
         if step.expect.exit_code is not None and codes != [step.expect.exit_code]:
-            raise self._describe_difference(place, f"exit code {step.expect.exit_code} was expected, not {codes}", text)
+            raise self._describe_difference(
+                place, f"exit code {step.expect.exit_code} was expected, not {codes}", text
+            )
 
     def _describe_difference(self, place: int, what: str, text: str) -> Refused:
         return Refused(
-            f"the world differs from the script {self._name} at step {place + 1}: {what}; it was: {text[:500]}"
+            f"the world differs from the script {self._name} at step {place + 1}: {what}; it was:"
+            f" {text[:500]}"
         )
 
 
@@ -123,7 +132,8 @@ def _group_answers(transcript: Sequence[Message]) -> list[list[Message]]:
 
 def _build_message(step: _Step, number: int, model: str) -> Message:
     calls = (
-        ToolCall(id=f"call-{number}-{n}", name=name, args=args) for n, (name, args) in enumerate(step.call.items())
+        ToolCall(id=f"call-{number}-{n}", name=name, args=args)
+        for n, (name, args) in enumerate(step.call.items())
     )
     return Message(role="assistant", text=step.say, calls=tuple(calls), model=model)
 

@@ -51,7 +51,9 @@ async def search_files(
     with tempfile.TemporaryFile() as file:
         is_whole = True
         try:
-            await run_git(repo, "ls-tree", "-r", "-z", "--full-tree", commit, limits=_LIMITS, to=file)
+            await run_git(
+                repo, "ls-tree", "-r", "-z", "--full-tree", commit, limits=_LIMITS, to=file
+            )
         except (GitCommandFailed, LimitReached, LocalTimeout):
             is_whole = False
         file.seek(0)

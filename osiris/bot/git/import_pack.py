@@ -1,7 +1,9 @@
-"""Taking work over from a sandbox as a stranger's push: held apart from everything until it was looked at.
+"""Taking work over from a sandbox as a stranger's push: held apart from everything until it was
+looked at.
 
-Whoever made the pack may have taken the sandbox over. So git's own checks are at their strictest, what git lets pass is
-checked here, git has little memory for it (a pack of 5 KB can unfold to gigabytes), and what is refused leaves nothing.
+Whoever made the pack may have taken the sandbox over. So git's own checks are at their strictest,
+what git lets pass is checked here, git has little memory for it (a pack of 5 KB can unfold to
+gigabytes), and what is refused leaves nothing.
 """
 
 import asyncio
@@ -17,7 +19,15 @@ from typing import Any, Literal
 
 from osiris.bot.git.file_listings import PATH_LIMIT
 from osiris.bot.git.path_checks import check_changed_path, check_link, find_bad_name
-from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, escape_path, has_object, run_git
+from osiris.bot.git.runner import (
+    STREAMING,
+    GitCommandFailed,
+    GitLimits,
+    LimitReached,
+    escape_path,
+    has_object,
+    run_git,
+)
 from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.events import FileChange
 from osiris.core.ports.repositories import ImportedWork
@@ -39,7 +49,8 @@ _LISTING = replace(_IMPORT, output=_NAMES_LIMIT + _FILES_LIMIT * 128)
 _SIZES = replace(_IMPORT, output=2 * _FILES_LIMIT * 64)
 _COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + _FILES_LIMIT * 32)
 # `--strict` with what git else only warns of: https://git-scm.com/docs/git-fsck#_fsck_messages
-_STRICT = "--strict=badFilemode=error,zeroPaddedFilemode=error,nullSha1=error,fullPathname=error,emptyName=error"
+_FATAL = ("badFilemode", "zeroPaddedFilemode", "nullSha1", "fullPathname", "emptyName")
+_STRICT = "--strict=" + ",".join(f"{fault}=error" for fault in _FATAL)
 _SMALL = {**STREAMING, "core.deltaBaseCacheLimit": "16m", "pack.threads": "1"}
 _MODES = {b"100644", b"100755", b"120000", b"000000"}
 _LINK, _NOTHING = b"120000", b"000000"
@@ -67,8 +78,8 @@ class _Change:
 
 
 async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]) -> ImportedWork:
-    """The work in `export` against commit `base`, checked, and from now on in `desk`; `deny` are path prefixes that it
-    may not change.
+    """The work in `export` against commit `base`, checked, and from now on in `desk`; `deny` are
+    path prefixes that it may not change.
 
     Raises Refused with what is wrong with it, or Unavailable.
     """
@@ -76,9 +87,15 @@ async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]
         try:
             limit = f"--max-input-size={_PACK_LIMIT}"
             unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
-            await _run_quarantined(repo, *unpack, quarantine=apart, limits=_UNPACK, stdin=export.pack)
-            if (await _run_quarantined(repo, "cat-file", "-t", export.tree, quarantine=apart)).strip() != b"tree":
-                raise Refused("the work could not be taken over: what came out of the sandbox is no tree")
+            await _run_quarantined(
+                repo, *unpack, quarantine=apart, limits=_UNPACK, stdin=export.pack
+            )
+            if (
+                await _run_quarantined(repo, "cat-file", "-t", export.tree, quarantine=apart)
+            ).strip() != b"tree":
+                raise Refused(
+                    "the work could not be taken over: what came out of the sandbox is no tree"
+                )
             walk = ("rev-list", "--objects", "--quiet", export.tree, "--not", base)
             await _run_quarantined(repo, *walk, quarantine=apart, limits=_WALK)
             changes = await _list_changes(repo, base, export.tree, apart)
@@ -92,12 +109,13 @@ async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]
     return ImportedWork(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
 
 
-# ── apart ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── apart ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.contextmanager
 def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """A folder for what git is handed, and the environment in which it puts it there. What is not moved is removed."""
+    """A folder for what git is handed, and the environment in which it puts it there. What is not
+    moved is removed."""
     for left in (repo / "objects").glob("incoming-*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LEFT_OVER:
@@ -105,9 +123,14 @@ def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
     try:
         folder = Path(tempfile.mkdtemp(prefix="incoming-", dir=repo / "objects"))
     except OSError as error:
-        raise Unavailable(f"this machine has no place to take the work over: {error.strerror}") from None
+        raise Unavailable(
+            f"this machine has no place to take the work over: {error.strerror}"
+        ) from None
     try:
-        objects = {"GIT_OBJECT_DIRECTORY": str(folder), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repo / "objects")}
+        objects = {
+            "GIT_OBJECT_DIRECTORY": str(folder),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repo / "objects"),
+        }
         yield folder, objects
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -137,7 +160,9 @@ async def _run_quarantined(
     return await run_git(repo, *args, env=quarantine, config=_SMALL, limits=limits, **how)
 
 
-async def _describe_failure(repo: Path, base: str, error: GitCommandFailed) -> Refused | Unavailable:
+async def _describe_failure(
+    repo: Path, base: str, error: GitCommandFailed
+) -> Refused | Unavailable:
     """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
     if not await has_object(repo, f"{base}^{{commit}}"):  # it was there when the run began
         return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
@@ -147,22 +172,37 @@ async def _describe_failure(repo: Path, base: str, error: GitCommandFailed) -> R
 
 
 def _extract_complaint(told: str) -> str:
-    """git's own words at the beginning of what it said; further on it quotes whoever made the pack, line ends too."""
+    """git's own words at the beginning of what it said; further on it quotes whoever made the pack,
+    line ends too."""
     first = next(
-        (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))), told.partition("\n")[0]
+        (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))),
+        told.partition("\n")[0],
     )
     words = re.match(r"(?:(?:error|fatal): )?(?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", first)
     return words[1] if words else "it was not said why"
 
 
-# ── what git lets pass ────────────────────────────────────────────────────────────────────────────────────────────
+# ── what git lets pass ────────────────────────────────────────────────────────────────────────────
 
 
-async def _list_changes(repo: Path, base: str, tree: str, quarantine: Mapping[str, str]) -> list[_Change]:
-    args = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", f"{base}^{{tree}}", tree)
+async def _list_changes(
+    repo: Path, base: str, tree: str, quarantine: Mapping[str, str]
+) -> list[_Change]:
+    args = (
+        "diff-tree",
+        "-r",
+        "-z",
+        "--raw",
+        "--no-renames",
+        "--no-abbrev",
+        f"{base}^{{tree}}",
+        tree,
+    )
     many = Refused(f"more than {_FILES_LIMIT} files were changed; so many are not taken")
     try:
-        listed = await _run_quarantined(repo, *args, quarantine=quarantine, limits=_LISTING, head=True)
+        listed = await _run_quarantined(
+            repo, *args, quarantine=quarantine, limits=_LISTING, head=True
+        )
     except LimitReached as error:  # it counts them all before it prints the first
         raise many if error.limit == "memory" else error from None
     count = listed.count(b"\0") // 2
@@ -189,7 +229,11 @@ def _parse_change(fields: bytes, path: bytes) -> _Change:
 
 
 async def _check_changes(
-    repo: Path, base: str, changes: Sequence[_Change], deny: Sequence[str], quarantine: Mapping[str, str]
+    repo: Path,
+    base: str,
+    changes: Sequence[_Change],
+    deny: Sequence[str],
+    quarantine: Mapping[str, str],
 ) -> Mapping[bytes, int]:
     """Raise Refused for a change that is not taken.
 
@@ -264,7 +308,8 @@ def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None
 async def _check_links(
     repo: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], quarantine: Mapping[str, str]
 ) -> None:
-    """Raise Refused for a link that leaves the repository; a target is read only when it is short."""
+    """Raise Refused for a link that leaves the repository; a target is read only when it is
+    short."""
     for link in links:
         if sizes[link.id_after] > PATH_LIMIT:
             name = escape_path(link.path)
@@ -283,7 +328,8 @@ async def _check_links(
 
 
 def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: bytes) -> None:
-    """Check what `git cat-file --batch` told: for each link its type, where it leads, and line ends."""
+    """Check what `git cat-file --batch` told: for each link its type, where it leads, and line
+    ends."""
     at = 0
     for link in links:
         at += len(_BLOB)
@@ -292,7 +338,7 @@ def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: b
         at = end + 1
 
 
-# ── what the evidence says of it ──────────────────────────────────────────────────────────────────────────────────
+# ── what the evidence says of it ──────────────────────────────────────────────────────────────────
 
 Counts = tuple[int | None, int | None]
 _STATUSES: Mapping[bytes, Literal["added", "deleted"]] = {b"A": "added", b"D": "deleted"}
@@ -310,7 +356,9 @@ async def _count_lines(
     """
     args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
     try:
-        told = await _run_quarantined(repo, *args, f"{base}^{{tree}}", tree, quarantine=quarantine, limits=_COUNTING)
+        told = await _run_quarantined(
+            repo, *args, f"{base}^{{tree}}", tree, quarantine=quarantine, limits=_COUNTING
+        )
     except (LimitReached, LocalTimeout):
         return None
     counts: dict[bytes, Counts] = {}

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osiris.bot.git.file_listings import NAME_LIMIT, ListedFile, search_files
-from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, escape_path, run_git
+from osiris.bot.git.runner import (
+    STREAMING,
+    GitCommandFailed,
+    GitLimits,
+    LimitReached,
+    escape_path,
+    run_git,
+)
 from osiris.core.errors import LocalTimeout
 
 log = logging.getLogger(__name__)
@@ -19,7 +26,9 @@ _TEXT_LIMIT = 16_000  # characters, all files together
 _PATH_LIMIT = 1_000  # bytes of a path: it stands in the brief too
 _NAMED = 10  # files that are named as left out
 _REGULAR = (b"100644", b"100755")
-_NOT_SEARCHED = "[The repository has more files than Osiris searches: other folders may hold an AGENTS.md too.]"
+_NOT_SEARCHED = (
+    "[The repository has more files than Osiris searches: other folders may hold an AGENTS.md too.]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,9 @@ async def _read_texts(repo: Path, files: Sequence[ListedFile]) -> tuple[dict[str
 async def _read_head(repo: Path, blob: str, characters: int) -> str:
     """The first characters of a file; of UTF-8, each takes four bytes at most."""
     limits = GitLimits(output=4 * characters, cpu=10)
-    content = await run_git(repo, "cat-file", "blob", blob, config=STREAMING, limits=limits, head=True)
+    content = await run_git(
+        repo, "cat-file", "blob", blob, config=STREAMING, limits=limits, head=True
+    )
     return content.decode("utf-8", "replace")[:characters]
 
 

@@ -23,7 +23,9 @@ _DEVICE = re.compile(
 
 Microsoft, "Naming Files, Paths, and Namespaces".
 """
-_SUSPICIOUS = re.compile(rb"(?i)[\\:\x80-\xff]|[. ](?:/|\Z)|git|(?:\A|/)(?:con|prn|aux|nul|com|lpt)")
+_SUSPICIOUS = re.compile(
+    rb"(?i)[\\:\x80-\xff]|[. ](?:/|\Z)|git|(?:\A|/)(?:con|prn|aux|nul|com|lpt)"
+)
 """Paths without this need no closer look, which takes longer."""
 
 
@@ -45,7 +47,8 @@ def fold_prefixes(deny: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_protected(path: bytes, prefixes: tuple[str, ...]) -> bool:
-    """Return whether a path, or a folder that would take its place, lies below one of the folded `prefixes`.
+    """Return whether a path, or a folder that would take its place, lies below one of the folded
+    `prefixes`.
 
     Systems that do not tell upper from lower case, or forms of one letter, would put it there too.
     """

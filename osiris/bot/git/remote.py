@@ -1,4 +1,5 @@
-"""Fetching from GitHub and pushing to it: the only place where git meets a token, and each token serves one call."""
+"""Fetching from GitHub and pushing to it: the only place where git meets a token, and each token
+serves one call."""
 
 import asyncio
 import base64
@@ -9,7 +10,14 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from osiris.bot.git.repositories import HostRepositories
-from osiris.bot.git.runner import OVERTAKEN, GitCommandFailed, GitLimits, LimitReached, run_git, translate_failure
+from osiris.bot.git.runner import (
+    OVERTAKEN,
+    GitCommandFailed,
+    GitLimits,
+    LimitReached,
+    run_git,
+    translate_failure,
+)
 from osiris.bot.github.app_auth import AppAuth
 from osiris.core.errors import Refused
 from osiris.core.ports.repositories import Checkout
@@ -30,20 +38,26 @@ class RemoteRepositories:
     """Mirrors brought up to date, and commits pushed, by URL."""
 
     def __init__(
-        self, repositories: HostRepositories, auth: AppAuth, url: str, verify_lease: Callable[[], Awaitable[None]]
+        self,
+        repositories: HostRepositories,
+        auth: AppAuth,
+        url: str,
+        verify_lease: Callable[[], Awaitable[None]],
     ) -> None:
-        """`leave` raises LeaseLost when this worker may not write any more; it is asked before each push."""
-        self._repositories, self._auth, self._url, self._verify_lease = (
-            repositories,
-            auth,
-            url.rstrip("/"),
-            verify_lease,
-        )
-        self.noreply = f"users.noreply.{urlsplit(url).hostname}"  # so that a commit names nobody of another GitHub
-        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
+        """`leave` raises LeaseLost when this worker may not write any more; it is asked before each
+        push."""
+        self._repositories = repositories
+        self._auth = auth
+        self._url = url.rstrip("/")
+        self._verify_lease = verify_lease
+        # so that a commit names nobody of another GitHub
+        self.noreply = f"users.noreply.{urlsplit(url).hostname}"
+        # each for as long as somebody has it
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
 
     async def fetch_checkout(self, repo: str, branch: str) -> Checkout:
-        """The end of `branch`, or of the default branch while it does not exist. Raises Refused or Unavailable."""
+        """The end of `branch`, or of the default branch while it does not exist. Raises Refused or
+        Unavailable."""
         async with self._locks.setdefault(repo, asyncio.Lock()):
             await self._repositories.prepare_repository(repo)
             token = await self._auth.get_read_token(repo)
@@ -60,13 +74,25 @@ class RemoteRepositories:
 
     async def _list_tips(self, repo: str, branch: str, token: str) -> dict[str, str]:
         """The commits of HEAD (the default branch) and, if it exists, of `branch`."""
-        args = ("ls-remote", "--quiet", "--", self._remote_url(repo), "HEAD", f"refs/heads/{branch}")
+        args = (
+            "ls-remote",
+            "--quiet",
+            "--",
+            self._remote_url(repo),
+            "HEAD",
+            f"refs/heads/{branch}",
+        )
         told = await run_git(
-            self._repositories.repository_path(repo), *args, config=self._auth_config(token), limits=_REFS
+            self._repositories.repository_path(repo),
+            *args,
+            config=self._auth_config(token),
+            limits=_REFS,
         )
         refs = _parse_refs(told)
         if "HEAD" not in refs:
-            raise Refused("the repository is empty; it needs a first commit before I can work in it")
+            raise Refused(
+                "the repository is empty; it needs a first commit before I can work in it"
+            )
         return refs
 
     async def _fetch_ref(self, repo: str, ref: str, token: str) -> None:
@@ -83,7 +109,10 @@ class RemoteRepositories:
         )
         try:
             await run_git(
-                self._repositories.mirror_path(repo), *args, config=self._auth_config(token), limits=_TRANSFER
+                self._repositories.mirror_path(repo),
+                *args,
+                config=self._auth_config(token),
+                limits=_TRANSFER,
             )
         except LimitReached as error:
             raise Refused(f"the repository is too large to be fetched: {error}") from None
@@ -101,26 +130,37 @@ class RemoteRepositories:
             raise translate_failure(error, "push") from None
 
     async def _push_refs(self, repo: str, *changes: str) -> None:
-        """Push changes of refs, each FROM:TO. Raises GitFailed, or LeaseLost when this worker may not write any
-        more."""
+        """Push changes of refs, each FROM:TO. Raises GitFailed, or LeaseLost when this worker may
+        not write any more."""
         token = await self._auth.mint_token(repo, contents="write")
         for change in changes:
-            await run_git(self._repositories.repository_path(repo), "check-ref-format", change.partition(":")[2])
+            await run_git(
+                self._repositories.repository_path(repo),
+                "check-ref-format",
+                change.partition(":")[2],
+            )
         args = ("push", *_PUSH, "--", self._remote_url(repo), *changes)
         await self._verify_lease()
         await run_git(
-            self._repositories.repository_path(repo), *args, config=self._auth_config(token), limits=_TRANSFER
+            self._repositories.repository_path(repo),
+            *args,
+            config=self._auth_config(token),
+            limits=_TRANSFER,
         )
 
-    # ── `CheckpointStorage`: hidden refs, which no clone fetches and no webhook tells of ──────────────────────────────
+    # ── `CheckpointStorage`: hidden refs, which no clone fetches and no webhook tells of ──────────
 
     async def save(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
-        """Each commit stands on the one before it, so a push that does not fit says that another worker was here.
+        """Each commit stands on the one before it, so a push that does not fit says that another
+        worker was here.
 
-        If it is dead by now, what it put away without having noted it in the database is written over.
+        If it is dead by now, what it put away without having noted it in the database is written
+        over.
         """
-        who, email = "osiris", f"osiris@{self.noreply}"
-        message, at = f"Unfinished work of run {run}\n", int(time.time())
+        who = "osiris"
+        email = f"osiris@{self.noreply}"
+        message = f"Unfinished work of run {run}\n"
+        at = int(time.time())
         commit = await self._repositories.commit_tree(
             repo, tree=tree, base=before or base, message=message, author=who, email=email, at=at
         )
@@ -136,14 +176,17 @@ class RemoteRepositories:
         return commit
 
     async def restore(self, repo: str, run: str) -> None:
-        token, ref = await self._auth.get_read_token(repo), _hidden_ref(run)
+        token = await self._auth.get_read_token(repo)
+        ref = _hidden_ref(run)
         async with self._locks.setdefault(repo, asyncio.Lock()):
             await self._repositories.prepare_repository(repo)
             try:
                 await self._fetch_ref(repo, ref, token)
             except GitCommandFailed as error:
                 if "couldn't find remote ref" in error.output:
-                    raise Refused("the work of this run is on no machine any more; a retry begins a new one") from None
+                    raise Refused(
+                        "the work of this run is on no machine any more; a retry begins a new one"
+                    ) from None
                 raise translate_failure(error, "fetch") from None
 
     async def delete(self, repo: str, runs: Collection[str]) -> None:
@@ -152,7 +195,10 @@ class RemoteRepositories:
         try:
             args = ("ls-remote", "--quiet", "--", self._remote_url(repo), *map(_hidden_ref, runs))
             told = await run_git(
-                self._repositories.repository_path(repo), *args, config=self._auth_config(token), limits=_REFS
+                self._repositories.repository_path(repo),
+                *args,
+                config=self._auth_config(token),
+                limits=_REFS,
             )
             if refs := _parse_refs(told):
                 await self._push_refs(repo, *(f":{ref}" for ref in refs))
@@ -165,7 +211,10 @@ class RemoteRepositories:
     def _auth_config(self, token: str) -> dict[str, str]:
         basic = base64.b64encode(f"x-access-token:{token}".encode()).decode()
         scheme = urlsplit(self._url).scheme
-        return {"http.extraHeader": f"Authorization: Basic {basic}", f"protocol.{scheme}.allow": "always"}
+        return {
+            "http.extraHeader": f"Authorization: Basic {basic}",
+            f"protocol.{scheme}.allow": "always",
+        }
 
 
 def _parse_refs(told: bytes) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""The repositories on this machine: for each a mirror that sandboxes may read, and a desk that they never see."""
+"""The repositories on this machine: for each a mirror that sandboxes may read, and a desk that they
+never see."""
 
 import contextlib
 import hashlib
@@ -11,7 +12,14 @@ from pathlib import Path
 from osiris.bot.git.file_listings import NAME_LIMIT, search_files
 from osiris.bot.git.import_pack import import_pack
 from osiris.bot.git.instructions import read_instructions
-from osiris.bot.git.runner import STREAMING, GitCommandFailed, GitLimits, LimitReached, has_object, run_git
+from osiris.bot.git.runner import (
+    STREAMING,
+    GitCommandFailed,
+    GitLimits,
+    LimitReached,
+    has_object,
+    run_git,
+)
 from osiris.config.atomic_file import write_atomically
 from osiris.core.errors import Refused, Unavailable
 from osiris.core.ports.repositories import ImportedWork
@@ -44,12 +52,13 @@ _PACKAGE_ENDINGS = (b".lock", b".lockb", b".lockfile", b".cabal", b".csproj", b"
 
 
 class HostRepositories:
-    """`osiris.core.ports.repositories.Repositories`: for each repository a bare mirror the sandbox may read, and a desk
-    it never sees."""
+    """`osiris.core.ports.repositories.Repositories`: for each repository a bare mirror the sandbox
+    may read, and a desk it never sees."""
 
     def __init__(self, root: Path, hide: Redactor | None = None) -> None:
         """`root` is where all that is; `hide` takes secrets out of the messages of commits."""
-        self._root, self._hide = root, hide or Redactor()
+        self._root = root
+        self._hide = hide or Redactor()
 
     def mirror_path(self, repo: str) -> Path:
         return self._root / "mirrors" / f"{repo}.git"
@@ -59,7 +68,8 @@ class HostRepositories:
 
     async def prepare_repository(self, repo: str) -> None:
         """Make mirror and desk when they are missing; from now on they count as just used."""
-        mirror, desk = self.mirror_path(repo), self.repository_path(repo)
+        mirror = self.mirror_path(repo)
+        desk = self.repository_path(repo)
         for path in (mirror, desk):
             if not all((path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
                 shutil.rmtree(path, ignore_errors=True)
@@ -70,7 +80,8 @@ class HostRepositories:
         _replace_text(desk / "objects/info/alternates", f"{mirror}/objects\n")
 
     def list_cached(self) -> list[tuple[str, int, float]]:
-        """The repositories on this machine: (name, bytes on the disk, when it was fetched into last)."""
+        """The repositories on this machine: (name, bytes on the disk, when it was fetched into
+        last)."""
         found = []
         for mirror in sorted((self._root / "mirrors").glob("*/*.git")):
             repo = str(mirror.relative_to(self._root / "mirrors")).removesuffix(".git")
@@ -85,22 +96,26 @@ class HostRepositories:
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_unfinished(self, repo: str) -> None:
-        """Remove the packs that killed fetches left in the mirror; call it while none is under way."""
+        """Remove the packs that killed fetches left in the mirror; call it while none is under
+        way."""
         for left in (self.mirror_path(repo) / "objects/pack").glob("tmp_*"):
             left.unlink(missing_ok=True)
 
     async def is_mirrored(self, repo: str, commit: str) -> bool:
-        """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot see the desk."""
+        """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot
+        see the desk."""
         return await has_object(self.mirror_path(repo), f"{commit}^{{commit}}")
 
     async def has_tree(self, repo: str, tree: str) -> bool:
         """Whether this machine has a tree that was taken, maybe on another one."""
         return await has_object(self.repository_path(repo), f"{tree}^{{tree}}")
 
-    async def import_pack(self, repo: str, base: str, export: Export, deny: Sequence[str]) -> ImportedWork:
+    async def import_pack(
+        self, repo: str, base: str, export: Export, deny: Sequence[str]
+    ) -> ImportedWork:
         return await import_pack(self.repository_path(repo), base, export, deny)
 
-    # ── reading and committing ────────────────────────────────────────────────────────────────────────────────────
+    # ── reading and committing ────────────────────────────────────────────────────────────────────
 
     async def read_instructions(self, repo: str, commit: str) -> Mapping[str, str]:
         return await read_instructions(self.repository_path(repo), commit)
@@ -109,7 +124,9 @@ class HostRepositories:
         limits = GitLimits(output=_FILE_LIMIT, cpu=10)
         args = ("cat-file", "blob", f"{commit}:{path}")
         try:
-            content = await run_git(self.repository_path(repo), *args, config=STREAMING, limits=limits, head=True)
+            content = await run_git(
+                self.repository_path(repo), *args, config=STREAMING, limits=limits, head=True
+            )
         except GitCommandFailed:
             return ""
         except LimitReached as error:
@@ -131,10 +148,15 @@ class HostRepositories:
     async def commit_tree(
         self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int
     ) -> str:
-        """The commit of `tree` on `base`: the same arguments give the same id, so a second time makes no second one."""
+        """The commit of `tree` on `base`: the same arguments give the same id, so a second time
+        makes no second one."""
         who: dict[str, str] = {}
         for role in ("AUTHOR", "COMMITTER"):
-            who |= {f"GIT_{role}_NAME": author, f"GIT_{role}_EMAIL": email, f"GIT_{role}_DATE": f"@{at} +0000"}
+            who |= {
+                f"GIT_{role}_NAME": author,
+                f"GIT_{role}_EMAIL": email,
+                f"GIT_{role}_DATE": f"@{at} +0000",
+            }
         made = await run_git(
             self.repository_path(repo),
             "commit-tree",
@@ -164,7 +186,8 @@ async def _create_bare(path: Path) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    """Let a file hold `text`, without a moment in which it does not: another run's git may be reading it."""
+    """Let a file hold `text`, without a moment in which it does not: another run's git may be
+    reading it."""
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

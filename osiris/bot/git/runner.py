@@ -1,4 +1,5 @@
-"""Git on the host, in the proven safe way: it never opens a workspace, and takes work as a stranger's push."""
+"""Git on the host, in the proven safe way: it never opens a workspace, and takes work as a
+stranger's push."""
 
 import re
 import resource
@@ -103,12 +104,21 @@ async def run_git(
 
     With the file `to`, what it prints goes there instead.
 
-    Raises GitFailed; LocalTimeout after `limits.seconds`; LimitReached when it used more than it may, or
-    printed more: with `head`, the first `limits.output` bytes are the answer then.
+    Raises GitFailed; LocalTimeout after `limits.seconds`; LimitReached when it used more than it
+    may, or printed more: with `head`, the first `limits.output` bytes are the answer then.
     Configuration goes through the environment, so that no token is ever in an argv.
     """
-    environ = {**_ENV, **_encode_config({**_CONFIG, **(config or {})}), "GIT_DIR": str(repo), **(env or {})}
-    argv = [*_limit_command(limits, limits.file_size if to is None else limits.output), "git", *args]
+    environ = {
+        **_ENV,
+        **_encode_config({**_CONFIG, **(config or {})}),
+        "GIT_DIR": str(repo),
+        **(env or {}),
+    }
+    argv = [
+        *_limit_command(limits, limits.file_size if to is None else limits.output),
+        "git",
+        *args,
+    ]
     try:
         result = await subprocesses.run(
             argv,
@@ -217,13 +227,20 @@ def translate_failure(error: GitCommandFailed, what: str) -> Refused | Unavailab
     """What a failed fetch or push means: for good, or only now."""
     told = error.output
     if OVERTAKEN.search(told):
-        return Refused("somebody else pushed to the branch while I worked, and I never force a push")
+        return Refused(
+            "somebody else pushed to the branch while I worked, and I never force a push"
+        )
     if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
         return Unavailable(f"git could not {what}: GitHub had a fault of its own")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
         return NeedsOperator(f"GitHub rejected the {what}: {match[0][:500]}")
-    if re.search(r"returned error: 40[134]|Authentication failed|not found|could not read Username", told):
+    if re.search(
+        r"returned error: 40[134]|Authentication failed|not found|could not read Username", told
+    ):
         return NeedsOperator(
-            f"GitHub does not let Osiris {what} here; the App needs Contents: write on this repository"
+            f"GitHub does not let Osiris {what} here; the App needs Contents: write on this"
+            " repository"
         )
-    return Unavailable(f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}")
+    return Unavailable(
+        f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}"
+    )

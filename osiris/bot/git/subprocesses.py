@@ -1,7 +1,8 @@
 """Programs of the host, run to their end without holding up the event loop.
 
-Started by `subprocess` and not by the loop: uvloop forks, which in a worker of 150 MiB takes 5 ms of a processor more
-for each program than the vfork of `subprocess`, and a run needs some thirty of them.
+Started by `subprocess` and not by the loop: uvloop forks, which in a worker of 150 MiB takes 5 ms
+of a processor more for each program than the vfork of `subprocess`, and a run needs some thirty of
+them.
 """
 
 import asyncio
@@ -52,12 +53,19 @@ async def run(
     with _start_process(argv, env, stdin, to) as process:
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.gather(_read_output(process, out), _drain_pipe(process.stderr, err.add))
+                await asyncio.gather(
+                    _read_output(process, out), _drain_pipe(process.stderr, err.add)
+                )
                 await _await_exit(process)
         finally:
             _kill_group(process)
             process.wait()
-    return ProcessResult(code=process.returncode, out=out.to_bytes(), err=err.to_bytes(), is_truncated=out.is_truncated)
+    return ProcessResult(
+        code=process.returncode,
+        out=out.to_bytes(),
+        err=err.to_bytes(),
+        is_truncated=out.is_truncated,
+    )
 
 
 def _start_process(
@@ -74,7 +82,8 @@ def _start_process(
             stdin=source,
             stdout=subprocess.PIPE if to is None else to,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # so that its helpers, which hold our pipes, can be ended with it
+            # so that its helpers, which hold our pipes, can be ended with it
+            start_new_session=True,
         )
 
 
@@ -154,10 +163,12 @@ async def _read_output(process: subprocess.Popen[bytes], out: _HeadBuffer) -> No
 
 
 async def _drain_pipe(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
-    """Hand everything that comes out of a pipe to `add`, until that returns False; then close it."""
+    """Hand everything that comes out of a pipe to `add`, until that returns False; then close
+    it."""
     if pipe is None:
         return
-    loop, finished = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    finished = asyncio.Event()
     fd = pipe.fileno()
     os.set_blocking(fd, False)
 
@@ -178,8 +189,10 @@ async def _drain_pipe(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> N
 
 async def _await_exit(process: subprocess.Popen[bytes]) -> None:
     """Return when the process is there no more."""
-    loop, seen = asyncio.get_running_loop(), asyncio.Event()
-    pidfd = os.pidfd_open(process.pid)  # it waits to be asked for its exit code, so the number is still its own
+    loop = asyncio.get_running_loop()
+    seen = asyncio.Event()
+    # it waits to be asked for its exit code, so the number is still its own
+    pidfd = os.pidfd_open(process.pid)
     loop.add_reader(pidfd, seen.set)
     try:
         await seen.wait()

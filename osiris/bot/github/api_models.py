@@ -14,7 +14,8 @@ Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSnapshot:
-    """A pull request as it is now; `branch` is "" when it is in a fork, `merged_by` while nobody merged it.
+    """A pull request as it is now; `branch` is "" when it is in a fork, `merged_by` while nobody
+    merged it.
 
     `closed` (or merged) and `updated` say when that last happened, as GitHub writes it.
     """
@@ -33,10 +34,11 @@ class PullSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueSnapshot:
-    """An issue as it is now, or the conversation of the pull request of that number; its labels in lower case.
+    """An issue as it is now, or the conversation of the pull request of that number; its labels in
+    lower case.
 
-    `node` is its name that never changes. `closed` is when (as GitHub writes it) and `closed_by` by whom, both "" while
-    it is open; `dropped` is True when it was closed as not planned.
+    `node` is its name that never changes. `closed` is when (as GitHub writes it) and `closed_by` by
+    whom, both "" while it is open; `dropped` is True when it was closed as not planned.
     """
 
     node: str
@@ -67,7 +69,8 @@ class SubmittedReview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelChange:
-    """Somebody put a label on (`on`) or took it off, at `at` (seconds since 1970); `id` is GitHub's for that event."""
+    """Somebody put a label on (`on`) or took it off, at `at` (seconds since 1970); `id` is GitHub's
+    for that event."""
 
     id: int
     on: bool
@@ -78,7 +81,8 @@ class LabelChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryStatus:
-    """How a repository is to be reached: its name now, and why nothing can be written ("" when it can).
+    """How a repository is to be reached: its name now, and why nothing can be written ("" when it
+    can).
 
     `at` is GitHub's own clock, in seconds since 1970.
     """
@@ -90,10 +94,11 @@ class RepositoryStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TouchedItems:
-    """The issues and pull requests of a repository that were touched: number -> when, as GitHub writes it.
+    """The issues and pull requests of a repository that were touched: number -> when, as GitHub
+    writes it.
 
-    `same` is True when nothing is other than at the last question; `moved`, when the repository has another name. `at`
-    is GitHub's own clock, in seconds since 1970.
+    `same` is True when nothing is other than at the last question; `moved`, when the repository has
+    another name. `at` is GitHub's own clock, in seconds since 1970.
     """
 
     rows: dict[int, str]
@@ -120,7 +125,8 @@ def parse_pull(data: dict[str, Any]) -> PullSnapshot:
 
 def _is_same_repository(pull: dict[str, Any]) -> bool:
     """Whether the branch is in this repository: a fork's may have any name."""
-    home, head = pull["base"]["repo"]["full_name"], pull["head"]["repo"]
+    home = pull["base"]["repo"]["full_name"]
+    head = pull["head"]["repo"]
     return bool(head) and head["full_name"] == home
 
 
@@ -167,7 +173,11 @@ def parse_label_change(event: dict[str, Any], label: str) -> LabelChange | None:
         return None
     who = event["actor"]
     return LabelChange(
-        id=event["id"], on=on, by=parse_login(who), by_bot=_is_bot(who), at=parse_time(event["created_at"])
+        id=event["id"],
+        on=on,
+        by=parse_login(who),
+        by_bot=_is_bot(who),
+        at=parse_time(event["created_at"]),
     )
 
 

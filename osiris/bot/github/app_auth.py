@@ -1,4 +1,5 @@
-"""Installation tokens: minted for one write, narrowed to one repository and to what that write needs."""
+"""Installation tokens: minted for one write, narrowed to one repository and to what that write
+needs."""
 
 import json
 import re
@@ -13,7 +14,13 @@ from githubkit import AppAuthStrategy, GitHub, Response
 from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
 
 from osiris.bot.github.rate_limits import LONGEST
-from osiris.core.errors import NeedsOperator, OsirisError, Refused, RepositoryUnavailable, Unavailable
+from osiris.core.errors import (
+    NeedsOperator,
+    OsirisError,
+    Refused,
+    RepositoryUnavailable,
+    Unavailable,
+)
 
 READ = {
     "metadata": "read",
@@ -34,7 +41,8 @@ class NotInstalled(RepositoryUnavailable):
 
 
 class Suspended(RepositoryUnavailable):
-    """The App's installation is suspended: nothing can be read or written until somebody ends that."""
+    """The App's installation is suspended: nothing can be read or written until somebody ends
+    that."""
 
 
 class RateLimited(Unavailable):
@@ -45,8 +53,8 @@ class RateLimited(Unavailable):
 class DeliveryAttempt:
     """One sending of a webhook, as GitHub has it on record.
 
-    The sendings of one delivery share its `guid`. `at` is in seconds since 1970; `code` is what we answered, 0 when
-    that is not known (yet).
+    The sendings of one delivery share its `guid`. `at` is in seconds since 1970; `code` is what we
+    answered, 0 when that is not known (yet).
     """
 
     id: int
@@ -111,11 +119,15 @@ class AppAuth:
         return deliveries[0] if deliveries else None
 
     async def list_attempts(self, cursor: str = "") -> tuple[list[DeliveryAttempt], str]:
-        """A page of what was sent to our door, newest first, and the cursor of the next page, "" after the last."""
+        """A page of what was sent to our door, newest first, and the cursor of the next page, ""
+        after the last."""
         answer = await self._send_request(
-            "GET", f"/app/hook/deliveries?per_page={_PAGE}" + (f"&cursor={cursor}" if cursor else "")
+            "GET",
+            f"/app/hook/deliveries?per_page={_PAGE}" + (f"&cursor={cursor}" if cursor else ""),
         )
-        following = re.search(r"[?&]cursor=([^&>]+)[^>]*>; rel=\"next\"", answer.headers.get("link", ""))
+        following = re.search(
+            r"[?&]cursor=([^&>]+)[^>]*>; rel=\"next\"", answer.headers.get("link", "")
+        )
         return [_parse_attempt(row) for row in answer.json()], following[1] if following else ""
 
     async def request_redelivery(self, attempt: int) -> None:
@@ -123,9 +135,11 @@ class AppAuth:
         await self._send_request("POST", f"/app/hook/deliveries/{attempt}/attempts")
 
     async def mint_metadata_token(self, repo: str) -> str:
-        """A fresh token that sees every repository where the App is installed beside `repo`, and nothing in them.
+        """A fresh token that sees every repository where the App is installed beside `repo`, and
+        nothing in them.
 
-        It finds a repository under the name it has now. Raises NotInstalled, Suspended or Unavailable.
+        It finds a repository under the name it has now. Raises NotInstalled, Suspended or
+        Unavailable.
         """
         self._installations.pop(repo, None)
         installation, _ = await self._find_installation(repo)
@@ -143,7 +157,8 @@ class AppAuth:
             self._installations.pop(repo, None)
             if not remembered:
                 raise
-            return await self._mint_for_repository(repo, permissions)  # it may have been installed anew, or taken off
+            # it may have been installed anew, or taken off
+            return await self._mint_for_repository(repo, permissions)
 
     async def _mint_for_repository(self, repo: str, permissions: dict[str, str]) -> str:
         installation, id = await self._find_installation(repo)
@@ -152,7 +167,11 @@ class AppAuth:
 
     async def _create_token(self, installation: int, narrowed: dict[str, Any]) -> str:
         return str(
-            (await self._request_json("POST", f"/app/installations/{installation}/access_tokens", narrowed))["token"]
+            (
+                await self._request_json(
+                    "POST", f"/app/installations/{installation}/access_tokens", narrowed
+                )
+            )["token"]
         )
 
     async def get_read_token(self, repo: str) -> str:
@@ -167,12 +186,15 @@ class AppAuth:
         self._read_tokens.pop(repo, None)
 
     async def _find_installation(self, repo: str) -> tuple[int, int]:
-        """Its id, and the repository's own id where GitHub redirects to it: a token cannot be asked for an old name."""
+        """Its id, and the repository's own id where GitHub redirects to it: a token cannot be asked
+        for an old name."""
         if repo not in self._installations:
             missing = f"the App is not installed on {repo}"
             answer = await self._send_request("GET", f"/repos/{repo}/installation", missing=missing)
             if (found := answer.json()).get("suspended_at"):
-                raise Suspended(f"the App's installation on {repo} is suspended; somebody has to end that")
+                raise Suspended(
+                    f"the App's installation on {repo} is suspended; somebody has to end that"
+                )
             moved = re.search(r"/repositories/(\d+)/installation$", answer.url.path)
             self._installations[repo] = (int(found["id"]), int(moved[1]) if moved else 0)
         return self._installations[repo]
@@ -180,7 +202,9 @@ class AppAuth:
     async def _request_json(self, method: str, path: str, sent: object = None) -> Any:
         return (await self._send_request(method, path, sent)).json()
 
-    async def _send_request(self, method: str, path: str, sent: object = None, *, missing: str = "") -> Response[Any]:
+    async def _send_request(
+        self, method: str, path: str, sent: object = None, *, missing: str = ""
+    ) -> Response[Any]:
         """`missing` is what it means when GitHub answers 404: NotInstalled."""
         try:
             return await self._app.arequest(method, path, json=sent, headers=VERSION)
@@ -197,25 +221,34 @@ def translate_error(error: GitHubException, what: str) -> OsirisError:
     response = error.response
     if response.status_code in (403, 429) and (wait := _parse_pause(response)) is not None:
         return RateLimited(f"GitHub asks for a pause ({what})", retry_in=wait)
-    if response.status_code == 401:  # only the App itself is asked this way, and its key is good: else nothing works
+    # only the App itself is asked this way, and its key is good: else nothing works
+    if response.status_code == 401:
         told = _parse_message(response.text)
-        return Unavailable(f"GitHub does not take the App for itself ({what}: {told}); compare its id and private key")
+        return Unavailable(
+            f"GitHub does not take the App for itself ({what}: {told}); compare its id and"
+            " private key"
+        )
     if response.status_code >= 500:
         return Unavailable(f"GitHub answered {response.status_code} ({what})")
     return classify_refusal(
-        f"GitHub refused {what}: {response.status_code}", _parse_message(response.text), response.status_code
+        f"GitHub refused {what}: {response.status_code}",
+        _parse_message(response.text),
+        response.status_code,
     )
 
 
 def classify_refusal(what: str, told: str, status: int) -> Refused:
     """A no of GitHub, as what a person may mend and as what to do for that, or as final."""
     if re.search(r"(?i)\bsuspended\b", told):
-        return Suspended(f"{what} {told}; somebody has to end the suspension of the App's installation")
+        return Suspended(
+            f"{what} {told}; somebody has to end the suspension of the App's installation"
+        )
     if re.search(r"(?i)\barchived\b", told):
         return RepositoryUnavailable(f"{what} {told}; somebody has to unarchive the repository")
     if status == 403 or re.search(r"(?i)not granted|not accessible by integration", told):
         return NeedsOperator(
-            f"{what} {told}; give the App that permission on its page, and accept it where it is installed"
+            f"{what} {told}; give the App that permission on its page, and accept it where it is"
+            " installed"
         )
     return Refused(f"{what} {told}")
 
@@ -225,10 +258,14 @@ def _parse_pause(response: Response[Any]) -> float | None:
 
     https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
     """
-    headers, limited = response.headers, re.search(r"(?i)rate limit|abuse detection", response.text)
+    headers = response.headers
+    limited = re.search(r"(?i)rate limit|abuse detection", response.text)
     if (wait := headers.get("retry-after", "")).isdecimal():
         return min(float(wait), LONGEST)
-    if headers.get("x-ratelimit-remaining") == "0" and headers.get("x-ratelimit-reset", "").isdecimal():
+    if (
+        headers.get("x-ratelimit-remaining") == "0"
+        and headers.get("x-ratelimit-reset", "").isdecimal()
+    ):
         return min(max(1.0, float(headers["x-ratelimit-reset"]) - time.time()), LONGEST)
     return 60.0 if limited or response.status_code == 429 or wait else None
 
@@ -236,7 +273,10 @@ def _parse_pause(response: Response[Any]) -> float | None:
 def _parse_message(text: str) -> str:
     try:
         body = json.loads(text)
-        errors = [e.get("message", e.get("code", "")) if isinstance(e, dict) else e for e in body.get("errors", [])]
+        errors = [
+            e.get("message", e.get("code", "")) if isinstance(e, dict) else e
+            for e in body.get("errors", [])
+        ]
         return " ".join(str(part) for part in (body.get("message", ""), *errors) if part)[:300]
     except (ValueError, AttributeError):
         return text[:100]
@@ -244,7 +284,9 @@ def _parse_message(text: str) -> str:
 
 def _parse_attempt(row: dict[str, Any]) -> DeliveryAttempt:
     at = datetime.fromisoformat(row["delivered_at"]).timestamp()
-    return DeliveryAttempt(id=row["id"], guid=row["guid"], event=row["event"], at=at, code=row["status_code"])
+    return DeliveryAttempt(
+        id=row["id"], guid=row["guid"], event=row["event"], at=at, code=row["status_code"]
+    )
 
 
 def _ensure_slash(url: str) -> str:

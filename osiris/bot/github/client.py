@@ -32,17 +32,22 @@ _MOST_THREADS = 1_000
 _OBJECT = "application/vnd.github.object+json"
 _NEAR_BY = 30  # comments in which a double of ours is looked for
 
-_REACT = "mutation React($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { clientMutationId } }"
+_REACT = (
+    "mutation React($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) {"
+    " clientMutationId } }"
+)
 _READY = """mutation Ready($id: ID!) {
   markPullRequestReadyForReview(input: {pullRequestId: $id}) { pullRequest { isDraft } }
 }"""
 
 
 class GitHub:
-    """Reads with a token that can only read; writes each in its turn, with a token minted for it."""
+    """Reads with a token that can only read; writes each in its turn, with a token minted for
+    it."""
 
     def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
-        self._auth, self._transport = auth, Transport(auth, api_url, limiter, hide)
+        self._auth = auth
+        self._transport = Transport(auth, api_url, limiter, hide)
         self._policies: dict[str, tuple[Policy, float]] = {}
 
     async def __aenter__(self) -> "GitHub":
@@ -62,10 +67,11 @@ class GitHub:
         """The bot's own login."""
         return f"{await self._auth.read_slug()}[bot]"
 
-    # ── reads ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reads ─────────────────────────────────────────────────────────────────────────────────────
 
     async def read_role(self, repo: str, login: str) -> Role:
-        """A person's role in a repository; `role_name`, because `permission` hides triage and maintain."""
+        """A person's role in a repository; `role_name`, because `permission` hides triage and
+        maintain."""
         try:
             answer = await self._transport.read_json(repo, f"/collaborators/{login}/permission")
         except NotFound:
@@ -76,7 +82,8 @@ class GitHub:
     async def read_policy(self, repo: str) -> Policy:
         """What `.github/osiris.yml` of the default branch says; at most a minute old.
 
-        Where the App is not installed (any more) no label starts anything: what GitHub still delivers is no failure.
+        Where the App is not installed (any more) no label starts anything: what GitHub still
+        delivers is no failure.
         """
         policy, until = self._policies.get(repo, (Policy(), 0.0))
         if monotonic() >= until:
@@ -89,7 +96,9 @@ class GitHub:
 
     async def _fetch_policy(self, repo: str) -> Policy:
         try:
-            found = await self._transport.read_json(repo, f"/contents/{repo_file.PATH}", accept=_OBJECT)
+            found = await self._transport.read_json(
+                repo, f"/contents/{repo_file.PATH}", accept=_OBJECT
+            )
         except NotFound:
             return Policy()
         try:
@@ -104,7 +113,9 @@ class GitHub:
     async def find_open_pull(self, repo: str, branch: str) -> PullSnapshot | None:
         """The open pull request of one of our branches."""
         owner = repo.partition("/")[0]
-        found = await self._transport.read_json(repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"})
+        found = await self._transport.read_json(
+            repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"}
+        )
         return api_models.parse_pull(found[0]) if found else None
 
     async def read_default_branch(self, repo: str) -> str:
@@ -116,7 +127,11 @@ class GitHub:
     async def read_label_change(self, repo: str, number: int, label: str) -> LabelChange | None:
         """What was last done with a label (in any case) on an issue; None when nothing was."""
         events = self._transport.iterate_rows(repo, f"/issues/{number}/events")
-        turns = [turn async for event in events if (turn := api_models.parse_label_change(event, label.casefold()))]
+        turns = [
+            turn
+            async for event in events
+            if (turn := api_models.parse_label_change(event, label.casefold()))
+        ]
         return turns[-1] if turns else None
 
     async def list_reviews(self, repo: str, pull: int) -> list[SubmittedReview]:
@@ -155,48 +170,64 @@ class GitHub:
         except NotFound:
             return RepositoryStatus(repo=repo, problem=f"the repository {repo} is gone")
         found = answer.json()
-        name, at = str(found["full_name"]), _server_time(answer)
+        name = str(found["full_name"])
+        at = _server_time(answer)
         shut = next((word for word in ("archived", "disabled") if found.get(word)), "")
-        return RepositoryStatus(repo=name, problem=f"the repository {name} is {shut}" if shut else "", at=at)
+        return RepositoryStatus(
+            repo=name, problem=f"the repository {name} is {shut}" if shut else "", at=at
+        )
 
     async def list_touched(self, repo: str, since: str, etag: str = "") -> TouchedItems:
-        """What was touched since a moment. `etag` is that of the last answer: the same again costs GitHub's limit
-        nothing.
+        """What was touched since a moment. `etag` is that of the last answer: the same again costs
+        GitHub's limit nothing.
         """
         params = {"state": "all", "sort": "updated", "since": since, "per_page": PAGE}
         answer = await self._transport.get(repo, "/issues", params, etag=etag)
-        at, moved = _server_time(answer), bool(answer.raw_response.history)
+        at = _server_time(answer)
+        moved = bool(answer.raw_response.history)
         if answer.status_code == 304:
             return TouchedItems(rows={}, etag=etag, at=at, is_unchanged=True, is_renamed=moved)
-        rows, page = answer.json(), 1
+        rows = answer.json()
+        page = 1
         while len(rows) == PAGE * page:
             page += 1
             rows += await self._transport.read_json(repo, "/issues", {**params, "page": page})
         told = {int(row["number"]): str(row["updated_at"]) for row in reversed(rows)}
         return TouchedItems(rows=told, etag=answer.headers.get("etag", ""), at=at, is_renamed=moved)
 
-    # ── writes ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── writes ────────────────────────────────────────────────────────────────────────────────────
 
-    async def upsert_comment(self, issue: IssueRef, number: int, words: str, *, marker: str) -> None:
-        """One comment on issue or pull request `parse_number`, known by its hidden marker: said once, or edited in
-        place."""
+    async def upsert_comment(
+        self, issue: IssueRef, number: int, words: str, *, marker: str
+    ) -> None:
+        """One comment on issue or pull request `parse_number`, known by its hidden marker: said
+        once, or edited in place."""
         body = f"{words}\n\n{comment_markers.build_marker(issue, marker)}"
         may = {"issues": "write", "pull_requests": "write"}
         ours = await self._find_comments(issue, number, marker)
         if not ours:
-            await self._transport.send_write("POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may)
+            await self._transport.send_write(
+                "POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may
+            )
             return
         first, *doubles = ours
         if first["body"] != body:
             await self._transport.send_write(
                 "PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, may
             )
-        for double in doubles:  # of a worker that stood still while it sent, or GitHub did not list the first one yet
-            await self._transport.send_write("DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may)
+        # of a worker that stood still while it sent, or GitHub did not list the first one yet
+        for double in doubles:
+            await self._transport.send_write(
+                "DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may
+            )
 
-    async def _find_comments(self, issue: IssueRef, number: int, marker: str) -> list[dict[str, Any]]:
+    async def _find_comments(
+        self, issue: IssueRef, number: int, marker: str
+    ) -> list[dict[str, Any]]:
         """Our comment with that marker, and doubles of it among the few that follow."""
-        ours, since, me = [], 0, await self.read_login()
+        ours = []
+        since = 0
+        me = await self.read_login()
         async for comment in self._transport.iterate_rows(issue.repo, f"/issues/{number}/comments"):
             if (
                 comment_markers.is_marked(comment["body"] or "", issue, marker)
@@ -211,10 +242,14 @@ class GitHub:
     async def add_reaction(self, repo: str, said: Said) -> None:
         """👀; GitHub keeps a reaction single by itself."""
         if said.kind == "review":
-            await self._transport.run_mutation(repo, _REACT, {"id": said.id}, {"pull_requests": "write"})
+            await self._transport.run_mutation(
+                repo, _REACT, {"id": said.id}, {"pull_requests": "write"}
+            )
         else:
             path = f"/issues/comments/{said.id}/reactions"
-            await self._transport.send_write("POST", repo, path, {"content": "eyes"}, {"issues": "write"})
+            await self._transport.send_write(
+                "POST", repo, path, {"content": "eyes"}, {"issues": "write"}
+            )
 
     async def open_issue(self, repo: str, title: str, body: str, *, key: str) -> int:
         """The issue of a request, known by the hidden marker in its body."""
@@ -225,7 +260,11 @@ class GitHub:
             if marker in (issue["body"] or ""):
                 return int(issue["number"])
         sent = {"title": title, "body": f"{body}\n\n{marker}"}
-        return int((await self._transport.send_write("POST", repo, "/issues", sent, {"issues": "write"}))["number"])
+        return int(
+            (await self._transport.send_write("POST", repo, "/issues", sent, {"issues": "write"}))[
+                "number"
+            ]
+        )
 
     async def open_draft_pull(self, repo: str, branch: str, title: str, body: str) -> int:
         """The pull request of `branch`: the open one, or a new draft against the default branch."""
@@ -244,12 +283,14 @@ class GitHub:
         except Refused as refused:
             if "draft pull requests are not supported" not in str(refused).lower():
                 raise
-            plain = {**sent, "draft": False, "title": f"[WIP] {title}"}  # private repositories of free plans
+            # private repositories of free plans
+            plain = {**sent, "draft": False, "title": f"[WIP] {title}"}
             made = await self._transport.send_write("POST", repo, "/pulls", plain, may)
         return int(made["number"])
 
     async def mark_ready(self, repo: str, number: int, commit: str) -> PullSnapshot:
-        """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head any more."""
+        """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head
+        any more."""
         pull = await self.read_pull(repo, number)
         if pull.open and pull.draft and pull.head == commit:
             await self._transport.run_mutation(
@@ -259,17 +300,24 @@ class GitHub:
 
     async def upsert_check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
         """The one check run "Osiris" of a commit, made or brought up to date."""
-        found = await self._transport.read_json(issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"})
+        found = await self._transport.read_json(
+            issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"}
+        )
         ours = [
             run
             for run in found["check_runs"]
             if comment_markers.parse_number(run["external_id"] or "") == str(issue.number)
         ]
-        sent, may = {"name": "Osiris", "external_id": str(issue), **fields}, {"checks": "write"}
+        sent = {"name": "Osiris", "external_id": str(issue), **fields}
+        may = {"checks": "write"}
         if ours:
-            await self._transport.send_write("PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may)
+            await self._transport.send_write(
+                "PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may
+            )
         else:
-            await self._transport.send_write("POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may)
+            await self._transport.send_write(
+                "POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may
+            )
 
 
 def _server_time(answer: Response[Any]) -> float:

@@ -1,4 +1,5 @@
-"""What a person told Osiris to do in a comment: `/osiris …` or a mention, at the start of a line."""
+"""What a person told Osiris to do in a comment: `/osiris …` or a mention, at the start of a
+line."""
 
 import re
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ KNOWN = ("stop", "retry", "model", "status", "help")
 
 @dataclass(frozen=True, slots=True)
 class UserCommand:
-    """`name` is "" for the bare `/osiris`, `rest` what follows it on the line; `known` is False for a word we do not
-    understand."""
+    """`name` is "" for the bare `/osiris`, `rest` what follows it on the line; `known` is False for
+    a word we do not understand."""
 
     name: str
     known: bool = True
@@ -24,11 +25,12 @@ class UserCommand:
 
 
 def find_command(text: str, bot: str) -> UserCommand | None:
-    """Return the first command in a comment, or None. Quotes, code and HTML comments are not commands.
+    """Return the first command in a comment, or None. Quotes, code and HTML comments are not
+    commands.
 
-    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Only the first 20,000 characters are read. A
-    comment in which no line begins with an address is not parsed, and the caller's event loop should not wait for one
-    that is.
+    `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Only the first 20,000
+    characters are read. A comment in which no line begins with an address is not parsed, and the
+    caller's event loop should not wait for one that is.
     """
     name = re.escape(bot.removesuffix("[bot]"))
     address = re.compile(rf"(?:/osiris|@{name}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
@@ -44,7 +46,8 @@ def find_command(text: str, bot: str) -> UserCommand | None:
 def _parse_command(words: str) -> UserCommand:
     """Return the command in the words after an address.
 
-    A word in code, bold or quotes is unknown, and no bare command: that would start work somebody wanted stopped.
+    A word in code, bold or quotes is unknown, and no bare command: that would start work somebody
+    wanted stopped.
     """
     word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
     if not word and re.search(r"[\w\0]", words):

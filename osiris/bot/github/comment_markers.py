@@ -11,7 +11,8 @@ def build_marker(issue: IssueRef, kind: str) -> str:
 
 
 def is_marked(body: str, issue: IssueRef, kind: str) -> bool:
-    """Whether a comment ends with this marker; the repository may have had another name when it was written."""
+    """Whether a comment ends with this marker; the repository may have had another name when it was
+    written."""
     mark = rf"<!-- osiris:task=\S*#{issue.number} kind={_encode_kind(kind)} -->\s*\Z"
     return re.search(mark, body) is not None
 

@@ -1,4 +1,5 @@
-"""Everything Osiris says to people, as functions of facts. The harness writes evidence; the model is only quoted."""
+"""Everything Osiris says to people, as functions of facts. The harness writes evidence; the model
+is only quoted."""
 
 import re
 from collections.abc import Iterable
@@ -34,10 +35,11 @@ USAGE = """I understand these, at the start of a line:
 | `/osiris status` | say where the work stands |
 | `/osiris help` | this |
 
-In a pull request of mine, submit a review with *Request changes* (or line comments) and I answer it with commits."""
+In a pull request of mine, submit a review with *Request changes* (or line comments) and I answer it
+with commits."""
 
 
-# ── the status comments and the check run ─────────────────────────────────────────────────────────────────────────
+# ── the status comments and the check run ─────────────────────────────────────────────────────────
 
 
 def write_status(task: Task) -> str:
@@ -56,7 +58,8 @@ def write_pull_status(task: Task) -> str:
 
 
 def build_check_run(task: Task) -> dict[str, Any] | None:
-    """The fields of the check run on the task's head commit; None while a run is at work: it will be another commit."""
+    """The fields of the check run on the task's head commit; None while a run is at work: it will
+    be another commit."""
     verdicts = {
         State.REVIEW: "neutral",
         State.APPROVED: "success",
@@ -111,13 +114,18 @@ def _describe_state(task: Task) -> str:
             return f"The result will be {pull}.{brief}{later} `/osiris stop` stops me."
         case State.REVIEW:
             return (
-                f"Please review {pull}. *Request changes* or line comments start another round on the same branch; "
-                "approve and merge when it is right."
+                f"Please review {pull}. *Request changes* or line comments start another round on"
+                " the same branch; approve and merge when it is right."
             )
         case State.APPROVED:
-            return f"Commit {(task.approved or '')[:7]} is approved. Merge {pull} when you like; I never merge."
+            return (
+                f"Commit {(task.approved or '')[:7]} is approved. Merge {pull} when you like; I"
+                " never merge."
+            )
         case State.PAUSED:
-            again = "`/osiris retry` makes me go on where I stopped; a spent budget is granted again."
+            again = (
+                "`/osiris retry` makes me go on where I stopped; a spent budget is granted again."
+            )
             return f"{_capitalize_reason(task.reason)}. {again}"
         case State.DONE:
             return f"{pull} is merged. Thank you."
@@ -126,38 +134,50 @@ def _describe_state(task: Task) -> str:
         case State.CANCELLED:
             return f"{_capitalize_reason(task.reason)}. `/osiris retry` makes me go on."
         case State.REJECTED:
-            return f"{_capitalize_reason(task.reason)}. I will not try this again unless somebody says `/osiris retry`."
+            return (
+                f"{_capitalize_reason(task.reason)}. I will not try this again unless somebody says"
+                " `/osiris retry`."
+            )
         case State.ASKING | State.PLANNED:
             return quote_text(task.reason)
 
 
 def _capitalize_reason(reason: str) -> str:
-    """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a stranger."""
+    """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a
+    stranger."""
     words = one_line(reason)
     return words[:1].upper() + words[1:]
 
 
-# ── one-off replies ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── one-off replies ───────────────────────────────────────────────────────────────────────────────
 
 
 def write_reply(order: Reply, task: Task | None) -> str:
     match order.topic:
         case Topic.REFUSED:
-            return f"Thank you, {order.to}. Only people with write access to this repository can give me work."
+            return (
+                f"Thank you, {order.to}. Only people with write access to this repository can give"
+                " me work."
+            )
         case Topic.HELP:
-            unknown = f"I do not know `/osiris {escape_code(order.detail)}`. " if order.detail else ""
+            unknown = (
+                f"I do not know `/osiris {escape_code(order.detail)}`. " if order.detail else ""
+            )
             return unknown + USAGE
         case Topic.STATUS:
             return write_status(task) if task else USAGE
         case Topic.ANSWER:
-            return "I changed nothing in answer to this review. In the agent's words:\n\n" + quote_text(order.detail)
+            return (
+                "I changed nothing in answer to this review. In the agent's words:\n\n"
+                + quote_text(order.detail)
+            )
         case Topic.BROKEN:
             return f"I did not start: {one_line(order.detail)}. Then say `/osiris retry`."
         case Topic.MODEL:
             return f"I did not change the model: {one_line(order.detail)}."
 
 
-# ── the pull request ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the pull request ──────────────────────────────────────────────────────────────────────────────
 
 
 def write_pull_body(order: OpenDraftPull) -> str:
@@ -215,4 +235,6 @@ def _fold_section(title: str, text: str) -> str:
 
 def review_url(url: str, issue: IssueRef, pull: int | None) -> str:
     """Where a person finds the task in a browser."""
-    return f"{url.rstrip('/')}/{issue.repo}/" + (f"pull/{pull}" if pull else f"issues/{issue.number}")
+    return f"{url.rstrip('/')}/{issue.repo}/" + (
+        f"pull/{pull}" if pull else f"issues/{issue.number}"
+    )

@@ -40,9 +40,16 @@ class EffectHandlers:
     """The doing side of the bot; `build_table()` is what the worker looks orders up in."""
 
     def __init__(
-        self, github: GitHub, remotes: RemoteRepositories, repositories: HostRepositories, runner: AgentRunner
+        self,
+        github: GitHub,
+        remotes: RemoteRepositories,
+        repositories: HostRepositories,
+        runner: AgentRunner,
     ) -> None:
-        self._github, self._remotes, self._repositories, self._runner = github, remotes, repositories, runner
+        self._github = github
+        self._remotes = remotes
+        self._repositories = repositories
+        self._runner = runner
 
     def build_table(self) -> dict[type, HandleEffect]:
         return {
@@ -59,16 +66,24 @@ class EffectHandlers:
         }
 
     async def _open_issue(self, order: f.OpenIssue, _task: Task | None) -> Facts:
-        number = await self._github.open_issue(order.repo, order.title, comments.write_issue_body(order), key=order.key)
+        number = await self._github.open_issue(
+            order.repo, order.title, comments.write_issue_body(order), key=order.key
+        )
         operator = e.Actor(order.by, e.Role.ADMIN)  # who can write to the inbox is the operator
         issue = e.IssueRef(order.repo, number)
         return [e.TaskRequested(issue=issue, actor=operator, title=order.title, body=order.body)]
 
     async def _start_run(self, order: f.StartRun, task: Task | None) -> Facts:
-        if task is None or task.run != order.run or task.state not in ("queued", "running", "planning"):
+        if (
+            task is None
+            or task.run != order.run
+            or task.state not in ("queued", "running", "planning")
+        ):
             rests = task is not None and task.run == order.run and task.state in HALTED
             await self._runner.stop_run(order.issue, order.run, keep=rests)
-            return []  # overtaken: stopped, merged, or another run has its place; or it rests, and is ordered anew
+            # overtaken: stopped, merged, or another run has its place; or it rests, and is ordered
+            # anew
+            return []
         await self._runner.announce_run(order)
         policy = await self._github.read_policy(order.issue.repo)
         checkout = await self._remotes.fetch_checkout(order.issue.repo, order.branch)
@@ -87,14 +102,25 @@ class EffectHandlers:
     async def _push_work(self, order: f.Push, _task: Task | None) -> Facts:
         repo = order.issue.repo
         if order.pull is not None and not (await self._github.read_pull(repo, order.pull)).open:
-            raise Refused(f"pull request #{order.pull} was closed while I worked, so I pushed nothing")
-        if not await self._repositories.has_tree(repo, order.tree):  # the run was on another machine
+            raise Refused(
+                f"pull request #{order.pull} was closed while I worked, so I pushed nothing"
+            )
+        # the run was on another machine
+        if not await self._repositories.has_tree(repo, order.tree):
             await self._remotes.restore(repo, f"{order.issue.number}-{order.run}")
         login = await self._github.read_login()
-        message = comments.write_commit_message(order, [await self._format_coauthor(repo, order.requester)])
+        message = comments.write_commit_message(
+            order, [await self._format_coauthor(repo, order.requester)]
+        )
         email = f"{login}@{self._remotes.noreply}"
         commit = await self._repositories.commit_tree(
-            repo, tree=order.tree, base=order.base, message=message, author=login, email=email, at=order.at
+            repo,
+            tree=order.tree,
+            base=order.base,
+            message=message,
+            author=login,
+            email=email,
+            at=order.at,
         )
         await self._remotes.push_commit(repo, commit, order.branch)
         return [e.PatchPushed(issue=order.issue, head=commit, answered=order.reviews)]
@@ -105,7 +131,10 @@ class EffectHandlers:
 
     async def _open_draft_pull(self, order: f.OpenDraftPull, _task: Task | None) -> Facts:
         number = await self._github.open_draft_pull(
-            order.issue.repo, order.branch, comments.format_title(order.title)[:250], comments.write_pull_body(order)
+            order.issue.repo,
+            order.branch,
+            comments.format_title(order.title)[:250],
+            comments.write_pull_body(order),
         )
         return [e.PullOpened(issue=order.issue, number=number)]
 
@@ -117,21 +146,31 @@ class EffectHandlers:
                 order.issue, order.pull, comments.write_draft_notice(str(refused)), marker="draft"
             )
             raise
-        return [] if pull.head == order.commit else [e.CommitsPushed(issue=order.issue, head=pull.head)]
+        return (
+            []
+            if pull.head == order.commit
+            else [e.CommitsPushed(issue=order.issue, head=pull.head)]
+        )
 
     async def _report_status(self, order: f.Report, task: Task | None) -> Facts:
         if task is None:
             return []
-        await self._github.upsert_comment(order.issue, order.issue.number, comments.write_status(task), marker="status")
+        await self._github.upsert_comment(
+            order.issue, order.issue.number, comments.write_status(task), marker="status"
+        )
         if task.pull is not None:
-            await self._github.upsert_comment(order.issue, task.pull, comments.write_pull_status(task), marker="status")
+            await self._github.upsert_comment(
+                order.issue, task.pull, comments.write_pull_status(task), marker="status"
+            )
         if task.head is not None and (fields := comments.build_check_run(task)):
             await self._github.upsert_check_run(order.issue, task.head, fields)
         return []
 
     async def _post_reply(self, order: f.Reply, task: Task | None) -> Facts:
         number = task.pull if task and task.pull and order.on_pull else order.issue.number
-        await self._github.upsert_comment(order.issue, number, comments.write_reply(order, task), marker=order.once)
+        await self._github.upsert_comment(
+            order.issue, number, comments.write_reply(order, task), marker=order.once
+        )
         return []
 
     async def _add_reaction(self, order: f.React, _task: Task | None) -> Facts:

@@ -1,4 +1,5 @@
-"""From what GitHub said and what it says now to what happened, whoever noticed it: a delivery, or who looks later."""
+"""From what GitHub said and what it says now to what happened, whoever noticed it: a delivery, or
+who looks later."""
 
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from osiris.core.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedEvent:
-    """An event, and the key it is known by: the same for the same happening, however often and by whom it is seen."""
+    """An event, and the key it is known by: the same for the same happening, however often and by
+    whom it is seen."""
 
     event: e.Event
     key: str
@@ -32,26 +34,36 @@ class EventResolver:
         return e.Actor(login, await self._github.read_role(repo, login))
 
     async def resolve_unlabelled(self, webhook_event: Unlabelled) -> ResolvedEvent | None:
-        """Only people with write access steer, though GitHub lets others take labels off and close what they opened."""
+        """Only people with write access steer, though GitHub lets others take labels off and close
+        what they opened."""
         if not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer:
             return None
         now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
         if webhook_event.label.casefold() in now.labels:
             return None
-        turn = await self._github.read_label_change(webhook_event.repo, webhook_event.issue.number, webhook_event.label)
+        turn = await self._github.read_label_change(
+            webhook_event.repo, webhook_event.issue.number, webhook_event.label
+        )
         key = label_key(turn) if turn and not turn.on else ""
-        return ResolvedEvent(event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=key)
+        return ResolvedEvent(
+            event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=key
+        )
 
     async def resolve_issue_close(self, webhook_event: IssueClosed) -> ResolvedEvent | None:
         now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
-        if now.open or not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer:
+        if (
+            now.open
+            or not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer
+        ):
             return None
         if webhook_event.not_planned:
             return ResolvedEvent(
-                event=e.IssueDropped(issue=webhook_event.issue, by=webhook_event.sender), key=issue_key(now)
+                event=e.IssueDropped(issue=webhook_event.issue, by=webhook_event.sender),
+                key=issue_key(now),
             )
         return ResolvedEvent(
-            event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=issue_key(now)
+            event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender),
+            key=issue_key(now),
         )
 
     def resolve_pull_change(
@@ -60,37 +72,56 @@ class EventResolver:
         """What a pull request's move means, as it is now."""
         seen = f"seen/{task.issue}/pull/{pull.number}"
         if pull.merged:
-            return ResolvedEvent(event=e.Merged(issue=task.issue, by=webhook_event.sender), key=f"{seen}/merged")
+            return ResolvedEvent(
+                event=e.Merged(issue=task.issue, by=webhook_event.sender), key=f"{seen}/merged"
+            )
         match webhook_event.how:
             case "closed" if not pull.open:
                 key = f"{seen}/closed/{pull.closed}"
-                return ResolvedEvent(event=e.PullClosed(issue=task.issue, by=webhook_event.sender), key=key)
+                return ResolvedEvent(
+                    event=e.PullClosed(issue=task.issue, by=webhook_event.sender), key=key
+                )
             case "reopened" if pull.open:
                 key = f"{seen}/reopened/{pull.updated}"
-                return ResolvedEvent(event=e.PullReopened(issue=task.issue, by=webhook_event.sender), key=key)
+                return ResolvedEvent(
+                    event=e.PullReopened(issue=task.issue, by=webhook_event.sender), key=key
+                )
             case "synchronize":
                 key = f"{seen}/head/{pull.head}/{pull.updated}"  # it may come back to where it was
-                return ResolvedEvent(event=e.CommitsPushed(issue=task.issue, head=pull.head), key=key)
+                return ResolvedEvent(
+                    event=e.CommitsPushed(issue=task.issue, head=pull.head), key=key
+                )
         return None
 
     async def resolve_review(self, task: Task, webhook_event: Reviewed) -> ResolvedEvent | None:
         key = review_key(webhook_event.node, webhook_event.state)
         if webhook_event.state == "dismissed":
             event = e.ApprovalDismissed(issue=task.issue)
-            return ResolvedEvent(event=event, key=key) if task.approved == webhook_event.commit else None
+            return (
+                ResolvedEvent(event=event, key=key)
+                if task.approved == webhook_event.commit
+                else None
+            )
         actor = await self.resolve_actor(webhook_event.repo, webhook_event.sender)
         if webhook_event.state == "approved":
             pull = await self._github.read_pull(webhook_event.repo, webhook_event.pull)
             told = {"commit": webhook_event.commit, "head": pull.head, "pull": pull.number}
             return ResolvedEvent(event=e.Approved(issue=task.issue, actor=actor, **told), key=key)  # type: ignore[arg-type]
-        if (review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)) is None:
+        if (
+            review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)
+        ) is None:
             return None
         said = e.Said("review", webhook_event.node)
-        return ResolvedEvent(event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review), key=key)
+        return ResolvedEvent(
+            event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review),
+            key=key,
+        )
 
-    async def _build_review(self, webhook_event: Reviewed, *, of_a_stranger: bool) -> e.Review | None:
-        """The whole review is one brief; a comment without threads asks for nothing. A stranger's only shows whether
-        it has one: nobody reads it."""
+    async def _build_review(
+        self, webhook_event: Reviewed, *, of_a_stranger: bool
+    ) -> e.Review | None:
+        """The whole review is one brief; a comment without threads asks for nothing. A stranger's
+        only shows whether it has one: nobody reads it."""
         most = {"most": 1} if of_a_stranger else {}
         threads = await self._github.list_review_threads(
             webhook_event.repo, webhook_event.pull, webhook_event.review, **most

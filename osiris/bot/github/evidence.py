@@ -56,7 +56,9 @@ def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
 
 def write_cost(work: Work) -> str:
     """Return steps, time, model, tokens and money; a price that is not known is said to be so."""
-    steps = f"{work.steps} steps in {format_duration(work.seconds)} with `{escape_code(work.model)}`"
+    steps = (
+        f"{work.steps} steps in {format_duration(work.seconds)} with `{escape_code(work.model)}`"
+    )
     used = work.usage
     if not used.input:
         return f"{steps}."
@@ -138,7 +140,9 @@ def _write_blocked(ran: _CommandLog, key: str) -> str:
 
 def _blocked_row(host: str, port: int, reason: str, count: int) -> str:
     often = "once" if count == 1 else f"{count} times"
-    return clip_text(f"- blocked: `{escape_code(host)}:{port}`, {often}: {one_line(reason)}", MOST_ROW)
+    return clip_text(
+        f"- blocked: `{escape_code(host)}:{port}`, {often}: {one_line(reason)}", MOST_ROW
+    )
 
 
 def _write_set_up(prepared: Prepared) -> str:

@@ -1,4 +1,5 @@
-"""From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never guessed."""
+"""From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never
+guessed."""
 
 import asyncio
 import re
@@ -41,14 +42,21 @@ class GitHubInterpreter:
         request_reconcile: Callable[[str], None],
         mark_seen: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose repositories may be reached
-        otherwise than before ("": anybody's), and `heard` the keys of facts that must not be told again later.
+        """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose
+        repositories may be reached otherwise than before ("": anybody's), and `heard` the keys of
+        facts that must not be told again later.
         """
-        self._github, self._tasks, self._names, self._why_unavailable = github, tasks, names, why_unavailable
-        self._request_reconcile, self._mark_seen, self._resolver = request_reconcile, mark_seen, EventResolver(github)
+        self._github = github
+        self._tasks = tasks
+        self._names = names
+        self._why_unavailable = why_unavailable
+        self._request_reconcile = request_reconcile
+        self._mark_seen = mark_seen
+        self._resolver = EventResolver(github)
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
-        """The event behind a delivery, or None. Raises Refused for a body GitHub would not send, and Unavailable."""
+        """The event behind a delivery, or None. Raises Refused for a body GitHub would not send,
+        and Unavailable."""
         try:
             notice = webhook_payloads.parse_delivery(kind, body)
         except ValueError as error:
@@ -57,10 +65,13 @@ class GitHubInterpreter:
         try:
             return await self._interpret_event(notice)
         except NotInstalled:
-            return None  # it was taken off a repository after the delivery was sent: nobody there listens any more
+            # it was taken off a repository after the delivery was sent: nobody there listens any
+            # more
+            return None
 
     async def find_subject(self, kind: str, body: bytes) -> str:
-        """The issue that a delivery is about, "" for none: a pull request of ours stands for its issue."""
+        """The issue that a delivery is about, "" for none: a pull request of ours stands for its
+        issue."""
         try:
             notice = webhook_payloads.parse_delivery(kind, body)
         except ValueError:
@@ -78,7 +89,9 @@ class GitHubInterpreter:
                 return str(e.IssueRef(notice.repo, int(ours[1]) if ours else notice.pull))
         return ""
 
-    async def _interpret_event(self, webhook_event: WebhookEvent | AccessChanged | None) -> e.Event | None:
+    async def _interpret_event(
+        self, webhook_event: WebhookEvent | AccessChanged | None
+    ) -> e.Event | None:
         match webhook_event:
             case None:
                 return None
@@ -121,44 +134,59 @@ class GitHubInterpreter:
         now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
         if not now.open or webhook_event.label.casefold() not in now.labels:
             return None  # it was taken off again meanwhile
-        actor, repo = (
-            await self._resolve_actor(webhook_event),
-            await self._names.resolve_name(webhook_event.repo, webhook_event.repository),
-        )
+        actor = await self._resolve_actor(webhook_event)
+        repo = await self._names.resolve_name(webhook_event.repo, webhook_event.repository)
         issue = e.IssueRef(repo, webhook_event.issue.number)
-        return e.TaskRequested(issue=issue, actor=actor, title=webhook_event.title, body=webhook_event.body)
+        return e.TaskRequested(
+            issue=issue, actor=actor, title=webhook_event.title, body=webhook_event.body
+        )
 
     async def _resolve_unlabelled(self, webhook_event: Unlabelled) -> ResolvedEvent | None:
-        return await self._resolver.resolve_unlabelled(webhook_event) if await self._is_trigger(webhook_event) else None
+        return (
+            await self._resolver.resolve_unlabelled(webhook_event)
+            if await self._is_trigger(webhook_event)
+            else None
+        )
 
     async def _is_trigger(self, webhook_event: Labelled | Unlabelled) -> bool:
-        return webhook_event.label.casefold() == (await self._github.read_policy(webhook_event.repo)).label.casefold()
+        return (
+            webhook_event.label.casefold()
+            == (await self._github.read_policy(webhook_event.repo)).label.casefold()
+        )
 
     async def _resolve_issue_close(self, webhook_event: IssueClosed) -> ResolvedEvent | None:
         if await self._tasks.get(webhook_event.issue) is None:
             return None  # not ours: GitHub is asked nothing about it
         return await self._resolver.resolve_issue_close(webhook_event)
 
-    # ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── commands ──────────────────────────────────────────────────────────────────────────────────
 
     async def _interpret_comment(self, webhook_event: Commented) -> e.Event | None:
-        command = await asyncio.to_thread(commands.find_command, webhook_event.text, await self._github.read_login())
+        command = await asyncio.to_thread(
+            commands.find_command, webhook_event.text, await self._github.read_login()
+        )
         if command is None:
             return None
         webhook_event = replace(
-            webhook_event, repo=await self._names.resolve_name(webhook_event.repo, webhook_event.repository)
+            webhook_event,
+            repo=await self._names.resolve_name(webhook_event.repo, webhook_event.repository),
         )
         issue = await self._find_issue(webhook_event)
         if issue is None:
             return None
-        said, actor = e.Said("comment", str(webhook_event.comment)), await self._resolve_actor(webhook_event)
+        said = e.Said("comment", str(webhook_event.comment))
+        actor = await self._resolve_actor(webhook_event)
         if command.name == "model" and "\0" not in command.rest and command.rest:
-            trouble = await self._why_unavailable(command.rest) if actor.may_steer else ""  # asking costs money
-            return e.ModelChosen(issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble)
+            # asking costs money
+            trouble = await self._why_unavailable(command.rest) if actor.may_steer else ""
+            return e.ModelChosen(
+                issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble
+            )
         return _interpret_command(command, issue, actor, said, webhook_event)
 
     async def _find_issue(self, webhook_event: Commented) -> e.IssueRef | None:
-        """The task a comment is about: a pull request of ours stands for its issue, one of others for nothing."""
+        """The task a comment is about: a pull request of ours stands for its issue, one of others
+        for nothing."""
         if not webhook_event.on_pull:
             return e.IssueRef(webhook_event.repo, webhook_event.number)
         pull = await self._github.read_pull(webhook_event.repo, webhook_event.number)
@@ -166,7 +194,8 @@ class GitHubInterpreter:
         return task.issue if task else None
 
     async def _find_task(self, repo: str, pull: int, branch: str) -> Task | None:
-        """Our task behind a pull request: by its number, or by its branch while we do not know the number yet."""
+        """Our task behind a pull request: by its number, or by its branch while we do not know the
+        number yet."""
         if task := await self._tasks.find_task_by_pull(repo, pull):
             return task
         if match := _OURS.match(branch):
@@ -174,13 +203,19 @@ class GitHubInterpreter:
             return task if task and task.branch == branch and task.pull is None else None
         return None
 
-    # ── pull requests ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── pull requests ─────────────────────────────────────────────────────────────────────────────
 
     async def _resolve_pull_change(self, webhook_event: PullStateChanged) -> ResolvedEvent | None:
-        if (task := await self._find_task(webhook_event.repo, webhook_event.pull, webhook_event.branch)) is None:
+        if (
+            task := await self._find_task(
+                webhook_event.repo, webhook_event.pull, webhook_event.branch
+            )
+        ) is None:
             return None
         return self._resolver.resolve_pull_change(
-            task, webhook_event, await self._github.read_pull(webhook_event.repo, webhook_event.pull)
+            task,
+            webhook_event,
+            await self._github.read_pull(webhook_event.repo, webhook_event.pull),
         )
 
     async def _resolve_review(self, webhook_event: Reviewed) -> ResolvedEvent | None:
@@ -189,14 +224,22 @@ class GitHubInterpreter:
 
 
 def _interpret_command(
-    command: commands.UserCommand, issue: e.IssueRef, actor: e.Actor, said: e.Said, webhook_event: Commented
+    command: commands.UserCommand,
+    issue: e.IssueRef,
+    actor: e.Actor,
+    said: e.Said,
+    webhook_event: Commented,
 ) -> e.Event | None:
     match command:
         case commands.UserCommand(name="", known=True):
             if webhook_event.on_pull:
                 return e.StatusAsked(issue=issue, actor=actor, said=said)
             return e.TaskRequested(
-                issue=issue, actor=actor, said=said, title=webhook_event.title, body=webhook_event.body
+                issue=issue,
+                actor=actor,
+                said=said,
+                title=webhook_event.title,
+                body=webhook_event.body,
             )
         case commands.UserCommand(name="stop"):
             return e.StopRequested(issue=issue, actor=actor, said=said)
@@ -204,6 +247,7 @@ def _interpret_command(
             return e.RetryRequested(issue=issue, actor=actor, said=said)
         case commands.UserCommand(name="status"):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
-        case commands.UserCommand(name="help" | "model"):  # a model without a name, or with marks in it
+        # a model without a name, or with marks in it
+        case commands.UserCommand(name="help" | "model"):
             return e.HelpAsked(issue=issue, actor=actor, said=said)
     return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)

@@ -26,20 +26,28 @@ class RateLimits:
         self._remaining: dict[str, _Remaining] = {}
 
     def record_headers(self, account: str, headers: Mapping[str, str]) -> None:
-        """Take in the headers of an answer; those that do not speak of REST's own limit say nothing here."""
+        """Take in the headers of an answer; those that do not speak of REST's own limit say nothing
+        here."""
         told = [headers.get(f"x-ratelimit-{name}", "") for name in ("limit", "remaining", "reset")]
-        if headers.get("x-ratelimit-resource", "core") == "core" and all(text.isdecimal() for text in told):
+        if headers.get("x-ratelimit-resource", "core") == "core" and all(
+            text.isdecimal() for text in told
+        ):
             limit, remaining, reset = map(int, told)
             self._remaining[account] = _Remaining(limit, remaining, reset)
 
     def check_remaining(self, account: str, *, can_wait: bool) -> None:
-        """Raise Unavailable when nothing is left, or only what a question that can wait must not use up.
+        """Raise Unavailable when nothing is left, or only what a question that can wait must not
+        use up.
 
-        An hour whose end is too far away was told before our clock was set back: the next answer tells anew.
+        An hour whose end is too far away was told before our clock was set back: the next answer
+        tells anew.
         """
         left = self._remaining.get(account)
         if left is None or not 0 < (rest := left.reset - self._clock()) <= LONGEST:
             return
         if left.remaining <= 0 or (can_wait and left.remaining * _RESERVE < left.limit):
-            told = f"of {left.limit} requests to GitHub for {account} in this hour, {left.remaining} are left"
+            told = (
+                f"of {left.limit} requests to GitHub for {account} in this hour, {left.remaining}"
+                " are left"
+            )
             raise Unavailable(told, retry_in=max(1.0, rest))

@@ -1,4 +1,5 @@
-"""What GitHub could not tell us: deliveries that never came in, and open tasks compared with GitHub as it is now."""
+"""What GitHub could not tell us: deliveries that never came in, and open tasks compared with GitHub
+as it is now."""
 
 import asyncio
 import contextlib
@@ -12,7 +13,13 @@ from dataclasses import replace
 from osiris.bot.github.api_models import PullSnapshot, SubmittedReview, TouchedItems
 from osiris.bot.github.app_auth import AppAuth, DeliveryAttempt
 from osiris.bot.github.client import GitHub
-from osiris.bot.github.event_resolver import EventResolver, ResolvedEvent, issue_key, label_key, review_key
+from osiris.bot.github.event_resolver import (
+    EventResolver,
+    ResolvedEvent,
+    issue_key,
+    label_key,
+    review_key,
+)
 from osiris.bot.github.redelivery import RedeliveryTracker, RepositoryState
 from osiris.bot.github.webhook_payloads import IssueClosed, PullStateChanged, Reviewed, Unlabelled
 from osiris.config.app_manifest import READ_EVENTS
@@ -29,11 +36,13 @@ _KEPT = 3 * 86400.0  # seconds; GitHub sends nothing again that is older
 _OVERLAP = 600.0  # seconds that are read again: what is under way is on record late
 _AT_ONCE = 100  # deliveries asked for in one look
 _SOON = 60.0  # seconds to the next look when there are more
-_TO_BE_HEARD = 5.0  # seconds at most for what was asked for to come in, before what is seen is told as news
+# seconds at most for what was asked for to come in, before what is seen is told as news
+_TO_BE_HEARD = 5.0
 _LOOK = 0.1  # seconds between two looks whether it came in
 _LONG = 60.0  # seconds of a pause that ends a look
 _OUTAGES = 3  # one after the other end it as well
-_MOST_KNOWN = 10_000  # reviews; one that is forgotten is read and noted again, which changes nothing
+# reviews; one that is forgotten is read and noted again, which changes nothing
+_MOST_KNOWN = 10_000
 _ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
 
 
@@ -46,7 +55,8 @@ OpenTasks = Sequence[tuple[Task, float]]
 
 
 class Reconciler:
-    """Every fact enters through the inbox, under a key that keeps it single; what is known already changes nothing."""
+    """Every fact enters through the inbox, under a key that keeps it single; what is known already
+    changes nothing."""
 
     def __init__(
         self,
@@ -59,12 +69,18 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`may` says whether it is this process that looks: of several, only one does."""
-        self._github, self._auth, self._inbox, self._state = github.with_low_priority(), auth, inbox, state
-        self._resolver, self._is_elected, self._clock = EventResolver(self._github), is_elected, clock
+        self._github = github.with_low_priority()
+        self._auth = auth
+        self._inbox = inbox
+        self._state = state
+        self._resolver = EventResolver(self._github)
+        self._is_elected = is_elected
+        self._clock = clock
         self._hint = asyncio.Event()
         self._repository_states: dict[str, RepositoryState] = {}
         self._redeliveries = RedeliveryTracker()
-        self._known = BoundedDict[str, None](_MOST_KNOWN)  # reviews that were noted, or ask for nothing
+        # reviews that were noted, or ask for nothing
+        self._known = BoundedDict[str, None](_MOST_KNOWN)
         self._hints = self._outages = 0
         self._has_backlog = self._has_run = False
 
@@ -78,7 +94,9 @@ class Reconciler:
             elif trouble is not None:
                 log.error("a bug in looking at GitHub", exc_info=trouble)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(every, _SOON) if self._has_backlog or not self._has_run else every):
+                async with asyncio.timeout(
+                    min(every, _SOON) if self._has_backlog or not self._has_run else every
+                ):
                     await self._hint.wait()
 
     async def _run_if_elected(self) -> None:
@@ -100,7 +118,8 @@ class Reconciler:
         await self._state.set_value(key, "heard")
 
     async def run_once(self) -> None:
-        """First what GitHub has on record, in its order; then, when that had time to be heard, what there is to see.
+        """First what GitHub has on record, in its order; then, when that had time to be heard, what
+        there is to see.
 
         Raises Unavailable when GitHub is away, or asks for a long pause.
         """
@@ -111,20 +130,28 @@ class Reconciler:
                 await self._await_deliveries(asked)
         await self.compare_with_github()
 
-    # ── deliveries ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── deliveries ────────────────────────────────────────────────────────────────────────────────
 
     async def request_deliveries(self) -> list[str]:
-        """Ask for what was sent in the last three days and never taken in, oldest first. Return which were asked for.
+        """Ask for what was sent in the last three days and never taken in, oldest first. Return
+        which were asked for.
 
-        A mark keeps what is settled from being read each time. While there is none yet, only what nobody took is asked
-        for: a new database need not hear what an older one has heard.
+        A mark keeps what is settled from being read each time. While there is none yet, only what
+        nobody took is asked for: a new database need not hear what an older one has heard.
         """
-        now, mark = self._clock(), float(await self._state.get_value(_MARK) or 0)
-        self._redeliveries.record_attempts(await self._list_attempts(max(now - _KEPT, mark - _OVERLAP)))
+        now = self._clock()
+        mark = float(await self._state.get_value(_MARK) or 0)
+        self._redeliveries.record_attempts(
+            await self._list_attempts(max(now - _KEPT, mark - _OVERLAP))
+        )
         missing = await self._state.unseen_deliveries("github", self._redeliveries.list_guids())
         wanted = self._redeliveries.select_attempts(missing if mark else set(), now)
         self._has_backlog = len(wanted) > _AT_ONCE
-        asked = [attempt.guid for attempt in wanted[:_AT_ONCE] if await self._request_delivery(attempt, now)]
+        asked = [
+            attempt.guid
+            for attempt in wanted[:_AT_ONCE]
+            if await self._request_delivery(attempt, now)
+        ]
         if (settled := self._redeliveries.settled_until()) > mark:
             await self._state.set_value(_MARK, str(settled))
         return asked
@@ -143,7 +170,9 @@ class Reconciler:
         while cursor and found and found[-1].at >= since:
             more, cursor = await self._auth.list_attempts(cursor)
             found += more
-        return [attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS]
+        return [
+            attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS
+        ]
 
     async def _request_delivery(self, attempt: DeliveryAttempt, now: float) -> bool:
         """Return whether GitHub will send it again."""
@@ -152,29 +181,36 @@ class Reconciler:
             self._redeliveries.mark_requested(attempt.guid, now)
         except Refused as refused:
             self._redeliveries.give_up(attempt.guid)
-            log.warning("delivery %s (%s) cannot be had again: %s", attempt.guid, attempt.event, refused)
+            log.warning(
+                "delivery %s (%s) cannot be had again: %s", attempt.guid, attempt.event, refused
+            )
             return False
         return True
 
-    # ── comparing ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── comparing ─────────────────────────────────────────────────────────────────────────────────
 
     async def compare_with_github(self) -> None:
         """Note what happened to open tasks and was not told.
 
-        Mostly one conditional request for each repository; all of its tasks are looked at after a start, once an hour
-        (a review need not touch what that request asks for), and when the repository may be reached otherwise.
+        Mostly one conditional request for each repository; all of its tasks are looked at after a
+        start, once an hour (a review need not touch what that request asks for), and when the
+        repository may be reached otherwise.
         """
-        self._outages, by_repo = 0, defaultdict[str, list[tuple[Task, float]]](list)
+        self._outages = 0
+        by_repo = defaultdict[str, list[tuple[Task, float]]](list)
         for task, made in await self._state.open_tasks():
             by_repo[task.issue.repo].append((task, made))
-        self._repository_states = {repo: self._repository_states.get(repo, RepositoryState()) for repo in by_repo}
+        self._repository_states = {
+            repo: self._repository_states.get(repo, RepositoryState()) for repo in by_repo
+        }
         for repo, tasks in by_repo.items():
             with self._tolerating_failures(repo):
                 await self._compare_repository(repo, self._repository_states[repo], tasks)
 
     @contextlib.contextmanager
     def _tolerating_failures(self, what: object) -> Iterator[None]:
-        """One thing that cannot be looked at keeps nobody from the others. Raises Unavailable when nothing else can."""
+        """One thing that cannot be looked at keeps nobody from the others. Raises Unavailable when
+        nothing else can."""
         try:
             yield
             self._outages = 0
@@ -186,7 +222,9 @@ class Reconciler:
         except (OsirisError, *_ODD) as error:
             log.warning("%s cannot be looked at: %s", what, error)
 
-    async def _compare_repository(self, repo: str, place: RepositoryState, tasks: OpenTasks) -> None:
+    async def _compare_repository(
+        self, repo: str, place: RepositoryState, tasks: OpenTasks
+    ) -> None:
         touched = None
         if not place.is_due(self._clock()) and not any(task.barred for task, _ in tasks):
             touched = await self._read_touched(repo, place)
@@ -194,7 +232,11 @@ class Reconciler:
             await self._compare_all(repo, tasks)
             return
         news = place.find_changes(touched)
-        some = [(task, made) for task, made in tasks if not news.isdisjoint((task.issue.number, task.pull))]
+        some = [
+            (task, made)
+            for task, made in tasks
+            if not news.isdisjoint((task.issue.number, task.pull))
+        ]
         place.record_touched(touched, owed=await self._compare_tasks(some))
 
     async def _read_touched(self, repo: str, place: RepositoryState) -> TouchedItems | None:
@@ -218,16 +260,20 @@ class Reconciler:
             return
         await self._report_regained(tasks)
         place = self._repository_states[standing.repo] = RepositoryState.create_at(standing.at)
-        touched = await self._read_touched(standing.repo, place)  # before the tasks: what comes now comes again
+        # before the tasks: what comes now comes again
+        touched = await self._read_touched(standing.repo, place)
         owed = await self._compare_tasks(tasks)
         if touched is not None:
-            place.record_touched(touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0)
+            place.record_touched(
+                touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0
+            )
 
     async def _report_lost(self, tasks: OpenTasks, reason: str) -> None:
         for task, _ in tasks:
             if not task.barred and task.state not in HALTED:
                 await self._inbox.accept_fact(
-                    self._occurrence_key(task, "lost"), e.AccessLost(issue=task.issue, reason=reason)
+                    self._occurrence_key(task, "lost"),
+                    e.AccessLost(issue=task.issue, reason=reason),
                 )
 
     async def _report_regained(self, tasks: OpenTasks) -> None:
@@ -238,10 +284,11 @@ class Reconciler:
                 )
 
     def _occurrence_key(self, task: Task, what: str) -> str:
-        """A key for what may happen again and has no name of its own; told twice, it moves nothing."""
+        """A key for what may happen again and has no name of its own; told twice, it moves
+        nothing."""
         return f"seen/{task.issue}/{what}/{self._clock():.0f}"
 
-    # ── one task ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── one task ──────────────────────────────────────────────────────────────────────────────────
 
     async def _compare_tasks(self, tasks: OpenTasks) -> set[int]:
         """Look at tasks; the issues of those that could not be looked at."""
@@ -263,7 +310,11 @@ class Reconciler:
 
     async def _report_closed_pull(self, task: Task, pull: PullSnapshot) -> None:
         repo = task.issue.repo
-        by = pull.merged_by if pull.merged else (await self._github.read_issue(repo, pull.number)).closed_by
+        by = (
+            pull.merged_by
+            if pull.merged
+            else (await self._github.read_issue(repo, pull.number)).closed_by
+        )
         notice = PullStateChanged(
             repo=repo, sender=by, by_bot=False, pull=pull.number, branch=pull.branch, how="closed"
         )
@@ -304,9 +355,15 @@ class Reconciler:
         ref = task.issue
         issue = await self._github.read_issue(ref.repo, ref.number)
         if not issue.open:
-            if _is_after(made, issue.closed_at) and not await self._state.get_value(issue_key(issue)):
+            if _is_after(made, issue.closed_at) and not await self._state.get_value(
+                issue_key(issue)
+            ):
                 closed = IssueClosed(
-                    repo=ref.repo, sender=issue.closed_by, by_bot=False, issue=ref, not_planned=issue.dropped
+                    repo=ref.repo,
+                    sender=issue.closed_by,
+                    by_bot=False,
+                    issue=ref,
+                    not_planned=issue.dropped,
                 )
                 await self._report_event(await self._resolver.resolve_issue_close(closed))
             return
@@ -352,7 +409,9 @@ def _is_unseen_review(
         case "approved":
             return review.commit == pull.head and review.commit != task.approved
         case "dismissed":
-            mine = [one for one in reviews if (one.by, one.commit) == (task.approved_by, task.approved)]
+            mine = [
+                one for one in reviews if (one.by, one.commit) == (task.approved_by, task.approved)
+            ]
             return review in mine and all(one.verdict != "approved" for one in mine)
         case "changes_requested" | "commented":
             return True

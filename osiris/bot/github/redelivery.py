@@ -1,4 +1,5 @@
-"""What is remembered between two looks at GitHub: which deliveries never came in, and what was seen of a repository."""
+"""What is remembered between two looks at GitHub: which deliveries never came in, and what was seen
+of a repository."""
 
 import math
 from collections import defaultdict
@@ -41,18 +42,28 @@ class RedeliveryTracker:
     def select_attempts(self, missing: Collection[str], now: float) -> list[DeliveryAttempt]:
         """One sending of each delivery that is to be sent again, the oldest delivery first.
 
-        That is one that nobody took, or that is `missing` although somebody took it; but not one that is on its way,
-        and none that was sent often enough.
+        That is one that nobody took, or that is `missing` although somebody took it; but not one
+        that is on its way, and none that was sent often enough.
         """
         lacking = {
-            guid: of for guid, of in self._attempts.items() if guid in missing or not any(one.is_accepted for one in of)
+            guid: of
+            for guid, of in self._attempts.items()
+            if guid in missing or not any(one.is_accepted for one in of)
         }
-        self._waiting = {guid for guid, of in lacking.items() if len(of) < _MOST and guid not in self._hopeless}
-        return [lacking[guid][-1] for guid in lacking if guid in self._waiting and not self._is_under_way(guid, now)]
+        self._waiting = {
+            guid for guid, of in lacking.items() if len(of) < _MOST and guid not in self._hopeless
+        }
+        return [
+            lacking[guid][-1]
+            for guid in lacking
+            if guid in self._waiting and not self._is_under_way(guid, now)
+        ]
 
     def _is_under_way(self, guid: str, now: float) -> bool:
-        """GitHub may not know its outcome yet, or not even have it on record since it was asked for it."""
-        (*_, last), (asked, before) = self._attempts[guid], self._requested.get(guid, (0.0, 0))
+        """GitHub may not know its outcome yet, or not even have it on record since it was asked for
+        it."""
+        (*_, last) = self._attempts[guid]
+        (asked, before) = self._requested.get(guid, (0.0, 0))
         begun = last.at if last.code == 0 else asked if len(self._attempts[guid]) <= before else 0.0
         return now < begun + _UNDER_WAY
 
@@ -63,7 +74,8 @@ class RedeliveryTracker:
         self._hopeless.add(guid)
 
     def settled_until(self) -> float:
-        """Until when (seconds since 1970) nothing is to be sent again; 0.0 when nothing is known."""
+        """Until when (seconds since 1970) nothing is to be sent again; 0.0 when nothing is
+        known."""
         open = [self._attempts[guid][0].at for guid in self._waiting - self._hopeless]
         return min(open, default=max((of[-1].at for of in self._attempts.values()), default=0.0))
 
@@ -72,7 +84,8 @@ class RedeliveryTracker:
 class RepositoryState:
     """A repository as it was seen last: what was touched `since` then, and the `etag` of that list.
 
-    `owed` are issues whose tasks could not be looked at; `checked_at` is when all were, in seconds since 1970.
+    `owed` are issues whose tasks could not be looked at; `checked_at` is when all were, in seconds
+    since 1970.
     """
 
     since: str = ""
@@ -95,17 +108,24 @@ class RepositoryState:
 
     def find_changes(self, touched: TouchedItems) -> set[int]:
         """The numbers that were touched since the last look, and those that are owed."""
-        return self.pending_issues.union(number for number, at in touched.rows.items() if self.seen.get(number) != at)
+        return self.pending_issues.union(
+            number for number, at in touched.rows.items() if self.seen.get(number) != at
+        )
 
     def record_touched(self, touched: TouchedItems, *, owed: set[int], looked: float = 0.0) -> None:
-        """Remember what was seen; what was touched just now counts as not seen, and so does all of a list too long."""
-        self.pending_issues, self.checked_at = owed, looked or self.checked_at
+        """Remember what was seen; what was touched just now counts as not seen, and so does all of
+        a list too long."""
+        self.pending_issues = owed
+        self.checked_at = looked or self.checked_at
         if touched.is_unchanged:
             return
-        self.seen = {number: at for number, at in touched.rows.items() if parse_time(at) < touched.at - _BLUR}
+        self.seen = {
+            number: at for number, at in touched.rows.items() if parse_time(at) < touched.at - _BLUR
+        }
         self.etag = touched.etag if len(self.seen) == len(touched.rows) else ""
         if len(touched.rows) > _MANY:
-            self.since, self.etag = _format_time(touched.at - _BEFORE), ""
+            self.since = _format_time(touched.at - _BEFORE)
+            self.etag = ""
 
 
 def _format_time(at: float) -> str:

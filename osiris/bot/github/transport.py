@@ -1,4 +1,5 @@
-"""Requests to GitHub: with the right token, within its limits, and every failure as one of our errors."""
+"""Requests to GitHub: with the right token, within its limits, and every failure as one of our
+errors."""
 
 import copy
 import re
@@ -31,11 +32,15 @@ _MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
 
 
 class Transport:
-    """Reads with a token that can only read; sends each write in its turn, with a token made for it."""
+    """Reads with a token that can only read; sends each write in its turn, with a token made for
+    it."""
 
     def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
-        self._auth, self._limiter, self._hide = auth, limiter, hide
-        self._rates, self._can_wait = RateLimits(), False
+        self._auth = auth
+        self._limiter = limiter
+        self._hide = hide
+        self._rates = RateLimits()
+        self._can_wait = False
         self._api = githubkit.GitHub(
             UnauthAuthStrategy(),
             base_url=api_url.rstrip("/") + "/",
@@ -47,7 +52,8 @@ class Transport:
         )
 
     async def _assert_may_write(self, request: Any) -> None:
-        """The last thing before a write goes out: a worker that stood still since it got leave has it no more."""
+        """The last thing before a write goes out: a worker that stood still since it got leave has
+        it no more."""
         if request.method != "GET":
             self._limiter.assert_may_write()
 
@@ -66,17 +72,30 @@ class Transport:
         other._can_wait = True
         return other
 
-    async def read_json(self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON) -> Any:
+    async def read_json(
+        self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON
+    ) -> Any:
         return (await self.get(repo, path, params, accept)).json()
 
     async def get(
-        self, repo: str, path: str, params: dict[str, Any] | None = None, accept: str = _JSON, etag: str = ""
+        self,
+        repo: str,
+        path: str,
+        params: dict[str, Any] | None = None,
+        accept: str = _JSON,
+        etag: str = "",
     ) -> Response[Any]:
-        asked: dict[str, Any] = {"params": params, "headers": {"Accept": accept, **_etag_header(etag)}}
+        asked: dict[str, Any] = {
+            "params": params,
+            "headers": {"Accept": accept, **_etag_header(etag)},
+        }
         try:
             token = await self._auth.get_read_token(repo)
             return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
-        except (_Unauthorized, Suspended):  # revoked, or older than GitHub thinks it may be: once more with a new one
+        except (
+            _Unauthorized,
+            Suspended,
+        ):  # revoked, or older than GitHub thinks it may be: once more with a new one
             self._auth.forget_read_token(repo)
             token = await self._auth.get_read_token(repo)
             return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
@@ -86,30 +105,46 @@ class Transport:
     ) -> AsyncIterator[dict[str, Any]]:
         page, more = 1, True
         while more:
-            rows = await self.read_json(repo, path, {**(params or {}), "per_page": PAGE, "page": page})
+            rows = await self.read_json(
+                repo, path, {**(params or {}), "per_page": PAGE, "page": page}
+            )
             for row in rows:
                 yield row
-            page, more = page + 1, len(rows) == PAGE
+            page = page + 1
+            more = len(rows) == PAGE
 
-    async def send_write(self, method: str, repo: str, path: str, json: object, permissions: dict[str, str]) -> Any:
+    async def send_write(
+        self, method: str, repo: str, path: str, json: object, permissions: dict[str, str]
+    ) -> Any:
         """A write, with a token that `may` do just that.
 
-        No secret leaves this way, known or of a known shape, whatever it was that put it into the words.
+        No secret leaves this way, known or of a known shape, whatever it was that put it into the
+        words.
         """
         clean = self._hide.redact_value(json)
 
         async def send_once(token: str) -> Any:
-            answer = await self.send_request(method, repo, f"/repos/{repo}{path}", token, json=clean)
+            answer = await self.send_request(
+                method, repo, f"/repos/{repo}{path}", token, json=clean
+            )
             return answer.json() if answer.content else None
 
         return await self._send_in_slot(repo, permissions, send_once)
 
-    async def run_mutation(self, repo: str, query: str, variables: dict[str, Any], permissions: dict[str, str]) -> None:
-        await self._send_in_slot(repo, permissions, lambda token: self._send_graphql(repo, query, variables, token))
+    async def run_mutation(
+        self, repo: str, query: str, variables: dict[str, Any], permissions: dict[str, str]
+    ) -> None:
+        await self._send_in_slot(
+            repo, permissions, lambda token: self._send_graphql(repo, query, variables, token)
+        )
 
-    async def _send_in_slot(self, repo: str, permissions: dict[str, str], send: Callable[[str], Awaitable[Any]]) -> Any:
-        """Send when it is this account's turn; once more when the token turns out to be good no longer."""
-        account, token = repo.partition("/")[0], await self._mint_token(repo, permissions)
+    async def _send_in_slot(
+        self, repo: str, permissions: dict[str, str], send: Callable[[str], Awaitable[Any]]
+    ) -> Any:
+        """Send when it is this account's turn; once more when the token turns out to be good no
+        longer."""
+        account = repo.partition("/")[0]
+        token = await self._mint_token(repo, permissions)
         try:
             async with self._limiter.slot(account):
                 return await send(token)
@@ -125,10 +160,17 @@ class Transport:
             await self._limiter.pause(repo.partition("/")[0], limit.retry_in or _MINUTE)
             raise
 
-    async def send_request(self, method: str, repo: str, path: str, token: str, **asked: Any) -> Response[Any]:
+    async def send_request(
+        self, method: str, repo: str, path: str, token: str, **asked: Any
+    ) -> Response[Any]:
         account = repo.partition("/")[0]
         self._rates.check_remaining(account, can_wait=self._can_wait)
-        headers = {"Authorization": f"Bearer {token}", "Accept": _JSON, **VERSION, **asked.pop("headers", {})}
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Accept": _JSON,
+            **VERSION,
+            **asked.pop("headers", {}),
+        }
         try:
             answer: Response[Any] = await self._api.arequest(method, path, headers=headers, **asked)
         except FAILURES as error:
@@ -136,7 +178,9 @@ class Transport:
         self._rates.record_headers(account, answer.headers)
         return answer
 
-    async def _send_graphql(self, repo: str, query: str, variables: dict[str, Any], token: str) -> None:
+    async def _send_graphql(
+        self, repo: str, query: str, variables: dict[str, Any], token: str
+    ) -> None:
         account = repo.partition("/")[0]
         try:
             await self._api.with_auth(TokenAuthStrategy(token)).async_graphql(query, variables)
@@ -144,14 +188,20 @@ class Transport:
             told = "; ".join(e.message for e in error.response.errors or [])[:200]
             if re.search(r"(?i)rate limit", told):
                 await self._limiter.pause(account, _MINUTE)
-                raise RateLimited(f"GitHub asks for a pause (GraphQL): {told}", retry_in=_MINUTE) from None
+                raise RateLimited(
+                    f"GitHub asks for a pause (GraphQL): {told}", retry_in=_MINUTE
+                ) from None
             if re.search(r"(?i)something went wrong|timed? ?out", told):
-                raise Unavailable(f"GitHub could not answer a GraphQL request now: {told}") from None
+                raise Unavailable(
+                    f"GitHub could not answer a GraphQL request now: {told}"
+                ) from None
             raise classify_refusal("GitHub refused a GraphQL request:", told, 200) from None
         except FAILURES as error:
             raise await self._translate_failure(account, error, "POST GraphQL") from None
 
-    async def _translate_failure(self, account: str, error: GitHubException, what: str) -> OsirisError:
+    async def _translate_failure(
+        self, account: str, error: GitHubException, what: str
+    ) -> OsirisError:
         """What a failed request means; a limit holds back every write through that account."""
         if isinstance(error, RequestFailed):
             self._rates.record_headers(account, error.response.headers)
@@ -172,7 +222,9 @@ class _Unauthorized(Unavailable):
 def _narrow_error(error: GitHubException, what: str) -> OsirisError:
     if isinstance(error, RequestFailed):
         if error.response.status_code == 404:
-            return NotFound(f"GitHub does not know {what.partition(' ')[2]}, or does not let Osiris see it")
+            return NotFound(
+                f"GitHub does not know {what.partition(' ')[2]}, or does not let Osiris see it"
+            )
         if error.response.status_code == 401:
             return _Unauthorized(f"GitHub did not take the token ({what})")
     return translate_error(error, what)

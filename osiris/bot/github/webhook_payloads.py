@@ -1,11 +1,14 @@
-"""The only file that knows GitHub's webhook JSON: a delivery becomes what GitHub says happened, or nothing.
+"""The only file that knows GitHub's webhook JSON: a delivery becomes what GitHub says happened, or
+nothing.
 
-The models hold the fields Osiris reads and nothing more. What is said here may be stale; `interpreter.py` asks again.
+The models hold the fields Osiris reads and nothing more. What is said here may be stale;
+`interpreter.py` asks again.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
@@ -83,7 +86,8 @@ class _Payload(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`, under any name."""
+    """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`,
+    under any name."""
 
     repo: str
     repository: int = 0
@@ -145,7 +149,8 @@ class PullStateChanged(WebhookEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessChanged:
-    """Where Osiris may read and write has changed for repositories of `account` ("": of anybody)."""
+    """Where Osiris may read and write has changed for repositories of `account` ("": of
+    anybody)."""
 
     account: str
 
@@ -155,6 +160,9 @@ _ACCESS = {
     "installation_repositories": ("added", "removed"),
     "repository": ("archived", "unarchived", "renamed", "transferred", "deleted"),
 }
+
+
+_VERDICTS: Mapping[str, Verdict] = {verdict: verdict for verdict in get_args(Verdict)}
 
 
 def parse_delivery(kind: str, body: bytes) -> WebhookEvent | AccessChanged | None:
@@ -186,21 +194,34 @@ def _parse_access(kind: str, said: _Payload) -> AccessChanged | None:
     return AccessChanged(account=account.login if account else "")
 
 
-def _parse_event(kind: str, said: _Payload, where: _Repository, sender: _User) -> WebhookEvent | None:
+def _parse_event(
+    kind: str, said: _Payload, where: _Repository, sender: _User
+) -> WebhookEvent | None:
     repo = where.full_name
-    who = {"repo": repo, "repository": where.id, "sender": sender.login, "by_bot": sender.type == "Bot"}
+    who: dict[str, Any] = {
+        "repo": repo,
+        "repository": where.id,
+        "sender": sender.login,
+        "by_bot": sender.type == "Bot",
+    }
     match kind, said:
         case "issues", _Payload(action="labeled", issue=_Issue() as issue, label=_Label() as label):
             ref = IssueRef(repo, issue.number)
-            return Labelled(**who, issue=ref, title=issue.title, body=issue.body or "", label=label.name)  # type: ignore[arg-type]
-        case "issues", _Payload(action="unlabeled", issue=_Issue() as issue, label=_Label() as label):
-            return Unlabelled(**who, issue=IssueRef(repo, issue.number), label=label.name)  # type: ignore[arg-type]
+            return Labelled(
+                **who, issue=ref, title=issue.title, body=issue.body or "", label=label.name
+            )
+        case "issues", _Payload(
+            action="unlabeled", issue=_Issue() as issue, label=_Label() as label
+        ):
+            return Unlabelled(**who, issue=IssueRef(repo, issue.number), label=label.name)
         case "issues", _Payload(action="closed", issue=_Issue() as issue):
             dropped = issue.state_reason in ("not_planned", "duplicate")
-            return IssueClosed(**who, issue=IssueRef(repo, issue.number), not_planned=dropped)  # type: ignore[arg-type]
-        case "issue_comment", _Payload(action="created", issue=_Issue() as issue, comment=_Comment() as comment):
+            return IssueClosed(**who, issue=IssueRef(repo, issue.number), not_planned=dropped)
+        case "issue_comment", _Payload(
+            action="created", issue=_Issue() as issue, comment=_Comment() as comment
+        ):
             return Commented(
-                **who,  # type: ignore[arg-type]
+                **who,
                 number=issue.number,
                 on_pull=issue.pull_request is not None,
                 title=issue.title,
@@ -211,10 +232,16 @@ def _parse_event(kind: str, said: _Payload, where: _Repository, sender: _User) -
         case "pull_request", _Payload(
             action="closed" | "reopened" | "synchronize" as how, pull_request=_Pull() as pull
         ):
-            return PullStateChanged(**who, pull=pull.number, branch=_own_branch(pull, repo), how=how)  # type: ignore[arg-type]
+            return PullStateChanged(
+                **who, pull=pull.number, branch=_own_branch(pull, repo), how=how
+            )
         case (
             "pull_request_review",
-            _Payload(action="submitted" | "dismissed", pull_request=_Pull() as pull, review=_Review() as review),
+            _Payload(
+                action="submitted" | "dismissed",
+                pull_request=_Pull() as pull,
+                review=_Review() as review,
+            ),
         ):
             return _parse_review(said.action, pull, review, who)
     return None
@@ -225,17 +252,19 @@ def _own_branch(pull: _Pull, repo: str) -> str:
     return pull.head.ref if pull.head.repo and pull.head.repo.full_name == repo else ""
 
 
-def _parse_review(action: str, pull: _Pull, review: _Review, who: dict[str, object]) -> Reviewed | None:
-    state = "dismissed" if action == "dismissed" else review.state.lower()
-    if state not in ("approved", "changes_requested", "commented", "dismissed"):
+def _parse_review(
+    action: str, pull: _Pull, review: _Review, who: dict[str, Any]
+) -> Reviewed | None:
+    state = _VERDICTS.get("dismissed" if action == "dismissed" else review.state.lower())
+    if state is None:
         return None
     return Reviewed(
-        **who,  # type: ignore[arg-type]
+        **who,
         pull=pull.number,
         branch=_own_branch(pull, str(who["repo"])),
         review=review.id,
         node=review.node_id,
-        state=state,  # type: ignore[arg-type]
+        state=state,
         text=review.body or "",
         commit=review.commit_id or "",
     )

@@ -22,7 +22,8 @@ class BadHeaders(Exception):
 
 
 def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> WebhookDelivery:
-    """The delivery, once its signature over the raw body holds. Raises BadSignature, then BadHeaders.
+    """The delivery, once its signature over the raw body holds. Raises BadSignature, then
+    BadHeaders.
 
     https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
     """
@@ -30,7 +31,8 @@ def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> WebhookDe
     given = headers.get("x-hub-signature-256", "")
     if not secret or not hmac.compare_digest(given.encode(), f"sha256={digest}".encode()):
         raise BadSignature
-    id, kind = headers.get("x-github-delivery", ""), headers.get("x-github-event", "")
+    id = headers.get("x-github-delivery", "")
+    kind = headers.get("x-github-event", "")
     if not (0 < len(id) <= 255 and 0 < len(kind) <= 64):
         raise BadHeaders
     return WebhookDelivery(id=id, kind=kind, body=body)

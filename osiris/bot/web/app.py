@@ -23,7 +23,9 @@ CheckReady = Callable[[], Awaitable[Sequence[Probe]]]
 ReadMetrics = Callable[[], Awaitable[Sequence[MetricSample]]]
 
 
-def create_app(inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: ReadMetrics) -> FastAPI:
+def create_app(
+    inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: ReadMetrics
+) -> FastAPI:
     app = _App(_WebhookEndpoint(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
@@ -33,7 +35,9 @@ def create_app(inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: Re
     @app.get("/readyz")
     async def readyz() -> Response:
         probes = await ready()
-        missing = [{"what": p.name, "why": p.detail, "fix": p.fix} for p in probes if p.needed and not p.ok]
+        missing = [
+            {"what": p.name, "why": p.detail, "fix": p.fix} for p in probes if p.needed and not p.ok
+        ]
         return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
 
     @app.get("/metrics")
@@ -47,7 +51,8 @@ def create_app(inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: Re
 
 
 class _App(FastAPI):
-    """FastAPI with the one busy route in front of it: routing and middleware would cost as much as the work itself."""
+    """FastAPI with the one busy route in front of it: routing and middleware would cost as much as
+    the work itself."""
 
     def __init__(self, webhook_endpoint: "_WebhookEndpoint", **settings: Any) -> None:
         super().__init__(**settings)
@@ -64,10 +69,13 @@ class _WebhookEndpoint:
     """`POST /webhooks/github` as plain ASGI."""
 
     def __init__(self, inbox: Inbox, secret: str) -> None:
-        self._inbox, self._secret = inbox, secret
+        self._inbox = inbox
+        self._secret = secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         again = ""
         try:
             status, said = await self._answer_delivery(headers, receive)
@@ -82,10 +90,14 @@ class _WebhookEndpoint:
         await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer_delivery(self, headers: Mapping[str, str], receive: Receive) -> tuple[int, dict[str, Any]]:
+    async def _answer_delivery(
+        self, headers: Mapping[str, str], receive: Receive
+    ) -> tuple[int, dict[str, Any]]:
         """Status and body. Raises Unavailable when the delivery could not be stored."""
         if not self._secret:
-            return _build_problem(503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again")
+            return _build_problem(
+                503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again"
+            )
         if (body := await _read_body(headers, receive)) is None:
             return _build_problem(413, "a delivery has at most 25 MB")
         try:
@@ -103,7 +115,9 @@ async def _read_body(headers: Mapping[str, str], receive: Receive) -> bytes | No
     told = headers.get("content-length", "")
     if told.isdecimal() and int(told) > BODY_LIMIT:
         return None
-    chunks, size, more = [], 0, True
+    chunks = []
+    size = 0
+    more = True
     while more:
         message = await receive()
         chunks.append(message.get("body", b""))

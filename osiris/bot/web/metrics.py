@@ -17,7 +17,10 @@ _MEANINGS = {
     "deliveries_waiting": "Deliveries that are not decided yet, by source",
     "oldest_delivery_seconds": "Age of the oldest delivery that is not decided yet",
     "workers": "Workers that live",
-    "loop_stalls": "Times that the event loop of a process stood still for more than a second, by worker; or web",
+    "loop_stalls": (
+        "Times that the event loop of a process stood still for more than a second, by worker;"
+        " or web"
+    ),
     "writes_last_hour": "Writes to GitHub in the last hour, by account; GitHub allows 500",
 }
 
@@ -36,7 +39,9 @@ class _MetricsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, meaning in _MEANINGS.items():
             found = [figure for figure in self._samples if figure.name == name]
-            gauge = GaugeMetricFamily(f"osiris_{name}", meaning, labels=[f.label for f in found[:1] if f.label])
+            gauge = GaugeMetricFamily(
+                f"osiris_{name}", meaning, labels=[f.label for f in found[:1] if f.label]
+            )
             for figure in found:
                 gauge.add_metric([figure.value] if figure.label else [], figure.count)
             yield gauge

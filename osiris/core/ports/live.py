@@ -28,7 +28,8 @@ LiveEvent = ReplyDelta | AuditEntryAdded
 
 
 class LiveEvents(Protocol):
-    """Where news go as they come, for people who watch. What is lost here is in the database soon after."""
+    """Where news go as they come, for people who watch. What is lost here is in the database soon
+    after."""
 
     def publish(self, event: LiveEvent) -> None: ...
 

@@ -9,7 +9,8 @@ from osiris.core.events import CommandRan, Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What a model wants done; `broken` says why its arguments cannot be read, and then nothing may be done."""
+    """What a model wants done; `broken` says why its arguments cannot be read, and then nothing may
+    be done."""
 
     id: str
     name: str
@@ -21,9 +22,10 @@ class ToolCall:
 class Message:
     """One line of a transcript; `call` names the tool call that a `tool` message answers.
 
-    `ran` is the command the harness saw behind a tool's answer. Of a reply, `model` is who said it (VENDOR:MODEL),
-    `end` why it is not whole (cut at the vendor's limit, or refused), and `state` its form at the vendor, which goes
-    back to the vendor verbatim: signatures and encrypted thoughts are in it.
+    `ran` is the command the harness saw behind a tool's answer. Of a reply, `model` is who said it
+    (VENDOR:MODEL), `end` why it is not whole (cut at the vendor's limit, or refused), and `state`
+    its form at the vendor, which goes back to the vendor verbatim: signatures and encrypted
+    thoughts are in it.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -71,17 +73,21 @@ class LanguageModel(Protocol):
     def is_priced(self) -> bool: ...
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         """The next assistant message.
 
-        Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it never will), or
-        Refused.
+        Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it
+        never will), or Refused.
         """
 
 
 SelectModel = Callable[[str], Awaitable[LanguageModel]]
-"""VENDOR:MODEL ("" for the operator's) -> its brain. Raises Refused when there is no such model, or it cannot work."""
+"""VENDOR:MODEL ("" for the operator's) -> its brain. Raises Refused when there is no such model, or
+it cannot work."""
 
 
 class Toolbox(Protocol):
@@ -90,7 +96,8 @@ class Toolbox(Protocol):
     def list_tools(self) -> Sequence[ToolSpec]: ...
 
     async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
-        """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends the run."""
+        """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends
+        the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What Osiris asks of a place where commands of strangers may run.
 
-No path and no process of this machine is in it, so that containers or another machine can stand behind it as well.
+No path and no process of this machine is in it, so that containers or another machine can stand
+behind it as well.
 """
 
 from collections.abc import Sequence
@@ -9,13 +10,16 @@ from typing import IO, Protocol
 
 from osiris.core.events import Blocked, Prepared
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """What one session may use: sizes in bytes, times in seconds. `memory` and `processes` hold for all that runs in
-    it together, `disk` and `inodes` for all its files, the others for each command."""
+    """What one session may use: sizes in bytes, times in seconds. `memory` and `processes` hold for
+    all that runs in it together, `disk` and `inodes` for all its files, the others for each
+    command."""
 
     memory: int = 2 * GIB
     processes: int = 256
@@ -36,9 +40,9 @@ class SandboxLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How a workspace is got ready: `commands` of the base branch, run in its files, with a way out to the package
-    registries and to `hosts`, before anybody else's words are near. What comes of it, the files that git does not know
-    and the home, is kept for all that have the same `key`."""
+    """How a workspace is got ready: `commands` of the base branch, run in its files, with a way out
+    to the package registries and to `hosts`, before anybody else's words are near. What comes of
+    it, the files that git does not know and the home, is kept for all that have the same `key`."""
 
     commands: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -47,9 +51,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a new session is made of: a clone of `repo` at commit `base`, with the files of commit `files`, if that is
-    given, as changes on top; got ready by `setup` in the files of commit `trusted`, the end of the base branch; with a
-    way out to `hosts` alone, in most cases to none."""
+    """What a new session is made of: a clone of `repo` at commit `base`, with the files of commit
+    `files`, if that is given, as changes on top; got ready by `setup` in the files of commit
+    `trusted`, the end of the base branch; with a way out to `hosts` alone, in most cases to
+    none."""
 
     repo: str
     base: str
@@ -62,8 +67,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a sandboxed command did. `exit_code` is None when it was killed; `output` is stdout and stderr together,
-    cut to head and tail when `total` bytes were too many; `blocked` is where it wanted to go and could not."""
+    """What a sandboxed command did. `exit_code` is None when it was killed; `output` is stdout and
+    stderr together, cut to head and tail when `total` bytes were too many; `blocked` is where it
+    wanted to go and could not."""
 
     exit_code: int | None
     output: bytes
@@ -80,8 +86,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """The work of a session as a stranger's push: `pack` is a thin pack of what is new in `tree` against the base. It
-    is a file of no name: closing it is all that it needs."""
+    """The work of a session as a stranger's push: `pack` is a thin pack of what is new in `tree`
+    against the base. It is a file of no name: closing it is all that it needs."""
 
     tree: str
     pack: IO[bytes]
@@ -89,9 +95,9 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One thing a machine was asked to do; `fix` says what to do when it failed. One that is `needed` forbids all runs
-    when it fails, another makes the sandbox a weak one. `passing`: it failed for want of time or memory, and may go
-    well in a moment."""
+    """One thing a machine was asked to do; `fix` says what to do when it failed. One that is
+    `needed` forbids all runs when it fails, another makes the sandbox a weak one. `passing`: it
+    failed for want of time or memory, and may go well in a moment."""
 
     name: str
     ok: bool
@@ -102,8 +108,9 @@ class Probe:
 
 
 class Files(Protocol):
-    """The files of a session, each question answered inside of it. A path is relative to the workspace; the answer is
-    text for a model, and begins with `error: ` when it could not be done. Raises Unavailable when nothing answers."""
+    """The files of a session, each question answered inside of it. A path is relative to the
+    workspace; the answer is text for a model, and begins with `error: ` when it could not be done.
+    Raises Unavailable when nothing answers."""
 
     async def read(self, path: str, start: int, lines: int) -> str: ...
 
@@ -126,19 +133,27 @@ class Session(Protocol):
     def prepared(self) -> Prepared: ...
 
     async def run(
-        self, argv: Sequence[str], *, cwd: str = ".", stdin: bytes = b"", timeout: float = 120, keep_as: str = ""
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = ".",
+        stdin: bytes = b"",
+        timeout: float = 120,
+        keep_as: str = "",
     ) -> Result:
-        """Run a command in folder `cwd` of the workspace, for at most `timeout` seconds; everything it started dies
-        with it.
+        """Run a command in folder `cwd` of the workspace, for at most `timeout` seconds; everything
+        it started dies with it.
 
-        With `keep_as`, the full output (up to the session's cap) is kept as that file name below /tmp/outputs inside.
+        With `keep_as`, the full output (up to the session's cap) is kept as that file name below
+        /tmp/outputs inside.
         """
 
     async def export(self, base: str) -> Export:
         """Take the workspace as a pack against commit `base`. Raises Refused or Unavailable."""
 
     async def seal(self) -> None:
-        """The workspace is as it should be: from now on the session is found again, before a crash loses it."""
+        """The workspace is as it should be: from now on the session is found again, before a crash
+        loses it."""
 
     async def destroy(self) -> None:
         """End the session and remove what it left; twice is fine."""
@@ -150,9 +165,9 @@ class Sandbox(Protocol):
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
         """The session `name`, made as `plan` says when there is none; and whether it is new.
 
-        One that was never sealed is thrown away, and made anew. Raises Refused when there is no safe sandbox on this
-        machine or the plan cannot be followed, NeedsOperator when the set-up fails, Unavailable when it cannot be made
-        now.
+        One that was never sealed is thrown away, and made anew. Raises Refused when there is no
+        safe sandbox on this machine or the plan cannot be followed, NeedsOperator when the set-up
+        fails, Unavailable when it cannot be made now.
         """
 
     async def remove(self, name: str) -> None:

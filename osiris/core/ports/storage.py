@@ -12,7 +12,8 @@ from osiris.core.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A run's files, put away off this machine: `commit` holds them as they were after `steps` messages."""
+    """A run's files, put away off this machine: `commit` holds them as they were after `steps`
+    messages."""
 
     commit: str
     steps: int
@@ -22,8 +23,9 @@ class Checkpoint:
 class ResumedRun:
     """A run that this worker goes on with.
 
-    `base` is the commit it stands on (the first one given), `parse_time` its active time so far; `here` says whether
-    this machine was the last to work on it, so that its workspace is what it was.
+    `base` is the commit it stands on (the first one given), `parse_time` its active time so far;
+    `here` says whether this machine was the last to work on it, so that its workspace is what it
+    was.
     """
 
     base: str
@@ -33,8 +35,8 @@ class ResumedRun:
 
 
 class Transcripts(Protocol):
-    """The append-only record of runs, in the database. Only who began a run last may add to it: else it is
-    LeaseLost."""
+    """The append-only record of runs, in the database. Only who began a run last may add to it:
+    else it is LeaseLost."""
 
     async def begin_run(self, run: str, issue: IssueRef, purpose: str, base: str) -> ResumedRun:
         """Take a run over, and note its begin if it is new."""
@@ -42,7 +44,8 @@ class Transcripts(Protocol):
     async def load_messages(self, run: str) -> list[Message]: ...
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
-        """Store message number `seq` (from 0), add `parse_time` to the run's active time, and commit.
+        """Store message number `seq` (from 0), add `parse_time` to the run's active time, and
+        commit.
 
         Storing the same number again changes nothing.
         """
@@ -56,7 +59,8 @@ class Transcripts(Protocol):
 
 class Inbox(Protocol):
     async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:
-        """Store what happened, commit, wake a worker. The same (source, delivery) again changes nothing.
+        """Store what happened, commit, wake a worker. The same (source, delivery) again changes
+        nothing.
 
         Raises Unavailable when the database did not take it.
         """
@@ -102,17 +106,21 @@ class ReconcileState(Protocol):
 
 
 class WriteLimiter(Protocol):
-    """Leave to write to GitHub: through each account one at a time, and no faster than GitHub allows."""
+    """Leave to write to GitHub: through each account one at a time, and no faster than GitHub
+    allows."""
 
     def slot(self, account: str) -> AbstractAsyncContextManager[None]:
-        """Wait for leave to send one write through the installation of `account`; the block is the sending.
+        """Wait for leave to send one write through the installation of `account`; the block is the
+        sending.
 
-        Raises Unavailable when the wait would be long (`retry_in` says how long), and LeaseLost when this worker no
-        longer holds its lease: then nothing may be sent.
+        Raises Unavailable when the wait would be long (`retry_in` says how long), and LeaseLost
+        when this worker no longer holds its lease: then nothing may be sent.
         """
 
     def assert_may_write(self) -> None:
-        """The last look before a write is sent. Raises LeaseLost when this worker may have been taken for dead."""
+        """The last look before a write is sent. Raises LeaseLost when this worker may have been
+        taken for dead."""
 
     async def pause(self, account: str, seconds: float) -> None:
-        """GitHub asked for a pause: no worker gets leave to write through `account` for so many seconds."""
+        """GitHub asked for a pause: no worker gets leave to write through `account` for so many
+        seconds."""

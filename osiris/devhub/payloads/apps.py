@@ -4,7 +4,13 @@ import json
 
 from osiris.devhub.models import CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
 from osiris.devhub.payloads import code, issues
-from osiris.devhub.payloads.issues import Json, build_api_url, build_repo_page_url, build_repo_url, format_time
+from osiris.devhub.payloads.issues import (
+    Json,
+    build_api_url,
+    build_repo_page_url,
+    build_repo_url,
+    format_time,
+)
 from osiris.devhub.world import World
 
 
@@ -18,7 +24,9 @@ def build_installation(world: World, installation: Installation) -> Json:
         "repository_selection": "selected",
         "access_tokens_url": f"{url}/access_tokens",
         "repositories_url": f"{build_api_url(world)}/installation/repositories",
-        "html_url": f"{world.url}/organizations/{installation.account.login}/settings/installations/{installation.id}",
+        "html_url": (
+            f"{world.url}/organizations/{installation.account.login}/settings/installations/{installation.id}"
+        ),
         "app_id": app.id,
         "app_slug": app.slug,
         "target_id": installation.account.id,
@@ -30,7 +38,11 @@ def build_installation(world: World, installation: Installation) -> Json:
         "single_file_name": None,
         "has_multiple_single_files": False,
         "single_file_paths": [],
-        "suspended_by": issues.build_user(world, installation.suspended_by) if installation.suspended_by else None,
+        "suspended_by": (
+            issues.build_user(world, installation.suspended_by)
+            if installation.suspended_by
+            else None
+        ),
         "suspended_at": format_time(installation.suspended),
     }
 
@@ -92,7 +104,15 @@ def build_check_run(world: World, run: CheckRun) -> Json:
 
 def find_conclusion(suite: CheckSuite) -> str:
     conclusions = {run.conclusion for run in suite.runs}
-    worst = ("failure", "timed_out", "action_required", "cancelled", "success", "neutral", "skipped")
+    worst = (
+        "failure",
+        "timed_out",
+        "action_required",
+        "cancelled",
+        "success",
+        "neutral",
+        "skipped",
+    )
     return next((word for word in worst if word in conclusions), "neutral")
 
 
@@ -111,7 +131,9 @@ def build_check_suite(world: World, suite: CheckSuite) -> Json:
         "url": url,
         "before": commit.parents[0] if commit.parents else None,
         "after": suite.sha,
-        "pull_requests": [_build_check_pull(world, pull) for pull in list_pulls_at(repo, suite.sha)],
+        "pull_requests": [
+            _build_check_pull(world, pull) for pull in list_pulls_at(repo, suite.sha)
+        ],
         "app": issues.build_app(world, suite.app),
         "created_at": format_time(suite.created),
         "updated_at": format_time(world.now()),

@@ -39,11 +39,9 @@ def _build_links(**urls: str) -> Json:
 
 def build_simple_pull(world: World, pull: Pull) -> Json:
     """The shape of lists."""
-    url, page, issue = (
-        build_pull_url(world, pull),
-        build_issue_page_url(world, pull.issue),
-        build_issue_url(world, pull.issue),
-    )
+    url = build_pull_url(world, pull)
+    page = build_issue_page_url(world, pull.issue)
+    issue = build_issue_url(world, pull.issue)
     statuses = f"{build_repo_url(world, pull.repo)}/statuses/{pull.head_sha}"
     links = {
         "comments": f"{issue}/comments",
@@ -111,7 +109,11 @@ def build_review(world: World, review: PullReview) -> Json:
         "commit_id": review.commit,
         "submitted_at": format_time(review.submitted),
     }
-    absent = ("created_at", "updated_at") if review.submitted else ("created_at", "updated_at", "submitted_at")
+    absent = (
+        ("created_at", "updated_at")
+        if review.submitted
+        else ("created_at", "updated_at", "submitted_at")
+    )
     return {name: value for name, value in shape.items() if name not in absent}
 
 
@@ -176,7 +178,8 @@ def _build_account(world: World, who: Signature) -> Json | None:
 
 def build_commit(world: World, repo: Repo, commit: Commit) -> Json:
     base = build_repo_url(world, repo)
-    url, page = f"{base}/commits/{commit.sha}", f"{build_repo_page_url(world, repo)}/commit/"
+    url = f"{base}/commits/{commit.sha}"
+    page = f"{build_repo_page_url(world, repo)}/commit/"
     return {
         "sha": commit.sha,
         "node_id": build_commit_node_id(repo, commit.sha),
@@ -201,7 +204,8 @@ def build_commit(world: World, repo: Repo, commit: Commit) -> Json:
         "author": _build_account(world, commit.author),
         "committer": _build_account(world, commit.committer),
         "parents": [
-            {"sha": parent, "url": f"{base}/commits/{parent}", "html_url": page + parent} for parent in commit.parents
+            {"sha": parent, "url": f"{base}/commits/{parent}", "html_url": page + parent}
+            for parent in commit.parents
         ],
     }
 
@@ -227,19 +231,24 @@ def build_pushed_commit(world: World, repo: Repo, commit: Commit, changed: list[
         "committer": _build_pusher(world, commit.committer, commit.committed),
         "added": list_paths("added"),
         "removed": list_paths("removed"),
-        "modified": [change.path for change in changed if change.status not in ("added", "removed")],
+        "modified": [
+            change.path for change in changed if change.status not in ("added", "removed")
+        ],
     }
 
 
 def _build_pusher(world: World, who: Signature, at: str) -> Json:
     account = _build_account(world, who)
-    return {"name": who.name, "email": who.email, "date": at} | ({"username": account["login"]} if account else {})
+    return {"name": who.name, "email": who.email, "date": at} | (
+        {"username": account["login"]} if account else {}
+    )
 
 
 def build_comparison(world: World, repo: Repo, base: str, head: str) -> Json:
     git = repo.git
     fork = git.find_merge_base(base, head) or base
-    ahead, behind = git.count_commits(base, head), git.count_commits(head, base)
+    ahead = git.count_commits(base, head)
+    behind = git.count_commits(head, base)
     page = f"{build_repo_page_url(world, repo)}/compare/{base}...{head}"
     statuses: Any = {(True, True): "diverged", (True, False): "ahead", (False, True): "behind"}
     return {
@@ -255,5 +264,7 @@ def build_comparison(world: World, repo: Repo, base: str, head: str) -> Json:
         "behind_by": behind,
         "total_commits": ahead,
         "commits": [build_commit(world, repo, one) for one in git.list_commits(base, head)],
-        "files": [build_changed_file(world, repo, head, change) for change in git.list_changes(fork, head)],
+        "files": [
+            build_changed_file(world, repo, head, change) for change in git.list_changes(fork, head)
+        ],
     }

@@ -4,7 +4,18 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from osiris.devhub.models import ROLES, App, AuthoredText, Comment, Issue, Label, Note, Reaction, Repo, User
+from osiris.devhub.models import (
+    ROLES,
+    App,
+    AuthoredText,
+    Comment,
+    Issue,
+    Label,
+    Note,
+    Reaction,
+    Repo,
+    User,
+)
 from osiris.devhub.world import REACTIONS, World
 
 Json = dict[str, Any]
@@ -61,7 +72,9 @@ USER_LINKS = {
 
 
 def format_time(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        None if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    )
 
 
 def build_api_url(world: World) -> str:
@@ -77,7 +90,8 @@ def build_repo_page_url(world: World, repo: Repo) -> str:
 
 
 def build_issue_page_url(world: World, issue: Issue) -> str:
-    return f"{build_repo_page_url(world, issue.repo)}/{'pull' if issue.pull else 'issues'}/{issue.number}"
+    kind = "pull" if issue.pull else "issues"
+    return f"{build_repo_page_url(world, issue.repo)}/{kind}/{issue.number}"
 
 
 def build_user(world: World, user: User) -> Json:
@@ -134,7 +148,8 @@ def build_organization(world: World, owner: User) -> Json:
 
 
 def build_repository(world: World, repo: Repo) -> Json:
-    url, page = build_repo_url(world, repo), build_repo_page_url(world, repo)
+    url = build_repo_url(world, repo)
+    page = build_repo_page_url(world, repo)
     still_open = sum(issue.state == "open" for issue in repo.issues.values())
     return {
         "id": repo.id,
@@ -181,7 +196,13 @@ def _build_repo_facts(repo: Repo) -> Json:
 def build_full_repository(world: World, repo: Repo, viewer: User | None) -> Json:
     role = repo.get_role(viewer) if viewer else "read"
     rank = ROLES.index(role)
-    names = (("admin", "admin"), ("maintain", "maintain"), ("push", "write"), ("triage", "triage"), ("pull", "read"))
+    names = (
+        ("admin", "admin"),
+        ("maintain", "maintain"),
+        ("push", "write"),
+        ("triage", "triage"),
+        ("pull", "read"),
+    )
     return {
         **build_repository(world, repo),
         "permissions": {name: rank >= ROLES.index(needed) for name, needed in names},

@@ -2,13 +2,27 @@
 
 from collections.abc import Callable, Sequence
 
-from osiris.devhub.models import HubEvent, Installation, LineComment, Pull, PullReview, Repo, ReviewThread
+from osiris.devhub.models import (
+    HubEvent,
+    Installation,
+    LineComment,
+    Pull,
+    PullReview,
+    Repo,
+    ReviewThread,
+)
 from osiris.devhub.payloads import apps, code, issues
 from osiris.devhub.payloads.issues import Json
 from osiris.devhub.pulls import NO_COMMIT
 from osiris.devhub.world import World
 
-OF_SUITES_ALONE = ("check_runs_url", "head_commit", "latest_check_runs_count", "rerequestable", "runs_rerequestable")
+OF_SUITES_ALONE = (
+    "check_runs_url",
+    "head_commit",
+    "latest_check_runs_count",
+    "rerequestable",
+    "runs_rerequestable",
+)
 """What GitHub says of a suite, but not where it tells of one of its runs."""
 
 
@@ -40,12 +54,19 @@ def _build_issues(world: World, happening: HubEvent) -> Json:
 
 
 def _build_issue_comment(world: World, happening: HubEvent) -> Json:
-    return {**_build_issues(world, happening), "comment": issues.build_comment(world, happening.subject["comment"])}
+    return {
+        **_build_issues(world, happening),
+        "comment": issues.build_comment(world, happening.subject["comment"]),
+    }
 
 
 def _build_pull_request(world: World, happening: HubEvent) -> Json:
     pull = happening.subject["issue"].pull
-    return {"number": pull.number, "pull_request": code.build_pull(world, pull), **_build_extra_keys(world, happening)}
+    return {
+        "number": pull.number,
+        "pull_request": code.build_pull(world, pull),
+        **_build_extra_keys(world, happening),
+    }
 
 
 def _build_review(world: World, happening: HubEvent) -> Json:
@@ -72,8 +93,10 @@ def _build_review_thread(world: World, happening: HubEvent) -> Json:
 
 def _build_push(world: World, happening: HubEvent) -> Json:
     repo, subject = happening.repo, happening.subject
-    before, after = subject["before"], subject["after"]
-    created, deleted = before == NO_COMMIT, after == NO_COMMIT
+    before = subject["before"]
+    after = subject["after"]
+    created = before == NO_COMMIT
+    deleted = after == NO_COMMIT
     commits = [] if deleted else _list_pushed_commits(world, happening, before, after)
     page = issues.build_repo_page_url(world, repo)
     return {
@@ -87,7 +110,10 @@ def _build_push(world: World, happening: HubEvent) -> Json:
         "compare": f"{page}/compare/{before[:12]}...{after[:12]}",
         "commits": commits,
         "head_commit": commits[-1] if commits else None,
-        "pusher": {"name": happening.by.login, "email": f"{happening.by.login}@users.noreply.devhub.invalid"},
+        "pusher": {
+            "name": happening.by.login,
+            "email": f"{happening.by.login}@users.noreply.devhub.invalid",
+        },
     }
 
 
@@ -98,14 +124,17 @@ def _list_pushed_commits(world: World, happening: HubEvent, before: str, after: 
     commits = git.list_commits(before, after, limit=20) or [git.read_commit(after)]
     pairs = [(commit, commit.parents[0] if commit.parents else commit.sha) for commit in commits]
     return [
-        code.build_pushed_commit(world, repo, commit, git.list_changes(parent, commit.sha)) for commit, parent in pairs
+        code.build_pushed_commit(world, repo, commit, git.list_changes(parent, commit.sha))
+        for commit, parent in pairs
     ]
 
 
 def _build_check_run(world: World, happening: HubEvent) -> Json:
     run = happening.subject["run"]
     suite = {
-        name: value for name, value in apps.build_check_suite(world, run.suite).items() if name not in OF_SUITES_ALONE
+        name: value
+        for name, value in apps.build_check_suite(world, run.suite).items()
+        if name not in OF_SUITES_ALONE
     }
     ended = run.status == "completed"
     suite |= {"status": run.status, "conclusion": suite["conclusion"] if ended else None}
@@ -122,7 +151,11 @@ def _build_repository(world: World, happening: HubEvent) -> Json:
         return {"changes": {"repository": {"name": {"from": subject["old_name"]}}}}
     if "old_owner" in subject:
         return {
-            "changes": {"owner": {"from": {"organization": issues.build_organization(world, subject["old_owner"])}}}
+            "changes": {
+                "owner": {
+                    "from": {"organization": issues.build_organization(world, subject["old_owner"])}
+                }
+            }
         }
     return {}
 

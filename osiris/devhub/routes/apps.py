@@ -84,9 +84,15 @@ async def create_access_token(call: ApiRequest) -> Response:
 @table.route("GET", "/installation/repositories")
 async def list_installation_repositories(call: ApiRequest) -> Response:
     if call.who.grant is None:
-        raise ApiError(403, "You must authenticate with an installation access token in order to list repositories.")
+        raise ApiError(
+            403,
+            "You must authenticate with an installation access token in order to list"
+            " repositories.",
+        )
     shape = lambda repo: issues.build_repository(call.world, repo)  # noqa: E731
-    return call.build_page(call.who.grant.repos, shape, "repositories", repository_selection="selected")
+    return call.build_page(
+        call.who.grant.repos, shape, "repositories", repository_selection="selected"
+    )
 
 
 # ── deliveries ──
@@ -101,7 +107,10 @@ async def list_deliveries(call: ApiRequest) -> Response:
     rest = [one for one in newest if not cursor.isdigit() or one.id < int(cursor)]
     shown = rest[:size]
     more = (
-        f'<{call.hub.api_url}/app/hook/deliveries?per_page={size}&cursor={shown[-1].id}>; rel="next"' if shown else ""
+        f"<{call.hub.api_url}/app/hook/deliveries?per_page={size}&cursor={shown[-1].id}>;"
+        ' rel="next"'
+        if shown
+        else ""
     )
     headers = {"Link": more} if len(rest) > size else None
     return build_response([apps.build_delivery(one) for one in shown], headers=headers)
@@ -137,13 +146,18 @@ async def get_authenticated_user(call: ApiRequest) -> Response:
 
 @table.route("GET", "/users/{login}")
 async def get_user(call: ApiRequest) -> Response:
-    return build_response(issues.build_public_user(call.world, call.world.get_user(call.params["login"])))
+    return build_response(
+        issues.build_public_user(call.world, call.world.get_user(call.params["login"]))
+    )
 
 
 @table.route("GET", "/rate_limit")
 async def get_rate_limit(call: ApiRequest) -> Response:
     """Looking costs nothing."""
-    resources = {name: call.hub.rates.describe_limit(call.who, name) for name in ("core", "search", "graphql")}
+    resources = {
+        name: call.hub.rates.describe_limit(call.who, name)
+        for name in ("core", "search", "graphql")
+    }
     return build_response({"resources": resources, "rate": resources["core"]})
 
 

@@ -12,7 +12,15 @@ from osiris.devhub.routes.request import ApiRequest, RouteTable, build_response
 
 table = RouteTable()
 REPO = "/repos/{owner}/{repo}"
-CONCLUSIONS = ("action_required", "cancelled", "failure", "neutral", "success", "skipped", "timed_out")
+CONCLUSIONS = (
+    "action_required",
+    "cancelled",
+    "failure",
+    "neutral",
+    "success",
+    "skipped",
+    "timed_out",
+)
 STATUSES = ("queued", "in_progress", "completed")
 LONGEST = 65_535
 
@@ -47,7 +55,9 @@ def _read_facts(call: ApiRequest) -> dict[str, Any]:
 def _check_output(given: dict[str, Any]) -> dict[str, str | None]:
     for name in ("summary", "text"):
         if len(given.get(name) or "") > LONGEST:
-            raise invalid_field_error("CheckRun", name, "custom", f"{name} exceeds a maximum bytesize of {LONGEST}")
+            raise invalid_field_error(
+                "CheckRun", name, "custom", f"{name} exceeds a maximum bytesize of {LONGEST}"
+            )
     if not given.get("summary"):
         raise invalid_field_error("CheckRun", "summary", "missing_field")
     return {name: given.get(name) for name in ("title", "summary", "text")}
@@ -66,7 +76,8 @@ def _check_actions(given: list[Any]) -> list[dict[str, str]]:
 @table.route("POST", REPO + "/check-runs")
 async def create_check_run(call: ApiRequest) -> Response:
     app = _require_app(call)
-    name, sha = call.get_required_text("name"), call.get_required_text("head_sha")
+    name = call.get_required_text("name")
+    sha = call.get_required_text("head_sha")
     if call.repo.git.resolve_commit(sha) is None:
         raise validation_error(f"No commit found for SHA: {sha}")
     run = call.world.start_check(call.repo, app, sha, name, **_read_facts(call))
@@ -88,11 +99,14 @@ async def get_check_run(call: ApiRequest) -> Response:
 
 @table.route("PATCH", REPO + "/check-runs/{id:int}")
 async def update_check_run(call: ApiRequest) -> Response:
-    app, run = _require_app(call), _find_run(call)
+    app = _require_app(call)
+    run = _find_run(call)
     if run.app is not app:
         raise ApiError(
             403,
-            "Invalid app_id `" + str(app.id) + "` - check run can only be modified by the GitHub App that created it.",
+            "Invalid app_id `"
+            + str(app.id)
+            + "` - check run can only be modified by the GitHub App that created it.",
         )
     name = call.get_optional_text("name")
     call.world.update_check(run, **_read_facts(call), **({"name": name} if name else {}))
@@ -103,10 +117,15 @@ async def update_check_run(call: ApiRequest) -> Response:
 async def list_check_runs(call: ApiRequest) -> Response:
     call.require_permission("checks:read")
     sha = resolve_ref(call.repo, call.params["ref"])
-    name, app_id = call.get_query("check_name"), call.get_query("app_id")
+    name = call.get_query("check_name")
+    app_id = call.get_query("app_id")
     runs = [run for run in call.repo.checks if run.sha == sha]
     if call.get_query("filter", "latest") == "latest":
         runs = list({(run.app.id, run.name): run for run in runs}.values())
-    wanted = [run for run in runs if (not name or run.name == name) and (not app_id or str(run.app.id) == app_id)]
+    wanted = [
+        run
+        for run in runs
+        if (not name or run.name == name) and (not app_id or str(run.app.id) == app_id)
+    ]
     wanted = [run for run in wanted if call.get_query("status") in ("", run.status)]
     return call.build_page(wanted, lambda run: apps.build_check_run(call.world, run), "check_runs")

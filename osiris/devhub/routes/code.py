@@ -44,7 +44,9 @@ async def delete_repo(call: ApiRequest) -> Response:
 @table.route("POST", REPO + "/transfer")
 async def transfer_repo(call: ApiRequest) -> Response:
     call.require_permission(ADMINISTRATION, role="admin")
-    repo = call.hub.transfer_repo(call.repo.full_name, call.get_required_text("new_owner"), call.account)
+    repo = call.hub.transfer_repo(
+        call.repo.full_name, call.get_required_text("new_owner"), call.account
+    )
     return build_response(issues.build_repository(call.world, repo), 202)
 
 
@@ -66,14 +68,20 @@ async def get_permission(call: ApiRequest) -> Response:
     user = call.world.get_user(call.params["login"])
     role = call.repo.get_role(user)
     old = OLD_NAMES.get(role, role)
-    body = {"permission": old, "role_name": role, "user": issues.build_user(call.world, user) | {"role_name": role}}
+    body = {
+        "permission": old,
+        "role_name": role,
+        "user": issues.build_user(call.world, user) | {"role_name": role},
+    }
     return build_response(body)
 
 
 @table.route("GET", REPO + "/labels")
 async def list_labels(call: ApiRequest) -> Response:
     call.require_permission("issues:read", "pull_requests:read")
-    return call.build_page(call.repo.labels.values(), lambda label: issues.build_label(call.world, call.repo, label))
+    return call.build_page(
+        call.repo.labels.values(), lambda label: issues.build_label(call.world, call.repo, label)
+    )
 
 
 MOST_CONTENT = 1_000_000  # bytes
@@ -101,7 +109,8 @@ async def get_contents(call: ApiRequest) -> Response:
 
 
 def _build_entry(call: ApiRequest, sha: str, path: str, kind: str, blob: str, size: int) -> Json:
-    base, page = build_repo_url(call.world, call.repo), build_repo_page_url(call.world, call.repo)
+    base = build_repo_url(call.world, call.repo)
+    page = build_repo_page_url(call.world, call.repo)
     url = f"{base}/contents/{path}?ref={call.get_query('ref') or call.repo.default_branch}"
     git_url = f"{base}/git/{'trees' if kind == 'dir' else 'blobs'}/{blob}"
     html = f"{page}/{'tree' if kind == 'dir' else 'blob'}/{sha}/{path}"
@@ -133,9 +142,14 @@ def _build_folder(call: ApiRequest, sha: str, path: str, *, as_object: bool) -> 
     if not found:
         raise not_found_error()
     prefix = f"{path}/" if path else ""
-    entries = [_build_entry(call, sha, prefix + name, kinds[kind], blob, size) for kind, blob, name, size in found]
+    entries = [
+        _build_entry(call, sha, prefix + name, kinds[kind], blob, size)
+        for kind, blob, name, size in found
+    ]
     if as_object:
-        tree = _build_entry(call, sha, path, "dir", call.repo.git.read_blob_id(sha, path), 0) | {"entries": entries}
+        tree = _build_entry(call, sha, path, "dir", call.repo.git.read_blob_id(sha, path), 0) | {
+            "entries": entries
+        }
         return build_response(tree, headers={"content-type": "application/vnd.github.object"})
     return build_response(entries)
 
@@ -150,7 +164,9 @@ async def get_ref(call: ApiRequest) -> Response:
     base = build_repo_url(call.world, call.repo)
     target = {"type": "commit", "sha": sha, "url": f"{base}/git/commits/{sha}"}
     node = "REF_" + base64.urlsafe_b64encode(f"{call.repo.id}:{name}".encode()).decode().rstrip("=")
-    return build_response({"ref": name, "node_id": node, "url": f"{base}/git/{name}", "object": target})
+    return build_response(
+        {"ref": name, "node_id": node, "url": f"{base}/git/{name}", "object": target}
+    )
 
 
 @table.route("GET", REPO + "/branches")
@@ -177,7 +193,10 @@ async def get_branch(call: ApiRequest) -> Response:
     body = {
         "name": name,
         "commit": code.build_commit(call.world, call.repo, call.repo.git.read_commit(sha)),
-        "_links": {"self": url, "html": f"{build_repo_page_url(call.world, call.repo)}/tree/{name}"},
+        "_links": {
+            "self": url,
+            "html": f"{build_repo_page_url(call.world, call.repo)}/tree/{name}",
+        },
         "protected": False,
         "protection": {"enabled": False, "required_status_checks": checks},
         "protection_url": f"{url}/protection",
@@ -189,7 +208,9 @@ async def get_branch(call: ApiRequest) -> Response:
 async def list_commits(call: ApiRequest) -> Response:
     call.require_permission("contents:read")
     sha = resolve_ref(call.repo, call.get_query("sha") or call.repo.default_branch)
-    return call.build_page(call.repo.git.list_history(sha), lambda one: code.build_commit(call.world, call.repo, one))
+    return call.build_page(
+        call.repo.git.list_history(sha), lambda one: code.build_commit(call.world, call.repo, one)
+    )
 
 
 @table.route("GET", REPO + "/commits/{ref}")
@@ -198,10 +219,13 @@ async def get_commit(call: ApiRequest) -> Response:
     git = call.repo.git
     found = git.read_commit(resolve_ref(call.repo, call.params["ref"]))
     files = git.list_changes(found.parents[0], found.sha) if found.parents else []
-    added, removed = sum(one.additions for one in files), sum(one.deletions for one in files)
+    added = sum(one.additions for one in files)
+    removed = sum(one.deletions for one in files)
     body = code.build_commit(call.world, call.repo, found)
     body["stats"] = {"total": added + removed, "additions": added, "deletions": removed}
-    body["files"] = [code.build_changed_file(call.world, call.repo, found.sha, one) for one in files]
+    body["files"] = [
+        code.build_changed_file(call.world, call.repo, found.sha, one) for one in files
+    ]
     return build_response(body)
 
 

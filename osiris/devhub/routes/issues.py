@@ -23,14 +23,20 @@ ORDERS: Mapping[str, Callable[[Issue], tuple[float, int]]] = {
 async def list_issues(call: ApiRequest) -> Response:
     call.require_permission("issues:read", "pull_requests:read")
     up = call.get_query("direction", "desc") == "asc"
-    found = sorted(call.repo.issues.values(), key=ORDERS.get(call.get_query("sort"), ORDERS["created"]), reverse=not up)
+    found = sorted(
+        call.repo.issues.values(),
+        key=ORDERS.get(call.get_query("sort"), ORDERS["created"]),
+        reverse=not up,
+    )
     return call.build_page(
-        [issue for issue in found if _matches_query(call, issue)], lambda one: issues.build_issue(call.world, one)
+        [issue for issue in found if _matches_query(call, issue)],
+        lambda one: issues.build_issue(call.world, one),
     )
 
 
 def _matches_query(call: ApiRequest, issue: Issue) -> bool:
-    state, creator = call.get_query("state", "open"), call.get_query("creator")
+    state = call.get_query("state", "open")
+    creator = call.get_query("creator")
     labels = {name for name in call.get_query("labels").lower().split(",") if name}
     since = call.get_query("since")
     return (
@@ -47,8 +53,11 @@ async def create_issue(call: ApiRequest) -> Response:
     labels = [_parse_label_name(label) for label in call.get("labels", list, [])]
     # like GitHub, labels of people who may not set them are dropped without a word
     kept = labels if call.who.may_access(call.repo, ["issues:write"], "triage") else []
-    title, body = call.get_required_text("title"), call.get_text("body")
-    issue = call.world.open_issue(call.repo, call.account, title, body, labels=kept, by_app=call.by_app)
+    title = call.get_required_text("title")
+    body = call.get_text("body")
+    issue = call.world.open_issue(
+        call.repo, call.account, title, body, labels=kept, by_app=call.by_app
+    )
     return build_response(issues.build_issue(call.world, issue), 201)
 
 
@@ -61,12 +70,17 @@ async def get_issue(call: ApiRequest) -> Response:
 @table.route("PATCH", ISSUE)
 async def update_issue(call: ApiRequest) -> Response:
     issue = call.issue
-    call.require_on_issue(issue, "write", role="read" if call.who.user is issue.author else "triage")
+    call.require_on_issue(
+        issue, "write", role="read" if call.who.user is issue.author else "triage"
+    )
     state = call.get_text("state", issue.state)
     if state not in ("open", "closed"):
         raise invalid_field_error("Issue", "state")
     call.world.edit_issue(
-        issue, call.account, title=call.get_optional_text("title"), body=call.get_optional_text("body")
+        issue,
+        call.account,
+        title=call.get_optional_text("title"),
+        body=call.get_optional_text("body"),
     )
     if state == "closed":
         call.world.close_issue(issue, call.account, call.get_text("state_reason", "completed"))
@@ -80,7 +94,9 @@ async def list_events(call: ApiRequest) -> Response:
     """Oldest first."""
     call.require_on_issue(call.issue, "read")
     told = [note for note in call.issue.timeline if note.event]
-    return call.build_page(told, lambda note: issues.build_issue_event(call.world, call.issue, note))
+    return call.build_page(
+        told, lambda note: issues.build_issue_event(call.world, call.issue, note)
+    )
 
 
 # ── comments ──
@@ -90,14 +106,20 @@ async def list_events(call: ApiRequest) -> Response:
 async def list_comments(call: ApiRequest) -> Response:
     call.require_on_issue(call.issue, "read")
     since = call.get_query("since")
-    found = [one for one in call.issue.comments if not since or (issues.format_time(one.updated) or "") >= since]
+    found = [
+        one
+        for one in call.issue.comments
+        if not since or (issues.format_time(one.updated) or "") >= since
+    ]
     return call.build_page(found, lambda comment: issues.build_comment(call.world, comment))
 
 
 @table.route("POST", ISSUE + "/comments")
 async def create_comment(call: ApiRequest) -> Response:
     call.require_on_issue(call.issue, "write")
-    comment = call.world.add_comment(call.issue, call.account, call.get_required_text("body"), by_app=call.by_app)
+    comment = call.world.add_comment(
+        call.issue, call.account, call.get_required_text("body"), by_app=call.by_app
+    )
     return build_response(issues.build_comment(call.world, comment), 201)
 
 
@@ -119,7 +141,9 @@ async def get_comment(call: ApiRequest) -> Response:
 @table.route("PATCH", REPO + "/issues/comments/{id:int}")
 async def update_comment(call: ApiRequest) -> Response:
     found = _find_comment(call)
-    call.require_on_issue(found.issue, "write", role="read" if call.who.user is found.author else "write")
+    call.require_on_issue(
+        found.issue, "write", role="read" if call.who.user is found.author else "write"
+    )
     call.world.edit_comment(found, call.account, call.get_required_text("body"))
     return build_response(issues.build_comment(call.world, found))
 
@@ -127,7 +151,9 @@ async def update_comment(call: ApiRequest) -> Response:
 @table.route("DELETE", REPO + "/issues/comments/{id:int}")
 async def delete_comment(call: ApiRequest) -> Response:
     found = _find_comment(call)
-    call.require_on_issue(found.issue, "write", role="read" if call.who.user is found.author else "write")
+    call.require_on_issue(
+        found.issue, "write", role="read" if call.who.user is found.author else "write"
+    )
     call.world.delete_comment(found, call.account)
     return Response(status_code=204)
 
@@ -146,7 +172,9 @@ def _parse_label_name(given: object) -> str:
 @table.route("GET", ISSUE + "/labels")
 async def list_labels(call: ApiRequest) -> Response:
     call.require_on_issue(call.issue, "read")
-    return call.build_page(call.issue.labels, lambda label: issues.build_label(call.world, call.repo, label))
+    return call.build_page(
+        call.issue.labels, lambda label: issues.build_label(call.world, call.repo, label)
+    )
 
 
 @table.route("POST", ISSUE + "/labels")

@@ -20,15 +20,22 @@ async def list_pulls(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:read")
     found = sorted(call.repo.pulls.values(), key=lambda pull: -pull.number)
     return call.build_page(
-        [one for one in found if _matches_query(call, one)], lambda one: code.build_simple_pull(call.world, one)
+        [one for one in found if _matches_query(call, one)],
+        lambda one: code.build_simple_pull(call.world, one),
     )
 
 
 def _matches_query(call: ApiRequest, pull: Pull) -> bool:
-    state, head, base = call.get_query("state", "open"), call.get_query("head"), call.get_query("base")
+    state = call.get_query("state", "open")
+    head = call.get_query("head")
+    base = call.get_query("base")
     name = f"{pull.repo.owner.login}:{pull.head_ref}"
     # GitHub ignores a head filter without its owner
-    return state in ("all", pull.state) and (":" not in head or head == name) and base in ("", pull.base_ref)
+    return (
+        state in ("all", pull.state)
+        and (":" not in head or head == name)
+        and base in ("", pull.base_ref)
+    )
 
 
 @table.route("POST", REPO + "/pulls")
@@ -54,12 +61,17 @@ async def get_pull(call: ApiRequest) -> Response:
 @table.route("PATCH", PULL)
 async def update_pull(call: ApiRequest) -> Response:
     pull = call.pull
-    call.require_permission("pull_requests:write", role="read" if call.who.user is pull.author else "write")
+    call.require_permission(
+        "pull_requests:write", role="read" if call.who.user is pull.author else "write"
+    )
     state = call.get_text("state")
     if state not in ("", "open", "closed"):
         raise invalid_field_error("PullRequest", "state")
     call.world.edit_issue(
-        pull.issue, call.account, title=call.get_optional_text("title"), body=call.get_optional_text("body")
+        pull.issue,
+        call.account,
+        title=call.get_optional_text("title"),
+        body=call.get_optional_text("body"),
     )
     if state:
         pulls.set_state(call.world, pull, call.account, state)
@@ -93,9 +105,14 @@ async def check_merged(call: ApiRequest) -> Response:
 async def merge_pull(call: ApiRequest) -> Response:
     pull = call.pull
     call.require_permission("contents:write", role="write")
-    method, title = call.get_text("merge_method", "merge"), call.get_text("commit_title")
-    commit = pulls.merge_pull(call.world, pull, call.account, sha=call.get_text("sha"), method=method, title=title)
-    return build_response({"sha": commit, "merged": True, "message": "Pull Request successfully merged"})
+    method = call.get_text("merge_method", "merge")
+    title = call.get_text("commit_title")
+    commit = pulls.merge_pull(
+        call.world, pull, call.account, sha=call.get_text("sha"), method=method, title=title
+    )
+    return build_response(
+        {"sha": commit, "merged": True, "message": "Pull Request successfully merged"}
+    )
 
 
 # ── reviews ──
@@ -115,15 +132,22 @@ async def create_review(call: ApiRequest) -> Response:
     if commit and call.repo.git.resolve_commit(commit) is None:
         raise unprocessable_error("The commit_id is not part of the pull request")
     lines = tuple(_parse_line(given) for given in call.get("comments", list, []))
-    wanted = reviews.NewReview(event=call.get_text("event"), body=call.get_text("body"), commit=commit, lines=lines)
+    wanted = reviews.NewReview(
+        event=call.get_text("event"), body=call.get_text("body"), commit=commit, lines=lines
+    )
     review = reviews.add_review(call.world, call.pull, call.account, wanted, by_app=call.by_app)
     return build_response(code.build_review(call.world, review))
 
 
 def _parse_line(given: object) -> reviews.LineAnchor:
-    if not isinstance(given, dict) or not isinstance(given.get("path"), str) or not isinstance(given.get("body"), str):
+    if (
+        not isinstance(given, dict)
+        or not isinstance(given.get("path"), str)
+        or not isinstance(given.get("body"), str)
+    ):
         raise unprocessable_error("A review comment needs a path, a line and a body")
-    line, side = given.get("line"), given.get("side", "RIGHT")
+    line = given.get("line")
+    side = given.get("side", "RIGHT")
     if not isinstance(line, int) or side not in ("LEFT", "RIGHT"):
         raise unprocessable_error("A review comment needs a path, a line and a body")
     return reviews.LineAnchor(path=given["path"], line=line, body=given["body"], side=side)
@@ -131,7 +155,9 @@ def _parse_line(given: object) -> reviews.LineAnchor:
 
 def _find_review(call: ApiRequest) -> PullReview:
     for review in call.pull.reviews:
-        if review.id == call.params["id"] and (not review.pending or review.author is call.who.user):
+        if review.id == call.params["id"] and (
+            not review.pending or review.author is call.who.user
+        ):
             return review
     raise not_found_error()
 
@@ -163,7 +189,9 @@ async def submit_review(call: ApiRequest) -> Response:
 @table.route("GET", REVIEW + "/comments")
 async def list_review_comments(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:read")
-    return call.build_page(_find_review(call).comments, lambda one: code.build_line_comment(call.world, one))
+    return call.build_page(
+        _find_review(call).comments, lambda one: code.build_line_comment(call.world, one)
+    )
 
 
 @table.route("PUT", REVIEW + "/dismissals")
@@ -180,7 +208,9 @@ async def dismiss_review(call: ApiRequest) -> Response:
 @table.route("GET", PULL + "/comments")
 async def list_line_comments(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:read")
-    return call.build_page(call.pull.line_comments, lambda one: code.build_line_comment(call.world, one))
+    return call.build_page(
+        call.pull.line_comments, lambda one: code.build_line_comment(call.world, one)
+    )
 
 
 @table.route("POST", PULL + "/comments")
@@ -204,7 +234,9 @@ def _add_reply(call: ApiRequest, top: int) -> Response:
     to = next((one for one in call.pull.line_comments if one.id == top), None)
     if to is None:
         raise not_found_error()
-    comment = reviews.add_reply(call.world, to, call.account, call.get_required_text("body"), by_app=call.by_app)
+    comment = reviews.add_reply(
+        call.world, to, call.account, call.get_required_text("body"), by_app=call.by_app
+    )
     return build_response(code.build_line_comment(call.world, comment), 201)
 
 

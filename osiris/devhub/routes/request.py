@@ -25,14 +25,17 @@ DOCUMENTATION = "https://docs.github.com/rest"
 NAMES = {str: "a string", bool: "a boolean", int: "an integer", list: "an array", dict: "an object"}
 
 
-def build_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def build_response(
+    body: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     return JSONResponse(body, status, headers)
 
 
 def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Response | None:
     """The redirect of a repository's old name, for those who may see where it leads.
 
-    Of an app's own requests only the one for its installation is answered so: it sees no repository by itself.
+    Of an app's own requests only the one for its installation is answered so: it sees no repository
+    by itself.
     """
     _, repos, owner, name, *rest = [*path.split("/"), "", "", ""]
     repo = hub.world.moved.get(f"{owner}/{name}".lower()) if repos == "repos" else None
@@ -41,13 +44,21 @@ def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Resp
     tail = "/".join(["", *rest]).rstrip("/")
     url = f"{hub.api_url}/repositories/{repo.id}{tail}"
     query = f"?{request.url.query}" if request.url.query else ""
-    body = {"message": "Moved Permanently", "url": url + query, "documentation_url": f"{DOCUMENTATION}#http-redirects"}
+    body = {
+        "message": "Moved Permanently",
+        "url": url + query,
+        "documentation_url": f"{DOCUMENTATION}#http-redirects",
+    }
     return build_response(body, 301 if request.method == "GET" else 307, {"Location": url + query})
 
 
 def build_error_response(denied: ApiError) -> Response:
     """GitHub's error body."""
-    body: Json = {"message": str(denied), "documentation_url": DOCUMENTATION, "status": str(denied.status)}
+    body: Json = {
+        "message": str(denied),
+        "documentation_url": DOCUMENTATION,
+        "status": str(denied.status),
+    }
     return JSONResponse(body | ({"errors": denied.errors} if denied.errors else {}), denied.status)
 
 
@@ -120,7 +131,8 @@ class ApiRequest:
         return str(self.get(name, str, default))
 
     def get_optional_text(self, name: str) -> str | None:
-        """A text that may be left out; null and "" differ from absent as GitHub treats them: as empty."""
+        """A text that may be left out; null and "" differ from absent as GitHub treats them: as
+        empty."""
         if not isinstance(self.body, dict) or name not in self.body:
             return None
         return self.get_text(name)
@@ -134,8 +146,11 @@ class ApiRequest:
     def get_query(self, name: str, default: str = "") -> str:
         return self.request.query_params.get(name, default)
 
-    def build_page(self, items: Iterable[Any], shape: Callable[[Any], Json], key: str = "", **more: Any) -> Response:
-        """One page of a list with GitHub's Link header; `key` wraps the list with its total count."""
+    def build_page(
+        self, items: Iterable[Any], shape: Callable[[Any], Json], key: str = "", **more: Any
+    ) -> Response:
+        """One page of a list with GitHub's Link header; `key` wraps the list with its total
+        count."""
         everything = list(items)
         size = min(max(_parse_number(self.get_query("per_page"), 30), 1), 100)
         page = max(_parse_number(self.get_query("page"), 1), 1)
@@ -147,7 +162,9 @@ class ApiRequest:
     def _format_links(self, page: int, last: int) -> str:
         wanted = [("prev", page - 1), ("next", page + 1), ("last", last), ("first", 1)]
         shown = wanted[1:3] if page == 1 else [wanted[0], wanted[3]] if page >= last else wanted
-        return ", ".join(f'<{self._build_page_url(number)}>; rel="{rel}"' for rel, number in shown if last > 1)
+        return ", ".join(
+            f'<{self._build_page_url(number)}>; rel="{rel}"' for rel, number in shown if last > 1
+        )
 
     def _build_page_url(self, page: int) -> str:
         query = dict(self.request.query_params) | {"page": str(page)}
@@ -180,7 +197,9 @@ class RouteTable:
     def find_handler(self, method: str, path: str) -> tuple[Handler, dict[str, Any]] | None:
         for wanted, pattern, convertors, handler in self.rows:
             if wanted == method and (match := pattern.match(path)):
-                return handler, {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
+                return handler, {
+                    name: convertors[name].convert(text) for name, text in match.groupdict().items()
+                }
         return None
 
 

@@ -1,4 +1,5 @@
-"""The sandbox of this machine: makes sessions, finds them again after a crash, and says whether it is safe."""
+"""The sandbox of this machine: makes sessions, finds them again after a crash, and says whether it
+is safe."""
 
 import asyncio
 import contextlib
@@ -17,7 +18,15 @@ from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.events import Prepared
 from osiris.core.ports.sandbox import Plan, Probe, SandboxLimits, Session
 from osiris.tools.sandbox.disks.checkout_cache import CheckoutCache
-from osiris.tools.sandbox.disks.disk import DEVICES, ETC, INDEX, TERMINALS, USR, Disk, finish_in_thread
+from osiris.tools.sandbox.disks.disk import (
+    DEVICES,
+    ETC,
+    INDEX,
+    TERMINALS,
+    USR,
+    Disk,
+    finish_in_thread,
+)
 from osiris.tools.sandbox.disks.image_disk import HOST_USR, ImageDisk
 from osiris.tools.sandbox.disks.tmpfs_disk import TmpfsDisk
 from osiris.tools.sandbox.jail import cgroup as cgroups
@@ -29,7 +38,12 @@ from osiris.tools.sandbox.jail.process import disable_core_dumps, resolve_jail_u
 from osiris.tools.sandbox.network.network_access import NetworkAccess
 from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.probes import capabilities as machine
-from osiris.tools.sandbox.session import PLAIN_NAME, BubblewrapSession, SessionResources, remove_cgroup
+from osiris.tools.sandbox.session import (
+    PLAIN_NAME,
+    BubblewrapSession,
+    SessionResources,
+    remove_cgroup,
+)
 from osiris.tools.sandbox.users import SHARED, SessionUsers, read_owner, release_user
 from osiris.tools.sandbox.workspace.checkout import CheckoutSpec, check_out, copy_index
 from osiris.tools.sandbox.workspace.export import OBJECT_ID
@@ -40,8 +54,9 @@ PREPARED: Final = TypeAdapter(Prepared)
 
 
 class BubblewrapSandbox:
-    """Implements `sandboxing.FakeSandbox` with bubblewrap. `root` holds the sessions' disks; `mirror_of` says where the
-    mirror of a repository is; `probes` are what another one of this process has found out about this machine."""
+    """Implements `sandboxing.FakeSandbox` with bubblewrap. `root` holds the sessions' disks;
+    `mirror_of` says where the mirror of a repository is; `probes` are what another one of this
+    process has found out about this machine."""
 
     def __init__(
         self,
@@ -50,7 +65,9 @@ class BubblewrapSandbox:
         options: SandboxOptions | None = None,
         probes: Sequence[Probe] = (),
     ) -> None:
-        self._root, self._mirror_of, self._options = root.absolute(), mirror_of, options or SandboxOptions()
+        self._root = root.absolute()
+        self._mirror_of = mirror_of
+        self._options = options or SandboxOptions()
         disable_core_dumps()
         self._uid = resolve_jail_uid()
         self._probes = probes
@@ -66,17 +83,19 @@ class BubblewrapSandbox:
             self._etc = jail_etc.prepare_etc(self._root)
             self._setups = SetupCache(self._root, self._options.cache)
         except OSError as error:
-            raise Refused(f"the sandbox cannot use its folder {self._root}: {error.strerror}") from None
+            raise Refused(
+                f"the sandbox cannot use its folder {self._root}: {error.strerror}"
+            ) from None
         self._checkouts = CheckoutCache(self._root, self._options.cache, uid=self._uid)
         self._network = NetworkAccess(self._root, self._options)
         self._users = SessionUsers(self._root / "@disks")
 
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
-        """The session `name`, found again or made new as `plan` says; and whether it is new. It is found once it was
-        sealed.
+        """The session `name`, found again or made new as `plan` says; and whether it is new. It is
+        found once it was sealed.
 
-        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed, NeedsOperator when its
-        set-up fails, Unavailable when this cannot be done now.
+        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed,
+        NeedsOperator when its set-up fails, Unavailable when this cannot be done now.
         """
         disk = self._get_disk(name)
         weakness = await self._assert_safe()
@@ -86,7 +105,9 @@ class BubblewrapSandbox:
             return self._open_session(disk, view, PREPARED.validate_python(disk.notes)), False
         self._check_plan(plan)
         await self.remove(name)
-        setup = await self._setups.get(plan, self._cache_salt, lambda: self._create_setup_session(plan))
+        setup = await self._setups.get(
+            plan, self._cache_salt, lambda: self._create_setup_session(plan)
+        )
         prepared = Prepared(weakness=weakness)
         if setup:
             prepared = Prepared(commands=setup.commands, cached=setup.cached, weakness=weakness)
@@ -95,7 +116,13 @@ class BubblewrapSandbox:
     async def probe(self) -> list[Probe]:
         """What this machine can do, each found out by doing it; takes about a second."""
         await asyncio.to_thread(kill_orphans)
-        ask = partial(machine.run_probes, self._root, self._etc, weak=self._options.weak, bounds=self._limit_probes)
+        ask = partial(
+            machine.run_probes,
+            self._root,
+            self._etc,
+            weak=self._options.weak,
+            bounds=self._limit_probes,
+        )
         found = await asyncio.to_thread(ask)
         self._limit_probes = machine.select_held_bounds(found)
         self._probes = found if all(probe.ok for probe in found if probe.needed) else ()
@@ -111,14 +138,21 @@ class BubblewrapSandbox:
         self._network.close_network(name)
 
     def names(self) -> list[str]:
-        """The sessions that exist on disk, and what a killed worker left of one that was made for a set-up."""
+        """The sessions that exist on disk, and what a killed worker left of one that was made for a
+        set-up."""
         found = {entry.name for entry in os.scandir(self._root)} - self._setup_sessions
         return sorted(name for name in found if PLAIN_NAME.fullmatch(name.removeprefix(NEW)))
 
-    # ── making ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── making ────────────────────────────────────────────────────────────────────────────────────
 
     async def _create_session(
-        self, disk: Disk, plan: Plan, prepared: Prepared, setup: Path | None = None, *, for_setup: bool = False
+        self,
+        disk: Disk,
+        plan: Plan,
+        prepared: Prepared,
+        setup: Path | None = None,
+        *,
+        for_setup: bool = False,
     ) -> BubblewrapSession:
         async with contextlib.AsyncExitStack() as failed:
             failed.push_async_callback(self.remove, disk.folder.name)
@@ -146,7 +180,9 @@ class BubblewrapSandbox:
         await finish_in_thread(self._claim_user, disk)
         await finish_in_thread(disk.create, plan.limits)
         try:
-            await self._check_out(await self._build_jail_spec(disk, plan), disk, CheckoutSpec(base=plan.trusted))
+            await self._check_out(
+                await self._build_jail_spec(disk, plan), disk, CheckoutSpec(base=plan.trusted)
+            )
             disk.finalize({})
         finally:
             await remove_cgroup(self._get_cgroup_name(disk.folder.name))
@@ -161,7 +197,13 @@ class BubblewrapSandbox:
         """A session of the base branch, with the way out of a set-up, that nobody finds again."""
         disk = self._get_disk(f"{NEW}{secrets.token_hex(8)}")
         self._setup_sessions.add(disk.folder.name)
-        plan = replace(plan, base=plan.trusted, files="", setup=None, hosts=plan.setup.hosts if plan.setup else ())
+        plan = replace(
+            plan,
+            base=plan.trusted,
+            files="",
+            setup=None,
+            hosts=plan.setup.hosts if plan.setup else (),
+        )
         return await self._create_session(disk, plan, Prepared(), for_setup=True)
 
     async def _check_out(self, view: JailSpec, disk: Disk, filling: CheckoutSpec) -> None:
@@ -178,7 +220,12 @@ class BubblewrapSandbox:
         group = self._get_cgroup_name(disk.folder.name)
         ended = partial(self._forget_session, disk.folder.name)
         ground = SessionResources(
-            disk, view, self._root / "@packs", group, self._network.get_proxy(disk.folder.name), ended
+            disk,
+            view,
+            self._root / "@packs",
+            group,
+            self._network.get_proxy(disk.folder.name),
+            ended,
         )
         return BubblewrapSession(
             ground, self._make_cgroup(disk.folder.name, view.limits), prepared, untouched=untouched
@@ -194,7 +241,9 @@ class BubblewrapSandbox:
             limits = replace(limits, memory=limits.memory + limits.disk)
         return cgroups.make_cgroup(self._get_cgroup_name(name), limits)
 
-    async def _build_jail_spec(self, disk: Disk, plan: Plan, *, for_setup: bool = False) -> JailSpec:
+    async def _build_jail_spec(
+        self, disk: Disk, plan: Plan, *, for_setup: bool = False
+    ) -> JailSpec:
         way = await self._network.open_network(disk.folder.name, plan.hosts, for_setup=for_setup)
         return JailSpec(
             etc=disk.get_private_path(ETC) or self._etc,
@@ -214,11 +263,11 @@ class BubblewrapSandbox:
             limits=plan.limits,
         )
 
-    # ── what must hold first ──────────────────────────────────────────────────────────────────────────────────────
+    # ── what must hold first ──────────────────────────────────────────────────────────────────────
 
     async def _assert_safe(self) -> str:
-        """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing that the operator
-        goes without."""
+        """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing
+        that the operator goes without."""
         async with self._probing:
             found = self._probes or await self.probe()
         lacks = []
@@ -226,9 +275,14 @@ class BubblewrapSandbox:
             if probe.ok:
                 continue
             if probe.needed and probe.passing:
-                raise LocalTimeout(f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}")
+                raise LocalTimeout(
+                    f"the sandbox of this machine could not be tried: {probe.name}: {probe.detail}"
+                )
             if probe.needed:
-                raise Refused(f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}. {probe.fix}")
+                raise Refused(
+                    f"there is no safe sandbox on this machine: {probe.name}: {probe.detail}."
+                    f" {probe.fix}"
+                )
             lacks.append(probe.name)
         return ", ".join(lacks)
 
@@ -270,4 +324,7 @@ class BubblewrapSandbox:
 
 def _describe_unreachable(view: JailSpec, words: str) -> str:
     who = f"the sandbox's user (uid {view.uid})" if view.uid is not None else "the sandbox"
-    return f"{who} cannot reach what it needs ({words}); make the folders above {view.mirror} searchable (chmod 711)"
+    return (
+        f"{who} cannot reach what it needs ({words}); make the folders above {view.mirror}"
+        " searchable (chmod 711)"
+    )

@@ -13,10 +13,10 @@ NetworkMode = Literal["none", "setup", "agent"]
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """`toolchains` are folders that jails see read-only at the same place, with their `bin` in front of PATH; `weak`
-    allows runs on a machine that has no limit for their memory; `cache` is how many bytes kept checkouts may take, and
-    what set-ups left as many again; `environment` is that in which this machine's package tools are asked for their
-    registries."""
+    """`toolchains` are folders that jails see read-only at the same place, with their `bin` in
+    front of PATH; `weak` allows runs on a machine that has no limit for their memory; `cache` is
+    how many bytes kept checkouts may take, and what set-ups left as many again; `environment` is
+    that in which this machine's package tools are asked for their registries."""
 
     toolchains: Sequence[Path] = ()
     weak: bool = False

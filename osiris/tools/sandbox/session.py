@@ -22,7 +22,12 @@ from osiris.tools.sandbox.jail.jail_etc import INSIDE_BRIDGE, PYTHON
 from osiris.tools.sandbox.jail.output_buffer import OutputBuffer
 from osiris.tools.sandbox.jail.process import Jail, JailStartFailed, wait_for_jails
 from osiris.tools.sandbox.network.proxy_process import ProxyProcess
-from osiris.tools.sandbox.workspace.export import MAKE_READABLE, OBJECT_ID, UnreadableWork, export_workspace
+from osiris.tools.sandbox.workspace.export import (
+    MAKE_READABLE,
+    OBJECT_ID,
+    UnreadableWork,
+    export_workspace,
+)
 from osiris.tools.sandbox.workspace.file_helper_client import JailFiles
 
 MOMENT: Final = 2.0  # seconds for which a command that could not begin is tried again
@@ -31,8 +36,9 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 @dataclass(frozen=True, slots=True)
 class SessionResources:
-    """What a session stands on: its disk, the view its jails have, where packs are put, the name of its cgroup; the way
-    out that its commands have, if they have one; and who is to know that it has ended."""
+    """What a session stands on: its disk, the view its jails have, where packs are put, the name of
+    its cgroup; the way out that its commands have, if they have one; and who is to know that it has
+    ended."""
 
     disk: Disk
     view: JailSpec
@@ -43,11 +49,16 @@ class SessionResources:
 
 
 class BubblewrapSession:
-    """Implements `sandboxing.FakeSession`. One jail always stands ready for the next command, so that setting it up (6
-    ms) falls into the time in which the model thinks."""
+    """Implements `sandboxing.FakeSession`. One jail always stands ready for the next command, so
+    that setting it up (6 ms) falls into the time in which the model thinks."""
 
     def __init__(
-        self, ground: SessionResources, cgroup: Cgroup | None, prepared: Prepared, *, untouched: bool = False
+        self,
+        ground: SessionResources,
+        cgroup: Cgroup | None,
+        prepared: Prepared,
+        *,
+        untouched: bool = False,
     ) -> None:
         self._resources = ground
         self._cgroup = cgroup
@@ -86,10 +97,16 @@ class BubblewrapSession:
             self._resources.proxy.forget_unreachable()
 
     async def run(
-        self, argv: Sequence[str], *, cwd: str = ".", stdin: bytes = b"", timeout: float = 120, keep_as: str = ""
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = ".",
+        stdin: bytes = b"",
+        timeout: float = 120,
+        keep_as: str = "",
     ) -> Result:
-        """Run a command in the jail, in folder `cwd` of /workspace, for at most `timeout` seconds; everything it
-        started dies with it.
+        """Run a command in the jail, in folder `cwd` of /workspace, for at most `timeout` seconds;
+        everything it started dies with it.
 
         Raises Unavailable when the sandbox itself failed, Refused when the session is closed.
         """
@@ -116,7 +133,9 @@ class BubblewrapSession:
         try:
             return await self._export_pack(base)
         except UnreadableWork:
-            await self._run_with_retry(["/bin/bash", "-c", MAKE_READABLE], b"", self.limits.export_seconds)
+            await self._run_with_retry(
+                ["/bin/bash", "-c", MAKE_READABLE], b"", self.limits.export_seconds
+            )
             return await self._export_pack(base)
 
     async def _export_pack(self, base: str) -> Export:
@@ -125,8 +144,10 @@ class BubblewrapSession:
         )
 
     def build_read_only_spec(self, *, home: bool = False) -> JailSpec:
-        """What a jail of ours sees that takes something out: the workspace (and the home), and the trusted index."""
-        ground, keep = self._resources, self._resources.disk.folder / "keep"
+        """What a jail of ours sees that takes something out: the workspace (and the home), and the
+        trusted index."""
+        ground = self._resources
+        keep = self._resources.disk.folder / "keep"
         extra = [(keep / INDEX, "/base.index", False)]
         if (self._resources.disk.host_only / LEFT).is_file():
             extra.append((keep / OWN, "/base.own", False))
@@ -159,10 +180,16 @@ class BubblewrapSession:
         await remove_cgroup(self._resources.cgroup)
         self._resources.on_end()
 
-    # ── one command ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── one command ───────────────────────────────────────────────────────────────────────────────
 
     async def _run_with_retry(
-        self, argv: Sequence[str], stdin: bytes, timeout: float, *, output: OutputBuffer | None = None, cwd: str = "."
+        self,
+        argv: Sequence[str],
+        stdin: bytes,
+        timeout: float,
+        *,
+        output: OutputBuffer | None = None,
+        cwd: str = ".",
     ) -> Result:
         if self._closed:
             raise Refused("this sandbox session is closed")
@@ -184,12 +211,13 @@ class BubblewrapSession:
     async def _run_in_jail(
         self, argv: Sequence[str], stdin: bytes, timeout: float, output: OutputBuffer, cwd: str
     ) -> Result:
-        """Raises NotBegun, when it may be tried again: after many short commands the kernel still counts processes that
-        are gone, and the session has reached its limit of them."""
+        """Raises NotBegun, when it may be tried again: after many short commands the kernel still
+        counts processes that are gone, and the session has reached its limit of them."""
         jail = await self._take_jail()
         killed = self._cgroup.count_oom_kills() if self._cgroup else 0
         try:
-            self._prepare_next_jail()  # while this one runs: 6.4 ms from command to command instead of 13
+            # while this one runs: 6.4 ms from command to command instead of 13
+            self._prepare_next_jail()
             result = await jail.run(argv, stdin, timeout, output, cwd=cwd)
         finally:
             jail.discard()
@@ -208,7 +236,8 @@ class BubblewrapSession:
 
     @contextlib.asynccontextmanager
     async def _open_network(self) -> AsyncIterator[list[Blocked]]:
-        """Let one command out, if it may; what it was not let through to is in the list when it is over."""
+        """Let one command out, if it may; what it was not let through to is in the list when it is
+        over."""
         blocked: list[Blocked] = []
         if self._resources.proxy is None or self._resources.view.proxy_folder is None:
             yield blocked
@@ -217,7 +246,7 @@ class BubblewrapSession:
             yield blocked
         blocked += self._resources.proxy.take_blocked()
 
-    # ── the jail that stands ready ────────────────────────────────────────────────────────────────────────────────
+    # ── the jail that stands ready ────────────────────────────────────────────────────────────────
 
     def _prepare_next_jail(self) -> None:
         if self._next_jail is None and not self._closed:
@@ -240,7 +269,8 @@ class BubblewrapSession:
 
     async def _take_jail(self) -> Jail:
         """The jail that stands ready, or a new one when it does not live any more."""
-        task, self._next_jail = self._next_jail, None
+        task = self._next_jail
+        self._next_jail = None
         jail = await task if task else None
         if jail and jail.is_alive:
             return jail
@@ -249,18 +279,20 @@ class BubblewrapSession:
         return await self._start_jail()
 
     async def _discard_next_jail(self) -> None:
-        task, self._next_jail = self._next_jail, None
+        task = self._next_jail
+        self._next_jail = None
         if task:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 if jail := await task:
                     jail.discard()
 
-    # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── outputs ───────────────────────────────────────────────────────────────────────────────────
 
     def _write_output(self, name: str, content: bytes) -> None:
-        """Put a file into the session's /tmp/outputs. A link made by the agent is never followed: the folder is opened
-        as itself, the file is made new and moved into place. What the agent made impossible is left out."""
+        """Put a file into the session's /tmp/outputs. A link made by the agent is never followed:
+        the folder is opened as itself, the file is made new and moved into place. What the agent
+        made impossible is left out."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
             top = _open_descriptor(opened, self._resources.disk.host_path / "tmp", flags)
@@ -269,7 +301,12 @@ class BubblewrapSession:
                 self._change_owner("outputs", top)
             folder = _open_descriptor(opened, "outputs", flags, dir_fd=top)
             temporary = f".{secrets.token_hex(8)}"
-            new = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
+            new = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
+                0o644,
+                dir_fd=folder,
+            )
             with open(new, "wb") as file:
                 file.write(content)
             self._change_owner(temporary, folder)
@@ -281,14 +318,17 @@ class BubblewrapSession:
             os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
 
 
-def _open_descriptor(stack: contextlib.ExitStack, path: Path | str, flags: int, dir_fd: int | None = None) -> int:
+def _open_descriptor(
+    stack: contextlib.ExitStack, path: Path | str, flags: int, dir_fd: int | None = None
+) -> int:
     fd = os.open(path, flags, dir_fd=dir_fd)
     stack.callback(os.close, fd)
     return fd
 
 
 async def remove_cgroup(name: str) -> None:
-    """Dead processes leave a cgroup a moment after they are gone, so this asks again for up to two seconds."""
+    """Dead processes leave a cgroup a moment after they are gone, so this asks again for up to two
+    seconds."""
     for _ in range(100):
         group = cgroups.find_cgroup(name)
         if group is None or await asyncio.to_thread(group.remove):

@@ -1,11 +1,14 @@
-"""The host's users that a root worker's sessions run as: each session has one that no other living session has.
+"""The host's users that a root worker's sessions run as: each session has one that no other living
+session has.
 
-What the kernel counts by user (inotify, epoll, message queues, descriptors under way) it then counts by session, and a
-process that got out of its namespaces could still not touch another session's files or processes.
+What the kernel counts by user (inotify, epoll, message queues, descriptors under way) it then
+counts by session, and a process that got out of its namespaces could still not touch another
+session's files or processes.
 
-The owner of a session's image is its user, so a session that is found again keeps it. A link for each user in a folder
-of the machine names the image, so that workers with other data folders take other users. A link is void when its image
-is gone or has another owner, and is then taken away as soon as no process of that user is left.
+The owner of a session's image is its user, so a session that is found again keeps it. A link for
+each user in a folder of the machine names the image, so that workers with other data folders take
+other users. A link is void when its image is gone or has another owner, and is then taken away as
+soon as no process of that user is left.
 """
 
 import contextlib
@@ -18,7 +21,8 @@ from typing import Final
 
 from osiris.core.errors import Unavailable
 
-SHARED: Final = 61000  # of jails that have no session, and of all where the kernel cannot show files as another user's
+# of jails that have no session, and of all where the kernel cannot show files as another user's
+SHARED: Final = 61000
 FIRST, LAST = 60706, 61183  # those that systemd leaves free: above are its dynamic users
 USERS: Final = tuple(uid for uid in range(FIRST, LAST + 1) if uid != SHARED)
 CLAIMS = Path("/run/osiris-users")
@@ -34,7 +38,8 @@ class SessionUsers:
         self._restored = False
 
     def claim_user(self, image: Path) -> int:
-        """Return a user for the session of this image, which is made to belong to it. Raises Unavailable."""
+        """Return a user for the session of this image, which is made to belong to it. Raises
+        Unavailable."""
         try:
             with _lock_claims():
                 return self._claim_next_free(image)
@@ -47,7 +52,8 @@ class SessionUsers:
         swept = False
         for _ in USERS:
             uid = USERS[self._next]
-            self._next = (self._next + 1) % len(USERS)  # a user who is gone rests for as long as can be
+            # a user who is gone rests for as long as can be
+            self._next = (self._next + 1) % len(USERS)
             if os.path.lexists(_get_link(uid)):
                 if not swept:
                     _remove_void_links()
@@ -61,10 +67,12 @@ class SessionUsers:
         raise Unavailable(f"this machine has {len(USERS)} sessions, and no user for one more")
 
     def _restore_claims(self) -> None:
-        """Claim again what sessions have that are older than the folder of claims, which a restart empties."""
+        """Claim again what sessions have that are older than the folder of claims, which a restart
+        empties."""
         _remove_void_links()
         for image in self._images.glob("*.img"):
-            with contextlib.suppress(FileNotFoundError, FileExistsError):  # it is gone; its user is claimed
+            # it is gone; its user is claimed
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
                 if (uid := image.stat().st_uid) in USERS:
                     _get_link(uid).symlink_to(image)
         self._restored = True
@@ -124,5 +132,10 @@ def _list_live_users() -> set[int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended
                 lines = Path(entry.path, "status").read_text(errors="replace").splitlines()
-                found |= {int(word) for line in lines if line.startswith("Uid:") for word in line.split()[1:]}
+                found |= {
+                    int(word)
+                    for line in lines
+                    if line.startswith("Uid:")
+                    for word in line.split()[1:]
+                }
     return found

@@ -1,7 +1,7 @@
 """Osiris on several machines: a web process and workers, killed, ended, frozen and thawed for real.
 
-Each is a process of its own with a data folder of its own, as on a machine of its own. They share a PostgreSQL and a
-Redis; GitHub is the devhub of the process that looks on.
+Each is a process of its own with a data folder of its own, as on a machine of its own. They share a
+PostgreSQL and a Redis; GitHub is the devhub of the process that looks on.
 """
 
 import asyncio
@@ -30,7 +30,16 @@ from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels
-from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow, TurnRow
+from osiris.queue.tables import (
+    InboxRow,
+    JournalRow,
+    LeaseRow,
+    OutboxRow,
+    RunRow,
+    StepRow,
+    TaskRow,
+    TurnRow,
+)
 from osiris.queue.task_store import Store
 from osiris.runtime import run_worker, serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
@@ -47,7 +56,9 @@ Found = TypeVar("Found")
 
 def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
     """A whole life of one process, until it is told to end or killed."""
-    logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     osiris = build_osiris(settings, patience=patience, works=role == "worker")
     uvloop.run(serve(osiris) if role == "web" else run_worker(osiris))
 
@@ -56,7 +67,9 @@ class Machine:
     """One process of Osiris in one data folder; it can be begun again there when it is gone."""
 
     def __init__(self, role: Role, settings: Settings, patience: Timeouts) -> None:
-        self.role, self.settings, self._patience = role, settings, patience
+        self.role = role
+        self.settings = settings
+        self._patience = patience
         self._process: BaseProcess | None = None
         self.pid = 0
 
@@ -189,7 +202,9 @@ class Site:
 
     async def story(self, title: str) -> list[str]:
         """All that the database holds about the task whose title that is."""
-        mine = select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
+        mine = (
+            select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
+        )
         queries = (
             select(TaskRow.__table__).where(TaskRow.id == mine),
             select(JournalRow.at, JournalRow.kind, JournalRow.what, JournalRow.detail)
@@ -207,17 +222,21 @@ class Site:
     async def waiting(self) -> list[str]:
         """What is not over: rows that wait, tasks that live, runs, and who holds what."""
         queries = (
-            select(InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error).where(
-                InboxRow.not_before.is_not(None) | InboxRow.error.is_not(None)
-            ),
+            select(
+                InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error
+            ).where(InboxRow.not_before.is_not(None) | InboxRow.error.is_not(None)),
             select(OutboxRow.__table__).where(OutboxRow.done.is_(None)),
-            select(TaskRow.id, TaskRow.issue, TaskRow.state, TaskRow.lease).where(TaskRow.state != "done"),
+            select(TaskRow.id, TaskRow.issue, TaskRow.state, TaskRow.lease).where(
+                TaskRow.state != "done"
+            ),
             select(RunRow.__table__).where(RunRow.ended.is_(None)),
             select(TurnRow.__table__),
             select(LeaseRow.__table__),
         )
         async with self.engine.connect() as connection:
-            return [f"now {time.time()}"] + [str(row) for query in queries for row in await connection.execute(query)]
+            return [f"now {time.time()}"] + [
+                str(row) for query in queries for row in await connection.execute(query)
+            ]
 
     async def settled(self) -> None:
         """Wait until nothing is on its way; GitHub sends again what met a closed door."""
@@ -228,9 +247,15 @@ class Site:
 
     def send_again(self) -> int:
         """Let GitHub send what nobody took, as its API allows; how much that was."""
-        deliveries = [delivery for app in self.stage.hub.world.apps.values() for delivery in app.deliveries]
+        deliveries = [
+            delivery for app in self.stage.hub.world.apps.values() for delivery in app.deliveries
+        ]
         last = {delivery.guid: delivery for delivery in deliveries}
-        lost = [one for one in last.values() if one.delivered is not None and not 200 <= one.status_code < 300]
+        lost = [
+            one
+            for one in last.values()
+            if one.delivered is not None and not 200 <= one.status_code < 300
+        ]
         for delivery in lost:
             self.stage.hub.hooks.redeliver(delivery)
         return len(lost)
@@ -255,7 +280,8 @@ class Site:
         return [step.message for step in await self.views.list_steps(task)]
 
     async def said(self, many: int) -> None:
-        """Wait until the model has said so much in the first task, and what it said last is being done."""
+        """Wait until the model has said so much in the first task, and what it said last is being
+        done."""
 
         async def done() -> bool:
             transcript = await self.transcript()
@@ -280,7 +306,10 @@ class Site:
         """What the only pull request adds or changes, and how it reads there."""
         [pull] = await self.alice.list_pulls()
         changed = await self.alice.send_request("GET", f"/pulls/{pull['number']}/files")
-        return {f["filename"]: self.git("show", f"{pull['head']['sha']}:{f['filename']}") for f in changed}
+        return {
+            f["filename"]: self.git("show", f"{pull['head']['sha']}:{f['filename']}")
+            for f in changed
+        }
 
     async def visible(self) -> dict[str, Any]:
         """Everything that anybody could see on GitHub."""
@@ -289,14 +318,20 @@ class Site:
         heads = sorted({pull["head"]["sha"] for pull in pulls})
         return {
             "issues": [(i["number"], i["state"], i["title"], i["body"]) for i in issues],
-            "pulls": [(p["number"], p["state"], p["draft"], p["head"]["sha"], p["body"]) for p in pulls],
+            "pulls": [
+                (p["number"], p["state"], p["draft"], p["head"]["sha"], p["body"]) for p in pulls
+            ],
             "comments": {i["number"]: await self._comments(i["number"]) for i in issues},
             "checks": {head: await self._checks(head) for head in heads},
-            "refs": sorted(self.git("for-each-ref", "--format=%(refname) %(objectname)").splitlines()),
+            "refs": sorted(
+                self.git("for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+            ),
         }
 
     async def _comments(self, number: int) -> list[tuple[Any, ...]]:
-        return [(c["id"], c["updated_at"], c["body"]) for c in await self.alice.list_comments(number)]
+        return [
+            (c["id"], c["updated_at"], c["body"]) for c in await self.alice.list_comments(number)
+        ]
 
     async def _checks(self, head: str) -> list[tuple[Any, ...]]:
         found = await self.alice.send_request("GET", f"/commits/{head}/check-runs")
@@ -316,7 +351,8 @@ class Snapshot:
 
     def changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
         """What is otherwise later: as it was, and as it is."""
-        was, now = {**self.github, **self.database}, {**later.github, **later.database}
+        was = {**self.github, **self.database}
+        now = {**later.github, **later.database}
         return {name: _apart(was[name], now[name]) for name in was if was[name] != now[name]}
 
 
@@ -336,7 +372,9 @@ async def until(
                 await asyncio.sleep(every)
             return found
     except TimeoutError:
-        raise TimeoutError(f"`{condition.__qualname__}` was not seen within {within:.0f} s") from None
+        raise TimeoutError(
+            f"`{condition.__qualname__}` was not seen within {within:.0f} s"
+        ) from None
 
 
 @contextlib.asynccontextmanager
@@ -385,6 +423,8 @@ async def site(
 async def answers(stage: Environment) -> bool:
     async with httpx.AsyncClient(trust_env=False) as http:
         try:
-            return (await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")).is_success
+            return (
+                await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")
+            ).is_success
         except httpx.TransportError:
             return False

@@ -1,4 +1,5 @@
-"""Many tasks that live their whole lives, and the count of what came of it: nothing may be lost, nothing be doubled."""
+"""Many tasks that live their whole lives, and the count of what came of it: nothing may be lost,
+nothing be doubled."""
 
 import asyncio
 import contextlib
@@ -36,9 +37,15 @@ def story(tasks: int) -> dict[str, Any]:
             )
         )
         runs.append(
-            run(step("write_file", path=f"{name}.txt", content="1\n"), look, submit("One line."), when=f"Make {name}")
+            run(
+                step("write_file", path=f"{name}.txt", content="1\n"),
+                look,
+                submit("One line."),
+                when=f"Make {name}",
+            )
         )
-    return {"runs": sorted(runs, key=lambda run: run["when"], reverse=True)}  # a review's brief holds the request, too
+    # a review's brief holds the request, too
+    return {"runs": sorted(runs, key=lambda run: run["when"], reverse=True)}
 
 
 def name_of(number: int) -> str:
@@ -69,7 +76,12 @@ class Life:
 
         async def handed_in() -> TaskSummary | None:
             line = await self.it.views.find_task(IssueRef(REPO, issue))
-            if line is None or line.task.pull is None or line.task.state != "review" or line.waiting:
+            if (
+                line is None
+                or line.task.pull is None
+                or line.task.state != "review"
+                or line.waiting
+            ):
                 return None
             return line if line.task.run == commits else None
 
@@ -106,8 +118,11 @@ class Counting:
     """Looks at all that is to be seen of some tasks."""
 
     def __init__(self, it: Site, names: Sequence[str], *, reviewed: bool) -> None:
-        self._it, self._names, self._commits = it, names, 1 + reviewed
-        self._doubles, self._losses = list[str](), list[str]()
+        self._it = it
+        self._names = names
+        self._commits = 1 + reviewed
+        self._doubles = list[str]()
+        self._losses = list[str]()
         self._toll = Toll(tasks=len(names), doubles=self._doubles, losses=self._losses)
 
     async def count(self) -> Toll:
@@ -119,7 +134,8 @@ class Counting:
             for pull in mine[:1]:
                 await self._pull(name, pull)
         self._losses.extend(
-            f"given up: {failure.what}: {failure.error}" for failure in await self._it.views.list_failures()
+            f"given up: {failure.what}: {failure.error}"
+            for failure in await self._it.views.list_failures()
         )
         return self._toll
 
@@ -129,7 +145,8 @@ class Counting:
         return found
 
     async def _pull(self, name: str, pull: dict[str, Any]) -> None:
-        issue, number = _issue_of(pull), pull["number"]
+        issue = _issue_of(pull)
+        number = pull["number"]
         for place in (issue, number):
             said = len(await self._it.alice.list_comments(place))
             self._toll.comments += self._single(f"{name}: comments on #{place}", said)
@@ -142,7 +159,11 @@ class Counting:
     async def _task(self, name: str, issue: int) -> None:
         line = await self._it.views.find_task(IssueRef(REPO, issue))
         if line is None or line.task.state != "done" or line.waiting:
-            self._losses.append(f"{name} is {line.task.state} ({line.task.reason})" if line else f"{name} is unknown")
+            self._losses.append(
+                f"{name} is {line.task.state} ({line.task.reason})"
+                if line
+                else f"{name} is unknown"
+            )
         else:
             self._toll.done += 1
 
@@ -154,7 +175,9 @@ def _issue_of(pull: dict[str, Any]) -> int:
 async def _all(it: Site, path: str) -> list[dict[str, Any]]:
     """Every page."""
     found: list[dict[str, Any]] = []
-    while more := await it.alice.send_request("GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"):
+    while more := await it.alice.send_request(
+        "GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"
+    ):
         found += more
         if len(more) < 100:
             break
@@ -162,8 +185,8 @@ async def _all(it: Site, path: str) -> list[dict[str, Any]]:
 
 
 def asked(vendors: Vendors) -> tuple[int, int]:
-    """How many requests there were, and how many of them were asked before, word by word. Each worker also asks its
-    model once whether it calls tools: that is none.
+    """How many requests there were, and how many of them were asked before, word by word. Each
+    worker also asks its model once whether it calls tools: that is none.
     """
     words = [json.dumps(asked.body["messages"], sort_keys=True) for asked in vendors.requests]
     steps = Counter(said for said in words if "Call the tool `ready`" not in said)
@@ -171,7 +194,8 @@ def asked(vendors: Vendors) -> tuple[int, int]:
 
 
 async def count_requests(it: Site, vendors: Vendors, toll: Toll) -> None:
-    """A question whose answer died with its worker must be asked again (`cut_off`); one that was answered never."""
+    """A question whose answer died with its worker must be asked again (`cut_off`); one that was
+    answered never."""
     toll.requests, again = asked(vendors)
     toll.cut_off = toll.requests - await it.scalar(
         select(func.count()).where(StepRow.message["role"].as_string() == "assistant")
@@ -191,9 +215,13 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-async def live_all(it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True) -> list[str]:
-    """Let tasks live, so many at a time; says which of them came to no end, and what they wait for."""
-    room, stuck = asyncio.Semaphore(at_once), list[str]()
+async def live_all(
+    it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True
+) -> list[str]:
+    """Let tasks live, so many at a time; says which of them came to no end, and what they wait
+    for."""
+    room = asyncio.Semaphore(at_once)
+    stuck = list[str]()
 
     async def one(name: str) -> None:
         async with room:
@@ -219,7 +247,8 @@ class Reaper:
     kills: int = 0
 
     async def reap(self) -> None:
-        """Until cancelled. Half of the dead begin again in their own folder, the others are replaced."""
+        """Until cancelled. Half of the dead begin again in their own folder, the others are
+        replaced."""
         while self.kills < self.most:
             await asyncio.sleep(self.chance.uniform(*self.pause))
             machine = self.chance.choice([self.it.web, *self.it.living()])
@@ -236,7 +265,8 @@ class Reaper:
 
 @dataclass
 class Freezer:
-    """Lets one worker after the other stand still until its lease is over, and go on then; counts."""
+    """Lets one worker after the other stand still until its lease is over, and go on then;
+    counts."""
 
     it: Site
     chance: random.Random
@@ -277,7 +307,9 @@ class Handovers:
         while True:
             with contextlib.suppress(SQLAlchemyError):
                 async with self.it.engine.connect() as connection:
-                    rows = await connection.execute(select(RunRow.name, RunRow.lease).where(RunRow.lease.is_not(None)))
+                    rows = await connection.execute(
+                        select(RunRow.name, RunRow.lease).where(RunRow.lease.is_not(None))
+                    )
                     self.seen.update((name, lease) for name, lease in rows)
             await asyncio.sleep(0.05)
 

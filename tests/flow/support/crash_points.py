@@ -1,8 +1,10 @@
-"""Osiris as a process that counts how often it touches the outside, and kills itself at one of these touches.
+"""Osiris as a process that counts how often it touches the outside, and kills itself at one of
+these touches.
 
-A touch is an SQL statement or a commit, a process that is started (git, jails), an HTTP request before it is sent and
-after it was answered, and a question to the model. `kill -9` at each of them is `kill -9` at every await that matters:
-between two touches nothing happens that anybody could see afterwards.
+A touch is an SQL statement or a commit, a process that is started (git, jails), an HTTP request
+before it is sent and after it was answered, and a question to the model. `kill -9` at each of them
+is `kill -9` at every await that matters: between two touches nothing happens that anybody could see
+afterwards.
 """
 
 import asyncio
@@ -43,33 +45,41 @@ OURS = f"{Path(osiris.__file__).parent}/"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The `parse_number`-th time that a life comes by a place in Osiris's code from which it touches the outside."""
+    """The `parse_number`-th time that a life comes by a place in Osiris's code from which it
+    touches the outside."""
 
     place: str
     number: int
 
 
 Fate = int | Moment | Path | None
-"""What becomes of a life: it dies at its so-manieth touch or at a moment, or lives on; into a file it writes places."""
+"""What becomes of a life: it dies at its so-manieth touch or at a moment, or lives on; into a file
+it writes places."""
 
 
 def place() -> str:
-    """The lines of Osiris's own code that led here, innermost first, also through SQLAlchemy's greenlets."""
-    here, stacks = greenlet.getcurrent(), [sys._getframe(2)]
+    """The lines of Osiris's own code that led here, innermost first, also through SQLAlchemy's
+    greenlets."""
+    here = greenlet.getcurrent()
+    stacks = [sys._getframe(2)]
     while here.parent is not None:
         here = here.parent
         if here.gr_frame is not None:
             stacks.append(here.gr_frame)
     frames = [frame for stack in stacks for frame, _ in traceback.walk_stack(stack)]
     ours = [frame for frame in frames if frame.f_code.co_filename.startswith(OURS)]
-    return " < ".join(f"{frame.f_code.co_filename.removeprefix(OURS)}:{frame.f_lineno}" for frame in ours)
+    return " < ".join(
+        f"{frame.f_code.co_filename.removeprefix(OURS)}:{frame.f_lineno}" for frame in ours
+    )
 
 
 class Fuse:
     """Counts touches; at the one that `fate` names the process kills itself."""
 
     def __init__(self, fate: Fate, burnt: "Synchronized[int]") -> None:
-        self._fate, self._burnt, self._came_by = fate, burnt, 0
+        self._fate = fate
+        self._burnt = burnt
+        self._came_by = 0
 
     def touch(self, *_: object, **__: object) -> None:
         self._burnt.value += 1
@@ -102,7 +112,9 @@ class Fuse:
             self.touch()
 
     def _around(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        async def sent(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        async def sent(
+            transport: httpx.AsyncHTTPTransport, request: httpx.Request
+        ) -> httpx.Response:
             self.touch()
             answer: httpx.Response = await send(transport, request)
             self.touch()
@@ -115,10 +127,15 @@ class InstrumentedModel:
     """A brain whose questions are touches."""
 
     def __init__(self, model: LanguageModel, fuse: Fuse) -> None:
-        self._model, self._fuse, self.is_priced = model, fuse, model.is_priced
+        self._model = model
+        self._fuse = fuse
+        self.is_priced = model.is_priced
 
     async def reply(
-        self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta = ignore_deltas
+        self,
+        transcript: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        on_delta: OnDelta = ignore_deltas,
     ) -> Message:
         self._fuse.touch()
         return await self._model.reply(transcript, tools, on_delta)
@@ -127,7 +144,8 @@ class InstrumentedModel:
 def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
     """A whole life, web and worker, until it dies of its fuse or is killed."""
     logging.disable(logging.CRITICAL)
-    fuse, brains = Fuse(fate, burnt), create_models(settings)
+    fuse = Fuse(fate, burnt)
+    brains = create_models(settings)
     fuse.lay()
 
     async def choose(model: str) -> LanguageModel:
@@ -140,7 +158,8 @@ class Fused:
     """One life after the other on the same settings, each with its fate; the last one lives on."""
 
     def __init__(self, settings: Settings, fates: Sequence[Fate]) -> None:
-        self._settings, self._fates = settings, iter(fates)
+        self._settings = settings
+        self._fates = iter(fates)
         self._process: BaseProcess | None = None
         self._watching: asyncio.Task[None] | None = None
         self.deaths = 0
@@ -153,8 +172,11 @@ class Fused:
     async def _go_on(self) -> None:
         """Begin the next life when one has died."""
         while True:
-            fate, burnt = next(self._fates, None), FORKS.Value("q", 0)
-            self._process = process = FORKS.Process(target=live, args=(self._settings, fate, burnt), daemon=True)
+            fate = next(self._fates, None)
+            burnt = FORKS.Value("q", 0)
+            self._process = process = FORKS.Process(
+                target=live, args=(self._settings, fate, burnt), daemon=True
+            )
             process.start()
             try:
                 while process.is_alive():
@@ -179,14 +201,17 @@ class Fused:
 
 
 @contextlib.asynccontextmanager
-async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[CrashEnvironment, Fused]]:
+async def fused(
+    place: Path, fates: Sequence[Fate]
+) -> AsyncIterator[tuple[CrashEnvironment, Fused]]:
     """The ground of the crash tests, with lives that die of themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     async with start_environment(
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
     ) as stage:
-        lives, store = Fused(stage.settings, fates), Store(engine := connect(stage.settings.database))
+        lives = Fused(stage.settings, fates)
+        store = Store(engine := connect(stage.settings.database))
         lives.begin()
         try:
             async with asyncio.timeout(60):
@@ -195,7 +220,12 @@ async def fused(place: Path, fates: Sequence[Fate]) -> AsyncIterator[tuple[Crash
             async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
                 yield (
                     CrashEnvironment(
-                        stage=stage, lives=lives, store=store, views=ReadModels(engine), alice=alice, bob=bob
+                        stage=stage,
+                        lives=lives,
+                        store=store,
+                        views=ReadModels(engine),
+                        alice=alice,
+                        bob=bob,
                     ),
                     lives,
                 )

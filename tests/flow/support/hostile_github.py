@@ -1,4 +1,5 @@
-"""GitHub as an enemy: it answers and delivers as drawn; what is seen at the end must be the lawful thing."""
+"""GitHub as an enemy: it answers and delivers as drawn; what is seen at the end must be the lawful
+thing."""
 
 import asyncio
 import contextlib
@@ -38,7 +39,8 @@ WAIT = 120.0  # seconds for one step of a life
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """What happens to each coming request and to each coming delivery; "" is nothing, and so is what comes after."""
+    """What happens to each coming request and to each coming delivery; "" is nothing, and so is
+    what comes after."""
 
     answers: tuple[str, ...]
     deliveries: tuple[str, ...]
@@ -62,9 +64,12 @@ class Enemy:
     """What went wrong so far."""
 
     def __post_init__(self) -> None:
-        self._answers, self._deliveries = iter(self.plan.answers), iter(self.plan.deliveries)
+        self._answers = iter(self.plan.answers)
+        self._deliveries = iter(self.plan.deliveries)
 
-    async def answer(self, request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
+    async def answer(
+        self, request: Request, forward: Callable[[], Awaitable[Response]]
+    ) -> Response:
         if not from_osiris(request) or not (trouble := next(self._answers, "")):
             return await forward()
         self.done.append(f"{request.method} {request.url.path}: {trouble}")
@@ -75,8 +80,12 @@ class Enemy:
             case "silence" | "done, silence" if not git:
                 await self.over.wait()
             case "too fast" if not git:
-                return JSONResponse({"message": "secondary rate limit"}, 403, headers={"retry-after": "1"})
-            case "token bad" if "/app/" not in request.url.path and "authorization" in request.headers and not git:
+                return JSONResponse(
+                    {"message": "secondary rate limit"}, 403, headers={"retry-after": "1"}
+                )
+            case "token bad" if (
+                "/app/" not in request.url.path and "authorization" in request.headers and not git
+            ):
                 return JSONResponse({"message": "Bad credentials"}, 401)
             case "broken off":
                 return TruncatedResponse()
@@ -96,7 +105,8 @@ class Enemy:
                 pass
             case "taken, and the answer lost":
                 await send()
-                delivery.status, delivery.status_code = "timed out", 502
+                delivery.status = "timed out"
+                delivery.status_code = 502
             case "dropped" if delivery.event != "issues":
                 send.drop()
             case _:
@@ -128,7 +138,8 @@ class Field:
         return lines[0].task if lines else None
 
     async def _until(self, reached: Callable[[Task], bool]) -> Task:
-        """Wait until the task is there: GitHub sends again what was not taken, and Osiris looks for the rest."""
+        """Wait until the task is there: GitHub sends again what was not taken, and Osiris looks for
+        the rest."""
         async with asyncio.timeout(WAIT):
             while True:
                 await self.stage.wait_until_settled(self.osiris.store)
@@ -142,7 +153,9 @@ class Field:
     async def whole_life(self) -> dict[str, object]:
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
-        pull = (await self._until(lambda task: task.state == "review" and task.pull is not None)).pull
+        pull = (
+            await self._until(lambda task: task.state == "review" and task.pull is not None)
+        ).pull
         assert pull is not None
         await self.bob.submit_review(pull, "REQUEST_CHANGES", "Nearly.")
         await self._until(lambda task: task.state == "review" and task.run == 2)
@@ -169,7 +182,12 @@ async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[
     with impatient():
         async with (
             start_environment(
-                place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+                place,
+                repo=REPO,
+                files=FILES,
+                people=PEOPLE,
+                keys=keys(),
+                model=f"scripted:{script}",
             ) as stage,
             stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
             stage.get_person("alice") as alice,
@@ -178,7 +196,9 @@ async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[
             stage.hub.interceptors.append(enemy.answer)
             stage.hub.hooks.interceptors.append(enemy.deliver)
             try:
-                return await Field(stage=stage, osiris=osiris, alice=alice, bob=bob).whole_life(), enemy.done
+                return await Field(
+                    stage=stage, osiris=osiris, alice=alice, bob=bob
+                ).whole_life(), enemy.done
             finally:
                 enemy.over.set()
 

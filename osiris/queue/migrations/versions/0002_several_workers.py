@@ -45,16 +45,24 @@ def upgrade() -> None:
     )
     for table in ("tasks", "outbox", "runs"):
         op.add_column(table, sa.Column("lease", sa.BigInteger(), nullable=True))
-    op.add_column("runs", sa.Column("place", sa.String(length=64), nullable=False, server_default=""))
-    op.add_column("runs", sa.Column("kept", sa.String(length=64), nullable=False, server_default=""))
+    op.add_column(
+        "runs", sa.Column("place", sa.String(length=64), nullable=False, server_default="")
+    )
+    op.add_column(
+        "runs", sa.Column("kept", sa.String(length=64), nullable=False, server_default="")
+    )
     op.add_column("runs", sa.Column("kept_steps", sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("outbox", sa.Column("about", sa.String(length=300), nullable=False, server_default=""))
+    op.add_column(
+        "outbox", sa.Column("about", sa.String(length=300), nullable=False, server_default="")
+    )
     op.execute(
-        "UPDATE outbox SET about = (SELECT repo || '#' || issue FROM tasks WHERE tasks.id = task_id)"
-        " WHERE task_id IS NOT NULL"
+        "UPDATE outbox SET about = (SELECT repo || '#' || issue FROM tasks WHERE tasks.id ="
+        " task_id) WHERE task_id IS NOT NULL"
     )
     op.drop_index("ix_inbox_due", "inbox")
     op.drop_index("ix_outbox_due", "outbox")
     op.create_index("ix_tasks_updated", "tasks", ["updated"])
     for name, table, columns, where in _INDEXES:
-        op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+        op.create_index(
+            name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
+        )

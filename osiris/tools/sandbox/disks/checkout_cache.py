@@ -1,6 +1,7 @@
 """Checkouts that are kept, each on a disk that nothing is written to any more.
 
-Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 8,000 files out. Only root can do that.
+Workspaces are laid over them, which takes 17 ms instead of the 400 of checking 8,000 files out.
+Only root can do that.
 """
 
 import asyncio
@@ -26,18 +27,23 @@ class CheckoutCache:
 
     def __init__(self, root: Path, most: int, *, uid: int | None) -> None:
         """`most` is how many bytes they may take together."""
-        self._root, self._max_bytes, self._uid = root, most, uid
-        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody has it
+        self._root = root
+        self._max_bytes = most
+        self._uid = uid
+        # each for as long as somebody has it
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
 
     async def get(self, repo: str, commit: str, salt: str, fill: FillDisk) -> ImageDisk:
-        """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes with this machine."""
+        """The disk with a commit's checkout, made by `fill` when it is not there. `salt` changes
+        with this machine."""
         name = KEPT + hashlib.sha256(f"{repo}\0{commit}\0{salt}".encode()).hexdigest()[:24]
         disk = self._get_disk(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             if not await finish_in_thread(disk.find_sealed):
                 await self._make_checkout(disk, fill)
                 await finish_in_thread(self._evict_oldest, disk)
-            with contextlib.suppress(FileNotFoundError):  # another one has just made room; who lies over it will see
+            # another one has just made room; who lies over it will see
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(disk.image)
         return disk
 
@@ -45,7 +51,8 @@ class CheckoutCache:
         return ImageDisk(self._root, name, uid=self._uid)
 
     async def _make_checkout(self, disk: ImageDisk, fill: FillDisk) -> None:
-        """It stays mounted: to take it out of sight, its 80 MB would have to be written out first."""
+        """It stays mounted: to take it out of sight, its 80 MB would have to be written out
+        first."""
         await finish_in_thread(disk.remove)
         async with contextlib.AsyncExitStack() as failed:
             failed.push_async_callback(finish_in_thread, disk.remove)
@@ -59,9 +66,12 @@ class CheckoutCache:
         for image in newest.image.parent.glob(f"{KEPT}*.img"):
             with contextlib.suppress(FileNotFoundError):
                 about = image.stat()
-                found.append((about.st_mtime, about.st_blocks * 512, image))  # what it takes without its holes
-        total, many = sum(size for _, size, _ in found), len(found)
+                # what it takes without its holes
+                found.append((about.st_mtime, about.st_blocks * 512, image))
+        total = sum(size for _, size, _ in found)
+        many = len(found)
         for _, size, image in sorted(found):
             if image != newest.image and (total > self._max_bytes or many > MOST):
-                total, many = total - size, many - 1
+                total = total - size
+                many = many - 1
                 self._get_disk(image.stem).remove()

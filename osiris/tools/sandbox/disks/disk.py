@@ -1,5 +1,6 @@
-"""Where a session's files are: a place of limited size, with `work`, `home` and `tmp`, which the jail sees, and `keep`,
-which it does not. `image_disk.py` makes it for root, `tmpfs_disk.py` for an ordinary user."""
+"""Where a session's files are: a place of limited size, with `work`, `home` and `tmp`, which the
+jail sees, and `keep`, which it does not. `image_disk.py` makes it for root, `tmpfs_disk.py` for an
+ordinary user."""
 
 import asyncio
 import contextlib
@@ -18,9 +19,15 @@ from osiris.core.ports.sandbox import SandboxLimits
 T = TypeVar("T")
 SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
-INDEX, NOTES, OWN, LEFT = "index", "notes.json", "own", "left"
+INDEX = "index"
+NOTES = "notes.json"
+OWN = "own"
+LEFT = "left"
 UNSEALED, SEALED = "unsealed", "ready"
-USR, ETC, DEVICES, TERMINALS = "usr", "etc", "dev", "pts"
+USR = "usr"
+ETC = "etc"
+DEVICES = "dev"
+TERMINALS = "pts"
 """What a session's jails have of their own, and would else share with those of all others."""
 MOST_TERMINALS: Final = 64  # of the 3072 that kernel.pty.max leaves to all sessions of a machine
 DEVPTS: Final = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
@@ -29,8 +36,8 @@ DEVPTS: Final = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 class Disk(ABC):
     """The disk `name` below `root`; what is on it belongs to user `uid` (None: to ours).
 
-    With a prepared `etc` it is one of a session, and has a /usr, an /etc and terminals of its own, where the kernel
-    can.
+    With a prepared `etc` it is one of a session, and has a /usr, an /etc and terminals of its own,
+    where the kernel can.
     """
 
     def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
@@ -54,7 +61,8 @@ class Disk(ABC):
         return self.host_path / "keep"
 
     def get_private_path(self, name: str) -> Path | None:
-        """Return where jails find the session's own `usr`, `etc`, `dev` or `pts`; None where it has none."""
+        """Return where jails find the session's own `usr`, `etc`, `dev` or `pts`; None where it has
+        none."""
         with contextlib.suppress(OSError), os.scandir(self.host_path / name) as entries:
             if any(entries):
                 return self.folder / name
@@ -81,7 +89,8 @@ class Disk(ABC):
         self.host_path.chmod(0o711)
 
     def finalize(self, notes: dict[str, Any]) -> None:
-        """Close `keep` to the jail's user. What seals the disk is made now, while there is room for it."""
+        """Close `keep` to the jail's user. What seals the disk is made now, while there is room for
+        it."""
         if self.uid is not None:
             os.chown(self.host_only, 0, 0)
             for entry in self.host_only.iterdir():
@@ -90,7 +99,8 @@ class Disk(ABC):
         (self.host_only / UNSEALED).touch(mode=0o600)
 
     def seal(self) -> None:
-        """Mark it as complete: from now on it is found. It takes no room: the agent may have left none."""
+        """Mark it as complete: from now on it is found. It takes no room: the agent may have left
+        none."""
         with contextlib.suppress(FileNotFoundError):  # it is sealed
             (self.host_only / UNSEALED).rename(self.host_only / SEALED)
 
@@ -105,15 +115,16 @@ class Disk(ABC):
         return noted
 
     def restore_permissions(self) -> None:
-        """Called before each command: one that closed the workspace to itself is no end of the session. It cannot be a
-        link to something else, for it is a folder in one of ours."""
+        """Called before each command: one that closed the workspace to itself is no end of the
+        session. It cannot be a link to something else, for it is a folder in one of ours."""
         with contextlib.suppress(OSError):
             (self.host_path / "work").chmod(0o755)
 
     def unfreeze_index(self) -> None:
-        """Called before the first command of a stranger. Git reads a file again when its second is that of the index,
-        so right after a checkout all of them: 5,000 files take 400 ms. When that second has passed with nobody in the
-        workspace, a change can no longer hide in it, and the index may say so."""
+        """Called before the first command of a stranger. Git reads a file again when its second is
+        that of the index, so right after a checkout all of them: 5,000 files take 400 ms. When that
+        second has passed with nobody in the workspace, a change can no longer hide in it, and the
+        index may say so."""
         index = self.host_only / INDEX
         next_second = int(index.lstat().st_mtime) + 1
         if time.time() > next_second + COARSE_CLOCK:
@@ -124,10 +135,17 @@ def run_host_program(argv: Sequence[str], cwd: Path = Path("/")) -> None:
     """Run a program of the host for a disk. Raises Unavailable."""
     try:
         done = subprocess.run(
-            argv, env={"LC_ALL": "C.UTF-8"}, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+            argv,
+            env={"LC_ALL": "C.UTF-8"},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
         )
     except subprocess.TimeoutExpired:
-        raise LocalTimeout(f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds") from None
+        raise LocalTimeout(
+            f"the session's disk: {Path(argv[0]).name} gave no answer in 60 seconds"
+        ) from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise Unavailable(f"the session's disk: {Path(argv[0]).name}: {words[-300:]}")

@@ -1,7 +1,7 @@
 """Disks of a root worker: ext4 images of a limited size, of which one may lie over another.
 
-An image takes 13 ms to make and 4 ms to throw away, and stops a fill at its size. Laid over a checkout that is kept in
-another one, a workspace of 8,000 files takes 17 ms instead of 400.
+An image takes 13 ms to make and 4 ms to throw away, and stops a fill at its size. Laid over a
+checkout that is kept in another one, a workspace of 8,000 files takes 17 ms instead of 400.
 """
 
 import contextlib
@@ -31,19 +31,23 @@ from osiris.tools.sandbox.jail.orphans import kill_orphans
 from osiris.tools.sandbox.users import USERS, assert_can_claim
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
-# nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need not outlive a power
-# cut. redirect_dir: else a folder of the disk below could not be renamed, which `git mv` takes for a failure.
+# nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need
+# not outlive a power cut. redirect_dir: else a folder of the disk below could not be renamed, which
+# `git mv` takes for a failure.
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "redirect_dir=on,index=off,metacopy=off"
 GONE: Final = 3.0  # seconds
 _FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
-STATE_OFFSET, CLEAN = 1024 + 58, b"\1\0"  # s_state in the ext4 superblock
+# s_state in the ext4 superblock
+STATE_OFFSET = 1024 + 58
+CLEAN = b"\1\0"
 TRIAL: Final = "@trial-"
 HOUR: Final = 3600  # seconds
 HOST_USR: Final = Path("/usr")
 KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
 OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
-LOWER: Final = "lower"  # where the workspace of the disk below is shown as this session's, until it is laid
+# where the workspace of the disk below is shown as this session's, until it is laid
+LOWER: Final = "lower"
 
 
 class ImageDisk(Disk):
@@ -82,7 +86,9 @@ class ImageDisk(Disk):
                 os.chown(self.folder / part, self.uid, self.uid)
         self._base_file.write_text(layer.folder.name)
         if not self._mount_overlay():
-            raise Unavailable("the checkout that the workspace was to lie over is gone, and is made anew")
+            raise Unavailable(
+                "the checkout that the workspace was to lie over is gone, and is made anew"
+            )
 
     def find_sealed(self) -> bool:
         """An image that was put away cleanly (a restart) is mounted again."""
@@ -97,7 +103,8 @@ class ImageDisk(Disk):
             return self._mount_overlay()
 
     def remove(self) -> None:
-        """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep for it."""
+        """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep
+        for it."""
         if self.folder.is_mount():
             run_host_program(["/usr/bin/umount", "-l", str(self.folder)])
         self.image.unlink(missing_ok=True)
@@ -110,7 +117,8 @@ class ImageDisk(Disk):
             run_host_program(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
     def reserve_paths(self) -> None:
-        """Make the folder and the place of the image. By its folder a killed worker's image is found."""
+        """Make the folder and the place of the image. By its folder a killed worker's image is
+        found."""
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
 
@@ -163,7 +171,8 @@ class ImageDisk(Disk):
     def _mount_private(self) -> None:
         """Mount what the session's jails have of their own.
 
-        A session that is found again gets /usr and /etc as they are now. Where the kernel cannot, jails see the host's.
+        A session that is found again gets /usr and /etc as they are now. Where the kernel cannot,
+        jails see the host's.
         """
         if self.etc is None:
             return
@@ -183,7 +192,8 @@ class ImageDisk(Disk):
         return self.image.exists() and self.image.stat().st_size > 0
 
     def _wait_until_clean(self) -> bool:
-        """The kernel lets go of a disk a moment after it was unmounted, when the last jail's namespace has gone."""
+        """The kernel lets go of a disk a moment after it was unmounted, when the last jail's
+        namespace has gone."""
         until = time.monotonic() + GONE
         while not self._is_clean():
             kill_orphans()
@@ -199,10 +209,11 @@ class ImageDisk(Disk):
 
 
 def _check_free_space(new: Path, size: int) -> None:
-    """Images are sparse, and what is written to one for which there is no room is lost without a word.
+    """Images are sparse, and what is written to one for which there is no room is lost without a
+    word.
 
-    Raises NoRoom when that could come to pass, and NoRoomYet when only other images that may still grow stand in
-    the way; a trial takes next to nothing, and they do not.
+    Raises NoRoom when that could come to pass, and NoRoomYet when only other images that may still
+    grow stand in the way; a trial takes next to nothing, and they do not.
     """
     room = os.statvfs(new.parent)
     free = room.f_bavail * room.f_frsize
@@ -210,12 +221,15 @@ def _check_free_space(new: Path, size: int) -> None:
     for image in [] if new.name.startswith(TRIAL) else new.parent.glob("*.img"):
         with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
             found = image.stat()
-            promised += 0 if image.name.startswith(KEPT) else max(0, found.st_size - found.st_blocks * 512)
+            promised += (
+                0 if image.name.startswith(KEPT) else max(0, found.st_size - found.st_blocks * 512)
+            )
     if free - promised < size:
         full = HostDiskFull if free < size else NoRoomYet
         raise full(
-            f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB, {free >> 20} are "
-            f"free, and others may take {promised >> 20} of them; make room, or set OSIRIS_SANDBOX_DISK_GIB lower"
+            f"this machine's disk has no room for one more workspace: it may take {size >> 20} MiB,"
+            f" {free >> 20} are free, and others may take {promised >> 20} of them; make room, or"
+            " set OSIRIS_SANDBOX_DISK_GIB lower"
         )
 
 
@@ -228,7 +242,8 @@ def _remove_stale_trials(root: Path) -> None:
 
 
 def probe_mount(root: Path) -> str:
-    """Try small ones, one over the other; empty when it works, else what went wrong. Raises NoRoom."""
+    """Try small ones, one over the other; empty when it works, else what went wrong. Raises
+    NoRoom."""
     if os.geteuid() != 0:
         return "only root may mount a disk image"
     _remove_stale_trials(root)
@@ -252,7 +267,8 @@ def probe_mount(root: Path) -> str:
 def probe_separate_users(root: Path, etc: Path) -> tuple[str, list[str]]:
     """Try whether each session can have a user of its own over a kept checkout.
 
-    Returns what went wrong, empty when it works; and what a session has to share all the same. Raises NoRoom.
+    Returns what went wrong, empty when it works; and what a session has to share all the same.
+    Raises NoRoom.
     """
     small = SandboxLimits(disk=4 * MIB, inodes=64)
     first, second = (f"{TRIAL}{secrets.token_hex(8)}" for _ in range(2))
@@ -266,7 +282,9 @@ def probe_separate_users(root: Path, etc: Path) -> tuple[str, list[str]]:
         layer.finalize({})
         layer.seal()
         session.create_over(layer, small)
-        shared = [f"/{name}" for name in (USR, ETC, DEVICES) if session.get_private_path(name) is None]
+        shared = [
+            f"/{name}" for name in (USR, ETC, DEVICES) if session.get_private_path(name) is None
+        ]
         seen = (session.folder / "work" / "seen").stat().st_uid
         return ("" if seen == USERS[1] else "files keep their owner"), shared
     except HostDiskFull:

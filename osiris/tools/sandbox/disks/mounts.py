@@ -1,4 +1,5 @@
-"""Mounts that root's workspaces are made of, by system calls: a program started for each would cost 2 ms."""
+"""Mounts that root's workspaces are made of, by system calls: a program started for each would cost
+2 ms."""
 
 import ctypes
 import os
@@ -13,14 +14,30 @@ from osiris.tools.sandbox.disks.disk import run_host_program
 
 OCTAL = re.compile(r"\\([0-7]{3})")  # a space is \040 in the kernel's list: proc_pid_mounts(5)
 UNSHARE: Final = ("/usr/bin/unshare", "--user", "--", "/usr/bin/cat")
-READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, REMOUNT, NO_ATIME = 1, 2, 4, 8, 32, 1024  # mount(2)
+# mount(2)
+READ_ONLY = 1
+NO_SETUID = 2
+NO_DEVICES = 4
+NO_EXECUTION = 8
+REMOUNT = 32
+NO_ATIME = 1024
 DETACH: Final = 2  # umount2(2)
-OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442  # the same on x86_64 and aarch64
+# the same on x86_64 and aarch64
+OPEN_TREE = 428
+MOVE_MOUNT = 429
+MOUNT_SETATTR = 442
 CLONE: Final = 1  # open_tree(2)
 EMPTY_PATH, FROM_EMPTY_PATH = 0x1000, 4
 ID_MAPPED: Final = 0x100000  # mount_setattr(2)
 HERE: Final = -100
-NODES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+NODES: Final = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
 LINKS: Final = {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}  # below /proc/self
 SMALL: Final = "mode=755,size=64k,nr_inodes=32"
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -55,10 +72,11 @@ def mount_overlay(target: Path, folders: Mapping[str, Path], options: str, flags
 
 
 def mount_read_only_overlay(source: Path, target: Path) -> None:
-    """Mount a read-only overlay of one folder: its files have inodes of their own, and one page cache. Raises OSError.
+    """Mount a read-only overlay of one folder: its files have inodes of their own, and one page
+    cache. Raises OSError.
 
-    An overlay without an upper folder needs two lower ones: the other is the empty `target`. It does not show what is
-    mounted below a folder, so there it fails too.
+    An overlay without an upper folder needs two lower ones: the other is the empty `target`. It
+    does not show what is mounted below a folder, so there it fails too.
     """
     if any(where.startswith(f"{source}/") for where in _list_mount_points()):
         raise OSError(f"something is mounted below {source}")
@@ -72,7 +90,8 @@ def mount_read_only_overlay(source: Path, target: Path) -> None:
 
 
 def mount_devices(target: Path, terminals: str) -> None:
-    """Mount a read-only /dev with terminals of its own; `terminals` are the options of its devpts. Raises OSError.
+    """Mount a read-only /dev with terminals of its own; `terminals` are the options of its devpts.
+    Raises OSError.
 
     Bubblewrap makes such a /dev of six binds, and reads the list of all mounts after each.
     """
@@ -95,21 +114,28 @@ def mount_devices(target: Path, terminals: str) -> None:
 
 
 def mount_with_owner(source: Path, target: Path, uid: int) -> None:
-    """Mount a folder once more, with its owner's files shown as those of user `uid`. Raises OSError.
+    """Mount a folder once more, with its owner's files shown as those of user `uid`. Raises
+    OSError.
 
     It needs Linux 5.12, and 5.19 to lie below an overlay.
     """
     tree = _check_result(_LIBC.syscall(OPEN_TREE, HERE, os.fsencode(source), CLONE | os.O_CLOEXEC))
     try:
         about = source.stat()
-        namespace = _open_user_namespace({"uid_map": (about.st_uid, uid), "gid_map": (about.st_gid, uid)})
+        namespace = _open_user_namespace(
+            {"uid_map": (about.st_uid, uid), "gid_map": (about.st_gid, uid)}
+        )
         try:
             wanted = _MountAttributes(ID_MAPPED, 0, 0, namespace)
             size = ctypes.c_size_t(ctypes.sizeof(wanted))
-            _check_result(_LIBC.syscall(MOUNT_SETATTR, tree, b"", EMPTY_PATH, ctypes.byref(wanted), size))
+            _check_result(
+                _LIBC.syscall(MOUNT_SETATTR, tree, b"", EMPTY_PATH, ctypes.byref(wanted), size)
+            )
         finally:
             os.close(namespace)
-        _check_result(_LIBC.syscall(MOVE_MOUNT, tree, b"", HERE, os.fsencode(target), FROM_EMPTY_PATH))
+        _check_result(
+            _LIBC.syscall(MOVE_MOUNT, tree, b"", HERE, os.fsencode(target), FROM_EMPTY_PATH)
+        )
     finally:
         os.close(tree)
 
@@ -120,7 +146,8 @@ def unmount(folder: Path) -> None:
 
 
 def unmount_below(folder: Path) -> None:
-    """Take out of sight what is mounted below a folder, so that it can be removed. Sessions are found again."""
+    """Take out of sight what is mounted below a folder, so that it can be removed. Sessions are
+    found again."""
     for where in reversed(_list_mount_points()):  # the last is the innermost
         if where.startswith(f"{folder}/"):
             run_host_program(["/usr/bin/umount", "-l", where])
@@ -133,10 +160,17 @@ def _list_mount_points() -> list[str]:
 
 
 def _open_user_namespace(maps: Mapping[str, tuple[int, int]]) -> int:
-    """Return a user namespace that shows one id as another: a process has to be in it while it is made."""
+    """Return a user namespace that shows one id as another: a process has to be in it while it is
+    made."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(UNSHARE, env={}, cwd="/", stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
-        if not process.stdin or not process.stdout or not _is_answering(process.stdin, process.stdout):
+    with subprocess.Popen(
+        UNSHARE, env={}, cwd="/", stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+    ) as process:
+        if (
+            not process.stdin
+            or not process.stdout
+            or not _is_answering(process.stdin, process.stdout)
+        ):
             raise OSError("no user namespace can be made")
         for name, (shown, real) in maps.items():
             Path(f"/proc/{process.pid}/{name}").write_text(f"{shown} {real} 1")

@@ -1,7 +1,8 @@
 """Disks of an ordinary user: a tmpfs of a limited size, held by a process that does nothing else.
 
-Only root may mount, but an ordinary user may in name spaces of its own. Those last as long as a process is in them, so
-one is left there; it outlives its worker, and so does the disk. What is on it counts as memory of this machine.
+Only root may mount, but an ordinary user may in name spaces of its own. Those last as long as a
+process is in them, so one is left there; it outlives its worker, and so does the disk. What is on
+it counts as memory of this machine.
 """
 
 import contextlib
@@ -21,10 +22,19 @@ from osiris.tools.sandbox.disks.disk import DEVPTS, Disk, probe_size_limit
 
 NSENTER: Final = "/usr/bin/nsenter"
 # Nobody's child, and with none of our streams: whoever asked for it may end.
-HOLD: Final = ("/usr/bin/setsid", "--fork", "/usr/bin/unshare", "--map-root-user", "--mount", "/bin/sh", "-c")
-INOTIFY: Final = 32  # instances of inotify for one session, of the 128 that a user has in most cases
-# It notes by itself who it is, and since when: whoever asked for it may be killed before the answer. The start is the
-# 20th word behind the name: proc_pid_stat(5), field 22.
+HOLD: Final = (
+    "/usr/bin/setsid",
+    "--fork",
+    "/usr/bin/unshare",
+    "--map-root-user",
+    "--mount",
+    "/bin/sh",
+    "-c",
+)
+# instances of inotify for one session, of the 128 that a user has in most cases
+INOTIFY: Final = 32
+# It notes by itself who it is, and since when: whoever asked for it may be killed before the
+# answer. The start is the 20th word behind the name: proc_pid_stat(5), field 22.
 HELD: Final = """
 mount -t tmpfs -o "size=$2,nr_inodes=$3,mode=0711,nosuid,nodev" osiris "$1" || exit
 if [ "$5" ]; then (
@@ -55,7 +65,14 @@ class TmpfsDisk(Disk):
 
     @property
     def nsenter_prefix(self) -> Sequence[str]:
-        return (NSENTER, "--user", "--mount", "--preserve-credentials", f"--target={self._find_process()}", "--")
+        return (
+            NSENTER,
+            "--user",
+            "--mount",
+            "--preserve-credentials",
+            f"--target={self._find_process()}",
+            "--",
+        )
 
     def create(self, limits: SandboxLimits) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
@@ -63,10 +80,18 @@ class TmpfsDisk(Disk):
         words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
         words += [str(self._pid_file), str(self.etc or ""), DEVPTS, str(INOTIFY)]
         said = subprocess.run(
-            words, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+            words,
+            env={"PATH": "/usr/bin:/bin"},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
         )
         if said.stdout != b"held\n":
-            raise Unavailable(f"the session's disk: {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}")
+            raise Unavailable(
+                "the session's disk:"
+                f" {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}"
+            )
         self._make_folders()
 
     def find_sealed(self) -> bool:
@@ -83,7 +108,8 @@ class TmpfsDisk(Disk):
             self.folder.rmdir()
 
     def _find_process(self) -> int:
-        """The process; 0 when there is none. A number that another process has now does not count."""
+        """The process; 0 when there is none. A number that another process has now does not
+        count."""
         try:
             pid, started = json.loads(self._pid_file.read_text())
         except (OSError, ValueError):
@@ -92,7 +118,8 @@ class TmpfsDisk(Disk):
 
 
 def _read_start_time(pid: int) -> str:
-    """When a process was started; "" when there is none, or a dead one. See proc_pid_stat(5), fields 3 and 22."""
+    """When a process was started; "" when there is none, or a dead one. See proc_pid_stat(5),
+    fields 3 and 22."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

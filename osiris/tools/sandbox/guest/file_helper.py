@@ -1,8 +1,9 @@
-"""Runs INSIDE the jail by `python3 -I -S`: words in argv, a file's content on stdin, one answer on stdout.
+"""Runs INSIDE the jail by `python3 -I -S`: words in argv, a file's content on stdin, one answer on
+stdout.
 
-An answer begins with a line `ok` or `trouble`; a sentence or text for the model follows. File names may be any bytes
-(surrogateescape). Nothing is imported at the top that the start of python has not imported anyhow: `json` alone takes
-8 ms, `typing` 10, and python itself only 9.
+An answer begins with a line `ok` or `trouble`; a sentence or text for the model follows. File names
+may be any bytes (surrogateescape). Nothing is imported at the top that the start of python has not
+imported anyhow: `json` alone takes 8 ms, `typing` 10, and python itself only 9.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-MOST_TEXT = 20_000  # characters in an answer: six bytes each in the worst case, below the session's output cap
+# characters in an answer: six bytes each in the worst case, below the session's output cap
+MOST_TEXT = 20_000
 MOST_LINE = 2_000
 MOST_READ = 64 << 20  # bytes of a file that are looked through
 MOST_EDIT = 8 << 20
@@ -32,7 +34,10 @@ class FileHelperError(Exception):
 
 def read_file(path: str, start: int, lines: int) -> str:
     with _open_regular(path) as file:
-        size, shown, total, room = os.fstat(file.fileno()).st_size, [], 0, MOST_TEXT
+        size = os.fstat(file.fileno()).st_size
+        shown = []
+        total = 0
+        room = MOST_TEXT
         if b"\0" in file.peek(8192)[:8192]:
             return f"{_format_name(path)} is a binary file of {size} bytes"
         for total, line in enumerate(_read_lines(file), 1):
@@ -69,7 +74,11 @@ def _read_lines(file: Any) -> Iterator[bytes]:
 
 def _shorten_line(line: bytes) -> str:
     text = line.rstrip(b"\r").decode("utf-8", "replace")
-    return text if len(text) <= MOST_LINE else f"{text[:MOST_LINE]} … [{len(text) - MOST_LINE} more characters]"
+    return (
+        text
+        if len(text) <= MOST_LINE
+        else f"{text[:MOST_LINE]} … [{len(text) - MOST_LINE} more characters]"
+    )
 
 
 def write_file(path: str, data: bytes) -> str:
@@ -90,7 +99,9 @@ def edit_file(path: str, old: str, new: str) -> str:
     if count != 1:
         raise FileHelperError(_explain_mismatch(path, text, old, count))
     at = text.index(old)
-    _replace_file(path, (text[:at] + new + text[at + len(old) :]).encode("utf-8", "surrogateescape"))
+    _replace_file(
+        path, (text[:at] + new + text[at + len(old) :]).encode("utf-8", "surrogateescape")
+    )
     line = text.count("\n", 0, at) + 1
     return f"edited {_format_name(path)} at line {line}"
 
@@ -98,9 +109,14 @@ def edit_file(path: str, old: str, new: str) -> str:
 def _explain_mismatch(path: str, text: str, old: str, count: int) -> str:
     if count:
         where = ", ".join(map(str, _find_lines(text, old)))
-        return f"`old` is found {count} times in {_format_name(path)} (lines {where}); add lines around it until it is unique"
+        return (
+            f"`old` is found {count} times in {_format_name(path)} (lines {where}); add lines"
+            " around it until it is unique"
+        )
     near = _find_nearest_line(text.split("\n"), old)
-    return f"`old` is not in {_format_name(path)}; it must match exactly, with all white space.{near}"
+    return (
+        f"`old` is not in {_format_name(path)}; it must match exactly, with all white space.{near}"
+    )
 
 
 def _find_lines(text: str, part: str) -> list[int]:
@@ -121,8 +137,13 @@ def _find_nearest_line(lines: list[str], old: str) -> str:
     matcher = SequenceMatcher(b=wanted)
     for number, line in enumerate(lines[:20_000], 1):
         matcher.set_seq1(line.strip()[:200])
-        if matcher.real_quick_ratio() > best and matcher.quick_ratio() > best and matcher.ratio() > best:
-            best, where = matcher.ratio(), number
+        if (
+            matcher.real_quick_ratio() > best
+            and matcher.quick_ratio() > best
+            and matcher.ratio() > best
+        ):
+            best = matcher.ratio()
+            where = number
     return f" The nearest line is {where}: {lines[where - 1][:300]}" if where else ""
 
 
@@ -142,7 +163,11 @@ def _format_entry(entry: os.DirEntry[str]) -> str:
     if entry.is_dir():
         return f"{name}/"
     info = entry.stat(follow_symlinks=False)
-    return f"{name}  {info.st_size} bytes" if stat.S_ISREG(info.st_mode) else f"{name}  (not a regular file)"
+    return (
+        f"{name}  {info.st_size} bytes"
+        if stat.S_ISREG(info.st_mode)
+        else f"{name}  (not a regular file)"
+    )
 
 
 def search_files(path: str, pattern: str) -> str:
@@ -161,9 +186,17 @@ def search_files(path: str, pattern: str) -> str:
             shown.append(line)
             room -= len(line) + 1
             if len(shown) >= MOST_MATCHES or room < 0:
-                return "\n".join([*shown, "… there are more matches: narrow the pattern or the path"])
-    note = f" ({skipped} files larger than {MOST_SEARCHED >> 20} MiB were left out)" if skipped else ""
-    return "\n".join(shown) + note if shown else f"no match for {pattern!r} below {_format_name(path)}{note}"
+                return "\n".join(
+                    [*shown, "… there are more matches: narrow the pattern or the path"]
+                )
+    note = (
+        f" ({skipped} files larger than {MOST_SEARCHED >> 20} MiB were left out)" if skipped else ""
+    )
+    return (
+        "\n".join(shown) + note
+        if shown
+        else f"no match for {pattern!r} below {_format_name(path)}{note}"
+    )
 
 
 def _walk_files(path: str) -> Iterator[str]:
@@ -189,25 +222,36 @@ def _read_searchable(path: str) -> str | None:
 
 
 def _find_matches(wanted: re.Pattern[str], text: str, path: str) -> Iterator[str]:
-    line, counted, shown = 1, 0, 0
+    line = 1
+    counted = 0
+    shown = 0
     for match in wanted.finditer(text):
         line += text.count("\n", counted, match.start())
         counted = match.start()
         if line != shown:
-            begin, end = text.rfind("\n", 0, counted) + 1, text.find("\n", counted)
-            yield f"{_format_name(path)}:{line}: {text[begin : end if end >= 0 else None].rstrip()[:300]}"
+            begin = text.rfind("\n", 0, counted) + 1
+            end = text.find("\n", counted)
+            yield (
+                f"{_format_name(path)}:{line}:"
+                f" {text[begin : end if end >= 0 else None].rstrip()[:300]}"
+            )
             shown = line
 
 
 def _open_regular(path: str, follow: bool = True) -> Any:
     """A regular file for reading. Without waiting: opening a FIFO would hang for ever."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    fd = os.open(
+        path,
+        os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW),
+    )
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(fd, "rb")
     os.close(fd)
     raise FileHelperError(
-        f"{_format_name(path)} is a folder" if stat.S_ISDIR(mode) else f"{_format_name(path)} is not a regular file"
+        f"{_format_name(path)} is a folder"
+        if stat.S_ISDIR(mode)
+        else f"{_format_name(path)} is not a regular file"
     )
 
 
@@ -242,7 +286,8 @@ def _format_name(path: str) -> str:
 
 
 def answer_request(do: str, path: str, words: list[str], content: bytes) -> str:
-    """What `do` gives. `edit` finds the length of `old` in its word, in bytes, and `new` behind it."""
+    """What `do` gives. `edit` finds the length of `old` in its word, in bytes, and `new` behind
+    it."""
     match do:
         case "read":
             return read_file(path, int(words[0]), int(words[1]))
@@ -250,7 +295,10 @@ def answer_request(do: str, path: str, words: list[str], content: bytes) -> str:
             return write_file(path, content)
         case "edit":
             length = int(words[0])
-            old, new = (part.decode("utf-8", "surrogateescape") for part in (content[:length], content[length:]))
+            old, new = (
+                part.decode("utf-8", "surrogateescape")
+                for part in (content[:length], content[length:])
+            )
             return edit_file(path, old, new)
         case "list":
             return list_folder(path)

@@ -1,7 +1,8 @@
-"""Runs INSIDE the jail by `python3 -I -S`: a port of localhost that leads to the proxy, then the command.
+"""Runs INSIDE the jail by `python3 -I -S`: a port of localhost that leads to the proxy, then the
+command.
 
-Programs know proxies by host and port only. The bridge is nobody's child and holds none of the command's streams, so
-the command sees nothing of it; it ends with the jail.
+Programs know proxies by host and port only. The bridge is nobody's child and holds none of the
+command's streams, so the command sees nothing of it; it ends with the jail.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def write_lists() -> None:
         if _is_kept_whole(entry, ignored):
             whole.append(entry)
         else:
-            files += (path for path in _list_files(entry) if os.path.basename(path) not in RULE_FILES)
+            files += (
+                path for path in _list_files(entry) if os.path.basename(path) not in RULE_FILES
+            )
         if len(files) > MOST:
             sys.stderr.write(f"{os.fsdecode(files[0])!a}\n")
             sys.exit(TOO_MANY)
@@ -50,7 +52,8 @@ def write_lists() -> None:
 
 
 def write_rules() -> None:
-    """Write git's rules for what the set-up left and the agent did not change, and the list of that."""
+    """Write git's rules for what the set-up left and the agent did not change, and the list of
+    that."""
     noted = (entry.split(b"\t", 1) for entry in _read_names("/base.left"))
     unchanged = [path for digest, path in noted if _compute_digest(path) == digest]
     names = [*_read_names("/base.own"), *unchanged]
@@ -60,7 +63,8 @@ def write_rules() -> None:
 
 
 def print_dropped() -> None:
-    """Print the names of stdin that are on that list: rules in the tree may have brought them back."""
+    """Print the names of stdin that are on that list: rules in the tree may have brought them
+    back."""
     names = set(_read_names("/tmp/drop"))  # noqa: S108
     folders = tuple(name for name in names if name.endswith(b"/"))
     for name in sys.stdin.buffer.read().split(b"\0"):

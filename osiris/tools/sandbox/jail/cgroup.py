@@ -1,7 +1,8 @@
 """One cgroup per session, version 1 or 2: the bound on memory that nothing inside can step around.
 
-RLIMIT_AS is no such bound: memfd and SysV memory went past it, and node and java need more address space than memory.
-One per session and not per command, because removing them gave tails of a second with 16 at work.
+RLIMIT_AS is no such bound: memfd and SysV memory went past it, and node and java need more address
+space than memory. One per session and not per command, because removing them gave tails of a second
+with 16 at work.
 """
 
 import os
@@ -16,9 +17,9 @@ from osiris.core.ports.sandbox import SandboxLimits
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 HOUR = 3600  # seconds
-# What sockets of TCP hold is one pool of the machine (net.ipv4.tcp_mem, a tenth of its memory), and version 1 counts it
-# apart from other memory. A bound of 64 MiB holds thousands of connections that are read from; when the senders of
-# those that are not have filled it, they wait.
+# What sockets of TCP hold is one pool of the machine (net.ipv4.tcp_mem, a tenth of its memory), and
+# version 1 counts it apart from other memory. A bound of 64 MiB holds thousands of connections that
+# are read from; when the senders of those that are not have filled it, they wait.
 TCP_BUFFERS = 64 << 20
 
 
@@ -30,10 +31,12 @@ class Cgroup:
 
     @property
     def entry_files(self) -> tuple[Path, ...]:
-        """Files by which a process of one thread enters by itself: it writes 0. In version 1 that is `tasks`, the one
-        write that takes no lock of the whole machine (cgroup_procs_write_start in kernel/cgroup/cgroup.c)."""
+        """Files by which a process of one thread enters by itself: it writes 0. In version 1 that
+        is `tasks`, the one write that takes no lock of the whole machine (cgroup_procs_write_start
+        in kernel/cgroup/cgroup.c)."""
         return tuple(
-            tasks if (tasks := folder / "tasks").exists() else folder / "cgroup.procs" for folder in self.folders
+            tasks if (tasks := folder / "tasks").exists() else folder / "cgroup.procs"
+            for folder in self.folders
         )
 
     def count_oom_kills(self) -> int:
@@ -45,7 +48,8 @@ class Cgroup:
         return 0
 
     def kill(self) -> bool:
-        """Kill whatever is left in here; True when nothing was. In version 2 at once: no fork slips past that."""
+        """Kill whatever is left in here; True when nothing was. In version 2 at once: no fork slips
+        past that."""
         pids = [int(line) for line in _read_lines(self.folders[0] / "cgroup.procs")]
         with suppress(OSError):
             if (at_once := self.folders[0] / "cgroup.kill").exists():
@@ -70,7 +74,8 @@ class Cgroup:
 
 
 def make_cgroup(name: str, limits: SandboxLimits) -> Cgroup | None:
-    """The cgroup `name`, made or found again, with its limits set; None where this machine lets us make none."""
+    """The cgroup `name`, made or found again, with its limits set; None where this machine lets us
+    make none."""
     for parents, settings in (
         (_find_parents_v2(), _build_settings_v2(limits)),
         (_find_parents_v1(), _build_settings_v1(limits)),
@@ -118,7 +123,8 @@ def _apply_settings(folders: tuple[Path, ...], settings: tuple[tuple[str, str, b
 
 def _build_settings_v1(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ...]:
     return (
-        ("memory.memsw.limit_in_bytes", "-1", False),  # so that a smaller limit can be set twice: memsw may not be less
+        # so that a smaller limit can be set twice: memsw may not be less
+        ("memory.memsw.limit_in_bytes", "-1", False),
         ("memory.limit_in_bytes", str(limits.memory), True),
         ("memory.memsw.limit_in_bytes", str(limits.memory), False),
         ("memory.kmem.tcp.limit_in_bytes", str(min(TCP_BUFFERS, limits.memory // 4)), False),
@@ -135,14 +141,18 @@ def _build_settings_v2(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ..
 
 
 def _get_process_limit(limits: SandboxLimits) -> int:
-    return limits.processes + 16  # the jails' own: bwrap's init, and the next jail that stands ready
+    # the jails' own: bwrap's init, and the next jail that stands ready
+    return limits.processes + 16
 
 
 def _find_parents_v1() -> tuple[Path, ...]:
-    """Those of memory and processes are needed; that of the processor gives every session the same share of it, where
-    else each busy process would have one."""
+    """Those of memory and processes are needed; that of the processor gives every session the same
+    share of it, where else each busy process would have one."""
     own = {
-        name: path for line in _read_lines(OWN) for names, path in [line.split(":", 2)[1:]] for name in names.split(",")
+        name: path
+        for line in _read_lines(OWN)
+        for names, path in [line.split(":", 2)[1:]]
+        for name in names.split(",")
     }
     found = []
     for controller in ("memory", "pids", "cpu"):
@@ -158,11 +168,14 @@ def _find_parents_v2() -> tuple[Path, ...]:
         return ()
     own = next((line[3:] for line in _read_lines(OWN) if line.startswith("0::")), "/")
     here = CGROUPS / own.lstrip("/").removesuffix("osiris-worker").rstrip("/")
-    return (here,) if os.access(here / "cgroup.procs", os.W_OK) and _delegate_controllers(here) else ()
+    return (
+        (here,) if os.access(here / "cgroup.procs", os.W_OK) and _delegate_controllers(here) else ()
+    )
 
 
 def _delegate_controllers(here: Path) -> bool:
-    """Pass the controllers on. A cgroup with processes cannot, so we step aside into a child of it first."""
+    """Pass the controllers on. A cgroup with processes cannot, so we step aside into a child of it
+    first."""
     if {"memory", "pids"} <= set(_read_first_line(here / "cgroup.subtree_control").split()):
         return True
     also = " +cpu" if "cpu" in _read_first_line(here / "cgroup.controllers").split() else ""

@@ -1,8 +1,9 @@
 """Jails whose worker was killed in the one moment in which they do not see it.
 
-bubblewrap's monitor dies with its worker, and the jail with the monitor. But a jail that has just been started waits
-for the monitor on an eventfd, which never ends: killed in that millisecond, the monitor leaves it waiting for ever. No
-command has begun in it, but it holds a copy of all mounts, so that no disk that is unmounted is ever put away.
+bubblewrap's monitor dies with its worker, and the jail with the monitor. But a jail that has just
+been started waits for the monitor on an eventfd, which never ends: killed in that millisecond, the
+monitor leaves it waiting for ever. No command has begun in it, but it holds a copy of all mounts,
+so that no disk that is unmounted is ever put away.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from osiris.tools.sandbox.jail.process import BWRAP, MARK
 
-_BEGINS, _MARK = f"{BWRAP}\0".encode(), MARK.encode()
+_BEGINS = f"{BWRAP}\0".encode()
+_MARK = MARK.encode()
 
 
 def kill_orphans() -> None:
@@ -26,7 +28,8 @@ def kill_orphans() -> None:
 def _kill_orphan(process: Path) -> None:
     if not _is_own_jail(process):
         return
-    pidfd = os.pidfd_open(int(process.name))  # and asked again with that: its number may be another's by now
+    # and asked again with that: its number may be another's by now
+    pidfd = os.pidfd_open(int(process.name))
     try:
         if _is_orphan(process):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -36,7 +39,11 @@ def _kill_orphan(process: Path) -> None:
 
 def _is_orphan(process: Path) -> bool:
     """Whether it is process 1 of a jail of ours, and its parent no monitor."""
-    about = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    about = dict(
+        line.split(":\t", 1)
+        for line in (process / "status").read_text().splitlines()
+        if ":\t" in line
+    )
     is_first = len(inside := about["NSpid"].split()) > 1 and inside[-1] == "1"
     return is_first and _is_own_jail(process) and not _is_own_jail(process.parent / about["PPid"])
 

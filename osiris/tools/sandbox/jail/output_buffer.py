@@ -1,4 +1,5 @@
-"""Taking what a command prints without growing with it: the head, the tail, and optionally a first part in full."""
+"""Taking what a command prints without growing with it: the head, the tail, and optionally a first
+part in full."""
 
 
 class OutputBuffer:
@@ -7,8 +8,10 @@ class OutputBuffer:
     def __init__(self, cap: int, keep: int = 0) -> None:
         self.total = 0
         self.prefix = bytearray()
-        self._half, self._prefix_size = cap // 2, keep
-        self._head, self._tail = bytearray(), bytearray()
+        self._half = cap // 2
+        self._prefix_size = keep
+        self._head = bytearray()
+        self._tail = bytearray()
 
     def reset(self) -> None:
         """Begin again."""

@@ -1,12 +1,17 @@
 """The jail: what bubblewrap is told, and the only place that starts jailed processes.
 
-Every command gets a jail of its own, and everything it started dies with it. The rules and their proofs:
-- The host uid is dropped before bwrap. Started by root, bwrap leaves kernel uid 0 inside, which could write the host's
-  core_pattern and so run code as root outside; root is also exempt from the limit on processes.
-- bwrap itself gets an empty environment and its options through a file descriptor: pid 1 inside shows both.
+Every command gets a jail of its own, and everything it started dies with it. The rules and their
+proofs:
+- The host uid is dropped before bwrap. Started by root, bwrap leaves kernel uid 0 inside, which
+  could write the host's core_pattern and so run code as root outside; root is also exempt from the
+  limit on processes.
+- bwrap itself gets an empty environment and its options through a file descriptor: pid 1 inside
+  shows both.
 - No descriptor leaks (close_fds): one leaked folder is an escape by openat("../..").
-- /, /dev and /proc are remounted read-only: the first two are memory of the host, the third reaches its settings.
-- Spawn on the event loop's thread: --die-with-parent is per thread, a jail of a thread that ends is killed at once.
+- /, /dev and /proc are remounted read-only: the first two are memory of the host, the third reaches
+  its settings.
+- Spawn on the event loop's thread: --die-with-parent is per thread, a jail of a thread that ends is
+  killed at once.
 """
 
 import asyncio
@@ -40,10 +45,11 @@ MOMENT: Final = 0.02  # seconds that the event loop waits for a jail that was ki
 PATIENCE: Final = 10.0  # seconds that a jail may take to be set up, or to be gone after SIGKILL
 
 MARK: Final = "# a jail of Osiris"  # by which one is known whose worker is gone
-# The first program inside. It enters the cgroup by descriptors that the worker has opened (moved from outside, it would
-# wait for an RCU grace period after each idle moment, 7 to 22 ms), sets the limits (from outside that needs
-# CAP_SYS_RESOURCE; as a bash builtin it is 0.8 ms cheaper than /usr/bin/prlimit), waits for the word, takes the command
-# from a memfd, and becomes it. On end of file instead of the word the worker has died, and nothing runs.
+# The first program inside. It enters the cgroup by descriptors that the worker has opened (moved
+# from outside, it would wait for an RCU grace period after each idle moment, 7 to 22 ms), sets the
+# limits (from outside that needs CAP_SYS_RESOURCE; as a bash builtin it is 0.8 ms cheaper than
+# /usr/bin/prlimit), waits for the word, takes the command from a memfd, and becomes it. On end of
+# file instead of the word the worker has died, and nothing runs.
 FIRST_PROGRAM: Final = (
     MARK
     + """
@@ -62,21 +68,32 @@ def resolve_jail_uid(uid: int | None = None) -> int | None:
     return (uid or SHARED) if os.geteuid() == 0 else None
 
 
-def build_unprivileged_command(argv: Sequence[str], enter: Sequence[str] = (), *, uid: int | None = None) -> list[str]:
+def build_unprivileged_command(
+    argv: Sequence[str], enter: Sequence[str] = (), *, uid: int | None = None
+) -> list[str]:
     """Return `argv` as the jail's user.
 
-    `uid` is that of a root worker's session. An ordinary user has to `enter` where the disk is held. By setpriv:
-    Popen(user=...) gives vfork up, 5.9 ms against 1.6 in a 120 MiB worker.
+    `uid` is that of a root worker's session. An ordinary user has to `enter` where the disk is
+    held. By setpriv: Popen(user=...) gives vfork up, 5.9 ms against 1.6 in a 120 MiB worker.
     """
     uid = resolve_jail_uid(uid)
     if uid is None:
         return [*enter, *argv]
-    return [SETPRIV, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--pdeathsig=KILL", "--", *argv]
+    return [
+        SETPRIV,
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        "--clear-groups",
+        "--pdeathsig=KILL",
+        "--",
+        *argv,
+    ]
 
 
 def disable_core_dumps() -> None:
-    """Where core_pattern names a program, the kernel starts it as root and outside of the jail, with what the jail
-    left, whatever the limit: core(5). But not for a limit of one byte: fs/coredump.c. Jails have this process's."""
+    """Where core_pattern names a program, the kernel starts it as root and outside of the jail,
+    with what the jail left, whatever the limit: core(5). But not for a limit of one byte:
+    fs/coredump.c. Jails have this process's."""
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
@@ -88,11 +105,12 @@ class JailStartFailed(Unavailable):
 
 
 class Jail:
-    """One jail: it stands ready, then runs one command, then is gone. Made on the event loop's thread."""
+    """One jail: it stands ready, then runs one command, then is gone. Made on the event loop's
+    thread."""
 
     def __init__(self, view: JailSpec, cgroup: Cgroup | None, *, stdout: int | None = None) -> None:
-        """Start to set the jail up, in `cgroup`. With `stdout` the command's output goes to that file and only stderr
-        to us.
+        """Start to set the jail up, in `cgroup`. With `stdout` the command's output goes to that
+        file and only stderr to us.
 
         Raises NotBegun."""
         self._open: set[int] = set()
@@ -104,7 +122,9 @@ class Jail:
         except OSError as error:  # too many processes or files, or too little memory
             self._discarded = True
             self._close_descriptors(*self._open)
-            raise JailStartFailed(f"the sandbox could not be started: {error.strerror or error}") from error
+            raise JailStartFailed(
+                f"the sandbox could not be started: {error.strerror or error}"
+            ) from error
 
     def _start_bwrap(self, view: JailSpec, cgroup: Cgroup | None, stdout: int | None) -> None:
         block, self._block = self._open_pipe()
@@ -116,10 +136,15 @@ class Jail:
             for end in (stdin, out):
                 os.fchown(end, uid, uid)  # so that scripts can open /dev/stdin and /dev/stdout
         self._command = self._create_memfd(b"")
-        rules, options = self._create_memfd(seccomp.build_program()), self._create_memfd(b"")
+        rules = self._create_memfd(seccomp.build_program())
+        options = self._create_memfd(b"")
         words = ["--block-fd", block, "--info-fd", info, *build_arguments(view), "--seccomp", rules]
         os.pwrite(options, b"".join(os.fsencode(str(word)) + b"\0" for word in words), 0)
-        doors = [self._track_descriptor(os.open(path, os.O_WRONLY)) for path in cgroup.entry_files] if cgroup else []
+        doors = (
+            [self._track_descriptor(os.open(path, os.O_WRONLY)) for path in cgroup.entry_files]
+            if cgroup
+            else []
+        )
         first = ["/bin/bash", "-c", self._build_first_program(go, doors)]
         theirs = [block, info, go, rules, options, *doors]
         self._process = subprocess.Popen(
@@ -140,7 +165,8 @@ class Jail:
             os.set_blocking(ours, False)
 
     def __del__(self) -> None:
-        """One that nobody discarded runs no command, and ends at once. No thread: its parts are finalized with it."""
+        """One that nobody discarded runs no command, and ends at once. No thread: its parts are
+        finalized with it."""
         if getattr(self, "_open", None) and not self._discarded:
             self._discarded = True
             self._reap_processes()
@@ -153,20 +179,31 @@ class Jail:
         except (OSError, ValueError) as error:  # TimeoutError is an OSError too
             self.kill()
             said = os.fsdecode(await self._read_startup_error())[-400:].strip()
-            raise JailStartFailed(f"the sandbox could not be set up: {said or repr(error)}") from error
+            raise JailStartFailed(
+                f"the sandbox could not be set up: {said or repr(error)}"
+            ) from error
         _raise_oom_score(child, self._process.pid)
         with contextlib.suppress(BrokenPipeError):
             os.write(self._block, b"+")
         self._close_descriptors(self._block)
 
     async def run(
-        self, argv: Sequence[str], stdin: bytes, timeout: float, output: OutputBuffer, *, cwd: str = "."
+        self,
+        argv: Sequence[str],
+        stdin: bytes,
+        timeout: float,
+        output: OutputBuffer,
+        *,
+        cwd: str = ".",
     ) -> Result:
-        """Run the command in folder `cwd` of the workspace, and wait until every process in the jail is gone.
+        """Run the command in folder `cwd` of the workspace, and wait until every process in the
+        jail is gone.
 
         Raises NotBegun, or Unavailable when something in it does not die.
         """
-        began, loop, timed_out = time.monotonic(), asyncio.get_running_loop(), False
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        timed_out = False
         try:
             loop.add_reader(self._out, self._read_output, output)
             self._write_stdin(memoryview(stdin))
@@ -183,7 +220,8 @@ class Jail:
                 pass
             if not timed_out and not self._has_started():
                 raise JailStartFailed(
-                    f"the sandbox could not start: {os.fsdecode(output.get_excerpt())[-400:].strip()}"
+                    "the sandbox could not start:"
+                    f" {os.fsdecode(output.get_excerpt())[-400:].strip()}"
                 )
             code = self._process.wait()
         finally:
@@ -202,23 +240,28 @@ class Jail:
         return not self._discarded and not _is_readable(self._monitor, 0)
 
     def kill(self) -> None:
-        """SIGKILL for the monitor: its end kills pid 1 inside, and the kernel then kills the pid namespace.
+        """SIGKILL for the monitor: its end kills pid 1 inside, and the kernel then kills the pid
+        namespace.
 
-        And for pid 1 itself: while the jail is being set up it has not asked yet to die with the monitor."""
+        And for pid 1 itself: while the jail is being set up it has not asked yet to die with the
+        monitor."""
         for pidfd in (self._monitor, self._child_pidfd):
             if pidfd in self._open:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def discard(self) -> None:
-        """End it and let go of everything; twice is fine. Synchronous, for it must also hold while a task is cancelled.
+        """End it and let go of everything; twice is fine. Synchronous, for it must also hold while
+        a task is cancelled.
 
-        The kernel takes seconds to free the memory of some jails. A thread waits for those: see `wait_for_jails`.
+        The kernel takes seconds to free the memory of some jails. A thread waits for those: see
+        `wait_for_jails`.
         """
         if self._discarded:
             return
         self._discarded = True
-        with contextlib.suppress(RuntimeError):  # no loop is running: then none watches our descriptors either
+        # no loop is running: then none watches our descriptors either
+        with contextlib.suppress(RuntimeError):
             loop = asyncio.get_running_loop()
             for fd in self._open & {self._out, self._info, self._monitor, self._child_pidfd}:
                 if fd is not None:
@@ -245,7 +288,7 @@ class Jail:
         self._close_descriptors(*self._open)
         _ENDING.discard(threading.current_thread())
 
-    # ── the parts of a run ────────────────────────────────────────────────────────────────────────────────────────
+    # ── the parts of a run ────────────────────────────────────────────────────────────────────────
 
     def _build_first_program(self, go: int, doors: Sequence[int]) -> str:
         limits = self._limits
@@ -273,9 +316,11 @@ class Jail:
         return child
 
     def _find_child(self) -> None:
-        """Learn who pid 1 inside is, for a jail that ends early: killed before bwrap has let its child go, the child
-        would wait for that word for ever."""
-        while self._child_pidfd is None and self._info in self._open and _is_readable(self._info, 1):
+        """Learn who pid 1 inside is, for a jail that ends early: killed before bwrap has let its
+        child go, the child would wait for that word for ever."""
+        while (
+            self._child_pidfd is None and self._info in self._open and _is_readable(self._info, 1)
+        ):
             text = os.read(self._info, CHUNK)
             if found := CHILD.search(text):
                 with contextlib.suppress(ProcessLookupError):
@@ -290,7 +335,8 @@ class Jail:
         self._close_descriptors(self._go)
 
     def _has_started(self) -> bool:
-        """The command's memfd shares its offset with the jail: unread, bwrap failed. No command can forge that."""
+        """The command's memfd shares its offset with the jail: unread, bwrap failed. No command can
+        forge that."""
         return os.lseek(self._command, 0, os.SEEK_CUR) > 0
 
     def _write_stdin(self, data: memoryview) -> None:
@@ -320,7 +366,8 @@ class Jail:
         return bool(data)
 
     async def _wait_for_child(self) -> None:
-        """Neither the end of output nor that of the monitor is the end: pid 1 inside leaves after all others."""
+        """Neither the end of output nor that of the monitor is the end: pid 1 inside leaves after
+        all others."""
         if self._child_pidfd is None:
             return
         try:
@@ -330,14 +377,15 @@ class Jail:
             raise Unavailable("a sandboxed process does not die") from error
 
     async def _read_startup_error(self) -> bytes:
-        """Return what a jail says that could not be set up; a process may keep its output open without a word."""
+        """Return what a jail says that could not be set up; a process may keep its output open
+        without a word."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await _wait_readable(self._out)
                 return os.read(self._out, CHUNK)
         return b""
 
-    # ── descriptors ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── descriptors ───────────────────────────────────────────────────────────────────────────────
 
     def _track_descriptor(self, fd: int) -> int:
         self._open.add(fd)
@@ -359,15 +407,22 @@ class Jail:
 
 
 async def wait_for_jails() -> None:
-    """Return when the jails that were discarded so far are gone: what they hold open can be unmounted then."""
+    """Return when the jails that were discarded so far are gone: what they hold open can be
+    unmounted then."""
     for thread in list(_ENDING):
         await asyncio.to_thread(thread.join)
 
 
 async def run_once(
-    view: JailSpec, argv: Sequence[str], timeout: float, *, cgroup: Cgroup | None, stdout: int | None = None
+    view: JailSpec,
+    argv: Sequence[str],
+    timeout: float,
+    *,
+    cgroup: Cgroup | None,
+    stdout: int | None = None,
 ) -> Result:
-    """A jail for one command of our own; with `stdout` its output goes to that file. Raises Unavailable."""
+    """A jail for one command of our own; with `stdout` its output goes to that file. Raises
+    Unavailable."""
     jail = Jail(view, cgroup, stdout=stdout)
     try:
         await jail.wait_until_ready()

@@ -1,7 +1,8 @@
 """The system-call filter of the jail: a BPF program built here, for x86_64 and aarch64.
 
-Own generator instead of libseccomp: the 2.5.4 of Debian 12 does not know five newer calls. It costs 33 ns per call.
-Everything the kernel may learn later is refused too: numbers above the last one known here give ENOSYS.
+Own generator instead of libseccomp: the 2.5.4 of Debian 12 does not know five newer calls. It costs
+33 ns per call. Everything the kernel may learn later is refused too: numbers above the last one
+known here give ENOSYS.
 """
 
 import platform
@@ -11,11 +12,22 @@ from typing import Final
 
 from osiris.core.errors import Refused
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; every argument takes eight bytes
-KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
+LOAD = 0x20
+EQUAL = 0x15
+AT_LEAST = 0x35
+ANY_BIT = 0x45
+RETURN = 0x06
+# offsets in struct seccomp_data; every argument takes eight bytes
+NUMBER = 0
+ARCH = 4
+ARGUMENTS = 16
+KILL = 0x80000000
+ALLOW = 0x7FFF0000
+ERRNO = 0x00050000
 DONE: Final = ERRNO  # with error 0: the call does nothing, and says that it went well
-EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
+EPERM = 1
+ENOSYS = 38
+EAFNOSUPPORT = 97
 LAST_KNOWN: Final = 462  # mseal, Linux 6.10; from 424 on the numbers are the same everywhere
 X32: Final = 0x40000000
 COLUMN: Final = {"x86_64": 0, "aarch64": 1}
@@ -109,7 +121,8 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "lsm_set_self_attr": (460, 460),
     "lsm_list_modules": (461, 461),
 }
-# The contexts of these are counted for the machine (fs.aio-max-nr), so one session could take those of all.
+# The contexts of these are counted for the machine (fs.aio-max-nr), so one session could take those
+# of all.
 ABSENT: Final[dict[str, tuple[int, int]]] = {
     "io_setup": (206, 0),
     "io_destroy": (207, 1),
@@ -118,8 +131,8 @@ ABSENT: Final[dict[str, tuple[int, int]]] = {
     "io_getevents": (208, 4),
     "io_pgetevents": (333, 292),
 }
-# These write out whole file systems, of the host too, while others wait. No session outlives a power cut, so nothing is
-# lost without them. fsync and sync_file_range are for one file, and stay.
+# These write out whole file systems, of the host too, while others wait. No session outlives a
+# power cut, so nothing is lost without them. fsync and sync_file_range are for one file, and stay.
 VOID: Final[dict[str, tuple[int, int]]] = {"sync": (162, 81), "syncfs": (306, 267)}
 CLONE: Final = (56, 220)
 CLONE3: Final = (435, 435)
@@ -129,9 +142,14 @@ IOCTL: Final = (16, 29)
 PERSONALITY: Final = (135, 92)
 
 NEW_NAMESPACES: Final = 0x7E020000  # NEWNS NEWCGROUP NEWUTS NEWIPC NEWUSER NEWPID NEWNET
-AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE = 1, 2, 10, 16, 0
+AF_UNIX = 1
+AF_INET = 2
+AF_INET6 = 10
+AF_NETLINK = 16
+NETLINK_ROUTE = 0
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # typing into the terminal of somebody else
-PERSONALITIES: Final = (0, 0x40000, 0xFFFFFFFF)  # plain, without address randomisation (debuggers), "tell me"
+# plain, without address randomisation (debuggers), "tell me"
+PERSONALITIES: Final = (0, 0x40000, 0xFFFFFFFF)
 
 
 def is_supported(machine: str = "") -> bool:
@@ -140,10 +158,14 @@ def is_supported(machine: str = "") -> bool:
 
 @cache
 def build_program(machine: str = "") -> bytes:
-    """The filter for `machine` (this one by default) as an array of struct sock_filter. Raises Refused elsewhere."""
+    """The filter for `machine` (this one by default) as an array of struct sock_filter. Raises
+    Refused elsewhere."""
     machine = machine or platform.machine()
     if not is_supported(machine):
-        raise Refused(f"the sandbox has no system-call filter for {machine} processors (only x86_64 and aarch64)")
+        raise Refused(
+            f"the sandbox has no system-call filter for {machine} processors (only x86_64 and"
+            " aarch64)"
+        )
     code = [
         *_require_abi(machine),
         *_refuse_unknown(),
@@ -186,14 +208,20 @@ def _refuse_forbidden(machine: str) -> list[Instruction]:
     tables = ((FORBIDDEN, ERRNO | EPERM), (ABSENT, ERRNO | ENOSYS), (VOID, DONE))
     rows = [(row[COLUMN[machine]], answer) for table, answer in tables for row in table.values()]
     numbers = sorted((number, answer) for number, answer in rows if number is not None)
-    return [step for number, answer in numbers for step in _build_branch(EQUAL, number, _build_return(answer))]
+    return [
+        step
+        for number, answer in numbers
+        for step in _build_branch(EQUAL, number, _build_return(answer))
+    ]
 
 
 def _filter_by_argument(machine: str) -> list[Instruction]:
-    """The calls that are fine or not by what they are asked for; inside a block the number is no longer loaded."""
+    """The calls that are fine or not by what they are asked for; inside a block the number is no
+    longer loaded."""
     here = COLUMN[machine]
     blocks = (
-        (CLONE3, [_build_return(ERRNO | ENOSYS)]),  # its flags lie behind a pointer; glibc falls back to clone
+        # its flags lie behind a pointer; glibc falls back to clone
+        (CLONE3, [_build_return(ERRNO | ENOSYS)]),
         (
             CLONE,
             [
@@ -212,13 +240,17 @@ def _filter_by_argument(machine: str) -> list[Instruction]:
             ],
         ),
         (IOCTL, [_load_argument(1), *_refuse_values(TIOCSTI, TIOCLINUX), _build_return(ALLOW)]),
-        (PERSONALITY, [_load_argument(0), *_allow_values(*PERSONALITIES), _build_return(ERRNO | EPERM)]),
+        (
+            PERSONALITY,
+            [_load_argument(0), *_allow_values(*PERSONALITIES), _build_return(ERRNO | EPERM)],
+        ),
     )
     return [step for number, body in blocks for step in _build_branch(EQUAL, number[here], *body)]
 
 
 def _filter_socket_families() -> list[Instruction]:
-    """AF_VSOCK is not isolated by a network namespace before Linux 7.0: on a micro-VM it faces the hypervisor."""
+    """AF_VSOCK is not isolated by a network namespace before Linux 7.0: on a micro-VM it faces the
+    hypervisor."""
     route_only = [
         _load_argument(2),
         *_build_branch(EQUAL, NETLINK_ROUTE, _build_return(ALLOW)),
@@ -238,4 +270,8 @@ def _allow_values(*values: int) -> list[Instruction]:
 
 
 def _refuse_values(*values: int) -> list[Instruction]:
-    return [step for value in values for step in _build_branch(EQUAL, value, _build_return(ERRNO | EPERM))]
+    return [
+        step
+        for value in values
+        for step in _build_branch(EQUAL, value, _build_return(ERRNO | EPERM))
+    ]

@@ -13,16 +13,21 @@ from osiris.tools.sandbox.network.proxy_request import ConnectRequest
 
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 INNER: Final = tuple(
-    map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10"))
+    map(
+        ipaddress.ip_network,
+        ("168.63.129.16/32", "192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10"),
+    )
 )
-"""What some Pythons call global: what Azure and Oracle tell their machines about themselves; IPv4 in IPv6 as it was
-written once, and as a network translates it for itself; and the private addresses of an older IPv6."""
+"""What some Pythons call global: what Azure and Oracle tell their machines about themselves; IPv4
+in IPv6 as it was written once, and as a network translates it for itself; and the private addresses
+of an older IPv6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowedHost:
-    """A host that may be reached: its name, or `*.` and what its name ends with. `own`: this machine's configuration
-    names it, so its address may be a private one; `plain`: it is spoken to without TLS."""
+    """A host that may be reached: its name, or `*.` and what its name ends with. `own`: this
+    machine's configuration names it, so its address may be a private one; `plain`: it is spoken to
+    without TLS."""
 
     host: str
     port: int = 443
@@ -30,7 +35,11 @@ class AllowedHost:
     plain: bool = False
 
     def matches(self, request: ConnectRequest) -> bool:
-        named = request.host.endswith(self.host[1:]) if self.host.startswith("*.") else request.host == self.host
+        named = (
+            request.host.endswith(self.host[1:])
+            if self.host.startswith("*.")
+            else request.host == self.host
+        )
         return named and (request.port, bool(request.plain)) == (self.port, self.plain)
 
 
@@ -45,7 +54,9 @@ class Resolver:
         self._threads = ThreadPoolExecutor(4, "resolver")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _resolve_host, host, port)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, _resolve_host, host, port
+        )
 
 
 def _resolve_host(host: str, port: int) -> Sequence[str]:
@@ -59,9 +70,11 @@ def _resolve_host(host: str, port: int) -> Sequence[str]:
 
 
 def may_reach(address: str, host: str, *, own: bool) -> bool:
-    """Whether a host may be reached at an address: a public one, or for one of our `own` configuration a private one.
+    """Whether a host may be reached at an address: a public one, or for one of our `own`
+    configuration a private one.
 
-    Not even those lead to this machine, unless the configuration says so in these words: names change their addresses.
+    Not even those lead to this machine, unless the configuration says so in these words: names
+    change their addresses.
     """
     ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
     if ip.is_multicast or ip.is_link_local or ip.is_unspecified:

@@ -32,18 +32,20 @@ CHUNK: Final = 1 << 16
 BACKLOG: Final = 128  # connections that wait to be accepted
 HEAD: Final = 16 << 10  # bytes of a request
 LONGEST_REASON: Final = 400  # characters
-MOST_NAMES: Final = 100  # refused hosts that are told apart: a hostile jail can ask for as many as it likes
+# refused hosts that are told apart: a hostile jail can ask for as many as it likes
+MOST_NAMES: Final = 100
 OTHERS: Final = ("other hosts", 0, "more than can be told apart")
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
-ACCESS_DENIED: Final = b"\x15\x03\x01\x00\x02\x02\x31"  # a fatal alert of TLS: RFC 8446, section 6.2
+# a fatal alert of TLS: RFC 8446, section 6.2
+ACCESS_DENIED: Final = b"\x15\x03\x01\x00\x02\x02\x31"
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """For one proxy: bytes that may be sent and received in its life, and connections at once. For one connection:
-    seconds until it stands, and of silence."""
+    """For one proxy: bytes that may be sent and received in its life, and connections at once. For
+    one connection: seconds until it stands, and of silence."""
 
     up: int = 16 << 20
     down: int = 4 << 30
@@ -53,7 +55,8 @@ class ProxyLimits:
 
 
 class HostDenied(Exception):
-    """It is not let through. The text says why; `answer` is what the jail is told in place of a page that says so."""
+    """It is not let through. The text says why; `answer` is what the jail is told in place of a
+    page that says so."""
 
     def __init__(self, reason: str, answer: bytes | None = None) -> None:
         super().__init__(reason)
@@ -65,9 +68,12 @@ class HostUnreachable(Exception):
 
 
 class EgressProxy:
-    """A proxy for one session. Its connections end with the command that made them: see `close_connections`."""
+    """A proxy for one session. Its connections end with the command that made them: see
+    `close_connections`."""
 
-    def __init__(self, allowed: Sequence[AllowedHost], resolve: ResolveHost, caps: ProxyLimits | None = None) -> None:
+    def __init__(
+        self, allowed: Sequence[AllowedHost], resolve: ResolveHost, caps: ProxyLimits | None = None
+    ) -> None:
         self._allowed = tuple(allowed)
         self._caps = caps or ProxyLimits()
         self._resolve = resolve
@@ -82,7 +88,9 @@ class EgressProxy:
         `blocked` is a list of (host, port, times, reason); `unreachable` says which host that may
         be reached was not, and why.
         """
-        rows = [[host, port, times, reason] for (host, port, reason), times in self._blocked.items()]
+        rows = [
+            [host, port, times, reason] for (host, port, reason), times in self._blocked.items()
+        ]
         report: dict[str, object] = {"blocked": rows, "unreachable": self._unreachable}
         self._blocked.clear()
         self._unreachable = ""
@@ -160,7 +168,9 @@ class EgressProxy:
         except (HostDenied, ProtocolRejected) as denied:
             self._record_refusal(request, str(denied))
             answer = denied.answer if isinstance(denied, HostDenied) else None
-            jail[1].write(_build_error_page(403, request, str(denied)) if answer is None else answer)
+            jail[1].write(
+                _build_error_page(403, request, str(denied)) if answer is None else answer
+            )
         except HostUnreachable as error:
             self._unreachable = f"{request.host}:{request.port}: {str(error)[:LONGEST_REASON]}"
             jail[1].write(_build_error_page(502, request, str(error)))
@@ -173,7 +183,7 @@ class EgressProxy:
             what = OTHERS
         self._blocked[what] += 1
 
-    # ── finding the host ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── finding the host ──────────────────────────────────────────────────────────────────────────
 
     async def _connect_host(self, request: ConnectRequest) -> Stream:
         """Raises Denied or Unreachable."""
@@ -189,19 +199,25 @@ class EgressProxy:
         raise HostUnreachable(trouble)
 
     async def _resolve_addresses(self, request: ConnectRequest, *, own: bool) -> list[str]:
-        """Those it may be reached at. The name is not looked up again, so what was checked is what is reached."""
+        """Those it may be reached at. The name is not looked up again, so what was checked is what
+        is reached."""
         try:
             found = await self._resolve(request.host, request.port)
         except OSError as error:
-            if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+            if isinstance(error, socket.gaierror) and error.errno in (
+                socket.EAI_NONAME,
+                socket.EAI_NODATA,
+            ):
                 raise HostDenied("there is no host of that name") from None
-            raise HostUnreachable(f"its name cannot be resolved: {error.strerror or error}") from None
+            raise HostUnreachable(
+                f"its name cannot be resolved: {error.strerror or error}"
+            ) from None
         good = [address for address in found if may_reach(address, request.host, own=own)]
         if found and not good:
             raise HostDenied("its address is not a public one")
         return good
 
-    # ── letting through ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── letting through ───────────────────────────────────────────────────────────────────────────
 
     async def _relay_streams(self, request: ConnectRequest, jail: Stream, there: Stream) -> None:
         """Pass bytes between the two until both have ended. Raises Denied."""
@@ -215,7 +231,8 @@ class EgressProxy:
                 if not request.plain:
                     both.create_task(self._copy_bytes("up", jail[0], there[1], silence))
         except* (OSError, HostDenied) as group:
-            broken += group.exceptions  # not raised here: before Python 3.11.4 that would come out as a group
+            # not raised here: before Python 3.11.4 that would come out as a group
+            broken += group.exceptions
         if broken:
             raise broken[0]
 
@@ -232,9 +249,14 @@ class EgressProxy:
         return raw
 
     async def _copy_bytes(
-        self, way: str, source: asyncio.StreamReader, target: asyncio.StreamWriter, silence: asyncio.Timeout
+        self,
+        way: str,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        silence: asyncio.Timeout,
     ) -> None:
-        """Only silence of both sides ends a connection: who downloads something large says nothing meanwhile."""
+        """Only silence of both sides ends a connection: who downloads something large says nothing
+        meanwhile."""
         while data := await source.read(CHUNK):
             self._spend_quota(way, len(data))
             target.write(data)
@@ -252,8 +274,11 @@ class EgressProxy:
 
 
 def _build_error_page(status: int, request: ConnectRequest, reason: str) -> bytes:
-    """An answer of the proxy's own: tools show its first line to people, and people look into its body."""
+    """An answer of the proxy's own: tools show its first line to people, and people look into its
+    body."""
     phrase = "Blocked by the sandbox" if status == 403 else "Bad Gateway"
     body = f"{request.host}:{request.port}: {reason}\n".encode("utf-8", "replace")
-    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
+    )
     return head.encode() + b"Connection: close\r\n\r\n" + body

@@ -1,5 +1,5 @@
-"""Which way out each session has: a folder in which its proxy listens, the hosts that lets through, and what package
-tools inside have to be told."""
+"""Which way out each session has: a folder in which its proxy listens, the hosts that lets through,
+and what package tools inside have to be told."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,8 @@ LIFE = 600.0  # seconds for which what the package tools said is believed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionNetwork:
-    """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's) are for its tools."""
+    """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's)
+    are for its tools."""
 
     folder: Path
     proxy: ProxyProcess
@@ -34,16 +35,22 @@ class NetworkAccess:
     """The ways out of the sessions that are open in this process."""
 
     def __init__(self, root: Path, options: SandboxOptions) -> None:
-        self._folder, self._options = root / "@out", options
+        self._folder = root / "@out"
+        self._options = options
         self._networks: dict[str, SessionNetwork] = {}
         self._asking = asyncio.Lock()
         self._registries: PackageRegistries | None = None
         self._until = 0.0
 
-    async def open_network(self, name: str, hosts: Sequence[str], *, for_setup: bool) -> SessionNetwork | None:
-        """The way of session `name`; None when it has none: the operator allows none, or nobody asked for one."""
+    async def open_network(
+        self, name: str, hosts: Sequence[str], *, for_setup: bool
+    ) -> SessionNetwork | None:
+        """The way of session `name`; None when it has none: the operator allows none, or nobody
+        asked for one."""
         self.close_network(name)
-        if self._options.network == "none" or (not for_setup and (self._options.network != "agent" or not hosts)):
+        if self._options.network == "none" or (
+            not for_setup and (self._options.network != "agent" or not hosts)
+        ):
             return None
         found = PackageRegistries()
         if for_setup or REGISTRIES in hosts:
@@ -63,7 +70,8 @@ class NetworkAccess:
         return way
 
     def get_proxy(self, name: str) -> ProxyProcess | None:
-        """Return the proxy of session `name`, which who uses it has to start; None without a way out."""
+        """Return the proxy of session `name`, which who uses it has to start; None without a way
+        out."""
         way = self._networks.get(name)
         return way.proxy if way else None
 
@@ -73,8 +81,8 @@ class NetworkAccess:
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     async def _load_registries(self) -> PackageRegistries:
-        """What this machine's tools are configured for: asked now and then, for it takes seconds, and one that gave no
-        answer may give it later."""
+        """What this machine's tools are configured for: asked now and then, for it takes seconds,
+        and one that gave no answer may give it later."""
         async with self._asking:
             if self._registries is None or time.monotonic() > self._until:
                 inside = [*(str(chain / "bin") for chain in self._options.toolchains), SYSTEM_PATH]

@@ -1,7 +1,9 @@
-"""Where this machine's own package tools get packages from. The tools are asked, so that mirrors work.
+"""Where this machine's own package tools get packages from. The tools are asked, so that mirrors
+work.
 
-What a person configured on this machine (`pip config`, `.npmrc`, `go env`, cargo's `config.toml`) holds inside
-sandboxes too, but for passwords: an address with one in it is left out, for nothing secret goes into a sandbox.
+What a person configured on this machine (`pip config`, `.npmrc`, `go env`, cargo's `config.toml`)
+holds inside sandboxes too, but for passwords: an address with one in it is left out, for nothing
+secret goes into a sandbox.
 """
 
 import json
@@ -24,15 +26,26 @@ log = logging.getLogger(__name__)
 
 PATIENCE: Final = 20.0  # seconds that one tool may take to answer
 PIP_SETTING: Final = re.compile(r"(:env:|[a-z]+)\.([a-z-]+)='(.*)'")
-PIP_DEFAULTS: Final = "from pip._internal.models.index import PyPI; print(PyPI.simple_url, PyPI.file_storage_domain)"
-NOBODY: Final = "http://127.0.0.1:9"  # a proxy that is not there: cargo names the address that it could not have
-CARGO_PROJECT: Final = '[package]\nname = "asks"\nversion = "0.0.0"\n[lib]\npath = "a.rs"\n[dependencies]\nitoa = "1"\n'
+PIP_DEFAULTS: Final = (
+    "from pip._internal.models.index import PyPI; print(PyPI.simple_url, PyPI.file_storage_domain)"
+)
+# a proxy that is not there: cargo names the address that it could not have
+NOBODY: Final = "http://127.0.0.1:9"
+CARGO_PROJECT: Final = """[package]
+name = "asks"
+version = "0.0.0"
+[lib]
+path = "a.rs"
+[dependencies]
+itoa = "1"
+"""
 CARGO_INDEX: Final = re.compile(r"`(https?://\S+?)/?config\.json`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageRegistries:
-    """The hosts that the tools need, and the environment and the file of cargo that lead them there."""
+    """The hosts that the tools need, and the environment and the file of cargo that lead them
+    there."""
 
     allowed: tuple[AllowedHost, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +62,9 @@ def detect_registries(path: str, environment: Mapping[str, str]) -> PackageRegis
     ]
     return PackageRegistries(
         allowed=tuple(dict.fromkeys(rule for one in found for rule in one.allowed)),
-        environment={name: value for one in found for name, value in one.environment.items() if value},
+        environment={
+            name: value for one in found for name, value in one.environment.items() if value
+        },
         cargo="".join(one.cargo for one in found),
     )
 
@@ -57,26 +72,40 @@ def detect_registries(path: str, environment: Mapping[str, str]) -> PackageRegis
 def _detect_pip(path: str, environment: Mapping[str, str]) -> PackageRegistries:
     pythons = ("python3", sys.executable)
     python = next(
-        (python for python in pythons if _run_tool([python, "-m", "pip", "--version"], path, environment)), None
+        (
+            python
+            for python in pythons
+            if _run_tool([python, "-m", "pip", "--version"], path, environment)
+        ),
+        None,
     )
     if python is None:
         return PackageRegistries()
     listed = _run_tool([python, "-m", "pip", "config", "list"], path, environment)
-    simple, _, files = _run_tool([python, "-I", "-c", PIP_DEFAULTS], path, {}).strip().partition(" ")
+    simple, _, files = (
+        _run_tool([python, "-I", "-c", PIP_DEFAULTS], path, {}).strip().partition(" ")
+    )
     settings = dict(_parse_pip_settings(listed))
     first = _select_usable([settings.get("index-url") or simple])
     more = _select_usable(settings.get("extra-index-url", "").split())
     return PackageRegistries(
-        allowed=tuple(map(_build_allowed_host, [*first, *more, *([f"https://{files}"] if files else [])])),
+        allowed=tuple(
+            map(_build_allowed_host, [*first, *more, *([f"https://{files}"] if files else [])])
+        ),
         environment={"PIP_INDEX_URL": " ".join(first), "PIP_EXTRA_INDEX_URL": " ".join(more)},
     )
 
 
 def _parse_pip_settings(listed: str) -> Iterator[tuple[str, str]]:
-    """(name, value), what counts most last: the file, what it says of `install`, the environment."""
-    rows = [found.groups() for line in listed.splitlines() if (found := PIP_SETTING.fullmatch(line))]
+    """(name, value), what counts most last: the file, what it says of `install`, the
+    environment."""
+    rows = [
+        found.groups() for line in listed.splitlines() if (found := PIP_SETTING.fullmatch(line))
+    ]
     for section in ("global", "install", ":env:"):
-        yield from ((name, value.replace("\\n", " ")) for where, name, value in rows if where == section)
+        yield from (
+            (name, value.replace("\\n", " ")) for where, name, value in rows if where == section
+        )
 
 
 def _detect_npm(path: str, environment: Mapping[str, str]) -> PackageRegistries:
@@ -90,7 +119,9 @@ def _detect_npm(path: str, environment: Mapping[str, str]) -> PackageRegistries:
 
 
 def _detect_go(path: str, environment: Mapping[str, str]) -> PackageRegistries:
-    settings = _parse_object(_run_tool(["go", "env", "-json", "GOPROXY", "GOSUMDB"], path, environment))
+    settings = _parse_object(
+        _run_tool(["go", "env", "-json", "GOPROXY", "GOSUMDB"], path, environment)
+    )
     proxies = _select_usable(re.split(r"[,|]", str(settings.get("GOPROXY", ""))))
     sums = str(settings.get("GOSUMDB", ""))
     place = sums.split(" ")[-1].partition("+")[0]
@@ -113,14 +144,17 @@ def _detect_cargo(path: str, environment: Mapping[str, str]) -> PackageRegistrie
     files = str(_parse_object(_fetch_text(f"{index[0]}/config.json")).get("dl", ""))
     source = '[source.crates-io]\nreplace-with = "here"\n[source.here]\nregistry = "sparse+{}/"\n'
     return PackageRegistries(
-        allowed=tuple(map(_build_allowed_host, [*index, *_select_usable([files])])), cargo=source.format(index[0])
+        allowed=tuple(map(_build_allowed_host, [*index, *_select_usable([files])])),
+        cargo=source.format(index[0]),
     )
 
 
-# ── how they are asked ────────────────────────────────────────────────────────────────────────────────────────────
+# ── how they are asked ────────────────────────────────────────────────────────────────────────────
 
 
-def _run_tool(words: Sequence[str], path: str, environment: Mapping[str, str], cwd: str = "/") -> str:
+def _run_tool(
+    words: Sequence[str], path: str, environment: Mapping[str, str], cwd: str = "/"
+) -> str:
     """What a tool says; nothing when it is not there or gives no answer."""
     if (program := shutil.which(words[0], path=path)) is None:
         return ""
@@ -165,11 +199,16 @@ def _select_usable(urls: Iterable[str]) -> list[str]:
     found = []
     for url in urls:
         parts = urlsplit(url.strip())
-        if parts.scheme not in ("http", "https") or not parts.hostname or not _has_valid_port(parts):
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or not _has_valid_port(parts)
+        ):
             continue
         if "@" in parts.netloc:
             log.warning(
-                "the registry at %s needs a password, and none goes into a sandbox: it is left out", parts.hostname
+                "the registry at %s needs a password, and none goes into a sandbox: it is left out",
+                parts.hostname,
             )
             continue
         found.append(url.strip().rstrip("/"))
@@ -187,5 +226,8 @@ def _build_allowed_host(url: str) -> AllowedHost:
     parts = urlsplit(url)
     plain = parts.scheme == "http"
     return AllowedHost(
-        host=(parts.hostname or "").lower(), port=parts.port or (80 if plain else 443), own=True, plain=plain
+        host=(parts.hostname or "").lower(),
+        port=parts.port or (80 if plain else 443),
+        own=True,
+        plain=plain,
     )

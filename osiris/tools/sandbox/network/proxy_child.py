@@ -28,7 +28,9 @@ MOST_SETTINGS: Final = 1 << 24  # bytes
 MEMORY: Final = 1 << 30  # bytes of addresses; a proxy with 100 busy connections uses a tenth of it
 DESCRIPTORS: Final = 1024  # each connection needs two
 KILLED_EARLY: Final = 500  # when memory runs out: after the jails, before the worker
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:

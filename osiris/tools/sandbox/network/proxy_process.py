@@ -60,7 +60,9 @@ class ProxyProcess:
     a link of that.
     """
 
-    def __init__(self, folder: Path, allowed: Sequence[AllowedHost], caps: ProxyLimits | None = None) -> None:
+    def __init__(
+        self, folder: Path, allowed: Sequence[AllowedHost], caps: ProxyLimits | None = None
+    ) -> None:
         self.jail_folder = folder / "jail"
         self._socket = folder / SOCKET
         self._allowed = tuple(allowed)

@@ -1,4 +1,5 @@
-"""What a jail asks of its proxy: CONNECT, or a plain GET of a mirror without TLS. RFC 9110, section 9.3.6."""
+"""What a jail asks of its proxy: CONNECT, or a plain GET of a mirror without TLS. RFC 9110, section
+9.3.6."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,12 +11,15 @@ from osiris.tools.sandbox.network.tls_client_hello import ProtocolRejected
 
 HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*")
-NOT_PASSED_ON: Final = re.compile(r"(?i)connection|content-length|expect|host|keep-alive|proxy-.*|te|trailer|upgrade")
+NOT_PASSED_ON: Final = re.compile(
+    r"(?i)connection|content-length|expect|host|keep-alive|proxy-.*|te|trailer|upgrade"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectRequest:
-    """Which host a jail wants; `plain` is what that is told first, when it is spoken to without TLS."""
+    """Which host a jail wants; `plain` is what that is told first, when it is spoken to without
+    TLS."""
 
     host: str
     port: int
@@ -52,7 +56,9 @@ def _parse_plain(method: str, target: str, lines: Sequence[str]) -> ConnectReque
         "Connection: close",
     ]
     return ConnectRequest(
-        host=_parse_host(host), port=_parse_port(port or "80"), plain="\r\n".join([*asked, "\r\n"]).encode("latin-1")
+        host=_parse_host(host),
+        port=_parse_port(port or "80"),
+        plain="\r\n".join([*asked, "\r\n"]).encode("latin-1"),
     )
 
 

@@ -1,11 +1,14 @@
-"""The first thing a TLS client says: which host it means. RFC 8446, section 4.1.2; RFC 6066, section 3."""
+"""The first thing a TLS client says: which host it means. RFC 8446, section 4.1.2; RFC 6066,
+section 3."""
 
 import asyncio
 from collections.abc import Iterator
 from typing import Final
 
 HANDSHAKE, CLIENT_HELLO = 22, 1
-SERVER_NAME, HOST_NAME, ENCRYPTED_HELLO = 0, 0, 0xFE0D
+SERVER_NAME = 0
+HOST_NAME = 0
+ENCRYPTED_HELLO = 0xFE0D
 MOST: Final = 1 << 16  # bytes of a hello; with the largest keys known it is a few thousand
 LONGEST_NAME: Final = 253  # characters of a host's name: RFC 1035; a hello has room for 65,530
 
@@ -15,7 +18,8 @@ class ProtocolRejected(Exception):
 
 
 async def read_client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """(all bytes that were read, the body of the client's hello). Raises NotOurs, IncompleteReadError."""
+    """(all bytes that were read, the body of the client's hello). Raises NotOurs,
+    IncompleteReadError."""
     raw = bytearray()
     said = bytearray()
     while len(said) < 4 or len(said) < 4 + int.from_bytes(said[1:4], "big"):
@@ -32,7 +36,8 @@ async def read_client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]
 
 
 def parse_server_name(hello: bytes) -> str:
-    """The host that a client's hello names, in lower case. Raises NotOurs when it names none, or hides it."""
+    """The host that a client's hello names, in lower case. Raises NotOurs when it names none, or
+    hides it."""
     try:
         found = list(_parse_extensions(hello))
     except IndexError:

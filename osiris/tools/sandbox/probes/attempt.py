@@ -1,4 +1,5 @@
-"""A command tried as the jails' user, outside of any jail or in a part of one: what a machine can do is found so."""
+"""A command tried as the jails' user, outside of any jail or in a part of one: what a machine can
+do is found so."""
 
 import errno
 import os
@@ -20,24 +21,40 @@ class AttemptResult:
     """It failed for a want of this machine (time, memory) that may be over in a moment."""
 
 
-def attempt_bwrap(options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()) -> AttemptResult:
-    """Try bwrap with these options, as the jails' user: whether it went well, and what it said. For the probes."""
+def attempt_bwrap(
+    options: Sequence[str], argv: Sequence[str], *, fds: Sequence[int] = ()
+) -> AttemptResult:
+    """Try bwrap with these options, as the jails' user: whether it went well, and what it said. For
+    the probes."""
     return attempt_command([BWRAP, *options, "--die-with-parent", "--", *argv], fds=fds)
 
 
-def attempt_command(argv: Sequence[str], *, fds: Sequence[int] = (), before: Sequence[str] = ()) -> AttemptResult:
-    """Try a command outside of any jail, as the jails' user; what stands `before` it is done as ours."""
+def attempt_command(
+    argv: Sequence[str], *, fds: Sequence[int] = (), before: Sequence[str] = ()
+) -> AttemptResult:
+    """Try a command outside of any jail, as the jails' user; what stands `before` it is done as
+    ours."""
     command = [*before, *build_unprivileged_command(argv)]
     try:
         done = subprocess.run(
-            command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, pass_fds=fds
+            command,
+            env={},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            pass_fds=fds,
         )
     except subprocess.TimeoutExpired:
         return AttemptResult(ok=False, output=f"no answer in {PATIENCE:g} seconds", passing=True)
     except OSError as error:
-        return AttemptResult(ok=False, output=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM))
+        return AttemptResult(
+            ok=False, output=str(error), passing=error.errno in (errno.EAGAIN, errno.ENOMEM)
+        )
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
-    return AttemptResult(ok=done.returncode == 0, output=said, passing=done.returncode == -signal.SIGKILL)
+    return AttemptResult(
+        ok=done.returncode == 0, output=said, passing=done.returncode == -signal.SIGKILL
+    )
 
 
 def attempt_jail(view: JailSpec, argv: Sequence[str]) -> AttemptResult:

@@ -1,4 +1,5 @@
-"""What this machine can do for a sandbox, each line found out by doing it, never guessed from a version."""
+"""What this machine can do for a sandbox, each line found out by doing it, never guessed from a
+version."""
 
 import os
 import secrets
@@ -14,7 +15,12 @@ from osiris.tools.sandbox.disks.tmpfs_disk import probe_tmpfs
 from osiris.tools.sandbox.jail import cgroup, seccomp
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.process import BWRAP, resolve_jail_uid
-from osiris.tools.sandbox.probes.attempt import AttemptResult, attempt_bwrap, attempt_command, attempt_jail
+from osiris.tools.sandbox.probes.attempt import (
+    AttemptResult,
+    attempt_bwrap,
+    attempt_command,
+    attempt_jail,
+)
 
 SYSTEM: Final = [
     *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"),
@@ -25,8 +31,9 @@ SPACES: Final = [
     *("--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--new-session"),
 ]
 UNMASK: Final = (
-    "In a container /proc is masked: --security-opt systempaths=unconfined with a non-root USER (Docker), "
-    "--security-opt unmask=ALL (Podman), procMount: Unmasked with hostUsers: false (Kubernetes)."
+    "In a container /proc is masked: --security-opt systempaths=unconfined with a non-root USER"
+    " (Docker), --security-opt unmask=ALL (Podman), procMount: Unmasked with hostUsers: false"
+    " (Kubernetes)."
 )
 
 # Asked inside the whole profile; every line of the answer is one probe that held.
@@ -67,32 +74,41 @@ bytearray(160 << 20)
 
 
 def run_probes(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
-    """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator allows runs without a
-    limit on their memory."""
+    """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator
+    allows runs without a limit on their memory."""
     found = [*_probe_host(root, etc), *_probe_profile(etc), *(bounds or _probe_bounds(root, weak))]
     return found if resolve_jail_uid() is None else [*found, _probe_separate_users(root, etc)]
 
 
 def select_held_bounds(found: Sequence[Probe]) -> list[Probe]:
-    """The bounds among what was found, when all hold. They are not asked again: a process that takes too much memory is
-    killed for it each time, and operators see that in the kernel's log."""
+    """The bounds among what was found, when all hold. They are not asked again: a process that
+    takes too much memory is killed for it each time, and operators see that in the kernel's log."""
     bounds = [probe for probe in found if probe.name in (DISK, MEMORY)]
     return bounds if all(probe.ok for probe in bounds) else []
 
 
 def _probe_host(root: Path, etc: Path) -> Iterator[Probe]:
     trial = attempt_command([BWRAP, "--version"])
-    yield _build_probe("bubblewrap installed", trial, trial.output[:100], "Install it: apt-get install bubblewrap.")
+    yield _build_probe(
+        "bubblewrap installed", trial, trial.output[:100], "Install it: apt-get install bubblewrap."
+    )
     uid = resolve_jail_uid()
     if uid is not None:
         trial = attempt_command(["/usr/bin/true"])
-        fix = "Run the worker as an ordinary user, or give it CAP_SETUID and CAP_SETGID (and util-linux's setpriv)."
-        yield _build_probe("drop to an unprivileged user", trial, trial.output[:100] or f"uid {uid}", fix)
+        fix = (
+            "Run the worker as an ordinary user, or give it CAP_SETUID and CAP_SETGID (and"
+            " util-linux's setpriv)."
+        )
+        yield _build_probe(
+            "drop to an unprivileged user", trial, trial.output[:100] or f"uid {uid}", fix
+        )
     trial = attempt_command(["/usr/bin/test", "-r", str(etc / "passwd")])
     fix = f"Make every folder above {root} searchable for others: chmod 711."
     yield _build_probe("data folder reachable", trial, trial.output[:100] or str(root), fix)
     trial = attempt_bwrap([*SPACES, *SYSTEM], ["/usr/bin/true"])
-    yield _build_probe("namespaces", trial, trial.output[:160], "" if trial.ok else _suggest_namespace_fix())
+    yield _build_probe(
+        "namespaces", trial, trial.output[:160], "" if trial.ok else _suggest_namespace_fix()
+    )
     trial = attempt_bwrap([*SPACES, *SYSTEM, "--proc", "/proc"], ["/usr/bin/true"])
     yield _build_probe("private /proc", trial, trial.output[:160], UNMASK)
 
@@ -111,7 +127,11 @@ def _probe_profile(etc: Path) -> Iterator[Probe]:
         ("environ", "pid 1's environment empty", never_root),
         ("vsock", "vsock closed", filtered),
         ("seccomp", "system-call filter", filtered),
-        ("python", "python3 inside", "Install it: apt-get install python3 (jails see /usr, not /usr/local alone)."),
+        (
+            "python",
+            "python3 inside",
+            "Install it: apt-get install python3 (jails see /usr, not /usr/local alone).",
+        ),
         ("git", "git inside", "Install it: apt-get install git."),
     )
     for word, name, fix in rows:
@@ -134,8 +154,11 @@ def _probe_bounds(root: Path, weak: bool) -> Iterator[Probe]:
         ok=trial.ok,
         needed=not weak,
         detail=trial.output[:160],
-        fix="They need a cgroup that the worker may write to (systemd: Delegate=yes). To go without, limit the memory "
-        "of the whole worker and set OSIRIS_SANDBOX=weak; every pull request will say so.",
+        fix=(
+            "They need a cgroup that the worker may write to (systemd: Delegate=yes). To go"
+            " without, limit the memory of the whole worker and set OSIRIS_SANDBOX=weak; every pull"
+            " request will say so."
+        ),
         passing=trial.passing,
     )
 
@@ -151,11 +174,16 @@ def _probe_disk(root: Path) -> Probe:
 
 def _probe_separate_users(root: Path, etc: Path) -> Probe:
     """What root's sessions can have of their own. Without it they are processes of one user."""
-    fix = "It needs Linux 5.19, and overlayfs in the kernel. Without it sessions share what is counted by user."
+    fix = (
+        "It needs Linux 5.19, and overlayfs in the kernel. Without it sessions share what is"
+        " counted by user."
+    )
     try:
         trouble, shared = probe_separate_users(root, etc)
     except HostDiskFull as full:
-        return Probe(name=APART, ok=False, needed=False, detail=str(full), fix="Make room.", passing=True)
+        return Probe(
+            name=APART, ok=False, needed=False, detail=str(full), fix="Make room.", passing=True
+        )
     detail = trouble[:160] or (f"shared: {', '.join(shared)}" if shared else "")
     return Probe(name=APART, ok=not trouble, needed=False, detail=detail, fix=fix)
 
@@ -176,7 +204,9 @@ def _attempt_limits() -> AttemptResult:
     if trial.passing and not stopped:
         return trial
     few = trial.output.isdecimal() and int(trial.output) < 32
-    return AttemptResult(ok=few and stopped, output="" if few and stopped else f"they do not hold: {trial.output}")
+    return AttemptResult(
+        ok=few and stopped, output="" if few and stopped else f"they do not hold: {trial.output}"
+    )
 
 
 def _remove_cgroup(name: str, group: cgroup.Cgroup) -> None:
@@ -189,8 +219,8 @@ def _remove_cgroup(name: str, group: cgroup.Cgroup) -> None:
 def _suggest_namespace_fix() -> str:
     if _read_setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
-            "Ubuntu: add the AppArmor profile `profile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }`, "
-            "or set sysctl kernel.apparmor_restrict_unprivileged_userns=0."
+            "Ubuntu: add the AppArmor profile `profile bwrap /usr/bin/bwrap flags=(unconfined) {"
+            " userns, }`, or set sysctl kernel.apparmor_restrict_unprivileged_userns=0."
         )
     if _read_setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return "Debian: set sysctl kernel.unprivileged_userns_clone=1."
@@ -198,9 +228,10 @@ def _suggest_namespace_fix() -> str:
         return "Set sysctl user.max_user_namespaces=10000."
     if "\nSeccomp:\t2" in _read_setting("/proc/self/status"):
         return (
-            "The container forbids namespaces: --security-opt seccomp=PROFILE that also allows clone, unshare, mount, "
-            "umount2, pivot_root and sethostname, --security-opt systempaths=unconfined, on AppArmor hosts also "
-            "--security-opt apparmor=unconfined, and a non-root USER."
+            "The container forbids namespaces: --security-opt seccomp=PROFILE that also allows"
+            " clone, unshare, mount, umount2, pivot_root and sethostname, --security-opt"
+            " systempaths=unconfined, on AppArmor hosts also --security-opt apparmor=unconfined,"
+            " and a non-root USER."
         )
     return "Let ordinary users make user namespaces on this machine."
 

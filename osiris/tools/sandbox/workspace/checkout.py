@@ -1,4 +1,5 @@
-"""Filling a new workspace, in a jail: a clone of the mirror, what the set-up left, and work that was put away."""
+"""Filling a new workspace, in a jail: a clone of the mirror, what the set-up left, and work that
+was put away."""
 
 import os
 import shutil
@@ -14,11 +15,14 @@ from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
 
 KILLED: Final = 128 + 9  # SIGKILL
-NO_MIRROR, NO_COMMIT, NO_ROOM = 64, 65, 66
+NO_MIRROR = 64
+NO_COMMIT = 65
+NO_ROOM = 66
 
-# $1 is the commit, $2 one whose files are laid over it. A clone and not a worktree: a worktree needs a writable mirror,
-# where a planted hook ran as root outside. Over a checkout of another commit git goes by the index that was saved with
-# it, and touches only what differs. Two helpers inflate and write files, a sixth faster than one on two cores.
+# $1 is the commit, $2 one whose files are laid over it. A clone and not a worktree: a worktree
+# needs a writable mirror, where a planted hook ran as root outside. Over a checkout of another
+# commit git goes by the index that was saved with it, and touches only what differs. Two helpers
+# inflate and write files, a sixth faster than one on two cores.
 SCRIPT: Final = r"""
 git -C /base.git rev-parse -q --git-dir >/dev/null || exit 64
 git -C /base.git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
@@ -33,7 +37,8 @@ fi
 case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # on a full disk git says so, and succeeds
 cp -p .git/index /keep/index
 [ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
-# From here on no git: what the set-up left is a stranger's, a configuration of git's in the home too.
+# From here on no git: what the set-up left is a stranger's, a configuration of git's in the home
+# too.
 if [ -e /setup.tar ]; then
     tar -x -f /setup.tar -C / --skip-old-files --no-same-owner \
         --exclude=tmp/own --exclude=tmp/left --exclude=tmp/exclude 2>/tmp/said || {
@@ -49,8 +54,9 @@ fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutSpec:
-    """What a workspace is filled with: commit `base`, the files of commit `files` over it ("": none), the tar of a
-    `setup`; `index` is that of the checkout which the disk lies over, if it does."""
+    """What a workspace is filled with: commit `base`, the files of commit `files` over it ("":
+    none), the tar of a `setup`; `index` is that of the checkout which the disk lies over, if it
+    does."""
 
     base: str
     files: str = ""
@@ -58,22 +64,30 @@ class CheckoutSpec:
     setup: Path | None = None
 
 
-async def check_out(view: JailSpec, disk: Disk, cgroup: Cgroup | None, filling: CheckoutSpec) -> None:
-    """Fill the workspace of `disk`, and leave the index of its base in `keep`. Raises Refused or Unavailable."""
+async def check_out(
+    view: JailSpec, disk: Disk, cgroup: Cgroup | None, filling: CheckoutSpec
+) -> None:
+    """Fill the workspace of `disk`, and leave the index of its base in `keep`. Raises Refused or
+    Unavailable."""
     shown = ((filling.index, "/base.index"), (filling.setup, "/setup.tar"))
-    extra = [(disk.folder / "keep", "/keep", True), *((path, inside, False) for path, inside in shown if path)]
+    extra = [
+        (disk.folder / "keep", "/keep", True),
+        *((path, inside, False) for path, inside in shown if path),
+    ]
     view = replace(view, extra=extra, toolchains=(), proxy_folder=None)
     argv = ["/bin/bash", "-c", SCRIPT, "checkout", filling.base, filling.files]
     result = await run_once(view, argv, view.limits.open_seconds, cgroup=cgroup)
     _check_result(result, view, filling.base)
     left = set(os.listdir(disk.host_only))
-    if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(_is_plain_file(disk.host_only / name) for name in left):
+    if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(
+        _is_plain_file(disk.host_only / name) for name in left
+    ):
         raise Refused("the checkout left no index, or more than that")
 
 
 def copy_index(index: Path, disk: Disk) -> None:
-    """Leave the index of a kept checkout in `keep`: its workspace is laid over that and has no other files. With its
-    time, or a change in its own second would be hidden."""
+    """Leave the index of a kept checkout in `keep`: its workspace is laid over that and has no
+    other files. With its time, or a change in its own second would be hidden."""
     try:
         shutil.copy2(index, disk.host_only / INDEX, follow_symlinks=False)
     except OSError as error:
@@ -91,13 +105,19 @@ def _check_result(result: Result, view: JailSpec, base: str) -> None:
     if result.exit_code == 0:
         return
     if result.timed_out:
-        raise LocalTimeout(f"checking the repository out took longer than {view.limits.open_seconds:g} seconds")
+        raise LocalTimeout(
+            f"checking the repository out took longer than {view.limits.open_seconds:g} seconds"
+        )
     if result.exit_code is None or result.exit_code == KILLED:
-        raise LocalTimeout("checking the repository out was cut off; this machine may be short of memory")
+        raise LocalTimeout(
+            "checking the repository out was cut off; this machine may be short of memory"
+        )
     if result.exit_code == NO_MIRROR:
         raise Refused(f"the mirror {view.mirror} is not a repository that git can read: {words}")
     if result.exit_code == NO_COMMIT:
         raise Refused(f"the base commit {base} is not in the mirror")
     if result.exit_code == NO_ROOM or "No space left" in words:
-        raise Refused(f"the repository does not fit on the session's disk of {view.limits.disk >> 20} MiB")
+        raise Refused(
+            f"the repository does not fit on the session's disk of {view.limits.disk >> 20} MiB"
+        )
     raise Refused(f"the repository could not be checked out: {words}")

@@ -1,7 +1,9 @@
-"""Taking the work out: git runs in a fresh read-only jail and prints a pack; the agent's own .git is never read.
+"""Taking the work out: git runs in a fresh read-only jail and prints a pack; the agent's own .git
+is never read.
 
-The host opens no file of the workspace and runs no git on it: with the host's git, in place and even with hardening
-options, 19 of 42 hostile repositories ran code, left changes out or took in other files.
+The host opens no file of the workspace and runs no git on it: with the host's git, in place and
+even with hardening options, 19 of 42 hostile repositories ran code, left changes out or took in
+other files.
 """
 
 import contextlib
@@ -24,12 +26,12 @@ UNREADABLE = 67
 FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
-# `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree anew (5,000 files: 132 ms, now 10).
-# info/attributes outranks every .gitattributes in the tree, so that none of them can name a filter. The index was saved
-# right after the checkout; `cp -p`, because a renewed time stamp hid same-second edits in 8 of 8 tries.
-#
-# `git add` only warns of a folder that it cannot open, and goes on without it: so its words are read. What the set-up
-# left is taken out of the index by name, for a rule of the repository (`!name`) outranks info/exclude.
+# `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree anew (5,000
+# files: 132 ms, now 10). info/attributes outranks every .gitattributes in the tree, so that none of
+# them can name a filter. The index was saved right after the checkout; `cp -p`, because a renewed
+# time stamp hid same-second edits in 8 of 8 tries.  `git add` only warns of a folder that it cannot
+# open, and goes on without it: so its words are read. What the set-up left is taken out of the
+# index by name, for a rule of the repository (`!name`) outranks info/exclude.
 INSIDE = (
     f"set -euo pipefail\n{EXPORTS}\n"
     r"""
@@ -68,7 +70,8 @@ grep -aE -m 3 "$LEFT_OUT" /tmp/said | cut -b 1-6000 >&2 && exit 67
 [ $code = 0 ] || { tail -n 5 /tmp/said >&2; exit $code; }
 if [ -s /tmp/drop ]; then
     git diff-index --cached -z --name-only --diff-filter=A "$1" -- |
-        /usr/bin/python3 -I -S /etc/osiris/setup_leftovers drop | git update-index -z --force-remove --stdin
+        /usr/bin/python3 -I -S /etc/osiris/setup_leftovers drop |
+        git update-index -z --force-remove --stdin
 fi
 tree=$(git write-tree)
 printf '%s\n^%s^{tree}\n' "$tree" "$1" | git pack-objects -q --revs --thin --stdout
@@ -77,10 +80,11 @@ printf '\n%s\n' "$tree" >&2
 )
 
 
-# Git keeps no modes of folders, and of files only whether they can be run: to make them readable changes no work.
-# `find` changes a folder before it goes into it.
+# Git keeps no modes of folders, and of files only whether they can be run: to make them readable
+# changes no work. `find` changes a folder before it goes into it.
 MAKE_READABLE = r"""
-find /workspace -type d ! -perm -u=rwx -exec chmod u+rwx {} \; -o -type f ! -perm -u=r -exec chmod u+r {} \;
+find /workspace -type d ! -perm -u=rwx -exec chmod u+rwx {} \; \
+    -o -type f ! -perm -u=r -exec chmod u+r {} \;
 """
 
 
@@ -88,13 +92,18 @@ class UnreadableWork(Refused):
     """Some of the workspace cannot be read, so that the work would come out without it."""
 
 
-async def export_workspace(view: JailSpec, base: str, *, packs: Path, cgroup: Cgroup | None) -> Export:
-    """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`, which a crash leaves
-    nothing of. Raises Refused or Unavailable, and UnreadableWork when some of it would be left out."""
+async def export_workspace(
+    view: JailSpec, base: str, *, packs: Path, cgroup: Cgroup | None
+) -> Export:
+    """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`,
+    which a crash leaves nothing of. Raises Refused or Unavailable, and UnreadableWork when some of
+    it would be left out."""
     with contextlib.ExitStack() as failed:
         pack = failed.enter_context(_open_unnamed_file(packs))
         argv = ["/bin/bash", "-c", INSIDE, "collect", base]
-        result = await run_once(view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno())
+        result = await run_once(
+            view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno()
+        )
         size = pack.seek(0, os.SEEK_END)
         pack.seek(0)
         export = Export(tree=_parse_tree(result, base, size, view.limits.pack), pack=pack)
@@ -107,17 +116,21 @@ def _open_unnamed_file(packs: Path) -> IO[bytes]:
         packs.mkdir(mode=0o700, exist_ok=True)
         return tempfile.TemporaryFile(dir=packs)
     except OSError as error:
-        raise Unavailable(f"this machine has no place to take the work out to: {error.strerror}") from None
+        raise Unavailable(
+            f"this machine has no place to take the work out to: {error.strerror}"
+        ) from None
 
 
 def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
     if result.timed_out:
         raise LocalTimeout(
-            "taking the work out of the sandbox took too long: there are too many or too large files, "
-            "or this machine has too much to do"
+            "taking the work out of the sandbox took too long: there are too many or too large"
+            " files, or this machine has too much to do"
         )
     if result.exit_code is None or result.exit_code == KILLED:
-        raise LocalTimeout("taking the work out of the sandbox was cut off; this machine may be short of memory")
+        raise LocalTimeout(
+            "taking the work out of the sandbox was cut off; this machine may be short of memory"
+        )
     if result.exit_code == 65:
         raise Refused(f"the base commit {base} is not in the mirror")
     if size >= most or result.exit_code == FILE_TOO_LARGE:
@@ -126,10 +139,14 @@ def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
     if result.exit_code == UNREADABLE:
         reason = words[0].removeprefix("warning: ").removeprefix("error: ").removeprefix("fatal: ")
         raise UnreadableWork(
-            f"git cannot read some of the work: {_shorten_reason(reason)}; make it readable, or remove it"
+            f"git cannot read some of the work: {_shorten_reason(reason)}; make it readable, or"
+            " remove it"
         )
-    if result.exit_code != 0:  # git's last words are `adding files failed`; which and why stands above them
-        reason = next((line for line in words if line.startswith(("error: ", "fatal: "))), words[-1])
+    # git's last words are `adding files failed`; which and why stands above them
+    if result.exit_code != 0:
+        reason = next(
+            (line for line in words if line.startswith(("error: ", "fatal: "))), words[-1]
+        )
         raise Refused(f"the work could not be taken out of the sandbox: {reason[:300]}")
     if not OBJECT_ID.fullmatch(words[-1]):
         raise Refused("the work could not be taken out of the sandbox: it came without a tree")
@@ -137,5 +154,10 @@ def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
 
 
 def _shorten_reason(reason: str) -> str:
-    """Return git's words, with the middle of a very long path left out; git itself cuts what follows such a path."""
-    return reason if len(reason) <= 300 else f"{reason[:150]}… (a path of more than {len(reason) - 100} characters)"
+    """Return git's words, with the middle of a very long path left out; git itself cuts what
+    follows such a path."""
+    return (
+        reason
+        if len(reason) <= 300
+        else f"{reason[:150]}… (a path of more than {len(reason) - 100} characters)"
+    )

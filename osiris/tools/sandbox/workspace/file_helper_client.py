@@ -1,7 +1,8 @@
-"""The files of a session, as its helper in the jail gives and takes them: a path cannot lead out of it, wherever links
-and dots point.
+"""The files of a session, as its helper in the jail gives and takes them: a path cannot lead out of
+it, wherever links and dots point.
 
-13 ms against the 0.1 of openat2 on the host, and worth it: the host never opens a file the agent made.
+13 ms against the 0.1 of openat2 on the host, and worth it: the host never opens a file the agent
+made.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -41,16 +42,21 @@ class JailFiles:
         return await self._ask_helper("search", path, pattern)
 
     async def _ask_helper(self, *words: str, content: bytes = b"") -> str:
-        """Ask the helper in the jail. Raises Unavailable when it does not answer for no fault of the model's."""
+        """Ask the helper in the jail. Raises Unavailable when it does not answer for no fault of
+        the model's."""
         if any("\0" in word or len(word) > MOST_WORD for word in words):
             return f"error: paths and patterns hold no NUL and at most {MOST_WORD} characters"
         result = await self._run([PYTHON, "-I", "-S", INSIDE_HELPER, *words], content, PATIENCE)
         if result.timed_out:
-            return f"error: stopped after {PATIENCE:.0f} s: take a simpler pattern or a smaller folder"
+            return (
+                f"error: stopped after {PATIENCE:.0f} s: take a simpler pattern or a smaller folder"
+            )
         if result.out_of_memory:
             return "error: the sandbox ran out of memory"
         verdict, _, text = result.output.partition(b"\n")
         if result.exit_code != 0 or verdict not in (b"ok", b"trouble"):
             words_said = clean_text(result.output)[-300:]
-            raise Unavailable(f"the sandbox's file helper failed (exit code {result.exit_code}): {words_said}")
+            raise Unavailable(
+                f"the sandbox's file helper failed (exit code {result.exit_code}): {words_said}"
+            )
         return ("" if verdict == b"ok" else "error: ") + clean_text(text)
