@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from osiris.core.events import IssueRef, Review, Said, Work
+from osiris.core.events import IssueRef, Review, SourceRef, Work
 
 
 class Purpose(StrEnum):
@@ -79,7 +79,7 @@ class StopRun(Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TakeUp(Order):
+class RequeueParked(Order):
     """Try again what was parked since the task's last run began. It is done with the decision
     itself."""
 
@@ -131,7 +131,7 @@ class Reply(Order):
     """Say one thing once; `once` is its identity on the issue."""
 
     topic: Topic
-    once: str
+    dedup_key: str
     to: str = ""
     detail: str = ""
     on_pull: bool = False
@@ -141,7 +141,7 @@ class Reply(Order):
 class React(Order):
     """Put 👀 on what a person wrote: it was seen."""
 
-    said: Said
+    said: SourceRef
 
 
 Effect = (
@@ -149,7 +149,7 @@ Effect = (
     | StartRun
     | SwitchModel
     | StopRun
-    | TakeUp
+    | RequeueParked
     | Push
     | OpenDraftPull
     | MarkReady

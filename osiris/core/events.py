@@ -43,7 +43,7 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SourceRef:
     """Where a person's words stand on GitHub: a comment by its database id, a review by its node
     id."""
 
@@ -125,7 +125,7 @@ class Prepared:
 class Usage:
     """Tokens that a model counted, and their price in US dollars; None: no price is known.
 
-    `list_cached` are those of `input` that the vendor had kept from an earlier request.
+    `cached` are those of `input` that the vendor had kept from an earlier request.
     """
 
     input: int = 0
@@ -181,7 +181,7 @@ class TaskEvent:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask(TaskEvent):
     actor: Actor
-    said: Said | None = None
+    said: SourceRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,12 +102,12 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
 class Task:
     """One issue, one task, one branch, one pull request.
 
-    `before` is the state a halted task returns to; `run` numbers the runs from 1; `grants` is how
-    often the current run is given its budget; `model` is what `model_by` chose, "" when nobody
-    chose; `generation` counts how often work was begun anew after a rejection; `list_reviews` is
-    what the current run works on and `list_waiting` what came meanwhile; `heard` names the reviews
-    that were taken in; `approved` is the commit a person approved; `barred` is True while nothing
-    can be written in the repository.
+    `before` is the state a halted task returns to; `run` numbers the runs from 1; `budget_grants`
+    is how often the current run is given its budget; `model` is what `model_by` chose, "" when
+    nobody chose; `generation` counts how often work started again after a rejection; `reviews` is
+    what the current run works on and `waiting` what came meanwhile; `seen_reviews` names the
+    reviews that were recorded; `approved` is the commit a person approved; `read_only` is True
+    while nothing can be written in the repository.
     """
 
     issue: e.IssueRef
@@ -117,7 +117,7 @@ class Task:
     state: State = State.QUEUED
     before: State = State.RUNNING
     run: int = 1
-    grants: int = 1
+    budget_grants: int = 1
     model: str = ""
     model_by: str = ""
     generation: int = 1
@@ -128,8 +128,8 @@ class Task:
     approved_by: str | None = None
     reviews: tuple[e.Review, ...] = ()
     waiting: tuple[e.Review, ...] = ()
-    heard: tuple[str, ...] = ()
-    barred: bool = False
+    seen_reviews: tuple[str, ...] = ()
+    read_only: bool = False
     reason: str = ""
     work: e.Work | None = None
 

@@ -23,7 +23,7 @@ from osiris.agents import briefing
 from osiris.bot.git.runner import GitCommandFailed, escape_path, translate_failure
 from osiris.bot.github import commands, comments
 from osiris.config import copilot_setup, repository_file
-from osiris.core.decide import branch_name
+from osiris.core.decide.requests import branch_name
 from osiris.core.errors import OsirisError
 from osiris.core.redaction import Redactor
 from osiris.core.sanitize import clean_text, has_hidden, show_hidden

@@ -5,7 +5,7 @@ from osiris.core import events as e
 ISSUE = e.IssueRef("acme/shop", 7)
 OWNER = e.Actor("alice", e.Role.MAINTAIN)
 OUTSIDER = e.Actor("mallory", e.Role.READ)
-SAID = e.Said("comment", "42")
+SAID = e.SourceRef("comment", "42")
 WORK = e.Work(
     summary="Done.",
     files=(e.FileChange(path="a.py", status="modified", additions=1, deletions=1),),
@@ -19,12 +19,12 @@ REVIEW = e.Review(by="bob", text="A test, please.")
 
 
 def asked(
-    kind: type[e.Ask], actor: e.Actor = OWNER, said: e.Said | None = None, **more: object
+    kind: type[e.Ask], actor: e.Actor = OWNER, said: e.SourceRef | None = None, **more: object
 ) -> e.Ask:
     return kind(issue=ISSUE, actor=actor, said=said, **more)
 
 
-def requested(actor: e.Actor = OWNER, said: e.Said | None = None) -> e.Ask:
+def requested(actor: e.Actor = OWNER, said: e.SourceRef | None = None) -> e.Ask:
     return asked(e.TaskRequested, actor, said, title="Fix the cart!", body="It loses items.")
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from osiris.core import effects as f
 from osiris.core import events as e
-from osiris.core.decide import branch_name, decide
+from osiris.core.decide import decide
+from osiris.core.decide.requests import branch_name
 from osiris.core.errors import RunEnded, Unavailable
 from osiris.core.policy import Policy
 from osiris.core.ports.models import SpentBudget
@@ -48,7 +49,7 @@ IN_REVIEW = (
     e.PatchPushed(issue=ISSUE, head="h1"),
     e.PullOpened(issue=ISSUE, number=9),
 )
-CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "R1"))
+CHANGES = asked(e.ChangesRequested, review=REVIEW, said=e.SourceRef("review", "R1"))
 
 
 def test_a_request_starts_one_run_and_says_so():
@@ -66,7 +67,7 @@ def test_a_request_starts_one_run_and_says_so():
 def test_the_same_request_again_starts_nothing():
     assert play(requested(), requested())[1] == []
     assert play(requested(), STARTED, requested(said=SAID))[1] == [
-        f.Reply(issue=ISSUE, topic=f.Topic.STATUS, once="status:42")
+        f.Reply(issue=ISSUE, topic=f.Topic.STATUS, dedup_key="status:42")
     ]
 
 
@@ -153,7 +154,7 @@ def test_an_approval_that_came_before_our_own_word_of_the_push_stands():
 
 
 def test_a_review_of_a_paused_task_ends_the_paused_run():
-    another = asked(e.ChangesRequested, review=REVIEW, said=e.Said("review", "another"))
+    another = asked(e.ChangesRequested, review=REVIEW, said=e.SourceRef("review", "another"))
     _task, orders = play(
         *IN_REVIEW, CHANGES, e.BudgetSpent(issue=ISSUE, run=2, reason="spent"), another
     )
@@ -162,7 +163,7 @@ def test_a_review_of_a_paused_task_ends_the_paused_run():
 
 def test_a_label_on_merged_work_is_answered_with_what_it_is():
     [reply] = play(*IN_REVIEW, e.Merged(issue=ISSUE, by="bob"), requested())[1]
-    assert (reply.topic, reply.once) == (f.Topic.STATUS, "status:done")
+    assert (reply.topic, reply.dedup_key) == (f.Topic.STATUS, "status:done")
 
 
 def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
@@ -249,8 +250,8 @@ def test_a_spent_budget_pauses_and_a_retry_goes_on_in_the_same_run():
     task, _ = play(requested(), STARTED, e.BudgetSpent(issue=ISSUE, run=1, reason="spent"))
     assert (task.state, task.before) == (State.PAUSED, State.RUNNING)
     task, orders = play(asked(e.RetryRequested), task=task)
-    assert (task.state, task.run, task.grants) == (State.RUNNING, 1, 2)
-    assert (kinds(orders), orders[0].steps) == (["StartRun", "TakeUp", "Report"], 20)
+    assert (task.state, task.run, task.budget_grants) == (State.RUNNING, 1, 2)
+    assert (kinds(orders), orders[0].steps) == (["StartRun", "RequeueParked", "Report"], 20)
 
 
 def test_a_halted_run_goes_on_in_its_old_budget():
@@ -278,7 +279,7 @@ def test_a_chosen_model_thinks_from_the_next_step_on_and_in_every_later_run():
 
 def test_a_model_chosen_at_rest_is_remembered_and_nothing_is_started():
     task, orders = play(
-        *IN_REVIEW, asked(e.ModelChosen, model="openai:gpt-5", said=e.Said("comment", "5"))
+        *IN_REVIEW, asked(e.ModelChosen, model="openai:gpt-5", said=e.SourceRef("comment", "5"))
     )
     assert (task.state, task.model, kinds(orders)) == (
         State.REVIEW,
@@ -289,7 +290,7 @@ def test_a_model_chosen_at_rest_is_remembered_and_nothing_is_started():
 
 def test_a_model_that_cannot_think_is_told_and_nothing_changes():
     before, _ = play(requested(), STARTED)
-    for said in (e.Said("comment", "5"), None):
+    for said in (e.SourceRef("comment", "5"), None):
         wish = asked(e.ModelChosen, model="x:y", trouble="there is no model 'x:y' here", said=said)
         task, [order] = play(wish, task=before)
         assert task == before
@@ -355,20 +356,23 @@ def test_an_outsider_moves_nothing_and_is_refused_once(event: e.Ask):
     task, _ = play(*IN_REVIEW)
     after, orders = decide(task, replace(event, actor=OUTSIDER), POLICY)
     assert after == task
-    refusal = f.Reply(issue=ISSUE, topic=f.Topic.REFUSED, once="refused:mallory", to="mallory")
+    refusal = f.Reply(issue=ISSUE, topic=f.Topic.REFUSED, dedup_key="refused:mallory", to="mallory")
     assert orders == ([] if isinstance(event, e.Approved) else [refusal])
 
 
 def test_a_command_on_an_issue_without_a_task_gets_help():
     for wish in (e.HelpAsked, e.StatusAsked, e.StopRequested, e.RetryRequested):
         task, orders = decide(None, asked(wish, said=SAID), POLICY)
-        assert (task, orders) == (None, [f.Reply(issue=ISSUE, topic=f.Topic.HELP, once="help:42")])
+        assert (task, orders) == (
+            None,
+            [f.Reply(issue=ISSUE, topic=f.Topic.HELP, dedup_key="help:42")],
+        )
     assert decide(None, e.Merged(issue=ISSUE, by="x"), POLICY) == (None, [])
 
 
 def test_an_unknown_command_is_named_in_the_help():
     [reply] = play(requested(), asked(e.HelpAsked, unknown="dance"))[1]
-    assert (reply.topic, reply.detail, reply.once) == (f.Topic.HELP, "dance", "help:alice")
+    assert (reply.topic, reply.detail, reply.dedup_key) == (f.Topic.HELP, "dance", "help:alice")
 
 
 def test_a_fact_of_another_run_is_void():
@@ -415,29 +419,29 @@ def test_a_parked_order_pauses_the_task_and_a_retry_takes_it_up_without_a_new_ru
         ["Report"],
     )
     task, orders = play(asked(e.RetryRequested), task=task)
-    assert (task.state, task.run, kinds(orders)) == (State.REVIEW, 1, ["TakeUp", "Report"])
+    assert (task.state, task.run, kinds(orders)) == (State.REVIEW, 1, ["RequeueParked", "Report"])
 
 
 def test_a_retry_takes_up_what_is_parked_even_where_it_moves_nothing():
     task, orders = play(*IN_REVIEW, asked(e.RetryRequested))
-    assert (task.state, kinds(orders)) == (State.REVIEW, ["TakeUp"])
-    task, orders = play(asked(e.RetryRequested, said=e.Said("comment", "5")), task=task)
-    assert kinds(orders) == ["TakeUp", "Reply"]
+    assert (task.state, kinds(orders)) == (State.REVIEW, ["RequeueParked"])
+    task, orders = play(asked(e.RetryRequested, said=e.SourceRef("comment", "5")), task=task)
+    assert kinds(orders) == ["RequeueParked", "Reply"]
 
 
 def test_without_access_the_task_rests_silently_and_goes_on_where_it_was():
     task, orders = play(
         requested(), STARTED, e.AccessLost(issue=ISSUE, reason="the repository is archived")
     )
-    assert (task.state, task.barred, task.reason) == (
+    assert (task.state, task.read_only, task.reason) == (
         State.PAUSED,
         True,
         "the repository is archived",
     )
     assert orders == [f.StopRun(issue=ISSUE, run=1, keep=True)]
     task, orders = play(e.AccessRegained(issue=ISSUE), task=task)
-    assert (task.state, task.barred, task.run) == (State.RUNNING, False, 1)
-    assert kinds(orders) == ["StartRun", "TakeUp", "Report"]
+    assert (task.state, task.read_only, task.run) == (State.RUNNING, False, 1)
+    assert kinds(orders) == ["StartRun", "RequeueParked", "Report"]
 
 
 def test_access_that_comes_back_wakes_no_task_that_is_paused_for_another_reason():

@@ -41,7 +41,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """A tool as the model sees it; `convert_tools` is the JSON Schema of its arguments."""
+    """A tool as the model sees it; `parameters` is the JSON Schema of its arguments."""
 
     name: str
     description: str
@@ -54,8 +54,8 @@ class ToolAnswer:
     ran: CommandRan | None = None
 
 
-DeltaKind = Literal["text", "thinking", "call", "again"]
-"""What a piece of a reply is; "again": what came of this reply is void, it is said once more."""
+DeltaKind = Literal["text", "thinking", "call", "restart"]
+"""What a piece of a reply is; "restart": what came of this reply is void, it is said once more."""
 
 
 OnDelta = Callable[[DeltaKind, str], None]

@@ -23,7 +23,7 @@ class Checkpoint:
 class ResumedRun:
     """A run that this worker goes on with.
 
-    `base` is the commit it stands on (the first one given), `parse_time` its active time so far;
+    `base` is the commit it stands on (the first one given), `seconds` its active time so far;
     `here` says whether this machine was the last to work on it, so that its workspace is what it
     was.
     """
@@ -44,7 +44,7 @@ class Transcripts(Protocol):
     async def load_messages(self, run: str) -> list[Message]: ...
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
-        """Store message number `seq` (from 0), add `parse_time` to the run's active time, and
+        """Store message number `seq` (from 0), add `seconds` to the run's active time, and
         commit.
 
         Storing the same number again changes nothing.
