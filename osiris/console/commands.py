@@ -1,4 +1,5 @@
-"""Asking: the operator's wishes, put into the inbox like everybody's."""
+"""Commands that request something: they add the operator's request to the inbox, like
+everyone's."""
 
 import asyncio
 import re
@@ -28,7 +29,7 @@ from osiris.queue.inbox_rows import OWN
 from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 
-_PATIENCE = 3.0  # seconds to wait for a worker to take something up
+_PATIENCE = 3.0  # seconds to wait for a worker to process the request
 
 
 async def cancel_task(settings: Settings, id: str, *, as_json: bool) -> None:
@@ -42,15 +43,15 @@ async def retry_task(settings: Settings, id: str, *, as_json: bool) -> None:
 async def _send_command(
     settings: Settings,
     id: str,
-    wish: type[e.StopRequested] | type[e.RetryRequested],
+    request: type[e.StopRequested] | type[e.RetryRequested],
     *,
     as_json: bool,
 ) -> None:
     async with open_views(settings) as views:
         line = await find_task(views, id)
-    # who can write to the database is the operator
+    # anyone who can write to the database is the operator
     operator = e.Actor(get_operator_name(), e.Role.ADMIN)
-    taken = await _append_event(settings, wish(issue=line.task.issue, actor=operator))
+    taken = await _append_event(settings, request(issue=line.task.issue, actor=operator))
     async with open_views(settings) as views:
         line = await find_task(views, id)
     if as_json:
@@ -64,25 +65,29 @@ _LATER = "noted; it takes effect as soon as `osiris serve` runs with all its set
 
 
 async def file_request(settings: Settings, text: str, repo: str) -> None:
-    """File a request under the operator's name. Raises Refused for one that cannot be filed."""
+    """File a request under the operator's name. Raises Refused for an invalid one."""
     title, _, body = text.strip().partition("\n")
     if not title:
-        raise Refused("say what is to be done")
+        raise Refused("describe what to do")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise Refused(f"--repo is to be owner/name, not {repo!r}")
+        raise Refused(f"--repo must be owner/name, not {repo!r}")
     key = uuid4().hex
     made = e.RequestMade(
-        key=key, repo=repo, title=title[:250], body=body.strip() or title, by=get_operator_name()
+        key=key,
+        repo=repo,
+        title=title[:250],
+        body=body.strip() or title,
+        principal=e.Principal(name=get_operator_name(), authentication=e.Authentication.OPERATOR),
     )
     await prepare_storage(settings, engine := connect(settings.database))
     await engine.dispose()
     taken = await _append_event(settings, made)
-    appears = f"taken up; the issue will appear in {make_safe(repo)}"
+    appears = f"accepted; the issue will appear in {make_safe(repo)}"
     make_console().print(Text(appears if taken else _LATER))
 
 
 async def _append_event(settings: Settings, event: e.Event) -> bool:
-    """Put an event into the inbox; True when a worker took it up within a few seconds."""
+    """Add an event to the inbox; return True when a worker processed it within a few seconds."""
     store = Store(engine := connect(settings.database))
     key = f"operator/{uuid4().hex}"
     try:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from osiris.core.events import IssueRef, Review, SourceRef, Work
+from osiris.core.events import IssueRef, Principal, Review, SourceRef, Work
 
 
 class Purpose(StrEnum):
@@ -35,7 +35,7 @@ class OpenIssue:
     repo: str
     title: str
     body: str
-    by: str
+    principal: Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,23 @@ class Actor:
         return self.role in (Role.WRITE, Role.MAINTAIN, Role.ADMIN)
 
 
+class Authentication(StrEnum):
+    """How it was established who made a request."""
+
+    OPERATOR = "operator"
+    """Osiris's own command line: only the operator can write to its database."""
+    GITHUB = "github"
+    """A GitHub login, which GitHub or a linked account has established."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who made a request. A principal has no role: that is looked up in the repository."""
+
+    name: str
+    authentication: Authentication
+
+
 @dataclass(frozen=True, slots=True)
 class SourceRef:
     """Where a person's words stand on GitHub: a comment by its database id, a review by its node
@@ -167,7 +184,7 @@ class RequestMade:
     repo: str
     title: str
     body: str
-    by: str
+    principal: Principal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

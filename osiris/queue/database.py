@@ -1,4 +1,4 @@
-"""The connection to the database, and its schema brought up to date."""
+"""The connection to the database, and the migration of its schema."""
 
 import contextlib
 import sqlite3
@@ -19,19 +19,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from osiris.core.errors import Refused, Unavailable
 
-SCHEMA = "0002"
-"""The newest migration. Alembic knows it too, but takes longer to load than most commands to
+SCHEMA = "0003"
+"""The newest migration. Alembic knows it too, but takes longer to load than most commands take to
 run."""
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
-_LAST_WORDS = 3.0  # seconds that connections may take to end after their engine
-_MIGRATION_LOCK = 0x0517  # any number, the same for every Osiris
+_LAST_WORDS = 3.0  # seconds that the connections' threads may take to end after their engine
+_MIGRATION_LOCK = 0x0517  # an arbitrary number, the same for every instance of Osiris
 
-# A database that hangs must be noticed: the door waits for it, and so does a worker's lease.
+# A hanging database must be detected: the webhook endpoint waits for it, and so does a lease.
 _POSTGRESQL = {
     "connect_timeout": 3,  # seconds
-    "tcp_user_timeout": 5000,  # milliseconds, as what follows
+    "tcp_user_timeout": 5000,  # milliseconds, like the following ones
     "options": (
         "-c statement_timeout=20000 -c lock_timeout=10000 -c"
         " idle_in_transaction_session_timeout=10000"
@@ -40,16 +40,15 @@ _POSTGRESQL = {
 
 
 def connect(database: str) -> AsyncEngine:
-    """An engine for the address `database` (SQLite or PostgreSQL). Connections are opened when
-    first used.
+    """Return an engine for the address `database` (SQLite or PostgreSQL).
 
-    Raises Refused for an address that is none, of another database, or one whose driver is not
-    installed.
+    Connections are opened when first used. Raises Refused for an invalid address, an unsupported
+    database, or a driver that is not installed.
     """
     url = _parse_address(database)
     try:
         if url.get_backend_name() == "sqlite":
-            # a connection is a thread: dear to open, cheap to keep
+            # a connection is a thread: expensive to open, cheap to keep
             opened: _OpenConnections = []
             create = partial(_open_connection, url.database or ":memory:", opened)
             engine = create_async_engine(url, pool_size=16, async_creator=create)
@@ -68,16 +67,19 @@ def connect(database: str) -> AsyncEngine:
 
 
 class _Connection(aiosqlite.Connection):
-    """One that ends its transaction and lets go of its lock however it is cut off.
+    """A connection that ends its transaction and releases its lock however it is cancelled.
 
-    aiosqlite's own may be told to stop in the middle of being closed, and then forgets to close;
-    and SQLite keeps a connection that is closed, with its lock, for as long as somebody still holds
-    one of its cursors.
+    aiosqlite's own connection can be stopped in the middle of being closed, and then does not
+    close; and SQLite keeps a closed connection, with its lock, for as long as one of its cursors is
+    referenced.
     """
 
     def stop(self) -> None:
-        """Without a future, as aiosqlite's own has: nobody waits for it, and its loop may have been
-        closed by now."""
+        """Stop the thread.
+
+        Unlike aiosqlite's own, this creates no future: nothing awaits it, and its loop may be
+        closed by now.
+        """
         if self._running:
             self._running = False
             self._rollback_and_close()
@@ -90,20 +92,20 @@ class _Connection(aiosqlite.Connection):
 
     def _rollback_and_close(self) -> None:
         if (connection := self._connection) is not None:
-            for last in (connection.rollback, connection.close):
-                self._tx.put_nowait((None, last))
+            for action in (connection.rollback, connection.close):
+                self._tx.put_nowait((None, action))
 
 
 _OpenConnections = list[tuple[ref[_Connection], Thread]]
-"""The connections of an engine and their threads, which live on when nobody holds the connection
-any more."""
+"""The connections of an engine and their threads, which keep running when a connection is no longer
+referenced."""
 
 
 def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
     connection = _Connection(
         partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64
     )
-    # as SQLAlchemy does: a statement that does not end keeps no process from ending
+    # as SQLAlchemy does: a statement that hangs does not keep the process from exiting
     connection._thread.daemon = True
     opened[:] = [one for one in opened if one[1].is_alive()]
     opened.append((ref(connection), connection._thread))
@@ -111,8 +113,8 @@ def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
 
 
 def _join_threads(opened: _OpenConnections) -> None:
-    """Wait for the threads that were told to stop, or whose connection is gone: what they bring
-    needs a loop."""
+    """Wait for the threads that are stopping, or whose connection is gone: their results need the
+    event loop."""
     until = time.monotonic() + _LAST_WORDS
     for known, thread in opened:
         connection = known()
@@ -126,7 +128,7 @@ def _parse_address(database: str) -> URL:
         driver = _DRIVERS.get(address.get_backend_name())
     except (ArgumentError, NoSuchModuleError):
         raise Refused(
-            "DATABASE_URL is no database address; leave it out, or write"
+            "DATABASE_URL is not a database address; leave it out, or write"
             " postgresql://USER:PASSWORD@HOST/NAME"
         ) from None
     if driver is None:
@@ -138,7 +140,7 @@ def _parse_address(database: str) -> URL:
 
 
 def as_read_only(engine: AsyncEngine) -> AsyncEngine:
-    """The same engine for reads only: no lock on SQLite, no transaction to begin and end on
+    """Return the engine for reads only: without a lock on SQLite, and without transactions on
     PostgreSQL."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(readonly=True)
@@ -146,24 +148,28 @@ def as_read_only(engine: AsyncEngine) -> AsyncEngine:
 
 
 def create_sync_engine(engine: AsyncEngine) -> Engine:
-    """A second engine on the same database, for a thread that does a whole transaction in one
-    go."""
+    """Create a second engine on the same database, for a thread that runs whole transactions
+    synchronously."""
     if engine.dialect.name != "sqlite":
         return create_engine(engine.url, pool_size=1, max_overflow=0, connect_args=_POSTGRESQL)
-    twin = create_engine(engine.url.set(drivername="sqlite"))
-    _register_listeners(twin)
-    return twin
+    second = create_engine(engine.url.set(drivername="sqlite"))
+    _register_listeners(second)
+    return second
 
 
 def build_insert(engine: AsyncEngine, table: type[Any]) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT with the ON CONFLICT of this database; both write it alike."""
+    """Return an INSERT of the database's dialect.
+
+    Both dialects have the same ON CONFLICT methods.
+    """
     target: Table = table.__table__
     return sqlite.insert(target) if engine.dialect.name == "sqlite" else postgresql.insert(target)
 
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """A database that is away, or that let somebody else go first, is an outage and no bug."""
+    """Raise Unavailable when the database is away or another transaction won: that is an outage and
+    not a bug."""
     try:
         yield
     except IntegrityError:
@@ -180,7 +186,7 @@ def _register_listeners(engine: Engine) -> None:
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # else sqlite3 itself begins transactions, and too late
+    connection.isolation_level = None  # else sqlite3 begins transactions by itself, and too late
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
@@ -188,21 +194,23 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin_transaction(connection: Connection) -> None:
-    """Write transactions take the lock at their begin: a later upgrade would fail or lose an update
-    silently."""
+    """Begin a transaction.
+
+    A write transaction takes the lock now, because a later upgrade would fail or silently lose an
+    update.
+    """
     readonly = connection.get_execution_options().get("readonly")
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
 
 async def migrate_schema(engine: AsyncEngine) -> None:
-    """Bring the schema to this version; a second call, also one at the same time, changes
-    nothing."""
-    from alembic import command  # heavy, and only needed here
+    """Migrate the schema to this version. A second call, even a concurrent one, changes nothing."""
+    from alembic import command  # slow to import, and only needed here
     from alembic.config import Config
 
     def run_upgrade(connection: Connection) -> None:
         if engine.dialect.name == "postgresql":
-            # an index of a large table takes minutes
+            # creating an index of a large table takes minutes
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
@@ -216,12 +224,14 @@ async def migrate_schema(engine: AsyncEngine) -> None:
 
 
 async def is_current(engine: AsyncEngine) -> bool:
-    """Whether the schema is that of this version. Raises Unavailable when the database does not
-    answer."""
+    """Return whether the schema is that of this version.
+
+    Raises Unavailable when the database does not answer.
+    """
     try:
         async with as_read_only(engine).connect() as connection:
             if not await connection.run_sync(
-                lambda answers: inspect(answers).has_table("alembic_version")
+                lambda sync_connection: inspect(sync_connection).has_table("alembic_version")
             ):
                 return False
             return bool(

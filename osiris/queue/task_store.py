@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
 from osiris.core.decide import decide
-from osiris.core.effects import Effect, SwitchModel, TakeUp
+from osiris.core.effects import Effect, RequeueParked, SwitchModel
 from osiris.core.errors import Unavailable
 from osiris.core.events import Event, IssueRef, RequestMade
 from osiris.core.policy import Policy
@@ -178,7 +178,7 @@ class Store:
             await session.flush()
         if kept is not None:
             await _apply_immediately(session, kept.id, decided)
-        kept_orders = [order for order in decided if not isinstance(order, TakeUp)]
+        kept_orders = [order for order in decided if not isinstance(order, RequeueParked)]
         session.add_all(
             outbox.create_row(row.id, n, order, kept) for n, order in enumerate(kept_orders)
         )
@@ -191,7 +191,7 @@ class Store:
         return None
 
     async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
-        """It could not be looked at now; again in `parse_time`. Returns when that is (seconds since
+        """It could not be looked at now; again in `seconds`. Returns when that is (seconds since
         1970)."""
         at = now() + seconds
         await self._update_row(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
@@ -256,7 +256,7 @@ async def _apply_immediately(session: AsyncSession, task: int, decided: Sequence
     if any(isinstance(order, SwitchModel) for order in decided):
         # it may wait for the other model
         await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})
-    if any(isinstance(order, TakeUp) for order in decided):
+    if any(isinstance(order, RequeueParked) for order in decided):
         await session.execute(outbox.TAKE_UP, {"task": task, "now": now()})
 
 

@@ -195,8 +195,8 @@ async def test_a_stream_that_breaks_is_asked_for_once_more(vendor: str, trouble:
         reply = await talk.step(trouble)
         assert {call.name: dict(call.args) for call in reply.calls} == BOTH["call"]
         kinds = [kind for kind, _ in talk.heard]
-        assert kinds.count("again") == 1
-        after = "".join(text for kind, text in talk.heard[kinds.index("again") :] if kind == "text")
+        assert kinds.count("restart") == 1
+        after = "".join(text for kind, text in talk.heard[kinds.index("restart") :] if kind == "text")
         assert after == BOTH["say"]
         await talk.step()
 

@@ -72,8 +72,9 @@ def test_the_same_request_again_starts_nothing():
 
 
 def test_a_request_without_an_issue_becomes_an_issue_first():
-    made = e.RequestMade(key="k", repo="acme/shop", title="T", body="B", by="ann")
-    order = f.OpenIssue(key="k", repo="acme/shop", title="T", body="B", by="ann")
+    ann = e.Principal(name="ann", authentication=e.Authentication.GITHUB)
+    made = e.RequestMade(key="k", repo="acme/shop", title="T", body="B", principal=ann)
+    order = f.OpenIssue(key="k", repo="acme/shop", title="T", body="B", principal=ann)
     assert decide(None, made, POLICY) == (None, [order])
 
 

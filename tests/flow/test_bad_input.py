@@ -71,7 +71,7 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("touch \"$(printf 'a\\nb')\"", "has a control character in it"),
+        ("touch \"$(printf 'a\\nb')\"", "contains a control character"),
         (
             "mkdir -p .github/workflows && echo 'on: push' > .github/workflows/x.yml",
             "is protected in this repository",
@@ -193,7 +193,7 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
         assert (await world.task()).state in ("paused", "failed")
         pushed_nothing = "Push" in {failure.what for failure in await world.failures()}
         # whichever met it first: the push, or the look at GitHub
-        assert pushed_nothing or (await world.task()).barred
+        assert pushed_nothing or (await world.task()).read_only
 
 
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):

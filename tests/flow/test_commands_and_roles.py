@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.flow.conftest import Start, run, step, submit
+from osiris.core import events as e
+from tests.flow.conftest import REPO, FlowEnvironment, Start, run, step, submit
 
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 
@@ -25,6 +26,42 @@ async def test_an_outsiders_commands_get_one_refusal_however_many_they_are(start
         await world.settled()
         [words] = await world.said_by_osiris(issue)
         assert "Only people with write access" in words
+
+
+async def request(world: FlowEnvironment, login: str) -> None:
+    """Put a request by somebody whom GitHub knows into the inbox, as a channel does."""
+    who = e.Principal(name=login, authentication=e.Authentication.GITHUB)
+    made = e.RequestMade(
+        key=login, repo=REPO, title="add subtracts", body="add(1, 2) is -1", principal=who
+    )
+    await world.osiris.inbox.accept_fact(f"channel/{login}", made)
+    await world.settled()
+
+
+@pytest.mark.parametrize("login", ["mallory", "tina"])
+async def test_a_request_without_an_issue_by_somebody_without_write_access_files_none(
+    start: Start, login: str
+):
+    async with start() as world:
+        await request(world, login)
+        assert await world.alice.send_request("GET", "/issues", state="all") == []
+        assert await world.osiris.read_models.list_tasks() == []
+        [failure] = await world.failures()
+        assert f"{login} has no write access to {REPO}, so no issue was filed" in failure.error
+
+
+async def test_a_request_without_an_issue_by_a_writer_becomes_a_pull_request(start: Start):
+    async with start() as world:
+        await request(world, "bob")
+        assert (await world.task()).requester == "bob"
+        [pull] = await world.alice.list_pulls()
+        [issue] = [
+            found
+            for found in await world.alice.send_request("GET", "/issues", state="all")
+            if "pull_request" not in found
+        ]
+        assert issue["body"].startswith("add(1, 2) is -1\n\nRequested by bob through Osiris.")
+        assert pull["draft"]
 
 
 async def test_an_outsiders_review_starts_nothing_and_their_approval_counts_nothing(start: Start):

@@ -377,8 +377,8 @@ async def test_what_cannot_be_worked_on_is_a_sentence(command, place: Path, mine
     plain_git("init", "-q", str(place / "empty"))
     plain_git("clone", "-q", "--depth=1", f"file://{mine}", str(place / "shallow"))
     for path, told in {
-        "missing": "is no folder",
-        "plain": "is in no git repository",
+        "missing": "is not a folder",
+        "plain": "is not in a git repository",
         "empty": "has no commit yet",
         "shallow": "is a shallow clone; `git fetch --unshallow` makes it whole",
     }.items():

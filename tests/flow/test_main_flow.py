@@ -191,6 +191,7 @@ async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_reque
         await world.settled()
         issue = await world.alice.send_request("GET", "/issues/1")
         assert (issue["title"], issue["user"]["login"]) == ("Fix add", "osiris[bot]")
+        assert ", the operator of this Osiris, on its command line." in issue["body"]
         assert (await world.task()).state == "review"
 
 

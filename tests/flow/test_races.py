@@ -210,7 +210,7 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         world.let_go()
         await world.settled()
         task = await world.task()
-        assert (task.state, task.barred) == ("paused", True)
+        assert (task.state, task.read_only) == ("paused", True)
         suspended.clear()
         # nobody retries: it is seen that Osiris can write again
         await world.osiris.reconciler.compare_with_github()
@@ -381,7 +381,7 @@ async def test_what_cannot_be_a_policy_is_a_sentence(start: Start, path: str):
         issue = await world.labelled()
         await world.settled()
         [words] = await world.said_by_osiris(issue)
-        assert f"`.github/osiris.yml` {told}; mend it on the default branch" in words
+        assert f"`.github/osiris.yml` {told}; fix it on the default branch" in words
 
 
 LOOK_ALIKES = str.maketrans("\u0456\u0441\u0435", "ice")

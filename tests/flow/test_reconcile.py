@@ -235,7 +235,7 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(groun
             await second.reconciler.compare_with_github()
             await it.stage.wait_until_settled(second.store)
             task = await until(second, "review")
-            assert (task.run, len(task.heard)) == (2, 1)
+            assert (task.run, len(task.seen_reviews)) == (2, 1)
             assert len(await it.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
 
 
@@ -397,10 +397,10 @@ async def test_an_archived_repository_is_left_alone_until_it_can_be_written_agai
         wrote = await writes_of(it)
         async with it.life() as second:
             task = await until(second, "paused")
-            assert (task.barred, task.reason) == (True, "the repository acme/shop is archived")
+            assert (task.read_only, task.reason) == (True, "the repository acme/shop is archived")
             assert wrote == []
             await it.alice.send_request("PATCH", "", archived=False)
-            assert not (await until(second, "review")).barred
+            assert not (await until(second, "review")).read_only
             await it.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
             await until(second, "review", run=2)
             await it.stage.wait_until_settled(second.store)
@@ -423,7 +423,7 @@ async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(ground: La
         installation = it.stage.hub.get_installation(it.stage.app, REPO)
         it.stage.hub.suspend_installation(installation, it.stage.hub.world.get_user("alice"))
         task = await until(osiris, "paused")
-        assert (task.barred, task.run) == (True, 1)
+        assert (task.read_only, task.run) == (True, 1)
         assert "suspended" in task.reason
         it.stage.hub.unsuspend_installation(installation)
         assert (await until(osiris, "running")).run == 1
@@ -437,11 +437,11 @@ async def test_a_suspension_while_osiris_was_away_is_seen_and_so_is_its_end(grou
         async with it.unheard():
             it.stage.hub.suspend_installation(installation)
         async with it.life() as second:
-            assert (await until(second, "paused")).barred
+            assert (await until(second, "paused")).read_only
         async with it.unheard():
             it.stage.hub.unsuspend_installation(installation)
         async with it.life() as third:
-            assert not (await until(third, "review")).barred
+            assert not (await until(third, "review")).read_only
 
 
 async def test_an_app_that_was_taken_off_and_installed_anew_goes_on(ground: Laid):
@@ -523,7 +523,7 @@ async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed
         async with it.unheard():
             it.stage.hub.transfer_repo(REPO, "globex")
         async with it.life() as second, there(it, "bob", "globex/shop") as bob:
-            assert (await until(second, "paused")).barred
+            assert (await until(second, "paused")).read_only
             it.stage.hub.install_app(it.stage.app, "globex/shop")
             await until(second, "review")
             await until_called(second, "globex/shop")
@@ -615,7 +615,7 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: 
         await it.alice.file_issue("Another")
         for _ in range(7):
             await it.stage.hub.wait_until_sent()
-            await osiris.reconciler.request_deliveries()
+            await osiris.reconciler.missed_deliveries.request_again()
         await it.stage.hub.wait_until_sent()
         sent = Counter(delivery.guid for delivery in it.stage.app.deliveries)
         # once by GitHub itself, four times because Osiris asked, on whosever hint

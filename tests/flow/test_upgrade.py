@@ -16,11 +16,12 @@ from sqlalchemy import Connection, MetaData, create_engine, func, select, text
 from osiris.bootstrap import Osiris, Timeouts
 from osiris.config.settings import Settings
 from osiris.core.errors import Refused
+from osiris.core.events import Authentication, Principal
 from osiris.devhub.models import Delivery
 from osiris.devhub.webhook_sender import PendingDelivery
 from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
-from osiris.queue import audit_log
+from osiris.queue import audit_log, serialization
 from osiris.queue.database import SCHEMA
 from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
 from tests.flow.test_several_workers import MADE, STEPS
@@ -76,6 +77,46 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     names = {"body": "delivery" not in row, "data": True, "detail": True, "message": True}
     read = {name: json.loads(value) if names.get(name) else value for name, value in row.items()}
     return {**read, **({"body": row["body"].encode()} if "delivery" in row else {})}
+
+
+def test_stored_orders_and_tasks_have_the_names_of_this_version(tmp_path: Path):
+    """A reply that waits is still known by what keeps it single."""
+    engine = create_engine(f"sqlite:///{tmp_path}/osiris.db")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.upgrade(config, "0002")
+        asked = {"key": "k", "repo": "acme/shop", "title": "T", "body": "B", "by": "ann"}
+        for kind, body in {
+            "Reply": {"once": "help:7"},
+            "Push": {"once": "help:7"},
+            "OpenIssue": asked,
+        }.items():
+            connection.execute(
+                text(
+                    "INSERT INTO outbox (key, kind, lane, body, attempts, about)"
+                    " VALUES (:kind, :kind, 0, :body, 0, 'acme/shop#1')"
+                ),
+                {"kind": kind, "body": json.dumps({"type": kind, **body})},
+            )
+        connection.execute(
+            text(
+                "INSERT INTO inbox (source, delivery, kind, body, received, attempts, not_before)"
+                " VALUES ('osiris', 'd', 'RequestMade', :body, 0, 0, 0)"
+            ),
+            {"body": json.dumps({"type": "RequestMade", **asked}).encode()},
+        )
+        alembic.upgrade(config, "head")
+        orders = connection.execute(text("SELECT kind, body FROM outbox"))
+        bodies = {kind: json.loads(body) for kind, body in orders}
+        request = connection.scalar(text("SELECT body FROM inbox"))
+    engine.dispose()
+    assert bodies["Reply"] == {"type": "Reply", "dedup_key": "help:7"}
+    assert bodies["Push"] == {"type": "Push", "once": "help:7"}
+    ann = Principal(name="ann", authentication=Authentication.OPERATOR)
+    assert serialization.load(bodies["OpenIssue"]).principal == ann
+    assert serialization.load(json.loads(request)).principal == ann
 
 
 async def labelled(stage: Environment, alice: Person) -> None:

@@ -57,7 +57,7 @@ async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_tak
         data = {"OSIRIS_DATA_DIR": str(world.stage.settings.osiris_data_dir)}
         _, shown, _ = await command("task", "show", "1", **data)
         assert "OpenDraftPull is parked: " in shown
-        assert "`osiris task retry` takes it up" in shown
+        assert "`osiris task retry` requeues it" in shown
         refused.clear()
         code, _, said = await command("task", "retry", "1", **data)
         assert (code, said) == (0, "")
@@ -154,7 +154,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
     async with start(patience=Timeouts(pauses=(0.05,)), sandbox=None) as world:
         monkeypatch.setattr(capabilities, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "BWRAP", str(bwrap))
-        monkeypatch.setattr(attempt, "PATIENCE", 0.5)
+        monkeypatch.setattr(attempt, "TIMEOUT", 0.5)
         issue = await world.labelled()
         async with asyncio.timeout(30):
             while tried.stat().st_size < 2:

@@ -18,7 +18,7 @@ from osiris.bot.github.escaping import (
 from osiris.bot.github.escaping import format_title as format_title
 from osiris.bot.github.evidence import write_cost, write_evidence, write_not_done
 from osiris.core.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
-from osiris.core.events import IssueRef, Work
+from osiris.core.events import Authentication, IssueRef, Work
 from osiris.core.task import ENDED, State, Task
 
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
@@ -225,7 +225,11 @@ def write_draft_notice(reason: str) -> str:
 
 
 def write_issue_body(order: OpenIssue) -> str:
-    asked_by = f"Requested by {one_line(order.by, 300)} through Osiris."
+    name = one_line(order.principal.name, 300)
+    if order.principal.authentication is Authentication.OPERATOR:
+        asked_by = f"Requested by {name}, the operator of this Osiris, on its command line."
+    else:
+        asked_by = f"Requested by {name} through Osiris."
     return f"{clip_page(escape_markdown(order.body), _ROOM - len(asked_by) - 2)}\n\n{asked_by}"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from osiris.bot.git.remote import RemoteRepositories
 from osiris.bot.git.repositories import HostRepositories
@@ -66,12 +66,30 @@ class EffectHandlers:
         }
 
     async def _open_issue(self, order: f.OpenIssue, _task: Task | None) -> Facts:
+        actor = await self._resolve_principal(order.principal, order.repo)
+        if not actor.may_steer:
+            raise Refused(
+                f"{actor.login} has no write access to {order.repo}, so no issue was filed;"
+                " somebody with write access can file the request"
+            )
         number = await self._github.open_issue(
             order.repo, order.title, comments.write_issue_body(order), key=order.key
         )
-        operator = e.Actor(order.by, e.Role.ADMIN)  # who can write to the inbox is the operator
         issue = e.IssueRef(order.repo, number)
-        return [e.TaskRequested(issue=issue, actor=operator, title=order.title, body=order.body)]
+        return [e.TaskRequested(issue=issue, actor=actor, title=order.title, body=order.body)]
+
+    async def _resolve_principal(self, principal: e.Principal, repo: str) -> e.Actor:
+        """Return who asks with the role that counts in `repo`.
+
+        The operator of this Osiris may do everything it can do; of everybody else GitHub is asked.
+        """
+        match principal.authentication:
+            case e.Authentication.OPERATOR:
+                return e.Actor(principal.name, e.Role.ADMIN)
+            case e.Authentication.GITHUB:
+                return e.Actor(principal.name, await self._github.read_role(repo, principal.name))
+            case unknown:
+                assert_never(unknown)
 
     async def _start_run(self, order: f.StartRun, task: Task | None) -> Facts:
         if (
@@ -169,7 +187,7 @@ class EffectHandlers:
     async def _post_reply(self, order: f.Reply, task: Task | None) -> Facts:
         number = task.pull if task and task.pull and order.on_pull else order.issue.number
         await self._github.upsert_comment(
-            order.issue, number, comments.write_reply(order, task), marker=order.once
+            order.issue, number, comments.write_reply(order, task), marker=order.dedup_key
         )
         return []
 

@@ -12,7 +12,11 @@ from osiris.core.task import State, Task
 def open_issue(event: e.RequestMade) -> OpenIssue:
     """Return the effect that files a request as an issue."""
     return OpenIssue(
-        key=event.key, repo=event.repo, title=event.title, body=event.body, by=event.by
+        key=event.key,
+        repo=event.repo,
+        title=event.title,
+        body=event.body,
+        principal=event.principal,
     )
 
 

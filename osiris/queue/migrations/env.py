@@ -1,4 +1,4 @@
-"""Alembic's entry: it works on the connection it is handed."""
+"""Alembic's entry point. It uses the connection that it is given."""
 
 from alembic import context
 

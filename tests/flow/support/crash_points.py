@@ -45,7 +45,7 @@ OURS = f"{Path(osiris.__file__).parent}/"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The `parse_number`-th time that a life comes by a place in Osiris's code from which it
+    """The `number`-th time that a life comes by a place in Osiris's code from which it
     touches the outside."""
 
     place: str
