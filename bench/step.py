@@ -13,7 +13,7 @@ from bench.process import BUILD, HERE, a_place, ran, told
 from bench.row import BenchmarkRow, Threshold
 from osiris.agents import briefing
 from osiris.agents.runner import RunDependencies, Runner, run_name
-from osiris.bootstrap import Osiris, build_osiris, prepare_storage
+from osiris.bootstrap import Osiris, build_osiris
 from osiris.bot.git.repositories import HostRepositories
 from osiris.config.settings import Settings
 from osiris.core.effects import Purpose, StartRun
@@ -29,6 +29,7 @@ from osiris.core.ports.models import (
     ignore_deltas,
 )
 from osiris.core.ports.repositories import Checkout
+from osiris.data_folder import prepare_storage
 from osiris.queue.leases import INBOX
 from osiris.queue.locks import NamedLocks
 from osiris.tools.toolbox import SessionTools

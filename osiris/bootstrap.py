@@ -2,20 +2,16 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fastapi import FastAPI
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from osiris.agents.models.registry import Access, ModelRegistry
@@ -31,16 +27,17 @@ from osiris.bot.github.repository_names import RepositoryNames
 from osiris.bot.web.app import create_app
 from osiris.config.http_server import create_tls_context
 from osiris.config.settings import Settings, tools_environment
-from osiris.core.errors import Refused, Unavailable
+from osiris.core.errors import Refused
 from osiris.core.policy import Policy
 from osiris.core.ports.models import SelectModel
 from osiris.core.ports.sandbox import GIB, Probe, Sandbox
 from osiris.core.ports.sandbox import SandboxLimits as SandboxLimits
 from osiris.core.ports.storage import MetricSample
 from osiris.core.redaction import Redactor
+from osiris.data_folder import identify_folder, lock_folder, make_data_folder, prepare_storage
 from osiris.loop_monitor import LoopMonitor
 from osiris.maintenance import Maintenance
-from osiris.queue.database import connect, is_current, migrate_schema
+from osiris.queue.database import connect
 from osiris.queue.in_process import LocalLiveEvents, LocalWake
 from osiris.queue.inbox import WAITING, DatabaseInbox
 from osiris.queue.leases import PATIENCE, Lease
@@ -61,8 +58,6 @@ from osiris.tools.toolbox import SessionTools
 
 log = logging.getLogger("osiris")
 
-# a tenth of a second apart: of one that was killed just now, the last may not be gone yet
-_LOCK_TRIES = 10
 _RECONCILE = 300.0  # seconds between two comparisons with GitHub
 _REPORT = 10.0  # seconds between two edits of a status comment
 
@@ -101,7 +96,7 @@ class Osiris:
             stack.push_async_callback(self.inbox.wait_idle)
             stack.push_async_callback(self.models.close)
             if self.sandbox is not None:
-                stack.enter_context(_lock_folder(self.settings.osiris_data_dir))
+                stack.enter_context(lock_folder(self.settings.osiris_data_dir))
             await prepare_storage(self.settings, self.engine)
             await stack.enter_async_context(self.live_events.open_connection())
             await stack.enter_async_context(
@@ -116,82 +111,6 @@ class Osiris:
                 await stack.enter_async_context(run_in_background(self.maintenance.run()))
                 await stack.enter_async_context(run_in_background(self.reconciler.run(_RECONCILE)))
             yield
-
-
-async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the data folder and, on SQLite, the schema. Raises Refused when something does not allow
-    it."""
-    make_data_folder(settings)
-    if settings.is_embedded:
-        await migrate_database(settings, engine)
-        return
-    try:
-        current = await is_current(engine)
-    except Unavailable as outage:
-        raise Refused(
-            f"the database {settings.database_without_password} cannot be used: {outage}"
-        ) from None
-    if not current:
-        raise Refused(
-            f"the database {settings.database_without_password} is not of this version; run `osiris"
-            " migrate` first"
-        )
-
-
-async def migrate_database(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the schema, or bring it to this version. Raises Refused when the disk or the database
-    does not allow it."""
-    try:
-        if settings.is_embedded:
-            os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
-        if await is_current(engine):
-            return
-        # SQLite gives its other files the same mode: all hold words of private repositories
-        await migrate_schema(engine)
-    except (OSError, SQLAlchemyError, Unavailable) as error:
-        told = (
-            error.strerror
-            if isinstance(error, OSError)
-            else str(getattr(error, "orig", error)).splitlines()[0]
-        )
-        name = engine.url.database if settings.is_embedded else settings.database_without_password
-        raise Refused(f"the database {name} cannot be used: {told}") from None
-
-
-def make_data_folder(settings: Settings) -> None:
-    """Raises Refused when the disk does not allow it."""
-    try:
-        settings.osiris_data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        make_passable(settings.osiris_data_dir)
-    except OSError as error:
-        raise Refused(
-            f"the data folder {settings.osiris_data_dir} cannot be used: {error.strerror}"
-        ) from None
-
-
-def make_passable(folder: Path) -> None:
-    """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's
-    choice."""
-    folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
-
-
-@contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a data folder for one worker; the lock goes with the process. Raises Refused when
-    another holds it."""
-    with (folder / "serve.lock").open("w") as lock:
-        for tries_left in reversed(range(_LOCK_TRIES)):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not tries_left:
-                    raise Refused(
-                        f"another `osiris serve` or `osiris worker` works in {folder}; end it, or"
-                        " set OSIRIS_DATA_DIR"
-                    ) from None
-                time.sleep(0.1)
-        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +143,7 @@ def build_osiris(
     make_data_folder(settings)
     engine = connect(settings.database)
     patience = patience or Timeouts()
-    lease = Lease(engine, _identify_folder(settings.osiris_data_dir), patience=patience.lease)
+    lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=patience.lease)
     wake, journal = _create_channels(settings.redis_url.get_secret_value())
     store = Store(engine, lease, journal)
     brains = create_models(settings)
@@ -367,17 +286,6 @@ def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
     except ModuleNotFoundError:
         raise Refused("REDIS_URL needs arq and redis: install osiris[machines]") from None
     return ArqWake(redis), RedisLiveEvents(redis)
-
-
-def _identify_folder(folder: Path) -> str:
-    """What a data folder is known by; it is made up once, and kept in the folder."""
-    path = folder / "place"
-    try:
-        with contextlib.suppress(FileExistsError), path.open("x") as file:
-            file.write(uuid4().hex)
-        return path.read_text().strip()
-    except OSError as error:
-        raise Refused(f"the data folder {folder} cannot be used: {error.strerror}") from None
 
 
 def _bound_policies(

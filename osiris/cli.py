@@ -1,5 +1,7 @@
-"""The commands. Heavy imports stay inside the command that needs them, so that every `--help` is
-quick."""
+"""The commands.
+
+Slow imports are inside the command that needs them, so that every `--help` is fast.
+"""
 
 import sys
 from collections.abc import Coroutine
@@ -17,23 +19,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="osiris",
-    help="A GitHub issue goes in, a reviewed pull request with evidence comes out.",
+    help="Turn GitHub issues into reviewed pull requests with evidence.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-task_app = typer.Typer(help="What the bot is doing.", no_args_is_help=True, rich_markup_mode=None)
+task_app = typer.Typer(help="Show and control tasks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(task_app, name="task")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TaskId = Annotated[
     str, typer.Argument(help="A task's number, or its issue as owner/name#N.", metavar="ID")
 ]
 
 
 def main() -> NoReturn:
-    """Run a command. Expected failures are one sentence on stderr: exit 1; wrong usage: exit 2."""
+    """Run a command.
+
+    An expected failure prints one sentence to stderr: exit 1; wrong usage: exit 2.
+    """
     try:
         app()
     except OsirisError as error:
@@ -41,7 +46,7 @@ def main() -> NoReturn:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
         sys.stderr.close()
         sys.exit(0)
     sys.exit(0)
@@ -60,10 +65,10 @@ def _root(
 @app.command()
 def demo(
     keep: Annotated[
-        bool, typer.Option(help="Leave it running at the end, for a look in the browser.")
+        bool, typer.Option(help="Leave it running at the end, to view it in the browser.")
     ] = False,
 ) -> None:
-    """The whole loop on this machine, with nothing configured."""
+    """Run the complete workflow on this machine, with nothing configured."""
     from osiris.playground.demo import play_demo
 
     _run_async(play_demo(keep=keep))
@@ -73,24 +78,25 @@ def demo(
 def local(
     path: Annotated[Path, typer.Argument(help="A git repository of yours.")],
     request: Annotated[
-        str, typer.Argument(help="What is to be done; without it, unfinished work goes on.")
+        str, typer.Argument(help="What to do; without it, unfinished work is resumed.")
     ] = "",
     model: Annotated[
-        str, typer.Option(help="Who thinks, as VENDOR:MODEL, in OSIRIS_MODEL's place.")
+        str, typer.Option(help="Model to use, as VENDOR:MODEL (default: OSIRIS_MODEL).")
     ] = "",
     budget: Annotated[
-        float | None, typer.Option(help="US dollars that a run may cost.", min=0.01)
+        float | None, typer.Option(help="Most US dollars that a run may cost.", min=0.01)
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Approve what the agent hands in, without asking.")
+        bool, typer.Option("--yes", help="Approve the agent's work without asking.")
     ] = False,
 ) -> None:
-    """The whole loop on your own repository; on your approval a branch appears there, and nothing
-    else changes."""
+    """Run the complete workflow on your own repository; only with your approval, a branch is
+    created there, and nothing else changes."""
     from osiris.config.settings import load_settings
-    from osiris.local.session import LocalRequest, run_local
+    from osiris.local.command import run_local
+    from osiris.local.request import LocalRequest
 
-    # a .env where we stand may be a stranger's, and could send the key elsewhere
+    # a .env in the current directory may be untrusted, and could send the key elsewhere
     settings = load_settings(env_file=None)
     _run_async(
         run_local(
@@ -104,13 +110,13 @@ def local(
 
 @app.command()
 def serve() -> None:
-    """Web and worker in one process."""
+    """Run the web server and a worker in one process."""
     _run_server(works=True)
 
 
 @app.command()
 def web() -> None:
-    """The web side alone; `osiris worker` does the work, here or on other machines."""
+    """Run the web server alone; `osiris worker` does the work, here or on other machines."""
     _run_server(works=False)
 
 
@@ -129,7 +135,7 @@ def _run_server(*, works: bool) -> None:
 
 @app.command()
 def worker() -> None:
-    """The worker alone: any number of them, each in a data folder of its own."""
+    """Run a worker alone; there may be any number of them, each with its own data folder."""
     from osiris.bootstrap import build_osiris
     from osiris.config.logging import configure_logging
     from osiris.runtime import run_worker
@@ -146,8 +152,8 @@ def worker() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to this version (`serve` does it itself on SQLite)."""
-    from osiris.bootstrap import make_data_folder, migrate_database
+    """Migrate the database to this version (`serve` does it itself on SQLite)."""
+    from osiris.data_folder import make_data_folder, migrate_database
     from osiris.queue.database import connect
 
     settings = _load_settings()
@@ -159,7 +165,7 @@ def migrate() -> None:
 
 @app.command()
 def prune(json: Json = False) -> None:
-    """Remove what has been over for OSIRIS_KEEP_DAYS; journals are written to files before."""
+    """Remove what has been over for OSIRIS_KEEP_DAYS; audit logs are exported to files first."""
     from osiris.console.prune import prune_records as remove
 
     _run_async(remove(_load_settings(), as_json=json))
@@ -177,12 +183,10 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def request(
-    text: Annotated[
-        str, typer.Argument(help="What is to be done; the first line becomes the title.")
-    ],
+    text: Annotated[str, typer.Argument(help="What to do; the first line becomes the title.")],
     repo: Annotated[str, typer.Option(help="The repository, as owner/name.")],
 ) -> None:
-    """File a request, as any channel would."""
+    """File a request that becomes an issue."""
     from osiris.console.commands import file_request
 
     _run_async(file_request(_load_settings(), text, repo))
@@ -191,11 +195,11 @@ def request(
 @task_app.command("list")
 def task_list(
     failed: Annotated[
-        bool, typer.Option("--failed", help="Deliveries and orders that were given up.")
+        bool, typer.Option("--failed", help="List deliveries and orders that were given up.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """The tasks that moved last."""
+    """List the tasks that changed last."""
     from osiris.console.reports import list_failures, list_tasks
 
     _run_async((list_failures if failed else list_tasks)(_load_settings(), as_json=json))
@@ -203,7 +207,7 @@ def task_list(
 
 @task_app.command("show")
 def task_show(id: TaskId, json: Json = False) -> None:
-    """One task, with its whole story."""
+    """Show one task with its complete history."""
     from osiris.console.reports import show_task
 
     _run_async(show_task(_load_settings(), id, as_json=json))
@@ -227,7 +231,7 @@ def task_cancel(id: TaskId, json: Json = False) -> None:
 
 @task_app.command("retry")
 def task_retry(id: TaskId, json: Json = False) -> None:
-    """Let a stopped, failed or paused task go on."""
+    """Resume a stopped, failed or paused task."""
     from osiris.console.commands import retry_task
 
     _run_async(retry_task(_load_settings(), id, as_json=json))

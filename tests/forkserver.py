@@ -30,7 +30,7 @@ IMPORTED = (
     "osiris.console.doctor",
     "osiris.console.prune",
     "osiris.console.reports",
-    "osiris.local.session",
+    "osiris.local.command",
     "osiris.queue.redis_wake",
     "osiris.queue.redis_events",
     "psycopg",

@@ -22,13 +22,13 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from osiris.bootstrap import _lock_folder
 from osiris.config.http_server import serve_app
 from osiris.config.settings import load_settings
 from osiris.core.errors import Refused
 from osiris.core.events import IssueRef
 from osiris.core.ports.models import Message, ToolCall
 from osiris.core.task import State, Task
+from osiris.data_folder import lock_folder
 from osiris.playground.environment import find_free_port
 from osiris.queue import serialization
 from osiris.queue.tables import InboxRow, JournalRow, LeaseRow, OutboxRow, RunRow, StepRow, TaskRow
@@ -130,7 +130,7 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
         ({"OSIRIS_PORT": "many"}, "OSIRIS_PORT Input should be a valid integer"),
         (
             {"OSIRIS_MODEL": "gpt"},
-            "OSIRIS_MODEL is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5",
+            "OSIRIS_MODEL must be VENDOR:MODEL, for example anthropic:claude-sonnet-5",
         ),
         ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
         (
@@ -146,8 +146,8 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
             {"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/y"},
             "postgresql://u:***@127.0.0.1:1/y cannot be used",
         ),
-        ({"REDIS_URL": "http://x"}, "REDIS_URL is to be an address like redis://HOST:6379/0"),
-        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no database address"),
+        ({"REDIS_URL": "http://x"}, "REDIS_URL must be an address like redis://HOST:6379/0"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database address"),
     ],
     ids=lambda value: (
         "=".join(*value.items()) if isinstance(value, dict) and len(value) == 1 else ""
@@ -239,7 +239,7 @@ def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path
         "noted; it takes effect as soon as `osiris serve` runs with all its settings\n",
     )
     assert (
-        "--repo is to be owner/name"
+        "--repo must be owner/name"
         in osiris("request", "Do it", "--repo", "shop", cwd=place, **data).stderr
     )
 
@@ -287,7 +287,7 @@ def test_a_worker_that_begins_where_one_is_just_ending_waits_for_its_lock(place:
     with (place / "serve.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Timer(0.3, held.close).start()
-        with _lock_folder(place):
+        with lock_folder(place):
             assert held.closed
 
 

@@ -16,12 +16,13 @@ from osiris.bot.github import comments
 from osiris.core import events as e
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.ports.models import Message, ToolAnswer, ToolCall
+from osiris.core.work import Blocked, CommandRan, Prepared, Usage, Work
 from osiris.local.terminal import Terminal
 from osiris.queue import serialization
 from tests.core.events import ISSUE, WORK
 
 HOSTS = tuple(
-    e.Blocked(host=f"{'h' * 240}{n}", port=443, times=1, reason="r" * 400) for n in range(101)
+    Blocked(host=f"{'h' * 240}{n}", port=443, times=1, reason="r" * 400) for n in range(101)
 )
 ORDER = StartRun(
     issue=ISSUE,
@@ -44,7 +45,7 @@ class FakeRepositories:
 
 
 class FakeSession:
-    def __init__(self, prepared: e.Prepared) -> None:
+    def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
 
     async def export(self, _base: str) -> SimpleNamespace:
@@ -55,7 +56,7 @@ class FakeCheckpoints:
     async def save_tree(self, *_args: object) -> None: ...
 
 
-async def submitted(ran: list[e.CommandRan], prepared: e.Prepared, summary: str = "s") -> e.Work:
+async def submitted(ran: list[CommandRan], prepared: Prepared, summary: str = "s") -> Work:
     """Return the work of a run that ran these commands."""
     runner: Any = Runner(
         select_model=None,
@@ -70,7 +71,7 @@ async def submitted(ran: list[e.CommandRan], prepared: e.Prepared, summary: str 
         base="b" * 40,
         instructions={},
         session=FakeSession(prepared),
-        recorder=SimpleNamespace(messages=messages, replies=[], usage=e.Usage()),
+        recorder=SimpleNamespace(messages=messages, replies=[], usage=Usage()),
         budget=SimpleNamespace(seconds=1.0),
         checkpoints=FakeCheckpoints(),
     )
@@ -83,11 +84,11 @@ async def submitted(ran: list[e.CommandRan], prepared: e.Prepared, summary: str 
 async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_totals():
     text = "c" * 100_000
     ran = [
-        e.CommandRan(command=f"{n} {text}", exit_code=n % 2, seconds=1.0, blocked=HOSTS)
+        CommandRan(command=f"{n} {text}", exit_code=n % 2, seconds=1.0, blocked=HOSTS)
         for n in range(300)
     ]
-    setup = e.CommandRan(command=text[:20_000], exit_code=0, seconds=1.0, blocked=HOSTS)
-    work = await submitted(ran, e.Prepared(commands=(setup,) * 50, weakness="w"), "s" * 1_000_000)
+    setup = CommandRan(command=text[:20_000], exit_code=0, seconds=1.0, blocked=HOSTS)
+    work = await submitted(ran, Prepared(commands=(setup,) * 50, weakness="w"), "s" * 1_000_000)
     fact = e.PatchReady(issue=ISSUE, run=1, tree="t", base="b", at=0, work=work)
     assert len(json.dumps(serialization.dump(fact))) < 500_000
     assert (len(work.commands), work.earlier, work.commands[-1].exit_code) == (100, 200, 1)
@@ -103,14 +104,14 @@ async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_
 
 
 async def test_a_fact_of_few_commands_keeps_them_as_they_are():
-    ran = [e.CommandRan(command="pytest", exit_code=0, seconds=1.0)]
-    work = await submitted(ran, e.Prepared(commands=tuple(ran)))
+    ran = [CommandRan(command="pytest", exit_code=0, seconds=1.0)]
+    work = await submitted(ran, Prepared(commands=tuple(ran)))
     assert (work.commands, work.earlier) == (tuple(ran), 0)
-    assert (work.blocked, work.prepared) == ((), e.Prepared(commands=tuple(ran)))
+    assert (work.blocked, work.prepared) == ((), Prepared(commands=tuple(ran)))
 
 
 def test_work_that_an_earlier_version_stored_still_shows_its_refused_hosts():
-    ran = e.CommandRan(command="c", exit_code=0, seconds=1.0, blocked=HOSTS[:2])
+    ran = CommandRan(command="c", exit_code=0, seconds=1.0, blocked=HOSTS[:2])
     fact = e.PatchReady(issue=ISSUE, run=1, tree="t", base="b", at=0, work=WORK)
     stored = serialization.dump(fact)
     for name in ("earlier", "blocked", "more_blocked"):
@@ -127,14 +128,14 @@ class Differing:
     """A toolbox in which every command ends otherwise than before."""
 
     async def call_tool(self, _name: str, args: dict[str, str]) -> ToolAnswer:
-        ran = e.CommandRan(command=args["command"], exit_code=1, seconds=1.0)
+        ran = CommandRan(command=args["command"], exit_code=1, seconds=1.0)
         return ToolAnswer(text="", ran=ran)
 
 
 @pytest.mark.parametrize("count", [1, 10, 60])
 async def test_an_agent_is_told_of_few_commands_that_ended_otherwise_and_of_little_of_each(count):
     text = "c" * 100_000
-    ran = e.CommandRan(command=text, exit_code=0, seconds=1.0)
+    ran = CommandRan(command=text, exit_code=0, seconds=1.0)
     messages = []
     for n in range(count):
         call = ToolCall(id=str(n), name="run_command", args={"command": text})

@@ -1,1 +1,1 @@
-"""What the operator's commands show and ask for. Like `bootstrap`, it may know every part."""
+"""The operator's commands. Like `bootstrap`, this package may import every other one."""

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from rich.text import Text
 
-from osiris.bootstrap import prepare_storage
 from osiris.config.settings import Settings
 from osiris.console.support import (
     LOOK,
@@ -22,6 +21,7 @@ from osiris.console.support import (
 )
 from osiris.core import events as e
 from osiris.core.errors import Refused
+from osiris.data_folder import prepare_storage
 from osiris.queue.database import connect
 from osiris.queue.in_process import LocalWake
 from osiris.queue.inbox import DatabaseInbox

@@ -1,20 +1,22 @@
-"""The doctor: one line for each thing Osiris needs, and what to do about a red one."""
+"""The doctor: one line for each thing that Osiris needs, and the fix for each failure."""
 
 from dataclasses import asdict
 
 from rich.text import Text
 
-from osiris.bootstrap import build_osiris, prepare_storage
+from osiris.bootstrap import build_osiris
 from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.console.support import make_console, make_safe, print_json
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Probe
+from osiris.data_folder import prepare_storage
 from osiris.readiness import Readiness, probe_github
 
 
 async def run_doctor(settings: Settings, *, as_json: bool) -> bool:
-    """Print one line for each thing Osiris needs; True when all that is needed is there."""
+    """Print one line for each thing that Osiris needs; return True when nothing needed is
+    missing."""
     probes = await _run_probes(settings)
     healthy = all(probe.ok or not probe.needed for probe in probes)
     if as_json:

@@ -1,17 +1,17 @@
-"""Pruning by hand: the same that a worker does every few hours."""
+"""Manual pruning: the same that a worker does every few hours."""
 
 from dataclasses import asdict
 
-from osiris.bootstrap import prepare_storage
 from osiris.config.settings import Settings
 from osiris.console.support import make_console, print_json
 from osiris.core.errors import Refused
+from osiris.data_folder import prepare_storage
 from osiris.queue.database import connect
 from osiris.queue.retention import Retention
 
 
 async def prune_records(settings: Settings, *, as_json: bool) -> None:
-    """Remove what is over for longer than the settings say, and say how much that was."""
+    """Remove what has been over for longer than the settings allow, and print how much that was."""
     exports = settings.osiris_data_dir / "exports"
     engine = connect(settings.database)
     try:
@@ -19,7 +19,7 @@ async def prune_records(settings: Settings, *, as_json: bool) -> None:
         pruned = await Retention(engine, exports, days=settings.osiris_keep_days).prune()
     except OSError as error:
         raise Refused(
-            f"the journals cannot be written to {exports}: {error.strerror}; nothing was removed"
+            f"the audit logs cannot be written to {exports}: {error.strerror}; nothing was removed"
         ) from None
     finally:
         await engine.dispose()
@@ -29,5 +29,5 @@ async def prune_records(settings: Settings, *, as_json: bool) -> None:
     make_console().print(
         f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries}"
         f" deliveries, and of {pruned.tasks} tasks {pruned.steps} messages and {pruned.lines}"
-        f" journal lines (now in {exports})"
+        f" audit log entries (now in {exports})"
     )

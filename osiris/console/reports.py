@@ -1,4 +1,5 @@
-"""Looking: lists of tasks and failures, one task's story, and a task followed live."""
+"""Commands that show something: lists of tasks and failures, one task's history, and a task
+followed live."""
 
 import asyncio
 import json
@@ -61,7 +62,7 @@ async def list_failures(settings: Settings, *, as_json: bool) -> None:
 
 
 def _format_cell(value: object) -> Text:
-    """Return a table's cell: one line, and a Text, so that brackets in it are no markup."""
+    """Return a table's cell: one line, as a Text, so that brackets in it are not markup."""
     return Text(make_safe(value))
 
 
@@ -91,7 +92,7 @@ async def show_task(settings: Settings, id: str, *, as_json: bool) -> None:
 
 
 async def watch_task(settings: Settings, id: str, *, as_json: bool) -> None:
-    """Print what is new until the task waits for a person or has ended."""
+    """Print new entries until the task waits for a person or has ended."""
     async with open_views(settings) as views:
         line = await find_task(views, id)
         seen = 0
@@ -138,7 +139,7 @@ def _describe_waiting(one: WaitingOrder) -> str:
     what = make_safe(one.what)
     why = f": {make_safe(one.why, _MOST_REASON)}" if one.why else ""
     if one.until is None:
-        return f"{what} is parked{why}; `osiris task retry` takes it up"
+        return f"{what} is parked{why}; `osiris task retry` requeues it"
     if one.worker:
         return f"{what} is being done by {make_safe(one.worker)}"
     later = f" until {_format_clock(one.until)}" if one.until > time.time() else " for its turn"
@@ -181,8 +182,8 @@ def _format_step(step: Step, *, said: bool = True) -> tuple[float, str] | None:
 
 
 def format_steps(steps: Sequence[Step], *, said: bool = True) -> list[str]:
-    """A transcript's messages, a line each; with what the model said beside what it did, or
-    without."""
+    """Return a transcript's messages, one line each, with or without what the model wrote besides
+    its calls."""
     return [told[1].partition("  ")[2] for step in steps if (told := _format_step(step, said=said))]
 
 
@@ -191,7 +192,8 @@ def _cut_first_line(text: str) -> str:
 
 
 def _summarize_args(args: dict[str, Any]) -> str:
-    """The first argument says what a call is about: a path, a pattern, a command, a summary."""
+    """Return the first argument, which shows what a call is about: a path, a pattern, a command, a
+    summary."""
     words = " ".join(clean_text(str(next(iter(args.values()), ""))).split())
     return words if len(words) <= 70 else words[:69] + "…"
 

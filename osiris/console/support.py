@@ -1,5 +1,5 @@
-"""What the operator's commands share: the console, the database to look at, and how a task is
-found."""
+"""Shared parts of the operator's commands: the console, read access to the database, and finding a
+task."""
 
 import contextlib
 import getpass
@@ -21,25 +21,25 @@ from osiris.core.sanitize import clean_text, cut_text
 from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels, TaskSummary
 
-LOOK = 0.3  # seconds between two looks at the database
+LOOK = 0.3  # seconds between two polls of the database
 
 
 def make_safe(text: object, most: int = 500) -> str:
-    """Return a stranger's words as one line for a terminal, without anything it would obey."""
+    """Return untrusted text as one line for a terminal, without control sequences."""
     return cut_text(" ".join(clean_text(str(text)).split()), most)
 
 
 def get_operator_name() -> str:
-    """Return the login name of who runs the command; "user-NUMBER" where this machine has no name
-    for the user."""
+    """Return the login name of the user who runs the command; "user-NUMBER" if this machine has no
+    name for the user."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # in a container it may be any number
+    except (KeyError, OSError):  # in a container the user id may be any number
         return f"user-{os.getuid()}"
 
 
 def make_console() -> Console:
-    """Colours on a terminal, plain lines off it."""
+    """Return a console with colors on a terminal, and plain lines elsewhere."""
     return Console(soft_wrap=True, highlight=False)
 
 
@@ -69,7 +69,7 @@ async def find_task(views: ReadModels, id: str) -> TaskSummary:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d{1,15})", id)
     if not match and not re.fullmatch(r"\d{1,15}", id):
         raise Refused(
-            f"{id!r} is no task: give its number from `osiris task list`, or owner/name#N"
+            f"{id!r} is not a task: give its number from `osiris task list`, or owner/name#N"
         )
     line = await views.find_task(e.IssueRef(match[1], int(match[2])) if match else int(id))
     if line is None:

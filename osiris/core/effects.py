@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from osiris.core.events import IssueRef, Principal, Review, SourceRef, Work
+from osiris.core.events import IssueRef, Principal, Review, SourceRef
+from osiris.core.work import Work
 
 
 class Purpose(StrEnum):

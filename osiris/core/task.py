@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from osiris.core import events as e
+from osiris.core.work import Work
 
 
 class State(StrEnum):
@@ -131,7 +132,7 @@ class Task:
     seen_reviews: tuple[str, ...] = ()
     read_only: bool = False
     reason: str = ""
-    work: e.Work | None = None
+    work: Work | None = None
 
 
 def next_state(task: Task, event: e.TaskEvent) -> State | None:

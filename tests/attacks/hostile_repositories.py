@@ -338,13 +338,13 @@ ENTRIES = {
         "is protected",
     ),
     "a name that breaks the line": spreads(
-        "touch $'a\\nb'", "a\nb", "has a control character in it"
+        "touch $'a\\nb'", "a\nb", "contains a control character"
     ),
     "a name that clears the screen": spreads(
-        "touch $'a\\e[2Jb'", "a\x1b[2Jb", "has a control character in it"
+        "touch $'a\\e[2Jb'", "a\x1b[2Jb", "contains a control character"
     ),
     "a name that is read backwards": spreads(
-        "touch $'a\\u202etxt.sh'", "\u202e", "has a control character in it"
+        "touch $'a\\u202etxt.sh'", "\u202e", "contains a control character"
     ),
     "too many files": spreads(
         "mkdir many; cd many; touch {1..3001}", "many/1", "files were changed"

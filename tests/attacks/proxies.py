@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.core.events import Blocked
+from osiris.core.work import Blocked
 from osiris.tools.sandbox.network.addresses import AllowedHost, ResolveHost
 from osiris.tools.sandbox.network.egress_proxy import EgressProxy, ProxyLimits
 from osiris.tools.sandbox.network.proxy_process import make_listener
@@ -68,7 +68,7 @@ async def passing(head: bytes, here: Stream, there: Stream) -> None:
 
 
 def kept(meet: Meet, running: set[asyncio.Task[None]]) -> Meet:
-    """The same, with its tasks in `start_services`: a server that is closed leaves them alone."""
+    """The same, with its tasks in `running`: a server that is closed leaves them alone."""
 
     async def meet_(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.add(asyncio.current_task())

@@ -23,9 +23,9 @@ from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.git.runner import run_git
 from osiris.bot.github import comments
 from osiris.core.errors import Refused
-from osiris.core.events import Work
 from osiris.core.ports.sandbox import Export
 from osiris.core.ports.storage import Checkpoint, ResumedRun
+from osiris.core.work import Work
 from osiris.local.repository import LocalRepository
 from tests.attacks import hostile_packs
 from tests.attacks.hostile_packs import (
@@ -183,7 +183,7 @@ async def test_a_link_to_somewhere_very_long(place, verdict):
     found = measure(
         "take", place=f"{place}/git", base=COMMIT.id, tree=made.id, pack=put(place, [target, made])
     )
-    assert "what the link `link` leads to is longer than 4095 bytes" in found.answer
+    assert "the target of the link `link` is longer than 4095 bytes" in found.answer
     assert (found.growth < SOME, found.stall < STALL) == (True, True), found
     verdict("refused by its length", f"{len(target.content) // MIB} MiB")
 

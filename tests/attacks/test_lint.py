@@ -98,7 +98,7 @@ SAYS_GIT: Mapping[str, str] = {
     "playground/demo": "the demo",
 }
 INSIDES = re.compile(
-    r"osiris\.tools\.sandbox\.(?:session|disks\.(?!mounts)\w+|jail\.(?:process|bwrap_arguments)|workspace\.\w+)"
+    r"osiris\.tools\.sandbox\.(?:session|disks\.(?!mounts)\w+|jail\.(?:process|bwrap_arguments|descriptors|first_program|jail_user)|workspace\.\w+)"
 )
 """Modules that know where a session's files are; nobody else's business."""
 GIT = re.compile(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.events import Blocked
 from osiris.core.ports.sandbox import Result
+from osiris.core.work import Blocked
 from tests.attacks import tls
 from tests.attacks.conftest import HOUSE, ORDINARY, SMALL, USERS, Attacked
 from tests.conftest import a_place

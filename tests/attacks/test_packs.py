@@ -48,10 +48,10 @@ STRANGE = blob(b"strange\n" * 20)
 OUTSIDE = "leaves the repository"
 NOT_TAKEN = "could not be taken over"
 MODULE = "is a submodule or a repository in the repository"
-CONTROL = "has a control character in it"
+CONTROL = "contains a control character"
 PROTECTED = "is protected in this repository"
 WINDOWS = "on Windows the link `link` leaves the repository"
-BACKSLASH, COLON = "has a backslash in it: on Windows", "has a colon in it: on Windows"
+BACKSLASH, COLON = "contains a backslash: on Windows", "contains a colon: on Windows"
 DEVICE, SHORTENED = "is the name of a device on Windows", "ends with a dot or a space: on Windows"
 GIT_ELSEWHERE = "would be git's own folder on Windows or macOS"
 
@@ -144,12 +144,12 @@ EVILS = {
     "a missing folder": entry(NOT_TAKEN, (FOLDER, "d", "3" * 40)),
     "no tree at all": Evil(words=NOT_TAKEN, tree="1" * 40, pack=WHOLE, git_refuses=True),
     "a commit for a tree": beside(
-        hostile_packs.commit(GOOD).id, hostile_packs.commit(GOOD), GOOD, NEW, words="is no tree"
+        hostile_packs.commit(GOOD).id, hostile_packs.commit(GOOD), GOOD, NEW, words="is not a tree"
     ),
     "a tag for a tree": beside(
-        hostile_packs.tag(GOOD).id, hostile_packs.tag(GOOD), GOOD, NEW, words="is no tree"
+        hostile_packs.tag(GOOD).id, hostile_packs.tag(GOOD), GOOD, NEW, words="is not a tree"
     ),
-    "a file for a tree": Evil(words="is no tree", tree=NEW.id, pack=WHOLE, git_refuses=True),
+    "a file for a tree": Evil(words="is not a tree", tree=NEW.id, pack=WHOLE, git_refuses=True),
     "a file that calls itself a folder": entry(NOT_TAKEN, (FOLDER, "d", NEW)),
     "a folder that calls itself a file": entry(NOT_TAKEN, (FILE, "f", GOOD), things=[GOOD, NEW]),
     "a commit that calls itself a file": entry(NOT_TAKEN, (FILE, "f", COMMIT)),

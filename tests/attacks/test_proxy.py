@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.events import Blocked
+from osiris.core.work import Blocked
 from tests.attacks import tls
 from tests.attacks.proxies import ProxyPair, opening, say, shut
 from tests.attacks.worker import CANARY

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from osiris.core.events import Blocked
+from osiris.core.work import Blocked
 from osiris.tools.sandbox.network.addresses import may_reach
 from osiris.tools.sandbox.network.egress_proxy import (
     LONGEST_REASON,

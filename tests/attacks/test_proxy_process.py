@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from osiris.core.events import Blocked
+from osiris.core.work import Blocked
 from osiris.tools.sandbox.network.proxy_process import LOST, PROXY_UID, SO_PASSRIGHTS
 from tests.attacks import tls
 from tests.attacks.attack import python

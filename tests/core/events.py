@@ -1,15 +1,16 @@
 """One of each event, for tests that try them all."""
 
 from osiris.core import events as e
+from osiris.core.work import CommandRan, FileChange, Work
 
 ISSUE = e.IssueRef("acme/shop", 7)
 OWNER = e.Actor("alice", e.Role.MAINTAIN)
 OUTSIDER = e.Actor("mallory", e.Role.READ)
 SAID = e.SourceRef("comment", "42")
-WORK = e.Work(
+WORK = Work(
     summary="Done.",
-    files=(e.FileChange(path="a.py", status="modified", additions=1, deletions=1),),
-    commands=(e.CommandRan(command="pytest", exit_code=0, seconds=1.0),),
+    files=(FileChange(path="a.py", status="modified", additions=1, deletions=1),),
+    commands=(CommandRan(command="pytest", exit_code=0, seconds=1.0),),
     instructions=(),
     model="scripted:x",
     steps=3,

@@ -37,7 +37,7 @@ READY = {
 
 @dataclass(frozen=True, kw_only=True)
 class SdkReply:
-    """A reply as the SDK tells it; `calls` are (id, name, arguments), `list_cached` the tokens that
+    """A reply as the SDK tells it; `calls` are (id, name, arguments), `cached` the tokens that
     were read again."""
 
     text: str

@@ -8,6 +8,7 @@ from osiris.bot.github import comments
 from osiris.core import effects as f
 from osiris.core import events as e
 from osiris.core.task import State, Task
+from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Usage, Work
 from tests.core.events import ISSUE, WORK
 
 
@@ -67,14 +68,14 @@ def test_foreign_words_mention_nobody_close_nothing_and_carry_no_html(foreign: s
 
 
 def test_a_body_is_never_longer_than_github_takes():
-    work = e.Work(
+    work = Work(
         summary="x" * 100_000,
         files=tuple(
-            e.FileChange(path="p" * 300, status="added", additions=1, deletions=0)
+            FileChange(path="p" * 300, status="added", additions=1, deletions=0)
             for _ in range(3000)
         ),
         commands=tuple(
-            e.CommandRan(command="c" * 3000, exit_code=1, seconds=1.0) for _ in range(500)
+            CommandRan(command="c" * 3000, exit_code=1, seconds=1.0) for _ in range(500)
         ),
         instructions=("AGENTS.md",),
         model="m",
@@ -92,11 +93,11 @@ def test_a_body_is_never_longer_than_github_takes():
 
 
 def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
-    ran = e.CommandRan(command="false", exit_code=1, seconds=1.0)
+    ran = CommandRan(command="false", exit_code=1, seconds=1.0)
     files = tuple(
-        e.FileChange(path="p" * 200, status="added", additions=1, deletions=0) for _ in range(30)
+        FileChange(path="p" * 200, status="added", additions=1, deletions=0) for _ in range(30)
     )
-    work = e.Work(
+    work = Work(
         summary="x\n" * 20_000,
         files=files,
         commands=(ran,),
@@ -114,8 +115,8 @@ def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
 
 
 def test_edits_after_the_last_command_are_said():
-    ran = e.CommandRan(command="pytest", exit_code=0, seconds=1.0)
-    work = e.Work(
+    ran = CommandRan(command="pytest", exit_code=0, seconds=1.0)
+    work = Work(
         summary="s",
         files=(),
         commands=(ran,),
@@ -132,8 +133,8 @@ def test_edits_after_the_last_command_are_said():
 
 
 def test_a_failed_last_command_is_named_as_what_was_not_done():
-    failed = e.CommandRan(command="pytest | tee `x`", exit_code=1, seconds=75.0)
-    work = e.Work(
+    failed = CommandRan(command="pytest | tee `x`", exit_code=1, seconds=75.0)
+    work = Work(
         summary="s", files=(), commands=(failed,), instructions=(), model="m", steps=1, seconds=61.0
     )
     order = f.OpenDraftPull(
@@ -145,7 +146,7 @@ def test_a_failed_last_command_is_named_as_what_was_not_done():
 
 
 def test_a_model_cannot_write_trailers_into_a_commit():
-    work = e.Work(
+    work = Work(
         summary="Good.\n\nCo-authored-by: evil <e@x>\nOsiris-Task: other#1\nSigned-off-by: x",
         files=(),
         commands=(),
@@ -202,37 +203,37 @@ EXIT = st.sampled_from([0, 1, None])
 PORT = 65_535
 
 
-def drawn_rows(name: str, hosts: int) -> tuple[e.Blocked, ...]:
+def drawn_rows(name: str, hosts: int) -> tuple[Blocked, ...]:
     return tuple(
-        e.Blocked(host=f"{name}{n}", port=PORT, times=1 << 40, reason=name) for n in range(hosts)
+        Blocked(host=f"{name}{n}", port=PORT, times=1 << 40, reason=name) for n in range(hosts)
     )
 
 
 def drawn_commands(
     name: str, count: int, exit_code: int | None, hosts: int
-) -> tuple[e.CommandRan, ...]:
-    first = e.CommandRan(command=name, exit_code=0, seconds=1e9, blocked=drawn_rows(name, hosts))
+) -> tuple[CommandRan, ...]:
+    first = CommandRan(command=name, exit_code=0, seconds=1e9, blocked=drawn_rows(name, hosts))
     rest = (
-        e.CommandRan(command=f"{name}{n}", exit_code=exit_code, seconds=1e9) for n in range(count)
+        CommandRan(command=f"{name}{n}", exit_code=exit_code, seconds=1e9) for n in range(count)
     )
     return (first, *rest) if count else ()
 
 
 @st.composite
-def hostile_work(draw: st.DrawFn) -> e.Work:
+def hostile_work(draw: st.DrawFn) -> Work:
     commands = st.builds(drawn_commands, LONG, MANY, EXIT, MANY)
     files = draw(st.builds(lambda name, count: [f"{name}{n}" for n in range(count)], LONG, MANY))
-    prepared = e.Prepared(
+    prepared = Prepared(
         commands=draw(commands),
         cached=draw(st.booleans()),
         weakness=draw(LONG),
         blocked=drawn_rows(draw(LONG), draw(MANY)),
         more_blocked=draw(MANY),
     )
-    return e.Work(
+    return Work(
         summary=draw(LONG) * draw(st.integers(1, 10)),
         files=tuple(
-            e.FileChange(path=path, status="modified", additions=10**9, deletions=10**9)
+            FileChange(path=path, status="modified", additions=10**9, deletions=10**9)
             for path in files
         ),
         commands=draw(commands),
@@ -240,7 +241,7 @@ def hostile_work(draw: st.DrawFn) -> e.Work:
         model=draw(LONG),
         steps=10**6,
         seconds=1e9,
-        usage=e.Usage(input=10**12, cached=10**12, output=10**12, usd=1e9),
+        usage=Usage(input=10**12, cached=10**12, output=10**12, usd=1e9),
         edited_last=draw(st.booleans()),
         prepared=prepared,
         earlier=draw(MANY),
@@ -249,14 +250,14 @@ def hostile_work(draw: st.DrawFn) -> e.Work:
     )
 
 
-def pull_of(work: e.Work) -> str:
+def pull_of(work: Work) -> str:
     order = f.OpenDraftPull(
         issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
     )
     return comments.write_pull_body(order)
 
 
-def expected_verdicts(work: e.Work) -> list[str]:
+def expected_verdicts(work: Work) -> list[str]:
     ran = work.commands
     told = {
         "- Nothing was run, so nothing shows that it works.": not ran,
@@ -273,7 +274,7 @@ HEADINGS = ["### What was done", "### Evidence", "### What was not done", "### C
 
 @settings(max_examples=60, deadline=None)
 @given(work=hostile_work())
-def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: e.Work):
+def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: Work):
     body = pull_of(work)
     assert len(body) <= comments.BODY_LIMIT - 2_000
     assert [line for line in body.split("\n") if line.startswith("#")] == HEADINGS
@@ -289,7 +290,7 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: e.Work):
 @settings(max_examples=30, deadline=None)
 @given(work=hostile_work(), words=LONG, state=st.sampled_from(list(State)))
 def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(
-    work: e.Work, words: str, state: State
+    work: Work, words: str, state: State
 ):
     reviews = tuple(e.Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
     told = task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
@@ -304,13 +305,13 @@ def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(
 
 def test_names_that_grow_when_they_are_escaped_push_nothing_out():
     hosts = tuple(
-        e.Blocked(
+        Blocked(
             host=f"{'&' * 250}{n:03}", port=443, times=1, reason=f"{'&' * 250}{n:03} is not allowed"
         )
         for n in range(100)
     )
-    ran = e.CommandRan(command="./configure", exit_code=1, seconds=1.0, blocked=hosts)
-    work = e.Work(
+    ran = CommandRan(command="./configure", exit_code=1, seconds=1.0, blocked=hosts)
+    work = Work(
         summary="s",
         files=(),
         commands=(ran,),
@@ -318,7 +319,7 @@ def test_names_that_grow_when_they_are_escaped_push_nothing_out():
         model="m",
         steps=1,
         seconds=1.0,
-        prepared=e.Prepared(commands=(ran,)),
+        prepared=Prepared(commands=(ran,)),
     )
     body = pull_of(work)
     rows = [line for line in body.split("\n") if line.startswith("- blocked: ")]
@@ -329,9 +330,9 @@ def test_names_that_grow_when_they_are_escaped_push_nothing_out():
 
 
 def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
-    ran = tuple(e.CommandRan(command=f"echo {n}", exit_code=0, seconds=1.0) for n in range(100))
+    ran = tuple(CommandRan(command=f"echo {n}", exit_code=0, seconds=1.0) for n in range(100))
     rows = drawn_rows("host", 100)
-    work = e.Work(
+    work = Work(
         summary="s",
         files=(),
         commands=ran,

@@ -356,7 +356,7 @@ async def test_a_jail_that_fails_without_a_word_holds_up_nothing_else(session, p
     monkeypatch.setattr(process, "BWRAP", str(program))
     working = asyncio.create_task(work())
     with pytest.raises(Unavailable, match="could not be set up"):
-        await process.run_once(session._resources.view, ["/bin/true"], 5, cgroup=None)
+        await process.run_once(session._resources.spec, ["/bin/true"], 5, cgroup=None)
     ended.append("jail")
     await working
     assert ended == ["work", "jail"]

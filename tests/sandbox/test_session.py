@@ -168,7 +168,7 @@ async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_
     """A killed worker takes its monitors with it; what waits for one on an eventfd sees no end of
     it."""
     await session.run(["true"])  # and another jail stands ready
-    lost = Jail(session._resources.view, session.cgroup)
+    lost = Jail(session._resources.spec, session.cgroup)
     while not (waiting := _children(lost._process.pid)):
         assert lost.is_alive
     os.kill(lost._process.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""The files of a commit as git lists them.
+"""The file listing of a commit, from git.
 
-They are searched in a thread, in pieces, and never held in memory as a whole.
+Listings are searched in a thread, in chunks, and never held in memory as a whole.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from osiris.core.errors import LocalTimeout
 from osiris.core.ports.sandbox import MIB
 
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes: NAME_MAX and PATH_MAX of Linux
-_LIMITS = GitLimits(output=128 * MIB, cpu=5)  # 400,000 files take some 40 MB and 0.3 seconds
+_LIMITS = GitLimits(output=128 * MIB, cpu=5)  # 400,000 files take about 40 MB and 0.3 seconds
 _PIECE = 1 << 16
-_RECORD_LIMIT = PATH_LIMIT + 64  # bytes: mode, kind and id stand before the path
+_RECORD_LIMIT = PATH_LIMIT + 64  # bytes: mode, kind and id precede the path
 
 T = TypeVar("T")
 
@@ -42,11 +42,12 @@ async def search_files(
     commit: str,
     search: Callable[[Iterator[bytes]], T],
 ) -> tuple[T, bool]:
-    """Return what `search` finds in the rows of `git ls-tree -r`, and whether it saw all of them.
+    """Return the result of `search` on the rows of `git ls-tree -r`, and whether it received all of
+    them.
 
-    It runs in a thread. It does not see all rows when git reached a limit: a few objects can name
-    each other so often that the list of files has no end. Rows with a path that no Linux can have
-    are left out.
+    The search runs in a thread. It does not receive all rows when git reached a limit: a few
+    objects can refer to each other so often that the list of files is endless. Rows with a path
+    that is impossible on Linux are left out.
     """
     with tempfile.TemporaryFile() as file:
         is_whole = True
@@ -61,7 +62,7 @@ async def search_files(
 
 
 def read_records(file: IO[bytes]) -> Iterator[bytes]:
-    """Read the records that end with a zero byte; those of more than 4,159 bytes are left out."""
+    """Yield the records that end with a zero byte, without those of more than 4,159 bytes."""
     rest = b""
     is_too_long = False
     while piece := file.read(_PIECE):

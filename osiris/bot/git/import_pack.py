@@ -1,9 +1,9 @@
-"""Taking work over from a sandbox as a stranger's push: held apart from everything until it was
-looked at.
+"""Imports the pack that a sandbox produced.
 
-Whoever made the pack may have taken the sandbox over. So git's own checks are at their strictest,
-what git lets pass is checked here, git has little memory for it (a pack of 5 KB can unfold to
-gigabytes), and what is refused leaves nothing.
+The pack is untrusted: it is unpacked into quarantine and moved into the repository only after every
+check passes. Whoever made it may have taken over the sandbox. So git's own checks are at their
+strictest, what git accepts is checked here, git has little memory for it (a pack of 5 KB can unfold
+to gigabytes), and a pack that is refused leaves nothing behind.
 """
 
 import asyncio
@@ -29,26 +29,26 @@ from osiris.bot.git.runner import (
     run_git,
 )
 from osiris.core.errors import LocalTimeout, Refused, Unavailable
-from osiris.core.events import FileChange
 from osiris.core.ports.repositories import ImportedWork
 from osiris.core.ports.sandbox import MIB, Export
+from osiris.core.work import FileChange
 
 _PACK_LIMIT = 64 * MIB
 _BLOB_LIMIT = 20 * MIB
 _SUM_LIMIT = 256 * MIB  # of all changed files
 _FILES_LIMIT = 3000
-_NAMES_LIMIT = 2 * MIB  # bytes: the names of all changed files, and what all changed links lead to
-_STREAMED = 1 * MIB  # git reads larger files in pieces, and counts no lines in them
-_LEFT_OVER = 3600.0  # seconds after which what a killed worker held apart is removed
-# An honest pack of 64 MiB with files of 120 MiB takes 1.5 seconds of an ordinary processor.
+_NAMES_LIMIT = 2 * MIB  # bytes: names of all changed files, and targets of all changed links
+_STREAMED = 1 * MIB  # git streams larger files, and does not count lines in them
+_LEFT_OVER = 3600.0  # seconds after which the quarantine of a killed worker is removed
+# An ordinary pack of 64 MiB with files of 120 MiB takes 1.5 seconds of an average processor.
 _IMPORT = GitLimits(memory=144 * MIB, cpu=10, file_size=_SUM_LIMIT)
 _UNPACK = _IMPORT
 _WALK = replace(_IMPORT, cpu=20)
-# Modes and ids stand before each name.
+# Modes and ids precede each name.
 _LISTING = replace(_IMPORT, output=_NAMES_LIMIT + _FILES_LIMIT * 128)
 _SIZES = replace(_IMPORT, output=2 * _FILES_LIMIT * 64)
 _COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + _FILES_LIMIT * 32)
-# `--strict` with what git else only warns of: https://git-scm.com/docs/git-fsck#_fsck_messages
+# `--strict` with errors for what git only warns of by default: https://git-scm.com/docs/git-fsck#_fsck_messages
 _FATAL = ("badFilemode", "zeroPaddedFilemode", "nullSha1", "fullPathname", "emptyName")
 _STRICT = "--strict=" + ",".join(f"{fault}=error" for fault in _FATAL)
 _SMALL = {**STREAMING, "core.deltaBaseCacheLimit": "16m", "pack.threads": "1"}
@@ -59,7 +59,7 @@ _BLOB = b"blob\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Change:
-    """One row of `git diff-tree --raw`; the mode of nothing is 000000."""
+    """One row of `git diff-tree --raw`. The mode 000000 means that there is no file."""
 
     mode_before: bytes
     mode_after: bytes
@@ -78,29 +78,29 @@ class _Change:
 
 
 async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]) -> ImportedWork:
-    """The work in `export` against commit `base`, checked, and from now on in `desk`; `deny` are
-    path prefixes that it may not change.
+    """Check the work in `export` against commit `base` and move it into the host repository `repo`.
 
-    Raises Refused with what is wrong with it, or Unavailable.
+    `deny` lists path prefixes that the work may not change. Raises Refused with what is wrong with
+    it, or Unavailable.
     """
-    with _open_quarantine(repo) as (folder, apart):
+    with _open_quarantine(repo) as (folder, quarantine):
         try:
             limit = f"--max-input-size={_PACK_LIMIT}"
             unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
             await _run_quarantined(
-                repo, *unpack, quarantine=apart, limits=_UNPACK, stdin=export.pack
+                repo, *unpack, quarantine=quarantine, limits=_UNPACK, stdin=export.pack
             )
             if (
-                await _run_quarantined(repo, "cat-file", "-t", export.tree, quarantine=apart)
+                await _run_quarantined(repo, "cat-file", "-t", export.tree, quarantine=quarantine)
             ).strip() != b"tree":
                 raise Refused(
-                    "the work could not be taken over: what came out of the sandbox is no tree"
+                    "the work could not be taken over: what came out of the sandbox is not a tree"
                 )
             walk = ("rev-list", "--objects", "--quiet", export.tree, "--not", base)
-            await _run_quarantined(repo, *walk, quarantine=apart, limits=_WALK)
-            changes = await _list_changes(repo, base, export.tree, apart)
-            sizes = await _check_changes(repo, base, changes, deny, apart)
-            counts = await _count_lines(repo, base, export.tree, apart)
+            await _run_quarantined(repo, *walk, quarantine=quarantine, limits=_WALK)
+            changes = await _list_changes(repo, base, export.tree, quarantine)
+            sizes = await _check_changes(repo, base, changes, deny, quarantine)
+            counts = await _count_lines(repo, base, export.tree, quarantine)
         except LimitReached as error:
             raise Refused(f"the work could not be taken over: {error}") from None
         except GitCommandFailed as error:
@@ -109,13 +109,13 @@ async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]
     return ImportedWork(tree=export.tree, files=_describe_files(changes, sizes, counts), size=added)
 
 
-# ── apart ─────────────────────────────────────────────────────────────────────────────────────────
+# ── quarantine ────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.contextmanager
 def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """A folder for what git is handed, and the environment in which it puts it there. What is not
-    moved is removed."""
+    """Create a folder for the objects that git receives, and yield it with the environment that
+    makes git use it. Files that are not moved are removed."""
     for left in (repo / "objects").glob("incoming-*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LEFT_OVER:
@@ -124,7 +124,7 @@ def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
         folder = Path(tempfile.mkdtemp(prefix="incoming-", dir=repo / "objects"))
     except OSError as error:
         raise Unavailable(
-            f"this machine has no place to take the work over: {error.strerror}"
+            f"this machine has no place to import the work: {error.strerror}"
         ) from None
     try:
         objects = {
@@ -137,9 +137,9 @@ def _open_quarantine(repo: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
 
 
 def _move_packs(folder: Path, repo: Path) -> int:
-    """Move what was taken into the desk; return how many bytes that are.
+    """Move the packs into the repository; return their size in bytes.
 
-    The index comes last: git does not look at a pack without one.
+    The index is moved last, because git ignores a pack without one.
     """
     packs = repo / "objects/pack"
     packs.mkdir(exist_ok=True)
@@ -163,26 +163,28 @@ async def _run_quarantined(
 async def _describe_failure(
     repo: Path, base: str, error: GitCommandFailed
 ) -> Refused | Unavailable:
-    """Why a pack was not taken: this machine could not, or the pack is not what it should be."""
+    """Return why a pack was not imported: this machine was not able to, or the pack is invalid."""
     if not await has_object(repo, f"{base}^{{commit}}"):  # it was there when the run began
         return Unavailable(f"the commit {base} is missing on this machine and is fetched again")
     if "No space left on device" in error.output:
-        return Unavailable("this machine has no room to take the work over")
+        return Unavailable("this machine has no disk space to import the work")
     return Refused(f"the work could not be taken over: {_extract_complaint(error.output)}")
 
 
 def _extract_complaint(told: str) -> str:
-    """git's own words at the beginning of what it said; further on it quotes whoever made the pack,
-    line ends too."""
+    """Return git's own words at the beginning of its output.
+
+    Further on it quotes text of whoever made the pack, with line ends.
+    """
     first = next(
         (line for line in told.splitlines() if line.startswith(("error: ", "fatal: "))),
         told.partition("\n")[0],
     )
     words = re.match(r"(?:(?:error|fatal): )?(?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", first)
-    return words[1] if words else "it was not said why"
+    return words[1] if words else "git gave no reason"
 
 
-# ── what git lets pass ────────────────────────────────────────────────────────────────────────────
+# ── checks beyond git's own ───────────────────────────────────────────────────────────────────────
 
 
 async def _list_changes(
@@ -203,7 +205,7 @@ async def _list_changes(
         listed = await _run_quarantined(
             repo, *args, quarantine=quarantine, limits=_LISTING, head=True
         )
-    except LimitReached as error:  # it counts them all before it prints the first
+    except LimitReached as error:  # git counts all of them before it prints the first
         raise many if error.limit == "memory" else error from None
     count = listed.count(b"\0") // 2
     if len(listed) >= _LISTING.output:
@@ -235,7 +237,7 @@ async def _check_changes(
     deny: Sequence[str],
     quarantine: Mapping[str, str],
 ) -> Mapping[bytes, int]:
-    """Raise Refused for a change that is not taken.
+    """Raise Refused for a change that is not allowed.
 
     Returns the sizes of all changed files, before and after, by their ids.
     """
@@ -265,7 +267,7 @@ async def _check_new_names(
     changes: Sequence[_Change],
     quarantine: Mapping[str, str],
 ) -> None:
-    """Raise Refused for a name that is bad on other systems and that the base does not have."""
+    """Raise Refused for a name that is invalid on other systems and that the base does not have."""
     found = await asyncio.to_thread(_find_bad_names, changes)
     if not found:
         return
@@ -308,16 +310,18 @@ def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None
 async def _check_links(
     repo: Path, links: Sequence[_Change], sizes: Mapping[bytes, int], quarantine: Mapping[str, str]
 ) -> None:
-    """Raise Refused for a link that leaves the repository; a target is read only when it is
-    short."""
+    """Raise Refused for a link that leaves the repository.
+
+    A target is read only when it is short.
+    """
     for link in links:
         if sizes[link.id_after] > PATH_LIMIT:
             name = escape_path(link.path)
-            raise Refused(f"what the link `{name}` leads to is longer than {PATH_LIMIT} bytes")
+            raise Refused(f"the target of the link `{name}` is longer than {PATH_LIMIT} bytes")
     total = sum(sizes[link.id_after] for link in links)
     if total > _NAMES_LIMIT:
         size = f"{_NAMES_LIMIT // MIB} MiB"
-        raise Refused(f"what the changed links lead to is longer than {size} together")
+        raise Refused(f"the targets of the changed links are longer than {size} together")
     if not links:
         return
     asked = b"".join(b"%s\n" % link.id_after for link in links)
@@ -328,7 +332,7 @@ async def _check_links(
 
 
 def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: bytes) -> None:
-    """Check what `git cat-file --batch` told: for each link its type, where it leads, and line
+    """Check the output of `git cat-file --batch`: for each link its type, its target, and line
     ends."""
     at = 0
     for link in links:
@@ -338,7 +342,7 @@ def _check_targets(links: Sequence[_Change], sizes: Mapping[bytes, int], told: b
         at = end + 1
 
 
-# ── what the evidence says of it ──────────────────────────────────────────────────────────────────
+# ── the description for the evidence ──────────────────────────────────────────────────────────────
 
 Counts = tuple[int | None, int | None]
 _STATUSES: Mapping[bytes, Literal["added", "deleted"]] = {b"A": "added", b"D": "deleted"}
@@ -350,9 +354,9 @@ async def _count_lines(
     tree: str,
     quarantine: Mapping[str, str],
 ) -> Mapping[bytes, Counts] | None:
-    """The lines that were added to and deleted from each path (None: it is binary).
+    """Return the numbers of lines added to and deleted from each path (None: it is binary).
 
-    None when counting them took too long: the work is taken all the same.
+    Returns None when counting took too long; the work is accepted all the same.
     """
     args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv")
     try:

@@ -1,4 +1,4 @@
-"""Instructions for agents in a repository: `AGENTS.md` and the like, as they are in a commit."""
+"""Instructions for agents in a repository, such as `AGENTS.md`, as they are in a commit."""
 
 import heapq
 import logging
@@ -23,8 +23,8 @@ _KNOWN_PLACES = ("AGENTS.md", "CLAUDE.md", ".github/copilot-instructions.md")
 _NESTED = b"/AGENTS.md"
 _FILES_LIMIT = 20
 _TEXT_LIMIT = 16_000  # characters, all files together
-_PATH_LIMIT = 1_000  # bytes of a path: it stands in the brief too
-_NAMED = 10  # files that are named as left out
+_PATH_LIMIT = 1_000  # bytes of a path, which is in the brief too
+_NAMED = 10  # omitted files that are listed by name
 _REGULAR = (b"100644", b"100755")
 _NOT_SEARCHED = (
     "[The repository has more files than Osiris searches: other folders may hold an AGENTS.md too.]"
@@ -33,16 +33,16 @@ _NOT_SEARCHED = (
 
 @dataclass(frozen=True, slots=True)
 class _Nested:
-    """Files in folders: those nearest the root, and how many there are."""
+    """The files in folders: those nearest the root, and how many there are."""
 
     nearest: Sequence[ListedFile]
     count: int
 
 
 async def read_instructions(repo: Path, commit: str) -> Mapping[str, str]:
-    """Return path -> text of the files with instructions, those nearest the root first.
+    """Return path -> text of the instructions files, those nearest the root first.
 
-    What was cut or left out is said at the end of a text.
+    A note at the end of a text reports what was cut or left out.
     """
     known = await _find_known(repo, commit)
     nested, is_whole = await search_files(repo, commit, _find_nested)
@@ -62,7 +62,7 @@ async def read_instructions(repo: Path, commit: str) -> Mapping[str, str]:
 
 
 async def _find_known(repo: Path, commit: str) -> list[ListedFile]:
-    """Find the files at known places by their paths, however many others there are."""
+    """Find the files at known paths, however many other files there are."""
     listed = await run_git(repo, "ls-tree", "-z", "--full-tree", commit, "--", *_KNOWN_PLACES)
     files = [ListedFile.parse(record) for record in listed.split(b"\0") if record]
     return [file for file in files if file.mode in _REGULAR]
@@ -93,7 +93,7 @@ def _depth_key(file: ListedFile) -> tuple[int, bytes]:
 
 
 async def _read_texts(repo: Path, files: Sequence[ListedFile]) -> tuple[dict[str, str], list[str]]:
-    """The texts, cut to what may be shown of all together; and the paths that are left out."""
+    """Return the texts, cut to the limit for all of them, and the paths that were left out."""
     texts: dict[str, str] = {}
     left_out = []
     room = _TEXT_LIMIT
@@ -117,7 +117,7 @@ async def _read_texts(repo: Path, files: Sequence[ListedFile]) -> tuple[dict[str
 
 
 async def _read_head(repo: Path, blob: str, characters: int) -> str:
-    """The first characters of a file; of UTF-8, each takes four bytes at most."""
+    """Return the first characters of a file; in UTF-8, each takes four bytes at most."""
     limits = GitLimits(output=4 * characters, cpu=10)
     content = await run_git(
         repo, "cat-file", "blob", blob, config=STREAMING, limits=limits, head=True

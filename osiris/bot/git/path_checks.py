@@ -1,6 +1,6 @@
-"""Checks of file names and links in work from a sandbox, here and on other systems.
+"""Checks of file names and links in work from a sandbox, for this system and others.
 
-People who check the branch out may use Windows or macOS: there, other names than `.git` are git's
+People who check out the branch may use Windows or macOS, where other names than `.git` are git's
 own folder, and other characters than `/` lead out of the repository.
 """
 
@@ -19,38 +19,39 @@ _DEVICE = re.compile(
     r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9\u00b9\u00b2\u00b3]) *(?:[.:].*)?",
     re.DOTALL,
 )
-"""Names of devices on Windows, whatever stands behind a dot.
+"""Names of devices on Windows, with any text after a dot.
 
 Microsoft, "Naming Files, Paths, and Namespaces".
 """
 _SUSPICIOUS = re.compile(
     rb"(?i)[\\:\x80-\xff]|[. ](?:/|\Z)|git|(?:\A|/)(?:con|prn|aux|nul|com|lpt)"
 )
-"""Paths without this need no closer look, which takes longer."""
+"""Paths that do not match need no closer check, which takes longer."""
 
 
 def check_changed_path(path: bytes, deny: Sequence[str], *, is_gone: bool) -> None:
-    """Raise Refused for a path that is protected, too long, or hides something."""
+    """Raise Refused for a path that is protected, too long, or has hidden characters."""
     if not is_gone and _is_too_long(path):
         raise Refused(f"the file name `{escape_path(path[:80])}…` is too long")
     name = escape_path(path)
     if not is_gone and hides_something(path.decode("utf-8", "surrogateescape")):
-        what = "has a control character in it, or one that is not seen"
+        what = "contains a control character or an invisible one"
         raise Refused(f"the file name `{name}` {what}")
     if is_protected(path, fold_prefixes(deny)):
         raise Refused(f"`{name}` is protected in this repository; a change there needs a person")
 
 
 def fold_prefixes(deny: Sequence[str]) -> tuple[str, ...]:
-    """Return the protected prefixes in the form in which paths are compared with them."""
+    """Return the protected prefixes in the form that paths are compared with."""
     return tuple(_fold_case(prefix) for prefix in deny if prefix)
 
 
 def is_protected(path: bytes, prefixes: tuple[str, ...]) -> bool:
-    """Return whether a path, or a folder that would take its place, lies below one of the folded
+    """Return whether a path, or a folder that would replace it, is below one of the folded
     `prefixes`.
 
-    Systems that do not tell upper from lower case, or forms of one letter, would put it there too.
+    Systems that do not distinguish upper from lower case, or forms of one letter, would put it
+    there too.
     """
     text = _fold_case(path.decode("utf-8", "surrogateescape"))
     return text.startswith(prefixes) or any(prefix.startswith(f"{text}/") for prefix in prefixes)
@@ -65,14 +66,14 @@ def _is_too_long(path: bytes) -> bool:
 
 
 def hides_something(name: str) -> bool:
-    """Return whether a name has a control character in it, or one that is not seen."""
+    """Return whether a name contains a control character or an invisible one."""
     return has_hidden(name)
 
 
 def find_bad_name(path: bytes) -> tuple[bytes, str] | None:
-    """Return the longest beginning of a path that ends in a bad name, and why that is bad.
+    """Return the longest prefix of a path that ends in a bad name, and why that is bad.
 
-    A file is bad by its own name or by that of a folder it is in.
+    A file is bad by its own name or by that of a folder that it is in.
     """
     if not _SUSPICIOUS.search(path):
         return None
@@ -86,17 +87,17 @@ def find_bad_name(path: bytes) -> tuple[bytes, str] | None:
 
 
 def _describe_name(name: str) -> str:
-    """Why a name is bad on other systems; "" when it is not."""
+    """Return why a name is bad on other systems; "" when it is not."""
     if "\\" in name:
-        return "has a backslash in it: on Windows it would be a path through other folders"
+        return "contains a backslash: on Windows it would be a path through other folders"
     if ":" in name:
-        return "has a colon in it: on Windows it would be a drive, or a hidden part of another file"
+        return "contains a colon: on Windows it would be a drive, or a hidden part of another file"
     if _is_git_folder(name):
         return "would be git's own folder on Windows or macOS"
     if name.endswith((".", " ")):
         return "ends with a dot or a space: on Windows it would be another name, without it"
     if _DEVICE.fullmatch(name.lower()):
-        return "is the name of a device on Windows, and no file there"
+        return "is the name of a device on Windows, not of a file"
     return ""
 
 
@@ -110,9 +111,10 @@ def _is_git_folder(name: str) -> bool:
 def check_link(path: bytes, target: bytes) -> None:
     """Raise Refused for a link that leads out of the repository or into git's own folder.
 
-    A link may lead up, and then down. With a `..` behind a name it would lead where that name,
-    which may be a link itself, leads; so links that only go so stay inside whatever others there
-    are. Both are checked for how Linux and macOS read a link, and for how Windows does.
+    A link may lead up and then down. With a `..` after a name, it would lead to the parent of that
+    name's target, as the name may be a link itself; so links that only go up first stay inside,
+    whatever other links there are. Both rules are checked for how Linux and macOS read a link, and
+    for how Windows does.
     """
     folders = path.count(b"/")
     parts = list(_split_target(target))
@@ -133,11 +135,12 @@ def _split_target(target: bytes) -> Iterator[bytes]:
 
 
 def _strip_dots(part: bytes) -> bytes:
-    """A part of a path as Windows may read it, which drops dots and spaces at the end."""
+    """Return a part of a path as Windows may read it, which drops dots and spaces at the end."""
     return part if part.strip(b". ") else b".."
 
 
 def _leaves_repository(parts: Sequence[bytes], folders: int) -> bool:
-    """Return whether a link in so many folders leads out of the outermost, or up behind a name."""
+    """Return whether a link in so many folders leads out of the outermost one, or up after a
+    name."""
     up = next((n for n, part in enumerate(parts) if part != b".."), len(parts))
     return up > folders or b".." in parts[up:]

@@ -1,5 +1,7 @@
-"""Fetching from GitHub and pushing to it: the only place where git meets a token, and each token
-serves one call."""
+"""Fetching from GitHub and pushing to it.
+
+Only this module gives git a token, and each token serves one call.
+"""
 
 import asyncio
 import base64
@@ -28,14 +30,14 @@ _MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of 
 _TRANSFER = GitLimits(
     seconds=600,
     cpu=900,  # git unpacks in several threads
-    memory=max(512 * MIB, min(4 * GIB, _MACHINE // 2)),  # the history of Linux takes some 2 GiB
+    memory=max(512 * MIB, min(4 * GIB, _MACHINE // 2)),  # the history of Linux takes about 2 GiB
     file_size=16 * GIB,
 )
 _REFS = GitLimits(output=1 * MIB)
 
 
 class RemoteRepositories:
-    """Mirrors brought up to date, and commits pushed, by URL."""
+    """Repositories on GitHub: it updates the mirrors and pushes commits, by URL."""
 
     def __init__(
         self,
@@ -44,20 +46,25 @@ class RemoteRepositories:
         url: str,
         verify_lease: Callable[[], Awaitable[None]],
     ) -> None:
-        """`leave` raises LeaseLost when this worker may not write any more; it is asked before each
-        push."""
+        """Create the remote for `url`.
+
+        `verify_lease` is called before each push and raises LeaseLost when this worker may not
+        write any more.
+        """
         self._repositories = repositories
         self._auth = auth
         self._url = url.rstrip("/")
         self._verify_lease = verify_lease
-        # so that a commit names nobody of another GitHub
+        # so that a commit names no user of another GitHub
         self.noreply = f"users.noreply.{urlsplit(url).hostname}"
-        # each for as long as somebody has it
+        # each exists as long as it is referenced
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
 
     async def fetch_checkout(self, repo: str, branch: str) -> Checkout:
-        """The end of `branch`, or of the default branch while it does not exist. Raises Refused or
-        Unavailable."""
+        """Return the tip of `branch`, or of the default branch if it does not exist.
+
+        Raises Refused or Unavailable.
+        """
         async with self._locks.setdefault(repo, asyncio.Lock()):
             await self._repositories.prepare_repository(repo)
             token = await self._auth.get_read_token(repo)
@@ -73,7 +80,7 @@ class RemoteRepositories:
         return Checkout(commit=tips.get(f"refs/heads/{branch}", trusted), trusted=trusted)
 
     async def _list_tips(self, repo: str, branch: str, token: str) -> dict[str, str]:
-        """The commits of HEAD (the default branch) and, if it exists, of `branch`."""
+        """Return the commits of HEAD (the default branch) and, if it exists, of `branch`."""
         args = (
             "ls-remote",
             "--quiet",
@@ -96,7 +103,7 @@ class RemoteRepositories:
         return refs
 
     async def _fetch_ref(self, repo: str, ref: str, token: str) -> None:
-        kept = ref if ref != "HEAD" else "refs/heads/osiris-base"
+        local_ref = ref if ref != "HEAD" else "refs/heads/osiris-base"
         self._repositories.remove_unfinished(repo)
         args = (
             "fetch",
@@ -105,7 +112,7 @@ class RemoteRepositories:
             "--no-write-fetch-head",
             "--",
             self._remote_url(repo),
-            f"+{ref}:{kept}",
+            f"+{ref}:{local_ref}",
         )
         try:
             await run_git(
@@ -118,20 +125,22 @@ class RemoteRepositories:
             raise Refused(f"the repository is too large to be fetched: {error}") from None
 
     async def remove_repository(self, repo: str) -> None:
-        """Remove a repository from this machine; nobody is fetching into it meanwhile."""
+        """Remove a repository from this machine, while no fetch into it is running."""
         async with self._locks.setdefault(repo, asyncio.Lock()):
             await asyncio.to_thread(self._repositories.remove_repository, repo)
 
     async def push_commit(self, repo: str, commit: str, branch: str) -> None:
-        """Push one commit to one branch, never by force. The same push again changes nothing."""
+        """Push one commit to one branch, never by force. Pushing it again changes nothing."""
         try:
             await self._push_refs(repo, f"{commit}:refs/heads/{branch}")
         except GitCommandFailed as error:
             raise translate_failure(error, "push") from None
 
     async def _push_refs(self, repo: str, *changes: str) -> None:
-        """Push changes of refs, each FROM:TO. Raises GitFailed, or LeaseLost when this worker may
-        not write any more."""
+        """Push changes of refs, each FROM:TO.
+
+        Raises GitCommandFailed, or LeaseLost when this worker may not write any more.
+        """
         token = await self._auth.mint_token(repo, contents="write")
         for change in changes:
             await run_git(
@@ -148,14 +157,16 @@ class RemoteRepositories:
             limits=_TRANSFER,
         )
 
-    # ── `CheckpointStorage`: hidden refs, which no clone fetches and no webhook tells of ──────────
+    # ── `CheckpointStorage`: hidden refs, which no clone fetches and no webhook reports ───────────
 
     async def save(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
-        """Each commit stands on the one before it, so a push that does not fit says that another
-        worker was here.
+        """Save a checkpoint.
 
-        If it is dead by now, what it put away without having noted it in the database is written
-        over.
+        Each commit has the previous one as its parent, so a push that is not a fast-forward shows
+        that another worker was here.
+
+        If that worker is dead by now, a checkpoint that it saved without recording it in the
+        database is overwritten.
         """
         who = "osiris"
         email = f"osiris@{self.noreply}"
@@ -172,7 +183,7 @@ class RemoteRepositories:
                     raise
                 await self._push_refs(repo, f"+{commit}:{_hidden_ref(run)}")
         except GitCommandFailed as error:
-            raise translate_failure(error, "put work away") from None
+            raise translate_failure(error, "checkpoint") from None
         return commit
 
     async def restore(self, repo: str, run: str) -> None:
@@ -185,7 +196,7 @@ class RemoteRepositories:
             except GitCommandFailed as error:
                 if "couldn't find remote ref" in error.output:
                     raise Refused(
-                        "the work of this run is on no machine any more; a retry begins a new one"
+                        "the work of this run no longer exists anywhere; a retry begins a new run"
                     ) from None
                 raise translate_failure(error, "fetch") from None
 
@@ -203,7 +214,7 @@ class RemoteRepositories:
             if refs := _parse_refs(told):
                 await self._push_refs(repo, *(f":{ref}" for ref in refs))
         except GitCommandFailed as error:
-            raise translate_failure(error, "tidy up") from None
+            raise translate_failure(error, "clean up") from None
 
     def _remote_url(self, repo: str) -> str:
         return f"{self._url}/{repo}.git"
@@ -218,7 +229,7 @@ class RemoteRepositories:
 
 
 def _parse_refs(told: bytes) -> dict[str, str]:
-    """Ref -> commit, as `git ls-remote` tells them."""
+    """Return ref -> commit from the output of `git ls-remote`."""
     rows = (line.partition("\t") for line in told.decode("utf-8", "replace").split("\n") if line)
     return {ref: commit for commit, _, ref in rows}
 

@@ -1,5 +1,5 @@
-"""The repositories on this machine: for each a mirror that sandboxes may read, and a desk that they
-never see."""
+"""The repositories on this machine: for each a mirror that sandboxes may read, and a host
+repository that they cannot access."""
 
 import contextlib
 import hashlib
@@ -52,11 +52,14 @@ _PACKAGE_ENDINGS = (b".lock", b".lockb", b".lockfile", b".cabal", b".csproj", b"
 
 
 class HostRepositories:
-    """`osiris.core.ports.repositories.Repositories`: for each repository a bare mirror the sandbox
-    may read, and a desk it never sees."""
+    """An `osiris.core.ports.repositories.Repositories`.
+
+    Each repository has a bare mirror that the sandbox may read, and a host repository that it
+    cannot access.
+    """
 
     def __init__(self, root: Path, hide: Redactor | None = None) -> None:
-        """`root` is where all that is; `hide` takes secrets out of the messages of commits."""
+        """Create the storage in the folder `root`. `hide` redacts secrets from commit messages."""
         self._root = root
         self._hide = hide or Redactor()
 
@@ -67,21 +70,22 @@ class HostRepositories:
         return self._root / "desks" / f"{repo}.git"
 
     async def prepare_repository(self, repo: str) -> None:
-        """Make mirror and desk when they are missing; from now on they count as just used."""
+        """Create the mirror and the host repository when they are missing, and mark them as just
+        used."""
         mirror = self.mirror_path(repo)
-        desk = self.repository_path(repo)
-        for path in (mirror, desk):
+        host_repo = self.repository_path(repo)
+        for path in (mirror, host_repo):
             if not all((path / part).exists() for part in ("HEAD", "config", "objects", "refs")):
                 shutil.rmtree(path, ignore_errors=True)
                 await _create_bare(path)
         for parent in (self._root, *mirror.relative_to(self._root).parents):
-            (self._root / parent).chmod(0o755)  # the sandbox's own user reads the mirror
+            (self._root / parent).chmod(0o755)  # the sandbox's user reads the mirror
         os.utime(mirror)
-        _replace_text(desk / "objects/info/alternates", f"{mirror}/objects\n")
+        _replace_text(host_repo / "objects/info/alternates", f"{mirror}/objects\n")
 
     def list_cached(self) -> list[tuple[str, int, float]]:
-        """The repositories on this machine: (name, bytes on the disk, when it was fetched into
-        last)."""
+        """Return the repositories on this machine: (name, bytes on the disk, time of the last
+        fetch)."""
         found = []
         for mirror in sorted((self._root / "mirrors").glob("*/*.git")):
             repo = str(mirror.relative_to(self._root / "mirrors")).removesuffix(".git")
@@ -91,23 +95,27 @@ class HostRepositories:
         return found
 
     def remove_repository(self, repo: str) -> None:
-        """Remove a repository from this machine; it is fetched anew when it is needed."""
+        """Remove a repository from this machine. It is fetched again when it is needed."""
         for folder in (self.repository_path(repo), self.mirror_path(repo)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_unfinished(self, repo: str) -> None:
-        """Remove the packs that killed fetches left in the mirror; call it while none is under
-        way."""
+        """Remove the packs that killed fetches left in the mirror.
+
+        Call it while no fetch is running.
+        """
         for left in (self.mirror_path(repo) / "objects/pack").glob("tmp_*"):
             left.unlink(missing_ok=True)
 
     async def is_mirrored(self, repo: str, commit: str) -> bool:
-        """Whether the mirror itself has `commit`: the desk may have it too, but the sandbox cannot
-        see the desk."""
+        """Return whether the mirror itself has `commit`.
+
+        The host repository may have it too, but the sandbox cannot read that.
+        """
         return await has_object(self.mirror_path(repo), f"{commit}^{{commit}}")
 
     async def has_tree(self, repo: str, tree: str) -> bool:
-        """Whether this machine has a tree that was taken, maybe on another one."""
+        """Return whether this machine has a tree that was imported, maybe on another machine."""
         return await has_object(self.repository_path(repo), f"{tree}^{{tree}}")
 
     async def import_pack(
@@ -134,22 +142,24 @@ class HostRepositories:
         return content.decode(errors="replace")
 
     async def fingerprint_packages(self, repo: str, commit: str) -> str:
-        """The digest of the files that name packages.
+        """Return a digest of the files that list packages.
 
-        It is the id of the whole tree when there are none, or too many files to search them all:
-        then a set-up is kept for fewer commits, and nothing breaks.
+        It is the id of the whole tree when there are none, or too many files to search: then a
+        cached setup fits fewer commits, and nothing breaks.
         """
-        desk = self.repository_path(repo)
-        found, is_whole = await search_files(desk, commit, _digest_package_files)
+        host_repo = self.repository_path(repo)
+        found, is_whole = await search_files(host_repo, commit, _digest_package_files)
         if found and is_whole:
             return found
-        return (await run_git(desk, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
+        return (await run_git(host_repo, "rev-parse", f"{commit}^{{tree}}")).decode().strip()
 
     async def commit_tree(
         self, repo: str, *, tree: str, base: str, message: str, author: str, email: str, at: int
     ) -> str:
-        """The commit of `tree` on `base`: the same arguments give the same id, so a second time
-        makes no second one."""
+        """Create a commit of `tree` on `base` and return its id.
+
+        The same arguments give the same id, so a second call creates no second commit.
+        """
         who: dict[str, str] = {}
         for role in ("AUTHOR", "COMMITTER"):
             who |= {
@@ -172,12 +182,12 @@ class HostRepositories:
 
 
 async def _create_bare(path: Path) -> None:
-    """A new bare repository, there whole or not at all: a worker may die in the middle of it."""
+    """Create a bare repository atomically, because a worker may die in the middle of it."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     new.mkdir(parents=True)
     try:
         await run_git(new, "init", "-q", "--bare", "--template=")
-        with contextlib.suppress(OSError):  # somebody else was quicker
+        with contextlib.suppress(OSError):  # another process was faster
             new.rename(path)
     except (GitCommandFailed, LimitReached) as error:
         raise Unavailable(f"this machine could not make a repository: {error}"[:300]) from None
@@ -186,8 +196,7 @@ async def _create_bare(path: Path) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    """Let a file hold `text`, without a moment in which it does not: another run's git may be
-    reading it."""
+    """Write `text` to a file atomically, because another run's git may be reading it."""
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +204,7 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _measure_size(folder: Path) -> int:
-    """Bytes on the disk below a folder; files may go while it is looked at."""
+    """Return the bytes on the disk below a folder. Files may disappear meanwhile."""
     total = 0
     for top, _, names in os.walk(folder):
         for name in names:
@@ -205,7 +214,7 @@ def _measure_size(folder: Path) -> int:
 
 
 def _digest_package_files(records: Iterator[bytes]) -> str:
-    """The digest of the rows of files that name packages; "" when there are none."""
+    """Return a digest of the rows of files that list packages; "" when there are none."""
     digest = hashlib.sha256()
     count = 0
     for record in records:
@@ -216,7 +225,7 @@ def _digest_package_files(records: Iterator[bytes]) -> str:
 
 
 def _names_packages(name: bytes) -> bool:
-    """Return whether a file of this name says which packages a repository needs."""
+    """Return whether a file of this name lists the packages that a repository needs."""
     if len(name) > NAME_LIMIT:
         return False
     name = name.lower()

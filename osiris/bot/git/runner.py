@@ -1,5 +1,4 @@
-"""Git on the host, in the proven safe way: it never opens a workspace, and takes work as a
-stranger's push."""
+"""Git on the host, run safely. It never opens a workspace, and imports work as untrusted input."""
 
 import re
 import resource
@@ -44,19 +43,21 @@ _CONFIG = {
     "safe.directory": "*",
 }
 STREAMING = {"core.bigFileThreshold": "1m"}
-"""Configuration with which git reads large files in pieces, and not whole into its memory."""
+"""Configuration with which git streams large files instead of reading them whole into memory."""
 _ENDLESS = 1 << 48
 _OUT_OF_MEMORY = re.compile(r"(?i)out of memory|cannot allocate|could not allocate|inflateinit")
 _REMOTE = re.compile(r"(?m)^remote:.*$")
-"""Lines of the other side, whose memory is not this machine's."""
+"""Lines from the remote side, whose memory errors do not concern this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitLimits:
-    """The limits of one git; a child of it may use as much again. No value turns a limit off.
+    """The limits of one git process; a child of it may use as much again.
 
-    `parse_time` is how long it may take and `cpu` how many seconds of processor time; `memory`,
-    `output` (what it prints) and `file_size` (each file that it writes) are bytes.
+    No value turns a limit off.
+
+    `seconds` is its wall-clock time and `cpu` its seconds of processor time; `memory`, `output`
+    (what it prints) and `file_size` (of each file that it writes) are bytes.
     """
 
     seconds: float = 120
@@ -75,7 +76,7 @@ DEFAULT_LIMITS = GitLimits()
 
 
 class GitCommandFailed(Exception):
-    """git ended with an error; `told` is the beginning and the end of what it said."""
+    """git ended with an error; `output` is the beginning and the end of what it printed."""
 
     def __init__(self, command: str, output: str) -> None:
         super().__init__(f"git {command}: {output}")
@@ -100,13 +101,11 @@ async def run_git(
     head: bool = False,
     to: IO[bytes] | None = None,
 ) -> bytes:
-    """Run git on a repository of our own; return what it printed.
+    """Run git on a host repository and return its output, or write it to the file `to`.
 
-    With the file `to`, what it prints goes there instead.
-
-    Raises GitFailed; LocalTimeout after `limits.seconds`; LimitReached when it used more than it
-    may, or printed more: with `head`, the first `limits.output` bytes are the answer then.
-    Configuration goes through the environment, so that no token is ever in an argv.
+    Raises GitCommandFailed; LocalTimeout after `limits.seconds`; LimitReached when it exceeded a
+    limit. With `head`, too much output is no error: the first `limits.output` bytes are returned.
+    Configuration is passed through the environment, so that no token is ever in an argv.
     """
     environ = {
         **_ENV,
@@ -135,7 +134,7 @@ async def run_git(
     if limit := _limit_reached(result, is_listing=to is not None):
         raise LimitReached(args[0], limit, limits)
     if result.code == -signal.SIGKILL:
-        raise LocalTimeout(f"git {args[0]} was cut off; this machine may be short of memory")
+        raise LocalTimeout(f"git {args[0]} was killed; this machine may be short of memory")
     if result.code < 0:
         raise GitCommandFailed(args[0], f"ended by signal {-result.code}")
     if result.code:
@@ -145,7 +144,7 @@ async def run_git(
 
 
 def _limit_command(limits: GitLimits, file_size: int) -> list[str]:
-    """The command that sets the limits and then starts git.
+    """Return the command prefix that sets the limits and then starts git.
 
     A lower limit of this process stays in force.
     """
@@ -155,7 +154,7 @@ def _limit_command(limits: GitLimits, file_size: int) -> list[str]:
     size = _cap_limit(file_size, resource.getrlimit(resource.RLIMIT_FSIZE)[0])
     return [
         "prlimit",
-        f"--cpu={cpu}:{killed}",  # SIGXCPU, which says why git ended, and then SIGKILL
+        f"--cpu={cpu}:{killed}",  # SIGXCPU, which shows why git ended, and then SIGKILL
         f"--data={memory}",
         f"--fsize={size}",
         "--core=0",
@@ -168,7 +167,7 @@ def _cap_limit(value: int, now: int) -> int:
 
 
 def _limit_reached(result: subprocesses.ProcessResult, *, is_listing: bool) -> str:
-    """The name of the limit that ended git or one of its children, "" if none did."""
+    """Return the name of the limit that ended git or one of its children; "" if none did."""
     if result.is_truncated:
         return "output"
     if result.code == 0:
@@ -195,7 +194,7 @@ def _describe_limit(limit: str, limits: GitLimits) -> str:
 
 
 def _encode_config(config: Mapping[str, str]) -> dict[str, str]:
-    """git's configuration as environment variables."""
+    """Return git's configuration as environment variables."""
     pairs = {"GIT_CONFIG_COUNT": str(len(config))}
     for i, (key, value) in enumerate(config.items()):
         pairs |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
@@ -203,7 +202,7 @@ def _encode_config(config: Mapping[str, str]) -> dict[str, str]:
 
 
 async def has_object(repo: Path, what: str) -> bool:
-    """Whether a repository has an object."""
+    """Return whether a repository has an object."""
     try:
         await run_git(repo, "cat-file", "-e", what)
     except GitCommandFailed:
@@ -212,7 +211,7 @@ async def has_object(repo: Path, what: str) -> bool:
 
 
 def escape_path(path: bytes) -> str:
-    """A file name as text; what is no UTF-8 or not printable is escaped."""
+    """Return a file name as text. Bytes that are not UTF-8 or not printable are escaped."""
     text = path.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -220,18 +219,18 @@ def escape_path(path: bytes) -> str:
 
 
 OVERTAKEN = re.compile(r"non-fast-forward|fetch first|stale info|Updates were rejected")
-"""What git says when the end of a branch is not the one it knew."""
+"""git's messages when the tip of a branch is not the one that it knew."""
 
 
 def translate_failure(error: GitCommandFailed, what: str) -> Refused | Unavailable:
-    """What a failed fetch or push means: for good, or only now."""
+    """Return the error for a failed fetch or push: a permanent or a temporary one."""
     told = error.output
     if OVERTAKEN.search(told):
         return Refused(
             "somebody else pushed to the branch while I worked, and I never force a push"
         )
     if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
-        return Unavailable(f"git could not {what}: GitHub had a fault of its own")
+        return Unavailable(f"git could not {what}: GitHub had an internal error")
     if match := re.search(r"\[remote rejected\][^\n]*", told):
         return NeedsOperator(f"GitHub rejected the {what}: {match[0][:500]}")
     if re.search(

@@ -1,8 +1,8 @@
-"""Programs of the host, run to their end without holding up the event loop.
+"""Host programs, run to their end without blocking the event loop.
 
-Started by `subprocess` and not by the loop: uvloop forks, which in a worker of 150 MiB takes 5 ms
-of a processor more for each program than the vfork of `subprocess`, and a run needs some thirty of
-them.
+They are started by `subprocess` and not by the loop: uvloop forks, which in a worker of 150 MiB
+takes 5 ms of processor time more for each program than the vfork of `subprocess`, and a run needs
+about thirty of them.
 """
 
 import asyncio
@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-CHUNK = 1 << 16  # bytes: what a pipe holds
-STDERR_KEPT = 1 << 12  # bytes: of the beginning of stderr, and as many of its end
+CHUNK = 1 << 16  # bytes: the capacity of a pipe
+STDERR_KEPT = 1 << 12  # bytes kept of the beginning of stderr, and as many of its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessResult:
-    """How a program ended: `code` is negative when a signal ended it.
+    """The result of a program; `code` is negative when a signal ended it.
 
-    `cut` is True when it printed more than `out`, and was killed for it. `err` is the beginning
-    and the end of what it wrote to stderr.
+    `is_truncated` is True when it printed more than `out`, and was killed for it. `err` is the
+    beginning and the end of its stderr.
     """
 
     code: int
@@ -42,14 +42,14 @@ async def run(
     stdin: bytes | IO[bytes] = b"",
     to: IO[bytes] | None = None,
 ) -> ProcessResult:
-    """Run a program to its end; after `timeout` seconds it is killed, with its helpers.
+    """Run a program to its end; after `timeout` seconds it is killed, with its children.
 
-    When it prints more than `most` bytes it is killed too; what it prints goes into the file `to`
-    instead, if that is given. Raises TimeoutError.
+    It is also killed when it prints more than `most` bytes. With the file `to`, its output is
+    written there instead. Raises TimeoutError.
     """
     out = _HeadBuffer(most)
     err = _EndsBuffer(STDERR_KEPT)
-    # leaving closes the pipes that a task ended before its first step has not
+    # the block closes the pipes, which a task cancelled before its first step does not
     with _start_process(argv, env, stdin, to) as process:
         try:
             async with asyncio.timeout(timeout):
@@ -82,15 +82,15 @@ def _start_process(
             stdin=source,
             stdout=subprocess.PIPE if to is None else to,
             stderr=subprocess.PIPE,
-            # so that its helpers, which hold our pipes, can be ended with it
+            # so that its children, which hold our pipes, can be killed with it
             start_new_session=True,
         )
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program and its helpers.
+    """Kill a program and its children.
 
-    One that was waited for is left alone: its number may be another's by now.
+    A process that was waited for is left alone, because its id may belong to another one by now.
     """
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -98,7 +98,10 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _open_input(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
-    """What a program can read as its input. Bytes go into a file: a pipe would have to be fed."""
+    """Yield an input for a program.
+
+    Bytes are written to a file, because a pipe would have to be fed.
+    """
     if not isinstance(content, bytes):
         yield content
     elif not content:
@@ -111,7 +114,7 @@ def _open_input(content: bytes | IO[bytes]) -> Iterator[IO[bytes] | int]:
 
 
 class _HeadBuffer:
-    """The first `most` bytes of a stream."""
+    """A buffer of the first `most` bytes of a stream."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -122,7 +125,7 @@ class _HeadBuffer:
         return len(self._content) > self._most
 
     def add(self, part: bytes) -> bool:
-        """Add what came; return whether more may come."""
+        """Add a part; return whether more is accepted."""
         self._content.extend(part)
         return not self.is_truncated
 
@@ -131,7 +134,7 @@ class _HeadBuffer:
 
 
 class _EndsBuffer:
-    """The first and the last `kept` bytes of a stream, however long it is."""
+    """A buffer of the first and the last `kept` bytes of a stream, however long it is."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
@@ -140,7 +143,7 @@ class _EndsBuffer:
         self._total = 0
 
     def add(self, part: bytes) -> bool:
-        """Add what came; more may always come, and is not kept."""
+        """Add a part and return True: more is always accepted, but only the ends are kept."""
         self._total += len(part)
         room = self._kept - len(self._head)
         self._head += part[:room]
@@ -153,9 +156,9 @@ class _EndsBuffer:
 
 
 async def _read_output(process: subprocess.Popen[bytes], out: _HeadBuffer) -> None:
-    """Take what a program prints, and kill it when that is too much.
+    """Read the output of a program, and kill the program when that is too much.
 
-    By itself it ends only when it writes again.
+    It would otherwise end only when it writes again.
     """
     await _drain_pipe(process.stdout, out.add)
     if out.is_truncated:
@@ -163,8 +166,7 @@ async def _read_output(process: subprocess.Popen[bytes], out: _HeadBuffer) -> No
 
 
 async def _drain_pipe(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> None:
-    """Hand everything that comes out of a pipe to `add`, until that returns False; then close
-    it."""
+    """Pass everything from a pipe to `add` until that returns False; then close the pipe."""
     if pipe is None:
         return
     loop = asyncio.get_running_loop()
@@ -188,10 +190,10 @@ async def _drain_pipe(pipe: IO[bytes] | None, add: Callable[[bytes], bool]) -> N
 
 
 async def _await_exit(process: subprocess.Popen[bytes]) -> None:
-    """Return when the process is there no more."""
+    """Wait until the process has exited."""
     loop = asyncio.get_running_loop()
     seen = asyncio.Event()
-    # it waits to be asked for its exit code, so the number is still its own
+    # it was not waited for yet, so the id is still its own
     pidfd = os.pidfd_open(process.pid)
     loop.add_reader(pidfd, seen.set)
     try:

@@ -22,7 +22,7 @@ from osiris.bot.github.app_auth import AppAuth, NotInstalled, Suspended
 from osiris.bot.github.transport import PAGE, NotFound, Transport
 from osiris.config import repository_file as repo_file
 from osiris.core.errors import Refused
-from osiris.core.events import IssueRef, Role, Said, Thread
+from osiris.core.events import IssueRef, Role, SourceRef, Thread
 from osiris.core.policy import Policy
 from osiris.core.ports.storage import WriteLimiter
 from osiris.core.redaction import Redactor
@@ -200,7 +200,7 @@ class GitHub:
     async def upsert_comment(
         self, issue: IssueRef, number: int, words: str, *, marker: str
     ) -> None:
-        """One comment on issue or pull request `parse_number`, known by its hidden marker: said
+        """One comment on issue or pull request `number`, known by its hidden marker: said
         once, or edited in place."""
         body = f"{words}\n\n{comment_markers.build_marker(issue, marker)}"
         may = {"issues": "write", "pull_requests": "write"}
@@ -239,7 +239,7 @@ class GitHub:
                 break
         return ours
 
-    async def add_reaction(self, repo: str, said: Said) -> None:
+    async def add_reaction(self, repo: str, said: SourceRef) -> None:
         """👀; GitHub keeps a reaction single by itself."""
         if said.kind == "review":
             await self._transport.run_mutation(

@@ -18,8 +18,9 @@ from osiris.bot.github.escaping import (
 from osiris.bot.github.escaping import format_title as format_title
 from osiris.bot.github.evidence import write_cost, write_evidence, write_not_done
 from osiris.core.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
-from osiris.core.events import Authentication, IssueRef, Work
+from osiris.core.events import Authentication, IssueRef
 from osiris.core.task import ENDED, State, Task
+from osiris.core.work import Work
 
 BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
 _ROOM = BODY_LIMIT - 2_000  # what is left for the marker and for what is added around

@@ -111,7 +111,7 @@ class EventResolver:
             review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)
         ) is None:
             return None
-        said = e.Said("review", webhook_event.node)
+        said = e.SourceRef("review", webhook_event.node)
         return ResolvedEvent(
             event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review),
             key=key,

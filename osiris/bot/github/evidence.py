@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osiris.bot.github.escaping import clip_page, clip_text, escape_code, fit_rows, one_line
-from osiris.core.events import Blocked, CommandRan, FileChange, Prepared, Work
+from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Work
 
 ROWS: Final = 30  # of a table
 MOST_ROW: Final = 300  # characters of a row, as it is written

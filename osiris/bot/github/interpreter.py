@@ -174,7 +174,7 @@ class GitHubInterpreter:
         issue = await self._find_issue(webhook_event)
         if issue is None:
             return None
-        said = e.Said("comment", str(webhook_event.comment))
+        said = e.SourceRef("comment", str(webhook_event.comment))
         actor = await self._resolve_actor(webhook_event)
         if command.name == "model" and "\0" not in command.rest and command.rest:
             # asking costs money
@@ -227,7 +227,7 @@ def _interpret_command(
     command: commands.UserCommand,
     issue: e.IssueRef,
     actor: e.Actor,
-    said: e.Said,
+    said: e.SourceRef,
     webhook_event: Commented,
 ) -> e.Event | None:
     match command:

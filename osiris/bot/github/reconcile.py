@@ -1,5 +1,5 @@
-"""What GitHub could not tell us: deliveries that never came in, and open tasks compared with GitHub
-as it is now."""
+"""The comparison of open tasks with the present state of GitHub, after a redelivery of the webhooks
+that were missed."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from osiris.bot.github.api_models import PullSnapshot, SubmittedReview, TouchedItems
-from osiris.bot.github.app_auth import AppAuth, DeliveryAttempt
+from osiris.bot.github.app_auth import AppAuth
 from osiris.bot.github.client import GitHub
 from osiris.bot.github.event_resolver import (
     EventResolver,
@@ -20,9 +20,9 @@ from osiris.bot.github.event_resolver import (
     label_key,
     review_key,
 )
-from osiris.bot.github.redelivery import RedeliveryTracker, RepositoryState
+from osiris.bot.github.redelivery import MissedDeliveries
+from osiris.bot.github.repository_state import RepositoryState
 from osiris.bot.github.webhook_payloads import IssueClosed, PullStateChanged, Reviewed, Unlabelled
-from osiris.config.app_manifest import READ_EVENTS
 from osiris.core import events as e
 from osiris.core.bounded_dict import BoundedDict
 from osiris.core.errors import OsirisError, Refused, Unavailable
@@ -31,14 +31,7 @@ from osiris.core.task import HALTED, Task
 
 log = logging.getLogger(__name__)
 
-_MARK = "github/deliveries"
-_KEPT = 3 * 86400.0  # seconds; GitHub sends nothing again that is older
-_OVERLAP = 600.0  # seconds that are read again: what is under way is on record late
-_AT_ONCE = 100  # deliveries asked for in one look
-_SOON = 60.0  # seconds to the next look when there are more
-# seconds at most for what was asked for to come in, before what is seen is told as news
-_TO_BE_HEARD = 5.0
-_LOOK = 0.1  # seconds between two looks whether it came in
+_SOON = 60.0  # seconds to the next look when more deliveries are missing
 _LONG = 60.0  # seconds of a pause that ends a look
 _OUTAGES = 3  # one after the other end it as well
 # reviews; one that is forgotten is read and noted again, which changes nothing
@@ -68,9 +61,8 @@ class Reconciler:
         is_elected: Callable[[], Awaitable[bool]] = _always_true,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`may` says whether it is this process that looks: of several, only one does."""
+        """`is_elected` returns whether this process reconciles: of several, only one does."""
         self._github = github.with_low_priority()
-        self._auth = auth
         self._inbox = inbox
         self._state = state
         self._resolver = EventResolver(self._github)
@@ -78,11 +70,11 @@ class Reconciler:
         self._clock = clock
         self._hint = asyncio.Event()
         self._repository_states: dict[str, RepositoryState] = {}
-        self._redeliveries = RedeliveryTracker()
+        self.missed_deliveries = MissedDeliveries(auth, state, clock)
         # reviews that were noted, or ask for nothing
         self._known = BoundedDict[str, None](_MOST_KNOWN)
         self._hints = self._outages = 0
-        self._has_backlog = self._has_run = False
+        self._has_run = False
 
     async def run(self, every: float) -> None:
         """Look at once, then every `every` seconds or when hinted, until cancelled."""
@@ -95,7 +87,9 @@ class Reconciler:
                 log.error("a bug in looking at GitHub", exc_info=trouble)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(
-                    min(every, _SOON) if self._has_backlog or not self._has_run else every
+                    min(every, _SOON)
+                    if self.missed_deliveries.has_backlog or not self._has_run
+                    else every
                 ):
                     await self._hint.wait()
 
@@ -125,67 +119,10 @@ class Reconciler:
         """
         self._outages = 0
         with self._tolerating_failures("what GitHub delivered"):
-            if asked := await self.request_deliveries():
+            if asked := await self.missed_deliveries.request_again():
                 log.info("GitHub was asked to deliver %d events again", len(asked))
-                await self._await_deliveries(asked)
+                await self.missed_deliveries.wait_until_received(asked)
         await self.compare_with_github()
-
-    # ── deliveries ────────────────────────────────────────────────────────────────────────────────
-
-    async def request_deliveries(self) -> list[str]:
-        """Ask for what was sent in the last three days and never taken in, oldest first. Return
-        which were asked for.
-
-        A mark keeps what is settled from being read each time. While there is none yet, only what
-        nobody took is asked for: a new database need not hear what an older one has heard.
-        """
-        now = self._clock()
-        mark = float(await self._state.get_value(_MARK) or 0)
-        self._redeliveries.record_attempts(
-            await self._list_attempts(max(now - _KEPT, mark - _OVERLAP))
-        )
-        missing = await self._state.unseen_deliveries("github", self._redeliveries.list_guids())
-        wanted = self._redeliveries.select_attempts(missing if mark else set(), now)
-        self._has_backlog = len(wanted) > _AT_ONCE
-        asked = [
-            attempt.guid
-            for attempt in wanted[:_AT_ONCE]
-            if await self._request_delivery(attempt, now)
-        ]
-        if (settled := self._redeliveries.settled_until()) > mark:
-            await self._state.set_value(_MARK, str(settled))
-        return asked
-
-    async def _await_deliveries(self, guids: Sequence[str]) -> None:
-        """Return when these deliveries have come in, or have had the time to."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _TO_BE_HEARD
-        while loop.time() < until:
-            if not await self._state.unseen_deliveries("github", guids):
-                return
-            await asyncio.sleep(_LOOK)
-
-    async def _list_attempts(self, since: float) -> list[DeliveryAttempt]:
-        found, cursor = await self._auth.list_attempts()
-        while cursor and found and found[-1].at >= since:
-            more, cursor = await self._auth.list_attempts(cursor)
-            found += more
-        return [
-            attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS
-        ]
-
-    async def _request_delivery(self, attempt: DeliveryAttempt, now: float) -> bool:
-        """Return whether GitHub will send it again."""
-        try:
-            await self._auth.request_redelivery(attempt.id)
-            self._redeliveries.mark_requested(attempt.guid, now)
-        except Refused as refused:
-            self._redeliveries.give_up(attempt.guid)
-            log.warning(
-                "delivery %s (%s) cannot be had again: %s", attempt.guid, attempt.event, refused
-            )
-            return False
-        return True
 
     # ── comparing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +163,7 @@ class Reconciler:
         self, repo: str, place: RepositoryState, tasks: OpenTasks
     ) -> None:
         touched = None
-        if not place.is_due(self._clock()) and not any(task.barred for task, _ in tasks):
+        if not place.is_due(self._clock()) and not any(task.read_only for task, _ in tasks):
             touched = await self._read_touched(repo, place)
         if touched is None:
             await self._compare_all(repo, tasks)
@@ -270,7 +207,7 @@ class Reconciler:
 
     async def _report_lost(self, tasks: OpenTasks, reason: str) -> None:
         for task, _ in tasks:
-            if not task.barred and task.state not in HALTED:
+            if not task.read_only and task.state not in HALTED:
                 await self._inbox.accept_fact(
                     self._occurrence_key(task, "lost"),
                     e.AccessLost(issue=task.issue, reason=reason),
@@ -278,7 +215,7 @@ class Reconciler:
 
     async def _report_regained(self, tasks: OpenTasks) -> None:
         for task, _ in tasks:
-            if task.barred:
+            if task.read_only:
                 await self._inbox.accept_fact(
                     self._occurrence_key(task, "regained"), e.AccessRegained(issue=task.issue)
                 )
@@ -403,7 +340,7 @@ def _is_unseen_review(
     task: Task, pull: PullSnapshot, review: SubmittedReview, reviews: Sequence[SubmittedReview]
 ) -> bool:
     """Whether a review may be one that the task has not taken in."""
-    if review.by_bot or review.node in task.heard:
+    if review.by_bot or review.node in task.seen_reviews:
         return False
     match review.verdict:
         case "approved":

@@ -1,34 +1,106 @@
-"""What is remembered between two looks at GitHub: which deliveries never came in, and what was seen
-of a repository."""
+"""The redelivery of missed webhooks: deliveries that GitHub has on record and the inbox never
+received are requested again."""
 
-import math
+import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from osiris.bot.github.api_models import TouchedItems, parse_time
-from osiris.bot.github.app_auth import DeliveryAttempt
+from osiris.bot.github.app_auth import AppAuth, DeliveryAttempt
+from osiris.config.app_manifest import READ_EVENTS
+from osiris.core.errors import Refused
+from osiris.core.ports.storage import ReconcileState
 
-_MOST = 5  # sendings of one delivery: more would not help
-_UNDER_WAY = 60.0  # seconds that a sending may be on its way
-_BLUR = 2.0  # seconds: GitHub's times are whole, so in the last ones something may be touched again
-_BEFORE = 60.0  # seconds before a first look that are looked at again
-_WHOLE = 3600.0  # seconds between two looks at all tasks of a repository
-_MANY = 100  # rows that are enough for one list
+log = logging.getLogger(__name__)
+
+_MARK = "github/deliveries"
+_KEPT = 3 * 86400.0  # seconds; GitHub sends nothing again that is older
+_OVERLAP = 600.0  # seconds that are read again: GitHub records a delivery under way late
+_AT_ONCE = 100  # redeliveries requested in one look
+# seconds at most to wait for the redeliveries, before the comparison reports what they would
+_TO_BE_HEARD = 5.0
+_LOOK = 0.1  # seconds between two looks whether they arrived
+_MOST = 5  # attempts to send one delivery: more would not help
+_UNDER_WAY = 60.0  # seconds that an attempt may be under way
+
+
+class MissedDeliveries:
+    """The deliveries that GitHub sent and the inbox never received."""
+
+    def __init__(self, auth: AppAuth, state: ReconcileState, clock: Callable[[], float]) -> None:
+        self.has_backlog = False
+        """Whether more deliveries were missing than are requested at once."""
+        self._auth = auth
+        self._state = state
+        self._clock = clock
+        self._tracker = RedeliveryTracker()
+
+    async def request_again(self) -> list[str]:
+        """Request the deliveries of the last three days that the inbox never received, oldest
+        first. Return the guids of the requested ones.
+
+        A stored mark avoids reading settled deliveries each time. While there is none yet, only
+        deliveries that no server accepted are requested: a new database need not receive what an
+        older one has received.
+        """
+        now = self._clock()
+        mark = float(await self._state.get_value(_MARK) or 0)
+        self._tracker.record_attempts(await self._list_attempts(max(now - _KEPT, mark - _OVERLAP)))
+        missing = await self._state.unseen_deliveries("github", self._tracker.list_guids())
+        wanted = self._tracker.select_attempts(missing if mark else set(), now)
+        self.has_backlog = len(wanted) > _AT_ONCE
+        asked = [
+            attempt.guid
+            for attempt in wanted[:_AT_ONCE]
+            if await self._request_delivery(attempt, now)
+        ]
+        if (settled := self._tracker.settled_until()) > mark:
+            await self._state.set_value(_MARK, str(settled))
+        return asked
+
+    async def wait_until_received(self, guids: Sequence[str]) -> None:
+        """Return when these deliveries have arrived, or after the time they may take."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TO_BE_HEARD
+        while loop.time() < until:
+            if not await self._state.unseen_deliveries("github", guids):
+                return
+            await asyncio.sleep(_LOOK)
+
+    async def _list_attempts(self, since: float) -> list[DeliveryAttempt]:
+        found, cursor = await self._auth.list_attempts()
+        while cursor and found and found[-1].at >= since:
+            more, cursor = await self._auth.list_attempts(cursor)
+            found += more
+        return [
+            attempt for attempt in found if attempt.at >= since and attempt.event in READ_EVENTS
+        ]
+
+    async def _request_delivery(self, attempt: DeliveryAttempt, now: float) -> bool:
+        """Return whether GitHub will send it again."""
+        try:
+            await self._auth.request_redelivery(attempt.id)
+            self._tracker.mark_requested(attempt.guid, now)
+        except Refused as refused:
+            self._tracker.give_up(attempt.guid)
+            log.warning(
+                "GitHub will not redeliver %s (%s): %s", attempt.guid, attempt.event, refused
+            )
+            return False
+        return True
 
 
 class RedeliveryTracker:
-    """The deliveries of one look, by their guid, and what was done about them in this life."""
+    """The deliveries of one look by their guid, and the redeliveries requested by this process."""
 
     def __init__(self) -> None:
         self._attempts: dict[str, list[DeliveryAttempt]] = {}
-        self._requested: dict[str, tuple[float, int]] = {}  # when, and how many sendings there were
+        self._requested: dict[str, tuple[float, int]] = {}  # when, and how many attempts there were
         self._hopeless: set[str] = set()
         self._waiting: set[str] = set()
 
     def record_attempts(self, attempts: Iterable[DeliveryAttempt]) -> None:
-        """What GitHub has on record, in any order."""
+        """Replace the recorded attempts by those GitHub has on record, in any order."""
         of = defaultdict(list)
         for attempt in sorted(attempts, key=lambda one: (one.at, one.id)):
             of[attempt.guid].append(attempt)
@@ -40,10 +112,10 @@ class RedeliveryTracker:
         return self._attempts.keys()
 
     def select_attempts(self, missing: Collection[str], now: float) -> list[DeliveryAttempt]:
-        """One sending of each delivery that is to be sent again, the oldest delivery first.
+        """Return one attempt of each delivery to send again, the oldest delivery first.
 
-        That is one that nobody took, or that is `missing` although somebody took it; but not one
-        that is on its way, and none that was sent often enough.
+        These are the deliveries that no server accepted, or that are `missing` although one did;
+        except those under way, and those that were sent often enough.
         """
         lacking = {
             guid: of
@@ -60,8 +132,8 @@ class RedeliveryTracker:
         ]
 
     def _is_under_way(self, guid: str, now: float) -> bool:
-        """GitHub may not know its outcome yet, or not even have it on record since it was asked for
-        it."""
+        """Return whether an attempt may be under way: GitHub may not know its outcome yet, or not
+        even have recorded it since the request."""
         (*_, last) = self._attempts[guid]
         (asked, before) = self._requested.get(guid, (0.0, 0))
         begun = last.at if last.code == 0 else asked if len(self._attempts[guid]) <= before else 0.0
@@ -74,60 +146,7 @@ class RedeliveryTracker:
         self._hopeless.add(guid)
 
     def settled_until(self) -> float:
-        """Until when (seconds since 1970) nothing is to be sent again; 0.0 when nothing is
-        known."""
+        """Return the time (seconds since 1970) up to which nothing must be sent again; 0.0 when
+        nothing is known."""
         open = [self._attempts[guid][0].at for guid in self._waiting - self._hopeless]
         return min(open, default=max((of[-1].at for of in self._attempts.values()), default=0.0))
-
-
-@dataclass(slots=True)
-class RepositoryState:
-    """A repository as it was seen last: what was touched `since` then, and the `etag` of that list.
-
-    `owed` are issues whose tasks could not be looked at; `checked_at` is when all were, in seconds
-    since 1970.
-    """
-
-    since: str = ""
-    etag: str = ""
-    seen: dict[int, str] = field(default_factory=dict)
-    pending_issues: set[int] = field(default_factory=set)
-    checked_at: float = 0.0
-
-    @classmethod
-    def create_at(cls, now: float) -> "RepositoryState":
-        """A repository that is looked at for the first time; `now` by GitHub's clock."""
-        return cls(since=_format_time(now - _BEFORE))
-
-    def is_due(self, now: float) -> bool:
-        """Whether all tasks are to be looked at."""
-        return now >= self.checked_at + _WHOLE
-
-    def mark_due(self) -> None:
-        self.checked_at = 0.0
-
-    def find_changes(self, touched: TouchedItems) -> set[int]:
-        """The numbers that were touched since the last look, and those that are owed."""
-        return self.pending_issues.union(
-            number for number, at in touched.rows.items() if self.seen.get(number) != at
-        )
-
-    def record_touched(self, touched: TouchedItems, *, owed: set[int], looked: float = 0.0) -> None:
-        """Remember what was seen; what was touched just now counts as not seen, and so does all of
-        a list too long."""
-        self.pending_issues = owed
-        self.checked_at = looked or self.checked_at
-        if touched.is_unchanged:
-            return
-        self.seen = {
-            number: at for number, at in touched.rows.items() if parse_time(at) < touched.at - _BLUR
-        }
-        self.etag = touched.etag if len(self.seen) == len(touched.rows) else ""
-        if len(touched.rows) > _MANY:
-            self.since = _format_time(touched.at - _BEFORE)
-            self.etag = ""
-
-
-def _format_time(at: float) -> str:
-    """A moment as GitHub writes it."""
-    return datetime.fromtimestamp(math.floor(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

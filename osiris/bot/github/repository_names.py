@@ -16,7 +16,7 @@ class RepositoryNames:
         self._state = state
 
     async def resolve_name(self, repo: str, number: int) -> str:
-        """The name by which the repository `parse_number` goes, which a delivery calls `repo`.
+        """The name by which the repository `number` goes, which a delivery calls `repo`.
 
         What is known of it moves to that name first, so that who asks for work under a new one
         finds the task there is. Raises Unavailable, or Refused when both names have tasks.

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from osiris.core.events import CommandRan, Usage
+from osiris.core.work import CommandRan, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from osiris.core.events import FileChange
 from osiris.core.ports.sandbox import Export
+from osiris.core.work import FileChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

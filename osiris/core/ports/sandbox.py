@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
-from osiris.core.events import Blocked, Prepared
+from osiris.core.work import Blocked, Prepared
 
 KIB = 1 << 10
 MIB = 1 << 20
