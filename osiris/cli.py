@@ -244,6 +244,11 @@ def _load_settings() -> "Settings":
 
 
 def _run_async(work: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
     import uvloop
 
-    return uvloop.run(work)
+    try:
+        return uvloop.run(work)
+    except asyncio.CancelledError:  # by SIGTERM
+        raise SystemExit(143) from None

@@ -1,10 +1,12 @@
-"""The demo: a maintainer labels an issue, an agent works, a person reviews twice, and merges."""
+"""The demo: a maintainer labels an issue, an agent works on it, a person reviews twice and
+merges."""
 
 import asyncio
 import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,40 +38,50 @@ cart.quantity("pen")   # 2, should be 3
 
 
 async def play_demo(*, keep: bool) -> None:
-    """Play the whole loop for real: devhub, webhooks, database, sandbox and git. Raises Refused
-    when it cannot."""
+    """Run the complete workflow with real devhub, webhooks, database, sandbox and git.
+
+    Nothing of it stays on this machine, however it ends; with `keep` it goes on until Ctrl-C or
+    SIGTERM. Raises Refused when it is not possible.
+    """
+    stop_with_sigterm()
     out = Console(soft_wrap=True, highlight=False)
-    place = Path(tempfile.mkdtemp(prefix="osiris-demo-"))
-    place.chmod(0o711)
+    folder = Path(tempfile.mkdtemp(prefix="osiris-demo-"))
+    folder.chmod(0o711)
     logging.disable(logging.INFO)
-    jail = BubblewrapSandbox(place / "ci", Path, SandboxOptions(weak=True, network="none"))
+    jail = BubblewrapSandbox(folder / "ci", Path, SandboxOptions(weak=True, network="none"))
     people = {"alice": "maintain", "bob": "write"}
     try:
         sample = Path(str(files("osiris.playground") / "sample"))
         script = files("osiris.playground") / "script.yml"
         async with (
             start_environment(
-                place,
+                folder,
                 repo=REPO,
                 files=read_tree(sample),
                 people=people,
                 model=f"scripted:{script}",
                 sandbox=jail,
-            ) as stage,
-            stage.run_osiris() as osiris,
+            ) as environment,
+            environment.run_osiris() as osiris,
         ):
-            pull = await Demo(stage, osiris, out).run()
-            _print_farewell(out, stage, pull, place, keep=keep)
+            pull = await Demo(environment, osiris, out).run()
+            _print_farewell(out, environment, pull, folder, keep=keep)
             if keep:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
     finally:
-        if keep:
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_with_sigterm() -> None:
+    """Let SIGTERM cancel the current task, as Ctrl-C does, so that it cleans up."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """The files below a folder, by their relative path."""
+    """Return the contents of the files below a folder, by their relative paths."""
     paths = (
         path
         for path in sorted(folder.rglob("*"))
@@ -79,10 +91,10 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 class Demo:
-    """The acts, each told as it goes."""
+    """The steps of the demo, each announced as it happens."""
 
-    def __init__(self, stage: Environment, osiris: Osiris, out: Console) -> None:
-        self._environment = stage
+    def __init__(self, environment: Environment, osiris: Osiris, out: Console) -> None:
+        self._environment = environment
         self._osiris = osiris
         self._out = out
         self._seen = 0.0
@@ -144,7 +156,7 @@ class Demo:
 
     @contextlib.asynccontextmanager
     async def _show_progress(self) -> AsyncIterator[None]:
-        """Show what the agent does while the block runs."""
+        """Show the agent's steps while the block runs."""
         following = asyncio.create_task(self._follow_steps())
         spin = (
             self._out.status("the agent works")
@@ -176,9 +188,9 @@ class Demo:
 
 
 def _print_farewell(
-    out: Console, stage: Environment, pull: int, place: Path, *, keep: bool
+    out: Console, environment: Environment, pull: int, folder: Path, *, keep: bool
 ) -> None:
-    repo = place / "hub" / "repos" / f"{REPO}.git"
+    repo = folder / "hub" / "repos" / f"{REPO}.git"
     told = subprocess.run(
         ["git", "log", "--oneline", "--graph", "main"],
         env={"GIT_DIR": str(repo), "PATH": "/usr/bin:/bin"},
@@ -190,21 +202,18 @@ def _print_farewell(
     for line in told.stdout.splitlines():
         out.print(Text(f"   {line}", style="yellow"))
     out.print()
+    if not keep:
+        out.print(f"`{_find_command()} demo --keep` leaves it running, to view it in the browser.")
+        return
+    page = environment.hub.build_sign_in_url("bob", f"/{REPO}/pull/{pull}")
+    history = f"OSIRIS_DATA_DIR={folder / 'osiris'} {_find_command()} task show 1"
+    out.print(f"View it:               {page}")
     out.print(f"The merged repository: git clone {repo}")
-    if keep:
-        out.print(
-            f"Look at it:            {stage.hub.build_sign_in_url('bob', f'/{REPO}/pull/{pull}')}"
-        )
-        out.print("Ctrl-C ends it and removes everything.")
-    else:
-        out.print(
-            f"The task's story:      OSIRIS_DATA_DIR={place / 'osiris'} {_find_command()} task"
-            " show 1"
-        )
-        out.print(f"`{_find_command()} demo --keep` leaves it running, for a look in the browser.")
+    out.print(f"The task's history:    {history}")
+    out.print("Ctrl-C ends it and removes everything.")
 
 
 def _find_command() -> str:
-    """How `osiris` is called from where the person stands."""
+    """Return the path of the `osiris` command, relative to the current directory."""
     beside = Path(sys.executable).with_name("osiris")
     return os.path.relpath(beside) if beside.exists() else "osiris"

@@ -1,4 +1,5 @@
-"""A stage: devhub and a whole Osiris joined on loopback, with people to act."""
+"""An environment of devhub and a complete Osiris, connected on loopback, with users who act in
+it."""
 
 import asyncio
 import contextlib
@@ -22,12 +23,12 @@ from osiris.queue.task_store import Store
 from osiris.runtime import run_embedded
 from osiris.tools.sandbox.disks.mounts import unmount_below
 
-_PATIENCE = 60.0  # seconds any wait on a stage may take
+_PATIENCE = 60.0  # seconds that any wait may take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The hub, and what Osiris needs to know to work on it."""
+    """The hub, and what Osiris needs to know to work with it."""
 
     hub: Hub
     app: App
@@ -39,12 +40,13 @@ class Environment:
 
     @contextlib.asynccontextmanager
     async def run_osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
-        """One life of Osiris: web and worker in this process, until the block ends."""
-        async with run_embedded(life := build_osiris(self.settings, **replacements)):
-            yield life
+        """Run one instance of Osiris, web server and worker, in this process until the block
+        ends."""
+        async with run_embedded(osiris := build_osiris(self.settings, **replacements)):
+            yield osiris
 
     async def wait_until_settled(self, store: Store) -> None:
-        """Wait until nothing is on its way: no webhook unsent, no row undone."""
+        """Wait until no webhook is unsent and no row is waiting."""
         async with asyncio.timeout(_PATIENCE):
             while True:
                 await self.hub.wait_until_sent()
@@ -69,20 +71,27 @@ async def start_environment(
     hub_port: int = 0,
     keep: bool = False,
 ) -> AsyncIterator[Environment]:
-    """A hub with one repository, its people by role, and the App installed.
+    """Start a hub with one repository, its users by role, and the App installed.
 
-    The repository holds `files`, or is a copy of a commit of another one; `more` are further
-    settings, by their fields; `sandbox` runs the hub's checks; `keys` are the App's, else it gets
-    new ones. With `keep` the hub's world stays in `place`, and a stage that stood there before is
-    set up again as it was left.
+    The repository contains `files`, or is a copy of a commit of another one; `more` are further
+    settings, by field name; `sandbox` runs the hub's checks; `keys` are the App's, which otherwise
+    gets new ones. With `keep`, the hub's state is saved in `place`, and an environment saved there
+    before is restored.
     """
-    async with hub_serving(
-        place / "hub", port=hub_port, run_check=_build_check_runner(sandbox) if sandbox else None
-    ) as hub:
+    async with contextlib.AsyncExitStack() as stack:
+        # last: a check of the hub's may still be making its workspace
+        stack.push_async_callback(asyncio.to_thread, unmount_below, place)
+        hub = await stack.enter_async_context(
+            hub_serving(
+                place / "hub",
+                port=hub_port,
+                run_check=_build_check_runner(sandbox) if sandbox else None,
+            )
+        )
         if not (keep and hub.open_saved(place / "hub.world")):
             _populate_hub(hub, repo, files, import_from, people, keys)
         if keep:
-            # no jail needs it, and it may hold what only its owner should read
+            # no jail needs it, and it may contain what only its owner should read
             (place / "hub").chmod(0o700)
         [app] = [app for app in hub.world.apps.values() if app.slug == "osiris"]
         port = find_free_port()
@@ -97,18 +106,15 @@ async def start_environment(
             osiris_data_dir=place / "osiris",
             osiris_port=port,
             **{
-                "osiris_github_limits": "off",  # the hub has none of GitHub's for writes
-                # what runs here is our own, or a person's who says what holds
+                "osiris_github_limits": "off",  # the hub has none of GitHub's limits on writes
+                # what runs here is our own, or belongs to a person who may override this
                 "osiris_sandbox": "weak",
                 "osiris_model": model,
                 "osiris_toolchains": toolchains,
                 **(more or {}),
             },
         )
-        try:
-            yield Environment(hub=hub, app=app, repo=repo, settings=settings)
-        finally:
-            await asyncio.to_thread(unmount_below, place)
+        yield Environment(hub=hub, app=app, repo=repo, settings=settings)
 
 
 def _populate_hub(
@@ -119,7 +125,7 @@ def _populate_hub(
     people: Mapping[str, str],
     keys: KeyPair | None,
 ) -> None:
-    """People, a repository, and the App installed on it."""
+    """Create the users, a repository, and the App installed on it."""
     for login in people:
         hub.add_user(login)
     insiders = {login: role for login, role in people.items() if role != "none"}
@@ -136,7 +142,8 @@ def _populate_hub(
 
 
 def _build_check_runner(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
-    """The hub's tiny CI runs what a model wrote, so it runs in the jail as well."""
+    """Return a function that runs the hub's checks in the jail, because they run code that a model
+    wrote."""
 
     async def run_check(mirror: Path, commit: str, command: str) -> tuple[int | None, str]:
         session, _new = await sandbox.create(
@@ -152,7 +159,7 @@ def _build_check_runner(sandbox: Sandbox) -> Callable[[Path, str, str], Any]:
 
 
 def find_free_port() -> int:
-    """A loopback port that nobody listens on right now."""
+    """Return a loopback port that is not in use right now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
