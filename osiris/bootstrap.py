@@ -1,4 +1,4 @@
-"""The composition root: here the parts are joined."""
+"""The composition root: joins the parts."""
 
 import asyncio
 import contextlib
@@ -64,8 +64,8 @@ _REPORT = 10.0  # seconds between two edits of a status comment
 
 @dataclass(frozen=True, kw_only=True)
 class Osiris:
-    """Everything, joined. What does the work is None in a web process, and while the GitHub
-    settings are missing."""
+    """All parts of a process. The parts that do the work are None in a web process, and while the
+    GitHub settings are missing."""
 
     settings: Settings
     engine: AsyncEngine
@@ -89,7 +89,7 @@ class Osiris:
 
     @contextlib.asynccontextmanager
     async def start_services(self) -> AsyncIterator[None]:
-        """Bring the database to this version, and work until left."""
+        """Bring the database to this version, and work until the block ends."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self.monitor.watch_loop())
             stack.push_async_callback(self.store.close)
@@ -115,8 +115,8 @@ class Osiris:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """How long things are waited for: the pauses (seconds) between tries and how many tries there
-    are, the seconds that a silent worker lives, and how many deliveries may wait at the door."""
+    """Times and bounds of waiting: pauses between tries (seconds), the number of tries, the seconds
+    after which a silent worker's lease expires, and how many deliveries may wait for a commit."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
@@ -133,132 +133,140 @@ def build_osiris(
     repositories_choose: bool = True,
     works: bool = True,
 ) -> Osiris:
-    """Join the parts; what is given here stands in for our own choice. Raises Refused for
-    impossible settings.
+    """Return all parts, joined; an argument replaces the part that the settings would choose.
 
     Unless `repositories_choose`, the models that repositories name do not count. Unless it `works`,
-    only the web side is built, which needs no sandbox and no data folder of its own.
+    only the web side is built, which needs no sandbox and no data folder of its own. Raises Refused
+    for impossible settings.
     """
-    os.umask(0o022)  # what Osiris makes is read by the sandbox's own user
+    os.umask(0o022)  # the sandbox's own user reads what Osiris makes
     make_data_folder(settings)
+    timeouts = patience or Timeouts()
     engine = connect(settings.database)
-    patience = patience or Timeouts()
-    lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=patience.lease)
-    wake, journal = _create_channels(settings.redis_url.get_secret_value())
-    store = Store(engine, lease, journal)
-    brains = create_models(settings)
-    tokens = _create_auth(settings)
+    lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=timeouts.lease)
+    wake, live_events = _create_channels(settings.redis_url.get_secret_value())
+    store = Store(engine, lease, live_events)
+    inbox = DatabaseInbox(store, wake, most=timeouts.waiting)
+    models = create_models(settings)
+    auth = _create_auth(settings)
     if works and sandbox is None:
         sandbox = create_sandbox(settings)
-    views = ReadModels(engine)
+    read_models = ReadModels(engine)
     monitor = LoopMonitor()
-    intake = DatabaseInbox(store, wake, most=patience.waiting)
-    secret = settings.github_webhook_secret.get_secret_value()
-    ready = Readiness(settings, store, sandbox, brains, wake)
+    web_metrics = partial(_read_web_metrics, read_models, monitor)
     osiris = Osiris(
         settings=settings,
         engine=engine,
         lease=lease,
         store=store,
-        inbox=intake,
-        read_models=views,
+        inbox=inbox,
+        read_models=read_models,
         reconcile_state=DatabaseReconcileState(engine),
-        models=brains,
+        models=models,
         wake=wake,
-        live_events=journal,
+        live_events=live_events,
         transcripts=DatabaseTranscripts(engine, lease),
-        auth=tokens,
+        auth=auth,
         app=create_app(
-            intake,
-            secret=secret,
-            ready=ready,
-            read_metrics=(
-                views.read_metrics if works else partial(_read_web_metrics, views, monitor)
-            ),
+            inbox,
+            secret=settings.github_webhook_secret.get_secret_value(),
+            ready=Readiness(settings, store, sandbox, models, wake),
+            read_metrics=read_models.read_metrics if works else web_metrics,
         ),
         monitor=monitor,
         sandbox=sandbox,
     )
-    if tokens is None or sandbox is None:
+    if auth is None or sandbox is None:
         return osiris
-    return _add_worker(
-        osiris, tokens, sandbox, choose or brains.select, patience, repositories_choose
-    )
+    select_model = choose or models.select
+    return _add_worker(osiris, auth, sandbox, select_model, timeouts, repositories_choose)
 
 
 def _add_worker(
     osiris: Osiris,
     auth: AppAuth,
     sandbox: Sandbox,
-    choose: SelectModel,
-    patience: Timeouts,
+    select_model: SelectModel,
+    timeouts: Timeouts,
     repositories_choose: bool,
 ) -> Osiris:
-    """The doing side. Only the depot and GitHub have tokens, and the runner gets neither it nor
-    them."""
-    settings, lease = osiris.settings, osiris.lease
+    """Return `osiris` with what does its work.
+
+    Only GitHub and the remote repositories hold tokens; the runner of agents gets neither of them.
+    """
+    settings = osiris.settings
+    lease = osiris.lease
     lease.on_heartbeat(partial(_record_stalls, osiris.monitor, osiris.reconcile_state, lease.place))
-    pace = DatabaseWriteLimiter(
-        osiris.engine, lease, WriteLimits() if settings.osiris_github_limits == "on" else None
-    )
-    hide = Redactor(settings.list_secrets())
-    github = GitHub(auth, settings.github_api_url, pace, hide)
-    desk = create_repositories(settings)
-    depot = RemoteRepositories(desk, auth, settings.github_url, pace.verify_lease)
-    vault = None if settings.is_embedded else depot
-    tools = partial(SessionTools, hide=hide)
-    hands = RunDependencies(
-        sandbox=sandbox,
-        tools=tools,
-        repositories=desk,
-        storage=vault,
-        limits=_create_limits(settings),
-    )
-    runner = Runner(
-        select_model=choose,
-        dependencies=hands,
-        transcripts=osiris.transcripts,
-        inbox=osiris.inbox,
-        live_events=osiris.live_events,
-    )
-    turns = NamedLocks(osiris.engine, lease)
+    limits = WriteLimits() if settings.osiris_github_limits == "on" else None
+    limiter = DatabaseWriteLimiter(osiris.engine, lease, limits)
+    github = GitHub(auth, settings.github_api_url, limiter, Redactor(settings.list_secrets()))
+    repositories = create_repositories(settings)
+    remote = RemoteRepositories(repositories, auth, settings.github_url, limiter.verify_lease)
+    runner = _create_runner(osiris, sandbox, repositories, remote, select_model)
     reconciler = Reconciler(
         github, auth, osiris.inbox, osiris.reconcile_state, is_elected=lambda: worker.is_decider()
     )
-    names = RepositoryNames(github, osiris.reconcile_state)
     interpreter = GitHubInterpreter(
         github,
         osiris.store,
-        names,
+        RepositoryNames(github, osiris.reconcile_state),
         osiris.models.why_unavailable,
         reconciler.request,
         reconciler.mark_seen,
     )
-    policy_of = _bound_policies(
+    read_policy = _bound_policies(
         github.read_policy, settings.osiris_run_usd, repositories_choose=repositories_choose
     )
-    orders = Outbox(
+    handlers = EffectHandlers(github, remote, repositories, runner)
+    outbox = Outbox(
         osiris.engine,
         lease,
         osiris.live_events,
         runs_per_repository=settings.osiris_repository_runs or 0,
     )
-    manner = RetryPolicy(
-        pauses=patience.pauses,
-        tries=patience.tries,
+    retries = RetryPolicy(
+        pauses=timeouts.pauses,
+        tries=timeouts.tries,
         report_every=_REPORT if settings.osiris_github_limits == "on" else 0.0,
     )
-    performers = EffectHandlers(github, depot, desk, runner).build_table()
-    jobs = Processor(osiris.store, orders, {"github": interpreter}, policy_of, performers, manner)
+    interpreters = {"github": interpreter}
+    table = handlers.build_table()
+    processor = Processor(osiris.store, outbox, interpreters, read_policy, table, retries)
+    locks = NamedLocks(osiris.engine, lease)
     worker = Worker(
-        osiris.store, orders, jobs, osiris.wake, lease, turns, runs=settings.osiris_runs
+        osiris.store, outbox, processor, osiris.wake, lease, locks, runs=settings.osiris_runs
     )
-    pruning = Retention(
-        osiris.engine, settings.osiris_data_dir / "exports", days=settings.osiris_keep_days
-    )
-    maintenance = Maintenance(settings, lease, turns, sandbox, desk, depot, pruning)
+    exports = settings.osiris_data_dir / "exports"
+    retention = Retention(osiris.engine, exports, days=settings.osiris_keep_days)
+    maintenance = Maintenance(settings, lease, locks, sandbox, repositories, remote, retention)
     return replace(
         osiris, github=github, reconciler=reconciler, worker=worker, maintenance=maintenance
+    )
+
+
+def _create_runner(
+    osiris: Osiris,
+    sandbox: Sandbox,
+    repositories: HostRepositories,
+    remote: RemoteRepositories,
+    select_model: SelectModel,
+) -> Runner:
+    """Return the runner of agents. On SQLite no checkpoints leave this machine: the database is on
+    the same disk as the files."""
+    settings = osiris.settings
+    dependencies = RunDependencies(
+        sandbox=sandbox,
+        tools=partial(SessionTools, hide=Redactor(settings.list_secrets())),
+        repositories=repositories,
+        storage=None if settings.is_embedded else remote,
+        limits=_create_limits(settings),
+    )
+    return Runner(
+        select_model=select_model,
+        dependencies=dependencies,
+        transcripts=osiris.transcripts,
+        inbox=osiris.inbox,
+        live_events=osiris.live_events,
     )
 
 
@@ -277,7 +285,7 @@ async def _read_web_metrics(read_models: ReadModels, monitor: LoopMonitor) -> li
 
 
 def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
-    """Hints and live events within this process, or through Redis to all of them."""
+    """Return hints and live events within this process, or through Redis between all processes."""
     if not redis:
         return LocalWake(), LocalLiveEvents()
     try:
@@ -291,7 +299,7 @@ def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
 def _bound_policies(
     policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool
 ) -> PolicyOf:
-    """The policies of repositories, with the operator's bound on what a run may cost."""
+    """Return the policies of repositories with the operator's bound on the cost of a run."""
 
     async def read_bounded(repo: str) -> Policy:
         policy = await policy_of(repo)
@@ -301,9 +309,9 @@ def _bound_policies(
 
 
 def create_models(settings: Settings) -> ModelRegistry:
-    """The models that the settings allow. Raises Refused for one that they name and that is not
-    configured."""
-    brains = ModelRegistry(
+    """Return the models that the settings allow. Raises Refused for one that they name and that is
+    not configured."""
+    models = ModelRegistry(
         settings.osiris_model,
         {
             vendor: Access(key=key, url=url)
@@ -315,12 +323,12 @@ def create_models(settings: Settings) -> ModelRegistry:
         hide=Redactor(settings.list_secrets()),
     )
     for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
-        brains.check_configured(model)
-    return brains
+        models.check_configured(model)
+    return models
 
 
 def create_repositories(settings: Settings) -> HostRepositories:
-    """The repositories on this machine."""
+    """Return the repositories on this machine."""
     return HostRepositories(settings.osiris_data_dir / "git", Redactor(settings.list_secrets()))
 
 
@@ -356,7 +364,7 @@ def _create_limits(settings: Settings) -> SandboxLimits:
 
 
 def _create_auth(settings: Settings) -> AppAuth | None:
-    """The App's tokens, when the App is configured."""
+    """Return the App's authentication; None while the App is not configured."""
     key = settings.private_key
     if not settings.github_app_id or not key:
         return None
@@ -373,7 +381,7 @@ def _create_auth(settings: Settings) -> AppAuth | None:
 
 @contextlib.asynccontextmanager
 async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let some work go on until the block ends; a bug that ends it before is logged."""
+    """Run some work until the block ends; a bug that ends it earlier is logged."""
     task = asyncio.create_task(work)
     task.add_done_callback(_log_bug)
     try:

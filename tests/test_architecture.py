@@ -1,7 +1,10 @@
 """The rules of the house, read from the code itself."""
 
 import ast
+import re
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -135,6 +138,126 @@ def test_a_module_says_what_it_is_for_and_stays_readable():
 )
 def test_a_planted_module_that_nobody_can_read_is_found(planted: str):
     assert len(unreadable("bot/web/app", planted)) == 1
+
+
+PARTICIPLES = re.compile(
+    r"[a-z]+ed|begun|built|done|found|given|gone|heard|held|kept|laid|left|made|read_out|said|seen"
+    r"|sent|shown|taken|told|written"
+)
+HEADLESS = {"What", "Who", "Where", "Whether", "How", "Which", "When", "Whose", "Why"}
+FOREIGN = {"cli", "config/logging", "devhub/graphql", "agents/models/registry", "bot/web/app"}
+"""Modules whose functions have names that others gave them: commands, an API, a library's faces."""
+
+
+def one_word_names() -> set[str]:
+    """Return the words that may name a public function alone; they stand in the glossary."""
+    page = (ROOT.parent / "docs/glossary.md").read_text()
+    listed = page[page.index("These words alone") :]
+    return set(re.search(r"`([a-z\s]+)`", listed)[1].split())
+
+
+def own_functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return all functions of a module but properties and those that Python itself calls."""
+    functions = (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    return [
+        node
+        for node in functions
+        if not node.name.startswith("__")
+        and not any(ast.unparse(one).endswith("property") for one in node.decorator_list)
+    ]
+
+
+def badly_named(place: str, source: str) -> list[str]:
+    """Return the functions of a module whose names say neither what they do nor what they give."""
+    if place in FOREIGN:
+        return []
+    allowed = one_word_names()
+    found = []
+    for node in own_functions(ast.parse(source)):
+        is_overriding = any(ast.unparse(one).endswith("override") for one in node.decorator_list)
+        name = node.name.strip("_")
+        if "_" in name or is_overriding:
+            continue
+        is_public = not node.name.startswith("_")
+        if PARTICIPLES.fullmatch(name) or (is_public and name not in allowed):
+            found.append(f"{place}: {node.name}")
+    return found
+
+
+def headless(place: str, source: str) -> list[str]:
+    """Return the docstrings of a module that begin with no verb and no noun."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, documented))
+    texts = (ast.get_docstring(node) or "" for node in nodes)
+    return [f"{place}: {text[:60]}" for text in texts if text.partition(" ")[0] in HEADLESS]
+
+
+def packed(place: str, source: str) -> list[str]:
+    """Return the assignments that do several things at once: a pair of plain values is one."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+            continue
+        values = node.value.elts
+        if isinstance(node.targets[0], ast.Tuple) and (len(values) > 2 or is_long(node)):
+            found.append(f"{place}:{node.lineno}")
+    return found
+
+
+def is_long(node: ast.Assign) -> bool:
+    return node.lineno != node.end_lineno
+
+
+RULES = {"names": badly_named, "docstrings": headless, "assignments": packed}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_language_of_the_code_is_that_of_the_glossary(rule: str):
+    ours = [path for path in SOURCES if "migrations" not in path.parts]
+    found = [line for path in ours for line in RULES[rule](place_of(path), path.read_text())]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "planted"),
+    [
+        ("names", "def told(): ..."),
+        ("names", "class A:\n    async def _shown(self): ..."),
+        ("names", "def harmless(text): ..."),
+        ("docstrings", '"""What becomes of it."""'),
+        ("docstrings", 'class A:\n    def f(self):\n        """Whether it is."""'),
+        ("assignments", "a, b, c = 1, 2, 3"),
+        ("assignments", "a, b = (\n    f(),\n    g(),\n)"),
+    ],
+)
+def test_planted_private_language_is_found(rule: str, planted: str):
+    assert len(RULES[rule]("bot/git/runner", planted)) == 1
+
+
+def test_most_names_of_functions_have_more_than_one_word():
+    names = [
+        node.name.strip("_")
+        for path in SOURCES
+        for node in own_functions(ast.parse(path.read_text()))
+    ]
+    assert sum("_" not in name for name in names) <= 0.35 * len(names)
+
+
+def repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names that several classes have, with the modules they stand in."""
+    places = defaultdict(list)
+    for place, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(place)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_a_class_name_is_unique():
+    assert repeated_classes({place_of(path): path.read_text() for path in SOURCES}) == {}
+    assert repeated_classes({"a": "class A: ...", "b": "class A: ..."}) == {"A": ["a", "b"]}
 
 
 def test_nobody_waits_in_the_way_that_loses_a_cancellation():
