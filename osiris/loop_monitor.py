@@ -1,8 +1,8 @@
-"""A monitor of the event loop: how often and for how long the loop ran nothing, and what held it.
+"""A monitor of the event loop: it measures stalls of the loop, and finds the code that caused them.
 
-While the loop stands still a worker sends no heartbeat, and after 12 seconds another takes it for
+While the loop stalls, a worker sends no heartbeat, and after 12 seconds another worker considers it
 dead. So every stall is logged with the code that ran, and counted. Time in which the loop's thread
-was ready but had no processor is not the code's doing, and does not count.
+was ready but had no processor is not caused by the code and does not count.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 THRESHOLD: Final = 1.0  # seconds
-_SHOWN: Final = 3  # functions that are named
+_SHOWN: Final = 3  # functions that are listed
 
 
 class LoopMonitor:
-    """Counts the stalls of one event loop that are longer than `threshold` seconds.
+    """A counter of the stalls of one event loop that are longer than `threshold` seconds.
 
-    `stalls` is their number, `longest` the longest in seconds, also of those below the threshold,
-    and `place` the code that ran in it.
+    `stalls` is their number; `longest` is the longest in seconds, including those below the
+    threshold; `place` is the code that ran in it.
     """
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
@@ -44,7 +44,7 @@ class LoopMonitor:
         self._native_id = 0
 
     def take_change(self) -> int | None:
-        """Return the number of stalls when it is not the one that was returned last, else None."""
+        """Return the number of stalls if it differs from the one returned last, otherwise None."""
         if self.stalls == self._last_reported:
             return None
         self._last_reported = self.stalls
@@ -52,7 +52,10 @@ class LoopMonitor:
 
     @contextlib.contextmanager
     def watch_loop(self) -> Iterator[None]:
-        """Watch the running loop until the block ends. Called on the loop's own thread."""
+        """Watch the running loop until the block ends.
+
+        It must be called on the loop's own thread.
+        """
         self._thread_id = threading.get_ident()
         self._native_id = threading.get_native_id()
         self._begin_interval()
@@ -84,7 +87,7 @@ class LoopMonitor:
         if stall > self._threshold:
             self.stalls += 1
             log.warning(
-                "the event loop stood still for %.1f s in %s",
+                "the event loop stalled for %.1f s in %s",
                 stall,
                 self._sample or "an unknown place",
             )
@@ -96,7 +99,7 @@ class LoopMonitor:
         self._sample = ""
 
     def _time_without_processor(self) -> float:
-        """Return the seconds that the loop's thread has been ready to run but was not, as Linux
+        """Return the seconds for which the loop's thread was ready to run but did not, as Linux
         counts them.
 
         The source is the second field of schedstat: Documentation/scheduler/sched-stats.rst.
@@ -110,10 +113,10 @@ class LoopMonitor:
     # ── the watching thread ───────────────────────────────────────────────────────────────────────
 
     def _watch_thread(self, ended: threading.Event) -> None:
-        """Note what the loop's thread runs once a stall has begun.
+        """Record what the loop's thread runs once a stall has begun.
 
         A stall that holds the interpreter's lock is seen a moment after its end, when the function
-        that made it still runs: the interpreter hands the lock over at the next call.
+        that caused it still runs: the interpreter releases the lock at the next call.
         """
         while not ended.wait(self._interval):
             late = time.monotonic() - self._last - self._interval

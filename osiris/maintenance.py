@@ -1,4 +1,4 @@
-"""What a worker does beside its work: it clears away what nobody will come back to."""
+"""The maintenance that a worker does besides its work: it removes what is no longer needed."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,8 @@ _GIB = 1 << 30
 
 
 class Maintenance:
-    """Workspaces of this machine, hidden refs on GitHub, old rows, and repositories that fill the
-    disk."""
+    """The maintenance of workspaces on this machine, hidden refs on GitHub, old rows, and the
+    repository cache."""
 
     def __init__(
         self,
@@ -50,16 +50,18 @@ class Maintenance:
         self._postponed = dict[str, float]()
 
     async def run(self) -> None:
-        """Go on until cancelled; what fails keeps nothing else from being done, and is tried again
-        the next time."""
+        """Run until cancelled.
+
+        A failure does not prevent the other steps, and is retried the next time.
+        """
         while True:
             await asyncio.sleep(_EVERY)
-            mine = False
+            is_holder = False
             with _log_failures():
                 await self.remove_workspaces()
             with _log_failures():
-                mine = await self._locks.acquire("upkeep")
-            if mine:
+                is_holder = await self._locks.acquire("upkeep")
+            if is_holder:
                 with _log_failures():
                     await self.delete_obsolete()
                 with _log_failures():
@@ -68,9 +70,9 @@ class Maintenance:
                 await self.trim_cache()
 
     async def remove_workspaces(self) -> None:
-        """Remove the workspaces on this machine that no run will come back to."""
-        # before the question: a run that begins meanwhile is in its answer
-        names = self._sandbox.names()
+        """Remove the workspaces on this machine that no run will use again."""
+        # before the query, whose result then includes a run that begins meanwhile
+        names = self._sandbox.list_sessions()
         current = await self._retention.list_active_runs(self._lease.place)
         for name in names:
             if name not in current:
@@ -78,28 +80,30 @@ class Maintenance:
                     await self._sandbox.remove(name)
 
     async def delete_obsolete(self) -> None:
-        """Remove from GitHub what was put away for runs that are over.
+        """Delete from GitHub the checkpoints of runs that are over.
 
-        A repository that does not let us (archived, gone, the App taken off) is asked again in an
-        hour, until its tasks are pruned and their runs with them; the others do not wait for it.
+        A repository that does not allow it (archived, deleted, the App uninstalled) is retried in
+        an hour, until its tasks are pruned and their runs with them; the others do not wait for it.
         """
         time = asyncio.get_running_loop().time()
         self._postponed = {repo: until for repo, until in self._postponed.items() if until > time}
         by_repo: dict[str, list[ObsoleteCheckpoint]] = defaultdict(list)
-        for away in await self._retention.find_obsolete(without=self._postponed):
-            by_repo[away.issue.repo].append(away)
-        for repo, some in by_repo.items():
-            if not await self._delete_checkpoints(repo, some):
+        for checkpoint in await self._retention.find_obsolete(without=self._postponed):
+            by_repo[checkpoint.issue.repo].append(checkpoint)
+        for repo, checkpoints in by_repo.items():
+            if not await self._delete_checkpoints(repo, checkpoints):
                 self._postponed[repo] = time + _LATER
                 continue
-            for away in some:
-                await self._retention.forget_checkpoint(away.run)
+            for checkpoint in checkpoints:
+                await self._retention.forget_checkpoint(checkpoint.run)
 
-    async def _delete_checkpoints(self, repo: str, some: Sequence[ObsoleteCheckpoint]) -> bool:
+    async def _delete_checkpoints(
+        self, repo: str, checkpoints: Sequence[ObsoleteCheckpoint]
+    ) -> bool:
         try:
-            await self._remotes.delete(repo, [away.ref for away in some])
+            await self._remotes.delete(repo, [checkpoint.ref for checkpoint in checkpoints])
         except (Refused, Unavailable, OSError) as error:
-            log.warning("what was put away in %s stays there for now: %s", repo, error)
+            log.warning("the checkpoints in %s are kept for now: %s", repo, error)
             return False
         return True
 
@@ -110,8 +114,8 @@ class Maintenance:
             _log_result(await self._retention.prune())
 
     async def trim_cache(self) -> list[str]:
-        """Remove the repositories used longest ago until the rest fits into what the settings
-        allow."""
+        """Remove the least recently used repositories until the rest fits into the configured
+        size."""
         cached = await asyncio.to_thread(self._repositories.list_cached)
         total = sum(size for _, size, _ in cached)
         gone = list[str]()
@@ -127,13 +131,13 @@ class Maintenance:
 
 @contextlib.contextmanager
 def _log_failures() -> Iterator[None]:
-    """What fails in here waits for the next time."""
+    """Log the failures of the block, which is run again the next time."""
     try:
         yield
     except (OsirisError, OSError) as error:
-        log.warning("tidying up waits: %s", error)
-    except SQLAlchemyError as error:  # only its name: its text may quote what is in the rows
-        log.warning("tidying up waits: the database did not take it (%s)", type(error).__name__)
+        log.warning("maintenance is deferred: %s", error)
+    except SQLAlchemyError as error:  # only its name: its text may quote the content of rows
+        log.warning("maintenance is deferred: the database refused it (%s)", type(error).__name__)
 
 
 def _log_result(pruned: PruneResult) -> None:

@@ -1,4 +1,4 @@
-"""Whether everything that the work needs is there, each thing found out by trying it."""
+"""Readiness checks: each thing that the work needs is tried out."""
 
 from collections.abc import Sequence
 from time import monotonic
@@ -21,7 +21,7 @@ class _ConnectionProbe(Protocol):
 
 
 class Readiness:
-    """What is missing for the work, asked at most once a minute where asking is dear."""
+    """The checks of this process. Expensive ones are run at most once a minute."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Readiness:
         models: ModelRegistry,
         wake: _ConnectionProbe,
     ) -> None:
-        """`sandbox` None: this process runs no commands."""
+        """Create the checks. If `sandbox` is None, this process runs no commands."""
         self._settings = settings
         self._store = store
         self._sandbox = sandbox
@@ -60,8 +60,10 @@ class Readiness:
         ]
 
     async def probe_models(self) -> list[Probe]:
-        """Whether the operator's models answer and can call tools, found out by asking each: it
-        costs a few tokens."""
+        """Check whether each of the operator's models answers and can call tools.
+
+        This costs a few tokens.
+        """
         wanted = filter(None, (self._settings.osiris_model, self._settings.osiris_second_model))
         return [await self._probe_model(model) for model in wanted]
 
@@ -74,7 +76,7 @@ class Readiness:
                 name=name,
                 ok=False,
                 detail=str(refused),
-                fix="mend OSIRIS_MODEL, the vendor's key or address",
+                fix="correct OSIRIS_MODEL, the vendor's key or its URL",
             )
         except Unavailable as outage:
             fix = "see that this machine reaches the vendor; runs wait until it answers"
@@ -96,7 +98,7 @@ class Readiness:
 async def probe_github(
     auth: AppAuth | None, wanted: dict[str, str], events: Sequence[str]
 ) -> list[Probe]:
-    """Whether GitHub knows the App, and whether it has the permissions and events that Osiris
+    """Check whether GitHub knows the App, and whether it has the permissions and events that Osiris
     needs."""
     if auth is None:
         return []
@@ -112,7 +114,7 @@ async def probe_github(
         for name, level in wanted.items()
         if has.get(name) not in (level, "write")
     ]
-    deaf = [name for name in events if name not in app.get("events", [])]
+    missing_events = [name for name in events if name not in app.get("events", [])]
     return [
         Probe(name="GitHub App", ok=True, detail=str(app.get("slug", ""))),
         Probe(
@@ -123,8 +125,8 @@ async def probe_github(
         ),
         Probe(
             name="events",
-            ok=not deaf,
-            detail=", ".join(deaf),
+            ok=not missing_events,
+            detail=", ".join(missing_events),
             fix="subscribe to them on the App's page",
         ),
         _probe_webhooks(delivery),
@@ -132,7 +134,7 @@ async def probe_github(
 
 
 def _probe_webhooks(delivery: dict[str, Any] | None) -> Probe:
-    """Whether GitHub reached our door the last time it tried."""
+    """Check whether GitHub's last webhook reached this server."""
     if delivery is None:
         fix = "label an issue, or press 'Redeliver' on the App's page under Advanced"
         return Probe(

@@ -1,4 +1,4 @@
-"""The processes of Osiris: web, worker, or both in one, until they are told to end."""
+"""The processes of Osiris: web server, worker, or both in one, until they are stopped."""
 
 import asyncio
 import contextlib
@@ -17,11 +17,13 @@ log = logging.getLogger(__name__)
 
 
 async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: None) -> None:
-    """The web side, and the worker if `osiris` has one, until SIGINT or SIGTERM; `ready` is told
-    the address."""
+    """Run the web server, and the worker if `osiris` has one, until SIGINT or SIGTERM.
+
+    `ready` is called with the address.
+    """
     end = _watch_signals()
     gc.collect()
-    # what was imported stays: a collection that walks all of it would stop the web side for 0.1 s
+    # imported objects stay; a collection that visits all of them stalls the web server for 0.1 s
     gc.freeze()
     async with osiris.start_services():
         listener = _open_listener(osiris.settings)
@@ -30,11 +32,11 @@ async def serve(osiris: Osiris, *, ready: Callable[[str], None] = lambda url: No
             run_in_background(_log_failed_probes(osiris)),
         ):
             ready(_format_url(listener))
-            await end.wait()  # `grace`: the worker needs the rest of its ten seconds
+            await end.wait()  # `grace` leaves the worker the rest of its ten seconds
 
 
 async def run_worker(osiris: Osiris, *, ready: Callable[[str], None] = lambda name: None) -> None:
-    """The worker alone, until SIGINT or SIGTERM."""
+    """Run the worker alone, until SIGINT or SIGTERM."""
     if osiris.worker is None:
         raise Refused(
             f"a worker needs these settings, too: {', '.join(osiris.settings.list_missing())}"
@@ -46,7 +48,7 @@ async def run_worker(osiris: Osiris, *, ready: Callable[[str], None] = lambda na
 
 
 async def _log_failed_probes(osiris: Osiris) -> None:
-    """Into the log, before the first run has to be refused."""
+    """Log the failed checks of the sandbox, before the first run has to be refused."""
     for probe in await osiris.sandbox.probe() if osiris.worker and osiris.sandbox else ():
         if not probe.ok:
             effect = (
@@ -58,7 +60,7 @@ async def _log_failed_probes(osiris: Osiris) -> None:
 
 
 def _watch_signals() -> asyncio.Event:
-    """An event for SIGINT and SIGTERM: everything is put in order before the process ends."""
+    """Return an event that SIGINT and SIGTERM set, so that the process can shut down in order."""
     end = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
@@ -67,7 +69,7 @@ def _watch_signals() -> asyncio.Event:
 
 @contextlib.asynccontextmanager
 async def run_embedded(osiris: Osiris) -> AsyncIterator[None]:
-    """Web and worker inside somebody else's process, until the block ends."""
+    """Run the web server and the worker inside another process, until the block ends."""
     async with (
         osiris.start_services(),
         serve_app(osiris.app, _open_listener(osiris.settings), grace=5),

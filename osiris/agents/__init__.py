@@ -1,1 +1,1 @@
-"""What thinks: the loop, the brains and the prompts."""
+"""The agent: its loop, the language models, the prompts, and the run of one task."""

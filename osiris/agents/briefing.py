@@ -1,4 +1,4 @@
-"""What a run is told: the prompt as a text file, and its brief made of facts."""
+"""The first messages of a run: the system prompt from a text file, and a brief built from facts."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,9 @@ from osiris.core.events import Review, Thread
 from osiris.core.ports.models import Message
 from osiris.core.sanitize import clean_text, cut_text
 
-# characters of foreign text: of an issue, a review's words, its threads, a file of instructions
+# characters of untrusted text: of an issue, a review's text, its threads, an instructions file
 _LIMIT = 30_000
-# characters: of the code before a comment, of a comment, of a path
+# characters: of the diff hunk above a comment, of a comment, of a path
 _HUNK = 2_000
 _COMMENT = 8_000
 _PATH = 1_000
@@ -32,7 +32,7 @@ _TASKS = {
 
 
 def build_messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
-    """The first two messages of a transcript."""
+    """Return the first two messages of a transcript: the system prompt and the brief."""
     return [
         Message(role="system", text=read_prompt()),
         Message(role="user", text="\n\n".join(_write_brief(order, instructions))),
@@ -40,7 +40,7 @@ def build_messages(order: StartRun, instructions: Mapping[str, str]) -> list[Mes
 
 
 def read_prompt() -> str:
-    """What every agent is told first."""
+    """Return the system prompt, which is the same for every run."""
     return files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
 
 
@@ -59,8 +59,10 @@ def _write_brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[s
 
 
 def _write_review(review: Review) -> str:
-    """One review, with as many of its threads as there is room for; the words of people come before
-    the code."""
+    """Return one review with as many of its threads as fit.
+
+    Comments take precedence over code: if a thread does not fit, it is shown without its hunk.
+    """
     shown = []
     room = _LIMIT
     for thread in review.threads:
@@ -89,15 +91,19 @@ def _write_thread(thread: Thread, hunk: str) -> str:
 
 
 def _cut_hunk(hunk: str) -> str:
-    """The end of a hunk, which is where the comment stands; what comes before it can be read in the
-    file."""
+    """Return the end of a hunk, where the comment is attached.
+
+    The agent can read the part before it in the file.
+    """
     return hunk if len(hunk) <= _HUNK else f"…{hunk[-_HUNK:]}"
 
 
 def _strip_comments(text: str) -> str:
-    """Return text without HTML comments, which GitHub shows to nobody; one in a block of code is
-    shown, and stays."""
-    parts = _FENCED.split(text)  # every second one is a block of code
+    """Return text without HTML comments, which GitHub does not render.
+
+    A comment inside a code block is rendered, so it is kept.
+    """
+    parts = _FENCED.split(text)  # every second part is a code block
     found = sum(part.count("<!--") for part in parts[::2])
     if not found:
         return text
@@ -108,16 +114,16 @@ def _strip_comments(text: str) -> str:
 
 
 def _escape_tags(text: str) -> str:
-    """Return foreign text that cannot open or close one of our own tags, and hides nothing from a
-    reader.
+    """Return untrusted text, changed so that it cannot open or close one of our tags.
 
-    Hidden characters go first, for one inside a tag's name would hide the tag from the pattern.
+    Hidden characters are removed first, because one inside a tag name would hide the tag from the
+    pattern.
     """
     return _TAG.sub("‹", clean_text(text[:_LIMIT]))
 
 
 def _escape_attribute(text: str) -> str:
-    """Return foreign text as the value of an attribute, which it cannot end."""
+    """Return untrusted text as an attribute value; it cannot end the attribute."""
     return " ".join(_escape_tags(text[:_PATH]).split()).replace('"', "'")
 
 
@@ -127,5 +133,5 @@ _TAG = re.compile(
     "(?i)[<\uff1c\ufe64\u1438\u02c2\u276e\u3008\u27e8\u2329\u226a\u300a](?=\\s*+[/\uff0f]?+\\s*+"
     r"(?:issue|review|thread|instructions|[a-z]{0,12}[^\x00-\x7f\s]))"
 )
-"""The start of one of our tags, or of one whose name has letters that are not ASCII: those can look
-like ours. The brackets are `<` and what looks like it."""
+"""The start of one of our tags, or of a tag whose name has non-ASCII letters, which can look like
+ours. The brackets are `<` and characters that look like it."""

@@ -1,16 +1,16 @@
-"""What a run may spend, held before every model call."""
+"""The budget of a run: limits that are checked before every model call."""
 
 import time
 from collections.abc import Callable, Sequence
 
 from osiris.core.errors import RunEnded
-from osiris.core.events import Usage
 from osiris.core.ports.models import Halted, SpentBudget
+from osiris.core.work import Usage
 
 
 class Budget:
-    """`steps` model calls, `minutes` of work and `usd` US dollars (None: any); `spent_seconds` are
-    of earlier lives."""
+    """The limits of a run: `steps` model calls, `minutes` of active time and `usd` US dollars
+    (None: no limit). `spent_seconds` is the active time of earlier processes of the run."""
 
     def __init__(
         self,
@@ -29,22 +29,23 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """The run's active time so far."""
+        """Return the run's active time so far."""
         return self._clock() - self._since
 
     @property
     def seconds_left(self) -> float:
-        """The seconds that are left; fewer than none when time is over."""
+        """Return the seconds that are left; negative when the time is over."""
         return self._minutes * 60 - self.seconds
 
     def out_of_time(self) -> SpentBudget:
         return SpentBudget(reason=f"the budget of {self._minutes} minutes is spent")
 
     def check_limits(self, steps: int, usd: float, *, is_priced: bool) -> None:
-        """Before one more model call, with `steps` made and `usd` spent as far as prices are known.
+        """Raise RunEnded when one more model call would exceed a limit.
 
-        Raises RunEnded when that is too much. A model whose price is not known (`priced`) halts the
-        run as well: what it costs cannot be held.
+        `steps` calls were made and `usd` was spent, as far as prices are known. If there is a limit
+        in dollars and the model's price is not known (`is_priced`), the run is halted, because the
+        limit cannot be enforced.
         """
         if steps >= self._steps:
             raise RunEnded(SpentBudget(reason=f"the budget of {self._steps} steps is spent"))
@@ -63,7 +64,7 @@ class Budget:
 
 
 def sum_usage(usages: Sequence[Usage]) -> Usage:
-    """All of them together; one unknown price makes the sum unknown."""
+    """Return the sum of all usages. If one price is unknown, the price of the sum is unknown."""
     prices = [usage.usd for usage in usages]
     return Usage(
         input=sum(usage.input for usage in usages),

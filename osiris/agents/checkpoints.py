@@ -1,5 +1,5 @@
-"""A run's files put away now and then, so that another machine can go on with them; and had again
-there."""
+"""Checkpoints of a run's files, saved from time to time so that another machine can restore them
+and continue."""
 
 import asyncio
 import logging
@@ -17,14 +17,14 @@ from osiris.core.sanitize import cut_text
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds between two times that a run's files are put away, at least
-# Each time leaves a pack of all that the run has changed, here and on GitHub. None can be removed
-# while the run goes on: the next commit stands on the last one, whose objects git needs for the
-# push. So the times are spread instead.
-_GROWTH = 64 << 10  # bytes a second that they may grow by, so 225 MiB an hour
-_SHARE = 20  # a time that took so many seconds is followed by a pause of so many times as many
-_LAST = 6.0  # seconds that it may take when the worker is about to end
-_MOST_NAMED, _MOST_COMMAND = 10, 200  # commands that ended otherwise; characters of each
+EVERY = 60.0  # least number of seconds between two checkpoints of a run
+# Each checkpoint leaves a pack with everything that the run has changed, here and on GitHub. None
+# can be removed while the run continues: each commit has the previous one as its parent, whose
+# objects git needs for the push. So large checkpoints are made less often instead.
+_GROWTH = 64 << 10  # bytes a second that checkpoints may add, which is 225 MiB an hour
+_SHARE = 20  # a checkpoint is followed by a pause of this many times its duration
+_LAST = 6.0  # seconds that a checkpoint may take when the worker is about to end
+_MOST_NAMED, _MOST_COMMAND = 10, 200  # commands with another exit code; characters of each
 
 MOVED = (
     "This work was moved to another machine. The files of the repository are as they were. Gone are"
@@ -39,7 +39,8 @@ DIFFERED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLocation:
-    """Whose files they are: the repository, the run's name in it, and its transcript's name."""
+    """The location of a run's files: the repository, the run's name in it, and the name of its
+    transcript."""
 
     repo: str
     ref: str
@@ -47,9 +48,9 @@ class RunLocation:
 
 
 class Checkpoints:
-    """Where the files of one run are put away, taken the way finished work is taken.
+    """Checkpoints of one run's files, taken the same way as finished work.
 
-    Without a `vault` nothing is put away: then the database is on the same disk as the files.
+    Without a `storage` none is saved: then the database is on the same disk as the files.
     """
 
     def __init__(
@@ -72,19 +73,20 @@ class Checkpoints:
     async def open_session(
         self, sandbox: Sandbox, resumed_run: ResumedRun, plan: Plan
     ) -> tuple[Session, int | None]:
-        """The run's session, and the message from which on its steps must be done again in it
-        (None: from none).
+        """Return the run's session, and the message from which its steps must be replayed in it
+        (None: no replay).
 
-        `plan` is for a new one, but for what was put away. Raises Refused or Unavailable.
+        `plan` is that of a new session; its base and files come from the run and its checkpoint.
+        Raises Refused or Unavailable.
         """
         self._base = resumed_run.base
         self._before = resumed_run.checkpoint.commit if resumed_run.checkpoint else ""
         if not resumed_run.here:
-            # what an earlier visit of this run left here is out of date
+            # a session that this run left here earlier is out of date
             await sandbox.remove(self._location.run)
         files = (
             await self._restore_files(resumed_run.checkpoint)
-            if self._location.run not in sandbox.names()
+            if self._location.run not in sandbox.list_sessions()
             else ""
         )
         session, is_new = await sandbox.create(
@@ -100,21 +102,21 @@ class Checkpoints:
         try:
             await self._storage.restore(self._location.repo, self._location.ref)
         except Refused as refused:
-            log.warning(
-                "what %s had done is not where it was put away: %s", self._location.run, refused
-            )
+            log.warning("the checkpoint of %s cannot be restored: %s", self._location.run, refused)
             return ""
         return checkpoint.commit
 
     async def save_if_due(self, session: Session, recorder: TranscriptRecorder) -> None:
-        """Put the files away after a step, if that was not done for a while: the larger, the
-        longer."""
+        """Save a checkpoint after a step if the last one is old enough; the larger the last, the
+        longer the pause."""
         if self._storage is not None and self._clock() >= self._due:
             await self.save(session, len(recorder.messages))
 
     async def save(self, session: Session, steps: int) -> None:
-        """Put the files away as they are after `steps` messages. What cannot be put away is done
-        again instead."""
+        """Save the files as they are after `steps` messages.
+
+        If that fails, the steps are replayed instead when the run moves.
+        """
         began = self._clock()
         size = 0
         try:
@@ -126,12 +128,12 @@ class Checkpoints:
             size = taken.size
             await self.save_tree(taken.tree, steps)
         except (Refused, Unavailable) as error:
-            log.warning("the files of %s could not be put away: %s", self._location.run, error)
+            log.warning("the checkpoint of %s could not be saved: %s", self._location.run, error)
         now = self._clock()
         self._due = now + pause_after(size, now - began)
 
     async def save_tree(self, tree: str, steps: int) -> None:
-        """Put a tree away that was taken already. Raises LeaseLost, Refused or Unavailable."""
+        """Save a tree that was already imported. Raises LeaseLost, Refused or Unavailable."""
         if self._storage is not None:
             commit = await self._storage.save(
                 self._location.repo, self._location.ref, tree, self._base, self._before
@@ -142,27 +144,26 @@ class Checkpoints:
             self._before = commit
 
     async def save_on_shutdown(self, session: Session, recorder: TranscriptRecorder) -> None:
-        """The worker is about to end: put the files away, in a few seconds or not at all."""
+        """Save a checkpoint before the worker ends, within a few seconds or not at all."""
         if self._storage is None:
             return
         try:
             async with asyncio.timeout(_LAST):
                 await self.save(session, len(recorder.messages))
         except TimeoutError:
-            log.warning("there was no time to put the files of %s away", self._location.run)
+            log.warning("there was no time to save a checkpoint of %s", self._location.run)
 
 
 def pause_after(size: int, seconds: float) -> float:
-    """Return how many seconds to wait after a time that added `size` bytes and took
-    `parse_time`."""
+    """Return the seconds to wait after a checkpoint that added `size` bytes and took `seconds`."""
     return max(EVERY + size / _GROWTH, _SHARE * seconds)
 
 
 async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int) -> list[str]:
-    """Do again, in a new workspace, the answered tool calls whose answers come from message `since`
-    on.
+    """Repeat, in a new session, the tool calls that were answered from message `since` on.
 
-    No model is asked. Returns the commands that ended otherwise than they did.
+    No model is called. Returns a description of each command whose exit code differs from the first
+    time.
     """
     calls = {call.id: call for message in messages for call in message.calls}
     answers = [
@@ -170,7 +171,7 @@ async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int
         for message in messages[since:]
         if message.role == "tool" and message.text != INTERRUPTED
     ]
-    log.info("doing %d tool calls again in a new workspace", len(answers))
+    log.info("replaying %d tool calls in a new workspace", len(answers))
     differed = []
     for answer in answers:
         if (call := calls[answer.call]).broken:
@@ -184,8 +185,10 @@ async def replay_calls(toolbox: Toolbox, messages: Sequence[Message], since: int
 
 
 def relocation_notice(differed: Sequence[str], *, restored: bool) -> Message | None:
-    """What the agent is told of it; nothing when all that it had done was done again, with the same
-    ends."""
+    """Return the message that reports the move to the agent.
+
+    Returns None when every step was replayed and every command ended with the same exit code.
+    """
     if not restored and not differed:
         return None
     if not differed:

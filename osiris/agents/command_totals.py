@@ -1,6 +1,6 @@
-"""What a fact keeps of the commands of a run: no more than the evidence can show, and the totals.
+"""The part of a run's commands that a fact keeps: as many as the evidence can show, and the totals.
 
-A fact is stored in several tables, and read on the event loop. The transcript has the whole.
+A fact is stored in several tables and is read on the event loop. The transcript has the full list.
 """
 
 from collections import Counter
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from osiris.core.events import Blocked, CommandRan, Prepared
 from osiris.core.sanitize import cut_text
+from osiris.core.work import Blocked, CommandRan, Prepared
 
-MOST_SUMMARY: Final = 20_000  # characters of the model's words
+MOST_SUMMARY: Final = 20_000  # characters of the model's summary
 MOST_COMMANDS: Final = 100
 MOST_COMMAND: Final = 1_000  # characters
-MOST_BLOCKED: Final = 100  # rows of refused hosts
-MOST_HOST, MOST_REASON = 300, 500  # characters; the proxy's report is below that
+MOST_BLOCKED: Final = 100  # rows of blocked hosts
+MOST_HOST, MOST_REASON = 300, 500  # characters; the egress proxy's report has fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundCommands:
-    """The newest commands with how many ran before them, and what all of them were refused."""
+    """The newest commands, the number of commands before them, and the hosts blocked for all of
+    them."""
 
     commands: tuple[CommandRan, ...]
     earlier: int
@@ -29,7 +30,8 @@ class BoundCommands:
 
 
 def bound_commands(ran: Sequence[CommandRan]) -> BoundCommands:
-    """Return the newest of the commands that ran, cut, and their refused hosts, merged."""
+    """Return the newest commands, each cut to the limit, and the merged rows of their blocked
+    hosts."""
     rows = _merge_blocked(ran)
     return BoundCommands(
         commands=tuple(_cut_command(command) for command in ran[-MOST_COMMANDS:]),
@@ -40,7 +42,10 @@ def bound_commands(ran: Sequence[CommandRan]) -> BoundCommands:
 
 
 def bound_prepared(prepared: Prepared) -> Prepared:
-    """Return a set-up with its commands cut; policy allows no more of them than are kept here."""
+    """Return a setup report with its commands cut.
+
+    The policy allows no more setup commands than are kept here.
+    """
     ran = bound_commands(prepared.commands)
     return replace(
         prepared,
@@ -55,7 +60,7 @@ def _cut_command(ran: CommandRan) -> CommandRan:
 
 
 def _merge_blocked(ran: Sequence[CommandRan]) -> list[Blocked]:
-    """Return one row for a host, port and reason, the most frequent first."""
+    """Return one row for each host, port and reason, the most frequent first."""
     times = Counter[tuple[str, int, str]]()
     for blocked in (row for command in ran for row in command.blocked):
         host = cut_text(blocked.host, MOST_HOST)

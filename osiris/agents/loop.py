@@ -1,7 +1,8 @@
-"""The agent loop: ask the brain, use the tools, until a tool ends the run or the budget does.
+"""The agent loop: call the model, run the tools it asks for, until a tool or the budget ends the
+run.
 
-The transcript is the only state, and every message is stored before the next thing happens: a
-killed run resumes.
+The transcript is the only state, and every message is stored before the next action, so a run that
+was killed can resume.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ from dataclasses import replace
 
 from osiris.agents.budget import Budget, sum_usage
 from osiris.core.errors import Refused, RunEnded, Unavailable
-from osiris.core.events import Usage
 from osiris.core.ports.live import LiveEvents, ReplyDelta
 from osiris.core.ports.models import (
     DeltaKind,
@@ -25,9 +25,10 @@ from osiris.core.ports.models import (
     ToolCall,
 )
 from osiris.core.ports.storage import Transcripts
+from osiris.core.work import Usage
 
 _REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submit"})
-"""Tools that may be used again after a crash without doing anything twice."""
+"""Tools that are idempotent, so they may be called again after a crash."""
 
 INTERRUPTED = (
     "interrupted: the worker stopped while this ran, so it may or may not have happened; look"
@@ -41,12 +42,12 @@ _NUDGES = {
         " say why not."
     ),
 }
-_GRACE = 300.0  # seconds a step may still take when the time is over; then it is cut off
-_IDLE = 3  # replies in a row without a tool call that end a run
+_GRACE = 300.0  # seconds that a step may still take after the time is over; then it is cancelled
+_IDLE = 3  # consecutive replies without a tool call that end a run
 
 
 class ModelSelector:
-    """Who thinks in a run. A person may choose another model; it thinks from the next step on."""
+    """The model of a run. A person may choose another one, which is used from the next step on."""
 
     def __init__(self, select: SelectModel, model: str) -> None:
         self._select = select
@@ -58,21 +59,24 @@ class ModelSelector:
         self._current = None
 
     async def get_model(self) -> LanguageModel:
-        """Raises RunEnded when there is no such model: a person may choose another, and the run
-        goes on."""
+        """Return the model to call.
+
+        Raises RunEnded when it does not exist; a person may then choose another, and the run
+        continues.
+        """
         while self._current is None:
             wanted = self._model
             try:
-                brain = await self._select(wanted)
+                model = await self._select(wanted)
             except Refused as refused:
                 raise RunEnded(Halted(reason=str(refused))) from None
-            if wanted == self._model:  # else another was chosen while this one's library was loaded
-                self._current = brain
+            if wanted == self._model:  # else another was chosen while this one was loaded
+                self._current = model
         return self._current
 
 
 class TranscriptRecorder:
-    """One run's transcript in memory and in the database, which are always the same."""
+    """The transcript of one run, kept identical in memory and in the database."""
 
     def __init__(
         self,
@@ -98,14 +102,14 @@ class TranscriptRecorder:
         self.messages.append(message)
 
     def publish_delta(self, kind: DeltaKind, text: str) -> None:
-        """A piece of the reply that will be the next message."""
+        """Publish a piece of the reply that will become the next message."""
         self._live_events.publish(
             ReplyDelta(run=self._run, seq=len(self.messages), kind=kind, text=text)
         )
 
     @property
     def replies(self) -> list[Message]:
-        """What models said so far, one reply a step."""
+        """Return the replies of the models so far, one for each step."""
         return [message for message in self.messages if message.role == "assistant"]
 
     @property
@@ -113,7 +117,7 @@ class TranscriptRecorder:
         return sum_usage([message.usage for message in self.messages])
 
     def unanswered_calls(self) -> list[ToolCall]:
-        """The tool calls of the last reply that have no answer yet."""
+        """Return the tool calls of the last reply that have no answer yet."""
         answered = {message.call for message in self.messages if message.role == "tool"}
         for message in reversed(self.messages):
             if message.role == "assistant":
@@ -130,10 +134,10 @@ async def run_agent(
     after_step: Callable[[], Awaitable[None]],
     notice: Message | None = None,
 ) -> Outcome:
-    """Run to the end and return the outcome; `news` is said before the first step, `between` called
-    after each.
+    """Run the agent to the end and return the outcome.
 
-    Raises Unavailable when the model cannot be asked now.
+    `notice` is added to the transcript before the first step; `after_step` is called after each
+    step. Raises Unavailable when the model cannot be reached now.
     """
     begun = len(recorder.messages)
     try:
@@ -149,7 +153,7 @@ async def run_agent(
         return outcome
     except TimeoutError:
         if not deadline.expired():
-            raise  # somebody else's
+            raise  # not from this deadline
         return budget.out_of_time()
     except Unavailable as outage:
         raise Unavailable(
@@ -160,12 +164,12 @@ async def run_agent(
 async def run_step(
     selector: ModelSelector, toolbox: Toolbox, recorder: TranscriptRecorder, budget: Budget
 ) -> None:
-    """One model call and the tools it asks for."""
-    brain = await selector.get_model()
+    """Make one model call and run the tools that it asks for."""
+    model = await selector.get_model()
     known = sum(message.usage.usd or 0.0 for message in recorder.messages)
-    budget.check_limits(len(recorder.replies), known, is_priced=brain.is_priced)
+    budget.check_limits(len(recorder.replies), known, is_priced=model.is_priced)
     reply = _make_call_ids_unique(
-        await brain.reply(recorder.messages, toolbox.list_tools(), recorder.publish_delta), recorder
+        await model.reply(recorder.messages, toolbox.list_tools(), recorder.publish_delta), recorder
     )
     await recorder.append(reply)
     for call in reply.calls:
@@ -175,10 +179,10 @@ async def run_step(
 
 
 def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Message:
-    """No vendor promises that a call's id is its own: those of a reply with one that was there
-    before are made so.
+    """Return the reply with call ids that are unique in the transcript.
 
-    The vendor's form of such a reply would hold the old ids, so it is left.
+    No vendor guarantees unique ids, so if one id of the reply was used before, all of them are
+    replaced. The vendor's form of such a reply contains the old ids, so it is dropped.
     """
     before = {call.id for message in recorder.messages for call in message.calls}
     ids = [call.id for call in reply.calls]
@@ -191,7 +195,10 @@ def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Messa
 
 
 async def _nudge_model(recorder: TranscriptRecorder, reply: Message) -> None:
-    """A reply that does nothing is answered; a model that goes on so has given up."""
+    """Answer a reply without a tool call.
+
+    After several such replies in a row, raise RunEnded: the model has given up.
+    """
     if (
         not any(message.calls for message in recorder.replies[-_IDLE:])
         and len(recorder.replies) >= _IDLE
@@ -211,8 +218,11 @@ async def _call_tool(toolbox: Toolbox, recorder: TranscriptRecorder, call: ToolC
 
 
 async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecorder) -> None:
-    """After a crash: what can be repeated is repeated; of the rest the first may have run, the
-    others have not."""
+    """Answer the calls that a crash left open.
+
+    Idempotent calls are repeated. Of the others, the first may have run, so its answer says that it
+    was interrupted; the later ones did not run and are run now.
+    """
     if (
         recorder.messages
         and recorder.messages[-1].role == "assistant"

@@ -1,5 +1,7 @@
-"""One run of an agent on one task: brief in, fact out. It holds no GitHub credential and cannot
-reach one."""
+"""One run of an agent on one task: it takes a brief and returns a fact.
+
+It has no GitHub credential and no access to one.
+"""
 
 import asyncio
 import logging
@@ -39,15 +41,16 @@ from osiris.core.ports.repositories import Checkout, CheckpointStorage, Reposito
 from osiris.core.ports.sandbox import Plan, Sandbox, SandboxLimits, Session, Setup
 from osiris.core.ports.storage import Inbox, Transcripts
 from osiris.core.sanitize import cut_text
+from osiris.core.work import Work
 
 log = logging.getLogger(__name__)
 
-_MOST_REMEMBERED = 1_000  # runs that were stopped, or had a model chosen, before they began
+_MOST_REMEMBERED = 1_000  # runs that were stopped, or were given a model, before they began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ActiveRun:
-    """What belongs together while one run is under way."""
+    """The objects of one active run."""
 
     name: str
     order: StartRun
@@ -66,8 +69,10 @@ class _ActiveRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDependencies:
-    """What runs work with. Without a `vault` a run can go on only on this machine, or from its
-    begin."""
+    """The services that runs use.
+
+    Without a `storage`, a run can resume only on this machine, or it starts from its beginning.
+    """
 
     sandbox: Sandbox
     tools: Callable[[Session], Toolbox]
@@ -77,7 +82,7 @@ class RunDependencies:
 
 
 class Runner:
-    """Runs agents, at most one for an issue at a time."""
+    """A runner of agents, with at most one active run for each issue."""
 
     def __init__(
         self,
@@ -104,26 +109,26 @@ class Runner:
         self._held: set[str] = set()
 
     async def announce_run(self, order: StartRun) -> None:
-        """Say that the run begins, once."""
+        """Report the start of the run, once."""
         fact = e.RunStarted(issue=order.issue, run=order.run)
         await self._inbox.accept_fact(
             f"{run_name(order.issue, order.run)}/started/{order.steps}", fact
         )
 
     async def run(self, order: StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
-        """Let an agent work until its run ends; None when it was stopped. Raises Refused or
-        Unavailable.
+        """Run an agent until its run ends, and return the fact; None when it was stopped.
 
-        When the worker itself is cancelled the run is not over: the same order resumes it.
+        Raises Refused or Unavailable. When the worker itself is cancelled, the run is not over: the
+        same order resumes it.
         """
         name = run_name(order.issue, order.run)
-        if name in self._stopped:  # while its checkout was made
+        if name in self._stopped:  # while its checkout was created
             return None
-        self._selectors[name] = mind = ModelSelector(
+        self._selectors[name] = selector = ModelSelector(
             self._select_model, self._chosen_models.pop(name, order.model)
         )
         self._under_way[name] = job = asyncio.create_task(
-            self._run_to_end(name, order, checkout, policy, mind)
+            self._run_to_end(name, order, checkout, policy, selector)
         )
         try:
             return await job
@@ -141,16 +146,17 @@ class Runner:
             self._held.discard(name)
 
     def switch_model(self, issue: e.IssueRef, run: int, model: str) -> None:
-        """Let another model think in a run from its next step on, or from its begin if it has not
-        begun."""
-        if mind := self._selectors.get(name := run_name(issue, run)):
-            mind.switch_model(model)
+        """Use another model from the run's next step on, or from its start if it has not begun."""
+        if selector := self._selectors.get(name := run_name(issue, run)):
+            selector.switch_model(model)
         else:
             self._chosen_models[name] = model
 
     async def stop_run(self, issue: e.IssueRef, run: int, *, keep: bool = False) -> None:
-        """End a run, under way or not, and remove its workspace; with `keep` only cut it off: it
-        can go on later."""
+        """End a run, active or not, and remove its workspace.
+
+        With `keep` it is only interrupted and can resume later.
+        """
         name = run_name(issue, run)
         job = self._under_way.get(name)
         if keep:
@@ -190,12 +196,14 @@ class Runner:
             if name not in self._stopped:
                 await run.checkpoints.save_on_shutdown(run.session, run.recorder)
             raise
-        # the workspace stays until the fact is recorded: a crash before that comes back to it
+        # the workspace stays until the fact is recorded: after a crash before that it is used again
         return fact
 
     async def _plan_session(self, repo: str, checkout: Checkout, policy: Policy) -> Plan:
-        """The workspace of a run: what gets it ready stands on the base branch, where people put
-        it."""
+        """Return the plan of a run's session.
+
+        The setup commands come from the base branch, where people put them.
+        """
         commands = policy.setup
         if commands is None:
             text = await self._repositories.read_file(repo, checkout.trusted, copilot_setup.PATH)
@@ -216,47 +224,52 @@ class Runner:
     async def _open_run(
         self, name: str, order: StartRun, checkout: Checkout, policy: Policy
     ) -> _ActiveRun:
-        begun = await self._transcripts.begin_run(name, order.issue, order.purpose, checkout.commit)
-        place = RunLocation(
+        resumed_run = await self._transcripts.begin_run(
+            name, order.issue, order.purpose, checkout.commit
+        )
+        location = RunLocation(
             repo=order.issue.repo, ref=f"{order.issue.number}-{order.run}", run=name
         )
-        shelf = Checkpoints(place, self._storage, self._repositories, self._transcripts)
-        session, redo = await shelf.open_session(
-            self._sandbox, begun, await self._plan_session(order.issue.repo, checkout, policy)
+        checkpoints = Checkpoints(location, self._storage, self._repositories, self._transcripts)
+        session, redo = await checkpoints.open_session(
+            self._sandbox, resumed_run, await self._plan_session(order.issue.repo, checkout, policy)
         )
         toolbox = self._tools(session)
         instructions = await self._repositories.read_instructions(
             order.issue.repo, checkout.trusted
         )
         budget = Budget(
-            steps=order.steps, minutes=order.minutes, usd=order.usd, spent_seconds=begun.seconds
+            steps=order.steps,
+            minutes=order.minutes,
+            usd=order.usd,
+            spent_seconds=resumed_run.seconds,
         )
-        tape = TranscriptRecorder(
+        recorder = TranscriptRecorder(
             name,
             self._transcripts,
             await self._transcripts.load_messages(name),
             budget,
             self._live_events,
         )
-        news = None
-        if redo is not None and tape.messages:
-            news = relocation_notice(
-                await replay_calls(toolbox, tape.messages, redo), restored=redo > 0
+        notice = None
+        if redo is not None and recorder.messages:
+            notice = relocation_notice(
+                await replay_calls(toolbox, recorder.messages, redo), restored=redo > 0
             )
-        await session.seal()  # not before: what was done again in part must not pass for the whole
-        for message in briefing.build_messages(order, instructions)[len(tape.messages) :]:
-            await tape.append(message)
+        await session.seal()  # not earlier: a partial replay must not be taken for a complete one
+        for message in briefing.build_messages(order, instructions)[len(recorder.messages) :]:
+            await recorder.append(message)
         return _ActiveRun(
             name=name,
             order=order,
-            base=begun.base,
+            base=resumed_run.base,
             instructions=instructions,
             session=session,
             toolbox=toolbox,
-            recorder=tape,
+            recorder=recorder,
             budget=budget,
-            checkpoints=shelf,
-            notice=news,
+            checkpoints=checkpoints,
+            notice=notice,
         )
 
     async def _create_fact(
@@ -287,7 +300,7 @@ class Runner:
             reason = f"the agent changed no file; it said: {summary}"
             return e.RunFailed(issue=issue, run=number, reason=reason)
         ran = bound_commands([message.ran for message in run.recorder.messages if message.ran])
-        work = e.Work(
+        work = Work(
             summary=cut_text(summary, MOST_SUMMARY),
             files=taken.files,
             commands=ran.commands,
@@ -308,21 +321,22 @@ class Runner:
         )
 
     async def _save_checkpoint(self, run: _ActiveRun, tree: str) -> None:
-        """What is handed in may be pushed by another machine, or this one may be gone by then."""
+        """Save a checkpoint of the submitted tree: another machine may push it, or this one may be
+        gone by then."""
         try:
             await run.checkpoints.save_tree(tree, len(run.recorder.messages))
         except Refused as refused:
-            log.warning("the work of %s could not be put away: %s", run.name, refused)
+            log.warning("the checkpoint of %s could not be saved: %s", run.name, refused)
 
 
 def run_name(issue: e.IssueRef, run: int) -> str:
-    """The name of a run, of its transcript and of its session."""
+    """Return the name of a run, which is also that of its transcript and its session."""
     return f"{issue.repo.replace('/', '.')}-{issue.number}-{run}"
 
 
 def _edited_last(messages: Sequence[Message]) -> bool:
-    """Whether a file was changed after the last command ran, or a command had another end when it
-    was run again."""
+    """Return whether a file was changed after the last command ran, or a replayed command ended
+    with another exit code."""
     answers = {message.call: message for message in messages if message.role == "tool"}
     for message in reversed(messages):
         if is_difference_notice(message):

@@ -1,1 +1,1 @@
-"""What the operator and the repository may set: the only reader of the environment."""
+"""Configuration by the operator and by repositories. Only this package reads the environment."""

@@ -1,4 +1,4 @@
-"""What the GitHub App must be allowed and told; `app.yml` says the same to GitHub."""
+"""The permissions and events that the GitHub App needs; `app.yml` lists the same for GitHub."""
 
 APP_PERMISSIONS = {
     "contents": "write",
@@ -9,4 +9,4 @@ APP_PERMISSIONS = {
 }
 APP_EVENTS = ("issues", "issue_comment", "pull_request", "pull_request_review", "repository")
 READ_EVENTS = (*APP_EVENTS, "installation", "installation_repositories")
-"""What Osiris reads: the last two come to every App, and cannot be subscribed to."""
+"""The events that Osiris reads. The last two are sent to every App and cannot be subscribed to."""

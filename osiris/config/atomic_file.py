@@ -1,4 +1,4 @@
-"""Files that hold their old content or their new one, and never a part of it."""
+"""Atomic file writes: a file has its old content or its new content, never a part of it."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the place of `path` when the block ends without an error.
+    """Open a new file that replaces `path` when the block ends without an error.
 
-    Its content is on the disk before it does. `mode` is the file's, whatever the umask. Raises
-    OSError when it cannot be written; `path` then holds what it held.
+    Its content is synced to disk first. `mode` is the file's mode, whatever the umask. Raises
+    OSError when it cannot be written; `path` is then unchanged.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -28,6 +28,6 @@ def replace_file(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Let `path` hold `text` (UTF-8); see `replace_file`."""
+    """Write `text` (UTF-8) to `path`; see `replace_file`."""
     with replace_file(path, mode=mode) as file:
         file.write(text.encode())

@@ -1,5 +1,4 @@
-"""The steps by which a repository gets GitHub's own agent ready, for those that have them:
-`copilot-setup-steps.yml`.
+"""Setup steps that a repository already has for GitHub's own agent: `copilot-setup-steps.yml`.
 
 https://docs.github.com/en/copilot/how-tos/use-copilot-agents/coding-agent/customize-the-agent-environment
 """
@@ -13,14 +12,14 @@ from osiris.core.errors import NeedsOperator
 
 PATH: Final = ".github/workflows/copilot-setup-steps.yml"
 JOB: Final = "copilot-setup-steps"
-_INSTEAD: Final = "mend it, or name the set-up commands in `.github/osiris.yml` (`commands.setup`)"
+_INSTEAD: Final = "fix it, or list the setup commands in `.github/osiris.yml` (`commands.setup`)"
 
 
 def parse_steps(text: str) -> tuple[str, ...]:
     """Return the commands of its `run:` steps, in order; none for a file without that job.
 
-    A step that wants an action, or has an expression of GitHub's (`${{ … }}`) in it, needs GitHub's
-    machines and is left out. Raises NeedsOperator for a file that cannot be read, or has more
+    A step that uses an action, or contains a GitHub expression (`${{ … }}`), needs GitHub's
+    machines and is left out. Raises NeedsOperator for a file that cannot be read, or that has more
     commands than `commands.setup` may have.
     """
     try:

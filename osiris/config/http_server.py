@@ -1,4 +1,4 @@
-"""An HTTP server inside somebody else's process."""
+"""An HTTP server that runs inside another process."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,16 @@ import uvicorn
 
 @cache
 def create_tls_context() -> ssl.SSLContext:
-    """The machine's trusted certificates, read once in a process: a client for each guest would
-    read them anew."""
+    """Return a context with the machine's trusted certificates.
+
+    They are read once in a process, because otherwise each HTTP client would read them again.
+    """
     return ssl.create_default_context()
 
 
 class EmbeddedServer(uvicorn.Server):
-    """uvicorn that leaves the signals to its host, says when it is ready, and ends when told, not
-    at the next tick."""
+    """A uvicorn server that leaves signals to its host, reports when it is ready, and stops at once
+    when requested, not at the next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -39,13 +41,13 @@ class EmbeddedServer(uvicorn.Server):
         await self._stop_requested.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's own, which rests for tenths of a second: guests come and go in
-        milliseconds."""
+        """Shut down like uvicorn, but without its pauses of tenths of a second: embedded servers
+        start and stop within milliseconds."""
         loop = asyncio.get_running_loop()
         for listener in (listener for server in self.servers for listener in server.sockets):
             loop.remove_reader(listener.fileno())
-        # Turns in which what was just accepted becomes a connection: with its server closed by
-        # then, asyncio loses it.
+        # Iterations of the loop in which a socket just accepted becomes a connection; if its
+        # server were closed by then, asyncio would lose it.
         for _ in range(3):
             await asyncio.sleep(0)
         for server in self.servers:
@@ -66,11 +68,13 @@ class EmbeddedServer(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serve_app(app: Any, listener: socket.socket, *, grace: int) -> AsyncIterator[None]:
-    """Serve an ASGI app on a socket until the block ends; `grace` are the seconds its last answers
-    may take."""
-    # Head and body of an answer are two writes, and the second must not wait for the other side to
-    # acknowledge the first (40 ms). Connections inherit it; asyncio sees to it only for sockets
-    # that were made with IPPROTO_TCP.
+    """Serve an ASGI app on a socket until the block ends.
+
+    `grace` is the number of seconds that its last answers may take.
+    """
+    # Head and body of an answer are two writes, and the second must not wait until the other side
+    # acknowledges the first (40 ms). Connections inherit the option; asyncio sets it only for
+    # sockets created with IPPROTO_TCP.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app,

@@ -1,4 +1,4 @@
-"""Logs for people or for machines; a known secret never gets through."""
+"""Logging for people or for machines. Known secrets are redacted from every line."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from typing import Final
 from osiris.core.redaction import Redactor
 from osiris.core.sanitize import clean_text
 
-MOST: Final = 16_000  # characters of one line; a traceback's end says most
+MOST: Final = 16_000  # characters of one line; the end of a traceback matters most
 
 
 class _RedactingFormatter(logging.Formatter):
@@ -22,7 +22,8 @@ class _RedactingFormatter(logging.Formatter):
         return _bound_line(self._hide(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """One message is one line: a stranger's words in it cannot pass for a line of their own."""
+        """Return the message as one line, so that untrusted text in it cannot be taken for another
+        log line."""
         record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
         return super().formatMessage(record)
 
@@ -37,13 +38,13 @@ class _JsonFormatter(_RedactingFormatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        # a secret is hidden before a cut can leave a part of it
+        # secrets are redacted before the cut, which could leave a part of one
         return json.dumps({name: _bound_line(self._hide(text)) for name, text in line.items()})
 
 
 def _bound_line(text: str) -> str:
-    """Return text for the log without hidden characters and without the middle of a very long
-    one."""
+    """Return text for the log without hidden characters, and without its middle if it is very
+    long."""
     text = clean_text(text)
     if len(text) <= MOST:
         return text

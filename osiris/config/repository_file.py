@@ -1,4 +1,4 @@
-"""`.github/osiris.yml` of a repository, as a Policy."""
+"""The file `.github/osiris.yml` of a repository, parsed into a Policy."""
 
 import re
 from typing import Annotated
@@ -11,7 +11,7 @@ from osiris.core.policy import REGISTRIES, Policy
 from osiris.core.sanitize import clean_text, cut_text
 
 PATH = ".github/osiris.yml"
-MOST_COMMANDS, MOST_COMMAND = 50, 20_000  # of a set-up; characters of one
+MOST_COMMANDS, MOST_COMMAND = 50, 20_000  # setup commands; characters of one
 MODEL = r"^[a-z-]+:\S+$"
 HOST = re.compile(
     r"(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?"
@@ -42,8 +42,8 @@ _Command = Annotated[str, Field(min_length=1, max_length=MOST_COMMAND)]
 
 
 def _validate_host(name: str) -> str:
-    """A name with a dot in it: neither an address of numbers nor a machine of the operator's
-    own."""
+    """Return a host name that contains a dot, which excludes numeric addresses and local machines
+    of the operator."""
     if len(name) > 260 or not HOST.fullmatch(name):
         raise ValueError(
             f"{name[:80]!r} is not the name of a host, like example.com, *.example.com or"
@@ -90,13 +90,15 @@ def _read_commands(given: _Commands) -> tuple[str, ...] | None:
 
 
 def parse_policy(text: str) -> Policy:
-    """The policy a repository's file states; every key is optional. Raises Refused naming the key
-    and the reason."""
+    """Return the policy in a repository's file; every key is optional.
+
+    Raises Refused naming the key and the reason.
+    """
     try:
         data = load_yaml(text) or {}
     except UnreadableYaml as error:
         where = f" in line {error.line}" if error.line else ""
-        raise Refused(f"`{PATH}` {error}{where}; mend it on the default branch") from None
+        raise Refused(f"`{PATH}` {error}{where}; fix it on the default branch") from None
     try:
         file = _File.model_validate(data)
     except ValidationError as error:
@@ -106,7 +108,7 @@ def parse_policy(text: str) -> Policy:
             or "the file"
         )
         raise Refused(
-            f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; mend it on the"
+            f"`{PATH}`: {key}: {first['msg'].removeprefix('Value error, ').lower()}; fix it on the"
             " default branch"
         ) from None
     return Policy(

@@ -1,4 +1,4 @@
-"""The operator's settings: the only reader of the environment."""
+"""The operator's settings. Only this module reads the environment."""
 
 import os
 import re
@@ -13,14 +13,15 @@ from osiris.core.errors import Refused
 
 
 def _default_data_dir() -> Path:
-    """As root /var/lib/osiris, else the user's own data folder (XDG base directories)."""
+    """Return /var/lib/osiris for root, otherwise the user's own data folder (XDG base
+    directories)."""
     if os.geteuid() == 0:
         return Path("/var/lib/osiris")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "osiris"
 
 
 class Settings(BaseModel):
-    """One field per environment variable of the same name in capitals; see
+    """The settings, with one field per environment variable of the same name in capitals; see
     `docs/configuration.md`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -72,7 +73,8 @@ class Settings(BaseModel):
     )
     @classmethod
     def _make_absolute(cls, value: Any) -> Any:
-        """Processes that are started elsewhere must find the same place."""
+        """Return absolute paths, so that processes started in another directory find the same
+        place."""
         if isinstance(value, tuple):
             return tuple(path.expanduser().absolute() for path in value)
         return value and value.expanduser().absolute()
@@ -81,7 +83,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_model(cls, value: str) -> str:
         if value and not (":" in value and value.partition(":")[2]):
-            raise ValueError("is to be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
+            raise ValueError("must be VENDOR:MODEL, for example anthropic:claude-sonnet-5")
         return value
 
     @field_validator(
@@ -91,7 +93,7 @@ class Settings(BaseModel):
     def _check_key(cls, key: SecretStr) -> SecretStr:
         word = key.get_secret_value().strip()
         if not re.fullmatch(r"[!-~]*", word):
-            raise ValueError("is to be one word of ASCII characters")
+            raise ValueError("must be one word of ASCII characters")
         return SecretStr(word)
 
     @field_validator(
@@ -101,7 +103,7 @@ class Settings(BaseModel):
     def _check_url(cls, url: str) -> str:
         if url and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
             raise ValueError(
-                "is to be an address like https://HOST/PATH, without a name or password in it"
+                "must be an address like https://HOST/PATH, without a user name or password"
             )
         return url
 
@@ -111,12 +113,12 @@ class Settings(BaseModel):
         if url.get_secret_value() and not re.fullmatch(
             r"(rediss?|unix)://\S+", url.get_secret_value()
         ):
-            raise ValueError("is to be an address like redis://HOST:6379/0")
+            raise ValueError("must be an address like redis://HOST:6379/0")
         return url
 
     @property
     def private_key(self) -> str:
-        """The App's key in PEM; raises Refused when its file cannot be read."""
+        """Return the App's key in PEM. Raises Refused when its file cannot be read."""
         if self.github_private_key_file is None:
             return self.github_private_key.get_secret_value().replace("\\n", "\n")
         try:
@@ -126,7 +128,7 @@ class Settings(BaseModel):
 
     @property
     def database(self) -> str:
-        """The SQLAlchemy address of the database."""
+        """Return the SQLAlchemy URL of the database."""
         return (
             self.database_url.get_secret_value()
             or f"sqlite+aiosqlite:///{self.osiris_data_dir / 'osiris.db'}"
@@ -134,17 +136,17 @@ class Settings(BaseModel):
 
     @property
     def database_without_password(self) -> str:
-        """The same, to be read by people: without a password."""
+        """Return the database URL without its password, for display."""
         return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", self.database)
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the database is SQLite: a file on this machine."""
+        """Return whether the database is SQLite, a file on this machine."""
         return self.database.startswith("sqlite")
 
     def list_vendors(self) -> dict[str, tuple[str, str]]:
-        """The model vendors that are configured, each with its key and its address ("": the
-        vendor's own)."""
+        """Return the configured model vendors, each with its key and its URL ("": the vendor's
+        own)."""
         keys = {
             "anthropic": (self.anthropic_api_key, self.anthropic_base_url),
             "openai": (self.openai_api_key, self.openai_base_url),
@@ -161,7 +163,7 @@ class Settings(BaseModel):
         return found
 
     def list_missing(self) -> list[str]:
-        """The names without which Osiris cannot do its work."""
+        """Return the names of missing settings without which Osiris cannot work."""
         wanted = {
             "GITHUB_APP_ID": self.github_app_id,
             "GITHUB_PRIVATE_KEY or GITHUB_PRIVATE_KEY_FILE": (
@@ -173,7 +175,7 @@ class Settings(BaseModel):
         return [name for name, value in wanted.items() if not value]
 
     def list_secrets(self) -> list[str]:
-        """Every value that must never be written anywhere."""
+        """Return every value that must never be written anywhere."""
         values = {
             name: value for name, value in self.__dict__.items() if isinstance(value, SecretStr)
         }
@@ -192,8 +194,10 @@ _TOOLS = re.compile(
 
 
 def tools_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What of the environment this machine's package tools go by: none of Osiris's own settings is
-    in it."""
+    """Return the environment variables that this machine's package tools use.
+
+    None of Osiris's own settings is among them.
+    """
     given = os.environ if environ is None else environ
     return {name: value for name, value in given.items() if _TOOLS.fullmatch(name)}
 
@@ -201,10 +205,11 @@ def tools_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
 def load_settings(
     environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
 ) -> Settings:
-    """The settings from `env_file` (None: from no file) and the environment, which wins; an empty
-    value is none.
+    """Return the settings from `env_file` (None: no file) and the environment, which takes
+    precedence.
 
-    Raises Refused, naming the variable and the reason, for an unknown OSIRIS_ name or a bad value.
+    An empty value counts as not set. Raises Refused, naming the variable and the reason, for an
+    unknown OSIRIS_ name or an invalid value.
     """
     found = dotenv_values(env_file) if env_file else {}
     stored = {name: value for name, value in found.items() if value is not None}

@@ -1,5 +1,4 @@
-"""YAML that strangers wrote, read within bounds: nothing in it nests, repeats or grows without a
-limit."""
+"""A bounded loader for untrusted YAML: nesting, repetition and size are limited."""
 
 from typing import Any, Final
 
@@ -12,15 +11,15 @@ _MOST_NUMBER: Final = 100  # characters: PyYAML converts longer ones in quadrati
 _IN_NUMBERS: Final = frozenset("+-0123456789.:_xabcdefABCDEF")
 _OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
-# libyaml reads 64 KiB in 0.1 s; without it, as in a Python that was built without, it takes a
-# second
+# libyaml reads 64 KiB in 0.1 s; without it, PyYAML takes a second
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class UnreadableYaml(ValueError):
-    """The text is not YAML, or more than is read.
+    """The text is not YAML, or it exceeds a limit.
 
-    The reason is what follows the file's name in a sentence; `line` is where, from 1, or 0.
+    The reason continues a sentence that starts with the file's name; `line` is the position, from
+    1, or 0 if unknown.
     """
 
     def __init__(self, reason: str, line: int = 0) -> None:
@@ -29,11 +28,11 @@ class UnreadableYaml(ValueError):
 
 
 def load_yaml(text: str) -> Any:
-    """Return what `text` says, as plain Python values.
+    """Return the content of `text` as plain Python values.
 
     Raises UnreadableYaml with the reason. The events are counted before anything is built: aliases
-    share what they stand for, but merge keys (`<<`) copy it, which takes exponential time and
-    memory.
+    share the value that they refer to, but merge keys (`<<`) copy it, which takes exponential time
+    and memory.
     """
     if len(text) > MOST:
         raise UnreadableYaml(f"is larger than {MOST >> 10} KiB")
@@ -47,7 +46,7 @@ def load_yaml(text: str) -> Any:
         ValueError,
         AttributeError,
         RecursionError,
-    ) as error:  # yaml lets the last three through
+    ) as error:  # PyYAML does not wrap the last three
         mark = getattr(error, "problem_mark", None)
         raise UnreadableYaml("is not YAML", mark.line + 1 if mark else 0) from None
 

@@ -1,4 +1,4 @@
-"""What we decided to do. Effects are orders: frozen, imperative, no behaviour."""
+"""Effects: what was decided and is to be done, as frozen orders without behaviour."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from osiris.core.work import Work
 
 
 class Purpose(StrEnum):
-    """Why a run is started."""
+    """The reason for a run."""
 
     PLAN = "plan"
     BUILD = "build"
@@ -18,7 +18,7 @@ class Purpose(StrEnum):
 
 
 class Topic(StrEnum):
-    """What a one-off reply is about; the words are in `bot/comments.py`."""
+    """The subject of a reply that is posted once; `bot/github/comments.py` writes the text."""
 
     REFUSED = "refused"
     HELP = "help"
@@ -46,9 +46,8 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRun(Order):
-    """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: any) bound the run as a
-    whole, all its grants together. `model` is VENDOR:MODEL, or "" for the operator's.
-    """
+    """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: unlimited) limit the run
+    as a whole, with all its budget grants. `model` is VENDOR:MODEL, or "" for the operator's."""
 
     run: int
     purpose: Purpose
@@ -64,7 +63,7 @@ class StartRun(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchModel(Order):
-    """Let `model` think from the next step of a run on, if it is under way."""
+    """Use `model` from the next step of a run on, if the run is active."""
 
     run: int
     model: str
@@ -72,8 +71,7 @@ class SwitchModel(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopRun(Order):
-    """End a run if it is under way, and remove its workspace; with `keep` it is only cut off, and
-    can go on later."""
+    """End a run if it is active, and remove its workspace; with `keep` it can be resumed later."""
 
     run: int
     keep: bool = False
@@ -81,8 +79,8 @@ class StopRun(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeueParked(Order):
-    """Try again what was parked since the task's last run began. It is done with the decision
-    itself."""
+    """Requeue the orders that were parked since the task's last run began. It is carried out in the
+    same transaction as the decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +114,7 @@ class OpenDraftPull(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkReady(Order):
-    """Take the draft mark off: a person approved `commit`, and it must still be the head."""
+    """Remove the draft mark: a person approved `commit`, which must still be the head."""
 
     pull: int
     commit: str
@@ -124,12 +122,12 @@ class MarkReady(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Order):
-    """Bring the status comments and the check run to what the task is now."""
+    """Update the status comments and the check run to the current state of the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply(Order):
-    """Say one thing once; `once` is its identity on the issue."""
+    """Post one comment once; `dedup_key` identifies it on the issue."""
 
     topic: Topic
     dedup_key: str
@@ -140,7 +138,7 @@ class Reply(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class React(Order):
-    """Put 👀 on what a person wrote: it was seen."""
+    """Add 👀 to what a person wrote: it was read."""
 
     said: SourceRef
 
@@ -160,6 +158,5 @@ Effect = (
 )
 
 ESSENTIAL = (StartRun, Push, OpenDraftPull)
-"""Orders a task cannot do without: when one is refused, the task fails, and when one is parked, it
-pauses; both say why.
-"""
+"""Orders that a task cannot do without. When one is refused, the task fails; when one is parked, it
+pauses. Both give the reason."""

@@ -15,34 +15,35 @@ Anything else that is raised is a bug in Osiris.
 
 
 class OsirisError(Exception):
-    """Base of every error we raise on purpose; its text is a sentence for a person."""
+    """The base of every error that Osiris raises on purpose; its text is a sentence for a
+    person."""
 
 
 class Refused(OsirisError):
-    """It will not be done, and trying again would change nothing; the text says why and what to
+    """It is not done, and another try would change nothing; the text is the reason and what to
     do."""
 
 
 class NeedsOperator(Refused):
-    """It will not be done before a person has mended what the text says; then the same thing can be
-    tried again."""
+    """It cannot be done until a person has done what the text asks for; then it can be tried
+    again."""
 
 
 class RepositoryUnavailable(NeedsOperator):
-    """Nothing can be written in the repository for now: archived, the App suspended or taken
-    off."""
+    """Nothing can be written in the repository for now: it is archived, or the App is suspended or
+    uninstalled."""
 
 
 class LeaseLost(OsirisError):
-    """This worker no longer holds what it works on; whoever holds it now goes on with it."""
+    """This worker no longer holds what it works on; the worker that holds it now continues."""
 
 
 class Unavailable(OsirisError):
-    """It cannot be done now; try again in `retry_in` seconds (None: the worker's own growing
-    pause).
+    """It cannot be done now; try again in `retry_in` seconds (None: after the worker's own growing
+    pauses).
 
-    `made_progress` is True when the job came further than it was at its last try: earlier tries
-    then count for nothing.
+    `made_progress` is True when the job came further than at its last try: earlier tries do not
+    count then.
     """
 
     tries: int | None = None
@@ -57,19 +58,19 @@ class Unavailable(OsirisError):
 
 
 class Occupied(Unavailable):
-    """Other work of this machine has the room that this needs, and will give it back: no try is the
-    last one."""
+    """Other work of this machine has the room for this, and will give it back: any number of
+    tries."""
 
 
 class LocalTimeout(Unavailable):
-    """Something of our own machine took too long: it may have too much to do now, or the thing may
-    be too large for it. It is tried for some minutes before a person hears of it."""
+    """Something on this machine took too long: it may be busy now, or the thing may be too large
+    for it. It is tried for some minutes before a person is told."""
 
     tries = 8
 
 
 class RunEnded(OsirisError):
-    """A run came to its end; `outcome` is one of `osiris.core.ports.models.CheckOutcome`."""
+    """A run ended; `outcome` is an `osiris.core.ports.models.Outcome`."""
 
     def __init__(self, outcome: object) -> None:
         super().__init__(type(outcome).__name__)

@@ -1,7 +1,7 @@
-"""What happened, in our own words. Events are facts: frozen, past tense, no behaviour.
+"""Events: what happened, as frozen facts in the past tense, without behaviour.
 
-Three families: an `Ask` is a person's wish and needs authority; a `RunFact` comes from one agent
-run and is void when another run has taken its place; every other event is a plain fact.
+There are three families. An `Ask` is a person's wish and needs authority. A `RunFact` comes from
+one agent run, and is void when another run has replaced it. Every other event is a plain fact.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from osiris.core.work import Work
 
 @dataclass(frozen=True, slots=True)
 class IssueRef:
-    """The issue is the task: `repo` is "owner/name"."""
+    """An issue, which is also the task; `repo` is "owner/name"."""
 
     repo: str
     number: int
@@ -23,7 +23,7 @@ class IssueRef:
 
 
 class Role(StrEnum):
-    """A person's `role_name` in a repository, as GitHub's collaborator look-up gives it."""
+    """A person's `role_name` in a repository, as GitHub's collaborator API returns it."""
 
     NONE = "none"
     READ = "read"
@@ -40,12 +40,13 @@ class Actor:
 
     @property
     def may_steer(self) -> bool:
-        """Only people with write access trigger, steer or approve."""
+        """Return whether the person has write access: only such people start, steer or approve
+        work."""
         return self.role in (Role.WRITE, Role.MAINTAIN, Role.ADMIN)
 
 
 class Authentication(StrEnum):
-    """How it was established who made a request."""
+    """The way in which it was established who made a request."""
 
     OPERATOR = "operator"
     """Osiris's own command line: only the operator can write to its database."""
@@ -55,7 +56,7 @@ class Authentication(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who made a request. A principal has no role: that is looked up in the repository."""
+    """The maker of a request. A principal has no role: it is looked up in the repository."""
 
     name: str
     authentication: Authentication
@@ -63,7 +64,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """Where a person's words stand on GitHub: a comment by its database id, a review by its node
+    """The place of a person's words on GitHub: a comment by its database id, a review by its node
     id."""
 
     kind: Literal["comment", "review"]
@@ -72,7 +73,7 @@ class SourceRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thread:
-    """One line comment of a review, with the piece of diff it hangs on."""
+    """One line comment of a review, with the part of the diff that it belongs to."""
 
     path: str
     line: int | None
@@ -82,7 +83,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A submitted review, whole: it is the brief of one run."""
+    """A complete submitted review: the briefing of one run."""
 
     by: str
     text: str
@@ -91,7 +92,7 @@ class Review:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMade:
-    """Somebody asked for work that has no issue yet; `key` is the request's own identity."""
+    """Somebody requested work that has no issue yet; `key` identifies the request."""
 
     key: str
     repo: str
@@ -136,8 +137,8 @@ class ChangesRequested(Ask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved(Ask):
-    """`commit` was approved while `head` was the end of pull request number `pull`, as GitHub says
-    it."""
+    """`commit` was approved while `head` was the head of pull request `pull`, according to
+    GitHub."""
 
     commit: str
     head: str
@@ -154,8 +155,7 @@ class RetryRequested(Ask): ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChosen(Ask):
-    """A person wants `model` to think from the next step on; `trouble` says why that model
-    cannot."""
+    """A person chose `model` for the steps to come; `trouble` is why that model cannot work."""
 
     model: str
     trouble: str = ""
@@ -167,7 +167,7 @@ class StatusAsked(Ask): ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelpAsked(Ask):
-    """`unknown` is the command we did not understand, empty when help itself was asked for."""
+    """A person asked for help; `unknown` is a command that Osiris does not know, else empty."""
 
     unknown: str = ""
 
@@ -200,8 +200,8 @@ class QuestionAsked(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchReady(RunFact):
-    """`tree` and `base` are git object ids in the host's own repository; `at` is in seconds since
-    1970."""
+    """A run handed in its work: `tree` and `base` are object ids in the host repository, `at` is in
+    seconds since 1970."""
 
     tree: str
     base: str
@@ -228,8 +228,7 @@ class BudgetSpent(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHalted(RunFact):
-    """A run that goes on where it stopped once a person has mended what halted it, for example a
-    refused key."""
+    """A run stopped until a person changes something outside of it, such as a rejected key."""
 
     reason: str
 
@@ -239,17 +238,16 @@ class RunHalted(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderRefused(TaskEvent):
-    """An order that the task cannot do without was refused for good."""
+    """An order without which the task cannot go on was refused for good."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderParked(TaskEvent):
-    """An order that the task cannot do without waits for a person: once it is mended, a retry takes
-    the order up.
+    """An order without which the task cannot go on waits for a person; a retry requeues it.
 
-    `run` is the run whose work it was to push, if that is what it was to do.
+    `run` is the run whose work it was to push, if it was a push.
     """
 
     reason: str
@@ -258,8 +256,8 @@ class OrderParked(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLost(TaskEvent):
-    """Nothing can be written in the repository for now: archived, the App suspended or taken
-    off."""
+    """Nothing can be written in the repository for now: it is archived, or the App is suspended or
+    uninstalled."""
 
     reason: str
 
@@ -271,7 +269,7 @@ class AccessRegained(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchPushed(TaskEvent):
-    """Work is on GitHub, as commit `head`; `answered` are the reviews it answers."""
+    """Work was pushed as commit `head`; `answered` are the reviews that it answers."""
 
     head: str
     answered: tuple[Review, ...] = ()
@@ -284,7 +282,7 @@ class PullOpened(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitsPushed(TaskEvent):
-    """The pull request's branch now ends at `head`."""
+    """The head of the pull request's branch is now `head`."""
 
     head: str
 
@@ -328,7 +326,7 @@ class IssueDropped(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestWithdrawn(TaskEvent):
-    """The trigger label was taken off, or the issue closed without a merged pull request."""
+    """The trigger label was removed, or the issue closed without a merged pull request."""
 
     by: str
 

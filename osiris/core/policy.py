@@ -1,4 +1,4 @@
-"""What a repository allows: gates, budgets and limits, as one value."""
+"""The policy of a repository: gates, budgets and limits, as one value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,12 @@ for."""
 class Policy:
     """The settings of one repository (`.github/osiris.yml`), each with its default.
 
-    `steps`, `minutes` and `usd` (US dollars; None: any) are the budget of one run; `models` names
-    who thinks, as VENDOR:MODEL by role (`plan`, `build`); `deny` are path prefixes a run may not
-    change; `setup` are the commands that get a new workspace ready (None: nothing is said of them),
-    with a network of the package registries and the hosts `setup_hosts`; `agent_hosts` are those
-    that the agent's own commands may reach, if the operator allows that (each HOST, HOST:PORT,
-    *.HOST or REGISTRIES); `broken` says why the repository's file could not be read, and no run
-    starts until it is mended.
+    `steps`, `minutes` and `usd` (US dollars; None: unlimited) are the budget of one run; `models`
+    are VENDOR:MODEL by purpose (`plan`, `build`); `deny` are path prefixes that a run may not
+    change; `setup` are the commands that prepare a new workspace (None: not configured), which can
+    reach the package registries and `setup_hosts`; `agent_hosts` are the hosts that the agent's own
+    commands may reach, if the operator allows it (each HOST, HOST:PORT, *.HOST or REGISTRIES);
+    `broken` is why the repository's file could not be read: no run starts until it is corrected.
     """
 
     label: str = "osiris"

@@ -1,7 +1,7 @@
-"""Taking secrets out of words, on every way out: logs, comments, commits, answers to a model.
+"""Redaction of secrets from text that leaves Osiris: logs, comments, commits, answers to a model.
 
-Those that are known, and what is shaped like one. The shapes are what their makers document; for
-GitHub's see
+It removes known secrets and everything that has the form of one. The forms are documented by the
+vendors; for GitHub's see
 https://github.blog/engineering/platform-security/behind-githubs-new-authentication-token-formats/
 (its newer installation tokens hold a JWT, and so dots).
 """
@@ -57,8 +57,8 @@ otherwise.
 
 
 class Redactor:
-    """Hides the `known` secrets, also as JSON, URLs and base64 write them, and everything of a
-    known shape.
+    """A filter that hides the `known` secrets, also as written by JSON, URLs and base64, and
+    everything that has the form of a secret.
 
     It takes time in proportion to the text.
     """

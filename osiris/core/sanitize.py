@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to show to people, models, terminals and logs.
+"""Untrusted text, made safe to show to people, models, terminals and logs.
 
 There is one list of hidden characters for the whole product: what a model, a reviewer, a terminal
 or a file name must not carry unseen. Every function takes time in proportion to its input.
@@ -44,12 +44,12 @@ def clean_text(raw: bytes | str) -> str:
 
 
 def show_hidden(line: str) -> str:
-    """Return `line` with everything written out that `clean_text` removes, such as `<U+200B>`."""
+    """Return `line` with everything spelled out that `clean_text` removes, such as `<U+200B>`."""
     return _HIDDEN.sub(_escape_character, line)
 
 
 def has_hidden(name: str) -> bool:
-    """Return whether a file name carries a control character or one that is not seen.
+    """Return whether a file name contains a control character or an invisible one.
 
     The joiners of some scripts and of emoji are allowed. `name` may hold surrogate escapes.
     """

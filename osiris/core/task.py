@@ -1,4 +1,4 @@
-"""What a task is, and every legal move of its state: the whole state machine as one table."""
+"""The task, and every legal move of its state: the whole state machine as one table."""
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -8,8 +8,8 @@ from osiris.core.work import Work
 
 
 class State(StrEnum):
-    """Also known as: queued = pending, running = claimed or in progress, review = review
-    pending."""
+    """The state of a task. Elsewhere queued is also called pending, running is in progress, and
+    review is review pending."""
 
     QUEUED = "queued"
     PLANNING = "planning"
@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 class Back(Enum):
-    """The target of a move that returns to where the task was before it was halted."""
+    """The target of a move that returns a task to its state before it was halted."""
 
     BACK = "back"
 
@@ -136,13 +136,13 @@ class Task:
 
 
 def next_state(task: Task, event: e.TaskEvent) -> State | None:
-    """Where `event` takes `task`; None when the table does not list the move."""
+    """Return the state that `event` leads to; None when the table does not list the move."""
     target = MOVES.get((task.state, type(event)))
     return task.before if isinstance(target, Back) else target
 
 
 def render_states_page() -> str:
-    """The table as a page with a Mermaid diagram: `docs/states.md`."""
+    """Return the table as a page with a Mermaid diagram: `docs/states.md`."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), target in MOVES.items():
         for name in (

@@ -8,8 +8,8 @@ from typing import Literal
 class FileChange:
     """One changed path, as the host read it from the tree.
 
-    The numbers of lines are None for a binary file, and, with `counted` False, for one whose lines
-    were not counted because that would take too long.
+    The numbers of lines are None for a binary file. They are also None, with `counted` False, where
+    counting would take too long.
     """
 
     path: str
@@ -21,8 +21,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
-    """A host and port that a command wanted to reach, how often, and why that was not let
-    through."""
+    """A host and port that a command could not reach, how often it tried, and why."""
 
     host: str
     port: int
@@ -32,7 +31,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRan:
-    """One command the harness saw in the sandbox; `exit_code` None: it was cut off."""
+    """One command that Osiris saw in the sandbox; `exit_code` is None when it was cut off."""
 
     command: str
     exit_code: int | None
@@ -42,8 +41,8 @@ class CommandRan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """How a workspace was got ready: the commands of the set-up, whether their result was one of an
-    earlier run, and what the sandbox of that machine lacks ("": nothing).
+    """The preparation of a workspace: the setup commands, whether their result was cached, and what
+    the sandbox of that machine lacks ("": nothing).
 
     `blocked` and `more_blocked` are as in Work.
     """
@@ -57,9 +56,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that a model counted, and their price in US dollars; None: no price is known.
+    """Tokens that a model counted, and their price in US dollars (None: unknown).
 
-    `cached` are those of `input` that the vendor had kept from an earlier request.
+    `cached` are those of `input` that the vendor had stored from an earlier request.
     """
 
     input: int = 0
@@ -70,12 +69,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a run handed in: the model's words, and the facts the harness saw.
+    """The work that a run handed in: the model's words, and what Osiris saw itself.
 
-    `model` names every model that worked on it; `edited_last` is True when files were changed after
-    the last command ran. `commands` are the newest, and `earlier` is how many ran before them.
-    `blocked` is what all commands together were not let through to, and `more_blocked` how many
-    such rows were left out; in what earlier versions wrote, the rows are with the commands.
+    `model` names every model that worked on it; `edited_last` is True when files changed after the
+    last command. `commands` are the newest commands, and `earlier` is the number of those before
+    them. `blocked` is what all commands together could not reach, and `more_blocked` the number of
+    rows that were left out. In work that an earlier version stored, these rows are in the commands.
     """
 
     summary: str

@@ -1,2 +1,2 @@
-"""`osiris local`: the whole loop on a repository of the person's own, with devhub in GitHub's
+"""`osiris local`: the complete workflow on the user's own repository, with devhub in GitHub's
 place."""

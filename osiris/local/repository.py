@@ -1,4 +1,4 @@
-"""The person's own repository: looked at with care, and changed by one new branch at the very
+"""The user's own repository: it is read with care, and changed by one new branch at the very
 end."""
 
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from osiris.core.errors import Refused
 
-_TIMEOUT = 600.0  # seconds; a large repository on a slow disk takes minutes to look at
+_TIMEOUT = 600.0  # seconds; reading a large repository on a slow disk takes minutes
 _OUTPUT = 1 << 20  # bytes that git may print
 _NAMES = 16 << 20  # bytes: names of changed files
 _STDERR = 1 << 16
@@ -19,20 +19,23 @@ _QUIET = (
     "gc.auto=0",
     "maintenance.auto=false",
     "fetch.writeCommitGraph=false",
-    # no setting of the repository makes another address, or a command, of our path
+    # no setting of the repository can turn our path into another address or a command
     "protocol.allow=never",
     "protocol.file.allow=always",
 )
 
 
 class _TooMuchOutput(Refused):
-    """git told more about a repository than is read."""
+    """git printed more about a repository than is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRepository:
-    """`branch` is "" when no branch is checked out; `dirty` counts the paths that differ from
-    `commit`."""
+    """The user's repository.
+
+    `branch` is "" when no branch is checked out; `dirty` is the number of paths that differ from
+    `commit`.
+    """
 
     path: Path
     commit: str
@@ -41,21 +44,24 @@ class LocalRepository:
 
     @classmethod
     def open_at(cls, path: Path) -> "LocalRepository":
-        """The repository that holds `path`. Raises Refused when there is none to work on."""
+        """Return the repository that contains `path`.
+
+        Raises Refused when there is none that can be worked on.
+        """
         if not path.is_dir():
-            raise Refused(f"{path} is no folder")
+            raise Refused(f"{path} is not a folder")
         try:
             top = Path(_run_git(path, "rev-parse", "--show-toplevel"))
         except Refused as refused:
             hint = "" if "ownership" in str(refused) else "; `git init` makes one"
             raise Refused(
-                f"{path} is in no git repository that you may use ({refused}){hint}"
+                f"{path} is not in a git repository that you may use ({refused}){hint}"
             ) from None
         try:
             commit = _run_git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except Refused:
             raise Refused(
-                f"{top} has no commit yet; make a first one, it is what the work starts from"
+                f"{top} has no commit yet; make a first one, which the work starts from"
             ) from None
         if _run_git(top, "rev-parse", "--is-shallow-repository") == "true":
             raise Refused(f"{top} is a shallow clone; `git fetch --unshallow` makes it whole")
@@ -70,7 +76,7 @@ class LocalRepository:
         return cls(path=top, commit=commit, branch=branch, dirty=changed.count("\0"))
 
     def read_file(self, commit: str, path: str) -> str:
-        """A text file as it is in a commit, "" when it is not there.
+        """Return a text file as it is in a commit; "" when it does not exist.
 
         Raises Refused when it is too large.
         """
@@ -85,19 +91,19 @@ class LocalRepository:
             return ""
 
     def import_commit(self, source: Path, commit: str, branch: str) -> str:
-        """Bring `commit` from another repository in as a new branch; its name, with a number if
-        `branch` is taken.
+        """Fetch `commit` from another repository as a new branch and return its name, with a number
+        if `branch` is taken.
 
-        Nothing else changes: not the work tree, not the index, no other branch. Doing it again
-        changes nothing.
+        Nothing else changes: neither the work tree nor the index nor any other branch. Doing it
+        again changes nothing.
         """
         if self._has_conflicting_name(branch):
             branch = branch.replace("/", "-")
         name, number = branch, 1
-        while (there := self._read_tip(name)) not in ("", commit):
+        while (tip := self._read_tip(name)) not in ("", commit):
             number += 1
             name = f"{branch}-{number}"
-        if not there:
+        if not tip:
             flags = (
                 "--quiet",
                 "--no-tags",
@@ -118,8 +124,8 @@ class LocalRepository:
         return name
 
     def _has_conflicting_name(self, branch: str) -> bool:
-        """Whether a branch has the name of a folder of this one, or the other way round: git keeps
-        them as files."""
+        """Return whether a branch has the name of a folder of this one, or vice versa: git stores
+        branches as files."""
         args = ("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
         listed = _run_git(self.path, *args, most=_NAMES)
         names = listed.splitlines()
@@ -135,7 +141,7 @@ class LocalRepository:
 
 
 def _is_partial_clone(top: Path) -> bool:
-    """Whether a clone lacks objects that it would fetch when they are needed."""
+    """Return whether a clone lacks objects that it would fetch when they are needed."""
     try:
         return bool(
             _run_git(
@@ -149,12 +155,12 @@ def _is_partial_clone(top: Path) -> bool:
 
 
 def _run_git(at: Path, *args: str, most: int = _OUTPUT) -> str:
-    """Run git as the person runs it, with their settings.
+    """Run git as the user runs it, with their settings.
 
-    Raises Refused with its first line, or when it prints more than `most` bytes or does not end:
-    the repository may be a stranger's.
+    Raises Refused with its first line of stderr, or when it prints more than `most` bytes or does
+    not end: the repository may be untrusted.
     """
-    # fsmonitor would be a program that the repository names
+    # fsmonitor would be a program that the repository configures
     command = ["git", "-C", str(at), "-c", "core.fsmonitor=false", *args]
     with tempfile.TemporaryFile() as err:
         try:
@@ -176,7 +182,7 @@ def _run_git(at: Path, *args: str, most: int = _OUTPUT) -> str:
 
 
 def _read_output(process: subprocess.Popen[bytes], command: str, most: int) -> bytes:
-    """Return what git prints, once it has ended.
+    """Return the output of git once it has ended.
 
     Raises Refused, and kills git, when it prints too much or takes too long.
     """
@@ -193,5 +199,5 @@ def _read_output(process: subprocess.Popen[bytes], command: str, most: int) -> b
         raise _TooMuchOutput(f"git {command} printed more than {most >> 20} MiB, too much to read")
     if process.returncode == -signal.SIGKILL:
         minutes = f"{_TIMEOUT / 60:g} minutes"
-        raise Refused(f"git {command} was ended: it took more than {minutes}, or too much memory")
+        raise Refused(f"git {command} was killed: it took more than {minutes}, or too much memory")
     return out

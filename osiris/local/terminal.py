@@ -1,4 +1,4 @@
-"""What the person sees and types. Everything a model or a stranger wrote is made harmless first."""
+"""The terminal of the user. Text from a model or another person is sanitized before it is shown."""
 
 import asyncio
 import contextlib
@@ -17,20 +17,20 @@ from osiris.queue.read_models import Step
 
 _STYLES = {"text": "", "thinking": "dim italic"}
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
-_MOST_LINE = 2_000  # characters of a line of a diff: each may be written out as eight
+_MOST_LINE = 2_000  # characters of a line of a diff; one may be shown as eight
 
 
 class UserLeft(Exception):
-    """The person does not want to go on now."""
+    """The user does not want to continue now."""
 
 
 class Terminal:
-    """A terminal, or a plain stream of lines where there is none."""
+    """A terminal, or a plain stream of lines if there is none."""
 
     def __init__(self) -> None:
         self._out = Console(soft_wrap=True, highlight=False)
-        self._open = ""  # the kind of a streamed line that is not ended yet
-        self._streamed: set[tuple[str, int]] = set()  # the replies that were shown as they came
+        self._open = ""  # the kind of a streamed line that has not ended yet
+        self._streamed: set[tuple[str, int]] = set()  # the replies shown while they arrived
 
     @property
     def is_terminal(self) -> bool:
@@ -44,18 +44,20 @@ class Terminal:
         self._end_line()
         self._out.print(Text.assemble((f"{mark}  ", "bold cyan"), clean_text(words)))
 
-    # ── what the agent does ──
+    # ── the agent's steps ──
 
     def is_first_piece(self, delta: ReplyDelta) -> bool:
-        """Whether it is the first piece of its reply."""
+        """Return whether this is the first piece of its reply."""
         return (delta.run, delta.seq) not in self._streamed
 
     def print_delta(self, delta: ReplyDelta) -> None:
-        """A piece of a reply, as it comes; off a terminal the whole reply is shown when it is
-        there."""
+        """Print a piece of a reply as it arrives.
+
+        Without a terminal, the whole reply is printed when it is complete.
+        """
         if not self._out.is_terminal:
             return
-        if delta.kind == "again":
+        if delta.kind == "restart":
             self.print_line("   (the reply broke off; asking again)", "dim")
         elif delta.kind in _STYLES:
             self._streamed.add((delta.run, delta.seq))
@@ -66,7 +68,7 @@ class Terminal:
             self._open = "" if text.endswith("\n") else delta.kind
 
     def print_steps(self, steps: Sequence[Step]) -> None:
-        """Messages of the transcript: what was called, and what came of it."""
+        """Print messages of the transcript: the calls and their results."""
         for step in steps:
             for words in format_steps([step], said=(step.run, step.seq) not in self._streamed):
                 self.print_line(f"   {words}", "dim")
@@ -76,12 +78,13 @@ class Terminal:
             self._out.print()
             self._open = ""
 
-    # ── what came of it ──
+    # ── the result, and questions ──
 
     def print_diff(self, text: str, most: int | None = None) -> None:
-        """Print each line as it is, with nothing hidden; of many the first `most`.
+        """Print each line as it is, with hidden characters made visible; of many lines the first
+        `most`.
 
-        Of a long line only the begin is shown, and how much more there is.
+        Of a long line, only the beginning is printed, and the number of further characters.
         """
         lines = text.removesuffix("\n").split("\n")
         for line in lines[:most]:
@@ -95,8 +98,10 @@ class Terminal:
             self.print_line(f"… and {len(lines) - most} more lines: [d] shows them all", "bold")
 
     async def ask_question(self, question: str, *, until: bytes = b"\n") -> str:
-        """What the person types from now on, up to an end of line, or to another `until`. Raises
-        Left at the end of the input."""
+        """Return what the user types from now on, up to a line end or another `until`.
+
+        Raises UserLeft at the end of the input.
+        """
         self._end_line()
         typed = self._discard_typed()
         self._out.print(Text(question, style="bold"), end=" ")
@@ -107,19 +112,19 @@ class Terminal:
         return clean_text(typed).strip()
 
     def _discard_typed(self) -> bytes:
-        """Throw away what was typed before the question was there to be answered."""
+        """Discard what was typed before the question was shown."""
         with contextlib.suppress(termios.error):
             termios.tcflush(sys.stdin, termios.TCIFLUSH)
         return b""
 
     async def _read_bytes(self) -> bytes:
-        """Wait for the terminal without a thread, so that whoever waits can be cancelled."""
+        """Wait for the terminal without a thread, so that the wait can be cancelled."""
         loop = asyncio.get_running_loop()
-        came = asyncio.Event()
+        readable = asyncio.Event()
         descriptor = sys.stdin.fileno()
-        loop.add_reader(descriptor, came.set)
+        loop.add_reader(descriptor, readable.set)
         try:
-            await came.wait()
+            await readable.wait()
         finally:
             loop.remove_reader(descriptor)
         if not (typed := os.read(descriptor, 4096)):

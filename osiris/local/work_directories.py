@@ -1,4 +1,4 @@
-"""Where local work is kept: a folder for each request, below one for each repository."""
+"""The folders of local work: one for each request, below one for each repository."""
 
 import contextlib
 import fcntl
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from osiris.bootstrap import make_passable
 from osiris.core.errors import Refused
+from osiris.data_folder import make_passable
 from osiris.tools.sandbox.disks.mounts import unmount_below
 
 REQUEST = "request.json"
@@ -18,8 +18,10 @@ _DONE = "done"
 
 @dataclass(frozen=True, slots=True)
 class WorkDirectories:
-    """The folders of one repository; a finished one stays until the next request, so that its story
-    can be read."""
+    """The folders of one repository.
+
+    A finished one is kept until the next request, so that its history can be read.
+    """
 
     root: Path
 
@@ -29,8 +31,10 @@ class WorkDirectories:
         return cls(data / "local" / f"{repository.name}-{key}")
 
     def create_directory(self) -> Path:
-        """A new folder; those that are finished are removed. Raises Refused when none can be
-        made."""
+        """Create a new folder and remove the finished ones.
+
+        Raises Refused when that is not possible.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in (self.root, self.root.parent, self.root.parent.parent):
@@ -38,12 +42,12 @@ class WorkDirectories:
             numbers = [int(folder.name) for folder in self._list_directories()]
             for folder in self._list_directories():
                 if (folder / _DONE).exists():
-                    unmount_below(folder)  # a life that was killed has left something mounted
+                    unmount_below(folder)  # a process that was killed left something mounted
                     shutil.rmtree(folder, ignore_errors=True)
             place = self.root / str(max(numbers, default=0) + 1)
             place.mkdir(mode=0o711)
         except FileExistsError:
-            return self.create_directory()  # somebody else was quicker
+            return self.create_directory()  # another process was faster
         except OSError as error:
             raise Refused(
                 f"{self.root} cannot be used: {error.strerror}; set OSIRIS_DATA_DIR"
@@ -51,12 +55,12 @@ class WorkDirectories:
         return place
 
     def find_unfinished(self) -> Path:
-        """The newest folder whose work is not finished. Raises Refused when there is none."""
+        """Return the newest folder with unfinished work. Raises Refused when there is none."""
         for folder in self._list_directories():
             if not (folder / _DONE).exists() and (folder / REQUEST).exists():
                 return folder
         raise Refused(
-            'there is no unfinished work here; say what is to be done: osiris local PATH "request"'
+            'there is no unfinished work here; describe what to do: osiris local PATH "request"'
         )
 
     @staticmethod
@@ -66,13 +70,16 @@ class WorkDirectories:
     @staticmethod
     @contextlib.contextmanager
     def lock_directory(place: Path) -> Iterator[None]:
-        """Raises Refused when another terminal works there."""
+        """Lock the folder until the block ends.
+
+        Raises Refused when another terminal works in it.
+        """
         with (place / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Refused(
-                    "this work is open in another terminal; go on there, or end it first"
+                    "this work is open in another terminal; continue there, or end it first"
                 ) from None
             yield
 

@@ -1,2 +1,4 @@
-"""The whole loop on one machine with nothing configured. Like `bootstrap`, it may know every
-part."""
+"""A complete Osiris on one machine with nothing configured.
+
+Like `bootstrap`, this package may import every other one.
+"""

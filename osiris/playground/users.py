@@ -1,4 +1,4 @@
-"""People, as GitHub sees them: each acts over the API with a token of their own."""
+"""The users of a hub: each acts over the API with their own token."""
 
 from types import TracebackType
 from typing import Any
@@ -9,7 +9,7 @@ from osiris.config.http_server import create_tls_context
 
 
 class Person:
-    """One person at a hub. Every verb raises httpx.HTTPStatusError when the hub refuses."""
+    """A user of a hub. Every method raises httpx.HTTPStatusError when the hub refuses."""
 
     def __init__(self, api_url: str, login: str, token: str, repo: str) -> None:
         self.login = login
@@ -18,7 +18,7 @@ class Person:
             base_url=f"{api_url}/",
             headers={"Authorization": f"Bearer {token}"},
             timeout=30,
-            # before the hub hangs up, which may meet a request
+            # shorter than the hub's, which could close the connection during a request
             limits=httpx.Limits(keepalive_expiry=2),
             trust_env=False,
             verify=create_tls_context(),
@@ -33,7 +33,7 @@ class Person:
         await self._http.aclose()
 
     async def send_request(self, method: str, path: str, **body: Any) -> Any:
-        """A request on the repository; `path` begins with a slash or is empty."""
+        """Send a request on the repository. `path` begins with a slash or is empty."""
         answer = await self._http.request(method, f"repos/{self.repo}{path}", json=body or None)
         answer.raise_for_status()
         return answer.json() if answer.content else None
@@ -72,7 +72,10 @@ class Person:
     async def submit_review(
         self, pull: int, event: str, body: str = "", threads: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """`event` is APPROVE, REQUEST_CHANGES or COMMENT; a thread is {path, line, body}."""
+        """Submit a review.
+
+        `event` is APPROVE, REQUEST_CHANGES or COMMENT; a thread is {path, line, body}.
+        """
         lines = [{"side": "RIGHT", **thread} for thread in threads or []]
         head = (await self.get_pull(pull))["head"]["sha"]
         sent = {"event": event, "body": body, "comments": lines, "commit_id": head}

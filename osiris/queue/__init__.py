@@ -1,1 +1,1 @@
-"""What makes work durable: inbox, outbox, runs and their transcripts in one database."""
+"""The durable queue: inbox, outbox, runs and their transcripts in one database."""

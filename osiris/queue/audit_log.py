@@ -1,4 +1,5 @@
-"""The journal: append-only and hash-chained per task, so that a changed or missing line shows."""
+"""The audit log: append-only and hash-chained per task, so that a changed or missing entry is
+detected."""
 
 import hashlib
 import json
@@ -15,8 +16,10 @@ Entry = tuple[str, str, dict[str, Any]]
 
 
 async def append_entries(session: AsyncSession, task_id: int, *entries: Entry) -> AuditEntryAdded:
-    """Append to a task's chain, within the caller's transaction; what is news once that is
-    committed."""
+    """Append entries to a task's chain, within the caller's transaction.
+
+    Returns the event to publish once that is committed.
+    """
     last = await session.scalar(
         select(JournalRow)
         .where(JournalRow.task_id == task_id)
@@ -39,6 +42,6 @@ async def append_entries(session: AsyncSession, task_id: int, *entries: Entry) -
 def hash_entry(
     before: str, seq: int, at: float, kind: str, what: str, detail: dict[str, Any]
 ) -> str:
-    """The hash of one line, over the hash of the line before it."""
+    """Return the hash of one entry, which covers the hash of the entry before it."""
     line = json.dumps([before, seq, at, kind, what, detail], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(line.encode()).hexdigest()

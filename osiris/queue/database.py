@@ -25,7 +25,7 @@ run."""
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
-_LAST_WORDS = 3.0  # seconds that the connections' threads may take to end after their engine
+_THREAD_TIMEOUT = 3.0  # seconds that the connections' threads may take to end after their engine
 _MIGRATION_LOCK = 0x0517  # an arbitrary number, the same for every instance of Osiris
 
 # A hanging database must be detected: the webhook endpoint waits for it, and so does a lease.
@@ -115,7 +115,7 @@ def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
 def _join_threads(opened: _OpenConnections) -> None:
     """Wait for the threads that are stopping, or whose connection is gone: their results need the
     event loop."""
-    until = time.monotonic() + _LAST_WORDS
+    until = time.monotonic() + _THREAD_TIMEOUT
     for known, thread in opened:
         connection = known()
         if thread.is_alive() and (connection is None or not connection._running):

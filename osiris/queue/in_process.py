@@ -1,4 +1,4 @@
-"""What connects the parts within one process: nothing to install."""
+"""Wake-ups and live events within one process, without any service to install."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from osiris.core.ports.sandbox import Probe
 
 
 class LocalWake:
-    """`osiris.core.ports.live.Wake` over an asyncio event."""
+    """An `osiris.core.ports.live.Wake` over an asyncio event."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -22,7 +22,7 @@ class LocalWake:
         yield
 
     async def probe_connection(self) -> Probe | None:
-        """There is nothing that could be missing."""
+        """Return None: there is nothing that could be missing."""
         return None
 
     async def wait(self, timeout: float) -> None:
@@ -33,10 +33,12 @@ class LocalWake:
 
 
 class LocalLiveEvents:
-    """`osiris.core.ports.live.LiveEvents` for those who watch in this process. Who reads too slowly
-    loses the oldest pieces."""
+    """An `osiris.core.ports.live.LiveEvents` for readers in this process.
 
-    _MOST = 10_000  # pieces that wait for one reader
+    A reader that is too slow loses the oldest events.
+    """
+
+    _MOST = 10_000  # events that wait for one reader
 
     def __init__(self) -> None:
         self._readers: list[asyncio.Queue[LiveEvent]] = []
@@ -53,7 +55,7 @@ class LocalLiveEvents:
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[asyncio.Queue[LiveEvent]]:
-        """A queue that gets every piece from now on, until the block ends."""
+        """Return a queue that receives every event from now on, until the block ends."""
         reader: asyncio.Queue[LiveEvent] = asyncio.Queue(self._MOST)
         self._readers.append(reader)
         try:

@@ -1,4 +1,4 @@
-"""Turns: what only one worker may do at a time."""
+"""Named locks for what only one worker may do at a time."""
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
@@ -9,7 +9,10 @@ from osiris.queue.tables import TurnRow
 
 
 class NamedLocks:
-    """Each turn is held by one lease, and free again when that lease is over."""
+    """Locks in the table `turns`.
+
+    Each is held by one lease, and is free again when that lease is over.
+    """
 
     def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
         self._lease = lease
@@ -18,7 +21,10 @@ class NamedLocks:
         self._new = build_insert(engine, TurnRow)
 
     async def acquire(self, name: str) -> bool:
-        """Whether it is this worker's turn from now on. Raises LeaseLost or Unavailable."""
+        """Return whether this worker holds the lock from now on.
+
+        Raises LeaseLost or Unavailable.
+        """
         with translate_errors():
             if await self._is_held_elsewhere(name):
                 return False
@@ -40,7 +46,7 @@ class NamedLocks:
             return await session.scalar(held) is not None
 
     async def release(self, name: str) -> None:
-        """Let the next one have it."""
+        """Release the lock, so that another worker can acquire it."""
         mine = update(TurnRow).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
         with translate_errors():
             async with self._write.begin() as session:

@@ -1,5 +1,7 @@
-"""The outbox: who does which order, and what becomes of it. Each write holds the lease of the
-worker that does it."""
+"""The outbox: claiming orders and recording their outcome.
+
+Each write locks the lease of the worker that makes it.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -60,8 +62,10 @@ _LAST_DONE = select(func.max(OutboxRow.done)).where(*_of_the_same)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedOrder:
-    """An order that this worker holds; `owner` is the account whose installation it writes
-    through."""
+    """An order that this worker holds.
+
+    `owner` is the account whose installation it writes through.
+    """
 
     id: int
     lane: int
@@ -73,8 +77,10 @@ def _make_claimed(id: int, lane: int, repo: str | None) -> ClaimedOrder:
 
 
 class Outbox:
-    """The outbox as one worker sees it. Raises LeaseLost for what it does not hold, Unavailable
-    without a database."""
+    """The outbox as one worker sees it.
+
+    Raises LeaseLost for orders that it does not hold, and Unavailable without a database.
+    """
 
     def __init__(
         self,
@@ -84,8 +90,11 @@ class Outbox:
         *,
         runs_per_repository: int = 0,
     ) -> None:
-        """`runs_per_repository`: so many runs at once in one repository, on all workers together;
-        0: any."""
+        """Create the outbox of a worker.
+
+        `runs_per_repository` limits the concurrent runs in one repository on all workers together;
+        0 is no limit.
+        """
         self._lease = lease
         self._live_events = live_events
         self._max_runs = runs_per_repository
@@ -97,8 +106,7 @@ class Outbox:
     async def claim_orders(
         self, limit: int, lanes: tuple[int, ...], without: Collection[int]
     ) -> list[ClaimedOrder]:
-        """Take up to `limit` orders of some lanes whose time has come, but for those that are
-        `without`."""
+        """Claim up to `limit` due orders of the given lanes, except those in `without`."""
         counted = bool(self._max_runs) and RUNS in lanes
         params = {"now": now(), "lease": self._lease.number, "without": without, "limit": limit}
         params |= {"limit": 1, "most": self._max_runs} if counted else {}
@@ -113,22 +121,23 @@ class Outbox:
                 rows = (
                     await session.execute(select_claimable(lanes, counted=counted), params)
                 ).all()
-                dues = [_make_claimed(*row) for row in rows]
-                ids = [due.id for due in dues]
+                orders = [_make_claimed(*row) for row in rows]
+                ids = [order.id for order in orders]
                 await session.execute(
                     update(OutboxRow).where(OutboxRow.id.in_(ids)).values(lease=self._lease.number)
                 )
-        return dues
+        return orders
 
     async def _lock_runs(self, session: AsyncSession) -> None:
-        """Nobody else takes a run until the end of the transaction: what is seen of the others
-        holds only as long."""
+        """Keep other workers from claiming runs until the end of the transaction; what is read
+        about them is valid only that long."""
         connection = await session.connection()
         await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
         await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
 
     async def get(self, id: int) -> tuple[Effect, Task | None, int] | None:
-        """The order, its task as it is now, and the attempts so far; None when it is done."""
+        """Return the order, its task as it is now, and the number of attempts; None when it is
+        done."""
         with translate_errors():
             async with self._read() as session:
                 row = await session.get(OutboxRow, id)
@@ -142,13 +151,13 @@ class Outbox:
                 )
 
     async def is_superseded(self, id: int) -> bool:
-        """Whether the same task has a later order of the same kind to be done: two reports are
-        one."""
+        """Return whether the same task has a later order of the same kind that is not done: one
+        report replaces another."""
         async with self._connect_reader() as connection:
             return await connection.scalar(_SUPERSEDED, {"order": id}) is not None
 
     async def last_done_at(self, id: int) -> float:
-        """When the order of the same kind before this one was done for its task (seconds since
+        """Return when the previous order of the same kind was done for this task (seconds since
         1970; 0: never)."""
         async with self._connect_reader() as connection:
             return await connection.scalar(_LAST_DONE, {"order": id}) or 0.0
@@ -160,7 +169,8 @@ class Outbox:
                 yield connection
 
     async def skip_order(self, id: int) -> None:
-        """A later order makes it needless: it counts as done, but never was."""
+        """Mark an order that a later one makes unnecessary as done at time 0, because it was never
+        performed."""
         async with self._open_order(id) as (_, row):
             if row is not None:
                 row.done = 0.0
@@ -170,32 +180,34 @@ class Outbox:
     async def finish_order(
         self, id: int, facts: Sequence[Event] = (), error: str | None = None
     ) -> None:
-        """The order is done (or refused for good, with `error`); the facts it brought enter the
-        inbox with that."""
-        noted = None
+        """Mark the order as done, or as refused for good with `error`.
+
+        Its facts enter the inbox in the same transaction.
+        """
+        entry = None
         async with self._open_order(id) as (session, row):
             if row is not None:
                 row.done = now()
                 row.not_before = None
                 row.error = error and serialization.replace_nul(error)
-                noted = await _record_outcome(
+                entry = await _record_outcome(
                     session, row, facts, {"refused": error} if error else {}
                 )
-        self._publish_entry(noted)
+        self._publish_entry(entry)
 
     async def park_order(self, id: int, error: str, facts: Sequence[Event] = ()) -> None:
-        """It waits for a person: a retry of its task takes it up again."""
-        noted = None
+        """Park the order: it waits for a person, and a retry of its task requeues it."""
+        entry = None
         async with self._open_order(id) as (session, row):
             if row is not None:
                 row.not_before = None
                 row.error = serialization.replace_nul(error)
                 row.lease = None
-                noted = await _record_outcome(session, row, facts, {"parked": error})
-        self._publish_entry(noted)
+                entry = await _record_outcome(session, row, facts, {"parked": error})
+        self._publish_entry(entry)
 
     async def postpone_order(self, id: int, error: str, seconds: float, *, tries: int) -> None:
-        """Again in `parse_time`, by whoever is first."""
+        """Retry the order in `seconds`, on any worker."""
         async with self._open_order(id) as (_, row):
             if row is not None:
                 row.not_before = now() + seconds
@@ -203,17 +215,20 @@ class Outbox:
                 row.attempts = tries
                 row.lease = None
 
-    def _publish_entry(self, noted: AuditEntryAdded | None) -> None:
-        if noted:
-            self._live_events.publish(noted)
+    def _publish_entry(self, entry: AuditEntryAdded | None) -> None:
+        if entry:
+            self._live_events.publish(entry)
 
     @contextlib.asynccontextmanager
     async def _open_order(self, id: int) -> AsyncIterator[tuple[AsyncSession, OutboxRow | None]]:
-        """A transaction on an order that this worker holds; None when it is over already."""
+        """Open a transaction on an order that this worker holds.
+
+        It yields None as the row when the order is already over.
+        """
         with translate_errors():
             async with self._write.begin() as session:
                 task = await session.scalar(select(OutboxRow.task_id).where(OutboxRow.id == id))
-                if task is not None:  # before the order: whoever decides locks in this order too
+                if task is not None:  # before the order, as in processing the inbox
                     await session.execute(
                         select(TaskRow.id).where(TaskRow.id == task).with_for_update()
                     )
@@ -226,7 +241,7 @@ class Outbox:
 async def _record_outcome(
     session: AsyncSession, row: OutboxRow, facts: Sequence[Event], detail: dict[str, str]
 ) -> AuditEntryAdded | None:
-    """What doing an order brought, and a line in the journal."""
+    """Add the facts of an order to the inbox, and an entry to the audit log."""
     for n, fact in enumerate(facts):
         again = f"/{now()}" if "parked" in detail else ""  # it may be parked more than once
         arrived = create_fact_row(f"{row.key}/{n}{again}", fact)._asdict()
@@ -239,7 +254,7 @@ async def _record_outcome(
 
 
 def create_row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:
-    """Order number `n` of a decision, as it enters the outbox."""
+    """Return the outbox row for order number `n` of a decision."""
     return OutboxRow(
         key=f"{inbox_id}.{n}",
         task_id=task.id if task else None,

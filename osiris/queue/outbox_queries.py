@@ -1,8 +1,8 @@
-"""What waits for what in the outbox: its lanes, and which orders a worker may take.
+"""The lanes of the outbox, and the queries for the orders that a worker may take.
 
-A worker asks this many times a second, so each statement is built once, with parameters: `now`,
-`lease` (the worker's), `without` (orders it has already), `limit`, and `most` (runs at once in one
-repository).
+A worker runs them many times a second, so each statement is built once, with parameters: `now`,
+`lease` (the worker's), `without` (orders that it already has), `limit`, and `most` (concurrent runs
+in one repository).
 """
 
 import functools
@@ -15,14 +15,13 @@ from osiris.queue.leases import held_by_another, is_claimable
 from osiris.queue.tables import LeaseRow, OutboxRow, TaskRow, is_due
 
 WRITES, RUNS, REACTIONS, STOPS, REPORTS = range(5)
-"""Lanes of the outbox. Only a write holds up what comes after it (a report also the next report); a
+"""Lanes of the outbox. Only a write blocks later orders (a report also blocks the next report); a
 reaction and a stop wait for nothing.
 """
 
 _LANES = {StartRun: RUNS, React: REACTIONS, StopRun: STOPS, SwitchModel: STOPS, Report: REPORTS}
-# seconds that an order waits for the worker which ran its task last: what it needs is on that
-# machine
-_NEAR = 1.0
+# seconds that an order waits for the worker that ran its task last, whose machine has the files
+_LOCALITY_WAIT = 1.0
 
 _ORDERS: Any = OutboxRow.__table__
 _TASKS: Any = TaskRow.__table__
@@ -39,9 +38,10 @@ def lane_of(order: Effect) -> int:
 
 @functools.cache
 def select_due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
-    """Id, lane and repository of the orders of `lanes` that a worker may take now, oldest first.
+    """Return a query for the id, lane and repository of the orders of `lanes` that a worker may
+    take now, oldest first.
 
-    `counted`: no run in a repository that has `most` of them already.
+    With `counted`, it excludes runs in a repository that already has `most` of them.
     """
     query = (
         select(_order.id, _order.lane, _task.repo)
@@ -69,19 +69,21 @@ def select_due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str
 
 @functools.cache
 def select_claimable(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
-    """The same, held until the end of the transaction, but for those that another worker is
-    taking."""
+    """Return the query of `select_due` that locks its rows until the end of the transaction and
+    skips those that another worker is claiming."""
     return select_due(lanes, counted=counted).with_for_update(of=_ORDERS, skip_locked=True)
 
 
 def _prefers_this_worker() -> ColumnElement[bool]:
-    """Whether it should be done on this machine: elsewhere the work would have to be fetched
-    first."""
-    return or_(is_claimable(_task.lease, _lease), _order.not_before <= bindparam("now") - _NEAR)
+    """Return whether the order should be done on this machine: on another one, its work would have
+    to be fetched first."""
+    return or_(
+        is_claimable(_task.lease, _lease), _order.not_before <= bindparam("now") - _LOCALITY_WAIT
+    )
 
 
 def _is_blocked() -> ColumnElement[bool]:
-    """Whether an earlier order about the same issue must be done first."""
+    """Return whether an earlier order for the same issue must be done first."""
     same = exists().where(
         _other.about == _order.about,
         _other.id < _order.id,
@@ -92,10 +94,11 @@ def _is_blocked() -> ColumnElement[bool]:
 
 
 def _no_other_run(lanes: tuple[int, ...]) -> ColumnElement[bool]:
-    """One run of a task at a time, and only who runs it can stop it.
+    """Return whether no other run of the task prevents this order.
 
-    Of two that could begin, the first one does. One that was put off holds up nothing: a person who
-    wants another try need not wait for it.
+    A task has one run at a time, and only the worker that runs it can stop it. Of two runs that
+    could begin, the first one does. A deferred run blocks nothing, because a person who wants
+    another attempt need not wait for it.
     """
     first = and_(_order.lane == RUNS, _other.id < _order.id, is_due(_other))
     elsewhere = exists().where(

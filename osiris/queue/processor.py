@@ -118,7 +118,7 @@ class Processor:
             log.exception("a bug in reading %s (%s)", row.id, row.kind)
             return row.source, ""
 
-    async def deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
+    async def list_deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
         """The oldest row of each thread to be looked at later than `at`, and when (both seconds
         since 1970)."""
         later = await self._store.list_deferred(at)

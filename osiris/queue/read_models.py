@@ -1,4 +1,4 @@
-"""What the operator is shown: tasks, what failed, and the story of one task."""
+"""Read models for the operator: tasks, failures, and the history of one task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Something that was given up: a delivery (`what` is its kind) or an order."""
+    """A delivery or an order that was given up. `what` is its kind."""
 
     what: str
     id: str
@@ -49,10 +49,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingOrder:
-    """An order that is still to be done.
+    """An order that is not done yet.
 
-    `until` is when it is tried again (None: it is parked), `why` what it waits for ("": only its
-    turn), `worker` who does it now ("": nobody).
+    `until` is the time of its next attempt (None: it is parked), `why` is what it waits for ("":
+    only for a worker), and `worker` is the worker that performs it ("": none).
     """
 
     what: str
@@ -63,7 +63,7 @@ class WaitingOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One line of a task's story; `seq` grows."""
+    """One entry of a task's audit log; `seq` increases."""
 
     seq: int
     at: float
@@ -83,20 +83,20 @@ class Step:
 
 
 class ReadModels:
-    """Reads only."""
+    """Queries that only read."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
 
     async def list_tasks(self, limit: int = 50) -> list[TaskSummary]:
-        """The tasks that moved last, newest first."""
+        """Return the tasks that changed last, newest first."""
         query = select(TaskRow).order_by(TaskRow.updated.desc(), TaskRow.id.desc()).limit(limit)
         async with self._read() as session:
             rows = list(await session.scalars(query))
             return [await _summarize_task(session, row) for row in rows]
 
     async def find_task(self, id: int | IssueRef) -> TaskSummary | None:
-        """A task by its number here, or by its issue."""
+        """Return a task by its id or by its issue."""
         query = select(TaskRow)
         if isinstance(id, IssueRef):
             query = query.where(TaskRow.repo == id.repo, TaskRow.issue == id.number)
@@ -107,7 +107,7 @@ class ReadModels:
             return await _summarize_task(session, row) if row else None
 
     async def list_failures(self, limit: int = 50) -> list[Failure]:
-        """Deliveries and orders that were given up, newest first."""
+        """Return the deliveries and orders that were given up, newest first."""
         inbox = select(InboxRow).where(InboxRow.error.is_not(None), InboxRow.not_before.is_(None))
         outbox = select(OutboxRow).where(
             OutboxRow.error.is_not(None), OutboxRow.not_before.is_(None)
@@ -128,7 +128,7 @@ class ReadModels:
         return sorted(found, key=lambda failure: -failure.at)[:limit]
 
     async def list_waiting(self, task: int) -> list[WaitingOrder]:
-        """The orders of a task that are still to be done, in their order."""
+        """Return the orders of a task that are not done yet, in their order."""
         query = (
             select(OutboxRow.kind, OutboxRow.not_before, OutboxRow.error, LeaseRow.host)
             .outerjoin(LeaseRow, LeaseRow.number == OutboxRow.lease)
@@ -143,7 +143,7 @@ class ReadModels:
             ]
 
     async def read_metrics(self) -> list[MetricSample]:
-        """What there is and what waits, counted now."""
+        """Return the current counts of rows and of waiting work."""
         waits = OutboxRow.not_before.is_not(None)
         parked = (
             OutboxRow.not_before.is_(None) & OutboxRow.error.is_not(None) & OutboxRow.done.is_(None)
@@ -182,7 +182,7 @@ class ReadModels:
             ]
 
     async def read_audit_log(self, task: int, after: int = 0) -> list[AuditEntry]:
-        """The journal of a task beyond line `after`."""
+        """Return the audit log of a task after entry `after`."""
         query = (
             select(JournalRow)
             .where(JournalRow.task_id == task, JournalRow.seq > after)
@@ -196,7 +196,7 @@ class ReadModels:
             ]
 
     async def list_steps(self, task: int, after: float = 0.0) -> list[Step]:
-        """The messages of all of a task's runs that were stored later than `after`."""
+        """Return the messages of all runs of a task that were stored after the time `after`."""
         query = (
             select(StepRow)
             .join(RunRow, RunRow.name == StepRow.run)
@@ -211,7 +211,7 @@ class ReadModels:
             ]
 
     async def is_handled(self, source: str, delivery: str) -> bool:
-        """Whether a worker has taken up a row of the inbox."""
+        """Return whether a worker has processed an inbox row."""
         query = select(InboxRow.not_before).where(
             InboxRow.source == source, InboxRow.delivery == delivery
         )
@@ -227,7 +227,7 @@ async def _count_rows(
 
 
 def _count_writes(accounts: Sequence[TurnRow]) -> list[MetricSample]:
-    """Writes to GitHub in the last hour; it lets an account have 500."""
+    """Return the writes to GitHub in the last hour. GitHub allows an account 500."""
     since = now() - 3600
     return [
         MetricSample(

@@ -1,4 +1,4 @@
-"""`osiris.core.ports.storage.ReconcileState`: what the database knows, for who compares it with
+"""An `osiris.core.ports.storage.ReconcileState`: the database side of the comparison with
 GitHub."""
 
 from collections.abc import Collection, Sequence
@@ -19,12 +19,15 @@ from osiris.queue.tables import InboxRow, OutboxRow, RecordRow, TaskRow
 _AT_ONCE = 500  # parameters in one statement
 _RENAMED = "renamed/"
 STALLS = "stalls/"
-"""Before the data folder of a worker: how often its event loop stood still."""
-_RENAMES = 5  # that are followed, one after the other
+"""The prefix, before a worker's data folder, of the record that counts its event loop's stalls."""
+_RENAMES = 5  # renames that are followed, one after the other
 
 
 class DatabaseReconcileState:
-    """Raises Unavailable when the database does not answer."""
+    """The state for reconciling, in the database.
+
+    Raises Unavailable when the database does not answer.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -76,10 +79,10 @@ class DatabaseReconcileState:
         )
 
     async def rename_repository(self, old: str, new: str) -> None:
-        """Tasks and waiting orders follow, and facts still to come that were begun under the old
-        name (`moved`).
+        """Rename a repository in its tasks and waiting orders, and remember the new name for facts
+        that arrive later under the old one.
 
-        Raises Refused when there are tasks under the new name that have the same numbers.
+        Raises Refused when the new name already has tasks with the same numbers.
         """
         kept = self._build_upsert()
         try:
@@ -93,12 +96,12 @@ class DatabaseReconcileState:
                     await session.execute(kept, {"name": f"{_RENAMED}{old}", "value": new})
         except IntegrityError:
             raise Refused(
-                f"{new} has tasks of its own with the numbers of {old}'s, so these keep its name"
+                f"{new} already has tasks with the numbers of {old}'s, so these keep the old name"
             ) from None
 
 
 async def find_renamed_task(session: AsyncSession, issue: IssueRef) -> TaskRow | None:
-    """The task of an issue whose repository has another name by now; locked until the end of the
+    """Return the task of an issue whose repository was renamed, locked until the end of the
     transaction."""
     repo: str | None = issue.repo
     for _ in range(_RENAMES):

@@ -1,5 +1,4 @@
-"""`osiris.core.ports.live.LiveEvents` across processes: what happens goes into a Redis stream, and
-who watches reads it there."""
+"""An `osiris.core.ports.live.LiveEvents` across processes, through a Redis stream."""
 
 import asyncio
 import contextlib
@@ -18,16 +17,18 @@ from osiris.queue.in_process import LocalLiveEvents
 log = logging.getLogger(__name__)
 
 _STREAM = "osiris:live"
-_LENGTH = 10_000  # pieces the stream keeps
-_WAITING = 10_000  # pieces that wait to be sent; more are lost
+_LENGTH = 10_000  # events that the stream keeps
+_WAITING = 10_000  # events that wait to be sent; more are lost
 _GATHER = 0.02  # seconds
 _BLOCK = 5000  # milliseconds
 _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
 class RedisLiveEvents(LocalLiveEvents):
-    """What one process hears, the readers of all processes get. What Redis loses is in the database
-    soon after."""
+    """Live events for the readers of all processes.
+
+    An event that Redis loses can be read from the database soon after.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class RedisLiveEvents(LocalLiveEvents):
 
     @contextlib.asynccontextmanager
     async def open_connection(self) -> AsyncIterator[None]:
-        """Send what is heard until the block ends."""
+        """Send the published events until the block ends."""
         sending = asyncio.create_task(self._send_events())
         try:
             yield
@@ -55,12 +56,12 @@ class RedisLiveEvents(LocalLiveEvents):
         while True:
             await self._more.wait()
             self._more.clear()
-            pieces = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
+            events = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
             try:
                 async with self._redis.pipeline(transaction=False) as pipe:
-                    for piece in pieces:
+                    for event in events:
                         pipe.xadd(
-                            _STREAM, {"news": dump_event(piece)}, maxlen=_LENGTH, approximate=True
+                            _STREAM, {"news": dump_event(event)}, maxlen=_LENGTH, approximate=True
                         )
                     await pipe.execute()
             except _LOST as error:
@@ -88,7 +89,7 @@ class RedisLiveEvents(LocalLiveEvents):
                         last = id
                         super().publish(load_event(fields[b"news"]))
             except _LOST as error:
-                log.debug("live events are not heard: %s", type(error).__name__)
+                log.debug("live events are not received: %s", type(error).__name__)
                 await asyncio.sleep(1.0)
 
 
@@ -98,7 +99,7 @@ def dump_event(event: LiveEvent) -> str:
 
 def load_event(text: bytes) -> LiveEvent:
     fields = json.loads(text)
-    news: LiveEvent = {"ReplyDelta": ReplyDelta, "AuditEntryAdded": AuditEntryAdded}[
+    event: LiveEvent = {"ReplyDelta": ReplyDelta, "AuditEntryAdded": AuditEntryAdded}[
         fields.pop("type")
     ](**fields)
-    return news
+    return event

@@ -1,8 +1,9 @@
-"""Redis through arq: hints to workers on other machines, each second's look, and whether they live.
+"""Wake-ups through Redis and arq: hints to workers on other machines, a poll each second, and
+liveness.
 
-Only hints go through here. What is due stands in the database, and each worker takes it there: with
-Redis away or emptied, workers find their work a little later. So arq's jobs hold nothing, keep no
-result, and need no retry.
+Only hints go through Redis. Due work is stored in the database, and each worker claims it there. If
+Redis is away or was emptied, workers find their work a little later. So arq's jobs carry no data,
+keep no result, and need no retry.
 """
 
 import asyncio
@@ -28,37 +29,40 @@ log = logging.getLogger(__name__)
 
 _QUEUES = "osiris:worker:"
 _HEALTH = ":health-check"
-_ALIVE = 3  # seconds between two signs of life of a worker
-_KNOWN = 1.0  # seconds for which the list of workers is good
-_GATHER = 0.02  # seconds in which hints become one
+_ALIVE = 3  # seconds between two health checks of a worker
+_KNOWN = 1.0  # seconds for which the list of workers is valid
+_GATHER = 0.02  # seconds in which hints are merged into one
 _LAST = 0.5  # seconds for the last hint of a process
-_AGAIN = 2.0  # seconds before Redis is tried again
+_AGAIN = 2.0  # seconds before Redis is retried
 _LOST = (redis.RedisError, OSError, TimeoutError)
 
 
 def parse_redis_url(url: str) -> RedisSettings:
-    """How Redis is reached: a short break of the connection must end nothing. Raises Refused for no
-    address."""
+    """Return the connection settings, which tolerate short interruptions.
+
+    Raises Refused for an invalid URL.
+    """
     try:
-        reached = RedisSettings.from_dsn(url)
+        settings = RedisSettings.from_dsn(url)
     except (AssertionError, ValueError, RuntimeError):
-        raise Refused("REDIS_URL is no address of a Redis; write redis://HOST:6379/0") from None
-    reached.max_connections = 2**31
-    reached.conn_timeout = 2
-    reached.conn_retries = 0
-    reached.retry_on_timeout = True
-    reached.retry = Retry(ExponentialBackoff(cap=1, base=0.05), 3)
-    reached.retry_on_error = [
+        raise Refused("REDIS_URL is not a Redis URL; write redis://HOST:6379/0") from None
+    settings.max_connections = 2**31
+    settings.conn_timeout = 2
+    settings.conn_retries = 0
+    settings.retry_on_timeout = True
+    settings.retry = Retry(ExponentialBackoff(cap=1, base=0.05), 3)
+    settings.retry_on_error = [
         redis.ConnectionError,
         redis.TimeoutError,
         redis.BusyLoadingError,
         OSError,
     ]
-    return reached
+    return settings
 
 
 def dump_job(job: dict[str, Any]) -> bytes:
-    """arq's jobs as JSON: its own pickles would run what anybody puts into Redis."""
+    """Return an arq job as JSON. arq's own pickles would execute whatever anyone puts into
+    Redis."""
     return json.dumps(
         job, default=lambda error: {"__error__": f"{type(error).__name__}: {error}"}
     ).encode()
@@ -70,7 +74,8 @@ def load_job(job: bytes) -> dict[str, Any]:
 
 
 def _decode_error(found: dict[str, Any]) -> Any:
-    """arq compares an aborted job's result with CancelledError."""
+    """Return the decoded exception. arq compares the result of an aborted job with
+    CancelledError."""
     if "__error__" not in found:
         return found
     name, _, text = found["__error__"].partition(": ")
@@ -78,7 +83,8 @@ def _decode_error(found: dict[str, Any]) -> Any:
 
 
 class ArqWake(LocalWake):
-    """`osiris.core.ports.live.Wake` across processes: a hint in one wakes the workers of all."""
+    """An `osiris.core.ports.live.Wake` across processes: a hint from one wakes the workers of
+    all."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -94,7 +100,10 @@ class ArqWake(LocalWake):
 
     @contextlib.asynccontextmanager
     async def open_connection(self, name: str = "") -> AsyncIterator[None]:
-        """Send hints until the block ends; with a `name` (one worker's own) receive them too."""
+        """Send hints until the block ends.
+
+        With `name`, the unique name of a worker, receive them too.
+        """
         tasks = [asyncio.create_task(self._send_hints())]
         if name:
             tasks.append(asyncio.create_task(self._receive_hints(_QUEUES + name)))
@@ -104,7 +113,7 @@ class ArqWake(LocalWake):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if name:  # the last hint: somebody else may go on with what this worker let go of
+            if name:  # the last hint: other workers can continue what this one released
                 with contextlib.suppress(*_LOST):
                     async with asyncio.timeout(_LAST):
                         await self._enqueue_hints()
@@ -141,7 +150,7 @@ class ArqWake(LocalWake):
         return self._pool
 
     async def _list_workers(self, pool: ArqRedis) -> Sequence[str]:
-        """The queues of the living workers, by their signs of life."""
+        """Return the queues of the live workers, by their health checks."""
         at = asyncio.get_running_loop().time()
         if at >= self._until:
             found = [
@@ -153,8 +162,10 @@ class ArqWake(LocalWake):
         return self._queues
 
     async def _receive_hints(self, queue: str) -> None:
-        """arq's own worker on this worker's queue; begun again whenever Redis was away for too
-        long."""
+        """Run an arq worker on this worker's queue.
+
+        It is restarted whenever Redis was away for too long.
+        """
         while True:
             try:
                 async with (
@@ -164,14 +175,15 @@ class ArqWake(LocalWake):
                     await listener.async_run()
             except _LOST as error:
                 log.warning(
-                    "Redis does not answer (%s): work is looked for every second or so",
+                    "Redis does not answer (%s): this worker polls for work about every second",
                     type(error).__name__,
                 )
             await asyncio.sleep(_AGAIN)
 
     @contextlib.asynccontextmanager
     async def _open_pool(self) -> AsyncIterator[ArqRedis]:
-        """arq's own way to close leaves a connection open when a job is under way."""
+        """Open a connection pool. arq's own close method leaves a connection open when a job is
+        running."""
         pool = await create_pool(self._settings, job_serializer=dump_job, job_deserializer=load_job)
         try:
             yield pool
@@ -199,7 +211,7 @@ class ArqWake(LocalWake):
         )
 
     async def probe_connection(self) -> Probe:
-        """Whether Redis answers, and how many workers give signs of life in it."""
+        """Check whether Redis answers, and how many workers are alive in it."""
         fix = "see that REDIS_URL is right and Redis runs; until then workers find their work later"
         try:
             async with asyncio.timeout(3):
@@ -211,7 +223,8 @@ class ArqWake(LocalWake):
 
 @contextlib.asynccontextmanager
 async def _await_jobs(listener: ArqWorker) -> AsyncIterator[ArqWorker]:
-    """Jobs under way use the connections, and arq leaves them to go on by themselves."""
+    """Wait for running jobs at the end of the block: they use the connections, and arq does not
+    wait for them."""
     try:
         yield listener
     finally:

@@ -1,5 +1,5 @@
-"""Keeping the database small: what is over for long enough goes; journals are written to a file
-before."""
+"""Retention: expired rows are deleted to keep the database small; audit logs are first exported to
+files."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _AT_ONCE = 100  # tasks or rows in one transaction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneResult:
-    """How much went."""
+    """The number of deleted rows."""
 
     tasks: int = 0
     steps: int = 0
@@ -31,7 +31,7 @@ class PruneResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObsoleteCheckpoint:
-    """A run whose files are put away although nothing will need them again."""
+    """The checkpoint of a run that nothing will need again."""
 
     issue: IssueRef
     run: str
@@ -42,19 +42,27 @@ class ObsoleteCheckpoint:
 
 
 class Retention:
-    """What is older than `days` goes. The task itself stays, so that its request is never done
-    twice."""
+    """The retention of old data: what is older than `days` is deleted.
+
+    The task itself is kept, so that its request is never done twice.
+    """
 
     def __init__(self, engine: AsyncEngine, exports: Path, *, days: int) -> None:
-        """Journals are appended to files in `exports`, one for each task, before their lines go."""
+        """Create the retention.
+
+        Audit logs are appended to files in `exports`, one for each task, before their rows are
+        deleted.
+        """
         self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._exports = exports
         self._days = days
 
     async def prune(self) -> PruneResult:
-        """One pass. Raises Unavailable without a database; OSError when a journal cannot be written
-        to its file."""
+        """Run one pass.
+
+        Raises Unavailable without a database, and OSError when an audit log cannot be exported.
+        """
         before = now() - self._days * _DAY
         tasks = 0
         steps = 0
@@ -89,8 +97,8 @@ class Retention:
         return steps, lines
 
     async def _export_journal(self, session: AsyncSession, task: TaskRow) -> int:
-        """All lines but the last one, on which the chain goes on should the task be taken up
-        again."""
+        """Export all entries except the last one, on which the chain continues if the task is
+        resumed."""
         query = select(JournalRow).where(JournalRow.task_id == task.id).order_by(JournalRow.seq)
         rows = list(await session.scalars(query))[:-1]
         self._exports.mkdir(mode=0o700, exist_ok=True)
@@ -101,11 +109,12 @@ class Retention:
         return await _delete_rows(session, JournalRow, JournalRow.id.in_([row.id for row in rows]))
 
     async def _prune_inbox(self, before: float) -> int:
-        """Bodies of deliveries that were handled; GitHub can redeliver for three days, we keep them
-        longer.
+        """Delete deliveries that were handled.
 
-        The newest row stays, whatever its age: SQLite counts on from the highest id there is, and
-        the orders of tasks that live are known by the ids of the rows that brought them.
+        GitHub can redeliver for three days; we keep them longer.
+
+        The newest row is kept whatever its age: SQLite continues counting from the highest existing
+        id, and the orders of active tasks are identified by the ids of the rows that caused them.
         """
         newest = select(func.max(InboxRow.id)).scalar_subquery()
         total = 0
@@ -119,11 +128,13 @@ class Retention:
             if len(ids) < _AT_ONCE * 10:
                 return total
 
-    # ── what was put away ─────────────────────────────────────────────────────────────────────────
+    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────
 
     async def find_obsolete(self, *, without: Collection[str] = ()) -> list[ObsoleteCheckpoint]:
-        """Some runs that are over, with files put away, whose work waits for no push; none of the
-        repositories `without`."""
+        """Return some runs that are over, have a checkpoint, and have no work waiting for a push.
+
+        Repositories in `without` are left out.
+        """
         with translate_errors():
             async with self._read() as session:
                 rows = await session.execute(_select_obsolete().where(TaskRow.repo.not_in(without)))
@@ -133,22 +144,22 @@ class Retention:
                 ]
 
     async def forget_checkpoint(self, run: str) -> None:
-        """Nothing is put away for a run any more."""
+        """Record that a run has no checkpoint any more."""
         with translate_errors():
             async with self._write.begin() as session:
                 await session.execute(update(RunRow).where(RunRow.name == run).values(kept=""))
 
     async def list_active_runs(self, place: str) -> set[str]:
-        """The runs that are not over, and whose workspace lies in the data folder `place`."""
+        """Return the runs that are not over and whose workspace is in the data folder `place`."""
         over = TaskRow.state.in_([state.value for state in ENDED])
         query = select(RunRow.name).join(TaskRow, TaskRow.id == RunRow.task_id)
         with translate_errors():
             async with self._read() as session:
-                here = RunRow.place.in_(("", place))  # "": it was begun before places were noted
+                here = RunRow.place.in_(("", place))  # "": it was begun before places were recorded
                 return set(await session.scalars(query.where(here, RunRow.ended.is_(None), ~over)))
 
     async def list_busy_repositories(self) -> set[str]:
-        """The repositories that a run or an order still needs on this machine."""
+        """Return the repositories that a run or an order still needs on this machine."""
         orders = (
             select(TaskRow.repo)
             .join(OutboxRow, OutboxRow.task_id == TaskRow.id)
@@ -165,18 +176,18 @@ class Retention:
 
 
 def _is_expired(before: float) -> ColumnElement[bool]:
-    """A task that ended before, with nothing left to do, and with more rows than the last line of
-    its journal."""
+    """Return whether a task ended before that time, has nothing left to do, and has more rows than
+    the last entry of its audit log."""
     mine = OutboxRow.task_id == TaskRow.id
     ended = TaskRow.state.in_([state.value for state in ENDED]) & (TaskRow.updated < before)
     return ended & exists().where(mine) & ~exists().where(mine, OutboxRow.not_before.is_not(None))
 
 
 async def _lock_if_expired(session: AsyncSession, id: int, before: float) -> TaskRow | None:
-    """The task's row, which nobody else changes now; None when somebody has taken it up again.
+    """Return the task's locked row; None when the task was resumed meanwhile.
 
-    The question comes after the lock: PostgreSQL may have waited for it, and sees only then what
-    was done meanwhile.
+    The query comes after the lock: PostgreSQL may have waited for the lock, and sees only then what
+    was committed meanwhile.
     """
     await session.execute(select(TaskRow.id).where(TaskRow.id == id).with_for_update())
     found: TaskRow | None = await session.scalar(
@@ -191,10 +202,10 @@ def _format_line(row: JournalRow) -> bytes:
 
 
 def _append_lines(path: Path, lines: Sequence[bytes]) -> None:
-    """Have `lines` at the end of a file, on the disk, each of them once.
+    """Append `lines` to a file and sync it to disk; afterwards the file contains each of them once.
 
     Some may be there already: they are written before the commit that removes their rows, and that
-    may fail. Who died while writing left half a line, whose row is still there.
+    commit may fail. A process that died while writing left half a line, whose row still exists.
     """
     with path.open("a+b") as file:
         os.chmod(file.fileno(), 0o600)

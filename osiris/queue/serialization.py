@@ -1,4 +1,4 @@
-"""Our dataclasses as JSON and back: `{"type": class name, …fields}`."""
+"""Serialization of our dataclasses as JSON: `{"type": class name, …fields}`."""
 
 import inspect
 from typing import Any
@@ -28,8 +28,10 @@ def dump(value: events.Event | effects.Effect) -> dict[str, Any]:
 
 
 def load(data: dict[str, Any]) -> Any:
-    """The event or effect that `dump` wrote. Raises KeyError or pydantic.ValidationError for
-    anything else."""
+    """Return the event or effect that `dump` wrote.
+
+    Raises KeyError or pydantic.ValidationError for anything else.
+    """
     fields = dict(data)
     return _TYPES[fields.pop("type")].validate_python(fields)
 
@@ -53,5 +55,5 @@ def load_message(data: dict[str, Any]) -> Message:
 
 
 def replace_nul(text: str) -> str:
-    """Text as every database takes it: PostgreSQL refuses U+0000."""
+    """Return text that every database accepts: PostgreSQL refuses U+0000."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

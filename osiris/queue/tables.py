@@ -1,4 +1,4 @@
-"""The tables. The database is the truth; everything else only wakes workers."""
+"""The tables. The database is the source of truth; everything else only wakes workers."""
 
 import time
 from typing import Any
@@ -20,20 +20,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# in PostgreSQL too, not JSONB: that refuses U+0000, which what a command printed may hold
+# JSON in PostgreSQL too, because JSONB refuses U+0000, which a command's output may contain
 Json = JSON()
-# SQLite counts up by itself only in an INTEGER column
+# SQLite autoincrements only an INTEGER column
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 
-_LONGEST = 7200.0  # seconds; nothing is put off for longer
+_LONGEST = 7200.0  # seconds; nothing is deferred for longer
 
 
 clock = time.time
 
 
 def now() -> float:
-    """Seconds since 1970, the way every time stands in the database; `clock` says it."""
+    """Return the seconds since 1970, the form of every time in the database, from `clock`."""
     return clock()
 
 
@@ -41,15 +41,16 @@ class Table(DeclarativeBase): ...
 
 
 def _partial_index(name: str, column: str, where: str) -> Index:
-    """An index of the few rows that are looked for, in a table where most are over."""
+    """Return an index of the few rows that are queried, in a table where most rows are finished."""
     return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class LeaseRow(Table):
-    """A living worker. Its number is the fence: it is never used again, and each write of the
-    worker checks it.
+    """A live worker.
 
-    `place` is the data folder it works in; `beat` grows as long as the worker lives.
+    Its number is the fence: it is never reused, and each write of the worker checks it.
+
+    `place` is the data folder that it works in; `beat` increases as long as the worker lives.
     """
 
     __tablename__ = "leases"
@@ -62,8 +63,10 @@ class LeaseRow(Table):
 
 
 class TurnRow(Table):
-    """What only one worker may do at a time: `lease` is whose turn it is, `data` what the next one
-    must know."""
+    """A lock for what only one worker may do at a time.
+
+    `lease` is its holder, and `data` is what the next holder needs to know.
+    """
 
     __tablename__ = "turns"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -72,7 +75,7 @@ class TurnRow(Table):
 
 
 class RecordRow(Table):
-    """A small thing to remember, under its name."""
+    """A small value stored under a name."""
 
     __tablename__ = "records"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -80,7 +83,10 @@ class RecordRow(Table):
 
 
 class InboxRow(Table):
-    """What happened. `handled` is when it was decided; `error` says why that will never be."""
+    """A received event.
+
+    `handled` is when it was processed; `error` is the reason why it never will be.
+    """
 
     __tablename__ = "inbox"
     __table_args__ = (
@@ -101,10 +107,11 @@ class InboxRow(Table):
 
 
 class TaskRow(Table):
-    """One issue, one task; `data` is the whole `osiris.core.task.Task`, the columns are what is
-    looked up.
+    """The task of one issue.
 
-    `lease` is that of the worker which ran the task last: what its runs left is on that machine.
+    `data` is the complete `osiris.core.task.Task`; the columns are what is queried.
+
+    `lease` is that of the worker that ran the task last; the files of its runs are on that machine.
     """
 
     __tablename__ = "tasks"
@@ -122,15 +129,17 @@ class TaskRow(Table):
     created: Mapped[float]
     updated: Mapped[float] = mapped_column(index=True)
     version: Mapped[int] = mapped_column()
-    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - the way SQLAlchemy declares it
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy declares it
 
 
 class OutboxRow(Table):
-    """What is to be done; `about` (an issue, or a repository) and `lane` say what waits for what
-    (`outbox_queries.py`), `lease` who does it now.
+    """An order.
+
+    `about` (an issue or a repository) and `lane` determine what it waits for (`outbox_queries.py`);
+    `lease` is the worker that performs it.
 
     Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked:
-    neither.
+    neither is set.
     """
 
     __tablename__ = "outbox"
@@ -158,8 +167,8 @@ class RunRow(Table):
     """One run of an agent on a task; `name` is unique and also names its session.
 
     `lease` is that of the worker that runs it, and the fence of its transcript; `place` is the data
-    folder where its workspace lies; `kept` is the commit its files were last put away as, after
-    `kept_steps` messages.
+    folder of its workspace; `kept` is the commit of its last checkpoint, taken after `kept_steps`
+    messages.
     """
 
     __tablename__ = "runs"
@@ -178,7 +187,7 @@ class RunRow(Table):
 
 
 class StepRow(Table):
-    """One message of a run's transcript, append-only."""
+    """One message of a run's transcript; append-only."""
 
     __tablename__ = "steps"
     run: Mapped[str] = mapped_column(ForeignKey("runs.name"), primary_key=True)
@@ -188,7 +197,10 @@ class StepRow(Table):
 
 
 class JournalRow(Table):
-    """What happened, what was decided and what was done, hash-chained per task, append-only."""
+    """An entry of the audit log: an event, a decision or an action.
+
+    Append-only, hash-chained per task.
+    """
 
     __tablename__ = "journal"
     __table_args__ = (UniqueConstraint("task_id", "seq", name="uq_journal_task_seq"),)
@@ -203,10 +215,10 @@ class JournalRow(Table):
 
 
 def is_due(row: Any) -> ColumnElement[bool]:
-    """Whether the time of a waiting row has come, at the parameter `now`.
+    """Return whether the time of a waiting row has come, at the parameter `now`.
 
-    Clocks are set back, too: what was never put off is due whatever the clock says, and so is what
-    is put off for longer than anything ever is.
+    Clocks can be set back, so a row that was never deferred is due whatever the clock shows, and so
+    is one that is deferred for longer than is possible.
     """
     at: ColumnElement[Any] = bindparam("now")
     soon: ColumnElement[bool] = (

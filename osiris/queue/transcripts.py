@@ -1,5 +1,7 @@
-"""Runs and their transcripts: every message is committed before the next thing happens, by who runs
-the run."""
+"""Runs and their transcripts.
+
+The worker that runs a run commits every message before the next action.
+"""
 
 from typing import Any
 
@@ -29,9 +31,9 @@ _KEEP = (
 
 
 class DatabaseTranscripts:
-    """`osiris.core.ports.storage.FakeTranscripts` over the tables runs and steps.
+    """An `osiris.core.ports.storage.Transcripts` over the tables runs and steps.
 
-    The lease that began a run last is the fence of its transcript: nobody else can add to it.
+    The lease that began a run last is the fence of its transcript: no other worker can add to it.
     """
 
     def __init__(self, engine: AsyncEngine, lease: Lease) -> None:
@@ -61,7 +63,7 @@ class DatabaseTranscripts:
                 fresh = {"seconds": 0.0, "place": "", "kept": "", "kept_steps": 0}
                 await session.execute(self._new_run, values | fresh)
                 row = await session.get_one(RunRow, run, with_for_update=True)
-                # "": it was begun before places were noted
+                # "": it was begun before places were recorded
                 here = row.place in ("", self._lease.place)
                 row.lease = self._lease.number
                 row.place = self._lease.place
@@ -113,4 +115,4 @@ class DatabaseTranscripts:
             statement, {"run_name": run, "number": self._lease.number, **values}
         )
         if done.rowcount == 0:
-            raise LeaseLost("another worker goes on with this run")
+            raise LeaseLost("another worker continues this run")

@@ -1,5 +1,7 @@
-"""The worker's loop: look for due rows, start their jobs, sleep until woken. It finds whatever a
-crash left."""
+"""The worker's loop: poll for due rows, start their jobs, sleep until woken.
+
+It also finds what a crash left.
+"""
 
 import asyncio
 import logging
@@ -24,15 +26,18 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_IDLE = 1.0  # seconds between two looks when nothing woke us
+_IDLE = 1.0  # seconds between two polls when nothing woke the worker
 _HANDLES = 16
-_CROWD = 8  # so many new rows at once are a rush
-_BREATH = 0.02  # seconds we leave to the web side in a rush: answering comes first, working later
+_RUSH_ROWS = 8  # this many new rows at once are a rush
+_RUSH_PAUSE = 0.02  # seconds left to the web server in a rush: answering requests comes first
 
 
 class Worker:
-    """Handles the inbox while it is its turn, and performs the outbox: `runs` agents at once, and
-    one write to GitHub at a time per account. All that it does it does under its lease."""
+    """A worker. It processes the inbox while it holds that lock, and performs the outbox.
+
+    It runs up to `runs` agents at once, and one write to GitHub at a time per account, all of it
+    under its lease.
+    """
 
     def __init__(
         self,
@@ -59,43 +64,44 @@ class Worker:
         self._lease_ready = asyncio.Event()
 
     async def is_decider(self) -> bool:
-        """Whether this worker is the one that decides; asked before it has its lease, the answer
-        waits for that."""
+        """Return whether this worker processes the inbox.
+
+        Before the worker has a lease, this waits for it.
+        """
         await self._lease_ready.wait()
         return await self._try_to_decide()
 
     async def run(self) -> None:
-        """Go on until cancelled; then cut off the jobs that are under way, and let others have
-        them."""
+        """Run until cancelled; then cancel the running jobs and release them to other workers."""
         await self._acquire_lease()
-        beating = asyncio.create_task(self._renew_lease())
+        heartbeat = asyncio.create_task(self._renew_lease())
         try:
             while True:
-                if beating.done():
-                    await self._restart_with_new_lease(beating)
-                    beating = asyncio.create_task(self._renew_lease())
+                if heartbeat.done():
+                    await self._restart_with_new_lease(heartbeat)
+                    heartbeat = asyncio.create_task(self._renew_lease())
                 await self._wake.wait(await self._poll())
         finally:
-            beating.cancel()
+            heartbeat.cancel()
             await self._cancel_jobs()
             await self._release_lease()
 
     async def _renew_lease(self) -> None:
-        """Keep the lease alive; ends when it is lost."""
+        """Renew the lease until it is lost."""
         while True:
             await asyncio.sleep(self._lease.interval)
             try:
                 if await self._lease.renew():
                     self._wake.wake()
             except LeaseLost as fenced:
-                log.warning("%s; this worker begins again with a new lease", fenced)
+                log.warning("%s; this worker restarts with a new lease", fenced)
                 self._wake.wake()
                 return
             except Unavailable as outage:
                 log.error("the lease cannot be kept alive: %s", outage)
 
-    async def _restart_with_new_lease(self, beating: asyncio.Task[None]) -> None:
-        beating.result()
+    async def _restart_with_new_lease(self, heartbeat: asyncio.Task[None]) -> None:
+        heartbeat.result()
         await self._cancel_jobs()
         await self._acquire_lease()
 
@@ -112,10 +118,10 @@ class Worker:
                 await asyncio.sleep(_IDLE)
 
     async def _cancel_jobs(self) -> None:
-        under_way = [*(job for _, job in self._handling.values()), *self._performing.values()]
-        for job in under_way:
+        running = [*(job for _, job in self._handling.values()), *self._performing.values()]
+        for job in running:
             job.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await self._processor.wait_idle()
 
     async def _release_lease(self) -> None:
@@ -124,54 +130,56 @@ class Worker:
             self._wake.wake()
         except Unavailable as outage:
             log.warning(
-                "the lease could not be given back, so others wait until it is over: %s", outage
+                "the lease could not be released, so others wait until it expires: %s", outage
             )
 
     async def _poll(self) -> float:
-        """Start what is due; returns how long nothing more will be, in seconds."""
+        """Start what is due, and return the seconds until more is due."""
         try:
-            rush = await self._try_to_decide() and await self._start_handling() >= _CROWD
+            rush = await self._try_to_decide() and await self._start_handling() >= _RUSH_ROWS
             await self._start_orders()
             if rush:
-                await asyncio.sleep(_BREATH)
+                await asyncio.sleep(_RUSH_PAUSE)
             if self._handling or self._performing:
-                return _IDLE  # whatever ends first wakes us
+                return _IDLE  # the first job to end wakes us
             at = await self._store.next_due()
         except LeaseLost:
-            return self._lease.interval  # the next beat tells what to do
+            return self._lease.interval  # the next heartbeat restarts the worker
         except (SQLAlchemyError, Unavailable) as error:
             log.error("the database does not answer: %s", type(error).__name__)
             return _IDLE
         except Exception:
-            log.exception("a bug in looking for work")  # the worker must not end of it
+            log.exception("a bug in polling for work")  # it must not end the worker
             return _IDLE
         if at is None:
             return _IDLE
         return max(0.01, min(_IDLE, at - now()))
 
     async def _try_to_decide(self) -> bool:
-        """Whether it is our turn to decide; it stays so until the lease is over."""
+        """Return whether this worker holds the inbox lock; once it does, it keeps it until its
+        lease is over."""
         if not self._is_decider and time.monotonic() >= self._asked_at + _IDLE:
             self._is_decider = await self._locks.acquire(INBOX)
             self._asked_at = time.monotonic()
         return self._is_decider
 
     async def _start_handling(self) -> int:
-        """Start deciding what is due, as far as there is room; how many were started.
+        """Start processing the due rows, as far as there is room; return how many were started.
 
-        Issues go on side by side, but what was said first about one is looked up and decided first,
-        also when it had to be put off: a stop must not overtake the label it follows.
+        Issues are processed concurrently, but the rows of one issue in the order in which they
+        came, even when the first had to be deferred: a stop must not overtake the label that it
+        follows.
         """
-        # one time for both questions: no row is in neither answer
+        # one time for both queries, so that no row is missing from both results
         room = _HANDLES - len(self._handling)
         at = now()
-        # before the questions: who ends meanwhile still tells whether its row was put off
+        # copied before the queries: a job that ends meanwhile still returns its row's next time
         queue = dict(self._handling)
         rows = await self._store.list_due(room, list(queue), at) if room else []
-        put_off = await self._processor.deferred(at) if rows else {}
+        deferred = await self._processor.list_deferred(at) if rows else {}
         for row in rows:
             thread = await self._processor.find_thread(row)
-            first, later = put_off.get(thread, (row.id, 0.0))
+            first, later = deferred.get(thread, (row.id, 0.0))
             before = [job for other, job in queue.values() if other == thread and thread[1]]
             handling = self._processor.handle_event(
                 row, after=before, behind=later if first < row.id and thread[1] else 0.0
@@ -181,8 +189,8 @@ class Worker:
         return len(rows)
 
     async def _start_orders(self) -> None:
-        """Take and start what is due, each kind by itself: many waiting runs must hide no write
-        that could be done."""
+        """Claim and start due orders, each kind separately, so that many waiting runs do not hide a
+        write that could be done."""
         wanted = (
             ((STOPS,), 50),
             ((REACTIONS, REPORTS), 10),
@@ -191,8 +199,8 @@ class Worker:
         )
         for lanes, most in wanted:
             room = most - sum(due.lane in lanes for due in self._performing)
-            under_way = [due.id for due in self._performing]
-            for due in await self._outbox.claim_orders(room, lanes, under_way) if room > 0 else []:
+            running = [due.id for due in self._performing]
+            for due in await self._outbox.claim_orders(room, lanes, running) if room > 0 else []:
                 self._performing[due] = self._start_job(
                     self._processor.perform_effect(due.id), partial(self._performing.pop, due)
                 )

@@ -1,5 +1,5 @@
-"""`osiris.core.ports.storage.WriteLimiter`: leave to write to GitHub. What was sent stands in the
-database, for all workers together.
+"""An `osiris.core.ports.storage.WriteLimiter`: limits on writes to GitHub, shared by all workers in
+the database.
 
 https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#about-secondary-rate-limits
 """
@@ -19,17 +19,17 @@ from osiris.queue.database import build_insert, translate_errors
 from osiris.queue.leases import Lease, is_claimable
 from osiris.queue.tables import TurnRow, now
 
-_WAIT = 5.0  # seconds that a write waits for its turn; for longer, its order is put off
-_ASK = 0.1  # seconds between two times of asking whether the other worker is done
+_WAIT = 5.0  # seconds that a write waits for its slot; otherwise its order is deferred
+_ASK = 0.1  # seconds between two checks whether the other worker is done
 _LONGEST = 3600.0  # seconds; no pause is longer
-_ASTRAY = 60.0  # seconds that the clocks of two machines may differ
+_CLOCK_SKEW = 60.0  # seconds by which the clocks of two machines may differ
 _PAST = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteLimits:
-    """What GitHub lets an installation write: seconds between two writes, and how many in a minute
-    and in an hour."""
+    """GitHub's limits for an installation: seconds between two writes, and writes in a minute and
+    in an hour."""
 
     pause: float = 1.0
     minute: int = 80
@@ -37,8 +37,8 @@ class WriteLimits:
 
 
 def seconds_until_slot(sent: Sequence[float], at: float, limits: WriteLimits) -> float:
-    """The seconds until one more write may be sent, when those before were sent at `sent` (in
-    order)."""
+    """Return the seconds until one more write may be sent, after earlier ones at the times `sent`
+    (in order)."""
     free = at
     if sent:
         free = max(free, sent[-1] + limits.pause)
@@ -49,8 +49,10 @@ def seconds_until_slot(sent: Sequence[float], at: float, limits: WriteLimits) ->
 
 
 class DatabaseWriteLimiter:
-    """One write at a time through each account. `limits` None: GitHub has none (an Enterprise
-    Server, or devhub)."""
+    """A limiter that allows one write at a time through each account.
+
+    With `limits` None, there is no limit on the rate (an Enterprise Server, or devhub).
+    """
 
     def __init__(self, engine: AsyncEngine, lease: Lease, limits: WriteLimits | None) -> None:
         self._lease = lease
@@ -58,8 +60,8 @@ class DatabaseWriteLimiter:
         self._write = async_sessionmaker(engine, expire_on_commit=False)
         self._new = build_insert(engine, TurnRow).on_conflict_do_nothing()
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._wanted = Counter[str]()  # by turn, how many here have it or wait for it
-        # turns that may be this worker's in the database, needed or not
+        self._wanted = Counter[str]()  # by lock, the number of holders and waiters in this process
+        # locks that this worker may hold in the database, needed or not
         self._held: set[str] = set()
         lease.on_heartbeat(self._release_held_locks)
 
@@ -70,7 +72,7 @@ class DatabaseWriteLimiter:
                 await self.verify_lease()
                 yield
                 return
-            self._held.add(name)  # before it is taken: a commit whose answer got lost takes it too
+            self._held.add(name)  # before acquiring: a commit whose answer is lost acquires too
             wait = await self._reserve_slot(account, self._limits)
             try:
                 if wait:
@@ -82,7 +84,7 @@ class DatabaseWriteLimiter:
 
     @contextlib.asynccontextmanager
     async def _lock_locally(self, name: str) -> AsyncIterator[None]:
-        """One at a time in this process."""
+        """Hold the lock `name` within this process."""
         self._wanted[name] += 1
         try:
             async with self._locks[name]:
@@ -94,13 +96,14 @@ class DatabaseWriteLimiter:
         self._lease.assert_fresh()
 
     async def verify_lease(self) -> None:
-        """Raises LeaseLost when this worker may not write any more."""
+        """Raise LeaseLost when this worker may not write any more."""
         with translate_errors():
             async with self._write.begin() as session:
                 await self._lease.assert_held(session)
 
     async def _reserve_slot(self, account: str, limits: WriteLimits) -> float:
-        """Take the account's turn, and note the write; the seconds until it may be sent."""
+        """Acquire the account's lock and record the write; return the seconds until it may be
+        sent."""
         until = asyncio.get_running_loop().time() + _WAIT
         while (wait := await self._try_reserve(account, limits)) is None:
             if asyncio.get_running_loop().time() > until:
@@ -109,7 +112,10 @@ class DatabaseWriteLimiter:
         return wait
 
     async def _try_reserve(self, account: str, limits: WriteLimits) -> float | None:
-        """None: it is another worker's turn. Raises Unavailable when the wait would be long."""
+        """Return the seconds until the write may be sent; None when another worker holds the lock.
+
+        Raises Unavailable when the wait would be long.
+        """
         with translate_errors():
             async with self._write.begin() as session:
                 await self._lease.assert_held(session)
@@ -134,7 +140,7 @@ class DatabaseWriteLimiter:
         return is_claimable(TurnRow.lease, self._lease.number)
 
     async def _load_row(self, session: AsyncSession, account: str) -> TurnRow:
-        """The account's row, held until the end of the transaction."""
+        """Return the account's row, locked until the end of the transaction."""
         connection = await session.connection()
         await connection.execute(
             self._new, {"name": _lock_name(account), "lease": None, "data": {}}
@@ -142,8 +148,7 @@ class DatabaseWriteLimiter:
         return await session.get_one(TurnRow, _lock_name(account), with_for_update=True)
 
     async def _release_lock(self, name: str, *, waits: bool = True) -> None:
-        """Let the next worker have a turn; when the database does not answer, a later beat does
-        it."""
+        """Release the lock. If the database does not answer, a later heartbeat releases it."""
         mine = select(TurnRow.name).where(TurnRow.name == name, TurnRow.lease == self._lease.number)
         given = (
             update(TurnRow)
@@ -156,8 +161,8 @@ class DatabaseWriteLimiter:
             self._held.discard(name)
 
     async def _release_held_locks(self) -> None:
-        """What could not be given back at its end; but not what somebody here has again, who does
-        it himself."""
+        """Release the locks that could not be released at their end, except those that are in use
+        here again, whose user releases them."""
         for name in list(self._held):
             if not self._wanted[name]:
                 async with self._lock_locally(name):
@@ -177,13 +182,17 @@ def _lock_name(account: str) -> str:
 
 
 def _recent_writes(data: dict[str, Any], at: float) -> list[float]:
-    """The writes of the last hour; what lies in the future was noted by a clock that has been set
-    back since."""
+    """Return the writes of the last hour.
+
+    Those in the future were recorded by a clock that has been set back since.
+    """
     return [when for when in data.get("sent", []) if at - _PAST < when <= at + _WAIT]
 
 
 def _pause_end(data: dict[str, Any], at: float) -> float:
-    """The end of the pause that GitHub asked for, 0 without one; one too far away was noted by a
-    clock that has been set back since."""
+    """Return the end of the pause that GitHub asked for, or 0.
+
+    One too far in the future was recorded by a clock that has been set back since.
+    """
     until = float(data.get("until", 0.0))
-    return until if until - at <= _LONGEST + _ASTRAY else 0.0
+    return until if until - at <= _LONGEST + _CLOCK_SKEW else 0.0

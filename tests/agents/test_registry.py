@@ -33,8 +33,8 @@ from osiris.agents.models.pricing import price_usage
 from osiris.agents.models.registry import Access, ModelRegistry
 from osiris.config.http_server import serve_app
 from osiris.core.errors import Refused, RunEnded, Unavailable
-from osiris.core.events import Usage
 from osiris.core.ports.models import DeltaKind, Halted, Message, ToolCall, ToolSpec
+from osiris.core.work import Usage
 from osiris.queue import serialization
 
 STRING = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -196,7 +196,9 @@ async def test_a_stream_that_breaks_is_asked_for_once_more(vendor: str, trouble:
         assert {call.name: dict(call.args) for call in reply.calls} == BOTH["call"]
         kinds = [kind for kind, _ in talk.heard]
         assert kinds.count("restart") == 1
-        after = "".join(text for kind, text in talk.heard[kinds.index("restart") :] if kind == "text")
+        after = "".join(
+            text for kind, text in talk.heard[kinds.index("restart") :] if kind == "text"
+        )
         assert after == BOTH["say"]
         await talk.step()
 
@@ -218,7 +220,7 @@ async def test_arguments_that_cannot_be_read_are_no_call(vendor: str):
         if vendor == "google":
             assert (call.broken, "path" in call.args) == ("", False)
         else:
-            assert "no JSON object" in call.broken
+            assert "not a JSON object" in call.broken
         await talk.step()
 
 

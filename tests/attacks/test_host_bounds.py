@@ -312,7 +312,7 @@ class FakeTranscripts:
 class FakeSandbox:
     """It has the session already."""
 
-    def names(self) -> list[str]:
+    def list_sessions(self) -> list[str]:
         return ["run"]
 
     async def create(self, name: str, plan: Any) -> tuple[Workspace, bool]:

@@ -128,7 +128,7 @@ def root() -> Iterator[Path]:
 async def sandbox(root: Path) -> AsyncIterator[BubblewrapSandbox]:
     sandbox = BubblewrapSandbox(root, Path, SandboxOptions(weak=True))
     yield sandbox
-    for name in sandbox.names():
+    for name in sandbox.list_sessions():
         await sandbox.remove(name)
 
 

@@ -61,7 +61,7 @@ async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, mon
         Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."
     ):
         await sandbox.create("a", mirror.plan(limits))
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
 
 
 async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_it(
@@ -110,7 +110,7 @@ async def main():
     assert not new
     await again.destroy()
     await session.destroy()
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
 asyncio.run(main())
 """
 

@@ -57,11 +57,11 @@ async def test_opening_again_finds_the_work(opened):
 
 async def test_closing_leaves_nothing(sandbox, root, opened):
     session, _ = await opened()
-    assert sandbox.names() == ["shop-7-1"]
+    assert sandbox.list_sessions() == ["shop-7-1"]
     await session.run(["bash", "-c", "mkdir -p $(printf 'd/%.0s' $(seq 1500)); chmod 0 d"])
     await session.destroy()
     await session.destroy()
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
     assert mounts(root) == []
     assert list(root.rglob("shop*.img")) == []
     with pytest.raises(Refused, match="closed"):
@@ -73,14 +73,14 @@ async def test_a_checkout_that_takes_too_long_leaves_nothing_and_is_tried_again_
 ):
     with pytest.raises(LocalTimeout, match=r"took longer than 0\.001 seconds"):
         await sandbox.create("shop-7-1", mirror.plan(replace(limits, open_seconds=0.001)))
-    assert (sandbox.names(), mounts(root)) == ([], [])
+    assert (sandbox.list_sessions(), mounts(root)) == ([], [])
 
 
 async def test_removing_by_name_is_fine_twice(sandbox, root, opened):
     await opened()
     await sandbox.remove("shop-7-1")
     await sandbox.remove("shop-7-1")
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
     assert mounts(root) == []
 
 
@@ -230,7 +230,7 @@ async def test_odd_names_are_refused(name, opened):
 async def test_a_missing_base_is_refused_in_a_sentence(sandbox, mirror, root, limits):
     with pytest.raises(Refused, match=r"base commit .* is not in the mirror"):
         await sandbox.create("a", mirror.plan(limits, base="0" * 39 + "1"))
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
     assert mounts(root) == []
 
 
@@ -250,7 +250,7 @@ async def test_a_corrupt_mirror_is_refused_in_a_sentence(sandbox, mirror, root, 
             thing.write_bytes(b"rubbish" * 30)
     with pytest.raises(Refused):
         await opened()
-    assert sandbox.names() == []
+    assert sandbox.list_sessions() == []
     assert mounts(root) == []
 
 

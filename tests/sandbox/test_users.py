@@ -37,7 +37,7 @@ def made(sandbox, mirror, limits):
 @pytest.fixture
 async def ending(sandbox):
     yield
-    for name in sandbox.names():
+    for name in sandbox.list_sessions():
         await sandbox.remove(name)
 
 

@@ -1,1 +1,1 @@
-"""Language models: which one answers, how it is called, and what it costs."""
+"""Language models: the registry of vendors, the calls, and the prices."""

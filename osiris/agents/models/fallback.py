@@ -1,4 +1,4 @@
-"""A second model that stands in while the first cannot be asked."""
+"""A second model that is used while the first is unavailable."""
 
 import logging
 import time
@@ -9,12 +9,12 @@ from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolSpec, 
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # failures of the first in a row before the second takes over
-REST = 300.0  # seconds until the first is asked again
+TRIES = 3  # consecutive failures of the first model before the second takes over
+REST = 300.0  # seconds until the first model is tried again
 
 
 class FallbackModel:
-    """`ports.LanguageModel` over two: the same transcript goes to either."""
+    """A `ports.LanguageModel` over two models: the same transcript is sent to either."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class FallbackModel:
                     raise
                 log.warning("%s; the second model takes over for %d min", outage, REST // 60)
                 self._rests_until = self._clock() + REST
-                on_delta("again", "")
+                on_delta("restart", "")
             else:
                 self._failures = 0
                 return reply

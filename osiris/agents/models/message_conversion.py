@@ -1,5 +1,7 @@
-"""Our transcript in the form of the model layer, and its replies in ours. No vendor is named
-here."""
+"""Conversion between our transcript and the messages of the model library (pydantic-ai).
+
+It does not depend on a vendor.
+"""
 
 import json
 import re
@@ -30,23 +32,23 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.tools import ToolDefinition
 
-from osiris.core.events import Usage
 from osiris.core.ports.models import Message, OnDelta, ToolCall, ToolSpec
+from osiris.core.work import Usage
 
 Price = Callable[[Usage, int], Usage]
-"""(tokens, those of them written to the vendor's cache) -> the same with their price."""
+"""(usage, tokens of it written to the vendor's cache) -> the usage with its price."""
 
 _CUT = (
     "the reply was cut at its greatest length in the middle of this call, so nothing was done; do"
     " less in one call"
 )
-_NO_JSON = "the arguments are no JSON object, so nothing was done; call it once more"
+_NOT_JSON = "the arguments are not a JSON object, so nothing was done; call it once more"
 
 
 def convert_transcript(transcript: Sequence[Message], vendor: str) -> list[ModelMessage]:
-    """The transcript as requests and responses for a vendor.
+    """Return the transcript as requests and responses for a vendor.
 
-    A reply with nothing in it is left out, for no vendor takes it back.
+    An empty reply is left out, because no vendor accepts one.
     """
     transcript = _normalize_transcript(transcript, vendor)
     names = {call.id: call.name for message in transcript for call in message.calls}
@@ -63,8 +65,8 @@ def convert_transcript(transcript: Sequence[Message], vendor: str) -> list[Model
 
 
 def _normalize_transcript(transcript: Sequence[Message], vendor: str) -> list[Message]:
-    """The transcript with what other vendors said made plain: none of their state, ids and names
-    that all take."""
+    """Return the transcript with the replies of other vendors normalized: without their state, and
+    with ids and names that every vendor accepts."""
     ids: dict[str, str] = {}
     found = []
     for message in transcript:
@@ -98,7 +100,8 @@ def _convert_part(message: Message, names: dict[str, str]) -> ModelRequestPart:
 
 
 def _convert_reply(message: Message) -> ModelResponse:
-    """A reply as its vendor said it; without that, what was said and done."""
+    """Return a reply in its vendor's own form, or, if that is not known, built from its text and
+    calls."""
     if message.state:
         [response] = ModelMessagesTypeAdapter.validate_python([message.state])
         if isinstance(response, ModelResponse):
@@ -111,6 +114,7 @@ def _convert_reply(message: Message) -> ModelResponse:
 
 
 def convert_tools(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
+    """Return the tools as request parameters of the model library."""
     return ModelRequestParameters(
         function_tools=[
             ToolDefinition(
@@ -122,9 +126,9 @@ def convert_tools(tools: Sequence[ToolSpec]) -> ModelRequestParameters:
 
 
 def convert_response(response: ModelResponse, model: str, price: Price) -> Message:
-    """A vendor's reply as a line of the transcript, said by `model`."""
+    """Return a vendor's reply as a message of the transcript, from `model`."""
     [state] = ModelMessagesTypeAdapter.dump_python([response], mode="json", exclude_none=True)
-    state.pop("provider_url", None)  # it is the operator's, not the vendor's
+    state.pop("provider_url", None)  # the operator set it, not the vendor
     if (whole := _drop_half_characters(state)) != state:
         state = whole
         response = cast(ModelResponse, ModelMessagesTypeAdapter.validate_python([whole])[0])
@@ -147,7 +151,10 @@ def convert_response(response: ModelResponse, model: str, price: Price) -> Messa
 
 
 def _drop_half_characters(state: dict[str, Any]) -> dict[str, Any]:
-    """A stream can cut a character in two; half of one can neither be stored nor sent."""
+    """Return the state without halves of characters.
+
+    A stream can cut a character in two, and a half can neither be stored nor sent.
+    """
     whole: dict[str, Any] = json.loads(
         json.dumps(state, ensure_ascii=False).encode("utf-8", "replace")
     )
@@ -160,12 +167,12 @@ def _convert_call(part: ToolCallPart, *, cut: bool) -> ToolCall:
     try:
         args = part.args_as_dict(raise_if_invalid=True)
     except (ValueError, AssertionError):
-        return ToolCall(id=part.tool_call_id, name=part.tool_name, args={}, broken=_NO_JSON)
+        return ToolCall(id=part.tool_call_id, name=part.tool_name, args={}, broken=_NOT_JSON)
     return ToolCall(id=part.tool_call_id, name=part.tool_name, args=args)
 
 
 def forward_event(event: ModelResponseStreamEvent, on_delta: OnDelta) -> None:
-    """Hand a piece of a reply on to who listens."""
+    """Pass a piece of a reply to `on_delta`."""
     match event:
         case (
             PartStartEvent(part=TextPart(content=text))

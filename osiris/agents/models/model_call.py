@@ -1,5 +1,5 @@
-"""One call of a model: streamed, repeated once when the stream breaks, and every failure a
-sentence."""
+"""A single model call: streamed, repeated once when the stream breaks, with every failure as a
+readable error."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ from pydantic_ai.settings import ModelSettings
 from osiris.agents.context_window import fit_to_window
 from osiris.agents.models import message_conversion
 from osiris.core.errors import OsirisError, RunEnded, Unavailable
-from osiris.core.events import Usage
 from osiris.core.ports.models import Halted, Message, OnDelta, ToolSpec, ignore_deltas
+from osiris.core.work import Usage
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 300.0  # seconds we leave a vendor alone at most, whatever it asks for
+LONGEST_PAUSE = 300.0  # most seconds to pause for a vendor, whatever it asks for
 
 _READY = ToolSpec(
     name="ready",
@@ -43,11 +43,11 @@ _ASK_READY = (Message(role="user", text="Call the tool `ready` with the word yes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOptions:
-    """How a model is asked.
+    """Options of the calls of one model.
 
-    `name` is VENDOR:MODEL; `patience` how many seconds it may be silent; `room` how many tokens a
-    conversation may take; `held_by_another` the models that can be chosen instead, as words; `hide`
-    takes secrets out of a vendor's words.
+    `name` is VENDOR:MODEL; `patience` is the number of seconds that it may be silent; `room` is the
+    number of tokens that a conversation may have; `others` lists the models that can be chosen
+    instead, as text; `hide` removes secrets from a vendor's messages.
     """
 
     name: str
@@ -68,8 +68,10 @@ class _StreamBroken(Exception):
 
 
 class VendorModel:
-    """`ports.LanguageModel` over one model of the model layer. Its first question is whether the
-    model can call tools."""
+    """A `ports.LanguageModel` over one model of the model library.
+
+    Its first request tests whether the model can call tools.
+    """
 
     def __init__(self, model: Model, options: CallOptions) -> None:
         self._model = model
@@ -106,8 +108,10 @@ class VendorModel:
         )
 
     async def probe_tools(self) -> None:
-        """Let the model call a tool, once in a process. Raises as `reply` does; Halted when it does
-        not call it."""
+        """Ask the model to call a tool, once in a process.
+
+        Raises the same errors as `reply`; the run is halted when the model does not call the tool.
+        """
         if self._probed:
             return
         for _ in range(2):
@@ -131,7 +135,7 @@ class VendorModel:
     async def _ask_model(
         self, transcript: Sequence[Message], tools: Sequence[ToolSpec], on_delta: OnDelta
     ) -> Message:
-        """Raises ModelContextWindowExceededError beside our own errors."""
+        """Return the model's reply. Raises ModelContextWindowExceededError and our own errors."""
         messages = message_conversion.convert_transcript(transcript, self._options.vendor)
         parameters = message_conversion.convert_tools(tools)
         try:
@@ -145,7 +149,7 @@ class VendorModel:
                     self._options.name,
                     type(error).__name__,
                 )
-                on_delta("again", "")
+                on_delta("restart", "")
                 return await self._stream_reply(messages, parameters, on_delta)
         except (_StreamBroken, UnexpectedModelBehavior):
             raise Unavailable(f"the reply of {self._options.name} broke off twice") from None
@@ -176,7 +180,8 @@ class VendorModel:
         )
 
     def _translate_error(self, error: ModelAPIError) -> OsirisError:
-        """A vendor's refusal as ours: wait, or let a person mend it, or give up."""
+        """Return a vendor's error as ours: one to retry later, or one that halts the run until a
+        person fixes it."""
         vendor, name = self._options.vendor, self._options.name
         match error:
             case ModelAuthenticationError():
@@ -212,7 +217,7 @@ class VendorModel:
         )
 
     def _describe_error(self, error: ModelAPIError) -> str:
-        """What the vendor says of it, in a line, without secrets."""
+        """Return the vendor's description of an error in one line, without secrets."""
         body = error.body if isinstance(error.body, dict) else {}
         inner = body.get("error", body)
         told = inner.get("message") if isinstance(inner, dict) else inner
@@ -220,8 +225,8 @@ class VendorModel:
 
 
 def _is_whole(response: ModelResponse) -> bool:
-    """Whether a reply that ended for a reason the model layer does not know is all there: it calls,
-    and it did end."""
+    """Return whether a reply with an unknown finish reason is complete: it has tool calls, and the
+    vendor did send a reason."""
     calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
     return (
         bool(calls)

@@ -1,5 +1,7 @@
-"""What tokens cost, and how many fit: from the kept list of `genai-prices`. What is not in it is
-unknown, not free."""
+"""Prices of tokens and sizes of context windows, from the data of `genai-prices`.
+
+A model that is not in it has an unknown price, not a price of zero.
+"""
 
 from functools import cache
 
@@ -7,12 +9,14 @@ from genai_prices import Usage as Priced
 from genai_prices import calc_price
 from genai_prices.data_snapshot import get_snapshot
 
-from osiris.core.events import Usage
+from osiris.core.work import Usage
 
 
 def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 0) -> Usage:
-    """`usage` with its price in US dollars; `written` are the input tokens that were put into the
-    vendor's cache."""
+    """Return `usage` with its price in US dollars.
+
+    `written` is the number of input tokens written to the vendor's cache.
+    """
     counted = Priced(
         input_tokens=usage.input,
         cache_read_tokens=usage.cached,
@@ -24,7 +28,7 @@ def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 
             price = calc_price(counted, model, provider_id=vendor)
         else:
             price = calc_price(counted, model, provider_api_url=url)
-    except (LookupError, ValueError):  # not in the list, or counts that cannot be right
+    except (LookupError, ValueError):  # not in the list, or impossible counts
         return Usage(input=usage.input, cached=usage.cached, output=usage.output, usd=None)
     return Usage(
         input=usage.input, cached=usage.cached, output=usage.output, usd=float(price.total_price)
@@ -33,7 +37,7 @@ def price_usage(vendor: str, model: str, url: str, usage: Usage, written: int = 
 
 @cache
 def find_context_window(vendor: str, model: str, url: str) -> int | None:
-    """How many tokens a model takes; None when it is not in the list."""
+    """Return a model's context window in tokens; None when it is not in the list."""
     try:
         _provider, found = get_snapshot().find_provider_model(
             model, None, vendor or None, None if vendor else url

@@ -1,5 +1,7 @@
-"""Which model thinks: the only file that knows vendors. Each one's library is loaded when it is
-first chosen."""
+"""The registry of models, the only module that knows vendors.
+
+A vendor's library is loaded when it is first chosen.
+"""
 
 import asyncio
 import re
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
     from osiris.agents.models.model_call import VendorModel
 
 PATIENCE = 180.0  # seconds
-# seconds a person's choice of a model may take to be tried: other deliveries wait for it
+# seconds that testing a model chosen by a person may take: other deliveries wait meanwhile
 _CHECK = 5.0
 _NAME = re.compile(r"[a-z-]+:[A-Za-z0-9._:/@+-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How a vendor is reached: with which key, and where; an empty `url` is the vendor's own."""
+    """The access to a vendor: its key and its address. An empty `url` means the vendor's own."""
 
     key: str
     url: str = ""
@@ -36,8 +38,11 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """`make` gives a model of the model layer; `priced` is the vendor's name in the price list,
-    `find_context_window` the tokens a model takes that is not in it."""
+    """A vendor of models.
+
+    `make` creates a model of the model library; `pricing_id` is the vendor's name in the price
+    list; `window` is the context window, in tokens, of a model that is not in that list.
+    """
 
     make: Callable[[str, Access, Any], "Model"]
     url: str
@@ -73,11 +78,11 @@ def _make_compatible(name: str, access: Access, http: Any) -> "Model":
 
 
 def _create_openai_client(access: Access, http: Any) -> Any:
-    """OpenAI's client, which is given a conversation as something extra.
+    """Return an OpenAI client that sends the conversation in `extra_body`.
 
-    It holds every item of a conversation against every type that it might have (60 ms at 50 steps),
-    to rename fields that need no renaming. What is extra it sends as it is, in the same place of
-    the body.
+    The client compares every item of a conversation with every type that it could have (60 ms at 50
+    steps), to rename fields that need no renaming. It sends `extra_body` unchanged, in the same
+    place of the body.
     """
     from openai import AsyncOpenAI
     from openai.resources.chat import AsyncChat, AsyncCompletions
@@ -119,8 +124,10 @@ def _make_google(name: str, access: Access, http: Any) -> "Model":
 
 
 class _ClientProxy:
-    """Stands in front of a part of Google's client, and is that part but for what a subclass
-    changes."""
+    """A proxy for a part of Google's client.
+
+    Everything except what a subclass overrides is passed through.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -130,8 +137,8 @@ class _ClientProxy:
 
 
 class _Google(_ClientProxy):
-    """Google's client, which is given a conversation as something extra, for the same reason (20 ms
-    at step 50)."""
+    """A Google client that sends the conversation in `extra_body`, for the same reason as OpenAI's
+    (20 ms at step 50)."""
 
     @cached_property
     def aio(self) -> Any:
@@ -161,8 +168,10 @@ _GOOGLES_NAMES = {
 
 
 def _encode_content(content: dict[str, Any]) -> dict[str, Any]:
-    """One message as its JSON is; of texts, thoughts, calls and their answers, which is all we
-    send."""
+    """Return one message as JSON.
+
+    It handles texts, thoughts, calls and their answers, which is all that we send.
+    """
     return {**content, "parts": [_encode_part(part) for part in content["parts"]]}
 
 
@@ -196,7 +205,7 @@ VENDORS: Mapping[str, Vendor] = {
         url="https://api.openai.com/v1",
         pricing_id="openai",
         window=128_000,
-        # nothing stays there; the encrypted reasoning comes back to us instead
+        # OpenAI stores nothing; it returns the encrypted reasoning to us instead
         settings={"openai_store": False},
     ),
     "google": Vendor(
@@ -213,7 +222,7 @@ VENDORS: Mapping[str, Vendor] = {
 
 
 class ModelRegistry:
-    """The brains of this process, each made when it is first chosen."""
+    """The models of this process, each created when it is first chosen."""
 
     def __init__(
         self,
@@ -225,9 +234,12 @@ class ModelRegistry:
         window: int | None = None,
         hide: Callable[[str], str] = str,
     ) -> None:
-        """`own` is the operator's model and `second` stands in for it, both VENDOR:MODEL; `access`
-        has the vendors that are configured; `find_context_window` (tokens) overrides what is known
-        of each model."""
+        """Create a registry without models.
+
+        `own` is the operator's model and `second` its fallback, both VENDOR:MODEL; `access` maps
+        the configured vendors to their access; `window` (tokens) overrides the known context window
+        of every model.
+        """
         self._own = own
         self._second = second
         self._access = access
@@ -240,8 +252,10 @@ class ModelRegistry:
         self._clients: list[Any] = []
 
     async def select(self, model: str = "") -> LanguageModel:
-        """The brain of VENDOR:MODEL; without one the operator's. Raises Refused with the list of
-        those configured."""
+        """Return the model VENDOR:MODEL, or the operator's if `model` is empty.
+
+        Raises Refused with the list of configured models.
+        """
         wanted = model or self._own
         self.check_configured(wanted)
         if wanted == self._own and self._second:
@@ -254,7 +268,7 @@ class ModelRegistry:
         return await self._get_model(wanted)
 
     def check_configured(self, model: str) -> None:
-        """Raises Refused when this is no model that can be chosen here. Nobody is asked."""
+        """Raise Refused when the model cannot be chosen here. No request is sent."""
         vendor = model.partition(":")[0]
         if not model:
             raise Refused(
@@ -262,15 +276,17 @@ class ModelRegistry:
                 " anthropic:claude-sonnet-5"
             )
         if vendor == "scripted" and model in (self._own, self._second):
-            return  # a file of the operator's: nobody else may name one
+            return  # a file of the operator: nobody else may choose one
         if vendor not in self._access or not _NAME.fullmatch(model):
             raise Refused(
                 f"there is no model {model[:100]!r} here; configured are: {self._list_choices()}"
             )
 
     async def why_unavailable(self, model: str) -> str:
-        """Why `model` cannot think, found out by asking it; "" when it can, or does not answer
-        now."""
+        """Return why `model` does not work, by sending a request.
+
+        Returns "" when it works, or does not answer now.
+        """
         try:
             async with asyncio.timeout(_CHECK):
                 await self.probe_model(model)
@@ -281,12 +297,12 @@ class ModelRegistry:
         return ""
 
     async def probe_model(self, model: str = "") -> None:
-        """Let a model call a tool. Raises Refused with what is wrong, or Unavailable."""
+        """Let a model call a tool. Raises Refused with the reason, or Unavailable."""
         await self.select(model)
-        if (brain := self._models.get(model or self._own)) is None:
-            return  # a script
+        if (vendor_model := self._models.get(model or self._own)) is None:
+            return  # a scripted model
         try:
-            await brain.probe_tools()
+            await vendor_model.probe_tools()
         except RunEnded as end:
             raise Refused(getattr(end.outcome, "reason", str(end))) from None
 
@@ -305,7 +321,7 @@ class ModelRegistry:
         if vendor == "scripted":
             return ScriptedModel.from_file(Path(name))
         async with self._making_lock:
-            if model not in self._models:  # off the loop: the libraries take a second to load
+            if model not in self._models:  # in a thread: the libraries take a second to load
                 self._models[model] = await asyncio.to_thread(self._make_model, vendor, name)
         return self._models[model]
 
@@ -322,13 +338,13 @@ class ModelRegistry:
         room = (
             self._window or find_context_window(known.pricing_id, name, access.url) or known.window
         )
-        terms = CallOptions(
+        options = CallOptions(
             name=f"{vendor}:{name}",
             settings=known.settings,  # type: ignore[arg-type]
             patience=self._patience,
-            room=int(room * 0.75),  # the rest is for the tools and the reply
+            room=int(room * 0.75),  # the rest is reserved for the tools and the reply
             price=partial(price_usage, known.pricing_id, name, access.url),
             others=self._list_choices(),
             hide=self._hide,
         )
-        return VendorModel(known.make(name, access, http), terms)
+        return VendorModel(known.make(name, access, http), options)

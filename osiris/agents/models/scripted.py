@@ -1,9 +1,8 @@
-"""A brain that follows a YAML script and checks what the tools answered: for demos, tests and
-recorded stories.
+"""A scripted model: it follows a YAML script and checks the tools' answers, for demos and tests.
 
 ```yaml
 runs:
-- when: "requests changes"       # a piece of the brief; the first run whose `when` fits is played
+- when: "requests changes"       # a part of the brief; the first run whose `when` matches is played
   steps:
   - say: I look at the file first.
     call: {read_file: {path: calc.py}}
@@ -49,11 +48,11 @@ class _Script(BaseModel):
 
 
 class ScriptedModel:
-    """Its place in the script is read from the transcript, so it has no state of its own and
+    """A model without state: it finds its position in the script from the transcript, so it
     survives any crash."""
 
     def __init__(self, script: Mapping[str, Any], name: str = "scripted") -> None:
-        """Raises Refused when the script is not one."""
+        """Validate the script. Raises Refused when it is not valid."""
         try:
             self._script = _Script.model_validate(script)
         except ValidationError as error:
@@ -61,7 +60,7 @@ class ScriptedModel:
             where = ".".join(map(str, first["loc"]))
             raise Refused(f"the script of {name} is not right at {where}: {first['msg']}") from None
         self._name = name
-        self.is_priced = True  # it costs nothing
+        self.is_priced = True  # it is free
 
     @classmethod
     def from_file(cls, path: Path) -> "ScriptedModel":
@@ -77,14 +76,16 @@ class ScriptedModel:
         tools: Sequence[ToolSpec],
         on_delta: OnDelta = ignore_deltas,
     ) -> Message:
-        """The next scripted step. Raises Refused, naming the difference, when a tool answered
-        something else."""
+        """Return the next scripted step.
+
+        Raises Refused, naming the difference, when a tool answered something else.
+        """
         run = self._find_run(transcript[1].text)
         answers = _group_answers(transcript)
         place = 0
         for answer in answers:
             if any(message.text == INTERRUPTED for message in answer):
-                continue  # as a person would: look again, that is do the same step once more
+                continue  # do the same step once more
             self._check_answers(run.steps[place], place, answer)
             place += 1
         if place >= len(run.steps):
@@ -120,7 +121,7 @@ class ScriptedModel:
 
 
 def _group_answers(transcript: Sequence[Message]) -> list[list[Message]]:
-    """For each reply so far, the tools' answers to it."""
+    """Return the tools' answers, grouped by reply."""
     rounds: list[list[Message]] = []
     for message in transcript:
         if message.role == "assistant":

@@ -1,4 +1,4 @@
-"""Events while they happen: for people who watch, and to wake workers."""
+"""Ports for live events, and for waking workers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ from osiris.core.ports.models import DeltaKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyDelta:
-    """A piece of a reply that is under way: the reply that will be message `seq` of `run`."""
+    """A piece of the reply that will be message `seq` of `run`."""
 
     run: str
     seq: int
@@ -18,7 +18,7 @@ class ReplyDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntryAdded:
-    """The journal of task number `task` has a new last line, number `seq`."""
+    """A new entry, number `seq`, in the audit log of task number `task`."""
 
     task: int
     seq: int
@@ -28,17 +28,17 @@ LiveEvent = ReplyDelta | AuditEntryAdded
 
 
 class LiveEvents(Protocol):
-    """Where news go as they come, for people who watch. What is lost here is in the database soon
-    after."""
+    """Events for people who watch, as they happen. What is lost here can be read from the database
+    soon after."""
 
     def publish(self, event: LiveEvent) -> None: ...
 
 
 class Wake(Protocol):
-    """A hint that the database holds something due. Losing one costs time, never work."""
+    """A hint that the database holds a due row. A lost hint costs time, never work."""
 
     def wake(self) -> None:
-        """Tell every worker, on this machine and on others."""
+        """Wake every worker, on this machine and on others."""
 
     async def wait(self, timeout: float) -> None:
         """Return when woken, or after `timeout` seconds."""

@@ -1,4 +1,4 @@
-"""Language models: the conversation, the tools, and how a run ends."""
+"""Ports to language models: the conversation, the tools, and the outcomes of a run."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from osiris.core.work import CommandRan, Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What a model wants done; `broken` says why its arguments cannot be read, and then nothing may
-    be done."""
+    """A call that a model makes; `broken` is why its arguments cannot be read: it is not executed
+    then."""
 
     id: str
     name: str
@@ -20,12 +20,12 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One line of a transcript; `call` names the tool call that a `tool` message answers.
+    """One message of a transcript; `call` is the id of the tool call that a `tool` message answers.
 
-    `ran` is the command the harness saw behind a tool's answer. Of a reply, `model` is who said it
-    (VENDOR:MODEL), `end` why it is not whole (cut at the vendor's limit, or refused), and `state`
-    its form at the vendor, which goes back to the vendor verbatim: signatures and encrypted
-    thoughts are in it.
+    `ran` is the command that Osiris saw behind a tool's answer. Of a reply, `model` is its author
+    (VENDOR:MODEL), `end` why it is incomplete (cut at the vendor's limit, or refused), and `state`
+    the vendor's own form of it, which goes back to the vendor verbatim with its signatures and
+    encrypted reasoning.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -55,19 +55,19 @@ class ToolAnswer:
 
 
 DeltaKind = Literal["text", "thinking", "call", "restart"]
-"""What a piece of a reply is; "restart": what came of this reply is void, it is said once more."""
+"""The kind of a piece of a reply; "restart": the pieces so far are void, the reply starts again."""
 
 
 OnDelta = Callable[[DeltaKind, str], None]
-"""Is told each piece of a reply as it comes."""
+"""A callback for each piece of a reply as it comes."""
 
 
 def ignore_deltas(kind: DeltaKind, text: str) -> None:
-    """Hear nothing."""
+    """Do nothing with a piece of a reply."""
 
 
 class LanguageModel(Protocol):
-    """A model; `priced` says whether it is known what it costs."""
+    """A language model; `is_priced` is False when its price is unknown."""
 
     @property
     def is_priced(self) -> bool: ...
@@ -78,16 +78,16 @@ class LanguageModel(Protocol):
         tools: Sequence[ToolSpec],
         on_delta: OnDelta = ignore_deltas,
     ) -> Message:
-        """The next assistant message.
+        """Return the next assistant message.
 
-        Raises Unavailable (come back later), RunEnded (somebody must mend something first, or it
-        never will), or Refused.
+        Raises Unavailable (try later), RunEnded (a person must change something first, or it never
+        will), or Refused.
         """
 
 
 SelectModel = Callable[[str], Awaitable[LanguageModel]]
-"""VENDOR:MODEL ("" for the operator's) -> its brain. Raises Refused when there is no such model, or
-it cannot work."""
+"""VENDOR:MODEL ("" for the operator's choice) -> the model. Raises Refused when it does not exist
+or cannot work."""
 
 
 class Toolbox(Protocol):
@@ -96,13 +96,13 @@ class Toolbox(Protocol):
     def list_tools(self) -> Sequence[ToolSpec]: ...
 
     async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
-        """Use a tool. What goes wrong inside it is its answer; raises RunEnded when the tool ends
-        the run."""
+        """Call a tool. An error inside it is its answer; raises RunEnded when the tool ends the
+        run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """The model says it is finished; `summary` is in its own words."""
+    """The model reports that it is finished; `summary` is in its own words."""
 
     summary: str
 
@@ -121,7 +121,7 @@ class SpentBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halted:
-    """The run waits for a person to mend something outside of it; `reason` is half a sentence."""
+    """The run waits until a person changes something outside of it; `reason` is half a sentence."""
 
     reason: str
 

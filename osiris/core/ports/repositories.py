@@ -1,4 +1,4 @@
-"""The host's own repositories, and where the files of a run are saved."""
+"""Ports to the repositories on the host, and to the storage of checkpoints."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from osiris.core.work import FileChange
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkout:
-    """Where work starts: a commit of a repository that this machine has a mirror of.
+    """The commit that work starts from, of a repository that this machine has a mirror of.
 
-    `trusted` is the end of the default branch: what people merged, and no agent wrote alone.
+    `trusted` is the head of the default branch: it holds only what people merged.
     """
 
     commit: str
@@ -21,8 +21,7 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedWork:
-    """Work the host took over and checked: a tree in the host's own repository, and what it
-    changes.
+    """Work that was imported and checked: a tree in the host repository, and its changes.
 
     `size` is how many bytes it added to that repository.
     """
@@ -33,45 +32,42 @@ class ImportedWork:
 
 
 class Repositories(Protocol):
-    """The host's own repositories, which no sandbox sees; it holds no credential."""
+    """The host repositories. No sandbox sees them, and they hold no credential."""
 
     async def import_pack(
         self, repo: str, base: str, export: Export, deny: Sequence[str]
     ) -> ImportedWork:
-        """Import a stranger's pack and hold it against policy. Raises Refused with the sentence for
-        the person."""
+        """Import an untrusted pack and check it against the policy. Raises Refused with a sentence
+        for people."""
 
     async def read_instructions(self, repo: str, commit: str) -> Mapping[str, str]:
-        """The repository's own instructions for agents at `commit`: path -> text, capped.
+        """Return the repository's own instructions for agents at `commit`: path -> text, bounded.
 
-        What was cut or left out is said in a text.
+        A text reports what was cut or left out.
         """
 
     async def read_file(self, repo: str, commit: str, path: str) -> str:
-        """The text of a file at `commit`, capped; "" when there is none. Raises Refused when it
-        cannot be read."""
+        """Return the text of a file at `commit`, bounded; "" when there is none. Raises Refused
+        when it cannot be read."""
 
     async def fingerprint_packages(self, repo: str, commit: str) -> str:
-        """What changes with the packages that a repository needs: its lock files and the like, or
-        else all of it."""
+        """Return a digest that changes with the packages a repository needs: of its lock files and
+        the like, else of all its files."""
 
 
 class CheckpointStorage(Protocol):
-    """Where the files of a run are put away, so that another machine can go on with it. It is no
-    place of the agent."""
+    """Storage of checkpoints, from which another worker can restore them. No agent can reach it."""
 
     async def save(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
-        """Put a tree of the host's own repository away, after what was put away `before` ("":
-        nothing yet).
+        """Save a tree of the host repository after the checkpoint `before` ("" for the first one).
 
-        Returns its commit. Raises LeaseLost when another worker put something away since; Refused,
-        and Unavailable.
+        Returns its commit. Raises LeaseLost when another worker saved one meanwhile; Refused;
+        Unavailable.
         """
 
     async def restore(self, repo: str, run: str) -> None:
-        """Bring what was put away to this machine. Raises Refused when it is not there, and
+        """Fetch a run's checkpoint to this machine. Raises Refused when there is none;
         Unavailable."""
 
     async def delete(self, repo: str, runs: Collection[str]) -> None:
-        """Throw away what was put away for some runs; fine when there is nothing. Raises Refused or
-        Unavailable."""
+        """Delete the checkpoints of some runs, if they exist. Raises Refused; Unavailable."""

@@ -1,7 +1,7 @@
-"""What Osiris asks of a place where commands of strangers may run.
+"""Ports to the sandbox, in which untrusted commands run.
 
-No path and no process of this machine is in it, so that containers or another machine can stand
-behind it as well.
+No path and no process of this machine appears here, so that containers or another machine can
+implement it too.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """What one session may use: sizes in bytes, times in seconds. `memory` and `processes` hold for
-    all that runs in it together, `disk` and `inodes` for all its files, the others for each
+    """Limits of one session: sizes in bytes, times in seconds. `memory` and `processes` hold for
+    all its processes together, `disk` and `inodes` for all its files, the others for each
     command."""
 
     memory: int = 2 * GIB
@@ -40,9 +40,10 @@ class SandboxLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How a workspace is got ready: `commands` of the base branch, run in its files, with a way out
-    to the package registries and to `hosts`, before anybody else's words are near. What comes of
-    it, the files that git does not know and the home, is kept for all that have the same `key`."""
+    """The preparation of a workspace: `commands` of the base branch, run on its files with access
+    to the package registries and to `hosts`, before any other person's text is read. Its results,
+    the home folder and the files that git does not know, are cached for all workspaces with the
+    same `key`."""
 
     commands: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -51,10 +52,9 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a new session is made of: a clone of `repo` at commit `base`, with the files of commit
-    `files`, if that is given, as changes on top; got ready by `setup` in the files of commit
-    `trusted`, the end of the base branch; with a way out to `hosts` alone, in most cases to
-    none."""
+    """The content of a new session: a clone of `repo` at commit `base`, with the files of commit
+    `files`, if given, as changes on top. `setup` is run on the files of commit `trusted`, the head
+    of the base branch. Its commands can reach `hosts` alone, in most cases none."""
 
     repo: str
     base: str
@@ -67,9 +67,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a sandboxed command did. `exit_code` is None when it was killed; `output` is stdout and
-    stderr together, cut to head and tail when `total` bytes were too many; `blocked` is where it
-    wanted to go and could not."""
+    """The result of a sandboxed command. `exit_code` is None when it was killed; `output` is stdout
+    and stderr together, cut to head and tail when it had `total` bytes; `blocked` are the hosts
+    that it could not reach."""
 
     exit_code: int | None
     output: bytes
@@ -86,8 +86,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """The work of a session as a stranger's push: `pack` is a thin pack of what is new in `tree`
-    against the base. It is a file of no name: closing it is all that it needs."""
+    """The work of a session, untrusted: `pack` is a thin pack of what is new in `tree` against the
+    base. It is an unnamed file; closing it removes it."""
 
     tree: str
     pack: IO[bytes]
@@ -95,9 +95,9 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One thing a machine was asked to do; `fix` says what to do when it failed. One that is
-    `needed` forbids all runs when it fails, another makes the sandbox a weak one. `passing`: it
-    failed for want of time or memory, and may go well in a moment."""
+    """One capability of this machine, as tried; `fix` is what to do when it is missing. Without one
+    that is `needed` nothing runs; without another the sandbox counts as weak. `passing`: it failed
+    for lack of time or memory, and may succeed in a moment."""
 
     name: str
     ok: bool
@@ -108,8 +108,8 @@ class Probe:
 
 
 class Files(Protocol):
-    """The files of a session, each question answered inside of it. A path is relative to the
-    workspace; the answer is text for a model, and begins with `error: ` when it could not be done.
+    """The files of a session; each call is answered by a program inside it. A path is relative to
+    the workspace. The answer is text for a model, and begins with `error: ` when the call failed.
     Raises Unavailable when nothing answers."""
 
     async def read(self, path: str, start: int, lines: int) -> str: ...
@@ -124,7 +124,7 @@ class Files(Protocol):
 
 
 class Session(Protocol):
-    """One workspace in one sandbox."""
+    """One workspace and its limits."""
 
     @property
     def files(self) -> Files: ...
@@ -141,40 +141,39 @@ class Session(Protocol):
         timeout: float = 120,
         keep_as: str = "",
     ) -> Result:
-        """Run a command in folder `cwd` of the workspace, for at most `timeout` seconds; everything
-        it started dies with it.
+        """Run a command in folder `cwd` of the workspace for at most `timeout` seconds; all its
+        processes end with it.
 
-        With `keep_as`, the full output (up to the session's cap) is kept as that file name below
+        With `keep_as`, the full output (up to the session's limit) is saved under that name in
         /tmp/outputs inside.
         """
 
     async def export(self, base: str) -> Export:
-        """Take the workspace as a pack against commit `base`. Raises Refused or Unavailable."""
+        """Return the workspace as a pack against commit `base`. Raises Refused or Unavailable."""
 
     async def seal(self) -> None:
-        """The workspace is as it should be: from now on the session is found again, before a crash
-        loses it."""
+        """Mark the workspace as complete: from now on the session is found again after a crash."""
 
     async def destroy(self) -> None:
-        """End the session and remove what it left; twice is fine."""
+        """End the session and remove its files; a second call changes nothing."""
 
 
 class Sandbox(Protocol):
-    """A place where commands of strangers may run."""
+    """A factory of sessions."""
 
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
-        """The session `name`, made as `plan` says when there is none; and whether it is new.
+        """Return the session `name`, made by `plan` unless it exists, and whether it is new.
 
-        One that was never sealed is thrown away, and made anew. Raises Refused when there is no
-        safe sandbox on this machine or the plan cannot be followed, NeedsOperator when the set-up
-        fails, Unavailable when it cannot be made now.
+        A session that was never sealed is removed and made again. Raises Refused when this machine
+        has no safe sandbox or the plan cannot be followed, NeedsOperator when the setup fails,
+        Unavailable when it cannot be made now.
         """
 
     async def remove(self, name: str) -> None:
-        """Throw a session away by its name; fine if there is none."""
+        """Remove a session by its name, if it exists."""
 
-    def names(self) -> Sequence[str]:
-        """The sessions that are on this machine."""
+    def list_sessions(self) -> Sequence[str]:
+        """Return the names of the sessions on this machine."""
 
     async def probe(self) -> Sequence[Probe]:
-        """What this machine can do, each found out by doing it."""
+        """Return the capabilities of this machine, each found by trying it."""

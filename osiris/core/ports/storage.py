@@ -1,4 +1,4 @@
-"""What the database keeps: inbox, transcripts, tasks, and what was seen of GitHub."""
+"""Ports to the database: inbox, transcripts, tasks, the reconciler's state, and write limits."""
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,8 +12,7 @@ from osiris.core.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A run's files, put away off this machine: `commit` holds them as they were after `steps`
-    messages."""
+    """The saved files of a run: `commit` holds them as they were after `steps` messages."""
 
     commit: str
     steps: int
@@ -21,11 +20,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumedRun:
-    """A run that this worker goes on with.
+    """A run that this worker begins or resumes.
 
-    `base` is the commit it stands on (the first one given), `seconds` its active time so far;
-    `here` says whether this machine was the last to work on it, so that its workspace is what it
-    was.
+    `base` is the commit that it started from (the first one given), `seconds` its active time so
+    far. `here` is True when this machine ran it last, so that its workspace is up to date.
     """
 
     base: str
@@ -35,42 +33,41 @@ class ResumedRun:
 
 
 class Transcripts(Protocol):
-    """The append-only record of runs, in the database. Only who began a run last may add to it:
-    else it is LeaseLost."""
+    """The append-only messages of runs. Only the worker that began or resumed a run last may add to
+    it; any other gets LeaseLost."""
 
     async def begin_run(self, run: str, issue: IssueRef, purpose: str, base: str) -> ResumedRun:
-        """Take a run over, and note its begin if it is new."""
+        """Begin or resume a run; record its begin if it is new."""
 
     async def load_messages(self, run: str) -> list[Message]: ...
 
     async def append(self, run: str, seq: int, message: Message, seconds: float) -> None:
-        """Store message number `seq` (from 0), add `seconds` to the run's active time, and
-        commit.
+        """Store message number `seq` (from 0), add `seconds` to the run's active time, and commit.
 
         Storing the same number again changes nothing.
         """
 
     async def record_checkpoint(self, run: str, checkpoint: Checkpoint) -> None:
-        """Note where a run's files were put away."""
+        """Record the checkpoint of a run that was saved last."""
 
     async def end_run(self, run: str, outcome: str) -> None:
-        """Note a run's end. Anybody may: a run that is stopped need not be under way."""
+        """Record the end of a run. Any worker may do so: a stopped run need not be active."""
 
 
 class Inbox(Protocol):
     async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:
-        """Store what happened, commit, wake a worker. The same (source, delivery) again changes
+        """Store a delivery, commit, and wake a worker. The same (source, delivery) again changes
         nothing.
 
-        Raises Unavailable when the database did not take it.
+        Raises Unavailable when the database does not take it.
         """
 
     async def accept_fact(self, key: str, event: Event) -> None:
-        """Accept a fact of our own, known by `key`."""
+        """Store an event that Osiris itself reports, known by `key`."""
 
 
 class Tasks(Protocol):
-    """The tasks, to look at."""
+    """Read access to tasks."""
 
     async def get(self, issue: IssueRef) -> Task | None: ...
 
@@ -79,7 +76,7 @@ class Tasks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """Something counted, for who watches over Osiris; `label` and `value` say of which."""
+    """One sample of a metric; `label` and `value` are its label, if it has one."""
 
     name: str
     count: float
@@ -88,39 +85,38 @@ class MetricSample:
 
 
 class ReconcileState(Protocol):
-    """What the database knows, for who compares it with GitHub."""
+    """What the reconciler remembers, and the tasks that it compares with GitHub."""
 
     async def open_tasks(self) -> Sequence[tuple[Task, float]]:
-        """Every task that has not ended, and when it was made (seconds since 1970)."""
+        """Return every task that has not ended, with its creation time (seconds since 1970)."""
 
     async def unseen_deliveries(self, source: str, deliveries: Collection[str]) -> set[str]:
-        """Those of some deliveries of a source that never came into the inbox."""
+        """Return those of `deliveries` that never came into the inbox from a source."""
 
     async def get_value(self, name: str) -> str:
-        """What was remembered under a name; "" when nothing was."""
+        """Return the value of a name; "" when it has none."""
 
     async def set_value(self, name: str, value: str) -> None: ...
 
     async def rename_repository(self, old: str, new: str) -> None:
-        """A repository has another name from now on, in all that is known of it."""
+        """Replace the name of a repository in everything that is stored."""
 
 
 class WriteLimiter(Protocol):
-    """Leave to write to GitHub: through each account one at a time, and no faster than GitHub
-    allows."""
+    """Permission to write to GitHub: one write at a time through each account, and no faster than
+    GitHub allows."""
 
     def slot(self, account: str) -> AbstractAsyncContextManager[None]:
-        """Wait for leave to send one write through the installation of `account`; the block is the
-        sending.
+        """Wait for permission to send one write through the installation of `account`; the block
+        sends it.
 
-        Raises Unavailable when the wait would be long (`retry_in` says how long), and LeaseLost
-        when this worker no longer holds its lease: then nothing may be sent.
+        Raises Unavailable when the wait would be long (`retry_in` is its length in seconds), and
+        LeaseLost when this worker no longer holds its lease: then nothing may be sent.
         """
 
     def assert_may_write(self) -> None:
-        """The last look before a write is sent. Raises LeaseLost when this worker may have been
-        taken for dead."""
+        """Raise LeaseLost when this worker's lease may have expired. It is called last before a
+        write."""
 
     async def pause(self, account: str, seconds: float) -> None:
-        """GitHub asked for a pause: no worker gets leave to write through `account` for so many
-        seconds."""
+        """Let no worker write through `account` for `seconds`, as GitHub asked."""

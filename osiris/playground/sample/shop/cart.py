@@ -1,4 +1,4 @@
-"""What a customer is about to buy."""
+"""The cart: the articles that a customer is about to buy."""
 
 
 class Cart:
@@ -12,7 +12,7 @@ class Cart:
         self._lines[name] = (price, quantity)
 
     def quantity(self, name):
-        """How many pieces of an article are in the cart."""
+        """Return the number of pieces of an article in the cart."""
         return self._lines.get(name, (0, 0))[1]
 
     def total(self):

@@ -1,4 +1,4 @@
-"""Several workers: leases, turns, records, and what a run needs to go on elsewhere"""
+"""Several workers: leases, turns, records, and what a run needs to resume on another machine"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which addresses a jail's proxy may reach, and the list of hosts that it goes by."""
+"""The hosts and addresses that a jail's egress proxy may reach."""
 
 import asyncio
 import ipaddress
@@ -18,23 +18,23 @@ INNER: Final = tuple(
         ("168.63.129.16/32", "192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10"),
     )
 )
-"""What some Pythons call global: what Azure and Oracle tell their machines about themselves; IPv4
-in IPv6 as it was written once, and as a network translates it for itself; and the private addresses
-of an older IPv6."""
+"""Networks that some versions of Python call global: the metadata services of Azure and Oracle;
+IPv4 in IPv6 in its old form and for local translation; and the private addresses of an older
+IPv6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowedHost:
-    """A host that may be reached: its name, or `*.` and what its name ends with. `own`: this
-    machine's configuration names it, so its address may be a private one; `plain`: it is spoken to
-    without TLS."""
+    """A host that may be reached: its name, or `*.` and the end of its name. `own`: this machine's
+    configuration names it, so its address may be a private one; `plain`: connections to it use no
+    TLS."""
 
     host: str
     port: int = 443
     own: bool = False
     plain: bool = False
 
-    def matches(self, request: ConnectRequest) -> bool:
+    def covers_target(self, request: ConnectRequest) -> bool:
         named = (
             request.host.endswith(self.host[1:])
             if self.host.startswith("*.")
@@ -44,11 +44,11 @@ class AllowedHost:
 
 
 ResolveHost = Callable[[str, int], Awaitable[Sequence[str]]]
-"""(host, port) -> its addresses. Raises OSError."""
+"""A function (host, port) -> the host's addresses. Raises OSError."""
 
 
 class Resolver:
-    """Finds addresses as this machine does, in threads of its own."""
+    """A resolver that uses this machine's name resolution, in separate threads."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(4, "resolver")
@@ -60,21 +60,21 @@ class Resolver:
 
 
 def _resolve_host(host: str, port: int) -> Sequence[str]:
-    """Return its addresses. Raises OSError.
+    """Return the addresses of a host. Raises OSError.
 
-    The name is passed as bytes: for a str Python imports a codec, and the proxy's user may not be
-    able to read that.
+    The name is passed as bytes: for a str Python imports a codec, which the proxy's user may not be
+    able to read.
     """
     found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
 
 
 def may_reach(address: str, host: str, *, own: bool) -> bool:
-    """Whether a host may be reached at an address: a public one, or for one of our `own`
-    configuration a private one.
+    """Return whether a host may be reached at an address: a public one, or a private one for a host
+    of this machine's `own` configuration.
 
-    Not even those lead to this machine, unless the configuration says so in these words: names
-    change their addresses.
+    Even such a host must not resolve to this machine, because names can change their addresses;
+    only a configuration that names localhost or the loopback address itself allows it.
     """
     ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
     if ip.is_multicast or ip.is_link_local or ip.is_unspecified:
@@ -85,7 +85,7 @@ def may_reach(address: str, host: str, *, own: bool) -> bool:
 
 
 def _unwrap_ipv4(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that one of IPv6 stands for, where it stands for one."""
+    """Return the IPv4 address that an IPv6 address contains; without one the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
     if ip in NAT64:
