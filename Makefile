@@ -56,7 +56,8 @@ fidelity: fidelity-setup  ## how GitHub-shaped devhub is, and whether Osiris ask
 lock: setup  ## write requirements/*.txt anew from pyproject.toml
 	@PATH=$$PWD/.venv/bin:$$PATH $(PY) scripts/lock.py
 
-docs: setup  ## draw docs/states.md from the state table
+docs: setup  ## write what documents take from the code: the state table, and the figures of the architecture
 	@$(PY) scripts/states.py
+	@$(PY) scripts/figures.py
 
 .PHONY: help setup run-setup demo test test-long test-all check attack real bench-setup bench torture fidelity-setup fidelity lock docs

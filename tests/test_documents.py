@@ -257,6 +257,12 @@ def test_each_lock_file_has_all_of_the_smaller_one():
     assert locked("runtime") < locked("machines") < locked("dev")
 
 
+def test_the_figures_of_the_architecture_are_those_of_the_code():
+    figures = _script("figures")
+    page = figures.PAGE.read_text()
+    assert page == figures.update_page(page), "run `make docs`"
+
+
 REGISTRIES = [
     ".".join(parts)
     for parts in (
