@@ -189,13 +189,12 @@ async def _make_schema(address: str) -> None:
 
 
 PAIRS = ("embedded", "servers")
-"""What Osiris may stand on: SQLite and one process, or PostgreSQL and Redis."""
+"""The two ways to run Osiris: SQLite and one process, or PostgreSQL and Redis."""
 
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The settings of a pair; a test that uses this runs on both. A module whose tests are not
-    about what Osiris stands on overrides it (`EMBEDDED`)."""
+    """The settings of a pair; a test that uses this runs on both."""
     if request.param == "embedded":
         yield {}
         return

@@ -10,16 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-COMPOSITION = {
-    "__main__",
-    "cli",
-    "bootstrap",
-    "runtime",
-    "readiness",
-    "maintenance",
-    "loop_monitor",
-}
-COMPOSITION |= {"console", "playground", "local"}
+COMPOSITION = {"__main__", "bootstrap", "cli", "console", "data_folder", "local", "loop_monitor"}
+COMPOSITION |= {"maintenance", "playground", "readiness", "runtime"}
 DEVHUB = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
 DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
 """All of Osiris that devhub may know: it is GitHub, which knows nothing of Osiris."""
@@ -243,6 +235,23 @@ def test_most_names_of_functions_have_more_than_one_word():
         for node in own_functions(ast.parse(path.read_text()))
     ]
     assert sum("_" not in name for name in names) <= 0.35 * len(names)
+
+
+def thawed(source: str) -> list[str]:
+    """Return the dataclasses of a module that are not frozen."""
+    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    return [
+        node.name
+        for node in classes
+        for decorator in map(ast.unparse, node.decorator_list)
+        if decorator.startswith("dataclass") and "frozen=True" not in decorator
+    ]
+
+
+def test_the_dataclasses_of_the_core_are_frozen():
+    core = [path for path in SOURCES if place_of(path).startswith("core/")]
+    assert [name for path in core for name in thawed(path.read_text())] == []
+    assert thawed("@dataclass(slots=True)\nclass A: ...") == ["A"]
 
 
 def repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:

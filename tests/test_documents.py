@@ -1,6 +1,7 @@
 """The documents say what the code does, as far as a machine can tell."""
 
 import importlib.util
+import inspect
 import itertools
 import json
 import re
@@ -18,7 +19,9 @@ from osiris.cli import app
 from osiris.config import repository_file
 from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
+from osiris.core import errors
 from osiris.core.policy import Policy
+from osiris.core.ports.models import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 TRACKED = sorted(
@@ -255,6 +258,33 @@ def test_each_lock_file_has_all_of_the_smaller_one():
     """So one file is enough to install from, and the tests run with the versions that are installed
     elsewhere."""
     assert locked("runtime") < locked("machines") < locked("dev")
+
+
+def test_every_error_has_a_row_that_says_what_the_worker_does():
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = text[text.index("## Errors") : text.index("## Promises")]
+    rows = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    classes = {name for name, one in vars(errors).items() if inspect.isclass(one)}
+    assert rows == classes - {"OsirisError"}
+
+
+def test_what_a_model_vendor_has_to_offer_is_what_the_port_asks_for():
+    text = (ROOT / "docs/architecture.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| a model vendor |"))
+    asked = {name for name in vars(LanguageModel) if not name.startswith("_")}
+    assert set(re.findall(r"a class with `(\w+)` and `(\w+)`", row)[0]) == asked
+
+
+def test_every_setting_is_used_or_said_to_be_unused():
+    sources = [path.read_text() for path in (ROOT / "osiris").rglob("*.py")]
+    unused = {
+        name
+        for name in Settings.model_fields
+        if sum(len(re.findall(rf"\b{name}\b", source)) for source in sources) < 2
+    }
+    page = (ROOT / "docs/configuration.md").read_text()
+    said = re.findall(r"^\| `(\w+)` .*accepted, not used yet", page, re.MULTILINE)
+    assert unused == {name.lower() for name in said}
 
 
 def test_the_figures_of_the_architecture_are_those_of_the_code():

@@ -1,1 +1,1 @@
-"""What Osiris knows and decides: the standard library only, no await, no clock, no client."""
+"""The domain and its decisions: the standard library only, no await, no clock, no client."""

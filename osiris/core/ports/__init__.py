@@ -1,1 +1,1 @@
-"""What the parts ask of each other, in as few methods as they need. `bootstrap` joins them."""
+"""Interfaces between the parts, each with as few methods as it needs. `bootstrap` joins them."""

@@ -85,7 +85,7 @@ class MetricSample:
 
 
 class ReconcileState(Protocol):
-    """What the reconciler remembers, and the tasks that it compares with GitHub."""
+    """The memory of the reconciler, and the tasks that it compares with GitHub."""
 
     async def open_tasks(self) -> Sequence[tuple[Task, float]]:
         """Return every task that has not ended, with its creation time (seconds since 1970)."""
