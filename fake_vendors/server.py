@@ -47,7 +47,7 @@ _BASES = {
 class ReceivedRequest:
     """A model request as it came.
 
-    `began` is when all of it was here, on time.monotonic()'s clock; `parse_time` is the server's
+    `began` is when all of it was here, on time.monotonic()'s clock; `seconds` is the server's
     own time from then until the answer was handed over, 0 while that goes on.
     """
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic_core import from_json
 
-from osiris.core.events import CommandRan
 from osiris.core.ports.models import Message, ToolCall
+from osiris.core.work import CommandRan
 
 MISSING, TOOLLESS = "missing", "toolless"
 """Names of models that every vendor has: one that does not exist, and one that cannot call
@@ -88,7 +88,7 @@ class ModelReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Tokens; `list_cached` and `written` are parts of `input`."""
+    """Tokens; `cached` and `written` are parts of `input`."""
 
     input: int
     cached: int

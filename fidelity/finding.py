@@ -53,7 +53,7 @@ class Allowance:
 
 @dataclass(kw_only=True)
 class CheckOutcome:
-    """The result of one check. `checked_at` counts what was held against GitHub; `seen` says what
+    """The result of one check. `looked` counts what was held against GitHub; `seen` says what
     that was."""
 
     check: str

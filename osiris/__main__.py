@@ -1,4 +1,4 @@
-"""`python -m osiris` is `osiris`."""
+"""The entry point of `python -m osiris`, which is the same as `osiris`."""
 
 from osiris.cli import main
 

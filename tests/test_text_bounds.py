@@ -72,6 +72,7 @@ async def submitted(ran: list[CommandRan], prepared: Prepared, summary: str = "s
         instructions={},
         session=FakeSession(prepared),
         recorder=SimpleNamespace(messages=messages, replies=[], usage=Usage()),
+        toolbox=SimpleNamespace(list_tools=list),
         budget=SimpleNamespace(seconds=1.0),
         checkpoints=FakeCheckpoints(),
     )

@@ -27,9 +27,6 @@ from osiris.core.ports.models import (
 from osiris.core.ports.storage import Transcripts
 from osiris.core.work import Usage
 
-_REPEATABLE = frozenset({"read_file", "list_dir", "search", "write_file", "submit"})
-"""Tools that are idempotent, so they may be called again after a crash."""
-
 INTERRUPTED = (
     "interrupted: the worker stopped while this ran, so it may or may not have happened; look"
     " before you retry"
@@ -220,8 +217,8 @@ async def _call_tool(toolbox: Toolbox, recorder: TranscriptRecorder, call: ToolC
 async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecorder) -> None:
     """Answer the calls that a crash left open.
 
-    Idempotent calls are repeated. Of the others, the first may have run, so its answer says that it
-    was interrupted; the later ones did not run and are run now.
+    Calls of repeatable tools are repeated. Of the others, the first may have run, so its answer
+    says that it was interrupted; the later ones did not run and are run now.
     """
     if (
         recorder.messages
@@ -229,8 +226,9 @@ async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecord
         and not recorder.messages[-1].calls
     ):
         await _nudge_model(recorder, recorder.messages[-1])
+    repeatable = {tool.name for tool in toolbox.list_tools() if tool.repeatable}
     for n, call in enumerate(recorder.unanswered_calls()):
-        if call.name in _REPEATABLE or n > 0:
+        if call.name in repeatable or n > 0:
             await _call_tool(toolbox, recorder, call)
         else:
             await recorder.append(_tool_message(call, ToolAnswer(text=INTERRUPTED)))

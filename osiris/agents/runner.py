@@ -36,6 +36,7 @@ from osiris.core.ports.models import (
     SpentBudget,
     Submitted,
     Toolbox,
+    ToolSpec,
 )
 from osiris.core.ports.repositories import Checkout, CheckpointStorage, Repositories
 from osiris.core.ports.sandbox import Plan, Sandbox, SandboxLimits, Session, Setup
@@ -307,7 +308,7 @@ class Runner:
             earlier=ran.earlier,
             blocked=ran.blocked,
             more_blocked=ran.more_blocked,
-            edited_last=_edited_last(run.recorder.messages),
+            edited_last=_edited_last(run.recorder.messages, run.toolbox.list_tools()),
             instructions=tuple(run.instructions),
             model=", ".join(dict.fromkeys(reply.model for reply in run.recorder.replies)),
             steps=len(run.recorder.replies),
@@ -334,9 +335,10 @@ def run_name(issue: e.IssueRef, run: int) -> str:
     return f"{issue.repo.replace('/', '.')}-{issue.number}-{run}"
 
 
-def _edited_last(messages: Sequence[Message]) -> bool:
+def _edited_last(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> bool:
     """Return whether a file was changed after the last command ran, or a replayed command ended
     with another exit code."""
+    editing = {tool.name for tool in tools if tool.edits_files}
     answers = {message.call: message for message in messages if message.role == "tool"}
     for message in reversed(messages):
         if is_difference_notice(message):
@@ -344,6 +346,6 @@ def _edited_last(messages: Sequence[Message]) -> bool:
         for call in reversed(message.calls):
             if call.id in answers and answers[call.id].ran:
                 return False
-            if call.id in answers and call.name in ("write_file", "edit_file"):
+            if call.id in answers and call.name in editing:
                 return True
     return False

@@ -1,1 +1,1 @@
-"""A small GitHub for one's own machine: real git, REST, GraphQL, webhooks and a review page."""
+"""A small GitHub that runs on this machine: real git, REST, GraphQL, webhooks and a review page."""

@@ -1,5 +1,4 @@
-"""What befalls repositories and installations: archived, renamed, given away; suspended, narrowed,
-taken off."""
+"""The administration of repositories: archiving, renaming, transferring, deleting."""
 
 from osiris.devhub.errors import invalid_field_error
 from osiris.devhub.git_repository import GitRepository
@@ -16,7 +15,8 @@ def archive_repo(world: World, repo: Repo, by: User, archived: bool) -> None:
 
 
 def rename_repo(world: World, repo: Repo, by: User, name: str) -> None:
-    """Give a repository another name; the old one leads to it until another repository takes it."""
+    """Give a repository another name; the old name redirects to it until another repository takes
+    that name."""
     if name == repo.name:
         return
     old = repo.name
@@ -25,7 +25,7 @@ def rename_repo(world: World, repo: Repo, by: User, name: str) -> None:
 
 
 def transfer_repo(world: World, repo: Repo, by: User, owner: User) -> list[Installation]:
-    """Give a repository to another account; gives the installations that lost it."""
+    """Give a repository to another account. Return the installations that lost it."""
     old = repo.owner
     lost = [one for one in world.installations.values() if repo in one.repos]
     _move_repo(world, repo, owner, repo.name)
@@ -45,7 +45,7 @@ def delete_repo(world: World, repo: Repo, by: User) -> None:
 
 
 def _move_repo(world: World, repo: Repo, owner: User, name: str) -> None:
-    """Everything that is found by a repository's full name follows; what is on disk as well."""
+    """Move a repository to another full name, on disk as well."""
     old = repo.full_name.lower()
     new = f"{owner.login}/{name}".lower()
     if not name.strip() or "/" in name or world.repos.get(new, repo) is not repo:
@@ -62,26 +62,3 @@ def _move_repo(world: World, repo: Repo, owner: User, name: str) -> None:
     world.repos[new] = repo
     world.moved[old] = repo
     world.moved.pop(new, None)
-
-
-def suspend_installation(world: World, installation: Installation, by: User | None) -> None:
-    installation.suspended = world.now()
-    installation.suspended_by = by
-
-
-def unsuspend_installation(installation: Installation) -> None:
-    installation.suspended = None
-    installation.suspended_by = None
-
-
-def uninstall_app(world: World, installation: Installation) -> None:
-    """Take an app off an account; every token of the installation is void with that."""
-    del world.installations[installation.id]
-
-
-def narrow_installation(installation: Installation, repo: Repo) -> bool:
-    """Take one repository out of an installation; False when it was not in it."""
-    if repo not in installation.repos:
-        return False
-    installation.repos.remove(repo)
-    return True

@@ -1,4 +1,5 @@
-"""Who is asking and what they may do: tokens to people and apps, and the one question `need`."""
+"""Authentication and authorization: the callers behind tokens, and the check of their permissions
+(`Caller.require_permission`)."""
 
 import base64
 import binascii
@@ -23,7 +24,7 @@ ADMINISTRATION = "administration:write"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenGrant:
-    """What one installation token opens, and until when."""
+    """The access that one installation token gives, and its expiry."""
 
     token: str
     installation: Installation
@@ -35,7 +36,7 @@ class TokenGrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """One caller: a person, an installation (`grant`), an app itself (only `app`), or nobody."""
+    """A caller: a person, an installation (`grant`), an app itself (only `app`), or anonymous."""
 
     user: User | None = None
     app: App | None = None
@@ -43,7 +44,7 @@ class Caller:
 
     @property
     def account(self) -> User:
-        """The account that whatever is done is done by."""
+        """The account that the caller acts as."""
         if self.user is None:
             raise (
                 ApiError(401, "Requires authentication") if self.app is None else forbidden_error()
@@ -69,7 +70,7 @@ class Caller:
         return ROLES.index(repo.get_role(self.user)) >= ROLES.index(role)
 
     def require_permission(self, repo: Repo, *needs: str, role: str = "read") -> None:
-        """Raise unless an app holds one of `needs` ("issues:write"), or a person has at least
+        """Raise ApiError unless an app has one of `needs` ("issues:write"), or a person at least
         `role`."""
         if not self.can_see(repo):
             raise not_found_error()
@@ -104,13 +105,13 @@ NOBODY = Caller()
 
 @dataclass(kw_only=True)
 class TokenStore:
-    """Every token the hub gave out."""
+    """The tokens that the hub has issued."""
 
     world: World
     grants: dict[str, TokenGrant] = field(default_factory=dict)
 
     def identify_caller(self, authorization: str) -> Caller:
-        """The caller behind an Authorization header; an empty one is nobody."""
+        """Return the caller of an Authorization header; an empty one is anonymous."""
         scheme, _, rest = authorization.partition(" ")
         if not authorization:
             return NOBODY
@@ -161,7 +162,7 @@ class TokenStore:
         names: Iterable[str],
         ids: Iterable[int],
     ) -> TokenGrant:
-        """A new installation token, never wider than the installation."""
+        """Create an installation token, with at most the permissions of the installation."""
         if installation.suspended is not None:
             raise ApiError(403, "This installation has been suspended")
         held = installation.app.permissions
@@ -199,8 +200,8 @@ def _select_repos(installation: Installation, names: list[str], ids: list[int]) 
 
 
 def _parse_basic(encoded: str) -> str:
-    """The password of basic authentication, or its user name when there is no password (git allows
-    both)."""
+    """Return the password of basic authentication, or its user name when there is no password (git
+    allows both)."""
     try:
         name, _, word = base64.b64decode(encoded, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):

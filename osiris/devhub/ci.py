@@ -1,5 +1,5 @@
-"""Runs a repository's one check command for every pushed commit, one at a time, as an app of the
-hub's own."""
+"""The hub's CI: it runs the check command of a repository for every pushed commit, one at a time,
+as an App of the hub itself."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from osiris.core.errors import OsirisError
+from osiris.devhub import check_runs, installations
 from osiris.devhub.models import App, CheckRun, HubEvent, Repo
 from osiris.devhub.world import World
 
@@ -18,7 +19,7 @@ NO_COMMIT = "0" * 40
 
 
 class CheckRunner:
-    """Listens for pushes, and works through them in order."""
+    """A runner of checks that listens for pushes and processes them in order."""
 
     def __init__(self, world: World, run_check: RunCheck) -> None:
         self._world = world
@@ -28,20 +29,21 @@ class CheckRunner:
         self._worker = asyncio.create_task(self._process_queue())
         world.listeners.append(self.on_event)
 
-    def on_event(self, happening: HubEvent) -> None:
-        if happening.event != "push" or happening.subject["after"] == NO_COMMIT:
+    def on_event(self, event: HubEvent) -> None:
+        if event.event != "push" or event.subject["after"] == NO_COMMIT:
             return
-        sha: str = happening.subject["after"]
-        command = read_command(happening.repo, sha)
+        sha: str = event.subject["after"]
+        command = read_command(event.repo, sha)
         if command:
-            run = self._world.start_check(
-                happening.repo, self._get_app(), sha, "ci", status="in_progress"
+            run = check_runs.start_check(
+                self._world, event.repo, self._get_app(), sha, "ci", status="in_progress"
             )
             self._queue.put_nowait((run, command))
 
     def _get_app(self) -> App:
         if self._app is None:
-            self._app = self._world.add_app(
+            self._app = installations.add_app(
+                self._world,
                 slug="devhub-actions",
                 webhook_url="",
                 webhook_secret="",
@@ -61,13 +63,14 @@ class CheckRunner:
     async def _run_queued_check(self, run: CheckRun, command: str) -> None:
         try:
             code, output = await self._run_check(run.suite.repo.git.path, run.sha, command)
-        except OsirisError as error:  # there is no place to run it in: the check says so
+        except OsirisError as error:  # there is no sandbox to run it in: the check reports that
             code = None
             output = str(error)
         said = f"`{command}` " + (
             "could not be finished" if code is None else f"ended with exit code {code}"
         )
-        self._world.update_check(
+        check_runs.update_check(
+            self._world,
             run,
             conclusion="success" if code == 0 else "failure",
             output={
@@ -91,7 +94,7 @@ class CheckRunner:
 
 
 def read_command(repo: Repo, sha: str) -> str:
-    """The `command:` of the commit's own file, empty when there is none."""
+    """Return the `command:` of the file in the commit; "" when there is none."""
     text = repo.git.read_file(sha, FILE)
     if text is None:
         return ""

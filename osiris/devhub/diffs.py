@@ -1,5 +1,5 @@
-"""Reading unified diffs: which line is where, what a line comment hangs on, and where a line
-went."""
+"""Unified diffs: the numbers of their lines, the hunk of a line comment, and the new number of a
+line."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class PatchLine:
     position: int
 
     def get_line_number(self, side: str) -> int | None:
-        """The line this row may be commented at, on one side."""
+        """Return the line number for comments on this row, on one side."""
         return self.old if side == "LEFT" else self.new
 
 
@@ -46,7 +46,8 @@ def parse_patch(patch: str) -> list[PatchLine]:
 
 
 def find_hunk(patch: str, line: int, side: str) -> tuple[str, int] | None:
-    """The hunk down to a line, and the line's position; None when the diff does not show it."""
+    """Return the hunk up to a line, and the line's position; None when the diff does not show
+    it."""
     lines = patch.split("\n")
     top = 0
     for row in parse_patch(patch):
@@ -58,7 +59,7 @@ def find_hunk(patch: str, line: int, side: str) -> tuple[str, int] | None:
 
 
 def map_line(hunks: str, line: int) -> int | None:
-    """Where a line went through a diff without context: its new number, or None when it was
+    """Return the number of a line after a diff without context, or None when the line was
     rewritten."""
     shift = 0
     for match in filter(None, map(HUNK.match, hunks.split("\n"))):

@@ -1,4 +1,4 @@
-"""How the hub says no: a status, a sentence, and GitHub's list of field errors."""
+"""The errors of the hub's API: a status, a sentence, and GitHub's list of field errors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from osiris.core.errors import Refused
 
 
 class ApiError(Refused):
-    """A request that GitHub would answer with an error; the text is GitHub's own message."""
+    """The error of a request that GitHub would refuse; the text is GitHub's own message."""
 
     def __init__(
         self, status: int, message: str, errors: Sequence[Mapping[str, str] | str] = ()
@@ -17,7 +17,7 @@ class ApiError(Refused):
 
     @property
     def sentence(self) -> str:
-        """What a person reads: the message, or what exactly was wrong with the fields."""
+        """The text for a person: the messages of the field errors, or else the message."""
         said = [
             error if isinstance(error, str) else error.get("message", "") for error in self.errors
         ]
@@ -25,7 +25,7 @@ class ApiError(Refused):
 
 
 class ApiRateLimited(ApiError):
-    """Too many requests for this hour; `headers` say how many, and until when."""
+    """The error of a caller over its hourly limit; `headers` contain the limit and its reset."""
 
     def __init__(self, message: str, headers: Mapping[str, str]) -> None:
         super().__init__(403, message)
@@ -47,7 +47,7 @@ def forbidden_error() -> ApiError:
 def invalid_field_error(
     resource: str, field: str, code: str = "invalid", message: str = ""
 ) -> ApiError:
-    """GitHub's 422 for one field of one resource."""
+    """Return GitHub's 422 for one field of one resource."""
     error = {"resource": resource, "field": field, "code": code}
     if message:
         error |= {"message": message}
@@ -55,10 +55,10 @@ def invalid_field_error(
 
 
 def unprocessable_error(message: str) -> ApiError:
-    """GitHub's 422 whose errors are sentences: that of pull requests and reviews."""
+    """Return GitHub's 422 of pull requests and reviews, whose errors are sentences."""
     return ApiError(422, "Unprocessable Entity", [message])
 
 
 def validation_error(message: str) -> ApiError:
-    """GitHub's 422 that is one sentence."""
+    """Return GitHub's 422 that is one sentence."""
     return ApiError(422, message)

@@ -1,4 +1,4 @@
-"""What the buttons and boxes of the review page do, each with its own permission."""
+"""The actions of the buttons and forms of the review page, each with its permission check."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,14 +14,14 @@ FormTexts = Mapping[str, str]
 
 
 def read_texts(form: FormData) -> dict[str, str]:
-    """A form's fields, with the line ends people mean (browsers send CRLF)."""
+    """Return the fields of a form, with LF line ends (browsers send CRLF)."""
     return {
         name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)
     }
 
 
 def list_allowed_actions(who: Caller, issue: Issue) -> dict[str, bool]:
-    """Which buttons are worth showing; the deeds check again."""
+    """Return which buttons to show; the actions check the permissions again."""
     repo = issue.repo
     own = who.user is issue.author
     signed_in = who.user is not None
@@ -45,12 +45,12 @@ def open_issue(world: World, who: Caller, repo: Repo, given: FormTexts) -> Issue
     )
 
 
-def run_action(world: World, who: Caller, issue: Issue, deed: str, given: FormTexts) -> str:
-    """Do one deed; gives the anchor of what it made."""
-    if deed in ON_ISSUES:
-        return ON_ISSUES[deed](world, who, issue, given)
-    if issue.pull is not None and deed in ON_PULLS:
-        return ON_PULLS[deed](world, who, issue.pull, given)
+def run_action(world: World, who: Caller, issue: Issue, action: str, given: FormTexts) -> str:
+    """Run one action. Return the anchor of what it created."""
+    if action in ON_ISSUES:
+        return ON_ISSUES[action](world, who, issue, given)
+    if issue.pull is not None and action in ON_PULLS:
+        return ON_PULLS[action](world, who, issue.pull, given)
     raise not_found_error()
 
 
@@ -96,10 +96,10 @@ def _add_line_comment(world: World, who: Caller, pull: Pull, given: FormTexts) -
     number = given.get("line", "")
     if not number.isdigit() or given.get("side") not in ("LEFT", "RIGHT"):
         raise ApiError(422, "That line is not part of the diff.")
-    wish = reviews.LineAnchor(
+    anchor = reviews.LineAnchor(
         path=given.get("path", ""), line=int(number), side=given["side"], body=given.get("body", "")
     )
-    return f"discussion_r{reviews.add_line_comment(world, pull, who.account, wish).id}"
+    return f"discussion_r{reviews.add_line_comment(world, pull, who.account, anchor).id}"
 
 
 def _delete_line_comment(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
@@ -151,7 +151,7 @@ def _set_draft(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
 
 
 def _merge_pull(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
-    """Merge what the person saw: the page sends the commit it showed."""
+    """Merge the commit that the page showed to the person; the form contains it."""
     who.require_permission(pull.repo, "contents:write", role="write")
     pulls.merge_pull(world, pull, who.account, sha=given.get("sha", ""))
     return ""

@@ -1,4 +1,4 @@
-"""Real git over HTTP, through git's own `http-backend`."""
+"""Git over HTTP, by git's own `http-backend`."""
 
 import asyncio
 import subprocess
@@ -34,11 +34,11 @@ def is_git_path(path: str) -> bool:
 
 
 class GitHttp:
-    """Clone, fetch and push for those whose token allows it."""
+    """The git server: clone, fetch and push for callers whose token allows it."""
 
-    def __init__(self, world: World, keyring: TokenStore) -> None:
+    def __init__(self, world: World, token_store: TokenStore) -> None:
         self._world = world
-        self._keyring = keyring
+        self._token_store = token_store
 
     async def answer_request(self, request: Request) -> Response:
         name, rest = _split_path(request.url.path)
@@ -46,7 +46,7 @@ class GitHttp:
         if service not in SERVICES:
             return PlainTextResponse("Please upgrade your git client.\n", 403)
         try:
-            who = self._keyring.identify_caller(request.headers.get("authorization", ""))
+            who = self._token_store.identify_caller(request.headers.get("authorization", ""))
             if (moved := self._world.moved.get(name.lower())) is not None and who.can_see(moved):
                 return RedirectResponse(
                     f"{self._world.url}/{moved.full_name}.git{rest}?{request.url.query}", 301
@@ -61,8 +61,7 @@ class GitHttp:
         return StreamingResponse(git.stream_body(), status, headers)
 
     async def _answer_push(self, git: "GitBackend", repo: Repo, who: Caller) -> Response:
-        """Answer only when git is done and the world knows it; a client that leaves early changes
-        nothing here."""
+        """Answer when git has ended and the world was updated, also when the client has left."""
         try:
             status, headers = await git.read_head()
             body = await git.out.read()
@@ -89,7 +88,7 @@ class GitHttp:
 
 
 def _split_path(path: str) -> tuple[str, str]:
-    """`/owner/name.git/info/refs` in two: the repository's name, and what is asked of it."""
+    """Split `/owner/name.git/info/refs` into the repository's name and the rest of the path."""
     parts = path.lstrip("/").split("/", 2)
     if len(parts) < 3:
         return "", "/"
@@ -103,14 +102,14 @@ def _build_refusal(denied: ApiError) -> Response:
 
 @dataclass(frozen=True, kw_only=True)
 class GitBackend:
-    """A running http-backend that is being fed the request's body."""
+    """A running http-backend, to which a task writes the body of the request."""
 
     process: asyncio.subprocess.Process
     out: asyncio.StreamReader
     feeding: asyncio.Task[None]
 
     async def read_head(self) -> tuple[int, dict[str, str]]:
-        """The status and headers a CGI program begins with."""
+        """Read the status and headers with which the output of a CGI program begins."""
         status = 200
         headers = {}
         while (line := (await self.out.readline()).strip()) != b"":
@@ -129,7 +128,7 @@ class GitBackend:
             await self.close()
 
     async def close(self) -> None:
-        """Wait for git, killing it first when nobody reads what it still has to say."""
+        """Wait for the end of git; kill it first when its remaining output is not read."""
         self.feeding.cancel()
         if self.process.returncode is None and not self.out.at_eof():
             self.process.kill()
@@ -171,7 +170,7 @@ def _build_cgi_environment(request: Request, repo: Repo, rest: str, who: Caller)
 
 
 async def _feed_body(pipe: asyncio.StreamWriter, request: Request) -> None:
-    """The request's body into git; a body cut short is a broken pack, which git refuses by
+    """Write the body of the request to git. A truncated body is a broken pack, which git refuses
     itself."""
     try:
         async for chunk in request.stream():

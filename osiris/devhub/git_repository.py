@@ -1,7 +1,7 @@
-"""Bare git repositories on disk: seed, import, resolve, compare, and merge without a work tree.
+"""Bare git repositories on disk: creating, importing, resolving, comparing, and merging without a
+work tree.
 
-The short plumbing commands run in place, not awaited, so that each change to the hub's world is
-whole.
+The short plumbing commands run synchronously, so that each change to the hub's world is atomic.
 """
 
 import os
@@ -20,7 +20,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 SETTINGS = {
     "receive.autogc": "false",
     "receive.denyDeleteCurrent": "ignore",
-    "receive.hideRefs": "refs/pull",  # people fetch these, only the hub writes them
+    "receive.hideRefs": "refs/pull",  # clients may fetch these, only the hub writes them
     "uploadpack.allowFilter": "true",
     "uploadpack.allowAnySHA1InWant": "true",
     "receive.denyNonFastForwards": "false",
@@ -30,11 +30,11 @@ SETTINGS = {
 
 
 _SERVE = "--upload-pack=git -c 'safe.directory=*' -c uploadpack.allowAnySHA1InWant=true upload-pack"
-"""How a repository of this machine is read: any commit of it, whoever owns it."""
+"""The option to fetch from a repository of this machine: any commit, whoever owns the files."""
 
 
 class GitRepositoryError(Refused):
-    """A git command failed; the text is what git said."""
+    """The error of a failed git command; the text is git's message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Commit:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One changed path; `patch` is None for what is not text."""
+    """One changed path; `patch` is None when the content is not text."""
 
     path: str
     old_path: str
@@ -78,7 +78,7 @@ def _is_immutable(args: Sequence[str]) -> bool:
 
 
 def build_environment() -> dict[str, str]:
-    """No settings of the machine's user leak into the hub's git."""
+    """Return an environment in which git reads no settings of this machine's user."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **HARDENED}
 
 
@@ -100,8 +100,8 @@ class GitRepository:
     def _run_cached(
         self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> tuple[int, bytes, bytes]:
-        """(exit code, stdout, stderr). What is asked about commits by their ids has one answer, and
-        is asked once."""
+        """Run git and return (exit code, stdout, stderr). Answers about commits by their ids never
+        change, so they are cached."""
         if not _is_immutable(args):
             return self._run_uncached(*args, stdin=stdin, env=env)
         if args not in self._known:
@@ -129,10 +129,10 @@ class GitRepository:
     def _read_line(self, *args: str) -> str:
         return self.run(*args).decode().strip()
 
-    # ── making ──
+    # ── creating ──
 
     def init_with_files(self, files: Mapping[str, bytes | str], who: Signature, at: float) -> None:
-        """A new repository with one commit on `main`."""
+        """Create a repository with one commit on `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run(
             "init", "--quiet", "--bare", "--shared=0644", "--initial-branch=main", str(self.path)
@@ -156,7 +156,7 @@ class GitRepository:
         return f"{mode} {blob}\t{path}".encode("utf-8", "surrogateescape") + b"\0"
 
     def import_commit(self, source: Path, commit: str = "HEAD") -> None:
-        """A copy of a commit of another repository, with its whole history, as the branch
+        """Create a repository with a commit of another one, with its whole history, as the branch
         `main`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run(
@@ -189,7 +189,7 @@ class GitRepository:
     # ── reading ──
 
     def resolve_commit(self, name: str) -> str | None:
-        """The commit that a branch, tag or (short) object name means."""
+        """Return the commit of a branch, tag or (short) object name; None when there is none."""
         code, out, _ = self._run_cached(
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
         )
@@ -208,11 +208,11 @@ class GitRepository:
         return self._log_commits("--max-count=1", sha)[0]
 
     def list_commits(self, base: str, head: str, limit: int = 250) -> list[Commit]:
-        """The commits of `head` that `base` has not, oldest first."""
+        """Return the commits of `head` that are not in `base`, oldest first."""
         return self._log_commits("--reverse", f"--max-count={limit}", f"{base}..{head}")
 
     def list_history(self, head: str, limit: int = 250) -> list[Commit]:
-        """The commits behind `head`, newest first."""
+        """Return the history of `head`, newest first."""
         return self._log_commits(f"--max-count={limit}", head)
 
     def count_commits(self, base: str, head: str) -> int:
@@ -228,12 +228,12 @@ class GitRepository:
         ]
 
     def read_file(self, commit: str, path: str) -> bytes | None:
-        """A file's bytes, None when there is no such file."""
+        """Return a file's bytes, or None when there is no such file."""
         code, out, _ = self._run_cached("cat-file", "blob", f"{commit}:{path}")
         return out if code == 0 else None
 
     def list_folder(self, commit: str, path: str) -> list[tuple[str, str, str, int]]:
-        """The entries of a folder: (type, object, name, size)."""
+        """Return the entries of a folder: (type, object, name, size)."""
         code, out, _ = self._run_cached(
             "ls-tree", "-z", "--long", f"{commit}:{path}" if path else commit
         )
@@ -255,14 +255,14 @@ class GitRepository:
         return self._run_cached("merge-base", "--is-ancestor", old, new)[0] == 0
 
     def list_changes(self, old: str, new: str) -> list[Change]:
-        """What changed between two commits, with the text of each change."""
+        """Return the changes between two commits, with the text of each."""
         options = ("--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", "--full-index")
         raw = self.run("diff", "--raw", "-z", "--abbrev=40", *options, old, new)
         text = self.run("diff", *options, old, new)
         return _parse_changes(raw, text)
 
     def diff_path(self, old: str, new: str, path: str) -> str:
-        """The bare hunks, without context, of one path between two commits."""
+        """Return the hunks, without context, of one path between two commits."""
         out = self.run(
             "diff", "--no-ext-diff", "--no-color", "-U0", old, new, "--", f":(literal){path}"
         )
@@ -288,7 +288,7 @@ class GitRepository:
         )
 
     def merge_tree(self, ours: str, theirs: str) -> str | None:
-        """The tree of a clean merge, None when the two conflict."""
+        """Return the tree of a clean merge, or None when the two conflict."""
         code, out, err = self._run_cached(
             "merge-tree", "--write-tree", "--allow-unrelated-histories", ours, theirs
         )
@@ -329,7 +329,7 @@ def _parse_changes(raw: bytes, text: bytes) -> list[Change]:
         if letter in "RC":
             new = next(fields)
         patch = next(patches)
-        if letter == "T":  # git shows a changed kind of file as a removal and an addition
+        if letter == "T":  # git shows a changed file type as a removal and an addition
             patch += b"\n" + next(patches)
         found.append(_build_change(letter, blob, old, new, patch))
     return found
@@ -352,8 +352,8 @@ def _build_change(letter: str, blob: str, old: bytes, new: bytes, patch: bytes) 
 
 
 def _split_patches(text: bytes) -> list[bytes]:
-    """One piece per file; only a header line can begin with these words, contents are always
-    indented by a sign."""
+    """Return one patch per file. Only a header line can begin with these words, because every line
+    of content begins with a sign."""
     return (b"\n" + text).split(b"\ndiff --git ")[1:]
 
 

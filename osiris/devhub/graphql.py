@@ -1,4 +1,4 @@
-"""The little of GitHub's GraphQL that REST cannot do: review threads, drafts, reactions to
+"""The parts of GitHub's GraphQL API that REST does not offer: review threads, drafts, reactions to
 reviews."""
 
 from typing import Any, TypeVar
@@ -115,8 +115,8 @@ async def answer_query(request: Request, world: World, who: Caller) -> Response:
 
 
 def _format_error(error: GraphQLError) -> Json:
-    """GitHub writes the type of an error beside its message; a bug of ours is raised, never
-    worded."""
+    """Return an error with its type beside the message, as GitHub does; a bug in the hub is raised
+    instead."""
     shape: Json = dict(error.formatted)
     cause = error.original_error
     if isinstance(cause, ApiError):
@@ -197,8 +197,8 @@ class Root:
         return _build_payload(input, thread=_format_resource(thread))
 
     def _find_resource(self, node_id: str, kind: type[T]) -> T:
-        """The thing behind a node id, if the caller may see where it is (an issue's id also names
-        its pull request)."""
+        """Return the resource with a node id, if the caller may see its repository (the id of an
+        issue also names its pull request)."""
         thing = self._world.things.get(node_id)
         found: object = thing.issue if isinstance(thing, Pull) and kind is AuthoredText else thing
         if not isinstance(found, kind) or thing is None or not self._who.can_see(find_repo(thing)):
@@ -232,7 +232,7 @@ def _format_id(thing: Resource) -> Json:
 def _build_connection(
     items: list[Json], first: int | None, last: int | None, after: str | None
 ) -> Json:
-    """A connection; cursors are positions."""
+    """Return a page of `nodes` as a GraphQL connection; cursors are positions."""
     start = int(after) if after and after.isdigit() else 0
     rest = items[start:]
     shown = rest[-last:] if last else rest[: first or 100]
@@ -267,7 +267,7 @@ def _format_authored(said: AuthoredText) -> Json:
 
 
 def _format_resource(thing: Resource) -> Json:
-    """A thing as its GraphQL type."""
+    """Return a resource in the form of its GraphQL type."""
     match thing:
         case User():
             return {"__typename": thing.type, **_format_id(thing), "login": thing.login}
@@ -312,8 +312,8 @@ def _format_pull(pull: Pull) -> Json:
         last: int | None = None,
         after: str | None = None,
     ) -> Json:
-        told = [thread for thread in pull.threads if not thread.comments[0].review.pending]
-        return _build_connection([_format_thread(thread) for thread in told], first, last, after)
+        visible = [thread for thread in pull.threads if not thread.comments[0].review.pending]
+        return _build_connection([_format_thread(thread) for thread in visible], first, last, after)
 
     clean = pulls.is_mergeable(pull)
     return {
@@ -340,9 +340,9 @@ def _format_thread(thread: ReviewThread) -> Json:
         last: int | None = None,
         after: str | None = None,
     ) -> Json:
-        told = [comment for comment in thread.comments if not comment.review.pending]
+        visible = [comment for comment in thread.comments if not comment.review.pending]
         return _build_connection(
-            [_format_resource(comment) for comment in told], first, last, after
+            [_format_resource(comment) for comment in visible], first, last, after
         )
 
     top = thread.comments[0]

@@ -1,4 +1,4 @@
-"""Markdown to HTML for people's words: hidden comments stay hidden, and of HTML only harmless tags
+"""The conversion of people's Markdown to HTML: comments stay hidden, and only harmless HTML tags
 are kept."""
 
 import re
@@ -16,7 +16,7 @@ BOX = re.compile(r"<li>(<p>)?\[([ xX])\] ")
 
 
 class _Renderer(RendererHTML):
-    """Raw HTML is written out only when it is a bare tag of the short list; everything else becomes
+    """A renderer that keeps raw HTML only for bare tags of a short list; everything else becomes
     text."""
 
     def html_block(
@@ -46,5 +46,5 @@ def _format_checkbox(match: re.Match[str]) -> str:
 
 
 def render_html(text: str) -> Markup:
-    """Words as safe HTML."""
+    """Return a text as safe HTML."""
     return Markup(BOX.sub(_format_checkbox, _reader.render(text)))  # noqa: S704 — the renderer above escapes what it was given

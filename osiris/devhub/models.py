@@ -1,5 +1,4 @@
-"""What the hub holds, as plain data: people, repositories, issues, pull requests, reviews, checks
-and apps."""
+"""The data of the hub: people, repositories, issues, pull requests, reviews, checks and apps."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ ROLES = ("none", "read", "triage", "write", "maintain", "admin")
 
 @dataclass(kw_only=True, eq=False)
 class Resource:
-    """Anything with GitHub's two names: a number (`id`) and an opaque word (`node_id`)."""
+    """An object with GitHub's two identifiers: a number (`id`) and an opaque string (`node_id`)."""
 
     id: int
     kind = "T"
@@ -31,8 +30,8 @@ class Resource:
 
 @dataclass(kw_only=True, eq=False)
 class User(Resource):
-    """An account: a person, an organization or an app's bot. `key` opens the review page, `token`
-    the API."""
+    """An account: a person, an organization or an app's bot. `key` gives access to the review page,
+    `token` to the API."""
 
     kind = "U"
     login: str
@@ -61,7 +60,7 @@ class Reaction(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class AuthoredText(Resource):
-    """Words of somebody that others may react to; `by_app` is the app whose token wrote them."""
+    """A text by an account that others may react to; `by_app` is the app whose token wrote it."""
 
     author: User
     body: str
@@ -79,7 +78,8 @@ class Comment(AuthoredText):
 
 @dataclass(kw_only=True, eq=False)
 class Issue(AuthoredText):
-    """An issue, or the conversation of the pull request of the same number (`pull` is then set)."""
+    """An issue, or the conversation of the pull request with the same number (then `pull` is
+    set)."""
 
     kind = "I"
     repo: Repo
@@ -97,10 +97,10 @@ class Issue(AuthoredText):
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """A small line of a conversation: who closed, labeled, pushed or merged, and when.
+    """A line of a conversation: the person who closed, labeled, pushed or merged, and when.
 
-    `event` is its name among an issue's events, "" for what is none; `label` and `commit` are what
-    it is about.
+    `event` is its name in the list of the issue's events, "" for a line that is not listed there;
+    `label` and `commit` are its subject.
     """
 
     id: int
@@ -114,7 +114,7 @@ class Note:
 
 @dataclass(kw_only=True, eq=False)
 class Pull(Resource):
-    """A pull request; its words, state and labels live in `issue`."""
+    """A pull request; its text, state and labels are in `issue`."""
 
     kind = "PR"
     issue: Issue
@@ -159,7 +159,7 @@ class Pull(Resource):
 
     @property
     def line_comments(self) -> list[LineComment]:
-        """Every published line comment, oldest first."""
+        """All published line comments, oldest first."""
         return sorted(
             (c for t in self.threads for c in t.comments if not c.review.pending),
             key=lambda c: c.id,
@@ -168,7 +168,7 @@ class Pull(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class PullReview(AuthoredText):
-    """A review; `parse_review` is None while it is pending and only its author sees it."""
+    """A review; `submitted` is None while it is pending and only its author sees it."""
 
     kind = "PRR"
     pull: Pull
@@ -184,7 +184,8 @@ class PullReview(AuthoredText):
 
 @dataclass(kw_only=True, eq=False)
 class LineComment(AuthoredText):
-    """Words on one line of a diff; `line` is None once later commits rewrote that line."""
+    """A comment on one line of a diff; `line` is None when later commits have rewritten the
+    line."""
 
     kind = "PRRC"
     review: PullReview
@@ -246,7 +247,7 @@ class CheckRun(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class Repo(Resource):
-    """A repository; `heads` are the branches the hub has told the world about."""
+    """A repository; `heads` are the branches as last published by the hub."""
 
     kind = "R"
     owner: User
@@ -275,7 +276,7 @@ class Repo(Resource):
         return [run for suite in self.suites for run in suite.runs]
 
     def get_role(self, user: User) -> str:
-        """The person's role here; strangers read what is public."""
+        """Return the person's role in this repository; anyone may read a public one."""
         if user is self.owner:
             return "admin"
         return self.collaborators.get(user.login.lower(), "none" if self.private else "read")
@@ -305,7 +306,8 @@ class App(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class Installation(Resource):
-    """`suspended` is since when the account lets the app do nothing; None: it may."""
+    """An installation of an app on an account; `suspended` is the time of its suspension, or
+    None."""
 
     kind = "MDIzOkluc3RhbGxhdGlvbg"
     app: App
@@ -318,7 +320,7 @@ class Installation(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class Delivery(Resource):
-    """One sending of one webhook; a redelivery is a new record with the same `guid`."""
+    """One attempt to send a webhook; a redelivery is a new record with the same `guid`."""
 
     guid: str
     app: App
@@ -339,7 +341,7 @@ class Delivery(Resource):
 
 @dataclass(frozen=True, kw_only=True)
 class HubEvent:
-    """Something the hub tells its apps about: `subject` holds the things the payload is made of."""
+    """An event that the hub publishes to its apps; `subject` has the objects of the payload."""
 
     event: str
     action: str | None

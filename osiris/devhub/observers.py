@@ -1,5 +1,5 @@
-"""Looking on: who watches a hub sees each finished exchange of its API and each webhook, and
-changes nothing."""
+"""Observers of a hub: they receive each finished exchange of its API and each webhook, and change
+nothing."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +12,8 @@ from osiris.devhub.models import Delivery
 
 @dataclass(kw_only=True)
 class ApiExchange:
-    """One request of REST or GraphQL; `answer` is the hub's own, None when an interceptor kept the
-    request from it."""
+    """One request of REST or GraphQL; `answer` is the hub's own, None when an interceptor answered
+    instead."""
 
     request: Request
     body: bytes
@@ -22,7 +22,7 @@ class ApiExchange:
 
 class HubObserver(Protocol):
     def on_exchange(self, exchange: ApiExchange) -> None:
-        """Called once for each exchange, before the answer leaves."""
+        """Receive each exchange once, before the answer is sent."""
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """Called once for each webhook, when it was answered or could not be sent."""
+        """Receive each webhook once, when it was answered or could not be sent."""

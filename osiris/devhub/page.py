@@ -1,5 +1,5 @@
-"""The review page: what a person sees and does in a browser, rendered here, with no script
-needed."""
+"""The review page: a person's view of the hub in a browser, rendered here; it works without
+scripts."""
 
 import hmac
 import re
@@ -69,7 +69,7 @@ async def _answer_path(hub: "Hub", request: Request) -> Response:
         return _render_page(hub, who, "sorry.html", status=denied.status, error=denied.sentence)
 
 
-# ── who ──
+# ── signing in ──
 
 
 def _get_cookie_name(hub: "Hub") -> str:
@@ -107,7 +107,7 @@ def _sign_in(hub: "Hub", request: Request) -> Response:
 
 
 def _check_origin(hub: "Hub", request: Request) -> None:
-    """Forms are taken from this hub's own pages only."""
+    """Raise ApiError unless a form was sent from a page of this hub."""
     host = hub.url.removeprefix("http://")
     if request.headers.get("origin") != hub.url or request.headers.get("host") != host:
         raise ApiError(403, "This form did not come from this hub's own page.")
@@ -189,12 +189,12 @@ def _render_issue(
     return _render_page(hub, who, "pull.html", status=status, **facts)
 
 
-# ── deeds ──
+# ── actions ──
 
 
 async def _handle_form(hub: "Hub", request: Request, who: Caller) -> Response:
-    """Do what a form asks and show the page again; a refusal is a sentence on it, with the typed
-    words kept."""
+    """Run the action of a form and show the page again; after a refusal with its sentence and the
+    typed text."""
     path = request.url.path
     form = await request.form()
     if who.user is None:
@@ -219,15 +219,15 @@ async def _handle_form(hub: "Hub", request: Request, who: Caller) -> Response:
     raise not_found_error()
 
 
-def _apply_action(hub: "Hub", who: Caller, issue: Issue, deed: str, form: FormData) -> Response:
+def _apply_action(hub: "Hub", who: Caller, issue: Issue, action: str, form: FormData) -> Response:
     texts = form_actions.read_texts(form)
     talk = f"/{issue.repo.full_name}/{'pull' if issue.pull else 'issues'}/{issue.number}"
     back = f"{talk}/files" if issue.pull and texts.get("tab") == "files" else talk
     try:
-        anchor = form_actions.run_action(hub.world, who, issue, deed, texts)
+        anchor = form_actions.run_action(hub.world, who, issue, action, texts)
     except ApiError as denied:
         return _render_path(
             hub, back, who, {"error": denied.sentence, "typed": texts}, denied.status
         )
-    done = talk if deed == "review" else back  # a submitted review is read in the conversation
+    done = talk if action == "review" else back  # a submitted review is read in the conversation
     return RedirectResponse(done + (f"#{anchor}" if anchor else ""), 303)

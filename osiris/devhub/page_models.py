@@ -1,5 +1,5 @@
-"""What the review page shows of a pull request: its story in order, its checks, its diff with the
-comments in it."""
+"""The content of the review page for a pull request: the timeline, the checks, and the diff with
+its comments."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ MOST_TEXT = 400_000
 
 @dataclass(frozen=True, kw_only=True)
 class DiffLine:
-    """One line of a diff with its colours; `side` and `line` say where a comment on it goes."""
+    """A line of a diff with its colours; `side` and `line` are the position for a comment on it."""
 
     kind: str
     old: int | None
@@ -44,7 +44,7 @@ class DiffLine:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffFile:
-    """One changed file; `rows` is empty, with a `note` instead, when there is nothing to show."""
+    """A changed file; when there is nothing to show, `rows` is empty and `note` has the reason."""
 
     change: Change
     rows: list[DiffLine]
@@ -54,7 +54,7 @@ class DiffFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineEntry:
-    """One thing in the story of an issue or pull request."""
+    """An entry in the timeline of an issue or pull request."""
 
     kind: str
     at: float
@@ -63,8 +63,8 @@ class TimelineEntry:
 
 
 def build_timeline(issue: Issue) -> list[TimelineEntry]:
-    """Comments, reviews and small notes in the order they happened; a reply's own review is no
-    entry."""
+    """Return comments, reviews and notes in the order of their times, without the reviews that only
+    wrap a reply."""
     entries = [
         TimelineEntry(kind="comment", at=one.created, id=one.id, what=one) for one in issue.comments
     ]
@@ -87,7 +87,7 @@ def build_timeline(issue: Issue) -> list[TimelineEntry]:
 
 
 def list_latest_checks(pull: Pull) -> list[CheckRun]:
-    """The latest run of each name on the head commit."""
+    """Return the latest run of each name on the head commit."""
     return list(
         {
             (run.app.slug, run.name): run for run in pull.repo.checks if run.sha == pull.head_sha
@@ -105,7 +105,7 @@ def build_diff(pull: Pull, viewer: User | None) -> list[DiffFile]:
 
 
 def _group_threads(pull: Pull, viewer: User | None) -> dict[str, list[ReviewThread]]:
-    """The threads this person sees, by path: pending ones are their author's own."""
+    """Return the threads that this person may see, by path: only their author sees pending ones."""
     found = defaultdict(list)
     for thread in pull.threads:
         top = thread.comments[0]
@@ -159,7 +159,7 @@ def _build_lines(
 
 
 def _highlight_lines(data: bytes | None, path: str) -> list[Markup]:
-    """A file's lines as coloured HTML; nothing when it is not text we can split as git does."""
+    """Return a file's lines as coloured HTML; empty when it is not text that splits as in git."""
     if data is None or len(data) > MOST_TEXT:
         return []
     code = data.decode(errors="replace")
@@ -170,14 +170,14 @@ def _highlight_lines(data: bytes | None, path: str) -> list[Markup]:
     formatter: Any = HtmlFormatter(nowrap=True)
     lines = highlight(code, lexer, formatter).split("\n")
     plain = code.split("\n")
-    # a lexer takes a lone carriage return for the end of a line, git does not
+    # a lexer treats a lone carriage return as the end of a line, git does not
     if abs(len(lines) - len(plain)) > 1 or "\r" in code.replace("\r\n", ""):
         return [escape(line) for line in plain]
     return [Markup(line) for line in lines]  # noqa: S704 — pygments escapes the code it colours
 
 
 def build_code_css() -> str:
-    """Colours of code, for light and for dark."""
+    """Return the CSS for the colours of code, for the light and the dark theme."""
     light = _list_color_rules("friendly")
     dark = _list_color_rules("github-dark")
     return (
@@ -186,7 +186,7 @@ def build_code_css() -> str:
 
 
 def _list_color_rules(style: str) -> list[str]:
-    """Only the rules of a style's tokens: no backgrounds, no line numbers."""
+    """Return the rules for a style's tokens only: no backgrounds, no line numbers."""
     formatter: Any = HtmlFormatter(style=style)
     css: str = formatter.get_style_defs(".code")
     return [

@@ -1,4 +1,4 @@
-"""The hub's world on disk, so that a hub that was ended, or killed, goes on where it was."""
+"""The hub's world on disk, so that a hub that ended or was killed can continue."""
 
 import itertools
 import pickle
@@ -9,13 +9,13 @@ from osiris.config.atomic_file import replace_file
 from osiris.core.errors import Refused
 from osiris.devhub.world import World
 
-# they belong to a process, not to the world
+# attributes of the process, not of the saved world
 _LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")
 
 
 def save_world(world: World, path: Path) -> None:
-    """Write the whole world, or leave what was written before. The file is for its owner alone:
-    keys are in it."""
+    """Write the whole world atomically. Only the owner may read the file, because it contains
+    keys."""
     kept = {name: value for name, value in vars(world).items() if name not in _LEFT_OUT}
     kept["last_id"] = world.next_id()
     with replace_file(path) as file:
@@ -23,8 +23,8 @@ def save_world(world: World, path: Path) -> None:
 
 
 def load_world(world: World, path: Path) -> bool:
-    """Fill a new world with a saved one; False when there is none. Raises Refused for a file that
-    is none of ours."""
+    """Fill a new world with a saved one. Return False when there is none. Raises Refused for a file
+    that this version did not write."""
     try:
         kept: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file in our own folder
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The verbs of pull requests: open, follow pushes, mark ready, merge."""
+"""The operations of pull requests: opening, following pushes, marking as ready, merging."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NO_COMMIT = "0" * 40
 
 @dataclass(frozen=True, kw_only=True)
 class NewPull:
-    """What somebody asks a new pull request to be."""
+    """The content of a new pull request."""
 
     title: str
     body: str
@@ -47,7 +47,7 @@ def open_pull(
 
 
 def _parse_branch(repo: Repo, head: str) -> str:
-    """The branch of `owner:branch`; the hub has no forks, so another owner has none."""
+    """Return the branch of `owner:branch`. The hub has no forks, so another owner is an error."""
     owner, colon, branch = head.partition(":")
     if colon and owner.lower() != repo.owner.login.lower():
         raise invalid_field_error("PullRequest", "head")
@@ -81,7 +81,7 @@ def _check_new(repo: Repo, head: str, head_sha: str, base: str, base_sha: str) -
 
 
 def find_fork_point(pull: Pull) -> str:
-    """The commit the pull request's changes are counted from."""
+    """Return the commit from which the changes of the pull request are counted."""
     return pull.repo.git.find_merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
 
 
@@ -90,14 +90,14 @@ def list_changes(pull: Pull) -> list[Change]:
 
 
 def is_mergeable(pull: Pull) -> bool | None:
-    """Whether the branch merges cleanly; None for one that is closed already."""
+    """Return whether the branch merges cleanly; None for a closed pull request."""
     if pull.state == "closed":
         return None
     return pull.repo.git.merge_tree(pull.base_sha, pull.head_sha) is not None
 
 
 def get_merge_state(pull: Pull, clean: bool | None) -> str:
-    """GitHub's one word for what stands between a pull request and its merge."""
+    """Return GitHub's word for the state of a pull request before its merge."""
     if clean is None:
         return "unknown"
     if not clean:
@@ -128,7 +128,7 @@ def set_draft(world: World, pull: Pull, by: User, draft: bool) -> None:
 
 
 def set_state(world: World, pull: Pull, by: User, state: str) -> None:
-    """Close or reopen; a merged one stays merged."""
+    """Close or reopen a pull request; a merged one cannot be reopened."""
     if state == "closed":
         world.close_issue(pull.issue, by)
         return
@@ -150,7 +150,8 @@ def set_state(world: World, pull: Pull, by: User, state: str) -> None:
 def merge_pull(
     world: World, pull: Pull, by: User, *, sha: str = "", method: str = "merge", title: str = ""
 ) -> str:
-    """Merge, tell everybody, close what the body says it closes; gives the new commit."""
+    """Merge, publish the events, and close the issues that the body names. Return the new
+    commit."""
     _check_merge(pull, sha, method)
     git = pull.repo.git
     tree = git.merge_tree(pull.base_sha, pull.head_sha)
@@ -209,9 +210,9 @@ def _record_merge(world: World, pull: Pull, by: User, commit: str) -> None:
 
 
 def sync_refs(world: World, repo: Repo, by: User) -> None:
-    """Compare the branches on disk with those the world knows, and tell what changed.
+    """Compare the branches on disk with those in the world, and publish the changes.
 
-    Every way a branch can move (a push, a merge) ends here, so that none is told twice.
+    Every change of a branch (a push, a merge) ends here, so that none is published twice.
     """
     before = repo.heads
     repo.heads = repo.git.list_heads()
@@ -248,7 +249,7 @@ def _follow_push(world: World, pull: Pull, by: User, branch: str, sha: str) -> N
 
 
 def _move_comments(pull: Pull) -> None:
-    """Keep line comments on their lines; one whose line was rewritten becomes outdated."""
+    """Move line comments with their lines; one whose line was rewritten becomes outdated."""
     shown = {change.path: change.patch or "" for change in list_changes(pull)}
     for comment in (comment for thread in pull.threads for comment in thread.comments):
         if comment.line is None or comment.side == "LEFT":

@@ -1,5 +1,5 @@
-"""How many requests each caller has left in this hour, as GitHub counts them and says so in every
-answer's headers."""
+"""The rate limits: the requests each caller has left in this hour, counted as GitHub does and
+reported in the headers of every answer."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from osiris.devhub.errors import ApiRateLimited
 
 HOUR = 3600.0
 CallerKey = tuple[str, int, str]
-"""Kind of caller, its id, and the resource: core or graphql."""
+"""The kind of caller, its id, and the resource: core or graphql."""
 
 
 class ApiRateLimits:
-    """`limit` is what each caller may ask in an hour of each resource; `leave` takes away what is
-    left."""
+    """The rate limits of all callers. `limit` is the number of requests in an hour for each caller
+    and resource; `set_remaining` lowers what is left."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.limit = 5000
@@ -25,14 +25,14 @@ class ApiRateLimits:
     def set_remaining(
         self, kind: str, id: int, remaining: int, *, seconds: float = HOUR, resource: str = "core"
     ) -> None:
-        """Let a caller have so many requests left for so long: an "installation", a "user" or an
-        "app", by its id."""
+        """Set the number of requests that a caller (an "installation", a "user" or an "app", by its
+        id) has left for so many seconds."""
         key = (kind, id, resource)
         self._begun[key] = self._clock() - HOUR + seconds
         self._used[key] = self.limit - remaining
 
     def check_limit(self, who: Caller, resource: str) -> None:
-        """Raise Limited when nothing is left."""
+        """Raise ApiRateLimited when nothing is left."""
         key = _build_key(who, resource)
         if self._get_remaining(key) <= 0:
             raise ApiRateLimited(
@@ -40,14 +40,14 @@ class ApiRateLimits:
             )
 
     def count_request(self, who: Caller, resource: str, count: int) -> dict[str, str]:
-        """Count a request, and say what is left."""
+        """Count a request, and return the headers with what is left."""
         key = _build_key(who, resource)
         self._get_remaining(key)
         self._used[key] += count
         return self._build_headers(key)
 
     def describe_limit(self, who: Caller, resource: str) -> dict[str, int]:
-        """As GET /rate_limit tells it."""
+        """Return a limit in the form of GET /rate_limit."""
         key = _build_key(who, resource)
         remaining = self._get_remaining(key)
         reset = int(self._begun[key] + HOUR)

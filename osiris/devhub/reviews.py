@@ -1,4 +1,4 @@
-"""The verbs of reviewing: line comments, pending reviews, submitting, replying, dismissing,
+"""The operations of reviews: line comments, pending reviews, submitting, replying, dismissing,
 resolving."""
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ STATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class LineAnchor:
-    """A wish to comment on one line of the diff."""
+    """A new comment on one line of the diff."""
 
     path: str
     line: int
@@ -29,7 +29,7 @@ class LineAnchor:
 
 @dataclass(frozen=True, kw_only=True)
 class NewReview:
-    """What somebody asks a new review to be; no `event` leaves it pending."""
+    """The content of a new review; without an `event` it stays pending."""
 
     event: str = ""
     body: str = ""
@@ -40,7 +40,7 @@ class NewReview:
 def add_review(
     world: World, pull: Pull, by: User, wanted: NewReview, *, by_app: App | None = None
 ) -> PullReview:
-    """A new review, submitted at once unless its event is left out."""
+    """Create a review, and submit it at once unless it has no event."""
     check_body(wanted.body, "PullRequestReview")
     _check_event(pull, by, wanted.event, wanted.body, bool(wanted.lines))
     if find_pending(pull, by) is not None:
@@ -59,7 +59,7 @@ def find_pending(pull: Pull, by: User) -> PullReview | None:
 
 
 def add_line_comment(world: World, pull: Pull, by: User, line: LineAnchor) -> LineComment:
-    """Add to the person's pending review, starting one when there is none."""
+    """Add a line comment to the person's pending review; start one when there is none."""
     check_body(line.body, "PullRequestReviewComment", needed=True)
     hunk, position = _locate_line(pull, line)
     pending = find_pending(pull, by) or _create_review(world, pull, by, NewReview(), None)
@@ -67,7 +67,7 @@ def add_line_comment(world: World, pull: Pull, by: User, line: LineAnchor) -> Li
 
 
 def delete_line_comment(pull: Pull, by: User, comment_id: int) -> None:
-    """Take a line back out of a review that is still pending."""
+    """Remove a line comment from a review that is still pending."""
     pending = find_pending(pull, by)
     comment = next((c for c in pending.comments if c.id == comment_id), None) if pending else None
     if pending is None or comment is None:
@@ -190,7 +190,7 @@ def _add_thread(
 def add_reply(
     world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None
 ) -> LineComment:
-    """Answer the top comment of a thread; GitHub wraps each answer in a review of its own."""
+    """Reply to the top comment of a thread; GitHub wraps each reply in a separate review."""
     check_body(body, "PullRequestReviewComment", needed=True)
     if to.reply_to is not None:
         raise unprocessable_error("Replies go to the top comment of a thread")
@@ -246,7 +246,7 @@ def resolve_thread(world: World, thread: ReviewThread, by: User, resolved: bool)
 
 
 def discard_review(pending: PullReview) -> None:
-    """Throw a pending review away."""
+    """Delete a pending review."""
     if not pending.pending:
         raise ApiError(422, "Can not delete a non-pending pull request review")
     for comment in pending.comments:
@@ -255,7 +255,7 @@ def discard_review(pending: PullReview) -> None:
 
 
 def list_latest_states(reviews: Iterable[PullReview]) -> dict[str, PullReview]:
-    """What each reviewer last decided; comments decide nothing."""
+    """Return the last decision of each reviewer; comments are not decisions."""
     return {
         r.author.login: r
         for r in reviews

@@ -1,4 +1,4 @@
-"""The hub: one loopback server with REST, GraphQL, git and the review page around one world."""
+"""The hub: a loopback server with REST, GraphQL, git and the review page for one world."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from osiris.config.http_server import serve_app
-from osiris.devhub import administration, graphql, page, persistence
+from osiris.devhub import administration, graphql, installations, page, persistence
 from osiris.devhub.auth import Caller, TokenStore
 from osiris.devhub.ci import CheckRunner, RunCheck
 from osiris.devhub.errors import ApiError, ApiRateLimited, not_found_error
@@ -43,7 +43,7 @@ RequestInterceptor = Callable[[Request, Forward], Awaitable[Response]]
 
 
 class TruncatedResponse(Response):
-    """For interceptors: breaks the connection off in the middle of the answer."""
+    """A response for interceptors that breaks off in the middle of the answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-length", b"1000")]
@@ -52,10 +52,10 @@ class TruncatedResponse(Response):
 
 
 class Hub:
-    """A running hub; `world` is what it holds, and the verbs here set the stage."""
+    """A running hub; `world` is its state, and the methods here set it up."""
 
     observers: ClassVar[list[HubObserver]] = []
-    """Who looks on, at every hub of this process."""
+    """The observers of every hub of this process."""
 
     def __init__(
         self, data_dir: Path, url: str, clock: Callable[[], float], run_check: RunCheck | None
@@ -72,17 +72,18 @@ class Hub:
         self._world_file: Path | None = None
 
     def open_saved(self, path: Path) -> bool:
-        """Keep the world in a file from now on; True when it held one already, and the hub goes on
-        with that."""
+        """Keep the world in a file from now on. Return whether the file contained a world, which
+        the hub then uses."""
         self._world_file = path
         return persistence.load_world(self.world, path)
 
     def save(self) -> None:
-        """Write the world down, if it is kept. Requests that may change it do so by themselves."""
+        """Write the world to its file, if it has one. Requests that may change the world do this
+        automatically."""
         if self._world_file is not None:
             persistence.save_world(self.world, self._world_file)
 
-    # ── the stage ──
+    # ── setting up ──
 
     def add_user(self, login: str) -> User:
         return self.world.add_user(login)
@@ -114,7 +115,8 @@ class Hub:
         events: Sequence[str],
         keys: KeyPair | None = None,
     ) -> App:
-        return self.world.add_app(
+        return installations.add_app(
+            self.world,
             slug=slug,
             webhook_url=webhook_url,
             webhook_secret=webhook_secret,
@@ -124,9 +126,10 @@ class Hub:
         )
 
     def install_app(self, app: App, *repos: str) -> int:
-        """Install the app on repositories of one owner; gives the installation's id."""
+        """Install the app on repositories of one owner. Return the id of the installation."""
         before = {id: list(one.repos) for id, one in self.world.installations.items()}
-        installation = self.world.install_app(app, [self.world.get_repo(name) for name in repos])
+        chosen = [self.world.get_repo(name) for name in repos]
+        installation = installations.install_app(self.world, app, chosen)
         if installation.id not in before:
             self.hooks.queue_installation(installation, "created")
         elif added := [repo for repo in installation.repos if repo not in before[installation.id]]:
@@ -134,36 +137,36 @@ class Hub:
         return installation.id
 
     def get_installation(self, app: App, full_name: str) -> Installation:
-        """The app's installation on a repository."""
-        found = self.world.find_installation(app, self.world.get_repo(full_name))
+        """Return the app's installation on a repository."""
+        found = installations.find_installation(self.world, app, self.world.get_repo(full_name))
         if found is None:
             raise not_found_error()
         return found
 
     def remove_repos(self, app: App, *repos: str) -> None:
-        """Take these repositories out of the app's installations."""
+        """Remove these repositories from the app's installations."""
         for name in repos:
             repo = self.world.get_repo(name)
             installation = self.get_installation(app, name)
-            if administration.narrow_installation(installation, repo):
+            if installations.narrow_installation(installation, repo):
                 self.hooks.queue_repositories(installation, removed=[repo])
 
     def remove_installation(self, installation: Installation) -> None:
-        """Take an app off an account."""
-        administration.uninstall_app(self.world, installation)
+        """Remove an app from an account."""
+        installations.uninstall_app(self.world, installation)
         self.hooks.queue_installation(installation, "deleted")
 
     def suspend_installation(self, installation: Installation, by: User | None = None) -> None:
-        """Let an app do nothing on an account, for now."""
-        administration.suspend_installation(self.world, installation, by)
+        """Suspend an app on an account."""
+        installations.suspend_installation(self.world, installation, by)
         self.hooks.queue_installation(installation, "suspend")
 
     def unsuspend_installation(self, installation: Installation) -> None:
-        administration.unsuspend_installation(installation)
+        installations.unsuspend_installation(installation)
         self.hooks.queue_installation(installation, "unsuspend")
 
     def transfer_repo(self, full_name: str, owner: str, by: User | None = None) -> Repo:
-        """Give a repository to another account, where no app is installed on it yet."""
+        """Transfer a repository to another account, on which no app is installed for it."""
         repo = self.world.get_repo(full_name)
         new = self.world.add_user(owner, type="Organization")
         for installation in administration.transfer_repo(self.world, repo, by or new, new):
@@ -171,12 +174,13 @@ class Hub:
         return repo
 
     def build_sign_in_url(self, login: str, path: str) -> str:
-        """An address that signs this person in on this hub, and then shows `path`."""
+        """Return a URL that signs this person in on this hub, and then shows `path`."""
         user = self.world.get_user(login)
         return f"{self.url}/_enter?key={quote(user.key)}&to={quote(path)}"
 
     async def resend_webhooks(self) -> None:
-        """Send again what no app has taken: a hub or an app was not there."""
+        """Send again the webhooks that no app accepted, because the hub or the app was not
+        running."""
         await self.wait_until_sent()
         for app in self.world.apps.values():
             last = {delivery.guid: delivery for delivery in app.deliveries}
@@ -186,7 +190,7 @@ class Hub:
         await self.wait_until_sent()
 
     async def wait_until_sent(self) -> None:
-        """Wait until every queued webhook was sent, and those that the sending caused."""
+        """Wait until every queued webhook was sent, and those that these caused."""
         await self.hooks.wait_until_sent()
 
     async def wait_until_checked(self) -> None:
@@ -212,14 +216,17 @@ class Hub:
                 )
             else:
                 response = await self._answer_observed(request)
-        except ClientDisconnect:  # it died in the middle of asking, so nothing was done
+        except (
+            ClientDisconnect
+        ):  # the client ended in the middle of the request, so nothing was done
             return
         if request.method != "GET":
-            self.save()  # before the answer: what was answered is never forgotten
+            self.save()  # before the answer: nothing that was answered may be lost
         await response(scope, receive, send)
 
     async def _answer_observed(self, request: Request) -> Response:
-        """Show the watchers what was asked, and what the hub itself answered: a bug is a 500."""
+        """Answer a request, and pass it to the observers with the hub's own answer; a bug is a
+        500."""
         exchange = ApiExchange(request=request, body=await request.body())
 
         async def record_answer() -> Response:
@@ -230,8 +237,8 @@ class Hub:
         try:
             return await self._run_interceptors(request, list(self.interceptors), record_answer)
         finally:
-            for watcher in self.observers:
-                watcher.on_exchange(exchange)
+            for observer in self.observers:
+                observer.on_exchange(exchange)
 
     async def _run_interceptors(
         self, request: Request, interceptors: list[RequestInterceptor], last: Forward
@@ -258,8 +265,7 @@ class Hub:
         return self._add_date(await self._answer_api(request, who))
 
     async def _answer_api(self, request: Request, who: Caller) -> Response:
-        """An answer of REST or GraphQL, counted: one that says that nothing changed costs
-        nothing."""
+        """Answer a REST or GraphQL request and count it for the rate limit, except a 304."""
         path = request.url.path.removeprefix(API)
         resource = "graphql" if path == "/api/graphql" else "core"
         try:
@@ -295,8 +301,8 @@ class Hub:
         )
 
     def _resolve_repository_id(self, path: str) -> str:
-        """A path that names a repository by its id, where a redirect leads, as one that names it by
-        its name."""
+        """Return a path that names a repository by its id, as redirects do, as a path with its
+        name."""
         if (match := re.match(r"/repositories/(\d+)(?=/|$)", path)) is None:
             return path
         repo = next((repo for repo in self.world.repos.values() if repo.id == int(match[1])), None)
@@ -306,8 +312,8 @@ class Hub:
 
 
 def _apply_etag(request: Request, response: Response) -> Response:
-    """GitHub's ETag, which is another one for another token; 304 when the caller has just this
-    answer already."""
+    """Add GitHub's ETag, which differs for each token; answer 304 when the caller already has this
+    answer."""
     if request.method != "GET" or response.status_code != 200:
         return response
     seen = request.headers.get("authorization", "").encode() + bytes(response.body)
@@ -326,7 +332,7 @@ async def serve_hub(
     clock: Callable[[], float] = time.time,
     run_check: RunCheck | None = None,
 ) -> AsyncIterator[Hub]:
-    """A hub on a loopback port, until the block ends."""
+    """Run a hub on a loopback port until the block ends."""
     listener = socket.create_server(("127.0.0.1", port))
     hub = Hub(data_dir, f"http://127.0.0.1:{listener.getsockname()[1]}", clock, run_check)
     try:

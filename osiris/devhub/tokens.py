@@ -1,4 +1,5 @@
-"""Who is asking: App JWTs, installation tokens that last an hour, and people's personal tokens."""
+"""The tokens of callers: App JWTs, installation tokens that are valid for an hour, and personal
+tokens."""
 
 import base64
 import json
@@ -41,7 +42,7 @@ def generate_personal_token() -> str:
 
 
 def generate_installation_token(app_id: int) -> str:
-    """A token in GitHub's long style: the prefix, the app's id, and three dotted parts."""
+    """Return a token in GitHub's long form: the prefix, the app's id, and three dotted parts."""
     parts = (
         json.dumps({"alg": "ES256"}).encode(),
         secrets.token_bytes(96),
@@ -57,7 +58,7 @@ def is_jwt(token: str) -> bool:
 
 
 def read_issuer(token: str) -> str:
-    """The app a JWT claims to be from, before anything is verified."""
+    """Return the app that a JWT claims to be from, before anything is verified."""
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError:
@@ -66,10 +67,10 @@ def read_issuer(token: str) -> str:
 
 
 def verify_jwt(token: str, public_key: str) -> None:
-    """Raise unless the app signed this token and it is fresh.
+    """Raise ApiError unless the app signed this token and it is valid now.
 
-    Freshness goes by the wall clock, not the hub's own: it is the client's library that dates the
-    token.
+    The times are compared with the wall clock, not the hub's own clock: the client's library sets
+    them.
     """
     options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False}
     try:

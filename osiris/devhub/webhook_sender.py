@@ -1,4 +1,5 @@
-"""Sends webhooks: signed, in order of happening, one app at a time, never twice by itself."""
+"""The sender of webhooks: signed, in the order of the events, one app at a time, never twice by
+itself."""
 
 import asyncio
 import hashlib
@@ -17,13 +18,12 @@ from osiris.devhub.payloads import webhooks
 from osiris.devhub.world import World
 
 TIMEOUT = 10
-PENDING, PUT_OFF = "pending", "put off"
+PENDING, DEFERRED = "pending", "deferred"
 WHY = {httpx.ConnectError: "failed to connect to host", httpx.TimeoutException: "timed out"}
 
 
 class PendingDelivery:
-    """A delivery in the hands of an interceptor: called, it goes on its way, as often as it is
-    called."""
+    """A delivery that an interceptor holds: each call sends it."""
 
     def __init__(
         self, hooks: "WebhookSender", delivery: Delivery, rest: Sequence["DeliveryInterceptor"]
@@ -36,24 +36,24 @@ class PendingDelivery:
         await self._hooks.run_interceptors(self._delivery, self._rest)
 
     def defer_until(self, moment: Awaitable[object]) -> None:
-        """Let it go once `moment` has come; what happens until then overtakes it."""
+        """Send it when `moment` has come; later deliveries overtake it until then."""
         self._hooks.defer_delivery(self._delivery, moment, self)
 
     def drop(self) -> None:
-        """Let it be as if it had never been: it goes nowhere and is not on record."""
+        """Drop it: it is not sent, and its record is removed."""
         self._delivery.app.deliveries.remove(self._delivery)
 
 
 DeliveryInterceptor = Callable[[Delivery, PendingDelivery], Awaitable[None]]
-"""Stands between a delivery and the wire. When it does nothing, the delivery failed."""
+"""A function between a delivery and its sending. When it does nothing, the delivery has failed."""
 
 
 class WebhookSender:
-    """One queue and one sender for each app."""
+    """The sender of all webhooks, with one queue and one task for each app."""
 
-    def __init__(self, world: World, watchers: Sequence[HubObserver] = ()) -> None:
+    def __init__(self, world: World, observers: Sequence[HubObserver] = ()) -> None:
         self._world = world
-        self._observers = watchers
+        self._observers = observers
         self.interceptors: list[DeliveryInterceptor] = []
         self._client = httpx.AsyncClient(
             timeout=TIMEOUT, trust_env=False, verify=create_tls_context()
@@ -65,23 +65,23 @@ class WebhookSender:
         self._all_sent = asyncio.Event()
         world.listeners.append(self.on_event)
 
-    def on_event(self, happening: HubEvent) -> None:
-        """Write down, at this moment, what each app that listens will be sent."""
+    def on_event(self, item: HubEvent) -> None:
+        """Build the payload for each app that subscribed to the event, and queue it."""
         for installation in self._world.installations.values():
             app = installation.app
             if (
                 not app.webhook_url
-                or happening.event not in app.events
-                or happening.repo not in installation.repos
+                or item.event not in app.events
+                or item.repo not in installation.repos
             ):
                 continue
             if installation.suspended is not None:
                 continue
-            body = webhooks.build_payload(self._world, happening, installation)
-            self._queue_webhook(app, happening.event, body, installation, happening.repo)
+            body = webhooks.build_payload(self._world, item, installation)
+            self._queue_webhook(app, item.event, body, installation, item.repo)
 
     def queue_installation(self, installation: Installation, action: str) -> None:
-        """Tell an app that it was installed or taken off, suspended or let in again."""
+        """Notify an app that it was installed or removed, suspended or unsuspended."""
         body = webhooks.build_installation_payload(self._world, installation, action)
         self._queue_webhook(installation.app, "installation", body, installation, None)
 
@@ -92,12 +92,12 @@ class WebhookSender:
         added: Sequence[Repo] = (),
         removed: Sequence[Repo] = (),
     ) -> None:
-        """Tell an app which repositories came to an installation of it, or were taken from it."""
+        """Notify an app of the repositories that were added to or removed from its installation."""
         body = webhooks.build_repositories_payload(self._world, installation, added, removed)
         self._queue_webhook(installation.app, "installation_repositories", body, installation, None)
 
     def redeliver(self, old: Delivery) -> None:
-        """Send the same body again under the same guid."""
+        """Send the same body again with the same guid."""
         self._queue_delivery(
             self._build_delivery(
                 old.app, old.event, old.body, old.installation, old.repo, guid=old.guid
@@ -169,18 +169,18 @@ class WebhookSender:
     ) -> None:
         async def send_later() -> None:
             await moment
-            if delivery.status == PUT_OFF:
+            if delivery.status == DEFERRED:
                 delivery.status = PENDING
             await send()
 
         self._count_unsent(1)
         if delivery.status == PENDING:
-            delivery.status = PUT_OFF
+            delivery.status = DEFERRED
         self._waiting.add(task := asyncio.create_task(self._finish_sending(delivery, send_later())))
         task.add_done_callback(self._waiting.discard)
 
     async def _finish_sending(self, delivery: Delivery, sending: Coroutine[Any, Any, None]) -> None:
-        """Send; what nobody sent and nobody put off has failed."""
+        """Finish one delivery; one that was neither sent nor deferred has failed."""
         try:
             await sending
             if delivery.status == PENDING:
@@ -214,18 +214,18 @@ class WebhookSender:
             delivery.response_headers = dict(answer.headers)
             delivery.response_body = answer.text[:10_000]
         delivery.duration = loop.time() - begun
-        for watcher in self._observers:
-            watcher.on_delivery(delivery)
+        for observer in self._observers:
+            observer.on_delivery(delivery)
 
     async def wait_until_sent(self) -> None:
-        """Wait until everything queued so far or put off, and what that caused, was sent."""
+        """Wait until every queued or deferred delivery was sent, and those that these caused."""
         while self._unsent:
             quiet = asyncio.ensure_future(self._all_sent.wait())
             tasks = [quiet, *self._senders.values(), *self._waiting]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             quiet.cancel()
             for task in done:
-                task.result()  # a bug of an interceptor is the test's
+                task.result()  # raises the error of a failed interceptor
 
     async def close(self) -> None:
         tasks = [*self._senders.values(), *self._waiting]

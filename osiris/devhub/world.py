@@ -1,13 +1,13 @@
-"""Everything the hub knows, with the verbs that change it; no HTTP in here.
+"""The state of the hub and the methods that change it, without HTTP.
 
-A verb checks what must hold whoever asks (a title is not blank, a closed issue is not closed
-again); who may ask is `auth.py`'s question. Each verb that apps may hear about ends by telling the
-listeners.
+A method checks what holds for every caller (a title is not blank, a closed issue is not closed
+again); `auth.py` checks who may call it. A method whose change Apps receive as a webhook publishes
+it to the listeners at the end.
 """
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from osiris.devhub.models import (
     ROLES,
     App,
     AuthoredText,
-    CheckRun,
-    CheckSuite,
     Comment,
     Delivery,
     HubEvent,
@@ -36,7 +34,6 @@ from osiris.devhub.models import (
 LONGEST_BODY = 65_536
 LONGEST_TITLE = 256
 REACTIONS = ("+1", "-1", "laugh", "confused", "heart", "hooray", "rocket", "eyes")
-GHOST = "devhub"
 
 
 class World:
@@ -48,7 +45,7 @@ class World:
         self.url = ""
         self.users: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
-        self.moved: dict[str, Repo] = {}  # by the names they had
+        self.moved: dict[str, Repo] = {}  # by their former names
         self.apps: dict[int, App] = {}
         self.installations: dict[int, Installation] = {}
         self.things: dict[str, Resource] = {}
@@ -64,15 +61,18 @@ class World:
         return next(self._ids)
 
     def index_resources(self, *things: Resource) -> None:
-        """Make things findable by their node id."""
+        """Make resources findable by their node id."""
         self.things |= {thing.node_id: thing for thing in things}
 
     def publish_event(
         self, event: str, action: str | None, repo: Repo, by: User, **subject: Any
     ) -> None:
-        happening = HubEvent(event=event, action=action, repo=repo, by=by, subject=subject)
+        item = HubEvent(event=event, action=action, repo=repo, by=by, subject=subject)
         for listener in self.listeners:
-            listener(happening)
+            listener(item)
+
+    def record_delivery(self, delivery: Delivery) -> None:
+        delivery.app.deliveries.append(delivery)
 
     # ── accounts ──
 
@@ -83,8 +83,8 @@ class World:
         return found
 
     def add_user(self, login: str, *, type: str = "User") -> User:
-        """A person, or an organization when `type` says so; the same login gives the same
-        account."""
+        """Return the account with this login; create it when there is none. `type` is "User",
+        "Organization" or "Bot"."""
         if (known := self.users.get(login.lower())) is not None:
             return known
         token = tokens.generate_personal_token() if type == "User" else ""
@@ -97,7 +97,7 @@ class World:
         return user
 
     def build_signature(self, user: User) -> Signature:
-        """How an account signs commits."""
+        """Return the name and e-mail address of an account in commits."""
         return Signature(
             name=user.login, email=f"{user.id}+{user.login}@users.noreply.devhub.invalid"
         )
@@ -177,8 +177,8 @@ class World:
     def create_issue(
         self, repo: Repo, by: User, title: str, body: str, *, by_app: App | None
     ) -> Issue:
-        """The next number of the repository, told to nobody yet (a pull request begins as one,
-        too)."""
+        """Create an issue with the next number of the repository, without publishing an event. A
+        pull request begins as an issue, too."""
         check_title(title)
         check_body(body, "Issue")
         issue = Issue(
@@ -237,7 +237,7 @@ class World:
         self._publish_change(issue, "reopened", by)
 
     def add_note(self, issue: Issue, by: User, text: str, event: str = "", **about: Any) -> None:
-        """Add a line to the conversation; `event` and what it is `about` are as in `Note`."""
+        """Add a line to the conversation; `event` and `about` are attributes of `Note`."""
         issue.timeline.append(
             Note(id=self.next_id(), by=by, text=text, at=self.now(), event=event, **about)
         )
@@ -250,7 +250,7 @@ class World:
     # ── labels ──
 
     def add_labels(self, issue: Issue, by: User, names: Iterable[str]) -> None:
-        """Put labels on, making those the repository does not have yet."""
+        """Add labels to an issue; those that the repository does not have yet are created."""
         for name in names:
             label = self._ensure_label(issue.repo, name)
             if label not in issue.labels:
@@ -317,116 +317,17 @@ class World:
         comment.issue.comments.remove(comment)
         self._publish_comment(comment, "deleted", by)
 
-    def add_reaction(self, said: AuthoredText, by: User, content: str) -> tuple[Reaction, bool]:
-        """The reaction, and whether it is new: one of a kind for each person."""
+    def add_reaction(self, text: AuthoredText, by: User, content: str) -> tuple[Reaction, bool]:
+        """Add a reaction, one of each kind per person. Return it, and whether it is new."""
         if content not in REACTIONS:
             raise invalid_field_error("Reaction", "content")
-        for reaction in said.reactions:
+        for reaction in text.reactions:
             if reaction.user is by and reaction.content == content:
                 return reaction, False
         reaction = Reaction(id=self.next_id(), user=by, content=content, created=self.now())
-        said.reactions.append(reaction)
+        text.reactions.append(reaction)
         self.index_resources(reaction)
         return reaction, True
-
-    # ── apps ──
-
-    def add_app(
-        self,
-        *,
-        slug: str,
-        webhook_url: str,
-        webhook_secret: str,
-        permissions: Mapping[str, str],
-        events: Sequence[str],
-        keys: tokens.KeyPair | None = None,
-    ) -> App:
-        """Register an App; `keys` are made for it unless they are given, which takes a tenth of a
-        second."""
-        bot = self.add_user(f"{slug}[bot]", type="Bot")
-        app = App(
-            id=self.next_id(),
-            slug=slug,
-            bot=bot,
-            owner=self.add_user(GHOST, type="Organization"),
-            keys=keys or tokens.generate_key_pair(),
-            client_id="Iv23li" + secrets.token_hex(7),
-            webhook_url=webhook_url,
-            webhook_secret=webhook_secret,
-            permissions={"metadata": "read", **permissions},
-            events=tuple(events),
-            created=self.now(),
-        )
-        bot.app = app
-        self.apps[app.id] = app
-        self.index_resources(app)
-        return app
-
-    def install_app(self, app: App, repos: Sequence[Repo]) -> Installation:
-        """Add repositories of one account to the app's installation there, making it when there is
-        none."""
-        account = repos[0].owner
-        for known in self.installations.values():
-            if known.app is app and known.account is account:
-                known.repos += [repo for repo in repos if repo not in known.repos]
-                return known
-        new = Installation(
-            id=self.next_id(), app=app, account=account, created=self.now(), repos=list(repos)
-        )
-        self.installations[new.id] = new
-        self.index_resources(new)
-        return new
-
-    def find_installation(self, app: App, repo: Repo) -> Installation | None:
-        found = (i for i in self.installations.values() if i.app is app and repo in i.repos)
-        return next(found, None)
-
-    def record_delivery(self, delivery: Delivery) -> None:
-        delivery.app.deliveries.append(delivery)
-
-    # ── checks ──
-
-    def start_check(self, repo: Repo, app: App, sha: str, name: str, **facts: Any) -> CheckRun:
-        suite = self._ensure_suite(repo, app, sha)
-        run = CheckRun(id=self.next_id(), suite=suite, name=name, started=self.now())
-        suite.runs.append(run)
-        self.index_resources(run)
-        _apply_facts(run, facts, self.now())
-        self.publish_event("check_run", "created", repo, app.bot, run=run)
-        self._publish_completion(run, was="")
-        return run
-
-    def update_check(self, run: CheckRun, **facts: Any) -> None:
-        was = run.status
-        _apply_facts(run, facts, self.now())
-        self._publish_completion(run, was)
-
-    def _publish_completion(self, run: CheckRun, was: str) -> None:
-        if run.status != "completed" or was == "completed":
-            return
-        repo = run.suite.repo
-        self.publish_event("check_run", "completed", repo, run.app.bot, run=run)
-        if all(other.status == "completed" for other in run.suite.runs):
-            self.publish_event("check_suite", "completed", repo, run.app.bot, suite=run.suite)
-
-    def _ensure_suite(self, repo: Repo, app: App, sha: str) -> CheckSuite:
-        for suite in repo.suites:
-            if suite.app is app and suite.sha == sha:
-                return suite
-        suite = CheckSuite(id=self.next_id(), repo=repo, app=app, sha=sha, created=self.now())
-        repo.suites.append(suite)
-        self.index_resources(suite)
-        return suite
-
-
-def _apply_facts(run: CheckRun, facts: Mapping[str, Any], now: float) -> None:
-    """Copy what a caller said about a run; a conclusion completes it."""
-    for name, value in facts.items():
-        setattr(run, name, value)
-    if run.conclusion is not None:
-        run.status = "completed"
-    if run.status == "completed":
-        run.completed = run.completed or now
 
 
 def check_title(title: str) -> None:

@@ -1,5 +1,4 @@
-"""The user's own repository: it is read with care, and changed by one new branch at the very
-end."""
+"""The user's own repository: it is only read until the end, when one new branch is added."""
 
 import signal
 import subprocess

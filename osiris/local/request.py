@@ -7,7 +7,7 @@ from shlex import quote
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRequest:
-    """The arguments of the command line; without a `request` the newest unfinished work is
+    """The arguments of the command line; without a `request`, the newest unfinished work is
     resumed."""
 
     path: Path

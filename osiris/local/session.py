@@ -1,5 +1,5 @@
 """One session of `osiris local`: the request becomes an issue, the person reviews the work, and the
-branch is delivered. A session that was ended at any point resumes where it was."""
+branch is delivered. A session that was interrupted at any point resumes there."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from osiris.local.terminal import Terminal, UserLeft
 from osiris.playground.environment import Environment
 from osiris.playground.users import Person
 
-_LOOK = 0.2  # seconds between two looks at the task
+_LOOK = 0.2  # seconds between two polls of the task
 _CHOICES = (
     "[a]pprove   ask for [c]hanges   show the [d]iff   [o]pen in the browser   [q]uit for now   [x]"
     " drop it:"
 )
 _TITLE = 250  # characters
 _EMPTY = b"\n\n"
-_LINES = 300  # of a diff that are shown unasked
+_LINES = 300  # of a diff that are shown at first
 
 
 class WorkDropped(Exception):
@@ -34,7 +34,8 @@ class WorkDropped(Exception):
 
 
 class LocalSession:
-    """The steps of one session. Each first reads what exists, so that it can be repeated."""
+    """The steps of one session. Each step first reads the present state, so that it can be
+    repeated."""
 
     def __init__(
         self,
@@ -162,8 +163,8 @@ class LocalSession:
         if self._request.yes:
             await self._person.submit_review(pull["number"], "APPROVE")
             return
-        async with self._watch_state(task) as moved:
-            await self._answer_review(task, pull, moved)
+        async with self._watch_state(task) as changed:
+            await self._answer_review(task, pull, changed)
 
     def _show_work(self, task: Task, pull: dict[str, object]) -> None:
         self._show_diff(pull, _LINES)
@@ -190,19 +191,19 @@ class LocalSession:
         self._terminal.print_diff(git.run("diff", *options).decode("utf-8", "replace"), most)
 
     async def _answer_review(
-        self, task: Task, pull: dict[str, object], moved: "asyncio.Task[None]"
+        self, task: Task, pull: dict[str, object], changed: "asyncio.Task[None]"
     ) -> None:
         """Wait for one answer to the work, in the terminal or in the browser, whichever comes
         first."""
         number = int(str(pull["number"]))
-        while (said := await self._ask_unless_changed(_CHOICES, moved)) is not None:
+        while (said := await self._ask_unless_changed(_CHOICES, changed)) is not None:
             match said.lower():
                 case "a" | "approve":
                     await self._person.submit_review(number, "APPROVE")
                     return
                 case "c" | "changes":
                     if changes := await self._ask_unless_changed(
-                        "What is to be changed? (an empty line ends it)", moved, until=_EMPTY
+                        "What is to be changed? (an empty line ends it)", changed, until=_EMPTY
                     ):
                         await self._person.submit_review(number, "REQUEST_CHANGES", changes)
                         return
@@ -221,12 +222,12 @@ class LocalSession:
         self._terminal.print_line("\n   answered in the browser")
 
     async def _ask_unless_changed(
-        self, question: str, moved: "asyncio.Task[None]", *, until: bytes = b"\n"
+        self, question: str, changed: "asyncio.Task[None]", *, until: bytes = b"\n"
     ) -> str | None:
-        """Return what the person types; None when the task changed before. Raises UserLeft at the
-        end of the input."""
+        """Return the typed answer; None when the task changed first. Raises UserLeft at the end of
+        the input."""
         typing = asyncio.create_task(self._terminal.ask_question(question, until=until))
-        await asyncio.wait({typing, moved}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({typing, changed}, return_when=asyncio.FIRST_COMPLETED)
         if typing.done():
             return typing.result()
         typing.cancel()
@@ -234,11 +235,11 @@ class LocalSession:
 
     @contextlib.asynccontextmanager
     async def _watch_state(self, task: Task) -> AsyncIterator["asyncio.Task[None]"]:
-        moved = asyncio.create_task(self._wait_for_change(task))
+        changed = asyncio.create_task(self._wait_for_change(task))
         try:
-            yield moved
+            yield changed
         finally:
-            moved.cancel()
+            changed.cancel()
 
     async def _wait_for_change(self, task: Task) -> None:
         while (now := await self._read_task()) is None or now.state is task.state:  # noqa: ASYNC110 - it is in a database
@@ -254,9 +255,9 @@ class LocalSession:
                 f"the agent could not finish: {task.reason.rstrip('.')}."
                 f" {self._request.resume_hint}"
             )
-        async with self._watch_state(task) as moved:
+        async with self._watch_state(task) as changed:
             question = "[r]etry (a spent budget is granted again)   [q]uit for now   [x] drop it:"
-            while (said := await self._ask_unless_changed(question, moved)) is not None:
+            while (said := await self._ask_unless_changed(question, changed)) is not None:
                 match said.lower():
                     case "r" | "retry":
                         await self._person.add_comment(1, "/osiris retry")

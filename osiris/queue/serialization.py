@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from osiris.core import effects, events
+from osiris.core import effects, events, work
 from osiris.core.ports.models import Message
 from osiris.core.task import Task
 
 _TYPES = {
     name: TypeAdapter(cls)
-    for module in (events, effects)
+    for module in (events, effects, work)
     for name, cls in vars(module).items()
     if inspect.isclass(cls)
     and cls.__module__ == module.__name__

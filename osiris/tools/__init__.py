@@ -1,1 +1,1 @@
-"""The agent's hands: a sandbox, its sessions, and the tools that work in them."""
+"""The tools that an agent may call, and the sandbox in which they work."""

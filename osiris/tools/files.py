@@ -1,4 +1,4 @@
-"""The file tools: what a model may ask of the files of its session."""
+"""The file tools: reading, writing, editing, listing and searching the files of a session."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -7,7 +7,7 @@ from osiris.core.ports.sandbox import Session
 
 
 class ToolArgs(BaseModel):
-    """Arguments as a model gives them: nothing unknown, and numbers may come as text."""
+    """The arguments of a tool call. Unknown names are errors; a number may be given as text."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,21 +1,22 @@
-"""The shell tool: one command, its exit code, and as much of its output as a model should read."""
+"""The shell tool, which runs one command and returns the exit code and a part of the output that a
+model can read."""
 
 import secrets
 from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from osiris.core.events import Blocked, CommandRan
 from osiris.core.ports.models import ToolAnswer
 from osiris.core.ports.sandbox import Result, Session
 from osiris.core.sanitize import clean_text
+from osiris.core.work import Blocked, CommandRan
 from osiris.tools.files import ToolArgs
 from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 
-MOST_SHOWN = 16_000  # characters, half of them from the end: errors stand there
+MOST_SHOWN = 16_000  # characters, half of them from the end, where errors are
 MOST_BLOCKED = 20  # hosts
-MOST_COMMAND = 100_000  # bytes; Linux takes 128 KiB in one argument
+MOST_COMMAND = 100_000  # bytes; Linux accepts 128 KiB in one argument
 
 
 class RunCommand(ToolArgs):
@@ -24,7 +25,8 @@ class RunCommand(ToolArgs):
 
 
 async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
-    """Run it; what the harness saw goes into `ran`, not what the model says about it."""
+    """Run a command. The answer's `ran` records what this process observed, not what the model
+    claims."""
     if "\0" in args.command:
         return ToolAnswer(text="a command cannot hold a NUL character")
     if len(args.command.encode("utf-8", "replace")) > MOST_COMMAND:
@@ -64,10 +66,10 @@ def _describe_result(result: Result, timeout: float) -> str:
 
 
 def _describe_blocked(blocked: Sequence[Blocked]) -> Iterator[str]:
-    """Yield a line for each host that was not let through.
+    """Yield a line for each host that the egress proxy refused.
 
-    Programs tend to say only that the network failed: the model should know that trying again is of
-    no use.
+    Programs often report only that the network failed; these lines show the model that a retry is
+    useless.
     """
     for each in blocked[:MOST_BLOCKED]:
         host = " ".join(clean_text(each.host).split())[:LONGEST_NAME]

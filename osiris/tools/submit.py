@@ -1,4 +1,4 @@
-"""The tool that ends a run."""
+"""The `submit` tool, which ends a run."""
 
 from typing import NoReturn
 

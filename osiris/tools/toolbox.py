@@ -1,5 +1,5 @@
-"""The tools of one run: what the model may call, checked and answered. What goes wrong in one is
-its answer."""
+"""The tools of one run: their descriptions, the check of their arguments, and the calls. A failure
+of a tool is returned to the model as its answer."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from osiris.core.sanitize import clean_text, cut_text
 from osiris.tools import files, shell, submit
 from osiris.tools.files import ToolArgs
 
-# of wrong arguments: rows, and characters of each
+# limits of the answer to wrong arguments: rows, and characters of each
 MOST_COMPLAINTS = 5
 MOST_NAME = 100
 MOST_MESSAGE = 300
@@ -24,31 +24,47 @@ MOST_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class Tool:
+    """A tool; the flags are those of `ToolSpec`."""
+
     args: type[ToolArgs]
     handler: Callable[[Session, Any], Awaitable[ToolAnswer]]
     description: str
+    repeatable: bool = False
+    edits_files: bool = False
 
 
 TOOLS: Mapping[str, Tool] = {
-    "read_file": Tool(files.ReadFile, files.read_file, "Show lines of a text file, numbered."),
+    "read_file": Tool(
+        files.ReadFile,
+        files.read_file,
+        "Show lines of a text file, numbered.",
+        repeatable=True,
+    ),
     "write_file": Tool(
         files.WriteFile,
         files.write_file,
         "Make a file, or replace all of it. Folders are made. For a part, use edit_file.",
+        repeatable=True,
+        edits_files=True,
     ),
     "edit_file": Tool(
         files.EditFile,
         files.edit_file,
         "Replace one piece of a file. `old` must match exactly, indentation too, and be found"
         " once.",
+        edits_files=True,
     ),
     "list_dir": Tool(
-        files.ListDir, files.list_dir, "List a folder: files with sizes, folders with a slash."
+        files.ListDir,
+        files.list_dir,
+        "List a folder: files with sizes, folders with a slash.",
+        repeatable=True,
     ),
     "search": Tool(
         files.SearchFiles,
         files.search_files,
         "Find lines by regular expression, as path:line: text.",
+        repeatable=True,
     ),
     "run_command": Tool(
         shell.RunCommand,
@@ -61,22 +77,29 @@ TOOLS: Mapping[str, Tool] = {
         submit.SubmitWork,
         submit.submit_work,
         "Hand in the workspace as it stands and end. Run the tests first; commits are not needed.",
+        repeatable=True,
     ),
 }
 
 
 @cache
 def build_specs() -> Sequence[ToolSpec]:
-    """The tools as a model sees them."""
+    """Return the descriptions of the tools that are sent to the model."""
     return [
-        ToolSpec(name=name, description=tool.description, parameters=_build_schema(tool.args))
+        ToolSpec(
+            name=name,
+            description=tool.description,
+            parameters=_build_schema(tool.args),
+            repeatable=tool.repeatable,
+            edits_files=tool.edits_files,
+        )
         for name, tool in TOOLS.items()
     ]
 
 
 class SessionTools:
-    """Implements `ports.Toolbox` over one session. `hide` takes secrets out of the answers, which
-    go to a vendor."""
+    """The tools of one session; implements `osiris.core.ports.models.Toolbox`. `hide` removes
+    secrets from the answers, which are sent to a model vendor."""
 
     def __init__(self, session: Session, hide: Redactor | None = None) -> None:
         self._session = session
@@ -86,7 +109,7 @@ class SessionTools:
         return build_specs()
 
     async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
-        """Use a tool. Unknown tools, bad arguments and failures of a tool are answers.
+        """Call a tool. Unknown tools, bad arguments and failures of a tool become answers.
 
         Raises RunEnded from `submit`, Unavailable or Refused when the sandbox itself fails.
         """
@@ -127,7 +150,7 @@ def _describe_error(row: ErrorDetails) -> str:
 
 
 def _build_schema(args: type[ToolArgs]) -> dict[str, Any]:
-    """Pydantic's schema without the words that say nothing to a model."""
+    """Return Pydantic's schema without the titles, which do not help a model."""
     full = args.model_json_schema()
     fields = {
         name: {key: value for key, value in row.items() if key != "title"}

@@ -1,5 +1,5 @@
-"""What happens while Osiris is away, or is never told, is found out by itself; what it hears twice
-counts once."""
+"""Reconciliation: events that happen while Osiris is down, or that are never delivered, are found;
+events that are received twice count once."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ Ready = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ReconcileEnvironment:
-    """A stage on which Osiris lives, is away, and lives again; and people."""
+    """An environment in which Osiris is started and stopped repeatedly, and people."""
 
     stage: Environment
     alice: Person
@@ -56,8 +56,8 @@ class ReconcileEnvironment:
 
     @contextlib.asynccontextmanager
     async def life(self) -> AsyncIterator[Osiris]:
-        """A life of Osiris, that ends when it has taken in what it was told; an agent may still be
-        at work."""
+        """Run Osiris until the block ends and everything that it received is decided; an agent may
+        still be working."""
         async with self.stage.run_osiris(
             patience=QUICK, sandbox=self.warm(self.stage.settings)
         ) as osiris:
@@ -65,14 +65,15 @@ class ReconcileEnvironment:
             await self.decided(osiris)
 
     async def decided(self, osiris: Osiris) -> None:
-        """Wait until all that was sent or noted is decided; an agent may still be at work."""
+        """Wait until everything that was sent or recorded is decided; an agent may still be
+        working."""
         async with asyncio.timeout(20):
             await self.stage.hub.wait_until_sent()
             while await osiris.store.list_due(1):
                 await asyncio.sleep(0.02)
 
     async def in_review(self, osiris: Osiris) -> Ready:
-        """An issue that was worked on, and its pull request."""
+        """Have an issue worked on. Return its number and that of its pull request."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
         await until(osiris, "review")
@@ -89,7 +90,7 @@ class ReconcileEnvironment:
 
     @contextlib.asynccontextmanager
     async def unheard(self) -> AsyncIterator[None]:
-        """What happens in this block is never delivered, and GitHub has it not on record."""
+        """Drop the events of this block: they are neither delivered nor on record at GitHub."""
 
         async def lose(_delivery: Delivery, send: PendingDelivery) -> None:
             send.drop()
@@ -104,7 +105,7 @@ class ReconcileEnvironment:
         await asyncio.to_thread(self._push, branch, files, folder)
 
     def _push(self, branch: str, files: dict[str, str], folder: Path) -> None:
-        """Bob clones, changes files on a branch, and pushes, with plain git."""
+        """Push changed files to a branch as Bob, with plain git."""
         token = self.stage.hub.world.get_user("bob").token
         who = ["-c", "user.name=bob", "-c", "user.email=bob@example.org"]
         address = self.stage.hub.url.replace("://", f"://bob:{token}@")
@@ -153,7 +154,7 @@ async def until(osiris: Osiris, state: str, *, run: int = 1) -> Task:
 Laid = Callable[..., contextlib.AbstractAsyncContextManager[ReconcileEnvironment]]
 
 
-# ── what became of the pull request ───────────────────────────────────────────────────────────────
+# ── changes of the pull request ───────────────────────────────────────────────────────────────────
 
 
 async def test_a_merge_that_nobody_told_of_ends_the_task(ground: Laid):
@@ -226,7 +227,7 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(groun
         async with it.life() as first:
             _, number = await it.in_review(first)
         await it.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
-        await it.stage.hub.wait_until_sent()  # nobody listens: it is on record as failed
+        await it.stage.hub.wait_until_sent()  # no process is running: it is on record as failed
         async with it.life() as second:
             assert second.reconciler is not None
             await second.reconciler.compare_with_github()
@@ -240,7 +241,7 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(groun
 
 
 async def was_delivered(it: ReconcileEnvironment, event: str) -> None:
-    """Wait until the last delivery of this kind was taken."""
+    """Wait until the last delivery of this kind was accepted."""
     async with asyncio.timeout(20):
         while [one for one in it.stage.app.deliveries if one.event == event][-1].status_code != 202:
             await asyncio.sleep(0.02)
@@ -264,7 +265,7 @@ async def test_an_approval_and_then_its_dismissal_are_seen(ground: Laid):
             assert (await until(third, "review")).approved is None
 
 
-# ── what became of the issue ──────────────────────────────────────────────────────────────────────
+# ── changes of the issue ──────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_issue_that_was_dropped_ends_the_task(ground: Laid):
@@ -280,7 +281,8 @@ async def test_an_issue_that_was_dropped_ends_the_task(ground: Laid):
 
 
 async def running(it: ReconcileEnvironment, osiris: Osiris) -> int:
-    """An issue that an agent is at work on, inside its first tool call."""
+    """Start an agent on an issue and wait until it is inside its first tool call. Return the number
+    of the issue."""
     issue = await it.alice.file_issue("add subtracts")
     await it.alice.add_label(issue)
     await until(osiris, "running")
@@ -326,8 +328,8 @@ async def test_a_label_that_was_taken_off_by_who_may_not_steer_stops_nothing(gro
 
 @pytest.mark.parametrize("told", ["unlabelled", "closed"])
 async def test_what_was_told_and_taken_up_again_is_not_told_anew(ground: Laid, told: str):
-    """The label stays off and the issue stays closed: a look in a later life must not stop the work
-    once more."""
+    """The label stays off and the issue stays closed: a later comparison must not stop the work a
+    second time."""
     async with ground(SLOW) as it:
         async with it.life() as first:
             issue = await running(it, first)
@@ -353,7 +355,7 @@ async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_
             issue = await running(it, first)
         await it.alice.remove_label(issue)
         await it.alice.add_comment(issue, "/osiris retry")
-        await it.stage.hub.wait_until_sent()  # nobody listens: both are on record as failed
+        await it.stage.hub.wait_until_sent()  # no process is running: both are on record as failed
         async with it.life() as second:
             assert second.reconciler is not None
             await until(second, "running", run=2)
@@ -364,11 +366,11 @@ async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_
             assert (line.task.state in ("queued", "running"), line.task.run) == (True, 2)
 
 
-# ── where a repository is, and whether it may be written ──────────────────────────────────────────
+# ── names and access of repositories ──────────────────────────────────────────────────────────────
 
 
 async def writes_of(it: ReconcileEnvironment) -> list[str]:
-    """From now on: what Osiris writes to the repository."""
+    """Record Osiris's writes to the repository from now on."""
     seen: list[str] = []
 
     async def note(request: Request, forward) -> Response:
@@ -504,7 +506,7 @@ async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_requ
 
 
 def there(it: ReconcileEnvironment, login: str, repo: str) -> Person:
-    """A person at a repository under another name than it had."""
+    """Return a person who uses a repository under its new name."""
     return Person(it.stage.hub.api_url, login, it.stage.hub.world.get_user(login).token, repo)
 
 
@@ -562,7 +564,7 @@ async def test_what_could_not_be_delivered_is_asked_for_in_its_order(ground: Lai
 
 
 def sendings(it: ReconcileEnvironment) -> dict[str, list[int]]:
-    """The answers to each delivery, by its guid."""
+    """Return the answers to each delivery by its guid."""
     of: dict[str, list[int]] = {}
     for delivery in it.stage.app.deliveries:
         of.setdefault(delivery.guid, []).append(delivery.status_code)
@@ -583,8 +585,8 @@ async def test_a_delivery_behind_a_hundred_others_is_found(ground: Laid):
 
 
 async def test_what_somebody_else_took_is_asked_for(ground: Laid):
-    """GitHub has an answer of 202 on record, and we never had it: the database is an older one, for
-    example."""
+    """GitHub has an answer of 202 on record, but this database never received the delivery: it is
+    an older copy, for example."""
     async with ground() as it:
         async with it.life() as first:
             await it.in_review(first)
@@ -618,15 +620,15 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: 
             await osiris.reconciler.missed_deliveries.request_again()
         await it.stage.hub.wait_until_sent()
         sent = Counter(delivery.guid for delivery in it.stage.app.deliveries)
-        # once by GitHub itself, four times because Osiris asked, on whosever hint
+        # once by GitHub itself, four times at Osiris's request
         assert max(sent.values()) == 5
 
 
-# ── what it costs, and what stands in its way ─────────────────────────────────────────────────────
+# ── cost and obstacles ────────────────────────────────────────────────────────────────────────────
 
 
 def count_reads(it: ReconcileEnvironment) -> list[str]:
-    """From now on: what Osiris asks."""
+    """Record Osiris's reads from now on."""
     asked: list[str] = []
 
     async def note(request: Request, forward) -> Response:
@@ -654,7 +656,7 @@ async def test_a_quiet_look_costs_one_conditional_request_a_repository_and_one_f
 
         it.stage.hub.interceptors.append(note)
         quiet = [("/app/hook/deliveries", 200), (f"/repos/{REPO}/issues", 304)]
-        async with asyncio.timeout(30):  # what was touched in the last seconds is looked at again
+        async with asyncio.timeout(30):  # items touched in the last seconds are read again
             while answers != quiet:
                 answers.clear()
                 await osiris.reconciler.run_once()
@@ -677,7 +679,7 @@ async def test_a_quiet_look_costs_one_conditional_request_a_repository_and_one_f
 
 
 def installed(it: ReconcileEnvironment) -> Caller:
-    """Osiris, as whoever counts its requests knows it."""
+    """Return Osiris as the caller under which the hub counts its requests."""
     installation = it.stage.hub.get_installation(it.stage.app, REPO)
     grant = TokenGrant(
         token="", installation=installation, permissions={}, repos=(), narrowed=False, expires=0.0
@@ -726,7 +728,7 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     "review",
                 ]:
                     await asyncio.sleep(0.02)
-            # nothing is touched any more: only what is owed is asked for
+            # nothing is touched any more: only pending issues are read
             async with asyncio.timeout(20):
                 while not {("issues", 304), (str(pulls[0]), answer)} <= set(asked):
                     asked.clear()

@@ -1,4 +1,5 @@
-"""What cannot be done now waits, says why, and is taken up again: nothing is lost by an outage."""
+"""Work that cannot be done now is deferred with a stated reason and resumed later: an outage loses
+nothing."""
 
 import asyncio
 import os
@@ -22,8 +23,8 @@ from tests.servers import Postgres
 
 
 def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Response]:
-    """From now on writes to addresses with this end are refused, as long as the list has an answer
-    in it."""
+    """Refuse writes to URLs with this ending from now on, as long as the returned list contains an
+    answer."""
     answers = [answer]
 
     async def refuse(request: Request, forward) -> Response:
@@ -63,7 +64,7 @@ async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_tak
         assert (code, said) == (0, "")
         await world.settled()
         task = await world.task()
-        assert (task.state, task.run) == ("review", 1)  # no agent worked again
+        assert (task.state, task.run) == ("review", 1)  # no agent was started again
         assert len(await world.alice.list_pulls()) == 1
         assert len(await world.said_by_osiris(issue)) == 1
 
@@ -82,7 +83,7 @@ async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_
         assert await world.failures() == []
 
 
-@pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # the lock that it holds is SQLite's
+@pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # it holds a lock of SQLite
 async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
     async with start(patience=Timeouts(waiting=3)) as world:
         head, body = _signed(
@@ -94,7 +95,7 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
         path = world.stage.settings.osiris_data_dir / "osiris.db"
         held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # whoever writes now must be able to end
+        # waits for the present writer
         await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")
         try:
             async with httpx.AsyncClient(timeout=10) as http:
@@ -171,7 +172,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
 async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(start: Start):
-    """The other one is a disk that may still grow to more than this machine has."""
+    """The other run has a disk that may still grow beyond the space of this machine."""
     async with start(patience=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as world:
         disks = world.sessions / "@disks"
         disks.mkdir(exist_ok=True)
@@ -211,7 +212,7 @@ async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
 async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: Start):
     async with start() as world:
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
-        # that a busy machine gave the loop no processor for a while does not count as a stall
+        # a real block: time without a processor on a busy machine does not count as a stall
         time.sleep(3)
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
             while not re.search(
@@ -232,7 +233,7 @@ async def test_what_waits_is_counted(start: Start):
                 'osiris_tasks{state="',
                 "osiris_workers 1.0",
             )
-            # each figure is counted at a moment of its own
+            # the figures are counted at different moments
             while not all(figure in told for figure in wanted):
                 await asyncio.sleep(0.05)
                 told = (await http.get(url)).text

@@ -181,7 +181,7 @@ def _extract_complaint(told: str) -> str:
         told.partition("\n")[0],
     )
     words = re.match(r"(?:(?:error|fatal): )?(?:object [0-9a-f]+: )?(\w+(?: \w+){0,6})", first)
-    return words[1] if words else "git gave no reason"
+    return words[1] if words else "no reason given"
 
 
 # ── checks beyond git's own ───────────────────────────────────────────────────────────────────────

@@ -1,5 +1,5 @@
-"""The comparison of open tasks with the present state of GitHub, after a redelivery of the webhooks
-that were missed."""
+"""Comparison of open tasks with the present state of GitHub, after missed webhooks were
+redelivered."""
 
 import asyncio
 import contextlib
@@ -31,12 +31,13 @@ from osiris.core.task import HALTED, Task
 
 log = logging.getLogger(__name__)
 
-_SOON = 60.0  # seconds to the next look when more deliveries are missing
-_LONG = 60.0  # seconds of a pause that ends a look
-_OUTAGES = 3  # one after the other end it as well
-# reviews; one that is forgotten is read and noted again, which changes nothing
+_SOON = 60.0  # seconds to the next pass when more deliveries are missing
+_LONG = 60.0  # seconds; a longer pause ends the pass
+_OUTAGES = 3  # consecutive outages that end the pass
+# reviews; one that was dropped is read and reported again, which changes nothing
 _MOST_KNOWN = 10_000
-_ODD = (LookupError, TypeError, ValueError)  # an answer that is none of GitHub's: a page of a proxy
+# raised by an answer that is not GitHub's, such as the page of a proxy
+_ODD = (LookupError, TypeError, ValueError)
 
 
 async def _always_true() -> bool:
@@ -44,12 +45,12 @@ async def _always_true() -> bool:
 
 
 OpenTasks = Sequence[tuple[Task, float]]
-"""Tasks, and when each was made (seconds since 1970)."""
+"""Tasks, each with the time of its creation (seconds since 1970)."""
 
 
 class Reconciler:
-    """Every fact enters through the inbox, under a key that keeps it single; what is known already
-    changes nothing."""
+    """Compares open tasks with GitHub. Every event enters through the inbox under a key, so an
+    event that is already known changes nothing."""
 
     def __init__(
         self,
@@ -71,13 +72,13 @@ class Reconciler:
         self._hint = asyncio.Event()
         self._repository_states: dict[str, RepositoryState] = {}
         self.missed_deliveries = MissedDeliveries(auth, state, clock)
-        # reviews that were noted, or ask for nothing
+        # reviews that were reported, or that ask for nothing
         self._known = BoundedDict[str, None](_MOST_KNOWN)
         self._hints = self._outages = 0
         self._has_run = False
 
     async def run(self, every: float) -> None:
-        """Look at once, then every `every` seconds or when hinted, until cancelled."""
+        """Reconcile at once, then every `every` seconds or when requested, until cancelled."""
         while True:
             self._hint.clear()
             [trouble] = await asyncio.gather(self._run_if_elected(), return_exceptions=True)
@@ -100,22 +101,23 @@ class Reconciler:
             await self.run_once()
 
     def request(self, account: str = "") -> None:
-        """A hint: the repositories of `account` ("": any) may be reached otherwise than before."""
-        for repo, place in self._repository_states.items():
+        """Request a comparison: access to the repositories of `account` ("": any) may have
+        changed."""
+        for repo, state in self._repository_states.items():
             if account.lower() in ("", repo.partition("/")[0].lower()):
-                place.mark_due()
+                state.mark_due()
         self._hints += 1
         self._hint.set()
 
     async def mark_seen(self, key: str) -> None:
-        """A fact of this key is known: it is not to be told again."""
+        """Record that the event of this key is known, so that it is not reported again."""
         await self._state.set_value(key, "heard")
 
     async def run_once(self) -> None:
-        """First what GitHub has on record, in its order; then, when that had time to be heard, what
-        there is to see.
+        """Request the missed deliveries and wait a few seconds for them, then compare what remains.
 
-        Raises Unavailable when GitHub is away, or asks for a long pause.
+        The deliveries come first because they preserve the order of events. Raises Unavailable when
+        GitHub is down or asks for a long pause.
         """
         self._outages = 0
         with self._tolerating_failures("what GitHub delivered"):
@@ -127,11 +129,11 @@ class Reconciler:
     # ── comparing ─────────────────────────────────────────────────────────────────────────────────
 
     async def compare_with_github(self) -> None:
-        """Note what happened to open tasks and was not told.
+        """Report what happened to open tasks and was not delivered.
 
-        Mostly one conditional request for each repository; all of its tasks are looked at after a
-        start, once an hour (a review need not touch what that request asks for), and when the
-        repository may be reached otherwise.
+        Usually this takes one conditional request per repository. All of its tasks are compared
+        after a start, once an hour (a review does not always change the result of that request),
+        and when access to the repository may have changed.
         """
         self._outages = 0
         by_repo = defaultdict[str, list[tuple[Task, float]]](list)
@@ -146,8 +148,8 @@ class Reconciler:
 
     @contextlib.contextmanager
     def _tolerating_failures(self, what: object) -> Iterator[None]:
-        """One thing that cannot be looked at keeps nobody from the others. Raises Unavailable when
-        nothing else can."""
+        """Log a failure, so that the other repositories and tasks are still compared. Raises
+        Unavailable when none of them can be."""
         try:
             yield
             self._outages = 0
@@ -160,49 +162,50 @@ class Reconciler:
             log.warning("%s cannot be looked at: %s", what, error)
 
     async def _compare_repository(
-        self, repo: str, place: RepositoryState, tasks: OpenTasks
+        self, repo: str, state: RepositoryState, tasks: OpenTasks
     ) -> None:
         touched = None
-        if not place.is_due(self._clock()) and not any(task.read_only for task, _ in tasks):
-            touched = await self._read_touched(repo, place)
+        if not state.is_due(self._clock()) and not any(task.read_only for task, _ in tasks):
+            touched = await self._read_touched(repo, state)
         if touched is None:
             await self._compare_all(repo, tasks)
             return
-        news = place.find_changes(touched)
+        changed = state.find_changes(touched)
         some = [
             (task, made)
             for task, made in tasks
-            if not news.isdisjoint((task.issue.number, task.pull))
+            if not changed.isdisjoint((task.issue.number, task.pull))
         ]
-        place.record_touched(touched, owed=await self._compare_tasks(some))
+        state.record_touched(touched, pending=await self._compare_tasks(some))
 
-    async def _read_touched(self, repo: str, place: RepositoryState) -> TouchedItems | None:
-        """None when the repository is not to be had as before."""
+    async def _read_touched(self, repo: str, state: RepositoryState) -> TouchedItems | None:
+        """Return the touched items; None when the repository cannot be read or was renamed."""
         try:
-            touched = await self._github.list_touched(repo, place.since, place.etag)
+            touched = await self._github.list_touched(repo, state.since, state.etag)
         except Refused:
             return None
         return None if touched.is_renamed else touched
 
     async def _compare_all(self, repo: str, tasks: OpenTasks) -> None:
-        """Where the repository is and whether it can be written; then all of its tasks."""
+        """Check the name of the repository and whether it can be written; then compare all of its
+        tasks."""
         hints = self._hints
-        standing = await self._github.read_repository_status(repo)
-        if standing.repo != repo:
-            await self._state.rename_repository(repo, standing.repo)
-            log.info("%s is %s from now on", repo, standing.repo)
-            tasks = [(_rename_task(task, standing.repo), made) for task, made in tasks]
-        if standing.problem:
-            await self._report_lost(tasks, standing.problem)
+        status = await self._github.read_repository_status(repo)
+        if status.repo != repo:
+            await self._state.rename_repository(repo, status.repo)
+            log.info("%s is %s from now on", repo, status.repo)
+            tasks = [(_rename_task(task, status.repo), made) for task, made in tasks]
+        if status.problem:
+            await self._report_lost(tasks, status.problem)
             return
         await self._report_regained(tasks)
-        place = self._repository_states[standing.repo] = RepositoryState.create_at(standing.at)
-        # before the tasks: what comes now comes again
-        touched = await self._read_touched(standing.repo, place)
-        owed = await self._compare_tasks(tasks)
+        state = self._repository_states[status.repo] = RepositoryState.create_at(status.at)
+        # read before the tasks: what happens meanwhile is found again by the next pass
+        touched = await self._read_touched(status.repo, state)
+        pending = await self._compare_tasks(tasks)
         if touched is not None:
-            place.record_touched(
-                touched, owed=owed, looked=self._clock() if hints == self._hints else 0.0
+            state.record_touched(
+                touched, pending=pending, checked_at=self._clock() if hints == self._hints else 0.0
             )
 
     async def _report_lost(self, tasks: OpenTasks, reason: str) -> None:
@@ -221,20 +224,20 @@ class Reconciler:
                 )
 
     def _occurrence_key(self, task: Task, what: str) -> str:
-        """A key for what may happen again and has no name of its own; told twice, it moves
-        nothing."""
+        """Return a key for an event that may recur and has no id on GitHub. Reporting such an event
+        twice changes nothing."""
         return f"seen/{task.issue}/{what}/{self._clock():.0f}"
 
     # ── one task ──────────────────────────────────────────────────────────────────────────────────
 
     async def _compare_tasks(self, tasks: OpenTasks) -> set[int]:
-        """Look at tasks; the issues of those that could not be looked at."""
-        owed = {task.issue.number for task, _ in tasks}
+        """Compare tasks; return the issues of those that could not be compared."""
+        pending = {task.issue.number for task, _ in tasks}
         for task, made in tasks:
             with self._tolerating_failures(task.issue):
                 await self._compare_task(task, made)
-                owed.discard(task.issue.number)
-        return owed
+                pending.discard(task.issue.number)
+        return pending
 
     async def _compare_task(self, task: Task, made: float) -> None:
         if task.pull is not None:
@@ -309,19 +312,21 @@ class Reconciler:
             await self._report_unlabelled(ref, label, made)
 
     async def _report_unlabelled(self, ref: e.IssueRef, label: str, made: float) -> None:
-        """A task that a command began may never have had the label."""
-        turn = await self._github.read_label_change(ref.repo, ref.number, label)
-        if turn is None or turn.on or turn.by_bot or not _is_after(made, turn.at):
+        """Report the removal of the label. A task that a command started may never have had it."""
+        change = await self._github.read_label_change(ref.repo, ref.number, label)
+        if change is None or change.on or change.by_bot or not _is_after(made, change.at):
             return
-        if not await self._state.get_value(label_key(turn)):
-            notice = Unlabelled(repo=ref.repo, sender=turn.by, by_bot=False, issue=ref, label=label)
+        if not await self._state.get_value(label_key(change)):
+            notice = Unlabelled(
+                repo=ref.repo, sender=change.by, by_bot=False, issue=ref, label=label
+            )
             await self._report_event(await self._resolver.resolve_unlabelled(notice))
 
     async def _report_event(self, fact: ResolvedEvent | None) -> None:
         if fact is None:
             return
         if fact.may_be_stale_later and await self._state.get_value(fact.key):
-            return  # it was delivered while we looked
+            return  # it was delivered during the comparison
         await self._inbox.accept_fact(fact.key, fact.event)
         if fact.may_be_stale_later:
             await self.mark_seen(fact.key)
@@ -332,14 +337,15 @@ def _rename_task(task: Task, repo: str) -> Task:
 
 
 def _is_after(made: float, at: float) -> bool:
-    """Whether something happened after a task was made; GitHub's clock has whole seconds."""
+    """Return whether something happened after a task was created; GitHub's times are whole
+    seconds."""
     return at >= math.floor(made)
 
 
 def _is_unseen_review(
     task: Task, pull: PullSnapshot, review: SubmittedReview, reviews: Sequence[SubmittedReview]
 ) -> bool:
-    """Whether a review may be one that the task has not taken in."""
+    """Return whether a review may be one that the task has not processed."""
     if review.by_bot or review.node in task.seen_reviews:
         return False
     match review.verdict:

@@ -14,14 +14,14 @@ from osiris.core.ports.storage import ReconcileState
 log = logging.getLogger(__name__)
 
 _MARK = "github/deliveries"
-_KEPT = 3 * 86400.0  # seconds; GitHub sends nothing again that is older
-_OVERLAP = 600.0  # seconds that are read again: GitHub records a delivery under way late
-_AT_ONCE = 100  # redeliveries requested in one look
-# seconds at most to wait for the redeliveries, before the comparison reports what they would
-_TO_BE_HEARD = 5.0
-_LOOK = 0.1  # seconds between two looks whether they arrived
-_MOST = 5  # attempts to send one delivery: more would not help
-_UNDER_WAY = 60.0  # seconds that an attempt may be under way
+_KEPT = 3 * 86400.0  # seconds; GitHub does not redeliver anything older
+_OVERLAP = 600.0  # seconds that are read again: GitHub records a delivery in progress late
+_AT_ONCE = 100  # redeliveries requested in one pass
+# maximum seconds to wait for the redeliveries before the comparison reports the same events
+_ARRIVAL_TIMEOUT = 5.0
+_LOOK = 0.1  # seconds between two checks for their arrival
+_MOST = 5  # attempts per delivery; more would not help
+_UNDER_WAY = 60.0  # seconds that an attempt may be in progress
 
 
 class MissedDeliveries:
@@ -29,7 +29,7 @@ class MissedDeliveries:
 
     def __init__(self, auth: AppAuth, state: ReconcileState, clock: Callable[[], float]) -> None:
         self.has_backlog = False
-        """Whether more deliveries were missing than are requested at once."""
+        """True when more deliveries were missing than are requested at once."""
         self._auth = auth
         self._state = state
         self._clock = clock
@@ -59,9 +59,9 @@ class MissedDeliveries:
         return asked
 
     async def wait_until_received(self, guids: Sequence[str]) -> None:
-        """Return when these deliveries have arrived, or after the time they may take."""
+        """Wait until these deliveries have arrived, for at most a few seconds."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _TO_BE_HEARD
+        until = loop.time() + _ARRIVAL_TIMEOUT
         while loop.time() < until:
             if not await self._state.unseen_deliveries("github", guids):
                 return
@@ -77,7 +77,7 @@ class MissedDeliveries:
         ]
 
     async def _request_delivery(self, attempt: DeliveryAttempt, now: float) -> bool:
-        """Return whether GitHub will send it again."""
+        """Request one redelivery. Return whether GitHub will send it again."""
         try:
             await self._auth.request_redelivery(attempt.id)
             self._tracker.mark_requested(attempt.guid, now)
@@ -91,11 +91,11 @@ class MissedDeliveries:
 
 
 class RedeliveryTracker:
-    """The deliveries of one look by their guid, and the redeliveries requested by this process."""
+    """The recorded attempts by delivery guid, and the redeliveries requested by this process."""
 
     def __init__(self) -> None:
         self._attempts: dict[str, list[DeliveryAttempt]] = {}
-        self._requested: dict[str, tuple[float, int]] = {}  # when, and how many attempts there were
+        self._requested: dict[str, tuple[float, int]] = {}  # time, attempts so far
         self._hopeless: set[str] = set()
         self._waiting: set[str] = set()
 

@@ -41,11 +41,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """A tool as the model sees it; `parameters` is the JSON Schema of its arguments."""
+    """A tool; the model gets its name, description and `parameters`, a JSON Schema.
+
+    A call of a `repeatable` tool may be repeated after a crash: it then does nothing twice. A call
+    of one that `edits_files` makes what earlier commands showed out of date.
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
+    repeatable: bool = False
+    edits_files: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

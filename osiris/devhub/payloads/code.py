@@ -23,7 +23,7 @@ def build_pull_url(world: World, pull: Pull) -> str:
 
 
 def _build_end(world: World, repo: Repo, ref: str, sha: str) -> Json:
-    """GitHub's `head` and `base`."""
+    """Return GitHub's `head` or `base`."""
     return {
         "label": f"{repo.owner.login}:{ref}",
         "ref": ref,
@@ -38,7 +38,7 @@ def _build_links(**urls: str) -> Json:
 
 
 def build_simple_pull(world: World, pull: Pull) -> Json:
-    """The shape of lists."""
+    """Return the shorter shape that lists use."""
     url = build_pull_url(world, pull)
     page = build_issue_page_url(world, pull.issue)
     issue = build_issue_url(world, pull.issue)
@@ -170,7 +170,7 @@ def _build_signature(who: Signature, at: str) -> Json:
 
 
 def _build_account(world: World, who: Signature) -> Json | None:
-    """The account behind a commit's e-mail address, when the hub knows one."""
+    """Return the account with a commit's e-mail address, when the hub has one."""
     login = who.email.partition("@")[0].partition("+")[2]
     known = world.users.get(login.lower())
     return issues.build_user(world, known) if known else None
@@ -215,7 +215,7 @@ def build_commit_node_id(repo: Repo, sha: str) -> str:
 
 
 def build_pushed_commit(world: World, repo: Repo, commit: Commit, changed: list[Change]) -> Json:
-    """The shorter shape of push webhooks."""
+    """Return the shorter shape that push webhooks use."""
 
     def list_paths(status: str) -> list[str]:
         return [change.path for change in changed if change.status == status]

@@ -113,7 +113,7 @@ def build_user(world: World, user: User) -> Json:
 
 
 def build_public_user(world: World, account: User) -> Json:
-    """The longer shape of GET /user and /users/{login}."""
+    """Return the longer shape of GET /user and /users/{login}."""
     nothing = dict.fromkeys(("company", "location", "email", "hireable", "bio", "twitter_username"))
     return {
         **build_user(world, account),
@@ -178,7 +178,7 @@ def build_repository(world: World, repo: Repo) -> Json:
 
 
 def _build_repo_facts(repo: Repo) -> Json:
-    """What the hub does not model, in the values a young repository has."""
+    """Return the fields that the hub does not model, with the values of a new repository."""
     counts = ("size", "stargazers_count", "watchers_count", "forks_count", "forks", "watchers")
     return {
         **dict.fromkeys(counts, 0),
@@ -259,21 +259,21 @@ def build_reaction(world: World, given: Reaction) -> Json:
     }
 
 
-def build_authored_text(world: World, words: AuthoredText, repo: Repo) -> Json:
-    """What everything written by somebody has in common."""
+def build_authored_text(world: World, text: AuthoredText, repo: Repo) -> Json:
+    """Return the fields that all texts by an account have in common."""
     return {
-        "id": words.id,
-        "node_id": words.node_id,
-        "user": build_user(world, words.author),
-        "body": words.body,
-        "created_at": format_time(words.created),
-        "updated_at": format_time(words.updated),
-        "author_association": get_association(repo, words.author),
+        "id": text.id,
+        "node_id": text.node_id,
+        "user": build_user(world, text.author),
+        "body": text.body,
+        "created_at": format_time(text.created),
+        "updated_at": format_time(text.updated),
+        "author_association": get_association(repo, text.author),
     }
 
 
 def build_app(world: World, app: App) -> Json:
-    """GitHub's `integration`."""
+    """Return GitHub's `integration` object."""
     return {
         "id": app.id,
         "slug": app.slug,
@@ -291,8 +291,8 @@ def build_app(world: World, app: App) -> Json:
     }
 
 
-def build_via_app(world: World, words: AuthoredText) -> Json | None:
-    return build_app(world, words.by_app) if words.by_app else None
+def build_via_app(world: World, text: AuthoredText) -> Json | None:
+    return build_app(world, text.by_app) if text.by_app else None
 
 
 def build_issue_url(world: World, issue: Issue) -> str:

@@ -1,4 +1,4 @@
-"""From something that happened to the JSON an app is sent."""
+"""The JSON that apps receive for an event."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,81 +23,81 @@ OF_SUITES_ALONE = (
     "rerequestable",
     "runs_rerequestable",
 )
-"""What GitHub says of a suite, but not where it tells of one of its runs."""
+"""The fields of a suite that GitHub leaves out inside of one of its runs."""
 
 
-def build_payload(world: World, happening: HubEvent, installation: Installation) -> Json:
-    """The whole body of one webhook, as things stand at this moment."""
+def build_payload(world: World, item: HubEvent, installation: Installation) -> Json:
+    """Return the body of one webhook, with the present state of its objects."""
     return {
-        **({"action": happening.action} if happening.action else {}),
-        **SHAPES[happening.event](world, happening),
-        "repository": issues.build_repository(world, happening.repo),
-        "organization": issues.build_organization(world, happening.repo.owner),
+        **({"action": item.action} if item.action else {}),
+        **SHAPES[item.event](world, item),
+        "repository": issues.build_repository(world, item.repo),
+        "organization": issues.build_organization(world, item.repo.owner),
         "installation": {"id": installation.id, "node_id": installation.node_id},
-        "sender": issues.build_user(world, happening.by),
+        "sender": issues.build_user(world, item.by),
     }
 
 
-def _build_extra_keys(world: World, happening: HubEvent) -> Json:
-    """The keys that only some actions carry."""
-    subject = happening.subject
+def _build_extra_keys(world: World, item: HubEvent) -> Json:
+    """Return the keys that only some actions have."""
+    subject = item.subject
     more: Json = {name: subject[name] for name in ("changes", "before", "after") if name in subject}
     if "label" in subject:
-        more["label"] = issues.build_label(world, happening.repo, subject["label"])
+        more["label"] = issues.build_label(world, item.repo, subject["label"])
     return more
 
 
-def _build_issues(world: World, happening: HubEvent) -> Json:
-    issue = issues.build_issue(world, happening.subject["issue"])
-    del issue["closed_by"]  # REST alone tells
-    return {"issue": issue, **_build_extra_keys(world, happening)}
+def _build_issues(world: World, item: HubEvent) -> Json:
+    issue = issues.build_issue(world, item.subject["issue"])
+    del issue["closed_by"]  # only REST has it
+    return {"issue": issue, **_build_extra_keys(world, item)}
 
 
-def _build_issue_comment(world: World, happening: HubEvent) -> Json:
+def _build_issue_comment(world: World, item: HubEvent) -> Json:
     return {
-        **_build_issues(world, happening),
-        "comment": issues.build_comment(world, happening.subject["comment"]),
+        **_build_issues(world, item),
+        "comment": issues.build_comment(world, item.subject["comment"]),
     }
 
 
-def _build_pull_request(world: World, happening: HubEvent) -> Json:
-    pull = happening.subject["issue"].pull
+def _build_pull_request(world: World, item: HubEvent) -> Json:
+    pull = item.subject["issue"].pull
     return {
         "number": pull.number,
         "pull_request": code.build_pull(world, pull),
-        **_build_extra_keys(world, happening),
+        **_build_extra_keys(world, item),
     }
 
 
-def _build_review(world: World, happening: HubEvent) -> Json:
-    pull: Pull = happening.subject["pull"]
-    review: PullReview = happening.subject["review"]
+def _build_review(world: World, item: HubEvent) -> Json:
+    pull: Pull = item.subject["pull"]
+    review: PullReview = item.subject["review"]
     shape = code.build_review(world, review)
-    # webhooks write a review's state in small letters, REST in capitals
+    # webhooks have a review's state in lower case, REST in capitals
     shape |= {"state": review.state.lower(), "body": review.body or None}
     return {"review": shape, "pull_request": code.build_simple_pull(world, pull)}
 
 
-def _build_review_comment(world: World, happening: HubEvent) -> Json:
-    comment: LineComment = happening.subject["comment"]
-    pull = code.build_simple_pull(world, happening.subject["pull"])
+def _build_review_comment(world: World, item: HubEvent) -> Json:
+    comment: LineComment = item.subject["comment"]
+    pull = code.build_simple_pull(world, item.subject["pull"])
     return {"comment": code.build_line_comment(world, comment), "pull_request": pull}
 
 
-def _build_review_thread(world: World, happening: HubEvent) -> Json:
-    thread: ReviewThread = happening.subject["thread"]
+def _build_review_thread(world: World, item: HubEvent) -> Json:
+    thread: ReviewThread = item.subject["thread"]
     comments = [code.build_line_comment(world, comment) for comment in thread.comments]
     pull = code.build_simple_pull(world, thread.pull)
     return {"thread": {"node_id": thread.node_id, "comments": comments}, "pull_request": pull}
 
 
-def _build_push(world: World, happening: HubEvent) -> Json:
-    repo, subject = happening.repo, happening.subject
+def _build_push(world: World, item: HubEvent) -> Json:
+    repo, subject = item.repo, item.subject
     before = subject["before"]
     after = subject["after"]
     created = before == NO_COMMIT
     deleted = after == NO_COMMIT
-    commits = [] if deleted else _list_pushed_commits(world, happening, before, after)
+    commits = [] if deleted else _list_pushed_commits(world, item, before, after)
     page = issues.build_repo_page_url(world, repo)
     return {
         "ref": f"refs/heads/{subject['branch']}",
@@ -111,14 +111,14 @@ def _build_push(world: World, happening: HubEvent) -> Json:
         "commits": commits,
         "head_commit": commits[-1] if commits else None,
         "pusher": {
-            "name": happening.by.login,
-            "email": f"{happening.by.login}@users.noreply.devhub.invalid",
+            "name": item.by.login,
+            "email": f"{item.by.login}@users.noreply.devhub.invalid",
         },
     }
 
 
-def _list_pushed_commits(world: World, happening: HubEvent, before: str, after: str) -> list[Json]:
-    git, repo = happening.repo.git, happening.repo
+def _list_pushed_commits(world: World, item: HubEvent, before: str, after: str) -> list[Json]:
+    git, repo = item.repo.git, item.repo
     if before == NO_COMMIT:
         before = git.find_merge_base(repo.heads.get(repo.default_branch, after), after) or after
     commits = git.list_commits(before, after, limit=20) or [git.read_commit(after)]
@@ -129,8 +129,8 @@ def _list_pushed_commits(world: World, happening: HubEvent, before: str, after: 
     ]
 
 
-def _build_check_run(world: World, happening: HubEvent) -> Json:
-    run = happening.subject["run"]
+def _build_check_run(world: World, item: HubEvent) -> Json:
+    run = item.subject["run"]
     suite = {
         name: value
         for name, value in apps.build_check_suite(world, run.suite).items()
@@ -141,12 +141,12 @@ def _build_check_run(world: World, happening: HubEvent) -> Json:
     return {"check_run": apps.build_check_run(world, run) | {"check_suite": suite}}
 
 
-def _build_check_suite(world: World, happening: HubEvent) -> Json:
-    return {"check_suite": apps.build_check_suite(world, happening.subject["suite"])}
+def _build_check_suite(world: World, item: HubEvent) -> Json:
+    return {"check_suite": apps.build_check_suite(world, item.subject["suite"])}
 
 
-def _build_repository(world: World, happening: HubEvent) -> Json:
-    subject = happening.subject
+def _build_repository(world: World, item: HubEvent) -> Json:
+    subject = item.subject
     if "old_name" in subject:
         return {"changes": {"repository": {"name": {"from": subject["old_name"]}}}}
     if "old_owner" in subject:
@@ -161,7 +161,7 @@ def _build_repository(world: World, happening: HubEvent) -> Json:
 
 
 def build_installation_payload(world: World, installation: Installation, action: str) -> Json:
-    """The body of `installation`, which is about no single repository."""
+    """Return the body of `installation`, which is not about a single repository."""
     return {
         "action": action,
         "installation": apps.build_installation(world, installation),
@@ -174,7 +174,7 @@ def build_installation_payload(world: World, installation: Installation, action:
 def build_repositories_payload(
     world: World, installation: Installation, added: Sequence[Repo], removed: Sequence[Repo]
 ) -> Json:
-    """The body of `list_installation_repositories`."""
+    """Return the body of `installation_repositories`."""
     return {
         "action": "added" if added else "removed",
         "installation": apps.build_installation(world, installation),

@@ -1,1 +1,1 @@
-"""The HTTP faces of the hub, one topic per module."""
+"""The REST routes of the hub, one topic per module."""

@@ -1,7 +1,8 @@
-"""REST for an app itself (by JWT), its tokens and deliveries, and for who is asking."""
+"""REST for an app itself (by JWT), its tokens and deliveries, and for the calling account."""
 
 from starlette.responses import Response
 
+from osiris.devhub import installations
 from osiris.devhub.errors import ApiError, not_found_error
 from osiris.devhub.models import Delivery, Installation
 from osiris.devhub.payloads import apps, issues
@@ -56,7 +57,7 @@ async def delete_installation(call: ApiRequest) -> Response:
 @table.route("GET", "/repos/{owner}/{repo}/installation")
 async def get_repo_installation(call: ApiRequest) -> Response:
     repo = call.world.get_repo(f"{call.params['owner']}/{call.params['repo']}")
-    found = call.world.find_installation(call.app, repo)
+    found = installations.find_installation(call.world, call.app, repo)
     if found is None:
         raise not_found_error()
     return build_response(apps.build_installation(call.world, found))
@@ -100,7 +101,7 @@ async def list_installation_repositories(call: ApiRequest) -> Response:
 
 @table.route("GET", "/app/hook/deliveries")
 async def list_deliveries(call: ApiRequest) -> Response:
-    """Newest first; `cursor` is the id of the last one seen."""
+    """List deliveries, newest first; `cursor` is the id of the last one seen."""
     size = min(int(call.get_query("per_page") or 30), 100)
     cursor = call.get_query("cursor")
     newest = [one for one in reversed(call.app.deliveries) if one.delivered is not None]
@@ -134,7 +135,7 @@ async def redeliver_webhook(call: ApiRequest) -> Response:
     return build_response({}, 202)
 
 
-# ── who and what ──
+# ── the caller ──
 
 
 @table.route("GET", "/user")
@@ -153,7 +154,7 @@ async def get_user(call: ApiRequest) -> Response:
 
 @table.route("GET", "/rate_limit")
 async def get_rate_limit(call: ApiRequest) -> Response:
-    """Looking costs nothing."""
+    """Return the rate limits; this request is not counted."""
     resources = {
         name: call.hub.rates.describe_limit(call.who, name)
         for name in ("core", "search", "graphql")

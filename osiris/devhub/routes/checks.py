@@ -1,9 +1,10 @@
-"""REST for check runs: only apps write them."""
+"""REST for check runs, which only apps may write."""
 
 from typing import Any
 
 from starlette.responses import Response
 
+from osiris.devhub import check_runs
 from osiris.devhub.errors import ApiError, invalid_field_error, not_found_error, validation_error
 from osiris.devhub.models import App, CheckRun
 from osiris.devhub.payloads import apps
@@ -33,7 +34,7 @@ def _require_app(call: ApiRequest) -> App:
 
 
 def _read_facts(call: ApiRequest) -> dict[str, Any]:
-    """What the body says about a run, under the names a run has."""
+    """Return the fields of the body, under the names of the attributes of `CheckRun`."""
     facts: dict[str, Any] = {}
     for name, allowed in (("status", STATUSES), ("conclusion", CONCLUSIONS)):
         if (value := call.get_optional_text(name)) is not None:
@@ -80,7 +81,7 @@ async def create_check_run(call: ApiRequest) -> Response:
     sha = call.get_required_text("head_sha")
     if call.repo.git.resolve_commit(sha) is None:
         raise validation_error(f"No commit found for SHA: {sha}")
-    run = call.world.start_check(call.repo, app, sha, name, **_read_facts(call))
+    run = check_runs.start_check(call.world, call.repo, app, sha, name, **_read_facts(call))
     return build_response(apps.build_check_run(call.world, run), 201)
 
 
@@ -109,7 +110,9 @@ async def update_check_run(call: ApiRequest) -> Response:
             + "` - check run can only be modified by the GitHub App that created it.",
         )
     name = call.get_optional_text("name")
-    call.world.update_check(run, **_read_facts(call), **({"name": name} if name else {}))
+    check_runs.update_check(
+        call.world, run, **_read_facts(call), **({"name": name} if name else {})
+    )
     return build_response(apps.build_check_run(call.world, run))
 
 

@@ -1,4 +1,4 @@
-"""REST for repositories and what is in them: files, refs, commits, who may do what."""
+"""REST for repositories and their content: files, refs, commits, permissions."""
 
 import base64
 
@@ -25,7 +25,7 @@ async def get_repo(call: ApiRequest) -> Response:
 
 @table.route("PATCH", REPO)
 async def update_repo(call: ApiRequest) -> Response:
-    """Another name, or archived: what else GitHub lets an owner change is not modelled."""
+    """Rename or archive a repository; the other settings of GitHub are not modelled."""
     call.require_permission(ADMINISTRATION, role="admin")
     if (archived := call.get("archived", bool)) is not None:
         administration.archive_repo(call.world, call.repo, call.account, archived)
@@ -52,7 +52,7 @@ async def transfer_repo(call: ApiRequest) -> Response:
 
 @table.route("DELETE", REPO + "/git/refs/{ref:path}")
 async def delete_ref(call: ApiRequest) -> Response:
-    """A branch, as by the button of a pull request that is over."""
+    """Delete a branch, as the button of a finished pull request does."""
     call.require_permission("contents:write", role="write")
     name = f"refs/{call.params['ref']}"
     if not name.startswith("refs/heads/") or call.repo.git.resolve_commit(name) is None:
@@ -88,7 +88,7 @@ MOST_CONTENT = 1_000_000  # bytes
 
 
 def resolve_ref(repo: Repo, name: str) -> str:
-    """A branch, tag or object name, whichever it is."""
+    """Return the commit of a branch, tag or object name."""
     for form in (f"refs/heads/{name}", name, f"refs/tags/{name}"):
         if name and (sha := repo.git.resolve_commit(form)) is not None:
             return sha
@@ -129,7 +129,7 @@ def _build_entry(call: ApiRequest, sha: str, path: str, kind: str, blob: str, si
 
 
 def _build_file(call: ApiRequest, sha: str, path: str, data: bytes) -> Json:
-    """A file with its content; without it above 1 MB, as GitHub does in the object form."""
+    """Return a file with its content; above 1 MB without it, as GitHub does in the object form."""
     entry = _build_entry(call, sha, path, "file", call.repo.git.read_blob_id(sha, path), len(data))
     if len(data) > MOST_CONTENT:
         return entry | {"encoding": "none", "content": ""}

@@ -51,7 +51,7 @@ def _matches_query(call: ApiRequest, issue: Issue) -> bool:
 async def create_issue(call: ApiRequest) -> Response:
     call.require_permission("issues:write")
     labels = [_parse_label_name(label) for label in call.get("labels", list, [])]
-    # like GitHub, labels of people who may not set them are dropped without a word
+    # as on GitHub, labels from people who may not set them are dropped silently
     kept = labels if call.who.may_access(call.repo, ["issues:write"], "triage") else []
     title = call.get_required_text("title")
     body = call.get_text("body")
@@ -91,7 +91,7 @@ async def update_issue(call: ApiRequest) -> Response:
 
 @table.route("GET", ISSUE + "/events")
 async def list_events(call: ApiRequest) -> Response:
-    """Oldest first."""
+    """List the events of an issue, oldest first."""
     call.require_on_issue(call.issue, "read")
     told = [note for note in call.issue.timeline if note.event]
     return call.build_page(

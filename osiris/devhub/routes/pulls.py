@@ -215,7 +215,7 @@ async def list_line_comments(call: ApiRequest) -> Response:
 
 @table.route("POST", PULL + "/comments")
 async def create_line_comment(call: ApiRequest) -> Response:
-    """One line comment by itself: a review of one, submitted at once."""
+    """Create one line comment, as a separate review that is submitted at once."""
     call.require_permission("pull_requests:write")
     if call.get("in_reply_to", int) is not None:
         return _add_reply(call, call.get("in_reply_to", int))

@@ -1,4 +1,4 @@
-"""One request to the REST API as its handlers see it, and the table the handlers are listed in."""
+"""A request to the REST API as its handlers see it, and the table of the handlers."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -32,10 +32,10 @@ def build_response(
 
 
 def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Response | None:
-    """The redirect of a repository's old name, for those who may see where it leads.
+    """Return the redirect for a repository's old name, for callers that may see the repository.
 
-    Of an app's own requests only the one for its installation is answered so: it sees no repository
-    by itself.
+    Of an app's own requests only the one for its installation is redirected: an app itself sees no
+    repository.
     """
     _, repos, owner, name, *rest = [*path.split("/"), "", "", ""]
     repo = hub.world.moved.get(f"{owner}/{name}".lower()) if repos == "repos" else None
@@ -53,7 +53,7 @@ def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Resp
 
 
 def build_error_response(denied: ApiError) -> Response:
-    """GitHub's error body."""
+    """Return an error in GitHub's form."""
     body: Json = {
         "message": str(denied),
         "documentation_url": DOCUMENTATION,
@@ -64,7 +64,7 @@ def build_error_response(denied: ApiError) -> Response:
 
 @dataclass(kw_only=True)
 class ApiRequest:
-    """The request, who sent it, and the things its path names (absent ones are 404s)."""
+    """A request, its caller, and the resources that its path names (missing ones are 404s)."""
 
     hub: "Hub"
     request: Request
@@ -86,7 +86,7 @@ class ApiRequest:
 
     @property
     def app(self) -> App:
-        """The app that signed this request with its own key."""
+        """The app that signed this request with its key."""
         if self.who.app is None or self.who.user is not None:
             raise ApiError(401, "A JSON web token could not be decoded")
         return self.who.app
@@ -113,12 +113,13 @@ class ApiRequest:
         self.who.require_permission(self.repo, *needs, role=role)
 
     def require_on_issue(self, issue: Issue, level: str, role: str = "read") -> None:
-        """The conversation of a pull request is open to holders of either permission."""
+        """Raise ApiError unless the caller may access an issue. For the conversation of a pull
+        request either permission is enough."""
         also = [f"pull_requests:{level}"] if issue.pull else []
         self.who.require_permission(self.repo, f"issues:{level}", *also, role=role)
 
     def get(self, name: str, kind: type, default: Any = None) -> Any:
-        """A field of the body, of this type or absent."""
+        """Return a field of the body, which must have this type or be absent."""
         value = self.body.get(name) if isinstance(self.body, dict) else None
         if value is None:
             return default
@@ -131,8 +132,8 @@ class ApiRequest:
         return str(self.get(name, str, default))
 
     def get_optional_text(self, name: str) -> str | None:
-        """A text that may be left out; null and "" differ from absent as GitHub treats them: as
-        empty."""
+        """Return a text of the body, or None when it is absent. As on GitHub, null and "" are not
+        absent but empty."""
         if not isinstance(self.body, dict) or name not in self.body:
             return None
         return self.get_text(name)
@@ -149,8 +150,8 @@ class ApiRequest:
     def build_page(
         self, items: Iterable[Any], shape: Callable[[Any], Json], key: str = "", **more: Any
     ) -> Response:
-        """One page of a list with GitHub's Link header; `key` wraps the list with its total
-        count."""
+        """Return one page of a list with GitHub's Link header; with `key` the list is wrapped
+        together with its total count."""
         everything = list(items)
         size = min(max(_parse_number(self.get_query("per_page"), 30), 1), 100)
         page = max(_parse_number(self.get_query("page"), 1), 1)
@@ -181,7 +182,7 @@ Decorator = Callable[[Handler], Handler]
 
 @dataclass
 class RouteTable:
-    """Which handler answers which method and path."""
+    """A table of handlers by method and path."""
 
     rows: list[tuple[str, Pattern[str], Any, Handler]] = field(default_factory=list)
 

@@ -1,1 +1,1 @@
-"""The sandbox: sessions, and what they are made of."""
+"""The sandbox: its sessions and their parts."""

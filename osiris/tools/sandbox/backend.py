@@ -1,5 +1,5 @@
-"""The sandbox of this machine: makes sessions, finds them again after a crash, and says whether it
-is safe."""
+"""The sandbox of this machine: it creates sessions, reopens them after a crash, and probes whether
+it is safe."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,8 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from osiris.core.errors import LocalTimeout, Refused, Unavailable
-from osiris.core.events import Prepared
 from osiris.core.ports.sandbox import Plan, Probe, SandboxLimits, Session
+from osiris.core.work import Prepared
 from osiris.tools.sandbox.disks.checkout_cache import CheckoutCache
 from osiris.tools.sandbox.disks.disk import (
     DEVICES,
@@ -33,8 +33,9 @@ from osiris.tools.sandbox.jail import cgroup as cgroups
 from osiris.tools.sandbox.jail import jail_etc
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
+from osiris.tools.sandbox.jail.jail_user import resolve_jail_uid
 from osiris.tools.sandbox.jail.orphans import kill_orphans
-from osiris.tools.sandbox.jail.process import disable_core_dumps, resolve_jail_uid, wait_for_jails
+from osiris.tools.sandbox.jail.process import disable_core_dumps, wait_for_jails
 from osiris.tools.sandbox.network.network_access import NetworkAccess
 from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.probes import capabilities as machine
@@ -49,14 +50,16 @@ from osiris.tools.sandbox.workspace.checkout import CheckoutSpec, check_out, cop
 from osiris.tools.sandbox.workspace.export import OBJECT_ID
 from osiris.tools.sandbox.workspace.setup_cache import SetupCache
 
-NEW: Final = "@new-"  # of a session for a set-up
+NEW: Final = "@new-"  # begins the name of a session for a set-up
 PREPARED: Final = TypeAdapter(Prepared)
 
 
 class BubblewrapSandbox:
-    """Implements `sandboxing.FakeSandbox` with bubblewrap. `root` holds the sessions' disks;
-    `mirror_of` says where the mirror of a repository is; `probes` are what another one of this
-    process has found out about this machine."""
+    """The sandbox with bubblewrap; implements `osiris.core.ports.sandbox.Sandbox`.
+
+    `root` holds the sessions' disks; `mirror_of` returns the path of a repository's mirror;
+    `probes` are the results that another sandbox of this process has for this machine.
+    """
 
     def __init__(
         self,
@@ -91,18 +94,18 @@ class BubblewrapSandbox:
         self._users = SessionUsers(self._root / "@disks")
 
     async def create(self, name: str, plan: Plan) -> tuple[Session, bool]:
-        """The session `name`, found again or made new as `plan` says; and whether it is new. It is
-        found once it was sealed.
+        """Return the session `name`, reopened or created by `plan`, and whether it is new. Only a
+        sealed session is reopened.
 
-        Raises Refused when this machine has no safe sandbox, or the plan cannot be followed,
+        Raises Refused when this machine has no safe sandbox or the plan cannot be followed,
         NeedsOperator when its set-up fails, Unavailable when this cannot be done now.
         """
         disk = self._get_disk(name)
         weakness = await self._assert_safe()
         if await finish_in_thread(disk.find_sealed):
             self._kill_processes(name)
-            view = await self._build_jail_spec(disk, plan)
-            return self._open_session(disk, view, PREPARED.validate_python(disk.notes)), False
+            spec = await self._build_jail_spec(disk, plan)
+            return self._open_session(disk, spec, PREPARED.validate_python(disk.notes)), False
         self._check_plan(plan)
         await self.remove(name)
         setup = await self._setups.get(
@@ -114,7 +117,7 @@ class BubblewrapSandbox:
         return await self._create_session(disk, plan, prepared, setup.tar if setup else None), True
 
     async def probe(self) -> list[Probe]:
-        """What this machine can do, each found out by doing it; takes about a second."""
+        """Probe what this machine can do, each by doing it; takes about a second."""
         await asyncio.to_thread(kill_orphans)
         ask = partial(
             machine.run_probes,
@@ -129,7 +132,7 @@ class BubblewrapSandbox:
         return found
 
     async def remove(self, name: str) -> None:
-        """Throw the session `name` away, whoever left it; fine when there is none."""
+        """Remove the session `name`, whichever worker left it; does nothing when there is none."""
         disk = self._get_disk(name)
         self._kill_processes(name)
         await wait_for_jails()
@@ -137,13 +140,13 @@ class BubblewrapSandbox:
         await remove_cgroup(self._get_cgroup_name(name))
         self._network.close_network(name)
 
-    def names(self) -> list[str]:
-        """The sessions that exist on disk, and what a killed worker left of one that was made for a
-        set-up."""
+    def list_sessions(self) -> list[str]:
+        """Return the names of the sessions that exist on disk, with those that a killed worker left
+        of a set-up."""
         found = {entry.name for entry in os.scandir(self._root)} - self._setup_sessions
         return sorted(name for name in found if PLAIN_NAME.fullmatch(name.removeprefix(NEW)))
 
-    # ── making ────────────────────────────────────────────────────────────────────────────────────
+    # ── creating ──────────────────────────────────────────────────────────────────────────────────
 
     async def _create_session(
         self,
@@ -156,23 +159,23 @@ class BubblewrapSandbox:
     ) -> BubblewrapSession:
         async with contextlib.AsyncExitStack() as failed:
             failed.push_async_callback(self.remove, disk.folder.name)
-            filling = CheckoutSpec(base=plan.base, files=plan.files, setup=setup)
+            checkout = CheckoutSpec(base=plan.base, files=plan.files, setup=setup)
             if isinstance(disk, ImageDisk):
                 await finish_in_thread(self._claim_user, disk)
                 layer = await self._checkouts.get(
                     plan.repo, plan.trusted, self._cache_salt, partial(self._fill_checkout, plan)
                 )
                 await finish_in_thread(disk.create_over, layer, plan.limits)
-                filling = replace(filling, index=layer.host_only / INDEX)
+                checkout = replace(checkout, index=layer.host_only / INDEX)
             else:
                 await finish_in_thread(disk.create, plan.limits)
-            view = await self._build_jail_spec(disk, plan, for_setup=for_setup)
-            if filling.index and filling == CheckoutSpec(base=plan.trusted, index=filling.index):
-                copy_index(filling.index, disk)
+            spec = await self._build_jail_spec(disk, plan, for_setup=for_setup)
+            if checkout.index and checkout == CheckoutSpec(base=plan.trusted, index=checkout.index):
+                copy_index(checkout.index, disk)
             else:
-                await self._check_out(view, disk, filling)
+                await self._check_out(spec, disk, checkout)
             disk.finalize(PREPARED.dump_python(prepared, mode="json"))
-            session = self._open_session(disk, view, prepared, untouched=not plan.files)
+            session = self._open_session(disk, spec, prepared, untouched=not plan.files)
             failed.pop_all()
         return session
 
@@ -189,12 +192,13 @@ class BubblewrapSandbox:
         release_user(disk.image)
 
     def _claim_user(self, disk: ImageDisk) -> None:
-        """Raises Unavailable."""
+        """Claim a user for a disk. Raises Unavailable."""
         disk.reserve_paths()
         disk.uid = self._users.claim_user(disk.image) if self._has_separate_users else SHARED
 
     async def _create_setup_session(self, plan: Plan) -> BubblewrapSession:
-        """A session of the base branch, with the way out of a set-up, that nobody finds again."""
+        """Create a session of the base branch with the network access of a set-up. It is never
+        reopened."""
         disk = self._get_disk(f"{NEW}{secrets.token_hex(8)}")
         self._setup_sessions.add(disk.folder.name)
         plan = replace(
@@ -206,29 +210,32 @@ class BubblewrapSandbox:
         )
         return await self._create_session(disk, plan, Prepared(), for_setup=True)
 
-    async def _check_out(self, view: JailSpec, disk: Disk, filling: CheckoutSpec) -> None:
+    async def _check_out(self, spec: JailSpec, disk: Disk, checkout: CheckoutSpec) -> None:
         try:
-            await check_out(view, disk, self._make_cgroup(disk.folder.name, view.limits), filling)
+            await check_out(spec, disk, self._make_cgroup(disk.folder.name, spec.limits), checkout)
         except Unavailable as error:
             if "find source path" in str(error):
-                raise Refused(_describe_unreachable(view, str(error))) from error
+                raise Refused(_describe_unreachable(spec, str(error))) from error
             raise
 
     def _open_session(
-        self, disk: Disk, view: JailSpec, prepared: Prepared, *, untouched: bool = False
+        self, disk: Disk, spec: JailSpec, prepared: Prepared, *, untouched: bool = False
     ) -> BubblewrapSession:
         group = self._get_cgroup_name(disk.folder.name)
         ended = partial(self._forget_session, disk.folder.name)
-        ground = SessionResources(
+        resources = SessionResources(
             disk,
-            view,
+            spec,
             self._root / "@packs",
             group,
             self._network.get_proxy(disk.folder.name),
             ended,
         )
         return BubblewrapSession(
-            ground, self._make_cgroup(disk.folder.name, view.limits), prepared, untouched=untouched
+            resources,
+            self._make_cgroup(disk.folder.name, spec.limits),
+            prepared,
+            untouched=untouched,
         )
 
     def _forget_session(self, name: str) -> None:
@@ -236,7 +243,8 @@ class BubblewrapSandbox:
         self._setup_sessions.discard(name)
 
     def _make_cgroup(self, name: str, limits: SandboxLimits) -> Cgroup | None:
-        """An ordinary user's disk is memory, which the kernel counts to those who write there."""
+        """Create a session's cgroup. Its memory limit includes the disk of an ordinary user: that
+        is memory, which the kernel counts to the cgroup that writes to it."""
         if self._uid is None:
             limits = replace(limits, memory=limits.memory + limits.disk)
         return cgroups.make_cgroup(self._get_cgroup_name(name), limits)
@@ -244,7 +252,9 @@ class BubblewrapSandbox:
     async def _build_jail_spec(
         self, disk: Disk, plan: Plan, *, for_setup: bool = False
     ) -> JailSpec:
-        way = await self._network.open_network(disk.folder.name, plan.hosts, for_setup=for_setup)
+        network = await self._network.open_network(
+            disk.folder.name, plan.hosts, for_setup=for_setup
+        )
         return JailSpec(
             etc=disk.get_private_path(ETC) or self._etc,
             usr=disk.get_private_path(USR) or HOST_USR,
@@ -256,18 +266,18 @@ class BubblewrapSandbox:
             home=disk.folder / "home",
             mirror=self._mirror_of(plan.repo).absolute(),
             toolchains=self._options.toolchains,
-            proxy_folder=way.folder if way else None,
-            environment=way.environment if way else {},
-            cargo=way.cargo if way else None,
+            proxy_folder=network.folder if network else None,
+            environment=network.environment if network else {},
+            cargo=network.cargo if network else None,
             nsenter_prefix=disk.nsenter_prefix,
             limits=plan.limits,
         )
 
-    # ── what must hold first ──────────────────────────────────────────────────────────────────────
+    # ── checks ──────────────────────────────────────────────────────────────────────
 
     async def _assert_safe(self) -> str:
-        """Fail closed: no commands of strangers on a machine that cannot hold them. What is missing
-        that the operator goes without."""
+        """Raise Refused or LocalTimeout unless this machine can isolate untrusted commands. Return
+        the names of the missing features that the operator accepted."""
         async with self._probing:
             found = self._probes or await self.probe()
         lacks = []
@@ -304,12 +314,12 @@ class BubblewrapSandbox:
 
     @property
     def _has_separate_users(self) -> bool:
-        """Whether each session has a user of its own."""
+        """Return whether each session has a separate user."""
         return any(probe.name == machine.APART and probe.ok for probe in self._probes)
 
     @property
     def _cache_salt(self) -> str:
-        """What kept checkouts and set-ups depend on besides the repository."""
+        """The values, besides the repository, that cached checkouts and set-ups depend on."""
         shared = () if self._uid is None or self._has_separate_users else (str(SHARED),)
         return "\0".join([self._etc.name, *shared, *map(str, self._options.toolchains)])
 
@@ -317,14 +327,15 @@ class BubblewrapSandbox:
         return f"osiris-{hashlib.sha256(str(self._root).encode()).hexdigest()[:8]}-{name}"
 
     def _kill_processes(self, name: str) -> None:
-        """The second line: jails die with their worker."""
+        """Kill what runs in the session's cgroup. A second safeguard: jails die with their
+        worker."""
         if group := cgroups.find_cgroup(self._get_cgroup_name(name)):
             group.kill()
 
 
-def _describe_unreachable(view: JailSpec, words: str) -> str:
-    who = f"the sandbox's user (uid {view.uid})" if view.uid is not None else "the sandbox"
+def _describe_unreachable(spec: JailSpec, words: str) -> str:
+    who = f"the sandbox's user (uid {spec.uid})" if spec.uid is not None else "the sandbox"
     return (
-        f"{who} cannot reach what it needs ({words}); make the folders above {view.mirror}"
+        f"{who} cannot reach what it needs ({words}); make the folders above {spec.mirror}"
         " searchable (chmod 711)"
     )

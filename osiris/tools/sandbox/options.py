@@ -1,4 +1,4 @@
-"""How the operator of this machine wants its sandboxes."""
+"""The operator's options for the sandboxes of this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +8,19 @@ from typing import Literal
 from osiris.core.ports.sandbox import GIB
 
 NetworkMode = Literal["none", "setup", "agent"]
-"""Who may have a way out: nobody, set-ups, or agents too, where their repository says so."""
+"""Which commands may access the network: none, those of set-ups, or those of agents too, where the
+repository allows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """`toolchains` are folders that jails see read-only at the same place, with their `bin` in
-    front of PATH; `weak` allows runs on a machine that has no limit for their memory; `cache` is
-    how many bytes kept checkouts may take, and what set-ups left as many again; `environment` is
-    that in which this machine's package tools are asked for their registries."""
+    """Options of the sandboxes.
+
+    `toolchains` are folders that jails see read-only at the same path, with their `bin` in front of
+    PATH. `weak` allows runs on a machine that cannot limit their memory. `cache` is the number of
+    bytes that the checkout cache may take, and the setup cache as many again. `environment` is used
+    when this machine's package tools are asked for their registries.
+    """
 
     toolchains: Sequence[Path] = ()
     weak: bool = False

@@ -1,4 +1,5 @@
-"""One workspace in one sandbox: commands run in it one by one, and its work is taken out of it."""
+"""A session: one workspace in the sandbox, in which commands run one by one, and the export of its
+work."""
 
 import asyncio
 import contextlib
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from osiris.core.errors import Refused, Unavailable
-from osiris.core.events import Blocked, Prepared
 from osiris.core.ports.sandbox import Export, Result, SandboxLimits
+from osiris.core.work import Blocked, Prepared
 from osiris.tools.sandbox.disks.disk import INDEX, LEFT, OWN, Disk, finish_in_thread
 from osiris.tools.sandbox.jail import cgroup as cgroups
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
@@ -30,18 +31,18 @@ from osiris.tools.sandbox.workspace.export import (
 )
 from osiris.tools.sandbox.workspace.file_helper_client import JailFiles
 
-MOMENT: Final = 2.0  # seconds for which a command that could not begin is tried again
+START_RETRY: Final = 2.0  # seconds for which a command that could not start is tried again
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionResources:
-    """What a session stands on: its disk, the view its jails have, where packs are put, the name of
-    its cgroup; the way out that its commands have, if they have one; and who is to know that it has
-    ended."""
+    """The resources of a session: its disk, the specification of its jails, the folder for packs,
+    the name of its cgroup, the egress proxy if its commands have network access, and the callback
+    for its end."""
 
     disk: Disk
-    view: JailSpec
+    spec: JailSpec
     packs: Path
     cgroup: str
     proxy: ProxyProcess | None = None
@@ -49,26 +50,26 @@ class SessionResources:
 
 
 class BubblewrapSession:
-    """Implements `sandboxing.FakeSession`. One jail always stands ready for the next command, so
-    that setting it up (6 ms) falls into the time in which the model thinks."""
+    """A session; implements `osiris.core.ports.sandbox.Session`. It prepares the jail of the next
+    command in advance, so that the set-up (6 ms) happens while the model works."""
 
     def __init__(
         self,
-        ground: SessionResources,
+        resources: SessionResources,
         cgroup: Cgroup | None,
         prepared: Prepared,
         *,
         untouched: bool = False,
     ) -> None:
-        self._resources = ground
+        self._resources = resources
         self._cgroup = cgroup
         self._next_jail: asyncio.Task[Jail | None] | None = None
         self._closed = False
         self._untouched = untouched
         self._prepared = prepared
         self._files = JailFiles(self._run_with_retry)
-        if ground.proxy is not None:
-            ground.proxy.start(ground.disk.uid)  # it takes a moment until it serves
+        if resources.proxy is not None:
+            resources.proxy.start(resources.disk.uid)  # it is ready only after a moment
 
     @property
     def files(self) -> JailFiles:
@@ -80,7 +81,7 @@ class BubblewrapSession:
 
     @property
     def limits(self) -> SandboxLimits:
-        return self._resources.view.limits
+        return self._resources.spec.limits
 
     @property
     def cgroup(self) -> Cgroup | None:
@@ -88,11 +89,11 @@ class BubblewrapSession:
 
     @property
     def unreachable(self) -> bool:
-        """Whether a command wanted to reach a host that it may reach, and that did not answer."""
+        """Return whether a command tried to reach an allowed host that did not answer."""
         return self._resources.proxy is not None and self._resources.proxy.unreachable
 
     def forget_unreachable(self) -> None:
-        """The next command is to be asked about that for itself."""
+        """Reset `unreachable`, so that it then describes the next command only."""
         if self._resources.proxy is not None:
             self._resources.proxy.forget_unreachable()
 
@@ -105,14 +106,14 @@ class BubblewrapSession:
         timeout: float = 120,
         keep_as: str = "",
     ) -> Result:
-        """Run a command in the jail, in folder `cwd` of /workspace, for at most `timeout` seconds;
-        everything it started dies with it.
+        """Run a command in a jail, in folder `cwd` of /workspace, for at most `timeout` seconds;
+        every process that it started dies with it.
 
         Raises Unavailable when the sandbox itself failed, Refused when the session is closed.
         """
         if keep_as and (not PLAIN_NAME.fullmatch(keep_as) or keep_as.startswith(".")):
             raise Refused(f"{keep_as!r} cannot name an output")
-        limits = self._resources.view.limits
+        limits = self._resources.spec.limits
         output = OutputBuffer(limits.output, limits.kept_output if keep_as else 0)
         async with self._open_network() as blocked:
             words = [PYTHON, "-I", "-S", INSIDE_BRIDGE, *argv] if self._resources.proxy else argv
@@ -122,7 +123,7 @@ class BubblewrapSession:
         return replace(result, blocked=tuple(blocked))
 
     async def export(self, base: str) -> Export:
-        """Take the workspace as a pack against commit `base`, from a fresh read-only jail.
+        """Export the workspace as a pack against commit `base`, from a new read-only jail.
 
         Raises Refused or Unavailable.
         """
@@ -144,33 +145,33 @@ class BubblewrapSession:
         )
 
     def build_read_only_spec(self, *, home: bool = False) -> JailSpec:
-        """What a jail of ours sees that takes something out: the workspace (and the home), and the
-        trusted index."""
-        ground = self._resources
+        """Return the specification of a jail that exports something: it sees the workspace (and the
+        home), and the trusted index."""
+        resources = self._resources
         keep = self._resources.disk.folder / "keep"
         extra = [(keep / INDEX, "/base.index", False)]
         if (self._resources.disk.host_only / LEFT).is_file():
             extra.append((keep / OWN, "/base.own", False))
             extra.append((keep / LEFT, "/base.left", False))
-        if home and ground.view.home:
-            extra.append((ground.view.home, "/home/agent", False))
+        if home and resources.spec.home:
+            extra.append((resources.spec.home, "/home/agent", False))
         return replace(
-            ground.view,
+            resources.spec,
             work_writable=False,
             tmp=None,
             home=None,
             toolchains=(),
             proxy_folder=None,
             extra=tuple(extra),
-            limits=replace(ground.view.limits, file_size=ground.view.limits.pack),
+            limits=replace(resources.spec.limits, file_size=resources.spec.limits.pack),
         )
 
     async def seal(self) -> None:
-        """From now on the session is found again by its name. Sealing twice is fine."""
+        """Seal the session: from now on it is reopened by its name. May be called twice."""
         self._resources.disk.seal()
 
     async def destroy(self) -> None:
-        """End the session and remove what it left; twice is fine."""
+        """End the session and remove all that it left; may be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -197,8 +198,8 @@ class BubblewrapSession:
             raise Refused("a command needs words, and none of them may hold a NUL byte")
         self._unfreeze_index()
         self._resources.disk.restore_permissions()
-        output = output or OutputBuffer(self._resources.view.limits.output)
-        until = time.monotonic() + MOMENT
+        output = output or OutputBuffer(self._resources.spec.limits.output)
+        until = time.monotonic() + START_RETRY
         while True:
             try:
                 return await self._run_in_jail(argv, stdin, timeout, output, cwd)
@@ -211,12 +212,15 @@ class BubblewrapSession:
     async def _run_in_jail(
         self, argv: Sequence[str], stdin: bytes, timeout: float, output: OutputBuffer, cwd: str
     ) -> Result:
-        """Raises NotBegun, when it may be tried again: after many short commands the kernel still
-        counts processes that are gone, and the session has reached its limit of them."""
+        """Run a command in the prepared jail, or in a new one.
+
+        Raises JailStartFailed when it may be tried again: after many short commands the kernel
+        still counts ended processes, and the session has reached its limit of processes.
+        """
         jail = await self._take_jail()
         killed = self._cgroup.count_oom_kills() if self._cgroup else 0
         try:
-            # while this one runs: 6.4 ms from command to command instead of 13
+            # prepared while this one runs: 6.4 ms from command to command instead of 13
             self._prepare_next_jail()
             result = await jail.run(argv, stdin, timeout, output, cwd=cwd)
         finally:
@@ -236,24 +240,25 @@ class BubblewrapSession:
 
     @contextlib.asynccontextmanager
     async def _open_network(self) -> AsyncIterator[list[Blocked]]:
-        """Let one command out, if it may; what it was not let through to is in the list when it is
-        over."""
+        """Give one command its network access, if it has any. After the block the list contains the
+        refused connections."""
         blocked: list[Blocked] = []
-        if self._resources.proxy is None or self._resources.view.proxy_folder is None:
+        if self._resources.proxy is None or self._resources.spec.proxy_folder is None:
             yield blocked
             return
         async with self._resources.proxy.listen_for_jails():
             yield blocked
         blocked += self._resources.proxy.take_blocked()
 
-    # ── the jail that stands ready ────────────────────────────────────────────────────────────────
+    # ── the prepared jail ────────────────────────────────────────────────────────────────
 
     def _prepare_next_jail(self) -> None:
         if self._next_jail is None and not self._closed:
             self._next_jail = asyncio.get_running_loop().create_task(self._start_next_jail())
 
     async def _start_next_jail(self) -> Jail | None:
-        """None when it failed: the next command tries again, and is the one to say so."""
+        """Return the next jail; None when it failed: the next command tries again and reports the
+        failure."""
         try:
             return await self._start_jail()
         except Unavailable:
@@ -261,14 +266,14 @@ class BubblewrapSession:
 
     async def _start_jail(self) -> Jail:
         with contextlib.ExitStack() as failed:
-            jail = Jail(self._resources.view, self._cgroup)
+            jail = Jail(self._resources.spec, self._cgroup)
             failed.callback(jail.discard)
             await jail.wait_until_ready()
             failed.pop_all()
         return jail
 
     async def _take_jail(self) -> Jail:
-        """The jail that stands ready, or a new one when it does not live any more."""
+        """Return the prepared jail, or a new one when it has ended."""
         task = self._next_jail
         self._next_jail = None
         jail = await task if task else None
@@ -290,9 +295,12 @@ class BubblewrapSession:
     # ── outputs ───────────────────────────────────────────────────────────────────────────────────
 
     def _write_output(self, name: str, content: bytes) -> None:
-        """Put a file into the session's /tmp/outputs. A link made by the agent is never followed:
-        the folder is opened as itself, the file is made new and moved into place. What the agent
-        made impossible is left out."""
+        """Write a file into the session's /tmp/outputs.
+
+        A link made by the agent is never followed: the folder is opened without following links,
+        and a new file is created and moved into place. When the agent has made this impossible,
+        the file is left out.
+        """
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
             top = _open_descriptor(opened, self._resources.disk.host_path / "tmp", flags)
@@ -327,7 +335,7 @@ def _open_descriptor(
 
 
 async def remove_cgroup(name: str) -> None:
-    """Dead processes leave a cgroup a moment after they are gone, so this asks again for up to two
+    """Remove a cgroup. The kernel counts dead processes for a moment, so this retries for up to two
     seconds."""
     for _ in range(100):
         group = cgroups.find_cgroup(name)

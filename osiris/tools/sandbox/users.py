@@ -1,14 +1,14 @@
-"""The host's users that a root worker's sessions run as: each session has one that no other living
-session has.
+"""The host users that the sessions of a root worker run as: each session has a user that no other
+existing session has.
 
-What the kernel counts by user (inotify, epoll, message queues, descriptors under way) it then
-counts by session, and a process that got out of its namespaces could still not touch another
-session's files or processes.
+The kernel then counts per session what it counts per user (inotify, epoll, message queues,
+descriptors in flight), and a process that escaped its namespaces could still not touch the files or
+processes of another session.
 
-The owner of a session's image is its user, so a session that is found again keeps it. A link for
-each user in a folder of the machine names the image, so that workers with other data folders take
-other users. A link is void when its image is gone or has another owner, and is then taken away as
-soon as no process of that user is left.
+The owner of a session's disk image is its user, so a session that is reopened keeps it. In a folder
+of the machine, a link for each claimed user names the image, so that workers with other data
+folders use other users. A link is void when its image is gone or has another owner; it is removed
+as soon as that user has no process left.
 """
 
 import contextlib
@@ -21,25 +21,27 @@ from typing import Final
 
 from osiris.core.errors import Unavailable
 
-# of jails that have no session, and of all where the kernel cannot show files as another user's
+# the user of jails without a session, and of all jails where the kernel cannot map file owners
 SHARED: Final = 61000
-FIRST, LAST = 60706, 61183  # those that systemd leaves free: above are its dynamic users
+FIRST, LAST = 60706, 61183  # a range that systemd leaves free: its dynamic users follow it
 USERS: Final = tuple(uid for uid in range(FIRST, LAST + 1) if uid != SHARED)
 CLAIMS = Path("/run/osiris-users")
 
 
 class SessionUsers:
-    """The users of the sessions whose images are in one folder."""
+    """The users of the sessions whose disk images are in one folder."""
 
     def __init__(self, images: Path) -> None:
         self._images = images
         seed = hashlib.sha256(os.fsencode(images)).digest()
-        self._next = int.from_bytes(seed[:4], "big") % len(USERS)  # so that workers seldom meet
+        self._next = int.from_bytes(seed[:4], "big") % len(
+            USERS
+        )  # so that workers rarely try the same
         self._restored = False
 
     def claim_user(self, image: Path) -> int:
-        """Return a user for the session of this image, which is made to belong to it. Raises
-        Unavailable."""
+        """Claim a user for the session of this image, make it the owner of the image, and return
+        it. Raises Unavailable."""
         try:
             with _lock_claims():
                 return self._claim_next_free(image)
@@ -52,7 +54,7 @@ class SessionUsers:
         swept = False
         for _ in USERS:
             uid = USERS[self._next]
-            # a user who is gone rests for as long as can be
+            # a released user is not used again for as long as possible
             self._next = (self._next + 1) % len(USERS)
             if os.path.lexists(_get_link(uid)):
                 if not swept:
@@ -67,11 +69,11 @@ class SessionUsers:
         raise Unavailable(f"this machine has {len(USERS)} sessions, and no user for one more")
 
     def _restore_claims(self) -> None:
-        """Claim again what sessions have that are older than the folder of claims, which a restart
-        empties."""
+        """Claim the users of the sessions that are older than the folder of claims, which a restart
+        of the machine empties."""
         _remove_void_links()
         for image in self._images.glob("*.img"):
-            # it is gone; its user is claimed
+            # the image is gone, or its user is claimed already
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 if (uid := image.stat().st_uid) in USERS:
                     _get_link(uid).symlink_to(image)
@@ -79,7 +81,7 @@ class SessionUsers:
 
 
 def assert_can_claim() -> None:
-    """Raise OSError where no user can be claimed."""
+    """Raise OSError when no user can be claimed."""
     with _lock_claims():
         pass
 
@@ -93,7 +95,7 @@ def read_owner(image: Path) -> int:
 
 
 def release_user(image: Path) -> None:
-    """Have the image belong to no session any more: nothing will run on it."""
+    """Give the image back to root: no session will run on it any more."""
     os.chown(image, 0, 0)
 
 
@@ -110,7 +112,7 @@ def _get_link(uid: int) -> Path:
 
 
 def _remove_void_links() -> None:
-    """Take the void links away whose users have no process."""
+    """Remove the void links whose users have no process."""
     void = [link for link in CLAIMS.iterdir() if link.is_symlink() and not _is_valid(link)]
     living = _list_live_users() if void else set()
     for link in void:
@@ -126,7 +128,7 @@ def _is_valid(link: Path) -> bool:
 
 
 def _list_live_users() -> set[int]:
-    """Return the users of all processes, by all four of their ids: proc_pid_status(5)."""
+    """Return the users of all processes, by all four of their user ids: proc_pid_status(5)."""
     found = set[int]()
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():

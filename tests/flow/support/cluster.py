@@ -1,7 +1,8 @@
-"""Osiris on several machines: a web process and workers, killed, ended, frozen and thawed for real.
+"""Osiris on several machines: a web process and workers that are really killed, stopped, frozen and
+thawed.
 
-Each is a process of its own with a data folder of its own, as on a machine of its own. They share a
-PostgreSQL and a Redis; GitHub is the devhub of the process that looks on.
+Each is a separate process with a separate data folder, as on a separate machine. They share a
+PostgreSQL and a Redis; GitHub is the devhub in the test process.
 """
 
 import asyncio
@@ -46,16 +47,17 @@ from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
 from tests.forkserver import FORKS
 
 QUICK = Timeouts(pauses=(0.05,), lease=2.0)
-"""A worker that is silent for two seconds counts as dead; a take-over need not be waited for."""
+"""Short timeouts: the lease of a worker that is silent for two seconds expires, so tests need not
+wait for a takeover."""
 REAL = Timeouts(pauses=(0.05,))
-"""The patience that operators get."""
+"""The timeouts of a real installation."""
 
 Role = Literal["web", "worker"]
 Found = TypeVar("Found")
 
 
 def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
-    """A whole life of one process, until it is told to end or killed."""
+    """Run one process until it is stopped or killed."""
     logging.basicConfig(
         filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -64,7 +66,7 @@ def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
 
 
 class Machine:
-    """One process of Osiris in one data folder; it can be begun again there when it is gone."""
+    """One process of Osiris in one data folder; it can be started there again after its end."""
 
     def __init__(self, role: Role, settings: Settings, patience: Timeouts) -> None:
         self.role = role
@@ -79,7 +81,7 @@ class Machine:
 
     @property
     def place(self) -> str:
-        """What its lease is known by."""
+        """The identifier of its data folder, by which its lease is known."""
         return (self.folder / "place").read_text()
 
     @property
@@ -108,24 +110,24 @@ class Machine:
         self.send(signal.SIGCONT)
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL and wait for the end."""
         self.send(signal.SIGKILL)
         self._gone()
 
     def again(self) -> None:
-        """kill -9, and begin again in the same folder."""
+        """Send SIGKILL, and start again in the same folder."""
         self.kill()
         self.begin()
 
     async def end(self) -> tuple[int | None, float]:
-        """SIGTERM; its exit code, and the seconds until it was gone."""
+        """Send SIGTERM. Return the exit code and the seconds until the process ended."""
         began = time.monotonic()
         self.send(signal.SIGTERM)
         code = await asyncio.to_thread(self._gone)
         return code, time.monotonic() - began
 
     def _gone(self) -> int | None:
-        """Wait for its end; None when it does not come."""
+        """Wait for the end and return the exit code; None when the process does not end."""
         if (process := self._process) is None:
             return None
         process.join(20)
@@ -137,7 +139,7 @@ class Machine:
 
 @dataclass(kw_only=True)
 class Site:
-    """The stage, the machines on it, and who looks into the database."""
+    """The environment, the machines in it, and access to the database."""
 
     stage: Environment
     web: Machine
@@ -152,7 +154,7 @@ class Site:
     # ── machines ──
 
     def worker(self, **more: Any) -> Machine:
-        """One more worker, in an empty data folder; `more` are settings of its own."""
+        """Start another worker in an empty data folder; `more` are its own settings."""
         folder = self.stage.settings.osiris_data_dir.with_name(f"worker-{len(self.workers)}")
         settings = self.stage.settings.model_copy(update={"osiris_data_dir": folder, **more})
         self.workers.append(machine := Machine("worker", settings, self.patience))
@@ -160,28 +162,28 @@ class Site:
         return machine
 
     def living(self) -> list[Machine]:
-        """The workers that run."""
+        """Return the workers that run."""
         return [machine for machine in self.workers if machine.runs]
 
     async def holds(self, machine: Machine) -> int | None:
-        """The number of the lease that a machine has now."""
+        """Return the number of the lease that a machine holds now, or None."""
         if not (machine.folder / "place").exists():
             return None
         return await self.scalar(select(LeaseRow.number).where(LeaseRow.place == machine.place))
 
     async def gone(self, number: int | None) -> bool:
-        """Whether a lease is over."""
+        """Return whether a lease is over."""
         return await self.scalar(select(LeaseRow.number).where(LeaseRow.number == number)) is None
 
     async def ready(self, *machines: Machine) -> None:
-        """Wait until workers have a lease."""
+        """Wait until the workers have a lease."""
         for machine in machines or self.workers:
             await until(lambda machine=machine: self.holds(machine))
 
     # ── the database ──
 
     async def calm(self) -> bool:
-        """Whether the database answers, and the workers that run have a lease in it."""
+        """Return whether the database answers and all running workers have a lease in it."""
         try:
             return all([await self.holds(machine) for machine in self.living()])
         except SQLAlchemyError:
@@ -192,7 +194,7 @@ class Site:
             return await connection.scalar(query)
 
     async def rows(self, *tables: type) -> dict[str, list[Any]]:
-        """Whole tables, to compare."""
+        """Return whole tables for comparisons."""
         found = {}
         async with self.engine.connect() as connection:
             for table in tables or (TaskRow, RunRow, StepRow, JournalRow, OutboxRow, InboxRow):
@@ -201,7 +203,7 @@ class Site:
         return found
 
     async def story(self, title: str) -> list[str]:
-        """All that the database holds about the task whose title that is."""
+        """Return everything that the database contains about the task with this title."""
         mine = (
             select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
         )
@@ -220,7 +222,7 @@ class Site:
             return [str(row) for query in queries for row in await connection.execute(query)]
 
     async def waiting(self) -> list[str]:
-        """What is not over: rows that wait, tasks that live, runs, and who holds what."""
+        """Return everything unfinished: waiting rows, open tasks, runs, locks and leases."""
         queries = (
             select(
                 InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error
@@ -239,14 +241,14 @@ class Site:
             ]
 
     async def settled(self) -> None:
-        """Wait until nothing is on its way; GitHub sends again what met a closed door."""
+        """Wait until nothing is in progress; failed deliveries are redelivered."""
         while True:
             await self.stage.wait_until_settled(self.store)
             if not self.send_again():
                 return
 
     def send_again(self) -> int:
-        """Let GitHub send what nobody took, as its API allows; how much that was."""
+        """Redeliver failed deliveries, as the GitHub API allows. Return their number."""
         deliveries = [
             delivery for app in self.stage.hub.world.apps.values() for delivery in app.deliveries
         ]
@@ -262,7 +264,7 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def sending_again(self) -> AsyncIterator[None]:
-        """Meanwhile, look every second whether a door was closed."""
+        """Redeliver failed deliveries every second until the block ends."""
 
         async def look() -> None:
             while True:
@@ -276,12 +278,12 @@ class Site:
             looking.cancel()
 
     async def transcript(self, task: int = 1) -> list[Message]:
-        """Every message of a task, in order."""
+        """Return every message of a task in order."""
         return [step.message for step in await self.views.list_steps(task)]
 
     async def said(self, many: int) -> None:
-        """Wait until the model has said so much in the first task, and what it said last is being
-        done."""
+        """Wait until the model has replied `many` times in the first task and its last calls are
+        being executed."""
 
         async def done() -> bool:
             transcript = await self.transcript()
@@ -293,7 +295,7 @@ class Site:
     # ── what people see ──
 
     def git(self, *args: str) -> str:
-        """Plain git in the hub's own repository."""
+        """Run plain git in the hub's own repository."""
         path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
         return plain_git("--git-dir", str(path), *args)
 
@@ -303,7 +305,7 @@ class Site:
         return issue
 
     async def files(self) -> dict[str, str]:
-        """What the only pull request adds or changes, and how it reads there."""
+        """Return the files that the only pull request adds or changes, with their content."""
         [pull] = await self.alice.list_pulls()
         changed = await self.alice.send_request("GET", f"/pulls/{pull['number']}/files")
         return {
@@ -312,7 +314,7 @@ class Site:
         }
 
     async def visible(self) -> dict[str, Any]:
-        """Everything that anybody could see on GitHub."""
+        """Return everything that is visible on GitHub."""
         issues = await self.alice.send_request("GET", "/issues?state=all&per_page=100")
         pulls = await self.alice.list_pulls()
         heads = sorted({pull["head"]["sha"] for pull in pulls})
@@ -340,7 +342,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that could be seen on GitHub and in the database at one moment."""
+    """Everything visible on GitHub and in the database at one moment."""
 
     github: Mapping[str, Any]
     database: Mapping[str, Any]
@@ -350,7 +352,7 @@ class Snapshot:
         return cls(await it.visible(), await it.rows())
 
     def changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
-        """What is otherwise later: as it was, and as it is."""
+        """Return the differences to a later snapshot: the old and the new value by name."""
         was = {**self.github, **self.database}
         now = {**later.github, **later.database}
         return {name: _apart(was[name], now[name]) for name in was if was[name] != now[name]}
@@ -365,7 +367,8 @@ def _apart(was: Any, now: Any) -> tuple[Any, Any]:
 async def until(
     condition: Callable[[], Awaitable[Found | None]], *, within: float = 30.0, every: float = 0.01
 ) -> Found:
-    """Wait until something is seen. Raises TimeoutError that names what was not."""
+    """Wait until `condition` returns something true, and return that. Raises TimeoutError with the
+    name of the condition."""
     try:
         async with asyncio.timeout(within):
             while not (found := await condition()):
@@ -388,7 +391,7 @@ async def site(
     model: Mapping[str, str] | None = None,
     files: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Site]:
-    """A web process and some workers; every process is gone when the block ends."""
+    """Start a web process and some workers; every process has ended when the block ends."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(story))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}

@@ -1,5 +1,5 @@
-"""Many tasks that live their whole lives, and the count of what came of it: nothing may be lost,
-nothing be doubled."""
+"""Many tasks from their start to their end, and an audit of the results: nothing may be lost or
+duplicated."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,12 @@ from osiris.queue.tables import RunRow, StepRow
 from tests.flow.conftest import REPO, run, step, submit
 from tests.flow.support.cluster import Machine, Site, until
 
-LIFE = 300.0  # seconds in which a person sees what they wait for, on a machine that is busy
+LIFE = 300.0  # seconds to wait for one result on a busy machine
 
 
 def story(tasks: int) -> dict[str, Any]:
-    """Each task makes a file of its own, and changes it when a review asks for that."""
+    """Return a script in which each task writes its own file, and changes it when a review asks for
+    that."""
     runs = []
     for name in map(name_of, range(tasks)):
         look = step("run_command", {"exit_code": 0}, command=f"grep -c . {name}.txt")
@@ -44,7 +45,7 @@ def story(tasks: int) -> dict[str, Any]:
                 when=f"Make {name}",
             )
         )
-    # a review's brief holds the request, too
+    # the brief of a review contains the request as well
     return {"runs": sorted(runs, key=lambda run: run["when"], reverse=True)}
 
 
@@ -54,7 +55,7 @@ def name_of(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One task, from its label to its merge."""
+    """The course of one task, from its label to its merge."""
 
     it: Site
     name: str
@@ -72,7 +73,8 @@ class Life:
         await self.it.bob.merge_pull(pull)
 
     async def _until(self, issue: int, *, commits: int) -> TaskSummary:
-        """The task, once so many commits are to be reviewed and nothing of it waits."""
+        """Wait until `commits` commits are ready for review and nothing of the task is waiting.
+        Return the task."""
 
         async def handed_in() -> TaskSummary | None:
             line = await self.it.views.find_task(IssueRef(REPO, issue))
@@ -93,7 +95,7 @@ class Life:
 
 @dataclass(kw_only=True)
 class Toll:
-    """What was counted; `doubles` and `losses` name what should not be."""
+    """The counts of an audit; `doubles` and `losses` name the errors."""
 
     tasks: int = 0
     done: int = 0
@@ -115,7 +117,7 @@ class Toll:
 
 
 class Counting:
-    """Looks at all that is to be seen of some tasks."""
+    """Audits everything that is visible of some tasks."""
 
     def __init__(self, it: Site, names: Sequence[str], *, reviewed: bool) -> None:
         self._it = it
@@ -173,7 +175,7 @@ def _issue_of(pull: dict[str, Any]) -> int:
 
 
 async def _all(it: Site, path: str) -> list[dict[str, Any]]:
-    """Every page."""
+    """Return the rows of all pages."""
     found: list[dict[str, Any]] = []
     while more := await it.alice.send_request(
         "GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"
@@ -185,17 +187,17 @@ async def _all(it: Site, path: str) -> list[dict[str, Any]]:
 
 
 def asked(vendors: Vendors) -> tuple[int, int]:
-    """How many requests there were, and how many of them were asked before, word by word. Each
-    worker also asks its model once whether it calls tools: that is none.
-    """
+    """Return the number of model requests, and how many of them repeat an earlier one word for
+    word. The probe of each worker, which asks its model once whether it calls tools, is not
+    counted."""
     words = [json.dumps(asked.body["messages"], sort_keys=True) for asked in vendors.requests]
     steps = Counter(said for said in words if "Call the tool `ready`" not in said)
     return steps.total(), steps.total() - len(steps)
 
 
 async def count_requests(it: Site, vendors: Vendors, toll: Toll) -> None:
-    """A question whose answer died with its worker must be asked again (`cut_off`); one that was
-    answered never."""
+    """Count the model requests. A request whose answer was lost with its worker must be repeated
+    (`cut_off`); one that was answered must never be."""
     toll.requests, again = asked(vendors)
     toll.cut_off = toll.requests - await it.scalar(
         select(func.count()).where(StepRow.message["role"].as_string() == "assistant")
@@ -205,7 +207,7 @@ async def count_requests(it: Site, vendors: Vendors, toll: Toll) -> None:
 
 @contextlib.asynccontextmanager
 async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let something go on until the block ends; what goes wrong in it is an error of the block."""
+    """Run `work` until the block ends; its errors are errors of the block."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -218,8 +220,8 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 async def live_all(
     it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True
 ) -> list[str]:
-    """Let tasks live, so many at a time; says which of them came to no end, and what they wait
-    for."""
+    """Run tasks, `at_once` at a time. Return a description of each one that did not end, with
+    everything that waits."""
     room = asyncio.Semaphore(at_once)
     stuck = list[str]()
 
@@ -238,7 +240,8 @@ async def live_all(
 
 @dataclass
 class Reaper:
-    """Kills workers, and now and then the web process, at moments drawn by `chance`; counts."""
+    """Kills workers, and sometimes the web process, at moments drawn by `chance`, and counts the
+    kills."""
 
     it: Site
     chance: random.Random
@@ -247,8 +250,8 @@ class Reaper:
     kills: int = 0
 
     async def reap(self) -> None:
-        """Until cancelled. Half of the dead begin again in their own folder, the others are
-        replaced."""
+        """Kill until cancelled. Half of the killed workers start again in their own folder, the
+        others are replaced."""
         while self.kills < self.most:
             await asyncio.sleep(self.chance.uniform(*self.pause))
             machine = self.chance.choice([self.it.web, *self.it.living()])
@@ -265,8 +268,8 @@ class Reaper:
 
 @dataclass
 class Freezer:
-    """Lets one worker after the other stand still until its lease is over, and go on then;
-    counts."""
+    """Freezes one worker after the other until its lease is over, then thaws it, and counts the
+    freezes."""
 
     it: Site
     chance: random.Random
@@ -274,7 +277,7 @@ class Freezer:
     freezes: int = 0
 
     async def freeze(self) -> None:
-        """Until cancelled."""
+        """Freeze workers until cancelled."""
         while True:
             await asyncio.sleep(self.chance.uniform(*self.pause))
             machine = self.chance.choice(self.it.living())
@@ -297,13 +300,13 @@ class Freezer:
 
 @dataclass
 class Handovers:
-    """Counts how often a run went on under another lease than before."""
+    """Counts how often a run continued under another lease than before."""
 
     it: Site
     seen: set[tuple[str, int]] = field(default_factory=set)
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Record the leases of the runs until cancelled."""
         while True:
             with contextlib.suppress(SQLAlchemyError):
                 async with self.it.engine.connect() as connection:

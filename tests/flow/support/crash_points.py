@@ -1,10 +1,8 @@
-"""Osiris as a process that counts how often it touches the outside, and kills itself at one of
-these touches.
+"""Osiris as a process that counts its external calls ("touches") and kills itself at one of them.
 
-A touch is an SQL statement or a commit, a process that is started (git, jails), an HTTP request
-before it is sent and after it was answered, and a question to the model. `kill -9` at each of them
-is `kill -9` at every await that matters: between two touches nothing happens that anybody could see
-afterwards.
+A touch is an SQL statement, a commit, the start of a process (git, jails), an HTTP request before
+it is sent and after it is answered, or a request to the model. A `kill -9` at each of them covers
+every await that matters: between two touches, nothing happens that could be observed afterwards.
 """
 
 import asyncio
@@ -45,21 +43,21 @@ OURS = f"{Path(osiris.__file__).parent}/"
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The `number`-th time that a life comes by a place in Osiris's code from which it
-    touches the outside."""
+    """The `number`-th time that a process makes an external call from one place in Osiris's
+    code."""
 
     place: str
     number: int
 
 
 Fate = int | Moment | Path | None
-"""What becomes of a life: it dies at its so-manieth touch or at a moment, or lives on; into a file
-it writes places."""
+"""The fate of a process: it dies at a touch of this number or at a moment, or survives; with a
+path, it writes the place of each touch into that file."""
 
 
 def place() -> str:
-    """The lines of Osiris's own code that led here, innermost first, also through SQLAlchemy's
-    greenlets."""
+    """Return the lines of Osiris's code on the call stack, innermost first, including the stacks
+    behind SQLAlchemy's greenlets."""
     here = greenlet.getcurrent()
     stacks = [sys._getframe(2)]
     while here.parent is not None:
@@ -74,7 +72,7 @@ def place() -> str:
 
 
 class Fuse:
-    """Counts touches; at the one that `fate` names the process kills itself."""
+    """Counts touches, and kills the process at the one that `fate` names."""
 
     def __init__(self, fate: Fate, burnt: "Synchronized[int]") -> None:
         self._fate = fate
@@ -99,7 +97,7 @@ class Fuse:
         return False
 
     def lay(self) -> None:
-        """Be told of every touch of this process."""
+        """Register for every touch of this process."""
         event.listen(Engine, "before_cursor_execute", self.touch)
         event.listen(Engine, "commit", self.touch)
         sys.addaudithook(self._audit)
@@ -124,7 +122,7 @@ class Fuse:
 
 
 class InstrumentedModel:
-    """A brain whose questions are touches."""
+    """A model whose requests count as touches."""
 
     def __init__(self, model: LanguageModel, fuse: Fuse) -> None:
         self._model = model
@@ -142,7 +140,7 @@ class InstrumentedModel:
 
 
 def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
-    """A whole life, web and worker, until it dies of its fuse or is killed."""
+    """Run web and worker in one process until it kills itself or is killed."""
     logging.disable(logging.CRITICAL)
     fuse = Fuse(fate, burnt)
     brains = create_models(settings)
@@ -155,7 +153,7 @@ def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
 
 
 class Fused:
-    """One life after the other on the same settings, each with its fate; the last one lives on."""
+    """Consecutive processes with the same settings, each with its fate; the last one survives."""
 
     def __init__(self, settings: Settings, fates: Sequence[Fate]) -> None:
         self._settings = settings
@@ -164,13 +162,13 @@ class Fused:
         self._watching: asyncio.Task[None] | None = None
         self.deaths = 0
         self.touches: list[int] = []
-        """How many touches each life had."""
+        """The number of touches of each process."""
 
     def begin(self) -> None:
         self._watching = asyncio.create_task(self._go_on())
 
     async def _go_on(self) -> None:
-        """Begin the next life when one has died."""
+        """Start the next process whenever one has died."""
         while True:
             fate = next(self._fates, None)
             burnt = FORKS.Value("q", 0)
@@ -187,7 +185,7 @@ class Fused:
             self.deaths += 1
 
     def check(self) -> None:
-        """Raise what went wrong with a life."""
+        """Raise the error of a process, if there was one."""
         if self._watching is not None and self._watching.done():
             self._watching.result()
 
@@ -204,7 +202,7 @@ class Fused:
 async def fused(
     place: Path, fates: Sequence[Fate]
 ) -> AsyncIterator[tuple[CrashEnvironment, Fused]]:
-    """The ground of the crash tests, with lives that die of themselves."""
+    """Start the environment of the crash tests with processes that kill themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     async with start_environment(
@@ -235,7 +233,8 @@ async def fused(
 
 
 async def killed_at(place: Path, fates: Sequence[Fate]) -> tuple[dict[str, object], Fused]:
-    """A whole life whose processes have these fates; what is seen at its end."""
+    """Run a task from label to merge with processes that have these fates. Return the visible
+    result, and the processes."""
     async with fused(place, fates) as (it, lives):
         seen = await it.whole_life()
         lives.check()

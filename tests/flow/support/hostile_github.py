@@ -1,5 +1,5 @@
-"""GitHub as an enemy: it answers and delivers as drawn; what is seen at the end must be the lawful
-thing."""
+"""A hostile GitHub: it answers and delivers as a random plan states, and the final result must be
+correct nevertheless."""
 
 import asyncio
 import contextlib
@@ -34,13 +34,13 @@ ANSWERS = (
     "done, silence",
 )
 DELIVERIES = ("twice", "later", "refused", "taken, and the answer lost", "dropped")
-WAIT = 120.0  # seconds for one step of a life
+WAIT = 120.0  # seconds for one step of a task
 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """What happens to each coming request and to each coming delivery; "" is nothing, and so is
-    what comes after."""
+    """The faults of the coming requests and deliveries; "" is no fault, and after the end of the
+    plan there are none."""
 
     answers: tuple[str, ...]
     deliveries: tuple[str, ...]
@@ -56,12 +56,12 @@ plans = st.builds(FaultPlan, _mostly(ANSWERS, 60), _mostly(DELIVERIES, 25))
 
 @dataclass
 class Enemy:
-    """Stands between Osiris and devhub, on both ways."""
+    """Intercepts requests and deliveries between Osiris and devhub."""
 
     plan: FaultPlan
     over: asyncio.Event = field(default_factory=asyncio.Event)
     done: list[str] = field(default_factory=list)
-    """What went wrong so far."""
+    """The faults so far."""
 
     def __post_init__(self) -> None:
         self._answers = iter(self.plan.answers)
@@ -115,7 +115,7 @@ class Enemy:
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
-    """Osiris waits for an answer of GitHub for one second only."""
+    """Limit the wait for an answer of GitHub to one second."""
     was = transport.PATIENCE, app_auth.PATIENCE
     transport.PATIENCE = app_auth.PATIENCE = 1.0
     try:
@@ -126,7 +126,7 @@ def impatient() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A life of Osiris with that enemy, and people."""
+    """A running Osiris with a hostile GitHub, and people."""
 
     stage: Environment
     osiris: Osiris
@@ -138,8 +138,8 @@ class Field:
         return lines[0].task if lines else None
 
     async def _until(self, reached: Callable[[Task], bool]) -> Task:
-        """Wait until the task is there: GitHub sends again what was not taken, and Osiris looks for
-        the rest."""
+        """Wait until the task satisfies `reached`. Failed deliveries are redelivered, and the
+        reconciler finds the rest."""
         async with asyncio.timeout(WAIT):
             while True:
                 await self.stage.wait_until_settled(self.osiris.store)
@@ -175,7 +175,8 @@ class Field:
 
 
 async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[str]]:
-    """A whole life against an enemy: what is seen at its end, and what went wrong."""
+    """Run a task from label to merge against a hostile GitHub. Return the visible result, and the
+    faults."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     enemy = Enemy(plan)

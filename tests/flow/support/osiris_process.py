@@ -1,4 +1,4 @@
-"""Osiris as a process of its own that can be killed for real, and started again quickly."""
+"""Osiris as a separate process that can be killed and quickly started again."""
 
 import asyncio
 import logging
@@ -14,18 +14,18 @@ from tests.forkserver import FORKS
 
 
 def live(settings: Settings) -> None:
-    """A whole life: web and worker, until killed."""
+    """Run web and worker in one process until it is killed."""
     logging.disable(logging.CRITICAL)
     asyncio.run(serve(build_osiris(settings, patience=Timeouts(pauses=(0.05,)))))
 
 
 class Lives:
-    """One life after the other on the same settings."""
+    """Consecutive processes with the same settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: BaseProcess | None = None
-        self._one_at_a_time = threading.Lock()  # two writes may be cut off at the same moment
+        self._one_at_a_time = threading.Lock()  # two writes may be interrupted at the same moment
         self.count = 0
 
     def begin(self) -> None:
@@ -34,7 +34,7 @@ class Lives:
         self.count += 1
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL and wait for the end."""
         if self._process is not None and self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.join()

@@ -1,1 +1,1 @@
-"""The disk of a session, of a limited size, and the checkouts that are kept for new ones."""
+"""The disks of sessions, of a limited size, and the cached checkouts for new sessions."""

@@ -1,5 +1,5 @@
-"""Where a session's files are: a place of limited size, with `work`, `home` and `tmp`, which the
-jail sees, and `keep`, which it does not. `image_disk.py` makes it for root, `tmpfs_disk.py` for an
+"""The disk of a session: storage of a limited size, with `work`, `home` and `tmp`, which the jail
+sees, and `keep`, which it does not. `image_disk.py` implements it for root, `tmpfs_disk.py` for an
 ordinary user."""
 
 import asyncio
@@ -18,7 +18,7 @@ from osiris.core.ports.sandbox import SandboxLimits
 
 T = TypeVar("T")
 SHOWN: Final = ("work", "home", "tmp")
-COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files run up to a tick behind
+COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files lag by up to one tick
 INDEX = "index"
 NOTES = "notes.json"
 OWN = "own"
@@ -28,41 +28,41 @@ USR = "usr"
 ETC = "etc"
 DEVICES = "dev"
 TERMINALS = "pts"
-"""What a session's jails have of their own, and would else share with those of all others."""
-MOST_TERMINALS: Final = 64  # of the 3072 that kernel.pty.max leaves to all sessions of a machine
+"""The folders of private mounts: without them the jails of all sessions would share these parts."""
+MOST_TERMINALS: Final = 64  # of the 3072 that kernel.pty.max allows for all sessions of a machine
 DEVPTS: Final = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 
 
 class Disk(ABC):
-    """The disk `name` below `root`; what is on it belongs to user `uid` (None: to ours).
+    """The disk `name` below `root`; its files belong to user `uid` (None: to this process's user).
 
-    With a prepared `etc` it is one of a session, and has a /usr, an /etc and terminals of its own,
-    where the kernel can.
+    With a prepared `etc` it is the disk of a session, and has a private /usr, /etc and terminals,
+    where the kernel supports that.
     """
 
     def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
         self.folder = root / name
-        """Where jails are told to look for it."""
+        """The path of the disk for jails."""
         self.uid = uid
         self.etc = etc
 
     @property
     @abstractmethod
     def host_path(self) -> Path:
-        """Where this process finds the same."""
+        """The path of the disk for this process."""
 
     @property
     @abstractmethod
     def nsenter_prefix(self) -> Sequence[str]:
-        """The words before a command that has to see the disk."""
+        """The words before a command that must see the disk."""
 
     @property
     def host_only(self) -> Path:
         return self.host_path / "keep"
 
     def get_private_path(self, name: str) -> Path | None:
-        """Return where jails find the session's own `usr`, `etc`, `dev` or `pts`; None where it has
-        none."""
+        """Return the path, for jails, of the session's private `usr`, `etc`, `dev` or `pts`; None
+        when it has none."""
         with contextlib.suppress(OSError), os.scandir(self.host_path / name) as entries:
             if any(entries):
                 return self.folder / name
@@ -70,15 +70,15 @@ class Disk(ABC):
 
     @abstractmethod
     def create(self, limits: SandboxLimits) -> None:
-        """Make it anew. Raises Unavailable."""
+        """Create the disk. Raises Unavailable."""
 
     @abstractmethod
     def find_sealed(self) -> bool:
-        """True when it is there, and sealed."""
+        """Return whether the disk exists and is sealed."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Throw it away; fine when it is not there. Raises Unavailable."""
+        """Remove the disk, if there is one. Raises Unavailable."""
 
     def _make_folders(self) -> None:
         for name in (*SHOWN, "keep"):
@@ -89,8 +89,8 @@ class Disk(ABC):
         self.host_path.chmod(0o711)
 
     def finalize(self, notes: dict[str, Any]) -> None:
-        """Close `keep` to the jail's user. What seals the disk is made now, while there is room for
-        it."""
+        """Write the notes, and take `keep` from the jail's user. The file that seals the disk is
+        created now, while there is room for it."""
         if self.uid is not None:
             os.chown(self.host_only, 0, 0)
             for entry in self.host_only.iterdir():
@@ -99,9 +99,9 @@ class Disk(ABC):
         (self.host_only / UNSEALED).touch(mode=0o600)
 
     def seal(self) -> None:
-        """Mark it as complete: from now on it is found. It takes no room: the agent may have left
-        none."""
-        with contextlib.suppress(FileNotFoundError):  # it is sealed
+        """Mark the disk as complete: from now on it is reopened. This needs no room on the disk,
+        because the agent may have left none."""
+        with contextlib.suppress(FileNotFoundError):  # it is sealed already
             (self.host_only / UNSEALED).rename(self.host_only / SEALED)
 
     @property
@@ -110,21 +110,24 @@ class Disk(ABC):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What was noted when it was closed."""
+        """The notes given to `finalize`."""
         noted: dict[str, Any] = json.loads((self.host_only / NOTES).read_text())
         return noted
 
     def restore_permissions(self) -> None:
-        """Called before each command: one that closed the workspace to itself is no end of the
-        session. It cannot be a link to something else, for it is a folder in one of ours."""
+        """Make the workspace accessible again before a command, in case the last one removed the
+        permissions. The path cannot be a link, because the folder above belongs to Osiris."""
         with contextlib.suppress(OSError):
             (self.host_path / "work").chmod(0o755)
 
     def unfreeze_index(self) -> None:
-        """Called before the first command of a stranger. Git reads a file again when its second is
-        that of the index, so right after a checkout all of them: 5,000 files take 400 ms. When that
-        second has passed with nobody in the workspace, a change can no longer hide in it, and the
-        index may say so."""
+        """Set the time of the index to the second after the checkout. Called before the first
+        untrusted command.
+
+        Git reads a file again when its time has the second of the index, so right after a checkout
+        it reads all of them: 5,000 files take 400 ms. When that second has passed before a command
+        ran in the workspace, no change can be hidden in it, and the index may have a later time.
+        """
         index = self.host_only / INDEX
         next_second = int(index.lstat().st_mtime) + 1
         if time.time() > next_second + COARSE_CLOCK:
@@ -132,7 +135,7 @@ class Disk(ABC):
 
 
 def run_host_program(argv: Sequence[str], cwd: Path = Path("/")) -> None:
-    """Run a program of the host for a disk. Raises Unavailable."""
+    """Run a program of the host on a disk. Raises Unavailable."""
     try:
         done = subprocess.run(
             argv,
@@ -152,29 +155,30 @@ def run_host_program(argv: Sequence[str], cwd: Path = Path("/")) -> None:
 
 
 async def finish_in_thread(work: Callable[..., T], *args: object) -> T:
-    """Return what `work` does in a thread, which also who is cancelled waits for.
+    """Run `work` in a thread and return its result. A cancelled caller waits for the thread, too.
 
-    Else the next one would find, fill or remove a disk that the thread is still at.
+    Otherwise another task could find, fill or remove a disk that the thread still works on.
     """
     working = asyncio.ensure_future(asyncio.to_thread(work, *args))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait([working])
-        working.exception()  # nobody else asks for it
+        working.exception()  # retrieved, so that asyncio does not report it
         raise
 
 
 class HostDiskFull(Unavailable):
-    """The host has no room for a disk now."""
+    """The error of a host without room for another disk."""
 
 
 class NoRoomYet(HostDiskFull, Occupied):
-    """It has none because other disks may still grow; there is room once they are removed."""
+    """The error of a host on which other disks may still grow; there is room once they are
+    removed."""
 
 
 def probe_size_limit(disk: Disk, size: int) -> str:
-    """Empty when a disk takes less than `size` bytes, else what went wrong."""
+    """Return "" when a disk accepts less than `size` bytes, else the problem."""
     with contextlib.suppress(OSError):
         (disk.host_path / "tmp" / "fill").write_bytes(bytes(size))
         return "a disk took more than its size"

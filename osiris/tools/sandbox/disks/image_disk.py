@@ -1,7 +1,8 @@
-"""Disks of a root worker: ext4 images of a limited size, of which one may lie over another.
+"""The disks of a root worker: ext4 images of a limited size. One may be an overlay over another.
 
-An image takes 13 ms to make and 4 ms to throw away, and stops a fill at its size. Laid over a
-checkout that is kept in another one, a workspace of 8,000 files takes 17 ms instead of 400.
+An image takes 13 ms to create and 4 ms to remove, and cannot be filled beyond its size. As an
+overlay over a cached checkout on another disk, a workspace of 8,000 files takes 17 ms instead of
+400.
 """
 
 import contextlib
@@ -31,27 +32,27 @@ from osiris.tools.sandbox.jail.orphans import kill_orphans
 from osiris.tools.sandbox.users import USERS, assert_can_claim
 
 MKFS: Final = ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal")
-# nobarrier: else every unmount and every fsync inside waits for the host's disk, and a session need
-# not outlive a power cut. redirect_dir: else a folder of the disk below could not be renamed, which
-# `git mv` takes for a failure.
+# nobarrier: otherwise every unmount and every fsync inside waits for the host's disk, and a session
+# need not survive a power cut. redirect_dir: otherwise a folder of the lower disk cannot be
+# renamed, which `git mv` treats as a failure.
 IMAGE: Final = "loop,nosuid,nodev,noatime,nobarrier"
 OVERLAY: Final = "redirect_dir=on,index=off,metacopy=off"
-GONE: Final = 3.0  # seconds
-_FINDING = threading.RLock()  # two that find the same disk unmounted would mount it twice
+RELEASE_TIMEOUT: Final = 3.0  # seconds
+_FINDING = threading.RLock()  # two threads that find the same disk unmounted would mount it twice
 # s_state in the ext4 superblock
 STATE_OFFSET = 1024 + 58
 CLEAN = b"\1\0"
 TRIAL: Final = "@trial-"
 HOUR: Final = 3600  # seconds
 HOST_USR: Final = Path("/usr")
-KEPT: Final = "@checkout-"  # begins the names of disks that nothing is written to any more
-OWN, AUXILIARY = "own", "auxiliary"  # what overlayfs calls the upper and the work folder
-# where the workspace of the disk below is shown as this session's, until it is laid
+KEPT: Final = "@checkout-"  # begins the names of disks that are never written to again
+OWN, AUXILIARY = "own", "auxiliary"  # overlayfs's upper and work folder
+# where the workspace of the lower disk is mounted with this session's owner, to make the overlay
 LOWER: Final = "lower"
 
 
 class ImageDisk(Disk):
-    """A disk in an image file."""
+    """A disk in an ext4 image file."""
 
     def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
         super().__init__(root, name, uid=uid, etc=etc)
@@ -67,7 +68,8 @@ class ImageDisk(Disk):
 
     @property
     def _base_file(self) -> Path:
-        """Names the disk that it lies over; no jail ever sees it, so none could name another."""
+        """The file with the name of the lower disk. No jail sees it, so none can name another
+        disk."""
         return self.folder / "over"
 
     def create(self, limits: SandboxLimits) -> None:
@@ -77,7 +79,7 @@ class ImageDisk(Disk):
         self._mount_private()
 
     def create_over(self, layer: "ImageDisk", limits: SandboxLimits) -> None:
-        """The same, with the workspace of another disk seen below its own files."""
+        """Create the disk with the workspace of another disk as the lower layer of its own."""
         self.create(limits)
         (self.folder / LOWER).mkdir(mode=0o700)
         for part in (OWN, AUXILIARY):
@@ -87,11 +89,12 @@ class ImageDisk(Disk):
         self._base_file.write_text(layer.folder.name)
         if not self._mount_overlay():
             raise Unavailable(
-                "the checkout that the workspace was to lie over is gone, and is made anew"
+                "the cached checkout that the workspace needs was removed; it is made again"
             )
 
     def find_sealed(self) -> bool:
-        """An image that was put away cleanly (a restart) is mounted again."""
+        """Return whether the disk exists and is sealed; mount it again when it was unmounted
+        cleanly (after a restart)."""
         with _FINDING:
             if self._has_image() and not self.folder.is_mount():
                 if not self._wait_until_clean():
@@ -103,8 +106,8 @@ class ImageDisk(Disk):
             return self._mount_overlay()
 
     def remove(self) -> None:
-        """With all that is mounted on it. Never shutil.rmtree: 3,000 nested folders are too deep
-        for it."""
+        """Remove the disk with all that is mounted on it. Not by shutil.rmtree, which fails for
+        3,000 nested folders."""
         if self.folder.is_mount():
             run_host_program(["/usr/bin/umount", "-l", str(self.folder)])
         self.image.unlink(missing_ok=True)
@@ -117,8 +120,8 @@ class ImageDisk(Disk):
             run_host_program(["/usr/bin/rm", "-rf", "--one-file-system", "--", str(self.folder)])
 
     def reserve_paths(self) -> None:
-        """Make the folder and the place of the image. By its folder a killed worker's image is
-        found."""
+        """Create the folder of the disk and the folder of the images. The folder is how the image
+        of a killed worker is found."""
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self.image.parent.mkdir(mode=0o700, exist_ok=True)
 
@@ -136,7 +139,8 @@ class ImageDisk(Disk):
         run_host_program(["/usr/bin/mount", "-o", IMAGE, str(self.image), str(self.folder)])
 
     def _mount_overlay(self) -> bool:
-        """Lay it over the disk that was noted, where that is not done; False when that is gone."""
+        """Mount the overlay over the noted disk, unless it is mounted or there is none. Return
+        False when that disk is gone."""
         if not self._base_file.exists() or (self.folder / "work").is_mount():
             return True
         layer = ImageDisk(self.folder.parent, self._base_file.read_text(), uid=None)
@@ -149,14 +153,14 @@ class ImageDisk(Disk):
                 flags = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_ATIME
                 mounts.mount_overlay(self.folder / "work", folders, OVERLAY, flags)
         except OSError as error:
-            raise Unavailable(f"the session's disk: it cannot be laid: {error}") from None
+            raise Unavailable(f"the session's disk: no overlay can be mounted: {error}") from None
         return True
 
     @contextlib.contextmanager
     def _map_owner(self, folder: Path) -> Iterator[Path]:
-        """Give a place where the files of another disk belong to this session's user.
+        """Yield a path where the files of another disk belong to this session's user.
 
-        The overlay keeps what it was made of, so that is out of sight afterwards.
+        The overlay keeps a reference to that mount, so it is unmounted afterwards.
         """
         if self.uid is None or folder.stat().st_uid == self.uid:
             yield folder
@@ -169,10 +173,10 @@ class ImageDisk(Disk):
             mounts.unmount(lower)
 
     def _mount_private(self) -> None:
-        """Mount what the session's jails have of their own.
+        """Mount the private /usr, /etc and /dev of the session's jails.
 
-        A session that is found again gets /usr and /etc as they are now. Where the kernel cannot,
-        jails see the host's.
+        A session that is reopened gets the present /usr and /etc. Where the kernel does not support
+        it, jails see the host's.
         """
         if self.etc is None:
             return
@@ -188,13 +192,13 @@ class ImageDisk(Disk):
                 mounts.mount_devices(self.folder / DEVICES, DEVPTS)
 
     def _has_image(self) -> bool:
-        """Return whether it was made: an empty one only claims a user."""
+        """Return whether the image was created: an empty file only claims a user."""
         return self.image.exists() and self.image.stat().st_size > 0
 
     def _wait_until_clean(self) -> bool:
-        """The kernel lets go of a disk a moment after it was unmounted, when the last jail's
-        namespace has gone."""
-        until = time.monotonic() + GONE
+        """Wait until the image is clean, and return whether it is. The kernel releases a disk a
+        moment after it was unmounted, when the namespace of the last jail has ended."""
+        until = time.monotonic() + RELEASE_TIMEOUT
         while not self._is_clean():
             kill_orphans()
             if time.monotonic() > until:
@@ -209,11 +213,11 @@ class ImageDisk(Disk):
 
 
 def _check_free_space(new: Path, size: int) -> None:
-    """Images are sparse, and what is written to one for which there is no room is lost without a
-    word.
+    """Check that the host has room for a new image of this size.
 
-    Raises NoRoom when that could come to pass, and NoRoomYet when only other images that may still
-    grow stand in the way; a trial takes next to nothing, and they do not.
+    Images are sparse, and data written to one for which there is no room is lost silently. Raises
+    HostDiskFull when that could happen, and NoRoomYet when only other images that may still grow
+    need the room. For a trial, which takes almost nothing, these do not count.
     """
     room = os.statvfs(new.parent)
     free = room.f_bavail * room.f_frsize
@@ -234,16 +238,16 @@ def _check_free_space(new: Path, size: int) -> None:
 
 
 def _remove_stale_trials(root: Path) -> None:
-    """Remove the disks of trials that a killed worker has left."""
+    """Remove the trial disks that a killed worker left."""
     for image in (root / "@disks").glob(f"{TRIAL}*.img"):
-        with contextlib.suppress(FileNotFoundError):  # somebody else's trial has just ended
+        with contextlib.suppress(FileNotFoundError):  # the trial of another process has just ended
             if image.stat().st_mtime < time.time() - HOUR:
                 ImageDisk(root, image.stem, uid=None).remove()
 
 
 def probe_mount(root: Path) -> str:
-    """Try small ones, one over the other; empty when it works, else what went wrong. Raises
-    NoRoom."""
+    """Try two small disks, one as an overlay over the other. Return "" when it works, else the
+    problem. Raises HostDiskFull."""
     if os.geteuid() != 0:
         return "only root may mount a disk image"
     _remove_stale_trials(root)
@@ -265,10 +269,10 @@ def probe_mount(root: Path) -> str:
 
 
 def probe_separate_users(root: Path, etc: Path) -> tuple[str, list[str]]:
-    """Try whether each session can have a user of its own over a kept checkout.
+    """Try whether each session can have a separate user over a cached checkout.
 
-    Returns what went wrong, empty when it works; and what a session has to share all the same.
-    Raises NoRoom.
+    Return the problem ("" when it works), and the folders that sessions must share all the same.
+    Raises HostDiskFull.
     """
     small = SandboxLimits(disk=4 * MIB, inodes=64)
     first, second = (f"{TRIAL}{secrets.token_hex(8)}" for _ in range(2))

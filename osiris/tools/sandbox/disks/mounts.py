@@ -1,4 +1,4 @@
-"""Mounts that root's workspaces are made of, by system calls: a program started for each would cost
+"""The mounts of a root worker's workspaces, by system calls: starting a program for each would take
 2 ms."""
 
 import ctypes
@@ -58,7 +58,7 @@ def mount(kind: str, target: Path, options: str, flags: int) -> None:
 def mount_overlay(target: Path, folders: Mapping[str, Path], options: str, flags: int) -> None:
     """Mount an overlay; `folders` are its `lowerdir` and the like. Raises OSError.
 
-    The folders are named by descriptors: a `:` or `,` in a path would end it.
+    The options name the folders by descriptors, because `:` or `,` would end a path.
     """
     opened = {}
     try:
@@ -72,11 +72,11 @@ def mount_overlay(target: Path, folders: Mapping[str, Path], options: str, flags
 
 
 def mount_read_only_overlay(source: Path, target: Path) -> None:
-    """Mount a read-only overlay of one folder: its files have inodes of their own, and one page
+    """Mount a read-only overlay of one folder: its files have separate inodes, but share one page
     cache. Raises OSError.
 
-    An overlay without an upper folder needs two lower ones: the other is the empty `target`. It
-    does not show what is mounted below a folder, so there it fails too.
+    An overlay without an upper folder needs two lower ones: the second is the empty `target`. An
+    overlay does not show mounts below the folder, so this fails when there are any.
     """
     if any(where.startswith(f"{source}/") for where in _list_mount_points()):
         raise OSError(f"something is mounted below {source}")
@@ -90,10 +90,11 @@ def mount_read_only_overlay(source: Path, target: Path) -> None:
 
 
 def mount_devices(target: Path, terminals: str) -> None:
-    """Mount a read-only /dev with terminals of its own; `terminals` are the options of its devpts.
+    """Mount a read-only /dev with separate terminals; `terminals` are the options of its devpts.
     Raises OSError.
 
-    Bubblewrap makes such a /dev of six binds, and reads the list of all mounts after each.
+    Bubblewrap would need six bind mounts for such a /dev, and reads the list of all mounts after
+    each.
     """
     flags = NO_SETUID | NO_EXECUTION
     mount("tmpfs", target, SMALL, flags)
@@ -114,10 +115,10 @@ def mount_devices(target: Path, terminals: str) -> None:
 
 
 def mount_with_owner(source: Path, target: Path, uid: int) -> None:
-    """Mount a folder once more, with its owner's files shown as those of user `uid`. Raises
+    """Mount a folder a second time, with its owner's files shown as those of user `uid`. Raises
     OSError.
 
-    It needs Linux 5.12, and 5.19 to lie below an overlay.
+    This needs Linux 5.12, and 5.19 for a lower layer of an overlay.
     """
     tree = _check_result(_LIBC.syscall(OPEN_TREE, HERE, os.fsencode(source), CLONE | os.O_CLOEXEC))
     try:
@@ -141,14 +142,14 @@ def mount_with_owner(source: Path, target: Path, uid: int) -> None:
 
 
 def unmount(folder: Path) -> None:
-    """Take what is mounted there out of sight. Raises OSError."""
+    """Detach the mount at a folder. Raises OSError."""
     _check_result(_LIBC.umount2(os.fsencode(folder), DETACH))
 
 
 def unmount_below(folder: Path) -> None:
-    """Take out of sight what is mounted below a folder, so that it can be removed. Sessions are
-    found again."""
-    for where in reversed(_list_mount_points()):  # the last is the innermost
+    """Detach all mounts below a folder, so that it can be removed: a session that was reopened has
+    some there."""
+    for where in reversed(_list_mount_points()):  # the last mount is the innermost
         if where.startswith(f"{folder}/"):
             run_host_program(["/usr/bin/umount", "-l", where])
 
@@ -160,8 +161,8 @@ def _list_mount_points() -> list[str]:
 
 
 def _open_user_namespace(maps: Mapping[str, tuple[int, int]]) -> int:
-    """Return a user namespace that shows one id as another: a process has to be in it while it is
-    made."""
+    """Return a user namespace that maps one id to another. A process must be in it while it is set
+    up."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         UNSHARE, env={}, cwd="/", stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
@@ -178,7 +179,7 @@ def _open_user_namespace(maps: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _is_answering(to: IO[bytes], answer: IO[bytes]) -> bool:
-    """Return whether the program runs, and so its namespace is there."""
+    """Return whether the program runs, which means that its namespace exists."""
     try:
         to.write(b"\n")
         to.flush()

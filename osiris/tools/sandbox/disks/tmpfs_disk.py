@@ -1,8 +1,9 @@
-"""Disks of an ordinary user: a tmpfs of a limited size, held by a process that does nothing else.
+"""The disks of an ordinary user: a tmpfs of a limited size, held by a process that does nothing
+else.
 
-Only root may mount, but an ordinary user may in name spaces of its own. Those last as long as a
-process is in them, so one is left there; it outlives its worker, and so does the disk. What is on
-it counts as memory of this machine.
+Only root may mount, but an ordinary user may do so in separate namespaces. These exist as long as a
+process is in them, so one process stays there; it outlives its worker, and so does the disk. The
+content counts as memory of this machine.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from osiris.core.ports.sandbox import MIB, SandboxLimits
 from osiris.tools.sandbox.disks.disk import DEVPTS, Disk, probe_size_limit
 
 NSENTER: Final = "/usr/bin/nsenter"
-# Nobody's child, and with none of our streams: whoever asked for it may end.
+# Not a child of the worker, and without its streams: the worker may end.
 HOLD: Final = (
     "/usr/bin/setsid",
     "--fork",
@@ -33,8 +34,8 @@ HOLD: Final = (
 )
 # instances of inotify for one session, of the 128 that a user has in most cases
 INOTIFY: Final = 32
-# It notes by itself who it is, and since when: whoever asked for it may be killed before the
-# answer. The start is the 20th word behind the name: proc_pid_stat(5), field 22.
+# It writes its process id and start time by itself: the worker may be killed before the answer. The
+# start time is the 20th word after the name: proc_pid_stat(5), field 22.
 HELD: Final = """
 mount -t tmpfs -o "size=$2,nr_inodes=$3,mode=0711,nosuid,nodev" osiris "$1" || exit
 if [ "$5" ]; then (
@@ -49,11 +50,11 @@ printf '[%d, "%s"]' $$ "${21}" >"$1" || exit
 echo held
 exec /usr/bin/sleep infinity <&- >/dev/null 2>&1
 """
-GONE: Final = 5.0  # seconds that a killed process may take to be gone
+END_TIMEOUT: Final = 5.0  # seconds that a killed process may take to end
 
 
 class TmpfsDisk(Disk):
-    """A disk that a process holds; which one stands in a file."""
+    """A disk that a process holds; a file contains the process id."""
 
     def __init__(self, root: Path, name: str, *, uid: int | None, etc: Path | None = None) -> None:
         super().__init__(root, name, uid=uid, etc=etc)
@@ -90,7 +91,7 @@ class TmpfsDisk(Disk):
         if said.stdout != b"held\n":
             raise Unavailable(
                 "the session's disk:"
-                f" {os.fsdecode(said.stderr)[-300:].strip() or 'nobody holds it'}"
+                f" {os.fsdecode(said.stderr)[-300:].strip() or 'no process holds it'}"
             )
         self._make_folders()
 
@@ -100,7 +101,7 @@ class TmpfsDisk(Disk):
     def remove(self) -> None:
         if (pid := self._find_process()) > 0:
             os.kill(pid, signal.SIGKILL)
-            until = time.monotonic() + GONE
+            until = time.monotonic() + END_TIMEOUT
             while self._find_process() and time.monotonic() < until:
                 time.sleep(0.001)
         self._pid_file.unlink(missing_ok=True)
@@ -108,8 +109,8 @@ class TmpfsDisk(Disk):
             self.folder.rmdir()
 
     def _find_process(self) -> int:
-        """The process; 0 when there is none. A number that another process has now does not
-        count."""
+        """Return the id of the process; 0 when there is none, also when another process has the id
+        now."""
         try:
             pid, started = json.loads(self._pid_file.read_text())
         except (OSError, ValueError):
@@ -118,8 +119,8 @@ class TmpfsDisk(Disk):
 
 
 def _read_start_time(pid: int) -> str:
-    """When a process was started; "" when there is none, or a dead one. See proc_pid_stat(5),
-    fields 3 and 22."""
+    """Return the start time of a process; "" when there is none, or a dead one. See
+    proc_pid_stat(5), fields 3 and 22."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -128,7 +129,7 @@ def _read_start_time(pid: int) -> str:
 
 
 def probe_tmpfs(root: Path) -> str:
-    """Try a small one; empty when it works, else what went wrong."""
+    """Try a small disk. Return "" when it works, else the problem."""
     trial = TmpfsDisk(root, f"@trial-{secrets.token_hex(8)}", uid=None)
     try:
         trial.create(SandboxLimits(disk=4 * MIB, inodes=64))

@@ -1,9 +1,9 @@
-"""Runs INSIDE the jail by `python3 -I -S`: words in argv, a file's content on stdin, one answer on
-stdout.
+"""The file helper. It runs INSIDE the jail by `python3 -I -S`: a request in argv, a file's content
+on stdin, one answer on stdout.
 
 An answer begins with a line `ok` or `trouble`; a sentence or text for the model follows. File names
-may be any bytes (surrogateescape). Nothing is imported at the top that the start of python has not
-imported anyhow: `json` alone takes 8 ms, `typing` 10, and python itself only 9.
+may be any bytes (surrogateescape). The top imports only modules that the start of python imports
+anyway: `json` alone takes 8 ms, `typing` 10, and python itself only 9.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # characters in an answer: six bytes each in the worst case, below the session's output cap
 MOST_TEXT = 20_000
 MOST_LINE = 2_000
-MOST_READ = 64 << 20  # bytes of a file that are looked through
+MOST_READ = 64 << 20  # bytes of a file that are read
 MOST_EDIT = 8 << 20
 MOST_SEARCHED = 4 << 20
 MOST_ENTRIES = 500
@@ -29,7 +29,7 @@ MOST_MATCHES = 200
 
 
 class FileHelperError(Exception):
-    """A sentence for the model."""
+    """The error of a request; the text is a sentence for the model."""
 
 
 def read_file(path: str, start: int, lines: int) -> str:
@@ -61,7 +61,7 @@ def _format_page(path: str, start: int, shown: list[str], total: int, complete: 
 
 
 def _read_lines(file: Any) -> Iterator[bytes]:
-    """Lines of at most a chunk's length each, for as much of the file as is looked through."""
+    """Yield the lines of the first `MOST_READ` bytes, each cut to a chunk's length."""
     left, rest = MOST_READ, b""
     while left > 0 and (chunk := file.read(min(1 << 20, left))):
         left -= len(chunk)
@@ -129,8 +129,8 @@ def _find_lines(text: str, part: str) -> list[int]:
 
 
 def _find_nearest_line(lines: list[str], old: str) -> str:
-    """Where the first telling line of `old` nearly stands."""
-    from difflib import SequenceMatcher  # costs a few milliseconds, needed only here
+    """Return a sentence with the line that is most similar to the first non-empty line of `old`."""
+    from difflib import SequenceMatcher  # takes a few milliseconds, needed only here
 
     wanted = next((line.strip() for line in old.split("\n") if line.strip()), "")[:200]
     best, where = 0.6, 0
@@ -210,7 +210,7 @@ def _walk_files(path: str) -> Iterator[str]:
 
 
 def _read_searchable(path: str) -> str | None:
-    """The text of a file; empty when it is not one, None when it is too large."""
+    """Return the text of a file; "" when it is not a text file, None when it is too large."""
     try:
         with _open_regular(path, follow=False) as file:
             if os.fstat(file.fileno()).st_size > MOST_SEARCHED:
@@ -239,7 +239,7 @@ def _find_matches(wanted: re.Pattern[str], text: str, path: str) -> Iterator[str
 
 
 def _open_regular(path: str, follow: bool = True) -> Any:
-    """A regular file for reading. Without waiting: opening a FIFO would hang for ever."""
+    """Open a regular file for reading, with O_NONBLOCK: opening a FIFO would block for ever."""
     fd = os.open(
         path,
         os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW),
@@ -256,7 +256,7 @@ def _open_regular(path: str, follow: bool = True) -> Any:
 
 
 def _replace_file(path: str, data: bytes) -> None:
-    """Whole or not at all: a full disk must not cost the old content."""
+    """Replace a file completely or not at all: a full disk must not destroy the old content."""
     target = os.path.realpath(path)
     mode = 0o644
     if os.path.lexists(target):
@@ -280,14 +280,14 @@ def _replace_file(path: str, data: bytes) -> None:
 
 
 def _format_name(path: str) -> str:
-    """A name for the eye: what cannot be printed is escaped."""
+    """Return a name for display, with unprintable characters escaped."""
     plain = path.removeprefix("/workspace/")
     return plain if plain.isprintable() else plain.encode("unicode_escape").decode()
 
 
 def answer_request(do: str, path: str, words: list[str], content: bytes) -> str:
-    """What `do` gives. `edit` finds the length of `old` in its word, in bytes, and `new` behind
-    it."""
+    """Return the answer to request `do`. The content of `edit` is `old` and then `new`; its word is
+    the length of `old` in bytes."""
     match do:
         case "read":
             return read_file(path, int(words[0]), int(words[1]))
@@ -315,7 +315,7 @@ def main() -> str:
         return f"trouble\n{trouble}"
     except OSError as error:
         return f"trouble\n{_format_name(path)}: {(error.strerror or str(error)).lower()}"
-    except RecursionError:  # os.makedirs makes the folder above first, by itself
+    except RecursionError:  # os.makedirs creates the folders above recursively
         return "trouble\nthe path has too many folders"
 
 

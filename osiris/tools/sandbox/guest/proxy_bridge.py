@@ -1,8 +1,8 @@
-"""Runs INSIDE the jail by `python3 -I -S`: a port of localhost that leads to the proxy, then the
-command.
+"""The bridge to the egress proxy. It runs INSIDE the jail by `python3 -I -S`: it opens a port of
+localhost that leads to the proxy's socket, and then runs the command.
 
-Programs know proxies by host and port only. The bridge is nobody's child and holds none of the
-command's streams, so the command sees nothing of it; it ends with the jail.
+Programs can reach a proxy by host and port only. The bridge is not a child of the command and holds
+none of its streams, so the command does not notice it; it ends with the jail.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _detach_process() -> None:
 
 
 def _serve_bridge(listener: socket.socket) -> None:
-    import asyncio  # takes 40 ms, which the command need not wait for
+    import asyncio  # takes 40 ms, for which the command need not wait
 
     async def run() -> None:
         server = await asyncio.start_server(_relay_connection, sock=listener)

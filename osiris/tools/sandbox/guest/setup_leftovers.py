@@ -1,9 +1,11 @@
-"""Runs INSIDE the jail by `python3 -I -S`: tells what a set-up left from what an agent made.
+"""The distinction between the files of a set-up and those of an agent. It runs INSIDE the jail by
+`python3 -I -S`.
 
-`note` runs after the set-up. What the repository's own rules ignore, and a folder that ignores
-itself, as virtual environments do, are left whole: git takes nothing in them for work. Every other
-file is noted with a digest. `rules` and `drop` run when work is taken out: a noted file is none of
-the work as long as it is as the set-up left it. Lists of names end each with a NUL.
+`note` runs after the set-up. Files that the repository's own rules ignore, and a folder that
+ignores itself, as virtual environments do, are listed as a whole: git counts nothing in them as
+work. Every other file is listed with a digest. `rules` and `drop` run at the export: a listed file
+is not part of the work as long as it is unchanged since the set-up. Each name in a list ends with a
+NUL.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MOST = 5_000  # files that no rule covers
+MOST = 5_000  # files that no ignore rule covers
 TOO_MANY = 68  # exit code
 RULE_FILES = (b".gitignore", b".gitattributes")
-SPECIAL = b"[]\\*?!# "  # what a rule of git's gives a meaning to
+SPECIAL = b"[]\\*?!# "  # characters with a meaning in a rule of git
 
 
 def write_lists() -> None:
-    """Write the lists that go with the set-up's tar, and the list of what goes into it.
+    """Write the lists for the set-up's tar, and the list of its content.
 
-    /tmp/new has what git does not know, whole folders as one; /tmp/ignored those of it that the
-    repository's own rules ignore, a folder asked about as a file `x` in it.
+    /tmp/new lists what git does not know, a whole folder as one name; /tmp/ignored those names that
+    the repository's own rules ignore, a folder as a file `x` in it.
     """
     whole: list[bytes] = []
     files: list[bytes] = []
@@ -52,8 +54,8 @@ def write_lists() -> None:
 
 
 def write_rules() -> None:
-    """Write git's rules for what the set-up left and the agent did not change, and the list of
-    that."""
+    """Write git's ignore rules for the files of the set-up that the agent did not change, and the
+    list of these files."""
     noted = (entry.split(b"\t", 1) for entry in _read_names("/base.left"))
     unchanged = [path for digest, path in noted if _compute_digest(path) == digest]
     names = [*_read_names("/base.own"), *unchanged]
@@ -63,8 +65,8 @@ def write_rules() -> None:
 
 
 def print_dropped() -> None:
-    """Print the names of stdin that are on that list: rules in the tree may have brought them
-    back."""
+    """Print the names from stdin that are on that list: ignore rules in the tree may have included
+    them again."""
     names = set(_read_names("/tmp/drop"))  # noqa: S108
     folders = tuple(name for name in names if name.endswith(b"/"))
     for name in sys.stdin.buffer.read().split(b"\0"):
@@ -92,12 +94,12 @@ def _list_files(entry: bytes) -> Iterator[bytes]:
                         folders.append(item.path)
                     else:
                         yield item.path
-        except OSError:  # it cannot be opened, and so not be kept
+        except OSError:  # a folder that cannot be opened cannot be kept
             continue
 
 
 def _compute_digest(path: bytes) -> bytes:
-    """Return what tells whether a file was changed; empty for one that cannot be kept."""
+    """Return a digest that shows whether a file was changed; "" for one that cannot be kept."""
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
@@ -112,7 +114,7 @@ def _compute_digest(path: bytes) -> bytes:
 
 
 def _format_rules(names: Iterable[bytes]) -> Iterator[bytes]:
-    """Return a rule for each name, but for those that no rule can say."""
+    """Yield an ignore rule for each name, except for names that no rule can express."""
     for name in names:
         if b"\n" not in name and b"\r" not in name:
             escaped = b"".join(b"\\%c" % byte if byte in SPECIAL else b"%c" % byte for byte in name)

@@ -1,8 +1,8 @@
-"""One cgroup per session, version 1 or 2: the bound on memory that nothing inside can step around.
+"""The cgroup of a session, version 1 or 2: the memory limit that no process inside can evade.
 
-RLIMIT_AS is no such bound: memfd and SysV memory went past it, and node and java need more address
-space than memory. One per session and not per command, because removing them gave tails of a second
-with 16 at work.
+RLIMIT_AS is not such a limit: memfd and SysV memory are not counted, and node and java need more
+address space than memory. There is one cgroup per session and not per command, because removing one
+after each command took up to a second with 16 sessions at work.
 """
 
 import os
@@ -17,9 +17,9 @@ from osiris.core.ports.sandbox import SandboxLimits
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 HOUR = 3600  # seconds
-# What sockets of TCP hold is one pool of the machine (net.ipv4.tcp_mem, a tenth of its memory), and
-# version 1 counts it apart from other memory. A bound of 64 MiB holds thousands of connections that
-# are read from; when the senders of those that are not have filled it, they wait.
+# The buffers of TCP sockets are one pool of the machine (net.ipv4.tcp_mem, a tenth of its memory),
+# and version 1 counts them separately from other memory. 64 MiB are enough for thousands of
+# connections that are read from; senders on connections that are not read fill the limit and wait.
 TCP_BUFFERS = 64 << 20
 
 
@@ -31,16 +31,18 @@ class Cgroup:
 
     @property
     def entry_files(self) -> tuple[Path, ...]:
-        """Files by which a process of one thread enters by itself: it writes 0. In version 1 that
-        is `tasks`, the one write that takes no lock of the whole machine (cgroup_procs_write_start
-        in kernel/cgroup/cgroup.c)."""
+        """The files by which a process of one thread enters the cgroup by itself: it writes 0.
+
+        In version 1 that is `tasks`, the only write that takes no lock of the whole machine
+        (cgroup_procs_write_start in kernel/cgroup/cgroup.c).
+        """
         return tuple(
             tasks if (tasks := folder / "tasks").exists() else folder / "cgroup.procs"
             for folder in self.folders
         )
 
     def count_oom_kills(self) -> int:
-        """How many processes the kernel has killed in here for want of memory."""
+        """Return how many processes in here the kernel has killed because memory ran out."""
         for name in ("memory.events", "memory.oom_control"):
             for line in _read_lines(self.folders[0] / name):
                 if line.startswith("oom_kill "):
@@ -48,8 +50,10 @@ class Cgroup:
         return 0
 
     def kill(self) -> bool:
-        """Kill whatever is left in here; True when nothing was. In version 2 at once: no fork slips
-        past that."""
+        """Kill all processes in here. Return whether there were none.
+
+        Version 2 kills all of them at once, so that a fork cannot escape.
+        """
         pids = [int(line) for line in _read_lines(self.folders[0] / "cgroup.procs")]
         with suppress(OSError):
             if (at_once := self.folders[0] / "cgroup.kill").exists():
@@ -61,7 +65,7 @@ class Cgroup:
         return not pids
 
     def remove(self) -> bool:
-        """Take the folders away; False while dead processes still leave."""
+        """Remove the folders. Return False while dead processes are still in them."""
         self.kill()
         for folder in self.folders:
             try:
@@ -74,8 +78,8 @@ class Cgroup:
 
 
 def make_cgroup(name: str, limits: SandboxLimits) -> Cgroup | None:
-    """The cgroup `name`, made or found again, with its limits set; None where this machine lets us
-    make none."""
+    """Return the cgroup `name`, new or existing, with its limits set; None where this machine does
+    not allow to make one."""
     for parents, settings in (
         (_find_parents_v2(), _build_settings_v2(limits)),
         (_find_parents_v1(), _build_settings_v1(limits)),
@@ -93,7 +97,7 @@ def make_cgroup(name: str, limits: SandboxLimits) -> Cgroup | None:
 
 
 def find_cgroup(name: str) -> Cgroup | None:
-    """The cgroup `name` when it exists."""
+    """Return the cgroup `name`, or None when it does not exist."""
     for parents in (_find_parents_v2(), _find_parents_v1()):
         folders = tuple(folder for parent in parents if (folder := parent / name).is_dir())
         if folders:
@@ -102,10 +106,10 @@ def find_cgroup(name: str) -> Cgroup | None:
 
 
 def remove_stale_cgroups(prefix: str) -> None:
-    """Remove what a killed worker left empty, an hour ago or longer."""
+    """Remove the empty cgroups that a killed worker left, an hour ago or longer."""
     for parent in (*_find_parents_v2(), *_find_parents_v1()):
         for folder in parent.glob(f"{prefix}*"):
-            with suppress(OSError):  # one that processes are in is not removed
+            with suppress(OSError):  # the kernel refuses to remove one with processes
                 if folder.stat().st_mtime < time.time() - HOUR:
                     folder.rmdir()
 
@@ -123,7 +127,7 @@ def _apply_settings(folders: tuple[Path, ...], settings: tuple[tuple[str, str, b
 
 def _build_settings_v1(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ...]:
     return (
-        # so that a smaller limit can be set twice: memsw may not be less
+        # reset first, so that a smaller limit can be set later: memsw may not be below memory
         ("memory.memsw.limit_in_bytes", "-1", False),
         ("memory.limit_in_bytes", str(limits.memory), True),
         ("memory.memsw.limit_in_bytes", str(limits.memory), False),
@@ -141,13 +145,16 @@ def _build_settings_v2(limits: SandboxLimits) -> tuple[tuple[str, str, bool], ..
 
 
 def _get_process_limit(limits: SandboxLimits) -> int:
-    # the jails' own: bwrap's init, and the next jail that stands ready
+    # 16 more for the jails themselves: bwrap's init, and the prepared next jail
     return limits.processes + 16
 
 
 def _find_parents_v1() -> tuple[Path, ...]:
-    """Those of memory and processes are needed; that of the processor gives every session the same
-    share of it, where else each busy process would have one."""
+    """Return the parent folders of the controllers of memory, processes and the processor.
+
+    The first two are required. That of the processor gives every session the same share of it;
+    without it every busy process would get the same share.
+    """
     own = {
         name: path
         for line in _read_lines(OWN)
@@ -174,8 +181,10 @@ def _find_parents_v2() -> tuple[Path, ...]:
 
 
 def _delegate_controllers(here: Path) -> bool:
-    """Pass the controllers on. A cgroup with processes cannot, so we step aside into a child of it
-    first."""
+    """Delegate the controllers to the children of a cgroup. Return whether that succeeded.
+
+    A cgroup that contains processes cannot delegate, so this process moves into a child first.
+    """
     if {"memory", "pids"} <= set(_read_first_line(here / "cgroup.subtree_control").split()):
         return True
     also = " +cpu" if "cpu" in _read_first_line(here / "cgroup.controllers").split() else ""

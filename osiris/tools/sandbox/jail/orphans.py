@@ -1,9 +1,9 @@
-"""Jails whose worker was killed in the one moment in which they do not see it.
+"""Orphaned jails: jails whose worker was killed in the one moment in which they do not notice.
 
 bubblewrap's monitor dies with its worker, and the jail with the monitor. But a jail that has just
-been started waits for the monitor on an eventfd, which never ends: killed in that millisecond, the
-monitor leaves it waiting for ever. No command has begun in it, but it holds a copy of all mounts,
-so that no disk that is unmounted is ever put away.
+been started waits for the monitor on an eventfd, which has no end of file: when the monitor is
+killed in that millisecond, the jail waits for ever. No command has begun in it, but it holds a copy
+of all mounts, so the kernel releases no disk that is unmounted later.
 """
 
 import contextlib
@@ -11,24 +11,27 @@ import os
 import signal
 from pathlib import Path
 
-from osiris.tools.sandbox.jail.process import BWRAP, MARK
+from osiris.tools.sandbox.jail.first_program import MARK
+from osiris.tools.sandbox.jail.process import BWRAP
 
 _BEGINS = f"{BWRAP}\0".encode()
 _MARK = MARK.encode()
 
 
 def kill_orphans() -> None:
-    """Kill every jail on this machine that has lost its monitor, whichever worker it was of."""
+    """Kill every jail on this machine that has lost its monitor, of whichever worker."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):  # ended as we looked, or not ours
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # it ended meanwhile, or belongs to another user
                 _kill_orphan(entry)
 
 
 def _kill_orphan(process: Path) -> None:
     if not _is_own_jail(process):
         return
-    # and asked again with that: its number may be another's by now
+    # checked again with the pidfd open: another process may have the number by now
     pidfd = os.pidfd_open(int(process.name))
     try:
         if _is_orphan(process):
@@ -38,7 +41,7 @@ def _kill_orphan(process: Path) -> None:
 
 
 def _is_orphan(process: Path) -> bool:
-    """Whether it is process 1 of a jail of ours, and its parent no monitor."""
+    """Return whether it is process 1 of an Osiris jail, and its parent is not a monitor."""
     about = dict(
         line.split(":\t", 1)
         for line in (process / "status").read_text().splitlines()

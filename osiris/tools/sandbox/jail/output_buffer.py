@@ -1,9 +1,9 @@
-"""Taking what a command prints without growing with it: the head, the tail, and optionally a first
+"""A buffer of limited size for the output of a command: the head, the tail, and optionally a first
 part in full."""
 
 
 class OutputBuffer:
-    """Keeps `cap` bytes as head and tail, and the first `keep` bytes as they came."""
+    """A buffer that keeps `cap` bytes as head and tail, and the first `keep` bytes unchanged."""
 
     def __init__(self, cap: int, keep: int = 0) -> None:
         self.total = 0
@@ -14,7 +14,7 @@ class OutputBuffer:
         self._tail = bytearray()
 
     def reset(self) -> None:
-        """Begin again."""
+        """Empty the buffer."""
         self.total = 0
         for part in (self.prefix, self._head, self._tail):
             part.clear()
@@ -30,7 +30,7 @@ class OutputBuffer:
         del self._tail[: -self._half]
 
     def get_excerpt(self) -> bytes:
-        """Head and tail; a line between them says how much is missing."""
+        """Return head and tail, with a line between them that reports how much was cut."""
         cut = self.total - len(self._head) - len(self._tail)
         gap = b"\n... [%d bytes cut] ...\n" % cut if cut else b""
         return bytes(self._head) + gap + bytes(self._tail)

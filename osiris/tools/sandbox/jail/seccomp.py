@@ -1,8 +1,8 @@
-"""The system-call filter of the jail: a BPF program built here, for x86_64 and aarch64.
+"""The system-call filter of the jail: a BPF program for x86_64 and aarch64.
 
-Own generator instead of libseccomp: the 2.5.4 of Debian 12 does not know five newer calls. It costs
-33 ns per call. Everything the kernel may learn later is refused too: numbers above the last one
-known here give ENOSYS.
+It is generated here and not by libseccomp, because version 2.5.4 of Debian 12 does not know five
+newer calls. It costs 33 ns per call. Calls that the kernel adds later are refused too: numbers
+above the last known one return ENOSYS.
 """
 
 import platform
@@ -24,7 +24,7 @@ ARGUMENTS = 16
 KILL = 0x80000000
 ALLOW = 0x7FFF0000
 ERRNO = 0x00050000
-DONE: Final = ERRNO  # with error 0: the call does nothing, and says that it went well
+DONE: Final = ERRNO  # with error 0: the call does nothing and reports success
 EPERM = 1
 ENOSYS = 38
 EAFNOSUPPORT = 97
@@ -34,7 +34,7 @@ COLUMN: Final = {"x86_64": 0, "aarch64": 1}
 AUDIT: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 Instruction = tuple[int, int, int, int]
 
-# name: its number on (x86_64, aarch64); None where it does not exist
+# name: its number on (x86_64, aarch64); None where the call does not exist
 FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     # keyrings belong to the host user, not to a namespace
     "add_key": (248, 217),
@@ -63,7 +63,7 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "listmount": (458, 458),
     "unshare": (272, 97),
     "setns": (308, 268),
-    # reaching into other processes
+    # access to other processes
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -78,7 +78,7 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
     "lookup_dcookie": (212, 18),
-    # running the machine
+    # administration of the machine
     "acct": (163, 89),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
@@ -110,7 +110,7 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "ustat": (136, None),
     "sysfs": (139, None),
     "vserver": (236, None),
-    # memory tricks
+    # memory policies and rarely used memory calls
     "mbind": (237, 235),
     "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450),
@@ -121,8 +121,8 @@ FORBIDDEN: Final[dict[str, tuple[int | None, int | None]]] = {
     "lsm_set_self_attr": (460, 460),
     "lsm_list_modules": (461, 461),
 }
-# The contexts of these are counted for the machine (fs.aio-max-nr), so one session could take those
-# of all.
+# The machine has a limited number of contexts for these calls (fs.aio-max-nr), so one session could
+# take all of them.
 ABSENT: Final[dict[str, tuple[int, int]]] = {
     "io_setup": (206, 0),
     "io_destroy": (207, 1),
@@ -131,8 +131,8 @@ ABSENT: Final[dict[str, tuple[int, int]]] = {
     "io_getevents": (208, 4),
     "io_pgetevents": (333, 292),
 }
-# These write out whole file systems, of the host too, while others wait. No session outlives a
-# power cut, so nothing is lost without them. fsync and sync_file_range are for one file, and stay.
+# These write out whole file systems, of the host too, while others wait. No session survives a
+# power cut, so nothing is lost without them. fsync and sync_file_range write one file: allowed.
 VOID: Final[dict[str, tuple[int, int]]] = {"sync": (162, 81), "syncfs": (306, 267)}
 CLONE: Final = (56, 220)
 CLONE3: Final = (435, 435)
@@ -147,8 +147,8 @@ AF_INET = 2
 AF_INET6 = 10
 AF_NETLINK = 16
 NETLINK_ROUTE = 0
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # typing into the terminal of somebody else
-# plain, without address randomisation (debuggers), "tell me"
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # they insert input into another process's terminal
+# the default, without address randomisation (debuggers), and the query of the present value
 PERSONALITIES: Final = (0, 0x40000, 0xFFFFFFFF)
 
 
@@ -158,8 +158,8 @@ def is_supported(machine: str = "") -> bool:
 
 @cache
 def build_program(machine: str = "") -> bytes:
-    """The filter for `machine` (this one by default) as an array of struct sock_filter. Raises
-    Refused elsewhere."""
+    """Return the filter for `machine` (default: this one) as an array of struct sock_filter. Raises
+    Refused for other processors."""
     machine = machine or platform.machine()
     if not is_supported(machine):
         raise Refused(
@@ -181,7 +181,8 @@ def _build_return(value: int) -> Instruction:
 
 
 def _load_argument(index: int) -> Instruction:
-    """Load the low 32 bits, as the kernel compares them: setting a high bit hides nothing."""
+    """Return the instruction that loads the low 32 bits, which the kernel uses too: a value cannot
+    be hidden by setting a high bit."""
     return (LOAD, 0, 0, ARGUMENTS + 8 * index)
 
 
@@ -190,7 +191,8 @@ def _build_branch(test: int, value: int, *then: Instruction) -> list[Instruction
 
 
 def _require_abi(machine: str) -> list[Instruction]:
-    """32-bit calls (int 0x80) and x32 have numbers of their own, so whoever tries them dies."""
+    """Return the instructions that kill a process which uses 32-bit calls (int 0x80) or x32: these
+    have different numbers."""
     code: list[Instruction] = [
         (LOAD, 0, 0, ARCH),
         (EQUAL, 1, 0, AUDIT[machine]),
@@ -216,11 +218,11 @@ def _refuse_forbidden(machine: str) -> list[Instruction]:
 
 
 def _filter_by_argument(machine: str) -> list[Instruction]:
-    """The calls that are fine or not by what they are asked for; inside a block the number is no
-    longer loaded."""
+    """Return the instructions for calls that are allowed or refused by their arguments; inside a
+    block the call's number is no longer loaded."""
     here = COLUMN[machine]
     blocks = (
-        # its flags lie behind a pointer; glibc falls back to clone
+        # its flags are behind a pointer, so they cannot be checked; glibc falls back to clone
         (CLONE3, [_build_return(ERRNO | ENOSYS)]),
         (
             CLONE,
@@ -249,8 +251,11 @@ def _filter_by_argument(machine: str) -> list[Instruction]:
 
 
 def _filter_socket_families() -> list[Instruction]:
-    """AF_VSOCK is not isolated by a network namespace before Linux 7.0: on a micro-VM it faces the
-    hypervisor."""
+    """Return the instructions that allow some socket families only.
+
+    A network namespace does not isolate AF_VSOCK before Linux 7.0: on a micro-VM it leads to the
+    hypervisor.
+    """
     route_only = [
         _load_argument(2),
         *_build_branch(EQUAL, NETLINK_ROUTE, _build_return(ALLOW)),

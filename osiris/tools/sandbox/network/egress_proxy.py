@@ -1,13 +1,14 @@
-"""Egress proxy: the only way out of a jail. It leads to the hosts of a list, and to nothing else.
+"""The egress proxy: the only network access of a jail, limited to a list of hosts.
 
-It serves a unix socket that is shown to the jail; without that there is no way out at all. A
-connection is let through when its host and port are on the list, the host's address is a public
-one, and the TLS that follows names the same host: a name that resolves to a service of this machine
-or of its cloud leads nowhere, and an allowed name is no disguise for another. What is said inside
-of TLS cannot be seen, so an allowed host is a way out for data too: hence the cap on what is sent.
+It serves a unix socket that the jail sees; without that the jail has no network access at all. A
+connection is allowed when its host and port are on the list, the address of the host is a public
+one, and the TLS that follows names the same host. So a name that resolves to a service of this
+machine or of its cloud is refused, and an allowed name cannot stand for another. The proxy does not
+see what is sent inside of TLS, so data can leave through an allowed host: hence the limit on the
+bytes that are sent.
 
-It runs in a process of its own (`proxy_child.py`), so that a jail can harm nothing but its own way
-out. That process has to start fast: this module and those it needs import little.
+It runs in a separate process (`proxy_child.py`), so that a jail can harm only its own network
+access. That process must start fast: this module and those it needs import little.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ CHUNK: Final = 1 << 16
 BACKLOG: Final = 128  # connections that wait to be accepted
 HEAD: Final = 16 << 10  # bytes of a request
 LONGEST_REASON: Final = 400  # characters
-# refused hosts that are told apart: a hostile jail can ask for as many as it likes
+# refused hosts that are listed separately: a hostile jail can request any number of them
 MOST_NAMES: Final = 100
 OTHERS: Final = ("other hosts", 0, "more than can be told apart")
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -44,8 +45,8 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """For one proxy: bytes that may be sent and received in its life, and connections at once. For
-    one connection: seconds until it stands, and of silence."""
+    """The limits of one proxy: the bytes that may be sent and received in total, and the
+    connections at once. For one connection: the seconds until it is established, and of silence."""
 
     up: int = 16 << 20
     down: int = 4 << 30
@@ -55,8 +56,8 @@ class ProxyLimits:
 
 
 class HostDenied(Exception):
-    """It is not let through. The text says why; `answer` is what the jail is told in place of a
-    page that says so."""
+    """The error of a refused connection. The text is the reason; `answer` is sent to the jail
+    instead of an error page."""
 
     def __init__(self, reason: str, answer: bytes | None = None) -> None:
         super().__init__(reason)
@@ -64,11 +65,11 @@ class HostDenied(Exception):
 
 
 class HostUnreachable(Exception):
-    """It may be reached, but does not answer."""
+    """The error of an allowed host that does not answer."""
 
 
 class EgressProxy:
-    """A proxy for one session. Its connections end with the command that made them: see
+    """The proxy of one session. Its connections end with the command that made them: see
     `close_connections`."""
 
     def __init__(
@@ -83,10 +84,10 @@ class EgressProxy:
         self._unreachable = ""
 
     def take_report(self) -> dict[str, object]:
-        """Return what happened since this was asked last, as JSON takes it.
+        """Return what happened since the last report, as values for JSON.
 
-        `blocked` is a list of (host, port, times, reason); `unreachable` says which host that may
-        be reached was not, and why.
+        `blocked` is a list of (host, port, times, reason); `unreachable` names an allowed host that
+        could not be reached, and the reason.
         """
         rows = [
             [host, port, times, reason] for (host, port, reason), times in self._blocked.items()
@@ -109,7 +110,7 @@ class EgressProxy:
             await self.close_connections(listener)
 
     async def close_connections(self, listener: socket.socket) -> None:
-        """End all connections, and those that still wait to be accepted."""
+        """Close all connections, also those that still wait to be accepted."""
         for _ in range(2 * BACKLOG):
             try:
                 listener.accept()[0].close()
@@ -120,7 +121,8 @@ class EgressProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _accept_connections(self, listener: socket.socket) -> None:
-        """Take the connections that wait. Too many at once are closed: each takes descriptors."""
+        """Accept the waiting connections. Those above the limit are closed: each needs
+        descriptors."""
         for _ in range(BACKLOG):
             try:
                 jail, _ = listener.accept()
@@ -135,7 +137,7 @@ class EgressProxy:
 
     def _finish_task(self, jail: socket.socket, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        jail.close()  # also of a task that never began
+        jail.close()  # also when the task never began
         if not task.cancelled() and (error := task.exception()):
             self._unreachable = f"a connection failed: {error!r}"[:LONGEST_REASON]
 
@@ -148,7 +150,8 @@ class EgressProxy:
             writer.transport.abort()
 
     async def _close_writer(self, writer: asyncio.StreamWriter) -> None:
-        """Close, once the other side has taken what was written. Until then it counts."""
+        """Close a stream when the other side has read all that was written. Until then it counts as
+        a connection."""
         writer.close()
         with contextlib.suppress(OSError):
             async with asyncio.timeout(self._caps.patience):
@@ -175,7 +178,7 @@ class EgressProxy:
             self._unreachable = f"{request.host}:{request.port}: {str(error)[:LONGEST_REASON]}"
             jail[1].write(_build_error_page(502, request, str(error)))
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            return  # one of both sides broke off, or took too long (a TimeoutError is an OSError)
+            return  # one side broke off, or took too long (a TimeoutError is an OSError)
 
     def _record_refusal(self, request: ConnectRequest, reason: str) -> None:
         what = (request.host, request.port, reason[:LONGEST_REASON])
@@ -183,11 +186,11 @@ class EgressProxy:
             what = OTHERS
         self._blocked[what] += 1
 
-    # ── finding the host ──────────────────────────────────────────────────────────────────────────
+    # ── connecting to the host ────────────────────────────────────────────────────────────────────
 
     async def _connect_host(self, request: ConnectRequest) -> Stream:
-        """Raises Denied or Unreachable."""
-        rules = [rule for rule in self._allowed if rule.matches(request)]
+        """Connect to the host of a request. Raises HostDenied or HostUnreachable."""
+        rules = [rule for rule in self._allowed if rule.covers_target(request)]
         if not rules:
             raise HostDenied("it is not on the list of allowed hosts")
         trouble = "it has no address"
@@ -199,8 +202,8 @@ class EgressProxy:
         raise HostUnreachable(trouble)
 
     async def _resolve_addresses(self, request: ConnectRequest, *, own: bool) -> list[str]:
-        """Those it may be reached at. The name is not looked up again, so what was checked is what
-        is reached."""
+        """Return the addresses of the host that may be reached. The name is not resolved again, so
+        the proxy connects to an address that was checked."""
         try:
             found = await self._resolve(request.host, request.port)
         except OSError as error:
@@ -217,10 +220,10 @@ class EgressProxy:
             raise HostDenied("its address is not a public one")
         return good
 
-    # ── letting through ───────────────────────────────────────────────────────────────────────────
+    # ── relaying ───────────────────────────────────────────────────────────────────────────
 
     async def _relay_streams(self, request: ConnectRequest, jail: Stream, there: Stream) -> None:
-        """Pass bytes between the two until both have ended. Raises Denied."""
+        """Pass bytes between the two until both have ended. Raises HostDenied."""
         first = request.plain or await self._read_tls_hello(request, jail)
         self._spend_quota("up", len(first))
         there[1].write(first)
@@ -231,13 +234,14 @@ class EgressProxy:
                 if not request.plain:
                     both.create_task(self._copy_bytes("up", jail[0], there[1], silence))
         except* (OSError, HostDenied) as group:
-            # not raised here: before Python 3.11.4 that would come out as a group
+            # not raised here: before Python 3.11.4 it would be raised as a group
             broken += group.exceptions
         if broken:
             raise broken[0]
 
     async def _read_tls_hello(self, request: ConnectRequest, jail: Stream) -> bytes:
-        """The first that the jail says to the host: it must be TLS, and mean that host."""
+        """Read the first message of the jail to the host: it must be a TLS hello that names this
+        host."""
         jail[1].write(ESTABLISHED)
         try:
             async with asyncio.timeout(self._caps.patience):
@@ -250,15 +254,18 @@ class EgressProxy:
 
     async def _copy_bytes(
         self,
-        way: str,
+        direction: str,
         source: asyncio.StreamReader,
         target: asyncio.StreamWriter,
         silence: asyncio.Timeout,
     ) -> None:
-        """Only silence of both sides ends a connection: who downloads something large says nothing
-        meanwhile."""
+        """Copy bytes in one direction until the source ends.
+
+        Only silence of both sides ends a connection: a client that downloads a large file sends
+        nothing meanwhile.
+        """
         while data := await source.read(CHUNK):
-            self._spend_quota(way, len(data))
+            self._spend_quota(direction, len(data))
             target.write(data)
             await target.drain()
             if not silence.expired():
@@ -266,16 +273,16 @@ class EgressProxy:
         with contextlib.suppress(OSError):
             target.write_eof()
 
-    def _spend_quota(self, way: str, size: int) -> None:
-        self._quota_left[way] -= size
-        if self._quota_left[way] < 0:
-            most = self._caps.up if way == "up" else self._caps.down
-            raise HostDenied(f"more than {most >> 20} MiB went {way}", b"")
+    def _spend_quota(self, direction: str, size: int) -> None:
+        self._quota_left[direction] -= size
+        if self._quota_left[direction] < 0:
+            most = self._caps.up if direction == "up" else self._caps.down
+            raise HostDenied(f"more than {most >> 20} MiB went {direction}", b"")
 
 
 def _build_error_page(status: int, request: ConnectRequest, reason: str) -> bytes:
-    """An answer of the proxy's own: tools show its first line to people, and people look into its
-    body."""
+    """Return an HTTP answer of the proxy itself: tools show its first line to people, and people
+    read its body."""
     phrase = "Blocked by the sandbox" if status == 403 else "Bad Gateway"
     body = f"{request.host}:{request.port}: {reason}\n".encode("utf-8", "replace")
     head = (

@@ -1,5 +1,5 @@
-"""Which way out each session has: a folder in which its proxy listens, the hosts that lets through,
-and what package tools inside have to be told."""
+"""The network access of each session: its egress proxy with the allowed hosts, and the
+configuration of the package tools inside."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,13 @@ from osiris.tools.sandbox.network.package_registries import PackageRegistries
 from osiris.tools.sandbox.network.proxy_process import ProxyProcess
 from osiris.tools.sandbox.options import SandboxOptions
 
-LIFE = 600.0  # seconds for which what the package tools said is believed
+LIFE = 600.0  # seconds for which the answers of the package tools are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionNetwork:
-    """`folder` is shown to the jail, `environment` and `cargo` (a folder with a file of cargo's)
-    are for its tools."""
+    """The network access of one session. `folder` is mounted in the jail; `environment` and `cargo`
+    (a folder with a configuration file of cargo) are for the tools inside."""
 
     folder: Path
     proxy: ProxyProcess
@@ -32,7 +32,7 @@ class SessionNetwork:
 
 
 class NetworkAccess:
-    """The ways out of the sessions that are open in this process."""
+    """The network access of the sessions that are open in this process."""
 
     def __init__(self, root: Path, options: SandboxOptions) -> None:
         self._folder = root / "@out"
@@ -45,8 +45,8 @@ class NetworkAccess:
     async def open_network(
         self, name: str, hosts: Sequence[str], *, for_setup: bool
     ) -> SessionNetwork | None:
-        """The way of session `name`; None when it has none: the operator allows none, or nobody
-        asked for one."""
+        """Create the network access of session `name`. Return None when the operator allows none,
+        or the plan asks for none."""
         self.close_network(name)
         if self._options.network == "none" or (
             not for_setup and (self._options.network != "agent" or not hosts)
@@ -60,29 +60,32 @@ class NetworkAccess:
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         egress = ProxyProcess(folder, [*found.allowed, *named])
         egress.jail_folder.mkdir(mode=0o711, exist_ok=True)
-        way = SessionNetwork(
+        network = SessionNetwork(
             folder=egress.jail_folder,
             proxy=egress,
             environment=found.environment,
             cargo=self._write_cargo_config(found.cargo),
         )
-        self._networks[name] = way
-        return way
+        self._networks[name] = network
+        return network
 
     def get_proxy(self, name: str) -> ProxyProcess | None:
-        """Return the proxy of session `name`, which who uses it has to start; None without a way
-        out."""
-        way = self._networks.get(name)
-        return way.proxy if way else None
+        """Return the proxy of session `name`, which the caller must start; None without network
+        access."""
+        network = self._networks.get(name)
+        return network.proxy if network else None
 
     def close_network(self, name: str) -> None:
-        if way := self._networks.pop(name, None):
-            way.proxy.stop()
+        if network := self._networks.pop(name, None):
+            network.proxy.stop()
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     async def _load_registries(self) -> PackageRegistries:
-        """What this machine's tools are configured for: asked now and then, for it takes seconds,
-        and one that gave no answer may give it later."""
+        """Return the registries that this machine's tools are configured for.
+
+        The answers are kept for a while, because asking takes seconds; then the tools are asked
+        again, because one that failed may answer later.
+        """
         async with self._asking:
             if self._registries is None or time.monotonic() > self._until:
                 inside = [*(str(chain / "bin") for chain in self._options.toolchains), SYSTEM_PATH]

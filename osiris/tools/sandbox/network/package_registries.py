@@ -1,9 +1,9 @@
-"""Where this machine's own package tools get packages from. The tools are asked, so that mirrors
-work.
+"""The package registries that this machine's own package tools use. The tools are asked, so that
+mirrors work.
 
-What a person configured on this machine (`pip config`, `.npmrc`, `go env`, cargo's `config.toml`)
-holds inside sandboxes too, but for passwords: an address with one in it is left out, for nothing
-secret goes into a sandbox.
+The configuration of this machine (`pip config`, `.npmrc`, `go env`, cargo's `config.toml`) is valid
+inside sandboxes too, except for passwords: an address that contains one is left out, because no
+secret may enter a sandbox.
 """
 
 import json
@@ -29,8 +29,8 @@ PIP_SETTING: Final = re.compile(r"(:env:|[a-z]+)\.([a-z-]+)='(.*)'")
 PIP_DEFAULTS: Final = (
     "from pip._internal.models.index import PyPI; print(PyPI.simple_url, PyPI.file_storage_domain)"
 )
-# a proxy that is not there: cargo names the address that it could not have
-NOBODY: Final = "http://127.0.0.1:9"
+# a proxy that does not exist: cargo then reports the address that it could not fetch
+NO_PROXY: Final = "http://127.0.0.1:9"
 CARGO_PROJECT: Final = """[package]
 name = "asks"
 version = "0.0.0"
@@ -44,8 +44,8 @@ CARGO_INDEX: Final = re.compile(r"`(https?://\S+?)/?config\.json`")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageRegistries:
-    """The hosts that the tools need, and the environment and the file of cargo that lead them
-    there."""
+    """The hosts that the tools need, and the environment and the configuration file of cargo that
+    name them."""
 
     allowed: tuple[AllowedHost, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class PackageRegistries:
 
 
 def detect_registries(path: str, environment: Mapping[str, str]) -> PackageRegistries:
-    """Ask each tool that is on `path`, with the operator's `environment`; takes some seconds."""
+    """Ask each tool on `path`, with the operator's `environment`; takes some seconds."""
     found = [
         _detect_pip(path, environment),
         _detect_npm(path, environment),
@@ -97,8 +97,8 @@ def _detect_pip(path: str, environment: Mapping[str, str]) -> PackageRegistries:
 
 
 def _parse_pip_settings(listed: str) -> Iterator[tuple[str, str]]:
-    """(name, value), what counts most last: the file, what it says of `install`, the
-    environment."""
+    """Yield (name, value) pairs, the ones that override others last: the file, its `install`
+    section, the environment."""
     rows = [
         found.groups() for line in listed.splitlines() if (found := PIP_SETTING.fullmatch(line))
     ]
@@ -133,11 +133,11 @@ def _detect_go(path: str, environment: Mapping[str, str]) -> PackageRegistries:
 
 
 def _detect_cargo(path: str, environment: Mapping[str, str]) -> PackageRegistries:
-    """cargo does not tell its registry when it is asked, but when it cannot have it."""
+    """Detect the registry of cargo, which reports it only when it cannot fetch from it."""
     with tempfile.TemporaryDirectory() as project:
         (Path(project) / "Cargo.toml").write_text(CARGO_PROJECT)
         (Path(project) / "a.rs").touch()
-        asked = {**environment, "CARGO_HTTP_PROXY": NOBODY, "CARGO_NET_RETRY": "0"}
+        asked = {**environment, "CARGO_HTTP_PROXY": NO_PROXY, "CARGO_NET_RETRY": "0"}
         found = CARGO_INDEX.search(_run_tool(["cargo", "fetch"], path, asked, cwd=project))
     if not found or not (index := _select_usable([found[1]])):
         return PackageRegistries()
@@ -149,13 +149,13 @@ def _detect_cargo(path: str, environment: Mapping[str, str]) -> PackageRegistrie
     )
 
 
-# ── how they are asked ────────────────────────────────────────────────────────────────────────────
+# ── running the tools ────────────────────────────────────────────────────────────────────────────
 
 
 def _run_tool(
     words: Sequence[str], path: str, environment: Mapping[str, str], cwd: str = "/"
 ) -> str:
-    """What a tool says; nothing when it is not there or gives no answer."""
+    """Return the output of a tool; empty when it is missing or does not answer."""
     if (program := shutil.which(words[0], path=path)) is None:
         return ""
     try:
@@ -171,13 +171,13 @@ def _run_tool(
             timeout=PATIENCE,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("%s does not say where it gets packages from: %s", words[0], error)
+        log.warning("%s does not report its package registry: %s", words[0], error)
         return ""
     return done.stdout
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in a tool's answer, whatever warnings stand before it."""
+    """Return the JSON object in a tool's output, without the warnings before it."""
     try:
         found = json.loads(text[text.index("{") :])
     except ValueError:
@@ -187,15 +187,15 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 def _fetch_text(url: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310  (http and https: see _usable)
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310  (http and https: see _select_usable)
             return str(answer.read(1 << 16).decode("utf-8", "replace"))
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be reached, so packages of cargo are not to be had: %s", url, error)
+        log.warning("%s cannot be reached, so cargo packages are not available: %s", url, error)
         return ""
 
 
 def _select_usable(urls: Iterable[str]) -> list[str]:
-    """The addresses of the web among them that hold no password."""
+    """Return the HTTP addresses that contain no password."""
     found = []
     for url in urls:
         parts = urlsplit(url.strip())

@@ -1,12 +1,13 @@
-"""Entry point of a session's proxy process: it gives up its rights, and then serves one session.
+"""The entry point of a session's proxy process: it drops its privileges, and then serves one
+session.
 
 The worker starts it (`proxy_process.py`) with the socket that jails connect to, a memory file with
-the list of hosts, and a pipe in each direction (its stdin and stdout). A byte from the worker asks
-for a report; the pipe's end means that the worker has gone. Pipes carry no descriptors, so even a
-proxy that a jail has taken over cannot hand a socket to the worker.
+the list of hosts, and a pipe in each direction (its stdin and stdout). A byte from the worker
+requests a report; the end of the pipe means that the worker has ended. Pipes carry no descriptors,
+so even a proxy that a jail has taken over cannot pass a socket to the worker.
 
-All modules are imported before the rights are given up: afterwards the process may not be able to
-read this code or Python's own library, which can be root's alone.
+All modules are imported before the privileges are dropped: afterwards the process may not be able
+to read this code or Python's library, which only root may be able to read.
 """
 
 import asyncio
@@ -34,28 +35,32 @@ PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:
-    """Serve. Arguments: where the code is, the descriptors of the socket and of the settings."""
+    """Serve one session. Arguments: the folder of the code, the descriptors of the socket and of
+    the settings."""
     listener = socket.socket(fileno=int(sys.argv[2]))
     settings = json.loads(os.pread(int(sys.argv[3]), MOST_SETTINGS, 0))
     os.close(int(sys.argv[3]))
     _drop_privileges(settings["uid"])
     asyncio.run(_serve_session(listener, settings))
-    os._exit(0)  # threads that look names up are not waited for
+    os._exit(0)  # without waiting for the threads that resolve names
 
 
 def _drop_privileges(uid: int | None) -> None:
-    """Become user `uid` (None: stay), and set the limits. No process of that user may trace it."""
+    """Change to user `uid` (None: keep the user), and set the limits. No process of that user may
+    trace this one."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(KILLED_EARLY))
     _set_limit(resource.RLIMIT_AS, MEMORY)
     _set_limit(resource.RLIMIT_FSIZE, 0)
-    _set_limit(resource.RLIMIT_CORE, 1)  # see `jail.leave_no_cores`
+    _set_limit(resource.RLIMIT_CORE, 1)  # see `disable_core_dumps` in jail/process.py
     _set_limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    _set_attribute(PR_SET_PDEATHSIG, signal.SIGKILL)  # not before: a change of user takes it back
+    _set_attribute(
+        PR_SET_PDEATHSIG, signal.SIGKILL
+    )  # set after the change of user, which resets it
     _set_attribute(PR_SET_DUMPABLE, 0)
     _set_attribute(PR_SET_NO_NEW_PRIVS, 1)
 
@@ -86,7 +91,8 @@ async def _serve_session(listener: socket.socket, settings: Mapping[str, Any]) -
 
 
 def _write_report(egress: EgressProxy) -> None:
-    """Write the length (4 bytes) and the report as JSON. The worker reads it; no jail waits."""
+    """Write the length (4 bytes) and the report as JSON. This may block until the worker reads it;
+    no jail waits for it."""
     text = json.dumps(egress.take_report()).encode()
     data = memoryview(len(text).to_bytes(4, "big") + text)
     while data:

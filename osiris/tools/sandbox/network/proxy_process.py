@@ -1,11 +1,11 @@
-"""The worker's side of a session's egress proxy, which runs in a process of its own.
+"""The worker's side of a session's egress proxy, which runs in a separate process.
 
-A jail can do to the proxy what it can do to any process that takes its connections: stall it, fill
-its memory, or even take it over. So the proxy is not part of the worker. It has an empty
-environment, no descriptor but the jails' socket and two pipes, and under a root worker a user of
-its own. The worker checks what the proxy reports as a stranger's words, waits for it a few seconds
-at most, and does nothing for a connection. The worker ends a proxy that fails and starts no other:
-a new one would not know how much was sent, so that session has no way out any more.
+A jail can do to the proxy what it can do to any process that accepts its connections: stall it,
+fill its memory, or even take it over. So the proxy is not part of the worker. It has an empty
+environment, no descriptor except the jails' socket and two pipes, and under a root worker a
+separate user. The worker checks the proxy's reports as untrusted input, waits for one a few seconds
+at most, and handles no connection itself. The worker ends a proxy that fails and starts no other: a
+new one would not know how much was sent, so that session then has no network access.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from osiris.core.errors import Unavailable
-from osiris.core.events import Blocked
+from osiris.core.work import Blocked
 from osiris.tools.sandbox.guest.proxy_bridge import SOCKET
 from osiris.tools.sandbox.network.addresses import AllowedHost
 from osiris.tools.sandbox.network.egress_proxy import BACKLOG, ProxyLimits
@@ -33,8 +33,8 @@ from osiris.tools.sandbox.network.proxy_report import MOST_REPORT, ProxyReport, 
 
 log = logging.getLogger(__name__)
 
-PROXY_UID: Final = 61999  # of a root worker's proxies; jails have another one
-SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket takes descriptors
+PROXY_UID: Final = 61999  # the user of a root worker's proxies; jails have other users
+SO_PASSRIGHTS = 83  # Linux 6.16: whether a socket accepts descriptors
 START_TIMEOUT: Final = 30.0  # seconds until the first report
 REPORT_TIMEOUT: Final = 5.0  # seconds for each later one
 MOST_LOGGED: Final = 20  # lines for one command
@@ -49,15 +49,15 @@ LOST: Final = Blocked(
     host="the proxy",
     port=0,
     times=1,
-    reason="it did not answer as it should and was ended; this workspace has no way out any more",
+    reason="it did not answer as it should and was ended; this workspace has no network access now",
 )
 
 
 class ProxyProcess:
-    """The egress proxy of one session, with a `folder` of its own. `shown`, in it, is for the jail.
+    """The egress proxy of one session, which has a separate `folder`.
 
-    The proxy listens on a socket in `folder` as long as it lives. While a command runs, `shown` has
-    a link of that.
+    The proxy listens on a socket in `folder` as long as it runs. While a command runs,
+    `jail_folder` in it, which the jail sees, contains a link to that socket.
     """
 
     def __init__(
@@ -76,18 +76,17 @@ class ProxyProcess:
 
     @property
     def unreachable(self) -> bool:
-        """Whether a host that may be reached was not, since `forget_unreachable`.
-
-        Without a proxy no host can be reached.
-        """
+        """Return whether an allowed host could not be reached since `forget_unreachable`. Without
+        a proxy no host can be reached."""
         return self._unreachable or self._lost
 
     def forget_unreachable(self) -> None:
-        """Forget which hosts did not answer: the next command is asked about that for itself."""
+        """Reset `unreachable`, so that it then describes the next command only."""
         self._unreachable = False
 
     def start(self, uid: int | None) -> None:
-        """Start the process, for jails of user `uid` (None: ours). Raises Unavailable.
+        """Start the process, for jails of user `uid` (None: this process's user). Raises
+        Unavailable.
 
         Call it on the event loop's thread: the process dies with the thread that started it.
         """
@@ -105,21 +104,21 @@ class ProxyProcess:
         weakref.finalize(self, self._child.stop)
 
     def stop(self) -> None:
-        """End the process; twice is fine."""
+        """End the process; may be called twice."""
         if self._child:
             self._child.stop()
             self._child = None
         self._socket.unlink(missing_ok=True)
 
     def take_blocked(self) -> list[Blocked]:
-        """Return what was not let through since this was asked last."""
+        """Return the connections that were refused since the last call."""
         blocked = [*self._blocked, LOST] if self._lost else self._blocked
         self._blocked = []
         return blocked
 
     @contextlib.asynccontextmanager
     async def listen_for_jails(self) -> AsyncIterator[Path]:
-        """Let jails reach the proxy until the block ends; gives the path of its socket."""
+        """Let jails reach the proxy until the block ends; yields the path of its socket."""
         path = self.jail_folder / SOCKET
         path.unlink(missing_ok=True)
         if self._child:
@@ -131,7 +130,8 @@ class ProxyProcess:
             await self._collect_report()
 
     async def _collect_report(self) -> None:
-        """Have the proxy hang up, and take its report. One that fails is lost."""
+        """Make the proxy close its connections, and read its report. A proxy that fails is
+        ended."""
         async with self._reporting:
             if not self._child:
                 return
@@ -141,7 +141,7 @@ class ProxyProcess:
             except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError too
                 self._abandon_proxy(repr(error))
                 return
-            except asyncio.CancelledError:  # the answer would be taken for the next one's
+            except asyncio.CancelledError:  # the late answer would be taken for the next report
                 self._abandon_proxy("the wait for its report was cut off")
                 raise
         self._timeout = REPORT_TIMEOUT
@@ -165,7 +165,7 @@ class ProxyProcess:
 
 
 class _ChildProcess:
-    """The process, and the pipes to it and from it."""
+    """The proxy process, and the pipes to it and from it."""
 
     def __init__(self, listener: socket.socket, settings: Mapping[str, object]) -> None:
         with contextlib.ExitStack() as failed, contextlib.ExitStack() as theirs:
@@ -192,7 +192,7 @@ class _ChildProcess:
         self._ended = False
 
     async def request_report(self) -> bytes:
-        """Return the answer to one byte. Raises OSError, ValueError."""
+        """Send one byte and return the report that answers it. Raises OSError, ValueError."""
         os.write(self._control, b"?")
         size = int.from_bytes(await self._read_exactly(4), "big")
         if size > MOST_REPORT:
@@ -210,17 +210,17 @@ class _ChildProcess:
         return bytes(data)
 
     def stop(self) -> None:
-        """Kill it and let go of everything; twice is fine.
+        """Kill the process and release all resources; may be called twice.
 
-        A thread waits for its end: the event loop calls this, and SIGKILL does not end a process at
-        once.
+        A thread waits for the end of the process: the event loop calls this, and SIGKILL does not
+        end a process at once.
         """
         if self._ended:
             return
         self._ended = True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        with contextlib.suppress(RuntimeError):  # no loop is running: then none watches it
+        with contextlib.suppress(RuntimeError):  # without a running loop none watches it
             asyncio.get_running_loop().remove_reader(self._report)
         for fd in (self._pidfd, self._control, self._report):
             os.close(fd)
@@ -229,11 +229,12 @@ class _ChildProcess:
 
 
 def make_listener(path: Path, uid: int | None) -> socket.socket:
-    """Return a listening socket at `path` that user `uid` (None: ours) may connect to.
+    """Return a listening socket at `path` that user `uid` (None: this process's user) may connect
+    to.
 
-    Where the kernel can refuse descriptors, it takes none: to close one that was sent can take as
-    long as its sender likes (SO_LINGER). The process that closes this socket last closes all that
-    was sent to it, so the worker closes its own before a jail has seen the socket.
+    Where the kernel supports it, the socket accepts no descriptors: the sender decides how long it
+    takes to close a descriptor that it sent (SO_LINGER). The process that closes this socket last
+    closes all descriptors sent to it, so the worker closes its copy before a jail sees the socket.
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)

@@ -1,14 +1,12 @@
-"""A session's proxy's report of one command, checked as a stranger's words.
-
-A jail may have taken the proxy over.
-"""
+"""The report of a session's egress proxy about one command, checked as untrusted input: a jail may
+have taken over the proxy."""
 
 import json
 from dataclasses import dataclass
 from typing import Final
 
-from osiris.core.events import Blocked
 from osiris.core.sanitize import clean_text
+from osiris.core.work import Blocked
 from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON, MOST_NAMES
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
 
@@ -19,14 +17,16 @@ LONGEST_UNREACHABLE: Final = LONGEST_NAME + LONGEST_REASON + 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyReport:
-    """What was not let through; and which host that may be reached was not, and why ("": none)."""
+    """The refused connections; and the allowed host that could not be reached, with the reason ("":
+    none)."""
 
     blocked: tuple[Blocked, ...]
     unreachable: str
 
 
 def parse_report(data: bytes) -> ProxyReport:
-    """Return the report. Raises ValueError or RecursionError for what no proxy of ours writes."""
+    """Parse a report. Raises ValueError or RecursionError for anything that the proxy's own code
+    cannot write."""
     report = json.loads(data)
     if not isinstance(report, dict) or set(report) != {"blocked", "unreachable"}:
         raise ValueError("not a report")
@@ -51,7 +51,7 @@ def _read_row(row: object) -> Blocked:
 
 
 def _read_text(value: object, most: int) -> str:
-    """Return one line without anything hidden in it."""
+    """Return the text as one line without hidden characters."""
     if not isinstance(value, str) or len(value) > most:
         raise ValueError("not a text, or too long")
     return " ".join(clean_text(value).split())

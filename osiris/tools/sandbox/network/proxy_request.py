@@ -1,5 +1,5 @@
-"""What a jail asks of its proxy: CONNECT, or a plain GET of a mirror without TLS. RFC 9110, section
-9.3.6."""
+"""The requests that a jail may send to its egress proxy: CONNECT, or a plain GET to a mirror
+without TLS. RFC 9110, section 9.3.6."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ NOT_PASSED_ON: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectRequest:
-    """Which host a jail wants; `plain` is what that is told first, when it is spoken to without
+    """A request for a connection to a host; `plain` is the HTTP request to send to a host without
     TLS."""
 
     host: str
@@ -27,7 +27,8 @@ class ConnectRequest:
 
 
 def parse_request(head: bytes) -> ConnectRequest:
-    """Raises NotOurs for what is no request that a proxy of ours takes."""
+    """Parse the head of a request. Raises ProtocolRejected for one that the proxy does not
+    accept."""
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     method, _, rest = first.partition(" ")
     target, _, version = rest.partition(" ")

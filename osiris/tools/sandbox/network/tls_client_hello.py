@@ -1,4 +1,4 @@
-"""The first thing a TLS client says: which host it means. RFC 8446, section 4.1.2; RFC 6066,
+"""The first message of a TLS client, which names the host: RFC 8446, section 4.1.2; RFC 6066,
 section 3."""
 
 import asyncio
@@ -14,12 +14,12 @@ LONGEST_NAME: Final = 253  # characters of a host's name: RFC 1035; a hello has 
 
 
 class ProtocolRejected(Exception):
-    """It is no TLS that we let through; the text says why."""
+    """The error of a connection whose protocol the proxy rejects; the text is the reason."""
 
 
 async def read_client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """(all bytes that were read, the body of the client's hello). Raises NotOurs,
-    IncompleteReadError."""
+    """Return all bytes that were read, and the body of the client's hello. Raises
+    ProtocolRejected, IncompleteReadError."""
     raw = bytearray()
     said = bytearray()
     while len(said) < 4 or len(said) < 4 + int.from_bytes(said[1:4], "big"):
@@ -36,8 +36,8 @@ async def read_client_hello(reader: asyncio.StreamReader) -> tuple[bytes, bytes]
 
 
 def parse_server_name(hello: bytes) -> str:
-    """The host that a client's hello names, in lower case. Raises NotOurs when it names none, or
-    hides it."""
+    """Return the host that a client's hello names, in lower case. Raises ProtocolRejected when it
+    names none, or encrypts it."""
     try:
         found = list(_parse_extensions(hello))
     except IndexError:
@@ -74,7 +74,7 @@ def _parse_extensions(hello: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_field(data: bytes, at: int, size: int) -> tuple[bytes, int]:
-    """What a length of `size` bytes at `at` stands before, and where it ends."""
+    """Return the field at `at`, which begins with its length in `size` bytes, and its end."""
     length = int.from_bytes(_slice_exactly(data, at, size), "big")
     return _slice_exactly(data, at + size, length), at + size + length
 

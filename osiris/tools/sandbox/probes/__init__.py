@@ -1,1 +1,1 @@
-"""Checks of what this machine can do for a sandbox."""
+"""Probes of this machine: whether it can run a safe sandbox."""

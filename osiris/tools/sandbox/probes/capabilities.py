@@ -1,5 +1,5 @@
-"""What this machine can do for a sandbox, each line found out by doing it, never guessed from a
-version."""
+"""The probes of what this machine can do for a sandbox: each tries the feature itself, none relies
+on a version number."""
 
 import os
 import secrets
@@ -14,7 +14,8 @@ from osiris.tools.sandbox.disks.image_disk import probe_mount, probe_separate_us
 from osiris.tools.sandbox.disks.tmpfs_disk import probe_tmpfs
 from osiris.tools.sandbox.jail import cgroup, seccomp
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
-from osiris.tools.sandbox.jail.process import BWRAP, resolve_jail_uid
+from osiris.tools.sandbox.jail.jail_user import resolve_jail_uid
+from osiris.tools.sandbox.jail.process import BWRAP
 from osiris.tools.sandbox.probes.attempt import (
     AttemptResult,
     attempt_bwrap,
@@ -36,7 +37,7 @@ UNMASK: Final = (
     " (Kubernetes)."
 )
 
-# Asked inside the whole profile; every line of the answer is one probe that held.
+# Runs inside a complete jail; every line of the output is one probe that succeeded.
 QUESTIONS: Final = r"""
 import ctypes, os, socket, subprocess
 def says(word, holds):
@@ -60,7 +61,7 @@ says("git", subprocess.run(["git", "--version"], capture_output=True).returncode
 DISK, MEMORY = "size-limited disk", "memory and process limits"
 APART: Final = "a user for each session"
 SMALL: Final = SandboxLimits(memory=48 * MIB, processes=16)
-# In a group with these limits: 32 processes more are too many, and so are 160 MiB.
+# Runs in a cgroup with these limits, which must stop 32 more processes, and 160 MiB.
 GREEDY: Final = """
 import os, time
 forks = 0
@@ -74,15 +75,18 @@ bytearray(160 << 20)
 
 
 def run_probes(root: Path, etc: Path, *, weak: bool, bounds: Sequence[Probe] = ()) -> list[Probe]:
-    """Ask everything, but for the `bounds` that were found to hold before. `weak`: the operator
-    allows runs without a limit on their memory."""
+    """Run all probes, except those of the `bounds` that held before. `weak`: the operator allows
+    runs without a memory limit."""
     found = [*_probe_host(root, etc), *_probe_profile(etc), *(bounds or _probe_bounds(root, weak))]
     return found if resolve_jail_uid() is None else [*found, _probe_separate_users(root, etc)]
 
 
 def select_held_bounds(found: Sequence[Probe]) -> list[Probe]:
-    """The bounds among what was found, when all hold. They are not asked again: a process that
-    takes too much memory is killed for it each time, and operators see that in the kernel's log."""
+    """Return the probes of limits in `found`, when all of them hold; else an empty list.
+
+    They are not repeated: each time a process that takes too much memory is killed, which operators
+    see in the kernel's log.
+    """
     bounds = [probe for probe in found if probe.name in (DISK, MEMORY)]
     return bounds if all(probe.ok for probe in bounds) else []
 
@@ -142,8 +146,8 @@ def _probe_profile(etc: Path) -> Iterator[Probe]:
 def _attempt_profile(etc: Path) -> AttemptResult:
     if not seccomp.is_supported():
         return AttemptResult(ok=False, output="no system-call filter for this processor")
-    view = JailSpec(etc=etc, work=etc, work_writable=False)
-    return attempt_jail(view, ["/usr/bin/python3", "-I", "-S", "-c", QUESTIONS])
+    spec = JailSpec(etc=etc, work=etc, work_writable=False)
+    return attempt_jail(spec, ["/usr/bin/python3", "-I", "-S", "-c", QUESTIONS])
 
 
 def _probe_bounds(root: Path, weak: bool) -> Iterator[Probe]:
@@ -173,7 +177,8 @@ def _probe_disk(root: Path) -> Probe:
 
 
 def _probe_separate_users(root: Path, etc: Path) -> Probe:
-    """What root's sessions can have of their own. Without it they are processes of one user."""
+    """Probe whether each session of a root worker can have a separate user. Without that all
+    sessions are processes of one user."""
     fix = (
         "It needs Linux 5.19, and overlayfs in the kernel. Without it sessions share what is"
         " counted by user."
@@ -189,7 +194,7 @@ def _probe_separate_users(root: Path, etc: Path) -> Probe:
 
 
 def _attempt_limits() -> AttemptResult:
-    """Whether a cgroup can be made here, and what is greedy in it is stopped."""
+    """Try whether a cgroup can be created here, and stops a program that takes too much."""
     cgroup.remove_stale_cgroups("osiris-probe-")
     group = cgroup.make_cgroup(name := f"osiris-probe-{os.getpid()}-{secrets.token_hex(4)}", SMALL)
     if group is None:

@@ -1,9 +1,9 @@
-"""Taking the work out: git runs in a fresh read-only jail and prints a pack; the agent's own .git
+"""The export of the work: git runs in a new read-only jail and prints a pack; the agent's own .git
 is never read.
 
 The host opens no file of the workspace and runs no git on it: with the host's git, in place and
-even with hardening options, 19 of 42 hostile repositories ran code, left changes out or took in
-other files.
+even with hardening options, 19 of 42 hostile repositories ran code, hid changes or added other
+files.
 """
 
 import contextlib
@@ -26,12 +26,13 @@ UNREADABLE = 67
 FILE_TOO_LARGE = 128 + 25  # SIGXFSZ, for a git object or for the pack
 OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
-# `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree anew (5,000
-# files: 132 ms, now 10). info/attributes outranks every .gitattributes in the tree, so that none of
-# them can name a filter. The index was saved right after the checkout; `cp -p`, because a renewed
-# time stamp hid same-second edits in 8 of 8 tries.  `git add` only warns of a folder that it cannot
-# open, and goes on without it: so its words are read. What the set-up left is taken out of the
-# index by name, for a rule of the repository (`!name`) outranks info/exclude.
+# `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree again (5,000
+# files: 132 ms instead of 10). info/attributes outranks every .gitattributes in the tree, so none
+# of them can name a filter. The index was saved right after the checkout; it is copied with `cp
+# -p`, because a new time stamp hid same-second edits in 8 of 8 tries. `git add` only warns about a
+# folder that it cannot open, and continues without it: so its messages are read. The files of the
+# set-up are removed from the index by name, because a rule of the repository (`!name`) outranks
+# info/exclude.
 INSIDE = (
     f"set -euo pipefail\n{EXPORTS}\n"
     r"""
@@ -80,8 +81,8 @@ printf '\n%s\n' "$tree" >&2
 )
 
 
-# Git keeps no modes of folders, and of files only whether they can be run: to make them readable
-# changes no work. `find` changes a folder before it goes into it.
+# Git records no modes of folders, and of files only whether they are executable: making them
+# readable does not change the work. `find` changes a folder before it descends into it.
 MAKE_READABLE = r"""
 find /workspace -type d ! -perm -u=rwx -exec chmod u+rwx {} \; \
     -o -type f ! -perm -u=r -exec chmod u+r {} \;
@@ -89,24 +90,26 @@ find /workspace -type d ! -perm -u=rwx -exec chmod u+rwx {} \; \
 
 
 class UnreadableWork(Refused):
-    """Some of the workspace cannot be read, so that the work would come out without it."""
+    """The error of a workspace with unreadable files, which the export would miss."""
 
 
 async def export_workspace(
-    view: JailSpec, base: str, *, packs: Path, cgroup: Cgroup | None
+    spec: JailSpec, base: str, *, packs: Path, cgroup: Cgroup | None
 ) -> Export:
-    """Run the script in a jail with `view`; the pack becomes a file without a name in `packs`,
-    which a crash leaves nothing of. Raises Refused or Unavailable, and UnreadableWork when some of
-    it would be left out."""
+    """Run the script in a jail with `spec`. The pack is written to an unnamed file in `packs`, so
+    that a crash leaves nothing.
+
+    Raises Refused or Unavailable, and UnreadableWork when files would be missing.
+    """
     with contextlib.ExitStack() as failed:
         pack = failed.enter_context(_open_unnamed_file(packs))
         argv = ["/bin/bash", "-c", INSIDE, "collect", base]
         result = await run_once(
-            view, argv, view.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno()
+            spec, argv, spec.limits.export_seconds, cgroup=cgroup, stdout=pack.fileno()
         )
         size = pack.seek(0, os.SEEK_END)
         pack.seek(0)
-        export = Export(tree=_parse_tree(result, base, size, view.limits.pack), pack=pack)
+        export = Export(tree=_parse_tree(result, base, size, spec.limits.pack), pack=pack)
         failed.pop_all()
     return export
 
@@ -142,7 +145,7 @@ def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
             f"git cannot read some of the work: {_shorten_reason(reason)}; make it readable, or"
             " remove it"
         )
-    # git's last words are `adding files failed`; which and why stands above them
+    # git's last line is `adding files failed`; the lines above it contain the file and the reason
     if result.exit_code != 0:
         reason = next(
             (line for line in words if line.startswith(("error: ", "fatal: "))), words[-1]
@@ -154,8 +157,8 @@ def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
 
 
 def _shorten_reason(reason: str) -> str:
-    """Return git's words, with the middle of a very long path left out; git itself cuts what
-    follows such a path."""
+    """Return git's message without the middle of a very long path; git itself cuts the text after
+    such a path."""
     return (
         reason
         if len(reason) <= 300

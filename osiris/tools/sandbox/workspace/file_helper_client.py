@@ -1,8 +1,8 @@
-"""The files of a session, as its helper in the jail gives and takes them: a path cannot lead out of
-it, wherever links and dots point.
+"""The client of the file helper, which reads and writes a session's files inside a jail: no path
+can lead out of it, wherever links and dots point.
 
-13 ms against the 0.1 of openat2 on the host, and worth it: the host never opens a file the agent
-made.
+A call takes 13 ms instead of the 0.1 of openat2 on the host, but so the host never opens a file
+that the agent made.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,14 +14,14 @@ from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.jail.jail_etc import INSIDE_HELPER, PYTHON
 
 PATIENCE: Final = 20.0  # seconds
-MOST_WORD: Final = 4000  # a path's own limit is 4096
+MOST_WORD: Final = 4000  # characters; the kernel's limit for a path is 4096
 
 RunInJail = Callable[[Sequence[str], bytes, float], Awaitable[Result]]
-"""(argv, stdin, timeout) -> what came of it."""
+"""A function (argv, stdin, timeout) -> the result of the command."""
 
 
 class JailFiles:
-    """Implements `sandboxing.Files`."""
+    """The files of a session; implements `osiris.core.ports.sandbox.Files`."""
 
     def __init__(self, run: RunInJail) -> None:
         self._run = run
@@ -42,8 +42,8 @@ class JailFiles:
         return await self._ask_helper("search", path, pattern)
 
     async def _ask_helper(self, *words: str, content: bytes = b"") -> str:
-        """Ask the helper in the jail. Raises Unavailable when it does not answer for no fault of
-        the model's."""
+        """Run the helper in a jail and return its answer. Raises Unavailable when it fails for a
+        reason that the model did not cause."""
         if any("\0" in word or len(word) > MOST_WORD for word in words):
             return f"error: paths and patterns hold no NUL and at most {MOST_WORD} characters"
         result = await self._run([PYTHON, "-I", "-S", INSIDE_HELPER, *words], content, PATIENCE)

@@ -1,10 +1,10 @@
-"""Getting workspaces ready: the commands of the base branch, with a way out to the package
-registries, before anybody else's words are near. What comes of it is kept for all runs whose lock
-files are the same.
+"""The set-up of workspaces and its cache: the commands of the base branch run with network access
+to the package registries, before any text of other people is in the workspace. The result is kept
+for all runs with the same lock files.
 
 The commands run in the files of the base branch: nothing that an agent wrote ever runs with this
-way out. Kept is what git does not know (packages, compiled things) and the home, as a tar that is
-packed and unpacked in jails; the host only holds it.
+network access. The cache keeps the files that git does not know (packages, compiled files) and the
+home, as a tar that is packed and unpacked in jails; the host only stores it.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ from pydantic import TypeAdapter
 
 from osiris.config.atomic_file import replace_file, write_atomically
 from osiris.core.errors import LocalTimeout, NeedsOperator, Unavailable
-from osiris.core.events import CommandRan
 from osiris.core.git_environment import EXPORTS
 from osiris.core.ports.sandbox import Plan, Result, Setup
 from osiris.core.sanitize import clean_text
+from osiris.core.work import CommandRan
 from osiris.tools.sandbox.guest.setup_leftovers import MOST, TOO_MANY
 from osiris.tools.sandbox.jail.process import run_once
 from osiris.tools.sandbox.session import BubblewrapSession
 
 log = logging.getLogger(__name__)
 
-# seconds; then it is made anew, for not everything that is installed stands in a lock file
+# seconds; then a set-up is repeated, because lock files do not list everything that is installed
 LIVES: Final = 7 * 86400.0
-LEFT_OVER: Final = 86400.0  # seconds after which what a killed worker was writing is removed
-FORM: Final = "2"  # of the tar; what was kept in another form is made again
+LEFT_OVER: Final = 86400.0  # seconds after which the unfinished file of a killed worker is removed
+FORM: Final = "2"  # version of the tar's format; a set-up kept in another format is repeated
 MOST_NAMED: Final = 10  # hosts that were refused
 FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
 # as GitHub runs the steps of its workflows
 SHELL: Final = ("/bin/bash", "-e", "-o", "pipefail", "-c")
 RAN: Final = TypeAdapter(tuple[CommandRan, ...])
 
-# Git says which files they are, by the index of the checkout; nobody reads the `.git` that
-# strangers could write to. Only the repository's own rules are asked, as they are in the index, and
-# none that the set-up could have written: it could hide a file, and have it taken for the agent's
-# work. Files of rules that it left between the repository's own are dropped: they would hide the
-# agent's new files, or change them on their way. See `setup_leftovers.py` for the lists.
+# Git lists the files by the index of the checkout; the `.git` that untrusted commands can write to
+# is not read. Only the repository's own ignore rules count, as they are in the index, not those
+# that the set-up may have written: it could hide a file, which then would appear as the agent's
+# work. Rule files that the set-up left between the repository's own are dropped: they would hide
+# the agent's new files, or change them. See `setup_leftovers.py` for the lists.
 PACK: Final = (
     f"set -euo pipefail\n{EXPORTS}\n"
     r"""
@@ -75,8 +75,8 @@ exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-faile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedSetup:
-    """What a set-up left, the commands that made it, and whether that was for an earlier
-    session."""
+    """The result of a set-up: its files as a tar, the commands, and whether it is from the
+    cache."""
 
     tar: Path
     commands: tuple[CommandRan, ...]
@@ -84,21 +84,21 @@ class CachedSetup:
 
 
 class SetupCache:
-    """What set-ups left, on this machine; those used longest ago make room."""
+    """The results of set-ups on this machine; those used longest ago are evicted."""
 
     def __init__(self, root: Path, most: int) -> None:
-        """`most` is how many bytes they may take together."""
+        """`most` is the number of bytes that they may take together."""
         self._root = root / "@setups"
         self._max_bytes = most
         self._root.mkdir(mode=0o711, exist_ok=True)
-        # each for as long as somebody has it
+        # each exists as long as a caller holds it
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
 
     async def get(
         self, plan: Plan, salt: str, make: Callable[[], Awaitable[BubblewrapSession]]
     ) -> CachedSetup | None:
-        """What the set-up of `plan` leaves, made in a session of `make` when it is not there; None
-        without a set-up.
+        """Return the result of the set-up of `plan`; None without a set-up. When it is not cached,
+        the set-up runs in a session from `make`.
 
         `salt` changes with this machine. Raises NeedsOperator when a command fails, Refused, and
         Unavailable.
@@ -150,7 +150,7 @@ class SetupCache:
                 raise _build_failure(ran, result, reached=not session.unreachable)
             commands.append(ran)
         tar = self._root / f"{key}.tar"
-        for old in self._root.glob(".*.tar.*"):  # of a worker that was killed
+        for old in self._root.glob(".*.tar.*"):  # left by a killed worker
             if time.time() - old.stat().st_mtime > LEFT_OVER:
                 old.unlink(missing_ok=True)
         with replace_file(tar, mode=0o644) as file:
@@ -176,14 +176,14 @@ def _compute_key(repo: str, setup: Setup, salt: str) -> str:
 
 async def _pack_leftovers(session: BubblewrapSession, file: IO[bytes]) -> None:
     limits = session.limits
-    view = session.build_read_only_spec(home=True)
-    view = replace(view, limits=replace(limits, file_size=limits.disk))
+    spec = session.build_read_only_spec(home=True)
+    spec = replace(spec, limits=replace(limits, file_size=limits.disk))
     argv = ["/bin/bash", "-c", PACK]
     result = await run_once(
-        view, argv, limits.open_seconds, cgroup=session.cgroup, stdout=file.fileno()
+        spec, argv, limits.open_seconds, cgroup=session.cgroup, stdout=file.fileno()
     )
     if result.timed_out:
-        raise LocalTimeout("putting away what the set-up left took too long")
+        raise LocalTimeout("packing the files of the set-up took too long")
     if result.exit_code == TOO_MANY:
         raise NeedsOperator(
             f"the set-up leaves more than {MOST:,} files that the repository's .gitignore does not"
@@ -191,15 +191,15 @@ async def _pack_leftovers(session: BubblewrapSession, file: IO[bytes]) -> None:
         )
     if result.exit_code != 0:
         raise NeedsOperator(
-            f"what the set-up left could not be put away: {_format_last_lines(result)}"
+            f"the files of the set-up could not be packed: {_format_last_lines(result)}"
         )
 
 
 def _build_failure(
     ran: CommandRan, result: Result, *, reached: bool
 ) -> NeedsOperator | Unavailable:
-    """What it means that a command failed: that somebody has to mend it, or that a registry was not
-    to be had."""
+    """Return the error of a failed command: NeedsOperator when a person must correct it,
+    Unavailable when a registry could not be reached."""
     command = " ".join(clean_text(ran.command).split())[:200]
     how = "took too long" if result.timed_out else f"ended with exit code {ran.exit_code}"
     told = f"the set-up command `{command}` {how}: {_format_last_lines(result)}"
