@@ -1,7 +1,9 @@
 """The hub's world on disk, so that a hub that ended or was killed can continue."""
 
+import io
 import itertools
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,15 @@ from osiris.devhub.world import World
 
 # attributes of the process, not of the saved world
 _LEFT_OUT = ("clock", "listeners", "folder", "url", "_ids")
+_FORMER_MODULES: Mapping[str, str] = {"things": "models", "repos": "git_repository"}
+_FORMER_CLASSES: Mapping[str, str] = {
+    "Git": "GitRepository",
+    "Review": "PullReview",
+    "Said": "AuthoredText",
+    "Thing": "Resource",
+    "Thread": "ReviewThread",
+}
+"""The names that an earlier version gave modules and classes, and their names now."""
 
 
 def save_world(world: World, path: Path) -> None:
@@ -26,7 +37,7 @@ def load_world(world: World, path: Path) -> bool:
     """Fill a new world with a saved one. Return False when there is none. Raises Refused for a file
     that this version did not write."""
     try:
-        kept: dict[str, Any] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file in our own folder
+        kept: dict[str, Any] = _WorldReader(io.BytesIO(path.read_bytes())).load()
     except FileNotFoundError:
         return False
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
@@ -34,3 +45,15 @@ def load_world(world: World, path: Path) -> bool:
     world._ids = itertools.count(kept.pop("last_id") + 1)
     vars(world).update(kept)
     return True
+
+
+class _WorldReader(pickle.Unpickler):
+    """A reader of our own files, also of those that an earlier version wrote."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class by the name that it had when it was written."""
+        package, _, last = module.rpartition(".")
+        if package == "osiris.devhub" and last in _FORMER_MODULES:
+            module = f"{package}.{_FORMER_MODULES[last]}"
+            name = _FORMER_CLASSES.get(name, name)
+        return super().find_class(module, name)
