@@ -1,4 +1,4 @@
-"""The data folder of a process, and the database that it works on."""
+"""The data folder of a process, and its database."""
 
 import contextlib
 import fcntl
@@ -16,12 +16,13 @@ from osiris.core.errors import Refused, Unavailable
 from osiris.queue.database import is_current, migrate_schema
 
 _LOCK_TRIES = 10
-"""A tenth of a second apart: of a process that was killed just now, the lock may still be held."""
+"""Attempts a tenth of a second apart: the lock of a process that was just killed may still be
+held."""
 
 
 async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the data folder and, on SQLite, the schema. Raises Refused when something does not allow
-    it."""
+    """Create the data folder and, on SQLite, the schema; on other databases, check the schema.
+    Raises Refused when this is not possible."""
     make_data_folder(settings)
     if settings.is_embedded:
         await migrate_database(settings, engine)
@@ -40,27 +41,27 @@ async def prepare_storage(settings: Settings, engine: AsyncEngine) -> None:
 
 
 async def migrate_database(settings: Settings, engine: AsyncEngine) -> None:
-    """Make the schema, or bring it to this version. Raises Refused when the disk or the database
+    """Create the schema or migrate it to this version. Raises Refused when the disk or the database
     does not allow it."""
     try:
         if settings.is_embedded:
             os.close(os.open(engine.url.database or os.devnull, os.O_CREAT | os.O_RDWR, 0o600))
         if await is_current(engine):
             return
-        # SQLite gives its other files the same mode: all hold words of private repositories
+        # SQLite gives its other files the same mode; all contain text of private repositories
         await migrate_schema(engine)
     except (OSError, SQLAlchemyError, Unavailable) as error:
-        told = (
+        reason = (
             error.strerror
             if isinstance(error, OSError)
             else str(getattr(error, "orig", error)).splitlines()[0]
         )
         name = engine.url.database if settings.is_embedded else settings.database_without_password
-        raise Refused(f"the database {name} cannot be used: {told}") from None
+        raise Refused(f"the database {name} cannot be used: {reason}") from None
 
 
 def make_data_folder(settings: Settings) -> None:
-    """Raises Refused when the disk does not allow it."""
+    """Create the data folder. Raises Refused when the disk does not allow it."""
     try:
         settings.osiris_data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_passable(settings.osiris_data_dir)
@@ -71,15 +72,15 @@ def make_data_folder(settings: Settings) -> None:
 
 
 def make_passable(folder: Path) -> None:
-    """Let the sandbox's own user pass through a folder; what else it may or may not is its owner's
-    choice."""
+    """Let the sandbox's user pass through a folder; all other permissions stay as the owner set
+    them."""
     folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a data folder for one worker; the lock goes with the process. Raises Refused when
-    another holds it."""
+    """Lock a data folder for one worker until the block or the process ends. Raises Refused when
+    another process holds it."""
     with (folder / "serve.lock").open("w") as lock:
         for tries_left in reversed(range(_LOCK_TRIES)):
             try:
@@ -96,7 +97,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def identify_folder(folder: Path) -> str:
-    """What a data folder is known by; it is made up once, and kept in the folder."""
+    """Return the identifier of a data folder; it is generated once and stored in the folder."""
     path = folder / "place"
     try:
         with contextlib.suppress(FileExistsError), path.open("x") as file:

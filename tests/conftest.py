@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures for all tests."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from tests.servers import Postgres, Redis, running_postgres, running_redis
 
 NUMBERS = itertools.count(1)
 
-# attacks leave descriptors in flight, of which one user may have so many altogether: unix(7)
+# attacks leave descriptors in flight, whose number per user is limited: unix(7)
 if os.geteuid() != 0:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
@@ -49,10 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_long(item: pytest.Item) -> bool:
-    """Return whether a case is left to `make test-long`.
+    """Return whether a case belongs to `make test-long` only.
 
-    Besides what is marked so, these are the second database where the database does not matter, and
-    the second kind of user of attacks.
+    These are the cases marked `long`, the second database where the database does not matter, and
+    attacks as the second kind of user.
     """
     case = getattr(item, "callspec", None)
     params = case.params if case else {}
@@ -70,7 +70,8 @@ def anyio_backend() -> str:
 
 @contextlib.contextmanager
 def a_place() -> Iterator[Path]:
-    """A folder that the sandbox's own user can reach too (pytest's tmp_path is closed to it)."""
+    """Create a folder that the sandbox's user can access too (pytest's tmp_path is closed to
+    it)."""
     path = Path(tempfile.mkdtemp(prefix="osiris-test-"))
     path.chmod(0o711)
     try:
@@ -81,15 +82,16 @@ def a_place() -> Iterator[Path]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder for one test; see `a_place`."""
+    """Provide a folder for one test; see `a_place`."""
     with a_place() as path:
         yield path
 
 
 def _clear(path: Path) -> None:
-    unmount_below(path)  # workspaces that a test left under way
-    for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:  # held for an ordinary user
-        # it has ended, or is just noting itself
+    unmount_below(path)  # workspaces that a test left mounted
+    # processes that hold disks of an ordinary user
+    for note in [*path.glob("*/@held/*"), *path.glob("*/*/@held/*")]:
+        # it has ended, or is just writing its note
         with contextlib.suppress(ProcessLookupError, ValueError):
             os.kill(json.loads(note.read_text())[0], signal.SIGKILL)
     _remove_cgroups({*path.glob("*/sessions"), *path.glob("*/*/sessions"), path / "sessions"})
@@ -98,8 +100,8 @@ def _clear(path: Path) -> None:
 
 
 def disks_in(sessions: Path) -> list[Disk]:
-    """The disks of the sessions in a folder; an ordinary user's are seen where a process holds
-    them."""
+    """Return the disks of the sessions in a folder. Those of an ordinary user are visible only
+    through the process that holds them."""
     names = (
         [entry.name for entry in sessions.iterdir() if not entry.name.startswith("@")]
         if sessions.is_dir()
@@ -111,11 +113,11 @@ def disks_in(sessions: Path) -> list[Disk]:
 
 
 def _remove_cgroups(roots: set[Path]) -> None:
-    """Those of sessions below `roots`. Jails that stood ready in a life of Osiris that is over are
-    gone when nothing knows them any more, and dead processes leave a moment later."""
+    """Remove the cgroups of sessions below `roots`. Spare jails of an Osiris that has ended are
+    removed when they are garbage-collected, and dead processes leave a moment later."""
     begins = tuple(f"osiris-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-" for root in roots)
     until = time.monotonic() + 2
-    # not by glob, which falls over what others remove meanwhile
+    # not by glob, which fails when others remove folders at the same time
     left = [
         Path(top, name)
         for top, names, _ in os.walk("/sys/fs/cgroup")
@@ -133,24 +135,22 @@ def _remove_cgroups(roots: set[Path]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL of this test process, started by the first test that asks; see also
-    `database`."""
+    """Provide a PostgreSQL for this test process, started on first use; see also `database`."""
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis]:
-    """A Redis of this test process, started by the first test that asks; who wants it empty calls
-    `flush`."""
+    """Provide a Redis for this test process, started on first use; call `flush` to empty it."""
     with running_redis() as server:
         yield server
 
 
 @contextlib.contextmanager
 def a_database(postgres: Postgres, template: str | None = None) -> Iterator[str]:
-    """The address of a new PostgreSQL database; a server that the test stopped or froze runs again
-    afterwards."""
+    """Create a PostgreSQL database and yield its address. A server that the test stopped or froze
+    is restarted afterwards."""
     name = f"test_{next(NUMBERS)}"
     postgres.create(name, template)
     yield postgres.url(name)
@@ -161,14 +161,14 @@ def a_database(postgres: Postgres, template: str | None = None) -> Iterator[str]
 
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
-    """The address of an empty PostgreSQL database."""
+    """Provide the address of an empty PostgreSQL database."""
     with a_database(postgres) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def migrated(postgres: Postgres) -> str:
-    """The name of a PostgreSQL database of this version, to make others from."""
+    """Provide the name of a PostgreSQL database with the present schema, as a template."""
     postgres.create("migrated")
     asyncio.run(_make_schema(postgres.url("migrated")))
     return "migrated"
@@ -176,7 +176,7 @@ def migrated(postgres: Postgres) -> str:
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database of this version, to copy."""
+    """Provide a SQLite database with the present schema, to copy."""
     path = tmp_path_factory.mktemp("schema") / "osiris.db"
     path.touch(0o600)
     asyncio.run(_make_schema(f"sqlite:///{path}"))
@@ -194,7 +194,7 @@ PAIRS = ("embedded", "servers")
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The settings of a pair; a test that uses this runs on both."""
+    """Provide the settings of a pair; a test that uses this fixture runs on both."""
     if request.param == "embedded":
         yield {}
         return

@@ -1,1 +1,1 @@
-"""What people and GitHub see."""
+"""The interfaces to people and to GitHub."""

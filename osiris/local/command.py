@@ -33,9 +33,9 @@ async def run_local(settings: Settings, request: LocalRequest) -> None:
 
     Raises Refused with what is missing or went wrong.
     """
-    screen = Terminal()
+    terminal = Terminal()
     repository = LocalRepository.open_at(request.path)
-    if not (request.yes or screen.is_terminal):
+    if not (request.yes or terminal.is_terminal):
         raise Refused("there is no terminal to ask you on; --yes approves what the agent hands in")
     if len(request.request) > _LONGEST:
         raise Refused(
@@ -46,22 +46,24 @@ async def run_local(settings: Settings, request: LocalRequest) -> None:
     repository_file.parse_policy(repository.read_file(repository.commit, repository_file.PATH))
     settings = _apply_choices(settings, request)
     await _check_readiness(settings)
-    places = WorkDirectories.for_repository(settings.osiris_data_dir, repository.path)
-    place = (
-        _store_request(places, request, repository) if request.request else places.find_unfinished()
+    directories = WorkDirectories.for_repository(settings.osiris_data_dir, repository.path)
+    directory = (
+        _store_request(directories, request, repository)
+        if request.request
+        else directories.find_unfinished()
     )
     logging.disable(logging.WARNING)  # the terminal shows what matters
     try:
-        with places.lock_directory(place):
-            await _run_in_environment(settings, request, repository, place, screen)
+        with directories.lock_directory(directory):
+            await _run_in_environment(settings, request, repository, directory, terminal)
     except httpx.HTTPStatusError as error:
         raise Refused(
             f"the hub refused: {error.response.text[:300]}. {request.resume_hint}"
         ) from None
     except UserLeft:
-        screen.print_line(request.resume_hint, "bold")
+        terminal.print_line(request.resume_hint, "bold")
     except asyncio.CancelledError:
-        screen.print_line(f"\nStopped. {request.resume_hint}", "bold")
+        terminal.print_line(f"\nStopped. {request.resume_hint}", "bold")
         raise
 
 
@@ -97,46 +99,46 @@ async def _check_readiness(settings: Settings) -> None:
 
 
 def _store_request(
-    places: WorkDirectories, request: LocalRequest, repository: LocalRepository
+    directories: WorkDirectories, request: LocalRequest, repository: LocalRepository
 ) -> Path:
     """Create a directory with the request in it and return it: from here on the work can be resumed
     after any interruption."""
-    place = places.create_directory()
+    directory = directories.create_directory()
     asked = {"request": request.request, "commit": repository.commit, "branch": repository.branch}
-    write_atomically(place / REQUEST, json.dumps(asked))
-    return place
+    write_atomically(directory / REQUEST, json.dumps(asked))
+    return directory
 
 
 async def _run_in_environment(
     settings: Settings,
     request: LocalRequest,
     repository: LocalRepository,
-    place: Path,
-    screen: Terminal,
+    directory: Path,
+    terminal: Terminal,
 ) -> None:
-    me = _build_login()
-    name = f"{me}/{re.sub(r'[^A-Za-z0-9._-]+', '-', repository.path.name)}"
+    login = _build_login()
+    name = f"{login}/{re.sub(r'[^A-Za-z0-9._-]+', '-', repository.path.name)}"
     carried = {
         field: getattr(settings, field) for field in Settings.model_fields if _CARRIED.match(field)
     }
-    asked = json.loads((place / REQUEST).read_text())
+    asked = json.loads((directory / REQUEST).read_text())
     source = (repository.path, asked["commit"])
-    people = {me: "admin"}
+    people = {login: "admin"}
     async with (
         start_environment(
-            place, repo=name, import_from=source, people=people, more=carried, keep=True
+            directory, repo=name, import_from=source, people=people, more=carried, keep=True
         ) as environment,
         environment.run_osiris(repositories_choose=False) as osiris,
-        environment.get_person(me) as person,
+        environment.get_person(login) as person,
     ):
         await environment.hub.resend_webhooks()
-        session = LocalSession(environment, osiris, person, repository, screen, request)
+        session = LocalSession(environment, osiris, person, repository, terminal, request)
         reason = ""
         try:
             await session.run(asked)
         except WorkDropped as dropped:
             reason = str(dropped)
-    WorkDirectories.mark_finished(place)
+    WorkDirectories.mark_finished(directory)
     if reason:
         raise Refused(f"the work ended without a branch: {reason}")
 

@@ -43,14 +43,14 @@ class LocalSession:
         osiris: Osiris,
         person: Person,
         repository: LocalRepository,
-        screen: Terminal,
+        terminal: Terminal,
         request: LocalRequest,
     ) -> None:
         self._environment = environment
         self._osiris = osiris
         self._person = person
         self._repository = repository
-        self._terminal = screen
+        self._terminal = terminal
         self._request = request
         self._seen = time.time()
 

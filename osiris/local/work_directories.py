@@ -44,15 +44,15 @@ class WorkDirectories:
                 if (folder / _DONE).exists():
                     unmount_below(folder)  # a process that was killed left something mounted
                     shutil.rmtree(folder, ignore_errors=True)
-            place = self.root / str(max(numbers, default=0) + 1)
-            place.mkdir(mode=0o711)
+            directory = self.root / str(max(numbers, default=0) + 1)
+            directory.mkdir(mode=0o711)
         except FileExistsError:
             return self.create_directory()  # another process was faster
         except OSError as error:
             raise Refused(
                 f"{self.root} cannot be used: {error.strerror}; set OSIRIS_DATA_DIR"
             ) from None
-        return place
+        return directory
 
     def find_unfinished(self) -> Path:
         """Return the newest folder with unfinished work. Raises Refused when there is none."""
@@ -64,17 +64,17 @@ class WorkDirectories:
         )
 
     @staticmethod
-    def mark_finished(place: Path) -> None:
-        (place / _DONE).touch()
+    def mark_finished(directory: Path) -> None:
+        (directory / _DONE).touch()
 
     @staticmethod
     @contextlib.contextmanager
-    def lock_directory(place: Path) -> Iterator[None]:
+    def lock_directory(directory: Path) -> Iterator[None]:
         """Lock the folder until the block ends.
 
         Raises Refused when another terminal works in it.
         """
-        with (place / "lock").open("w") as lock:
+        with (directory / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,5 +1,5 @@
-"""Things that come together are done together, and each caller is answered when its own thing is
-done."""
+"""Batch processing: items that arrive together are processed together, and each caller returns when
+its own item is done."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,8 +12,8 @@ _REST = 5.0  # seconds
 
 
 class Batch(Generic[Item]):
-    """While one batch is being done, the next one gathers: nobody waits for a timer, and load makes
-    batches larger."""
+    """Collects items while the previous batch is processed. No caller waits for a timer, and
+    batches grow with the load."""
 
     def __init__(self, process: Callable[[list[Item]], Awaitable[None]]) -> None:
         self._process = process
@@ -22,11 +22,11 @@ class Batch(Generic[Item]):
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """How many things are not done yet."""
+        """Return the number of items that are not done yet."""
         return len(self._waiting) + self._under_way
 
     async def add(self, item: Item) -> None:
-        """Return when `item` is done. Raises what doing its batch raised."""
+        """Wait until `item` is processed. Raises the exception of its batch."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
         if self._task is None or self._task.done():
@@ -34,7 +34,7 @@ class Batch(Generic[Item]):
         await done
 
     async def wait_idle(self) -> None:
-        """Wait until what is under way is done: whoever waited for it may have gone."""
+        """Wait until the current batches are done; their callers may have been cancelled."""
         if self._task is not None:
             await asyncio.wait([self._task], timeout=_REST)
 
@@ -47,7 +47,7 @@ class Batch(Generic[Item]):
                 self._process([item for item, _ in batch]), return_exceptions=True
             )
             for _, done in batch:
-                if done.done():  # its caller has gone
+                if done.done():  # its caller was cancelled
                     continue
                 if isinstance(outcome, BaseException):
                     done.set_exception(outcome)

@@ -1,4 +1,4 @@
-"""The door of the inbox: rows that arrive together are committed together."""
+"""The entry of the inbox. Rows that arrive together are committed together."""
 
 import asyncio
 
@@ -12,16 +12,17 @@ from osiris.queue.inbox_rows import NewInboxRow, create_fact_row
 from osiris.queue.task_store import Store
 
 WAITING = 2000
-"""Rows that may wait for their commit."""
+"""The maximum number of rows that wait for their commit."""
 
 _PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
 class DatabaseInbox:
-    """`osiris.core.ports.storage.Inbox`. A caller is answered after the commit that holds its row,
-    never before.
+    """Implementation of `osiris.core.ports.storage.Inbox`. A caller returns only after the commit
+    of its row.
 
-    At most `most` rows wait for their commit: who comes then is told at once to come again.
+    At most `most` rows wait for their commit; further callers get Unavailable at once and come
+    again.
     """
 
     def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
@@ -30,11 +31,11 @@ class DatabaseInbox:
         self._rows = Batch[NewInboxRow](store.receive_rows)
 
     def __len__(self) -> int:
-        """How many rows wait for their commit."""
+        """Return the number of rows that wait for their commit."""
         return len(self._rows)
 
     async def wait_idle(self) -> None:
-        """Wait for the commit that is under way."""
+        """Wait for the current commit."""
         await self._rows.wait_idle()
 
     async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What comes into the inbox."""
+"""New rows of the inbox."""
 
 import json
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from osiris.core.events import Event
 from osiris.queue import serialization
 
 OWN = "osiris"
-"""The source of our own facts."""
+"""The source of the facts that Osiris itself reports."""
 
 
 class NewInboxRow(NamedTuple):
-    """What arrived; `delivery` is its sender's own name for it."""
+    """A new inbox row; `delivery` is its sender's id for it."""
 
     source: str
     delivery: str
@@ -20,6 +20,6 @@ class NewInboxRow(NamedTuple):
 
 
 def create_fact_row(key: str, fact: Event) -> NewInboxRow:
-    """A fact of our own; `key` keeps it single."""
+    """Create the row of a fact that Osiris reports; `key` prevents duplicates."""
     body = serialization.dump(fact)
     return NewInboxRow(OWN, key, body["type"], json.dumps(body).encode())

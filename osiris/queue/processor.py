@@ -1,4 +1,5 @@
-"""The two jobs of a worker, handle and perform. Each may run twice; each does its work once."""
+"""The two jobs of a worker: handling an inbox row and performing an order. Each job may run twice;
+its work is done once."""
 
 import asyncio
 import json
@@ -37,26 +38,27 @@ from osiris.queue.tables import now
 from osiris.queue.task_store import InboxItem, Store
 
 ThreadKey = tuple[str, str]
-"""A source, and the issue that something is about; "" for what is about none."""
+"""A source, and the issue that a row is about, "" for none. Rows of one thread are processed in
+order."""
 PolicyOf = Callable[[str], Awaitable[Policy]]
 EffectHandler = Callable[[Any, Task | None], Awaitable[Sequence[Event]]]
-"""(order, its task as it is now) -> the facts that doing it brought."""
+"""(order, its present task) -> the facts that result from performing it."""
 
 log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds before the next attempt, by the attempts so far; the last one goes on."""
+"""Seconds before the next attempt, by the number of attempts so far; the last value repeats."""
 _BUG_ATTEMPTS = 3
 TRIES = 40
-"""How often an outage is met before an order is given up: with the pauses above somewhat less than
+"""Attempts during an outage before an order is given up: with the pauses above, slightly less than
 three hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How jobs are done again: pauses (seconds) by the tries so far, how many tries there are for
-    an outage, and the seconds from one report of a task to its next; what comes meanwhile is one
-    report."""
+    """Rules for repeating jobs. `pauses` are seconds by the number of tries so far, `tries` the
+    maximum number of tries during an outage, `report_every` the seconds between two reports of one
+    task; changes in between are combined into one report."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
@@ -64,19 +66,20 @@ class RetryPolicy:
 
 
 class Interpreter(Protocol):
-    """What a source's deliveries mean."""
+    """Interpreter of the deliveries of one source."""
 
     async def __call__(self, kind: str, body: bytes) -> Event | None:
-        """What happened; None for what does not concern us. Raises Refused or Unavailable."""
+        """Return the event behind a delivery; None when it does not concern Osiris. Raises Refused
+        or Unavailable."""
 
     async def find_subject(self, kind: str, body: bytes) -> str:
-        """The issue it is about, "" for none: what is about one issue is interpreted in the order
-        it was said."""
+        """Return the issue that a delivery is about, "" for none. Deliveries about one issue are
+        interpreted in the order of their arrival."""
 
 
 class Processor:
-    """What a worker does with a due row. Only here an unexpected exception is caught: it must not
-    end the worker."""
+    """Handles due inbox rows and performs due orders. Only here are unexpected exceptions caught,
+    because they must not end the worker."""
 
     def __init__(
         self,
@@ -99,12 +102,12 @@ class Processor:
         self._deferred: dict[int, ThreadKey] = {}
 
     async def wait_idle(self) -> None:
-        """Wait for what goes on without a job."""
+        """Wait for work that continues outside the jobs."""
         await self._ignored.wait_idle()
 
     async def find_thread(self, row: InboxItem) -> ThreadKey:
-        """What is of one thread is decided in the order it was said; what cannot be read is of
-        none."""
+        """Return the thread of a row. Rows of one thread are decided in order; a row that cannot be
+        read belongs to no issue."""
         try:
             if row.source != OWN:
                 return row.source, await self._interpreters[row.source].find_subject(
@@ -114,13 +117,13 @@ class Processor:
             return OWN, "" if isinstance(fact, RequestMade) else str(fact.issue)
         except (SQLAlchemyError, Unavailable):
             raise
-        except Exception:  # handling it will meet the same, and counts its tries
+        except Exception:  # handling it will fail in the same way, and counts the tries
             log.exception("a bug in reading %s (%s)", row.id, row.kind)
             return row.source, ""
 
     async def list_deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
-        """The oldest row of each thread to be looked at later than `at`, and when (both seconds
-        since 1970)."""
+        """Return the oldest row of each thread that is deferred beyond `at`, and its time (both
+        seconds since 1970)."""
         later = await self._store.list_deferred(at)
         new = later.keys() - self._deferred.keys()
         for row in await self._store.load_items(new) if new else []:
@@ -129,19 +132,24 @@ class Processor:
         return {thread: (id, later[id]) for id, thread in reversed(self._deferred.items())}
 
     async def handle_event(
-        self, row: InboxItem, *, after: Collection[asyncio.Task[float]] = (), behind: float = 0.0
+        self,
+        row: InboxItem,
+        *,
+        predecessors: Collection[asyncio.Task[float]] = (),
+        not_before: float = 0.0,
     ) -> float:
-        """Decide one inbox row, once the jobs `after` which it stands are over; 0.0, or when it is
-        to be looked at.
+        """Process one inbox row after its `predecessors`, the jobs of earlier rows of the same
+        issue. Return 0.0, or the time when the row is due again.
 
-        It waits when one of them does, or when one that is none of them is to be looked at only at
-        `behind`. Everything that must be asked of others is asked before, outside the transaction.
+        If a predecessor was deferred, or an earlier row without a job is deferred until
+        `not_before`, this row is deferred as well. All requests to other services are made before
+        the transaction.
         """
-        for job in after:
-            behind = max(behind, await _await_job(job))
-        if behind:
-            await self._store.defer_behind(row.id, behind)
-            return behind
+        for job in predecessors:
+            not_before = max(not_before, await _await_job(job))
+        if not_before:
+            await self._store.defer_behind(row.id, not_before)
+            return not_before
         return await self._decide_event(row)
 
     async def _decide_event(self, row: InboxItem) -> float:
@@ -187,10 +195,11 @@ class Processor:
         except Refused:
             if isinstance(event, Ask):
                 raise
-            return Policy()  # a fact of our own is never lost because the policy cannot be read now
+            # an event of Osiris is never lost because the policy cannot be read now
+            return Policy()
 
     async def perform_effect(self, id: int) -> None:
-        """Do one order that this worker holds, unless a later one makes it needless."""
+        """Perform one order that this worker holds, unless a later one supersedes it."""
         try:
             found = await self._outbox.get(id)
         except (ValueError, KeyError) as error:
@@ -206,8 +215,8 @@ class Processor:
             await self._outbox.finish_order(id, await self._handlers[type(order)](order, task))
         except LeaseLost as fenced:
             log.warning("%s is left: %s", type(order).__name__, fenced)
-        except RepositoryUnavailable as barred:
-            await self._suspend_task(id, order, str(barred))
+        except RepositoryUnavailable as unavailable:
+            await self._suspend_task(id, order, str(unavailable))
         except NeedsOperator as refused:
             await self._park_order(id, order, str(refused))
         except Refused as refused:
@@ -224,26 +233,26 @@ class Processor:
                 )
 
     async def _is_redundant(self, id: int) -> bool:
-        """Whether a report need not be made (now): a later one waits, or the last one was made just
-        before."""
+        """Return whether a report is not needed (now): a later one waits, or the last one was made
+        very recently."""
         if await self._outbox.is_superseded(id):
             await self._outbox.skip_order(id)
             return True
-        rest = (
+        remaining = (
             self._report_every and await self._outbox.last_done_at(id) + self._report_every - now()
         )
-        if not 0 < rest <= self._report_every:
+        if not 0 < remaining <= self._report_every:
             return False
         await self._outbox.postpone_order(
-            id, "it waits, so that several changes become one edit", rest, tries=1
+            id, "it waits, so that several changes become one edit", remaining, tries=1
         )
         return True
 
     async def _retry_later(
         self, id: int, order: Effect, attempts: int, outage: Unavailable
     ) -> None:
-        """Try it again later. An outage that does not end parks the order; other work of this
-        machine ends."""
+        """Defer an order after an outage. An order whose outage does not end is parked; waiting for
+        other work of this machine has no limit."""
         log.warning("%s waits: %s", type(order).__name__, outage)
         tries = 1 if outage.made_progress else attempts + 1
         if isinstance(outage, Occupied):
@@ -255,22 +264,22 @@ class Processor:
             await self._outbox.postpone_order(id, str(outage), pause, tries=tries)
 
     async def _suspend_task(self, id: int, order: Effect, reason: str) -> None:
-        """Its task rests until the repository can be written again; then what is parked is taken up
-        by itself."""
-        if isinstance(order, OpenIssue):  # there is no task yet that could take it up
+        """Halt the task until the repository can be written again; then its parked orders are
+        requeued automatically."""
+        if isinstance(order, OpenIssue):  # there is no task yet that could requeue it
             return await self._refuse_order(id, order, reason)
         log.warning(
             "%s waits until %s can be written: %s", type(order).__name__, order.issue.repo, reason
         )
         lost = [AccessLost(issue=order.issue, reason=reason)]
-        if isinstance(order, StartRun):  # it is ordered anew
+        if isinstance(order, StartRun):  # a new order starts it again
             await self._outbox.finish_order(id, lost)
         else:
             await self._outbox.park_order(id, reason, lost)
 
     async def _park_order(self, id: int, order: Effect, reason: str) -> None:
-        """It waits for a person, who is told once if the task cannot do without. A run keeps what
-        it has done."""
+        """Park an order until a person acts. The person is informed once if the task depends on the
+        order. A run keeps its progress."""
         log.warning("%s is parked: %s", type(order).__name__, reason)
         if isinstance(order, StartRun):
             await self._outbox.finish_order(
@@ -299,14 +308,15 @@ class Processor:
 
 
 async def _await_job(job: asyncio.Task[float]) -> float:
-    """When the row of a job is to be looked at again (seconds since 1970); 0.0: never."""
+    """Wait for a job. Return the time when its row is due again (seconds since 1970); 0.0 for
+    never."""
     await asyncio.wait([job])
     if job.cancelled() or job.exception():
-        return now()  # it could not be recorded, so its row is as it was
+        return now()  # the outcome could not be recorded, so its row is unchanged
     return job.result()
 
 
 def _describe_bug(error: Exception) -> str:
-    """What people are told of a bug: its text may hold anything, so that stays in the operator's
-    log."""
+    """Return the public description of a bug. Its text may contain anything, so it stays in the
+    operator's log."""
     return f"a bug in Osiris ({type(error).__name__}); the operator's log has the rest"

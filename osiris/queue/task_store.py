@@ -1,4 +1,5 @@
-"""The unit of work: one inbox row in, one task moved, its orders out, all or nothing."""
+"""Transactions on the inbox and the tasks. Deciding one inbox row updates its task, adds the orders
+and closes the row in one transaction."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -29,7 +30,7 @@ from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, is_due, now
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboxItem:
-    """An inbox row that waits to be decided."""
+    """An inbox row that waits for a decision."""
 
     id: int
     source: str
@@ -38,27 +39,27 @@ class InboxItem:
     attempts: int
 
 
-# Statements of the busy paths are built once, and run without the ORM.
-_HAPPENING = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
+# Statements of the busy paths are built once and run without the ORM.
+_ITEM_COLUMNS = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
 _DUE = (
-    select(*_HAPPENING)
+    select(*_ITEM_COLUMNS)
     .where(is_due(InboxRow), InboxRow.id.not_in(bindparam("without", expanding=True)))
     .order_by(InboxRow.id)
     .limit(bindparam("limit", type_=Integer))
 )
-_PUT_OFF = (
+_DEFERRED = (
     select(InboxRow.id, InboxRow.not_before)
     .where(InboxRow.not_before.is_not(None), ~is_due(InboxRow))
     .order_by(InboxRow.id)
 )
-_SOME = select(*_HAPPENING).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
+_BY_ID = select(*_ITEM_COLUMNS).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
 _IGNORE = (
     update(InboxRow.__table__)  # type: ignore[arg-type]
     .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
     .values(handled=bindparam("at"), not_before=None, error=None)
 )
-_WAITING = (InboxRow, OutboxRow)  # with their indexes of what waits alone
-# one statement, so that nothing on its way from the outbox to the inbox is overlooked
+_WAITING = (InboxRow, OutboxRow)  # both have a partial index of the waiting rows
+# one statement, so that a row that moves from the outbox to the inbox is not missed
 _NEXT_DUE = select(
     *(
         select(func.min(row.not_before)).where(row.not_before.is_not(None)).scalar_subquery()
@@ -68,13 +69,13 @@ _NEXT_DUE = select(
 
 
 class Store:
-    """Every transaction on the inbox and the tasks. What only a worker may do fails without its
+    """Transactions on the inbox and the tasks. Those that only a worker may make fail without its
     `lease`."""
 
     def __init__(
         self, engine: AsyncEngine, lease: Lease | None = None, live_events: LiveEvents | None = None
     ) -> None:
-        self._executor = ThreadPoolExecutor(1, "door")
+        self._executor = ThreadPoolExecutor(1, "inbox")
         self._blocking = create_sync_engine(engine)
         self._engine = engine
         self._lease = lease or Lease(engine, "")
@@ -92,10 +93,10 @@ class Store:
     # ── inbox ─────────────────────────────────────────────────────────────────────────────────────
 
     async def receive_rows(self, rows: Sequence[NewInboxRow]) -> None:
-        """Write down what arrived, in one transaction.
+        """Insert the rows in one transaction.
 
-        A known delivery changes nothing, but one that was given up is taken up again: somebody had
-        it redelivered.
+        A known delivery changes nothing, except one that was given up: it is due again, because
+        somebody requested its redelivery.
         """
         at = now()
         values = [
@@ -104,38 +105,38 @@ class Store:
         await asyncio.get_running_loop().run_in_executor(self._executor, self._insert_rows, values)
 
     def _insert_rows(self, values: list[dict[str, Any]]) -> None:
-        """In the door's own thread: one hand-over a batch, where the async engine needs one a
-        statement."""
+        """Insert rows in the inbox thread, which needs one switch of threads per batch; the async
+        engine needs one per statement."""
         with self._blocking.begin() as connection:
             connection.execute(self._new, values)
 
     async def list_due(
         self, limit: int, without: Collection[int] = (), at: float | None = None
     ) -> list[InboxItem]:
-        """The oldest rows that wait to be decided (`at`, seconds since 1970; None: now), but for
-        those `without`."""
+        """Return the oldest rows that are due at `at` (seconds since 1970; None: now), except those
+        in `without`."""
         params = {"now": now() if at is None else at, "without": without, "limit": limit}
         async with self._reader.connect() as connection:
             rows = await connection.execute(_DUE, params)
             return [InboxItem(**row._mapping) for row in rows]
 
     async def list_deferred(self, at: float) -> dict[int, float]:
-        """The rows that are to be looked at later than `at`, oldest first, and when (both seconds
-        since 1970)."""
+        """Return the rows that are deferred beyond `at`, oldest first, with their times (both
+        seconds since 1970)."""
         async with self._reader.connect() as connection:
             return {
-                row.id: row.not_before for row in await connection.execute(_PUT_OFF, {"now": at})
+                row.id: row.not_before for row in await connection.execute(_DEFERRED, {"now": at})
             }
 
     async def load_items(self, ids: Collection[int]) -> list[InboxItem]:
         async with self._reader.connect() as connection:
             return [
                 InboxItem(**row._mapping)
-                for row in await connection.execute(_SOME, {"ids": list(ids)})
+                for row in await connection.execute(_BY_ID, {"ids": list(ids)})
             ]
 
     async def ignore_rows(self, ids: Sequence[int]) -> None:
-        """Close rows that concern nobody, in one transaction."""
+        """Close rows that concern no task, in one transaction."""
         at = now()
         with translate_errors():
             async with self._write.begin() as session:
@@ -144,8 +145,8 @@ class Store:
                 await connection.execute(_IGNORE, [{"row": id, "at": at} for id in ids])
 
     async def decide(self, id: int, event: Event, policy: Policy) -> None:
-        """Decide one inbox row: task state, orders, journal and the row itself, in one
-        transaction."""
+        """Decide one inbox row: update the task, the orders, the audit log and the row itself in
+        one transaction."""
         try:
             with translate_errors():
                 async with self._write.begin() as session:
@@ -156,51 +157,55 @@ class Store:
                     row.handled = now()
                     row.not_before = None
                     row.error = None
-                    noted = await self._apply_event(session, row, event, policy)
+                    audit_entry = await self._apply_event(session, row, event, policy)
         except (StaleDataError, IntegrityError):
             raise Unavailable("another worker moved the task first", retry_in=0.05) from None
-        if noted:
-            self._live_events.publish(noted)
+        if audit_entry:
+            self._live_events.publish(audit_entry)
 
     async def _apply_event(
         self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy
     ) -> AuditEntryAdded | None:
-        was = None
+        old_row = None
         if not isinstance(event, RequestMade) and (
-            was := await _find_subject(session, row, event.issue)
+            old_row := await _find_subject(session, row, event.issue)
         ):
-            event = replace(event, issue=IssueRef(was.repo, was.issue))
-        before = serialization.load_task(was.data) if was else None
+            event = replace(event, issue=IssueRef(old_row.repo, old_row.issue))
+        before = serialization.load_task(old_row.data) if old_row else None
         task, decided = decide(before, event, policy)
-        kept = _update_task_row(was, task) if task else None
-        if kept is not None and was is None:
-            session.add(kept)
+        task_row = _update_task_row(old_row, task) if task else None
+        if task_row is not None and old_row is None:
+            session.add(task_row)
             await session.flush()
-        if kept is not None:
-            await _apply_immediately(session, kept.id, decided)
-        kept_orders = [order for order in decided if not isinstance(order, RequeueParked)]
+        if task_row is not None:
+            await _apply_immediately(session, task_row.id, decided)
+        orders = [order for order in decided if not isinstance(order, RequeueParked)]
         session.add_all(
-            outbox.create_row(row.id, n, order, kept) for n, order in enumerate(kept_orders)
+            outbox.create_row(row.id, n, order, task_row) for n, order in enumerate(orders)
         )
-        if kept is not None and (task != before or decided):
-            detail = {"state": kept.state, "orders": [type(order).__name__ for order in decided]}
+        if task_row is not None and (task != before or decided):
+            detail = {
+                "state": task_row.state,
+                "orders": [type(order).__name__ for order in decided],
+            }
             happened = ("happened", type(event).__name__, serialization.dump(event))
             return await audit_log.append_entries(
-                session, kept.id, happened, ("decided", kept.state, detail)
+                session, task_row.id, happened, ("decided", task_row.state, detail)
             )
         return None
 
     async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
-        """It could not be looked at now; again in `seconds`. Returns when that is (seconds since
-        1970)."""
+        """Defer a row that could not be processed by `seconds`. Return the time when it is due
+        (seconds since 1970)."""
         at = now() + seconds
         await self._update_row(id, error=error, not_before=at, attempts=InboxRow.attempts + 1)
         return at
 
     async def defer_behind(self, id: int, at: float) -> None:
-        """What was said before it about the same is looked at again only `at` that time.
+        """Defer a row until `at` because an earlier row of the same issue is deferred until then.
 
-        This is no try, but what was never tried at all would be due at once.
+        This counts as a first attempt, because a row with no attempts would be due at once; it does
+        not count further.
         """
         tried = case((InboxRow.attempts == 0, 1), else_=InboxRow.attempts)
         await self._update_row(
@@ -208,7 +213,7 @@ class Store:
         )
 
     async def fail_inbox(self, id: int, error: str) -> None:
-        """It will never be decided; `osiris task list --failed` shows it."""
+        """Give up a row; `osiris task list --failed` lists it."""
         await self._update_row(id, error=error, not_before=None)
 
     async def _update_row(self, id: int, *, error: str, **values: Any) -> None:
@@ -219,8 +224,8 @@ class Store:
                 await session.execute(row.values(error=serialization.replace_nul(error), **values))
 
     async def next_due(self) -> float | None:
-        """When the earliest waiting row wants to be looked at, in seconds since 1970; None when
-        nothing waits."""
+        """Return the time when the earliest waiting row is due, in seconds since 1970; None when
+        none waits."""
         async with self._reader.connect() as connection:
             waiting = (await connection.execute(_NEXT_DUE)).one()
         return min((at for at in waiting if at is not None), default=None)
@@ -246,37 +251,37 @@ class Store:
         await self._engine.dispose()
 
     async def check_writable(self) -> None:
-        """Raises when the database does not answer, or cannot be written."""
+        """Raise when the database does not answer or cannot be written."""
         async with self._write.begin() as session:
             await session.execute(delete(InboxRow).where(InboxRow.id < 0))
 
 
 async def _apply_immediately(session: AsyncSession, task: int, decided: Sequence[Effect]) -> None:
-    """What is done to the outbox with the decision itself."""
+    """Apply the effects that change the outbox within the transaction of the decision."""
     if any(isinstance(order, SwitchModel) for order in decided):
-        # it may wait for the other model
+        # the run may be waiting for the other model
         await session.execute(outbox.WAKE_RUN, {"task": task, "now": now()})
     if any(isinstance(order, RequeueParked) for order in decided):
         await session.execute(outbox.TAKE_UP, {"task": task, "now": now()})
 
 
 async def _task_row(session: AsyncSession, issue: IssueRef, *, lock: bool = True) -> TaskRow | None:
-    """The task's row, for a transaction that changes it unless `lock` is False: then nobody else
-    changes it."""
+    """Return the task's row. Unless `lock` is False, it is locked for a change in this
+    transaction."""
     query = select(TaskRow).where(TaskRow.repo == issue.repo, TaskRow.issue == issue.number)
     found: TaskRow | None = await session.scalar(query.with_for_update() if lock else query)
     return found
 
 
 async def _find_subject(session: AsyncSession, row: InboxRow, issue: IssueRef) -> TaskRow | None:
-    """The task that a row is about; a fact of our own may come from a job that began under an older
-    name."""
+    """Return the task that a row is about. A fact of Osiris may come from a job that began under an
+    older repository name."""
     found = await _task_row(session, issue)
     return await find_renamed_task(session, issue) if found is None and row.source == OWN else found
 
 
 def _update_task_row(row: TaskRow | None, task: Task) -> TaskRow:
-    """The task's row with the task in it; `row` None: a new one."""
+    """Return the row with the task written into it; a new row when `row` is None."""
     at = now()
     row = row or TaskRow(repo=task.issue.repo, issue=task.issue.number, created=at)
     row.state = task.state.value

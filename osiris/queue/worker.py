@@ -182,7 +182,9 @@ class Worker:
             first, later = deferred.get(thread, (row.id, 0.0))
             before = [job for other, job in queue.values() if other == thread and thread[1]]
             handling = self._processor.handle_event(
-                row, after=before, behind=later if first < row.id and thread[1] else 0.0
+                row,
+                predecessors=before,
+                not_before=later if first < row.id and thread[1] else 0.0,
             )
             job = self._start_job(handling, partial(self._handling.pop, row.id))
             queue[row.id] = self._handling[row.id] = thread, job

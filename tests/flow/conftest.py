@@ -1,5 +1,5 @@
-"""A whole Osiris against devhub, in one process, over real HTTP, with a real sandbox, database and
-git."""
+"""Fixtures for a complete Osiris against devhub, in one process, over real HTTP, with a real
+sandbox, database and git."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,8 @@ PEOPLE = {"alice": "maintain", "bob": "write", "tina": "triage", "mallory": "non
 
 @functools.cache
 def keys() -> KeyPair:
-    """The App's, for all worlds of a process: to make a pair takes a tenth of a second."""
+    """Return the key pair of the App for all environments of this process; generating one takes a
+    tenth of a second."""
     return generate_key_pair()
 
 
@@ -65,7 +66,7 @@ FIX = [
     step("run_command", {"exit_code": 0}, command=LOOK),
     submit("`add` subtracted. Now it adds."),
 ]
-"""To run the unit tests instead takes half a second; `test_main_flow.py` does it."""
+"""Running the unit tests instead would take half a second; `test_main_flow.py` does that."""
 ANSWER = [
     step("write_file", path="NOTES.md", content="Reviewed.\n"),
     submit("Added the notes that the review asks for."),
@@ -73,7 +74,7 @@ ANSWER = [
 
 
 HELD = step("run_command", {"exit_code": 0}, command="until test -e /tmp/go; do sleep 0.05; done")
-"""A command that lasts until the test says `let_go`."""
+"""A command that runs until the test calls `let_go`."""
 
 
 def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
@@ -86,7 +87,7 @@ STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 
 @dataclass(frozen=True, kw_only=True)
 class FlowEnvironment:
-    """The stage, one life of Osiris on it, and the people."""
+    """The environment, one instance of Osiris in it, and the people."""
 
     stage: Environment
     osiris: Osiris
@@ -99,11 +100,11 @@ class FlowEnvironment:
 
     @property
     def sessions(self) -> Path:
-        """Where the sandbox has its sessions."""
+        """The folder of the sandbox's sessions."""
         return self.osiris.sandbox._root
 
     async def transcript(self) -> list[Message]:
-        """Every message of the first task, in order."""
+        """Return every message of the first task in order."""
         return [step.message for step in await self.osiris.read_models.list_steps(1)]
 
     async def settled(self) -> None:
@@ -122,7 +123,7 @@ class FlowEnvironment:
         return issue
 
     async def in_review(self) -> tuple[int, int]:
-        """An issue that was worked on: its number and that of its pull request."""
+        """Have an issue worked on. Return its number and that of its pull request."""
         issue = await self.labelled()
         await self.settled()
         [pull] = await self.alice.list_pulls()
@@ -155,7 +156,7 @@ class FlowEnvironment:
                 await asyncio.sleep(0.02)
 
     async def heard(self) -> None:
-        """Wait until all that people did is decided and answered, whatever a run is doing."""
+        """Wait until all requests of people are decided and answered, whatever a run is doing."""
         undone = text(
             "select (select count(*) from inbox where not_before is not null)"
             " + (select count(*) from outbox where not_before is not null and kind <> 'StartRun')"
@@ -171,11 +172,11 @@ class FlowEnvironment:
     def let_go(self) -> None:
         """Let the command of `HELD` end."""
         for disk in disks_in(self.sessions):
-            with contextlib.suppress(FileNotFoundError):  # it is just being made, or thrown away
+            with contextlib.suppress(FileNotFoundError):  # it is just being created or removed
                 (disk.host_path / "tmp" / "go").touch()
 
     def push(self, login: str, branch: str, files: dict[str, str]) -> None:
-        """A person clones, changes files on a branch, and pushes, with plain git."""
+        """Push changed files to a branch as a person does, with plain git."""
         address = self.stage.hub.url.replace(
             "://", f"://{login}:{self.stage.hub.world.get_user(login).token}@"
         )
@@ -189,7 +190,7 @@ class FlowEnvironment:
             plain_git("-C", folder, "push", "-q", "origin", branch)
 
     def git(self, *args: str) -> str:
-        """Plain git in the hub's own repository."""
+        """Run plain git in the hub's own repository."""
         path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
         return plain_git("--git-dir", str(path), *args)
 
@@ -201,12 +202,12 @@ def plain_git(*args: str) -> str:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Callable[[Settings], Sandbox]]:
-    """Gives sandboxes that find what the ones before them in this process have prepared, and found
-    out of the machine.
+    """Provide a factory of sandboxes that reuse what earlier ones in this process prepared and
+    found out about the machine.
 
-    Without it each takes up to a second before its first command; `tests/flow/test_main_flow.py`
-    and all that start Osiris as a process of its own take that way. A strong sandbox asks the
-    machine anew.
+    Otherwise each needs up to a second before its first command; `tests/flow/test_main_flow.py` and
+    all tests that start Osiris as a separate process use such new ones. A strong sandbox probes the
+    machine again.
     """
     with a_place() as place:
         root = place / "sessions"
@@ -221,8 +222,8 @@ def warm() -> Iterator[Callable[[Settings], Sandbox]]:
 
 
 def lay_database(migrated_file: Path, place: Path) -> None:
-    """Have a database of this version in the data folder of a stage: Alembic takes up to 0.4 s to
-    make one."""
+    """Copy a database with the present schema into the data folder of an environment: Alembic needs
+    up to 0.4 s to create one."""
     (place / "osiris").mkdir(0o711)
     shutil.copy(migrated_file, place / "osiris")
 
@@ -234,11 +235,12 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[FlowEnvironment]]
 def start(
     place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path
 ) -> Start:
-    """start(story, files=…) is a world; when it ends, no secret of this run may be found anywhere.
+    """Return the function `start(story, files=…)`, which starts an environment. When it ends, it
+    checks that no secret of this run is found anywhere.
 
-    With a `vendor` the story is told by a server that speaks that vendor's wire; the vendor `also`
-    is configured as well; `more` are further settings. Its sandbox is a `warm` one, unless it is
-    given (None: a new one), and its database has a schema.
+    With a `vendor`, the story is served over that vendor's wire protocol; the vendor `also` is
+    configured as well; `more` are further settings. The sandbox is a `warm` one unless it is given
+    (None: a new one), and the database has a schema.
     """
     lay_database(migrated_file, place)
 
@@ -299,7 +301,7 @@ def _both(vendors: Vendors, vendor: str, also: str) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def _listening() -> AsyncIterator[list[str]]:
-    """Every line that is logged, as it would be without our own redaction."""
+    """Collect every logged line before redaction."""
     lines: list[str] = []
 
     class Ear(logging.Handler):
@@ -319,7 +321,7 @@ async def _listening() -> AsyncIterator[list[str]]:
 
 
 async def _no_secret_anywhere(stage: Environment, alice: Person, logged: list[str]) -> None:
-    """The canary: App key, webhook secret, the models' keys and every token that was minted."""
+    """Check for leaked secrets: App key, webhook secret, model keys and every minted token."""
     secrets = [
         *stage.settings.list_secrets(),
         *stage.settings.private_key.splitlines()[1:3],
@@ -336,7 +338,7 @@ async def _no_secret_anywhere(stage: Environment, alice: Person, logged: list[st
 
 
 def _dumped(stage: Environment) -> bytes:
-    """Everything that is in a PostgreSQL."""
+    """Return the whole content of a PostgreSQL database."""
     if stage.settings.is_embedded:
         return b""
     engine = create_engine(stage.settings.database.replace("postgresql:", "postgresql+psycopg:"))
@@ -359,7 +361,8 @@ async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def command(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Run `osiris …` as an operator does; gives (exit code, stdout, stderr)."""
+    """Provide a function that runs `osiris …` as an operator does and returns (exit code, stdout,
+    stderr)."""
     pair = request.getfixturevalue("pair") if "pair" in request.fixturenames else {}
     stands_on = {name.upper(): value for name, value in pair.items()}
 

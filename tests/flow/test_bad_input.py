@@ -1,4 +1,4 @@
-"""Whatever is wrong, the task ends in a stated state with a sentence for the person it concerns."""
+"""Bad input: the task always ends in a defined state, with a sentence for the person concerned."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ def story(*steps: dict) -> dict:
 
 
 async def ended(world: FlowEnvironment) -> str:
-    """Let a labelled issue be worked on; the status comment that remains."""
+    """Have a labelled issue worked on. Return the remaining status comment."""
     issue = await world.labelled()
     await world.settled()
     [status] = await world.said_by_osiris(issue)
@@ -192,7 +192,7 @@ async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_eve
         world.stage.hub.interceptors.clear()
         assert (await world.task()).state in ("paused", "failed")
         pushed_nothing = "Push" in {failure.what for failure in await world.failures()}
-        # whichever met it first: the push, or the look at GitHub
+        # found first by the push or by the reconciler
         assert pushed_nothing or (await world.task()).read_only
 
 

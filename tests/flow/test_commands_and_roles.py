@@ -1,4 +1,4 @@
-"""Who is listened to, and what they can say."""
+"""Commands, and the roles that may give them."""
 
 import pytest
 
@@ -29,7 +29,7 @@ async def test_an_outsiders_commands_get_one_refusal_however_many_they_are(start
 
 
 async def request(world: FlowEnvironment, login: str) -> None:
-    """Put a request by somebody whom GitHub knows into the inbox, as a channel does."""
+    """Put a request by a GitHub user into the inbox, as a channel does."""
     who = e.Principal(name=login, authentication=e.Authentication.GITHUB)
     made = e.RequestMade(
         key=login, repo=REPO, title="add subtracts", body="add(1, 2) is -1", principal=who
@@ -136,7 +136,7 @@ async def test_stop_ends_the_run_at_once_and_retry_goes_on(start: Start):
         assert (await world.task()).state == "cancelled"
         [status] = await world.said_by_osiris(issue)
         assert "Bob stopped it" in status
-        assert world.osiris.sandbox.names() == []
+        assert world.osiris.sandbox.list_sessions() == []
 
 
 async def test_status_and_help_and_an_unknown_command_get_one_answer_each(start: Start):

@@ -1,5 +1,4 @@
-"""kill -9 at every write to the outside, and at random moments: the visible result is always the
-same."""
+"""SIGKILL at every external write and at random moments: the visible result is always the same."""
 
 import asyncio
 import contextlib
@@ -31,7 +30,7 @@ from tests.flow.test_outages import from_osiris, is_write
 
 @dataclass(kw_only=True)
 class Killer:
-    """Kills the process when a write arrives, and once more after it was done but not yet
+    """Kills the process when a write arrives, and again after that write was done but not yet
     answered."""
 
     lives: Lives
@@ -53,7 +52,8 @@ class Killer:
 
 @dataclass(frozen=True, kw_only=True)
 class CrashEnvironment:
-    """The stage with a process to kill instead of a life in this one."""
+    """The environment with a separate process that can be killed, instead of an Osiris in this
+    process."""
 
     stage: Environment
     lives: Lives
@@ -63,11 +63,11 @@ class CrashEnvironment:
     bob: Person
 
     async def settled(self) -> None:
-        """Nothing on its way; what GitHub could not deliver to a dead process is redelivered as its
-        API allows."""
+        """Wait until nothing is in progress. Deliveries that failed while no process ran are
+        redelivered through the API."""
         while True:
             await self.stage.wait_until_settled(self.store)
-            # Osiris asks for it itself, too
+            # Osiris requests redelivery itself as well
             if not await self._redeliver() and await self.store.next_due() is None:
                 return
 
@@ -88,7 +88,7 @@ class CrashEnvironment:
         return bool(lost)
 
     async def whole_life(self) -> dict[str, object]:
-        """From the label to the merge; what is visible at the end."""
+        """Run a task from the label to the merge. Return the visible result."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
         await self.settled()
@@ -182,8 +182,8 @@ async def _answers(stage: Environment) -> bool:
 
 
 ON_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
-"""Workers that are killed on PostgreSQL and Redis are in test_machines.py, and here at random
-moments."""
+"""Killed workers on PostgreSQL and Redis are tested in test_several_workers.py, and here only at
+random moments."""
 
 
 @ON_SQLITE
@@ -196,7 +196,7 @@ async def test_killed_before_and_after_every_write_the_result_is_the_same(
         it.stage.hub.interceptors.append(killer)
         assert await it.whole_life() == EXPECTED
         both_ways = [write for write, times in killer.seen.items() if times >= 2]
-        assert len(both_ways) >= 8  # the rest was made needless by what came after the restart
+        assert len(both_ways) >= 8  # the others became unnecessary after the restart
         assert it.lives.count >= 2 * len(both_ways)
 
 
@@ -233,7 +233,7 @@ async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_
                 await asyncio.to_thread(it.lives.again)
 
         reaping = asyncio.create_task(reap())
-        # the server insists on every signature of the lives before
+        # the server requires the signatures of all replies of earlier processes
         assert await it.whole_life() == EXPECTED
         await reaping
 
@@ -270,7 +270,7 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
                 < 3
             ):
                 await asyncio.sleep(0.02)
-        for name in first.sandbox.names():
+        for name in first.sandbox.list_sessions():
             await first.sandbox.remove(name)
         async with (
             stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as second,

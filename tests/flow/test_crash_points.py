@@ -1,7 +1,8 @@
-"""kill -9 at each touch of the outside: SQL, commits, processes, requests, models. The result is
-always the same.
+"""SIGKILL at each external call: SQL, commits, processes, requests, models. The result is always
+the same.
 
-`make torture` goes through every touch of a whole life; here it is a few, at drawn distances.
+`make torture` tests every call of a task from label to merge; here only a few are tested, at random
+distances.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it: it shows the whole workflow, and leaves nothing behind."""
+"""The demo as a new user runs it: it shows the whole workflow and leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ async def demo(place: Path, *options: str) -> AsyncIterator[asyncio.subprocess.P
 
 
 def left_behind(place: Path) -> list[str]:
-    """Return the files in `place`, and what is mounted below it."""
+    """Return the files in `place` and the mounts below it."""
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     files = [str(path) for path in place.iterdir()]
     return [*files, *(path for path in mounted if path.startswith(f"{place}/"))]

@@ -1,7 +1,7 @@
-"""GitHub answers wrong, late or never, and delivers twice, late, in another order or not at all:
-all ends as it should.
+"""A GitHub that answers wrongly, late or never, and delivers twice, late, in another order or not
+at all: the result is always correct.
 
-`make torture` draws many more.
+`make torture` draws many more plans.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Words of strangers that once held a worker's event loop for longer than its lease lives: all of
-them at once."""
+"""Text of strangers that once blocked a worker's event loop until its lease expired, all such texts
+at once."""
 
 import pytest
 from sqlalchemy import select
@@ -8,7 +8,7 @@ from osiris.queue.leases import PATIENCE
 from osiris.queue.tables import LeaseRow
 from tests.flow.conftest import FIX, FlowEnvironment, Start, run, step
 
-GITHUB = 65_000  # characters that GitHub takes
+GITHUB = 65_000  # characters that GitHub accepts
 FLOODS = {
     "returns": "head -c 262144 /dev/zero | tr '\\0' '\\r'",
     "starts of keys": "python3 -c \"print('sk-' * 80000); print('eyJ-' * 60000)\"",

@@ -1,4 +1,4 @@
-"""`osiris local` as a person runs it, on a repository of their own."""
+"""`osiris local` as a user runs it, on the user's own repository."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,8 @@ WHO = ("-c", "user.name=ann", "-c", "user.email=ann@example.org")
 
 @pytest.fixture
 def mine(place: Path) -> Path:
-    """A repository with one commit, a dirty work tree, an untracked file, a stash and a hook that
-    tells."""
+    """Create a repository with one commit, a dirty work tree, an untracked file, a stash, and a
+    hook that records its execution."""
     path = place / "mine"
     path.mkdir()
     plain_git("init", "-q", "-b", "trunk", str(path))
@@ -53,7 +53,7 @@ def script(place: Path, story: dict[str, Any]) -> str:
 
 
 def everything(path: Path) -> dict[str, bytes]:
-    """All that a person has in a repository, but git's objects, which only grow."""
+    """Return everything in a repository except git's objects, which only grow."""
     files = (file for file in path.rglob("*") if file.is_file() and ".git/objects" not in str(file))
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
@@ -121,7 +121,7 @@ async def test_without_a_branch_checked_out_the_commit_is_the_base(
 
 @contextlib.contextmanager
 def started(*args: str, **more: str) -> Iterator[tuple[CommandProcess, io.FileIO]]:
-    """A command, and what it says on stdout."""
+    """Start a command and yield it with its stdout."""
     reads, writes = os.pipe()
     command = CommandProcess(*args, environ=more, stdout=writes)
     os.close(writes)
@@ -133,7 +133,8 @@ def started(*args: str, **more: str) -> Iterator[tuple[CommandProcess, io.FileIO
 
 
 async def until(stream: Any, words: str, seen: bytes = b"") -> str:
-    """Read until `words` have come; what was read, after what was `seen` before."""
+    """Read until `words` have appeared. Return `seen`, which was read before, and everything read
+    since."""
     async with asyncio.timeout(60):
         while words.encode() not in seen:
             seen += (piece := await asyncio.to_thread(os.read, stream.fileno(), 4096))
@@ -160,7 +161,7 @@ async def test_stopped_or_killed_it_goes_on_where_it_was(
         assert f"Nothing is lost. Go on with:  osiris local {mine} --model {model}" in out
     code, out, err = await command("local", str(mine), "--model", model, "--yes", **environ(place))
     assert (code, err) == (0, ""), out
-    assert "edit_file" not in out  # what was done is not done again
+    assert "edit_file" not in out  # finished steps are not repeated
     assert (
         plain_git("-C", str(mine), "show", "osiris/1-add-subtracts:shop.py")
         == "def add(a, b):\n    return a + b\n"
@@ -171,7 +172,7 @@ async def test_stopped_or_killed_it_goes_on_where_it_was(
 
 
 class PseudoTerminal:
-    """A person at a pseudo-terminal."""
+    """A user at a pseudo-terminal."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -181,7 +182,7 @@ class PseudoTerminal:
         return self._fd
 
     async def sees(self, words: str) -> str:
-        """Wait until `words` have come. What came with them is for the next time."""
+        """Wait until `words` have appeared. Later output is kept for the next call."""
         seen = await until(self, words, self._unread.encode())
         before, _, self._unread = seen.partition(words)
         return before + words
@@ -326,7 +327,7 @@ async def test_the_base_is_the_commit_that_was_told_whatever_comes_meanwhile(
     (folder / REQUEST).write_text(
         json.dumps({"request": "add subtracts", "commit": told, "branch": "trunk"})
     )
-    # killed before the copy was made
+    # it was killed before the copy was created
     plain_git("-C", str(mine), *WHO, "commit", "-qam", "Meanwhile")
     code, out, err = await command(
         "local", str(mine), "--model", script(place, STORY), "--yes", **environ(place)

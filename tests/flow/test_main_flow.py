@@ -1,4 +1,4 @@
-"""From the label to the merge, as people in GitHub see it."""
+"""The workflow from label to merge, as people on GitHub see it."""
 
 import asyncio
 
@@ -232,7 +232,7 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
 async def test_every_line_of_a_journal_is_news(start: Start):
     async with start() as world, asyncio.timeout(30):
         with world.osiris.live_events.subscribe() as news:
-            await asyncio.sleep(0.2)  # a reader through Redis hears what comes from now on
+            await asyncio.sleep(0.2)  # a subscriber through Redis receives only later events
             await world.in_review()
             last = (await world.osiris.read_models.read_audit_log(1))[-1].seq
             while (piece := await news.get()) != AuditEntryAdded(task=1, seq=last):

@@ -1,4 +1,4 @@
-"""What is over goes, and what somebody still needs stays."""
+"""Maintenance: finished data is removed, and data that is still needed stays."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def pruning(world: FlowEnvironment) -> Retention:
 
 @pytest.fixture
 def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[FlowEnvironment], None]:
-    """From its call on it is a month later than it is, for Osiris; GitHub has no delivery on record
-    any more."""
+    """Provide a function that advances the clock of Osiris by a month and clears the deliveries
+    that GitHub has on record."""
 
     def later(world: FlowEnvironment) -> None:
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
@@ -65,7 +65,7 @@ async def finished(world: FlowEnvironment) -> int:
 
 
 def assert_holds(path: Path, story: Sequence[AuditEntry]) -> None:
-    """An export is these lines, in their order, and its chain holds."""
+    """Assert that an export contains exactly these lines in order and that its chain is intact."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     link = ""
     assert [line["seq"] for line in lines] == [line.seq for line in story]
@@ -94,7 +94,7 @@ async def test_a_finished_task_is_pruned_and_its_journal_is_in_a_file_whose_chai
         await world.alice.remove_label(issue)
         await world.alice.add_label(issue)
         await world.settled()
-        assert (await world.task()).state == "done"  # it is known: nothing is done twice
+        assert (await world.task()).state == "done"  # the task is known, so nothing is done twice
         assert len(await world.alice.list_pulls()) == 1
 
 
@@ -133,7 +133,7 @@ async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_
         await world.bob.submit_review(number, "APPROVE")
         await world.settled()
         assert (await world.task()).state == "approved"
-        # the orders that the task has are known by the ids before
+        # the orders of the task are identified by the earlier ids
         assert min(await inbox_ids(world)) >= newest
         await world.bob.merge_pull(number)
         await world.settled()
@@ -154,8 +154,8 @@ async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_i
         taken_up: list[str] = []
 
         def in_between(connection: Connection) -> None:
-            """Before the first transaction that may remove something, and after the list of what
-            may go was read."""
+            """Request a retry before the first transaction that may remove something, after the
+            list of removable tasks was read."""
             options = connection.get_execution_options()
             if (
                 not options.get("readonly")
@@ -198,7 +198,7 @@ async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pr
 
 
 async def hinder(world: FlowEnvironment) -> None:
-    """From now on the database does not let a run go."""
+    """Prevent the database from deleting runs."""
     async with world.osiris.engine.begin() as connection:
         await connection.execute(
             text("create table notes (run varchar(255) references runs (name))")
@@ -224,7 +224,7 @@ async def test_an_export_whose_removal_failed_is_not_written_twice(
             await pruning(world).prune()
         assert await world.osiris.read_models.read_audit_log(1) == before
         [export] = path.iterdir()
-        # as somebody leaves it who dies while writing
+        # as a process leaves it that dies while writing
         export.write_bytes(export.read_bytes()[:-20])
         await unhinder(world)
         assert (await pruning(world).prune()).lines == len(before) - 1
@@ -265,7 +265,7 @@ async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_i
         keeper = world.osiris.maintenance
         desk = world.stage.settings.osiris_data_dir / "git"
         keeper._most = 0
-        # in review nothing on this machine is needed
+        # in review, no local data is needed
         assert await keeper.trim_cache() == ["acme/shop"]
         assert not list(desk.glob("mirrors/*/*.git"))
         await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
@@ -292,7 +292,7 @@ async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
         assert world.git("for-each-ref", "refs/osiris") == ""
 
 
-@pytest.mark.parametrize("pair", ["servers"], indirect=True)  # on SQLite nothing is put away
+@pytest.mark.parametrize("pair", ["servers"], indirect=True)  # on SQLite, no checkpoints are pushed
 async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being_tidied_up(
     start: Start,
 ):
@@ -307,7 +307,7 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
         hub.remove_repos(app, REPO)
         await until(lambda: is_in_state(world, REPO, "paused"))
         asked = requests_about(world, REPO)
-        world.osiris.maintenance._postponed.clear()  # the worker itself may just have asked
+        world.osiris.maintenance._postponed.clear()  # the worker itself may just have deferred it
         await world.osiris.maintenance.delete_obsolete()
         assert asked
         assert put_away(world, REPO) != ""
@@ -317,14 +317,13 @@ async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being
         assert asked == []
         hub.install_app(app, REPO)
         await until(lambda: is_in_state(world, REPO, "review"))
-        world.osiris.maintenance._postponed.clear()  # an hour later
+        world.osiris.maintenance._postponed.clear()  # as an hour later
         await world.osiris.maintenance.delete_obsolete()
         assert put_away(world, REPO) == ""
 
 
 async def is_in_state(world: FlowEnvironment, repo: str, state: str) -> bool:
-    """Return whether the tasks of `repo` are in `state`, and nothing about them is still to be
-    decided."""
+    """Return whether the tasks of `repo` are in `state` and no decision about them is pending."""
     states = {
         line.task.state.value
         for line in await world.osiris.read_models.list_tasks()
@@ -339,7 +338,7 @@ def put_away(world: FlowEnvironment, repo: str) -> str:
 
 
 def requests_about(world: FlowEnvironment, repo: str) -> list[str]:
-    """The requests for a repository from now on, of git and of the API."""
+    """Record the requests for a repository from now on, of git and of the API."""
     seen: list[str] = []
 
     async def note(request: Request, forward) -> Response:
@@ -401,7 +400,7 @@ async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: St
         for folder in (stuck, left):
             folder.mkdir(parents=True)
         odd = sessions / "@disks" / f"{stuck.name}.img"
-        odd.mkdir()  # no file to be unlinked
+        odd.mkdir()  # a folder, which cannot be unlinked
         await world.osiris.maintenance.remove_workspaces()
         odd.rmdir()
         assert (stuck.exists(), left.exists()) == (True, False)

@@ -1,5 +1,4 @@
-"""Real vendors' libraries against servers that speak their wires: what goes right, and all that
-goes wrong."""
+"""Real vendor libraries against servers that speak their protocols, with and without faults."""
 
 import asyncio
 from dataclasses import replace
@@ -40,7 +39,7 @@ from tests.flow.conftest import (
 
 @pytest.fixture
 def pair() -> dict[str, str]:
-    """Models do not know what Osiris stands on."""
+    """Use SQLite only: models do not depend on the storage."""
     return {}
 
 
@@ -120,7 +119,7 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
     async with start(
         {"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}
     ) as world:
-        # each takes all our patience
+        # each takes the whole timeout
         silent = [Hang(), HangMidway()] if vendor == "anthropic" else []
         await world.osiris.models.probe_model()
         world.vendors.troubles += [
@@ -136,7 +135,7 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
             Empty(),
             Refusal("I would rather not."),
             BreakMidway(),
-            BreakMidway(),  # twice in a row: the run comes back later
+            BreakMidway(),  # twice in a row: the run is deferred
             Status(529),
         ]
         _, pull = await world.in_review()
@@ -368,7 +367,7 @@ async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: 
 
 @pytest.mark.long
 async def test_only_the_chosen_vendors_library_is_loaded():
-    """In a process of its own, for each vendor."""
+    """Each vendor is checked in a separate process."""
     import subprocess
     import sys
 
@@ -380,10 +379,10 @@ async def test_only_the_chosen_vendors_library_is_loaded():
     }
     for vendor, own in libraries.items():
         code = (
-            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, Brains\nbrains"
-            f" = Brains('{vendor}:x', {{'{vendor}': Access(key='k',"
-            " url='http://127.0.0.1:9')})\nasync def main():\n    await brains.choose()\n   "
-            " await brains.close()\nasyncio.run(main())\nprint([name for name in"
+            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, ModelRegistry\nmodels"
+            f" = ModelRegistry('{vendor}:x', {{'{vendor}': Access(key='k',"
+            " url='http://127.0.0.1:9')})\nasync def main():\n    await models.select()\n   "
+            " await models.close()\nasyncio.run(main())\nprint([name for name in"
             f" {sorted(set(libraries.values()))} if name in sys.modules])"
         )
         done = await asyncio.to_thread(
@@ -417,7 +416,7 @@ async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
         patience=Timeouts(pauses=(0.05,), tries=3),
     ) as world:
         await world.osiris.models.probe_model()
-        # three in a row would be too many
+        # three in a row would exceed the tries
         world.vendors.troubles += [Status(503), Status(503), None] * 6
         await world.in_review()
         assert (await world.task()).run == 1

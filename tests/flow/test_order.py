@@ -1,5 +1,5 @@
-"""What was said first about an issue counts first, whatever GitHub answers meanwhile, and under
-whatever name."""
+"""Events about an issue count in the order in which they happened, whatever GitHub answers in the
+meantime, and under any name of the repository."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
         asked = len(looked)
         writes = counted(world)
         await until(lambda: _is(len(looked) >= asked + 2))
-        # two tries of the label, each with the stop behind it: nobody turns round in between
+        # two tries of the label, each followed by the stop, without busy polling in between
         assert len(writes) < 12
         broken[:] = ["nothing"]
         await world.settled()
@@ -72,7 +72,7 @@ async def _is(holds: bool) -> bool:
 
 
 def counted(world: FlowEnvironment) -> list[str]:
-    """From now on: what Osiris changes in the inbox."""
+    """Record the changes that Osiris makes to the inbox from now on."""
     changes: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -108,7 +108,7 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
         await gate.reached.wait()
         await world.alice.close_issue(issue, "not_planned")
         await world.stage.hub.wait_until_sent()
-        # so the task is younger than the closing
+        # so that the task is newer than the closing
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 5)
         gate.open.set()
         await world.settled()
@@ -147,12 +147,12 @@ async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Sta
         await rename(world)
         await until(lambda: _is_called(world, NEW))
         world.let_go()
-        # there the work is on this machine alone, under the old name
+        # on SQLite, the work is only on this machine, under the old name
         if world.stage.settings.is_embedded:
             await world.settled()
-            assert "a retry begins a new one" in (await world.task()).reason
+            assert "a retry begins a new run" in (await world.task()).reason
             await world.alice.add_comment(1, "/osiris retry")
-        held = asyncio.create_task(_let_go_always(world))  # it begins anew, in another workspace
+        held = asyncio.create_task(_let_go_always(world))  # it starts again in another workspace
         await world.settled()
         held.cancel()
         assert (await world.task()).state == "review"
@@ -181,6 +181,6 @@ async def test_a_request_under_a_new_name_finds_the_task_there_is(start: Start):
         await rename(world)
         await world.alice.add_comment(issue, "/osiris")
         await world.settled()
-        task = await world.task()  # there is one, not two
+        task = await world.task()  # there is one task, not two
         assert (task.issue.repo, task.state) == (NEW, "review")
         assert len(await world.alice.list_pulls()) == 1

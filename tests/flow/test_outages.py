@@ -1,4 +1,4 @@
-"""GitHub as an enemy: nothing is lost and nothing is doubled."""
+"""Outages of GitHub: nothing is lost and nothing is duplicated."""
 
 import pytest
 from starlette.requests import Request
@@ -8,8 +8,8 @@ from tests.flow.conftest import FlowEnvironment, Start
 
 
 def is_write(request: Request) -> bool:
-    """A write to the repository; minting a token, fetching, and what the operator asks of the App
-    are none."""
+    """Return whether a request writes to the repository; minting a token, fetching, and requests of
+    the operator about the App do not."""
     path = request.url.path
     return (
         request.method not in ("GET", "HEAD")
@@ -19,13 +19,14 @@ def is_write(request: Request) -> bool:
 
 
 def from_osiris(request: Request) -> bool:
-    """People use tokens of another kind; Osiris's git sends its token as Basic."""
+    """Return whether a request comes from Osiris: people use tokens of another kind, and Osiris's
+    git sends its token as Basic."""
     authority = request.headers.get("authorization", "")
     return "ghp_" not in authority
 
 
 async def whole_life(world: FlowEnvironment) -> None:
-    """From the label to the merge; then exactly one of everything."""
+    """Run a task from label to merge, and check that everything exists exactly once."""
     issue, number = await world.in_review()
     await world.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
     await world.settled()
@@ -87,8 +88,8 @@ async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
 
 
 async def test_comments_that_came_twice_are_one_again_after_the_next_report(start: Start):
-    """A worker that stood still in the middle of sending may end it although another has sent the
-    same."""
+    """A worker that was suspended while sending may complete the request although another worker
+    has sent the same."""
     async with start() as world:
         doubled: list[str] = []
 

@@ -31,7 +31,7 @@ async def started(settings: Settings, what: str) -> Process:
 
 
 async def refused(settings: Settings, what: str) -> tuple[int | None, str]:
-    """Exit code and words of a command that does not start."""
+    """Run a command that does not start. Return its exit code and stderr."""
     process = await started(settings, what)
     async with asyncio.timeout(PATIENCE):
         _, said = await process.communicate()
@@ -40,10 +40,11 @@ async def refused(settings: Settings, what: str) -> tuple[int | None, str]:
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings, what: str, sentence: str) -> AsyncIterator[None]:
-    """A command from the moment it says that it is there; at SIGTERM it ends, in order.
+    """Run a command until the block ends; the block starts when the command has printed `sentence`.
+    At SIGTERM the command ends in an orderly way.
 
-    The web side's server takes the signal once more when all is closed: that is an end in order,
-    too.
+    The server of the web process receives the signal a second time when everything is closed; that
+    is an orderly end as well.
     """
     process = await started(settings, what)
     assert process.stderr is not None

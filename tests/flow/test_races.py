@@ -1,4 +1,4 @@
-"""Things that happen at a bad moment, and people who would bend the rules."""
+"""Events at unfavourable moments, and people who try to break the rules."""
 
 import asyncio
 import os
@@ -32,10 +32,10 @@ SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 
 
 class Gate:
-    """Holds requests whose address ends with `path` until it is opened; `reached` is set by the
-    first.
+    """Holds requests whose URL ends with `path` until it is opened; `reached` is set by the first
+    of them.
 
-    So many as `after` pass before.
+    The first `after` requests pass.
     """
 
     def __init__(self, world: FlowEnvironment, path: str, *, after: int = 0) -> None:
@@ -56,8 +56,8 @@ class Gate:
 
 
 def at_the_push(world: FlowEnvironment) -> Gate:
-    """Before the push of the work; where the database is elsewhere, the files are put away before
-    (two requests)."""
+    """Hold the push of the work. On PostgreSQL, the checkpoint is pushed first (two requests),
+    which pass."""
     return Gate(world, "git-receive-pack", after=0 if world.stage.settings.is_embedded else 2)
 
 
@@ -83,7 +83,10 @@ async def test_a_stop_while_the_checkout_is_made_is_a_stop(start: Start):
         await until_it_is("cancelled", world)
         gate.open.set()
         await world.settled()
-        assert (await world.osiris.read_models.list_steps(1), world.osiris.sandbox.names()) == (
+        assert (
+            await world.osiris.read_models.list_steps(1),
+            world.osiris.sandbox.list_sessions(),
+        ) == (
             [],
             [],
         )
@@ -97,7 +100,7 @@ async def test_a_stop_never_overtakes_the_label_it_follows(start: Start):
         await world.alice.add_label(issue)
         await asyncio.wait_for(gate.reached.wait(), 20)
         await world.bob.add_comment(issue, "/osiris stop")
-        # it is there by now, and the label is not decided yet
+        # it has arrived by now, and the label is not decided yet
         await world.stage.hub.wait_until_sent()
         gate.open.set()
         await world.settled()
@@ -169,7 +172,7 @@ async def test_a_stop_waits_for_no_comment_that_github_postpones(start: Start):
         await world.bob.add_comment(issue, "/osiris stop")
 
         async def at_rest() -> bool:
-            return world.osiris.sandbox.names() == []
+            return world.osiris.sandbox.list_sessions() == []
 
         await until(at_rest)
         limited.clear()
@@ -212,7 +215,7 @@ async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspe
         task = await world.task()
         assert (task.state, task.read_only) == ("paused", True)
         suspended.clear()
-        # nobody retries: it is seen that Osiris can write again
+        # without a retry by a person: the reconciler finds that Osiris can write again
         await world.osiris.reconciler.compare_with_github()
         await world.settled()
         assert (await world.task()).state == "review"

@@ -1,5 +1,5 @@
-"""How Osiris goes about GitHub's limits: writes in turn, questions that can wait do wait, and
-nothing into a wall."""
+"""GitHub's rate limits: writes are sent one at a time, reads that can wait do wait, and no request
+is sent while none is allowed."""
 
 import asyncio
 import itertools
@@ -22,16 +22,16 @@ LIMITED = {"osiris_github_limits": "on"}
 
 @pytest.fixture
 def pair() -> dict[str, str]:
-    """What Osiris stands on makes no difference here."""
+    """Use SQLite only: the storage makes no difference here."""
     return {}
 
 
 @dataclass
 class RequestLog:
-    """What Osiris asked of REST and GraphQL, and when it was at it (in seconds): requests, and the
-    writes among them.
+    """Log of Osiris's REST and GraphQL requests, with the writes among them and their start and end
+    times in seconds.
 
-    `forced` answers the first write whose path ends so.
+    `forced` answers the first write whose path ends with its first part.
     """
 
     forced: tuple[str, JSONResponse] | None = None
@@ -63,7 +63,7 @@ def wired(world: FlowEnvironment, forced: tuple[str, JSONResponse] | None = None
 
 
 def leave(world: FlowEnvironment, remaining: int, *, seconds: float = 3600.0) -> None:
-    """Let Osiris have so many requests left, for so long."""
+    """Set the number of requests that Osiris has left, and the seconds until the limit is reset."""
     installation = world.stage.hub.get_installation(world.stage.app, REPO)
     world.stage.hub.rates.set_remaining("installation", installation.id, remaining, seconds=seconds)
 
@@ -106,8 +106,8 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
 async def test_no_pause_is_longer_than_an_hour_whatever_is_said(
     start: Start, headers: dict[str, str]
 ):
-    """GitHub counts by the hour; a time that lies further ahead was told by a clock that went
-    wrong, on either side."""
+    """GitHub counts by the hour; a reset time further ahead was given by a wrong clock, on either
+    side."""
     told = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
     limit = JSONResponse(
         {"message": "You have exceeded a secondary rate limit."}, 403, headers=told
@@ -143,7 +143,8 @@ async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start:
 
 
 def _reads(wire: RequestLog) -> list[str]:
-    """What was asked through the installation: not what the App asks by its own key."""
+    """Return the requests made as the installation, without those that the App makes with its own
+    key."""
     paths = [request.url.path.removeprefix("/api/v3") for request in wire.asked]
     return [
         path for path in paths if not path.startswith("/app") and not path.endswith("/installation")
@@ -156,7 +157,7 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         await world.in_review()
         leave(world, 240)
         await world.alice.add_comment(1, "/osiris status")
-        await world.settled()  # its answers told that little is left
+        await world.settled()  # its answers reported that few requests are left
         wire = wired(world)
         with pytest.raises(Unavailable, match="are left") as refused:
             await world.osiris.reconciler.compare_with_github()

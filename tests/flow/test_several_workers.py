@@ -1,5 +1,5 @@
-"""One web process and several workers: whichever of them is killed, ended or frozen, nothing is
-lost or doubled."""
+"""One web process and several workers: whichever of them is killed, stopped or frozen, nothing is
+lost or duplicated."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ MADE = {"first.txt": "1\n", "second.txt": "2\n", "third.txt": "3\n"}
 
 @pytest.fixture
 def pair(postgres: Postgres, migrated: str, redis_server: Redis) -> Iterator[dict[str, str]]:
-    """Several machines need servers between them."""
+    """Use PostgreSQL and Redis only: several machines need them."""
     redis_server.flush()
     with a_database(postgres, migrated) as url:
         yield {"database_url": url, "redis_url": redis_server.url}
@@ -96,7 +96,7 @@ async def test_another_machine_goes_on_where_a_killed_one_was(
 async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(
     place: Path, pair: dict[str, str]
 ):
-    """A workspace in which a part was done again must not pass for the whole, on that machine or on
+    """A partly replayed workspace must not pass for a complete one, neither on that machine nor on
     the first one."""
     story = {
         "runs": [
@@ -147,7 +147,7 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
             assert code == 0
             assert seconds < 10
             await until(taken, within=3)
-            # two words of the brief, two steps, and the third call
+            # two messages of the briefing, two steps, and the third call
             assert await it.scalar(select(RunRow.kept_steps)) == 7
             await it.settled()
             assert await it.files() == MADE
@@ -156,7 +156,7 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
 
 
 async def begins_again(it: Site, machine: Machine, was: int | None) -> None:
-    """Wait until a machine has noticed that its lease is over, and beats under a new one."""
+    """Wait until a machine has noticed that its lease is over and renews a new one."""
 
     async def noticed() -> bool:
         number = await it.holds(machine)
@@ -193,8 +193,8 @@ async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(
     async with site(place, pair, STEPS, workers=2) as it:
         first, second = it.workers
         was = await it.holds(first)
-        async with it.engine.connect() as holding:  # as a transaction of the first one would
-            # however slow this machine is
+        async with it.engine.connect() as holding:  # as a transaction of the first worker would
+            # so that a slow machine does not end the transaction
             await holding.execute(text("set idle_in_transaction_session_timeout = 0"))
             await holding.execute(
                 select(LeaseRow.number).where(LeaseRow.number == was).with_for_update(read=True)
@@ -205,7 +205,7 @@ async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(
             )
 
             async def beats_on() -> bool:
-                return await it.scalar(beat) >= begun + 12  # six seconds: three times the patience
+                return await it.scalar(beat) >= begun + 12  # six seconds: three times the lease
 
             await until(beats_on, within=12)
         await until(lambda: it.gone(was), within=12)
@@ -217,7 +217,7 @@ MOMENTS = {
     "POST pulls": True,
     "POST check-runs": False,
 }
-"""Whether it is frozen after the write was done, or before; `make torture` freezes at any
+"""True: the worker is frozen after the write was done; False: before. `make torture` freezes at any
 moment."""
 
 
@@ -247,7 +247,7 @@ async def test_frozen_inside_a_write_it_writes_nothing_more(
                 return await forward()
             cut.set()
             if write != "git-receive-pack":
-                # all of it is sent: what is cut off in the middle of sending, nobody can fence
+                # read all of it: a request that is interrupted while it is sent cannot be fenced
                 await request.body()
             first.freeze()
             answer = await forward() if done else Response(status_code=502)
@@ -349,7 +349,7 @@ async def test_with_a_frozen_database_the_door_says_come_again(
 
 
 async def knock(it: Site) -> httpx.Response:
-    """A delivery that concerns nobody, at the door."""
+    """Send a delivery that concerns no task to the webhook endpoint."""
     body = b'{"zen": "Keep it simple."}'
     secret = it.stage.settings.github_webhook_secret.get_secret_value().encode()
     headers = {

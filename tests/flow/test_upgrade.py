@@ -1,5 +1,5 @@
-"""A database that an earlier version wrote, in the middle of its work: it is brought up, and the
-work goes on."""
+"""Upgrade of a database that an earlier version wrote in the middle of its work: it is migrated,
+and the work continues."""
 
 import asyncio
 import json
@@ -27,8 +27,8 @@ from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
 from tests.flow.test_several_workers import MADE, STEPS
 
 WRITTEN = Path(__file__).with_name("version_0001.json")
-"""What version 0001 wrote: a task that was stopped, one in the middle of its run, and a label not
-yet looked at."""
+"""Rows that version 0001 wrote: a stopped task, a task in the middle of its run, and a label that
+is not decided yet."""
 MIGRATIONS = Path(audit_log.__file__).with_name("migrations")
 
 
@@ -38,14 +38,14 @@ def test_the_version_of_the_schema_is_that_of_the_newest_migration():
 
 @pytest.fixture
 def pair(request: pytest.FixtureRequest, pair: dict[str, str]) -> dict[str, str]:
-    """The servers without a schema of this version."""
+    """Provide the storage settings; the PostgreSQL has no schema yet."""
     if pair:
         pair["database_url"] = request.getfixturevalue("database")
     return pair
 
 
 def write(settings: Settings, base: str) -> dict[str, int]:
-    """Make a database as version 0001 left it; how many rows each table has."""
+    """Create a database as version 0001 left it. Return the number of rows of each table."""
     settings.osiris_data_dir.mkdir(mode=0o711)
     address = settings.database.replace("+aiosqlite", "").replace(
         "postgresql:", "postgresql+psycopg:"
@@ -73,14 +73,15 @@ def _fill(connection: Connection, rows: dict[str, list[dict[str, Any]]]) -> None
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as it was: SQLite gave JSON as text, and bytes stand as text in the file."""
+    """Convert a row of the file to its stored form: SQLite returned JSON as text, and bytes are
+    text in the file."""
     names = {"body": "delivery" not in row, "data": True, "detail": True, "message": True}
     read = {name: json.loads(value) if names.get(name) else value for name, value in row.items()}
     return {**read, **({"body": row["body"].encode()} if "delivery" in row else {})}
 
 
 def test_stored_orders_and_tasks_have_the_names_of_this_version(tmp_path: Path):
-    """A reply that waits is still known by what keeps it single."""
+    """A waiting reply is still identified by its deduplication key."""
     engine = create_engine(f"sqlite:///{tmp_path}/osiris.db")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -120,7 +121,7 @@ def test_stored_orders_and_tasks_have_the_names_of_this_version(tmp_path: Path):
 
 
 async def labelled(stage: Environment, alice: Person) -> None:
-    """What GitHub knew by then; all of it had been delivered."""
+    """Bring GitHub to the state of that time, with everything delivered."""
 
     async def taken(_delivery: Delivery, send: PendingDelivery) -> None:
         send.drop()
@@ -196,7 +197,8 @@ async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, in
 
 
 async def _is_a_chain(osiris: Osiris, task: int) -> None:
-    """The journal's hashes hold, from the old version's lines to the new one's."""
+    """Assert that the hash chain of the audit log is intact from the old version's lines to the new
+    ones."""
     async with osiris.engine.connect() as connection:
         query = select(audit_log.JournalRow.__table__).where(audit_log.JournalRow.task_id == task)
         link = ""

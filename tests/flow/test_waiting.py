@@ -95,7 +95,7 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
         path = world.stage.settings.osiris_data_dir / "osiris.db"
         held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # waits for the present writer
+        # in a thread, so that a present writer can finish
         await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")
         try:
             async with httpx.AsyncClient(timeout=10) as http:

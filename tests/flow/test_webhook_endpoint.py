@@ -1,4 +1,4 @@
-"""The webhook door, the health pages, and what bad input comes to."""
+"""The webhook endpoint, the health pages, and their answers to bad input."""
 
 import hashlib
 import hmac

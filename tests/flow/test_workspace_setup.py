@@ -1,4 +1,4 @@
-"""What gets a workspace ready, who may have a way out, and how people learn of both."""
+"""Setup of workspaces, the network access that it may have, and the reports about both."""
 
 import functools
 import http.server
@@ -20,7 +20,7 @@ FETCH = (
     'import os; from urllib.request import *; print(urlopen(os.environ["PIP_INDEX_URL"] +'
     ' "/page").read().decode())'
 )
-REGISTRY = "127.0.0.2"  # 127.0.0.1 is the jail itself for what runs in it
+REGISTRY = "127.0.0.2"  # inside a jail, 127.0.0.1 is the jail itself
 PAGE = "a page of the registry"
 
 
@@ -29,7 +29,7 @@ def repository(**config: object) -> dict[str, str]:
 
 
 def fixed_after(*commands: str) -> dict[str, list[Any]]:
-    """A run that makes commands succeed, and then does its work."""
+    """Return a story whose run executes commands successfully, and then does its work."""
     return {
         "runs": [
             run(
@@ -46,13 +46,13 @@ async def body(world: FlowEnvironment, number: int) -> str:
 
 @pytest.fixture
 def warm() -> Callable[[Settings], Sandbox]:
-    """A sandbox of their own: one keeps what a set-up left for the next test."""
+    """Use a new sandbox per test: a reused one would keep the setup cache for the next test."""
     return create_sandbox
 
 
 @pytest.fixture
 def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package registry that this machine's pip is configured for."""
+    """Start a package registry that this machine's pip is configured for."""
     (place / "registry").mkdir()
     (place / "registry/page").write_text(PAGE)
 
@@ -128,7 +128,7 @@ async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(
         await world.settled()
         said = "\n".join(await world.said_by_osiris(issue))
         assert f"`.github/workflows/copilot-setup-steps.yml` {told}" in said
-        assert "name the set-up commands in `.github/osiris.yml`" in said
+        assert "list the setup commands in `.github/osiris.yml`" in said
 
 
 async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(start: Start):
@@ -175,7 +175,7 @@ async def test_a_repository_opens_nothing_that_the_operator_keeps_closed(start: 
 
 
 async def test_a_branch_cannot_change_its_own_set_up(start: Start):
-    """The second run begins with files of the first one, which wrote a set-up of its own."""
+    """The second run begins with files of the first one, which wrote its own setup."""
     evil = yaml.safe_dump({"commands": {"setup": "touch /workspace/evil"}})
     story = {
         "runs": [
@@ -196,7 +196,7 @@ async def test_a_branch_cannot_change_its_own_set_up(start: Start):
 
 @pytest.fixture
 def no_cgroups(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    """A machine on which the worker may make none."""
+    """Simulate a machine on which the worker cannot create cgroups."""
     monkeypatch.setattr(cgroup, "CGROUPS", place / "none")
 
 

@@ -1,1 +1,1 @@
-"""GitHub's API and webhooks, and what people read there."""
+"""GitHub's API and webhooks, and the text that people read on GitHub."""

@@ -1,4 +1,4 @@
-"""What GitHub's REST answers say, in our own words: only the fields that Osiris reads."""
+"""Models of GitHub's REST answers with only the fields that Osiris reads."""
 
 import base64
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from osiris.core.errors import Refused
 from osiris.core.events import Thread
 
 Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
-"""What a review says, or that it was taken back."""
+"""The verdict of a review; `dismissed` means that it was taken back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullSnapshot:
-    """A pull request as it is now; `branch` is "" when it is in a fork, `merged_by` while nobody
-    merged it.
+    """A pull request as it is now. `branch` is "" when it is in a fork, `merged_by` is "" while it
+    is not merged.
 
-    `closed` (or merged) and `updated` say when that last happened, as GitHub writes it.
+    `closed` (also set by a merge) and `updated` are times in GitHub's notation.
     """
 
     number: int
@@ -34,11 +34,11 @@ class PullSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssueSnapshot:
-    """An issue as it is now, or the conversation of the pull request of that number; its labels in
-    lower case.
+    """An issue as it is now, or the conversation of the pull request with that number. Labels are
+    in lower case.
 
-    `node` is its name that never changes. `closed` is when (as GitHub writes it) and `closed_by` by
-    whom, both "" while it is open; `dropped` is True when it was closed as not planned.
+    `node` is its permanent id. `closed` (in GitHub's notation) and `closed_by` are "" while it is
+    open; `dropped` is True when it was closed as not planned.
     """
 
     node: str
@@ -50,13 +50,13 @@ class IssueSnapshot:
 
     @property
     def closed_at(self) -> float:
-        """In seconds since 1970; 0.0 while it is open."""
+        """The time of closing in seconds since 1970; 0.0 while it is open."""
         return parse_time(self.closed) if self.closed else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmittedReview:
-    """A review that was submitted; `id` and `node` are its two names on GitHub."""
+    """A submitted review; `id` and `node` are its two ids on GitHub."""
 
     id: int
     node: str
@@ -69,8 +69,8 @@ class SubmittedReview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelChange:
-    """Somebody put a label on (`on`) or took it off, at `at` (seconds since 1970); `id` is GitHub's
-    for that event."""
+    """A label that was added (`on`) or removed, at `at` (seconds since 1970); `id` is GitHub's id
+    of that event."""
 
     id: int
     on: bool
@@ -81,10 +81,9 @@ class LabelChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryStatus:
-    """How a repository is to be reached: its name now, and why nothing can be written ("" when it
-    can).
+    """The present name of a repository, and why it cannot be written ("" when it can).
 
-    `at` is GitHub's own clock, in seconds since 1970.
+    `at` is GitHub's clock, in seconds since 1970.
     """
 
     repo: str
@@ -94,11 +93,11 @@ class RepositoryStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TouchedItems:
-    """The issues and pull requests of a repository that were touched: number -> when, as GitHub
-    writes it.
+    """The issues and pull requests of a repository that were touched: number -> time in GitHub's
+    notation.
 
-    `same` is True when nothing is other than at the last question; `moved`, when the repository has
-    another name. `at` is GitHub's own clock, in seconds since 1970.
+    `is_unchanged` is True when the list equals that of the previous request, `is_renamed` when the
+    repository has another name. `at` is GitHub's clock, in seconds since 1970.
     """
 
     rows: dict[int, str]
@@ -124,14 +123,14 @@ def parse_pull(data: dict[str, Any]) -> PullSnapshot:
 
 
 def _is_same_repository(pull: dict[str, Any]) -> bool:
-    """Whether the branch is in this repository: a fork's may have any name."""
+    """Return whether the branch is in this repository; the branch of a fork may have any name."""
     home = pull["base"]["repo"]["full_name"]
     head = pull["head"]["repo"]
     return bool(head) and head["full_name"] == home
 
 
 def parse_login(user: dict[str, Any] | None) -> str:
-    """Who it is; an account that is gone has GitHub's stand-in."""
+    """Return the login; for a deleted account, GitHub's placeholder "ghost"."""
     return str(user["login"]) if user else "ghost"
 
 
@@ -147,7 +146,7 @@ def parse_issue(data: dict[str, Any]) -> IssueSnapshot:
 
 
 def parse_review(data: dict[str, Any]) -> SubmittedReview | None:
-    """None for one that nobody but its author sees yet."""
+    """Parse a review; None for a pending one, which only its author can see."""
     verdict = data["state"].lower()
     if verdict not in ("approved", "changes_requested", "commented", "dismissed"):
         return None
@@ -167,16 +166,16 @@ def _is_bot(user: dict[str, Any] | None) -> bool:
 
 
 def parse_label_change(event: dict[str, Any], label: str) -> LabelChange | None:
-    """What an event of an issue did with a label (in lower case); None when it is another event."""
+    """Parse the change of a label (in lower case) from an issue event; None for another event."""
     on = event["event"] == "labeled"
     if (not on and event["event"] != "unlabeled") or event["label"]["name"].casefold() != label:
         return None
-    who = event["actor"]
+    actor = event["actor"]
     return LabelChange(
         id=event["id"],
         on=on,
-        by=parse_login(who),
-        by_bot=_is_bot(who),
+        by=parse_login(actor),
+        by_bot=_is_bot(actor),
         at=parse_time(event["created_at"]),
     )
 
@@ -187,18 +186,18 @@ def parse_thread(comment: dict[str, Any]) -> Thread:
 
 
 def parse_time(moment: str) -> float:
-    """A moment as GitHub writes it, in seconds since 1970."""
+    """Parse a time in GitHub's notation into seconds since 1970."""
     return datetime.fromisoformat(moment).timestamp()
 
 
 def decode_file(found: Any, path: str) -> str:
-    """Return the text of a file as `GET /contents` gives it in the object form. Raises Refused.
+    """Return the text of a file from a `GET /contents` answer in the object form. Raises Refused.
 
-    Above 1 MB GitHub gives no content in this form: nobody reads a hundred megabytes by mistake.
-    https://docs.github.com/en/rest/repos/contents#get-repository-content
+    Above 1 MB GitHub gives no content in this form, which also keeps Osiris from reading huge
+    files. https://docs.github.com/en/rest/repos/contents#get-repository-content
     """
     if found.get("type") != "file":
-        raise Refused(f"`{path}` is not a file; mend it on the default branch")
+        raise Refused(f"`{path}` is not a file; fix it on the default branch")
     if found.get("encoding") != "base64":
-        raise Refused(f"`{path}` is larger than 1 MB; mend it on the default branch")
+        raise Refused(f"`{path}` is larger than 1 MB; fix it on the default branch")
     return base64.b64decode(found["content"]).decode("utf-8", "replace")

@@ -1,5 +1,5 @@
-"""Installation tokens: minted for one write, narrowed to one repository and to what that write
-needs."""
+"""Installation tokens of the GitHub App: each is minted for one write and limited to one repository
+and the permissions that write needs."""
 
 import json
 import re
@@ -30,31 +30,31 @@ READ = {
     "checks": "read",
 }
 FAILURES = (RequestFailed, RequestError, RequestTimeout)
-PATIENCE = 30.0  # seconds for one answer of GitHub
+PATIENCE = 30.0  # seconds to wait for one answer of GitHub
 VERSION = {"X-GitHub-Api-Version": "2022-11-28"}
-_READ_LIFE = 50 * 60  # seconds; GitHub's tokens live an hour
+_READ_LIFE = 50 * 60  # seconds; GitHub's tokens are valid for an hour
 _PAGE = 100
 
 
 class NotInstalled(RepositoryUnavailable):
-    """The App is not installed on a repository, or not any more; the text names it."""
+    """The App is not or no longer installed on a repository; the text names it."""
 
 
 class Suspended(RepositoryUnavailable):
-    """The App's installation is suspended: nothing can be read or written until somebody ends
-    that."""
+    """The App's installation is suspended: nothing can be read or written until a person ends the
+    suspension."""
 
 
 class RateLimited(Unavailable):
-    """GitHub asks for a pause; `retry_in` says how long."""
+    """A rate limit: GitHub asks for a pause of `retry_in` seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryAttempt:
-    """One sending of a webhook, as GitHub has it on record.
+    """One attempt of GitHub to send a webhook.
 
-    The sendings of one delivery share its `guid`. `at` is in seconds since 1970; `code` is what we
-    answered, 0 when that is not known (yet).
+    The attempts of one delivery share its `guid`. `at` is in seconds since 1970; `code` is the
+    status that Osiris answered, 0 when GitHub does not know it (yet).
     """
 
     id: int
@@ -95,7 +95,7 @@ class AppAuth:
         self._slug = ""
 
     async def __aenter__(self) -> "AppAuth":
-        """Keep one connection open: without this every call would make a client of its own."""
+        """Keep one client open; otherwise every call would create a new one."""
         await self._app.__aenter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -103,23 +103,23 @@ class AppAuth:
         await self._app.__aexit__(*error)
 
     async def read_slug(self) -> str:
-        """The App's name in URLs; the bot's login is `<slug>[bot]`."""
+        """Return the App's name in URLs; the bot's login is `<slug>[bot]`."""
         if not self._slug:
             self._slug = str((await self._request_json("GET", "/app"))["slug"])
         return self._slug
 
     async def read_app(self) -> dict[str, Any]:
-        """The App as GitHub describes it, its permissions and events among it."""
+        """Return GitHub's description of the App, with its permissions and events."""
         app: dict[str, Any] = await self._request_json("GET", "/app")
         return app
 
     async def read_last_delivery(self) -> dict[str, Any] | None:
-        """The webhook delivery that GitHub tried last."""
+        """Return the last webhook delivery that GitHub attempted, or None."""
         deliveries = await self._request_json("GET", "/app/hook/deliveries?per_page=1")
         return deliveries[0] if deliveries else None
 
     async def list_attempts(self, cursor: str = "") -> tuple[list[DeliveryAttempt], str]:
-        """A page of what was sent to our door, newest first, and the cursor of the next page, ""
+        """Return a page of delivery attempts, newest first, and the cursor of the next page, ""
         after the last."""
         answer = await self._send_request(
             "GET",
@@ -131,24 +131,23 @@ class AppAuth:
         return [_parse_attempt(row) for row in answer.json()], following[1] if following else ""
 
     async def request_redelivery(self, attempt: int) -> None:
-        """Let GitHub send a delivery once more, under its own guid."""
+        """Request that GitHub sends a delivery again, under the same guid."""
         await self._send_request("POST", f"/app/hook/deliveries/{attempt}/attempts")
 
     async def mint_metadata_token(self, repo: str) -> str:
-        """A fresh token that sees every repository where the App is installed beside `repo`, and
-        nothing in them.
+        """Mint a token that sees every repository of the installation that `repo` belongs to, and
+        only their metadata.
 
-        It finds a repository under the name it has now. Raises NotInstalled, Suspended or
-        Unavailable.
+        It finds a repository under its present name. Raises NotInstalled, Suspended or Unavailable.
         """
         self._installations.pop(repo, None)
         installation, _ = await self._find_installation(repo)
         return await self._create_token(installation, {"permissions": {"metadata": "read"}})
 
     async def mint_token(self, repo: str, **permissions: str) -> str:
-        """A fresh token for `repo` with just these permissions.
+        """Mint a token for `repo` with only these permissions.
 
-        Raises Refused (NotInstalled and Suspended are such) or Unavailable.
+        Raises Refused (of which NotInstalled and Suspended are subclasses) or Unavailable.
         """
         remembered = repo in self._installations
         try:
@@ -157,7 +156,7 @@ class AppAuth:
             self._installations.pop(repo, None)
             if not remembered:
                 raise
-            # it may have been installed anew, or taken off
+            # the App may have been installed again, or removed
             return await self._mint_for_repository(repo, permissions)
 
     async def _mint_for_repository(self, repo: str, permissions: dict[str, str]) -> str:
@@ -175,7 +174,7 @@ class AppAuth:
         )
 
     async def get_read_token(self, repo: str) -> str:
-        """A token that can only read `repo`; kept for most of its hour."""
+        """Return a read-only token for `repo`; it is cached for most of its hour."""
         token, until = self._read_tokens.get(repo, ("", 0.0))
         if self._clock() >= until:
             token = await self.mint_token(repo, **READ)
@@ -186,8 +185,8 @@ class AppAuth:
         self._read_tokens.pop(repo, None)
 
     async def _find_installation(self, repo: str) -> tuple[int, int]:
-        """Its id, and the repository's own id where GitHub redirects to it: a token cannot be asked
-        for an old name."""
+        """Return the id of the installation, and the id of the repository where GitHub redirects to
+        it, else 0: a token cannot be requested for an old name."""
         if repo not in self._installations:
             missing = f"the App is not installed on {repo}"
             answer = await self._send_request("GET", f"/repos/{repo}/installation", missing=missing)
@@ -205,7 +204,8 @@ class AppAuth:
     async def _send_request(
         self, method: str, path: str, sent: object = None, *, missing: str = ""
     ) -> Response[Any]:
-        """`missing` is what it means when GitHub answers 404: NotInstalled."""
+        """Send a request as the App. When GitHub answers 404 and `missing` is given, NotInstalled
+        is raised with that text."""
         try:
             return await self._app.arequest(method, path, json=sent, headers=VERSION)
         except FAILURES as error:
@@ -215,13 +215,14 @@ class AppAuth:
 
 
 def translate_error(error: GitHubException, what: str) -> OsirisError:
-    """What a failed request means for the worker: come back later, or tell the person."""
+    """Return the error that a failed request means for the worker: one to retry later, or one to
+    report to a person."""
     if not isinstance(error, RequestFailed):
         return Unavailable(f"GitHub cannot be reached ({what})")
     response = error.response
     if response.status_code in (403, 429) and (wait := _parse_pause(response)) is not None:
         return RateLimited(f"GitHub asks for a pause ({what})", retry_in=wait)
-    # only the App itself is asked this way, and its key is good: else nothing works
+    # only requests as the App itself get here, so its id or key is wrong
     if response.status_code == 401:
         told = _parse_message(response.text)
         return Unavailable(
@@ -238,7 +239,8 @@ def translate_error(error: GitHubException, what: str) -> OsirisError:
 
 
 def classify_refusal(what: str, told: str, status: int) -> Refused:
-    """A no of GitHub, as what a person may mend and as what to do for that, or as final."""
+    """Return a refusal of GitHub as an error: one that a person can resolve, with the necessary
+    step in its text, or a final one."""
     if re.search(r"(?i)\bsuspended\b", told):
         return Suspended(
             f"{what} {told}; somebody has to end the suspension of the App's installation"
@@ -254,7 +256,8 @@ def classify_refusal(what: str, told: str, status: int) -> Refused:
 
 
 def _parse_pause(response: Response[Any]) -> float | None:
-    """The seconds a rate limit asks for, at most about an hour; None when it is none.
+    """Return the seconds that a rate limit asks for, at most about an hour; None when the answer is
+    not a rate limit.
 
     https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
     """

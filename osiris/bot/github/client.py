@@ -1,4 +1,5 @@
-"""GitHub's API as Osiris needs it. Every write says how it stays single when it is done twice."""
+"""GitHub API client with the calls that Osiris needs. The docstring of each write states why
+repeating it has no further effect."""
 
 import asyncio
 import copy
@@ -30,7 +31,7 @@ from osiris.core.redaction import Redactor
 _POLICY_LIFE = 60.0  # seconds
 _MOST_THREADS = 1_000
 _OBJECT = "application/vnd.github.object+json"
-_NEAR_BY = 30  # comments in which a double of ours is looked for
+_NEAR_BY = 30  # comments after the first in which duplicates are searched
 
 _REACT = (
     "mutation React($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) {"
@@ -42,8 +43,8 @@ _READY = """mutation Ready($id: ID!) {
 
 
 class GitHub:
-    """Reads with a token that can only read; writes each in its turn, with a token minted for
-    it."""
+    """Client of the GitHub API. Reads use a read-only token; each write waits for its slot and uses
+    a token minted for it."""
 
     def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
         self._auth = auth
@@ -58,20 +59,21 @@ class GitHub:
         await self._transport.__aexit__(*error)
 
     def with_low_priority(self) -> "GitHub":
-        """The same for who can wait: its questions leave the last part of each hour's to others."""
+        """Return a copy of the client for work that can wait: its reads leave the last part of each
+        hourly rate limit to others."""
         other = copy.copy(self)
         other._transport = self._transport.with_low_priority()
         return other
 
     async def read_login(self) -> str:
-        """The bot's own login."""
+        """Return the bot's own login."""
         return f"{await self._auth.read_slug()}[bot]"
 
     # ── reads ─────────────────────────────────────────────────────────────────────────────────────
 
     async def read_role(self, repo: str, login: str) -> Role:
-        """A person's role in a repository; `role_name`, because `permission` hides triage and
-        maintain."""
+        """Return a person's role in a repository. `role_name` is used because `permission` does not
+        show triage and maintain."""
         try:
             answer = await self._transport.read_json(repo, f"/collaborators/{login}/permission")
         except NotFound:
@@ -80,10 +82,10 @@ class GitHub:
         return Role(name) if name in list(Role) else Role(answer["permission"])
 
     async def read_policy(self, repo: str) -> Policy:
-        """What `.github/osiris.yml` of the default branch says; at most a minute old.
+        """Return the policy in `.github/osiris.yml` of the default branch; at most a minute old.
 
-        Where the App is not installed (any more) no label starts anything: what GitHub still
-        delivers is no failure.
+        Where the App is not or no longer installed, return a policy whose label starts nothing:
+        late deliveries from there are not failures.
         """
         policy, until = self._policies.get(repo, (Policy(), 0.0))
         if monotonic() >= until:
@@ -111,7 +113,7 @@ class GitHub:
         return api_models.parse_pull(await self._transport.read_json(repo, f"/pulls/{number}"))
 
     async def find_open_pull(self, repo: str, branch: str) -> PullSnapshot | None:
-        """The open pull request of one of our branches."""
+        """Return the open pull request of one of Osiris's branches, or None."""
         owner = repo.partition("/")[0]
         found = await self._transport.read_json(
             repo, "/pulls", {"head": f"{owner}:{branch}", "state": "open"}
@@ -125,24 +127,24 @@ class GitHub:
         return api_models.parse_issue(await self._transport.read_json(repo, f"/issues/{number}"))
 
     async def read_label_change(self, repo: str, number: int, label: str) -> LabelChange | None:
-        """What was last done with a label (in any case) on an issue; None when nothing was."""
+        """Return the last change of a label (in any case) on an issue; None when there was none."""
         events = self._transport.iterate_rows(repo, f"/issues/{number}/events")
-        turns = [
-            turn
+        changes = [
+            change
             async for event in events
-            if (turn := api_models.parse_label_change(event, label.casefold()))
+            if (change := api_models.parse_label_change(event, label.casefold()))
         ]
-        return turns[-1] if turns else None
+        return changes[-1] if changes else None
 
     async def list_reviews(self, repo: str, pull: int) -> list[SubmittedReview]:
-        """The reviews of a pull request, in the order they were given."""
+        """Return the reviews of a pull request in the order of submission."""
         rows = self._transport.iterate_rows(repo, f"/pulls/{pull}/reviews")
         return [review async for row in rows if (review := api_models.parse_review(row))]
 
     async def list_review_threads(
         self, repo: str, pull: int, review: int, *, most: int = _MOST_THREADS
     ) -> tuple[Thread, ...]:
-        """The line comments of one review, `most` of them at most."""
+        """Return the line comments of one review, at most `most`."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
         found = []
         async for comment in self._transport.iterate_rows(repo, path):
@@ -161,7 +163,8 @@ class GitHub:
         return int(answer.json()["id"])
 
     async def read_repository_status(self, repo: str) -> RepositoryStatus:
-        """Whether and where a repository can be written, asked anew. Raises Unavailable."""
+        """Return the present name of a repository and whether it can be written, read without
+        caches. Raises Unavailable."""
         try:
             token = await self._auth.mint_metadata_token(repo)
             answer = await self._transport.send_request("GET", repo, f"/repos/{repo}", token)
@@ -172,14 +175,16 @@ class GitHub:
         found = answer.json()
         name = str(found["full_name"])
         at = _server_time(answer)
-        shut = next((word for word in ("archived", "disabled") if found.get(word)), "")
+        unusable = next((word for word in ("archived", "disabled") if found.get(word)), "")
         return RepositoryStatus(
-            repo=name, problem=f"the repository {name} is {shut}" if shut else "", at=at
+            repo=name, problem=f"the repository {name} is {unusable}" if unusable else "", at=at
         )
 
     async def list_touched(self, repo: str, since: str, etag: str = "") -> TouchedItems:
-        """What was touched since a moment. `etag` is that of the last answer: the same again costs
-        GitHub's limit nothing.
+        """Return the issues and pull requests that were touched since a moment.
+
+        `etag` is that of the previous answer: an unchanged answer costs nothing of GitHub's rate
+        limit.
         """
         params = {"state": "all", "sort": "updated", "since": since, "per_page": PAGE}
         answer = await self._transport.get(repo, "/issues", params, etag=etag)
@@ -192,55 +197,58 @@ class GitHub:
         while len(rows) == PAGE * page:
             page += 1
             rows += await self._transport.read_json(repo, "/issues", {**params, "page": page})
-        told = {int(row["number"]): str(row["updated_at"]) for row in reversed(rows)}
-        return TouchedItems(rows=told, etag=answer.headers.get("etag", ""), at=at, is_renamed=moved)
+        times = {int(row["number"]): str(row["updated_at"]) for row in reversed(rows)}
+        return TouchedItems(
+            rows=times, etag=answer.headers.get("etag", ""), at=at, is_renamed=moved
+        )
 
     # ── writes ────────────────────────────────────────────────────────────────────────────────────
 
     async def upsert_comment(
         self, issue: IssueRef, number: int, words: str, *, marker: str
     ) -> None:
-        """One comment on issue or pull request `number`, known by its hidden marker: said
-        once, or edited in place."""
+        """Create or edit the one comment with a hidden marker on issue or pull request `number`.
+        Repeated calls edit it in place."""
         body = f"{words}\n\n{comment_markers.build_marker(issue, marker)}"
-        may = {"issues": "write", "pull_requests": "write"}
+        permissions = {"issues": "write", "pull_requests": "write"}
         ours = await self._find_comments(issue, number, marker)
         if not ours:
             await self._transport.send_write(
-                "POST", issue.repo, f"/issues/{number}/comments", {"body": body}, may
+                "POST", issue.repo, f"/issues/{number}/comments", {"body": body}, permissions
             )
             return
-        first, *doubles = ours
+        first, *duplicates = ours
         if first["body"] != body:
             await self._transport.send_write(
-                "PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, may
+                "PATCH", issue.repo, f"/issues/comments/{first['id']}", {"body": body}, permissions
             )
-        # of a worker that stood still while it sent, or GitHub did not list the first one yet
-        for double in doubles:
+        # a worker was suspended while it sent, or GitHub did not list the first comment yet
+        for duplicate in duplicates:
             await self._transport.send_write(
-                "DELETE", issue.repo, f"/issues/comments/{double['id']}", None, may
+                "DELETE", issue.repo, f"/issues/comments/{duplicate['id']}", None, permissions
             )
 
     async def _find_comments(
         self, issue: IssueRef, number: int, marker: str
     ) -> list[dict[str, Any]]:
-        """Our comment with that marker, and doubles of it among the few that follow."""
+        """Return the bot's comment with that marker, and its duplicates among the next few
+        comments."""
         ours = []
-        since = 0
-        me = await self.read_login()
+        seen = 0
+        bot = await self.read_login()
         async for comment in self._transport.iterate_rows(issue.repo, f"/issues/{number}/comments"):
             if (
                 comment_markers.is_marked(comment["body"] or "", issue, marker)
-                and api_models.parse_login(comment["user"]) == me
+                and api_models.parse_login(comment["user"]) == bot
             ):
                 ours.append(comment)
-            since += bool(ours)
-            if since > _NEAR_BY:
+            seen += bool(ours)
+            if seen > _NEAR_BY:
                 break
         return ours
 
     async def add_reaction(self, repo: str, said: SourceRef) -> None:
-        """👀; GitHub keeps a reaction single by itself."""
+        """Add the reaction 👀. GitHub itself keeps a reaction single."""
         if said.kind == "review":
             await self._transport.run_mutation(
                 repo, _REACT, {"id": said.id}, {"pull_requests": "write"}
@@ -252,7 +260,8 @@ class GitHub:
             )
 
     async def open_issue(self, repo: str, title: str, body: str, *, key: str) -> int:
-        """The issue of a request, known by the hidden marker in its body."""
+        """Open the issue of a request and return its number. An issue with the hidden marker of
+        `key` in its body is returned instead of opening a second one."""
         marker = f"<!-- osiris:request={comment_markers.hash_key(key)} -->"
         async for issue in self._transport.iterate_rows(
             repo, "/issues", {"state": "all", "creator": await self.read_login()}
@@ -267,10 +276,11 @@ class GitHub:
         )
 
     async def open_draft_pull(self, repo: str, branch: str, title: str, body: str) -> int:
-        """The pull request of `branch`: the open one, or a new draft against the default branch."""
+        """Return the number of the open pull request of `branch`, or open a draft against the
+        default branch."""
         if pull := await self.find_open_pull(repo, branch):
             return pull.number
-        may = {"pull_requests": "write"}
+        permissions = {"pull_requests": "write"}
         sent = {
             "head": branch,
             "base": await self.read_default_branch(repo),
@@ -279,18 +289,18 @@ class GitHub:
             "draft": True,
         }
         try:
-            made = await self._transport.send_write("POST", repo, "/pulls", sent, may)
+            made = await self._transport.send_write("POST", repo, "/pulls", sent, permissions)
         except Refused as refused:
             if "draft pull requests are not supported" not in str(refused).lower():
                 raise
-            # private repositories of free plans
+            # private repositories on free plans have no drafts
             plain = {**sent, "draft": False, "title": f"[WIP] {title}"}
-            made = await self._transport.send_write("POST", repo, "/pulls", plain, may)
+            made = await self._transport.send_write("POST", repo, "/pulls", plain, permissions)
         return int(made["number"])
 
     async def mark_ready(self, repo: str, number: int, commit: str) -> PullSnapshot:
-        """Take the draft mark off; nothing happens when it is off, or when `commit` is not the head
-        any more."""
+        """Mark a pull request as ready for review. Nothing happens when it is not a draft, or when
+        `commit` is no longer its head."""
         pull = await self.read_pull(repo, number)
         if pull.open and pull.draft and pull.head == commit:
             await self._transport.run_mutation(
@@ -299,7 +309,7 @@ class GitHub:
         return pull
 
     async def upsert_check_run(self, issue: IssueRef, head: str, fields: dict[str, Any]) -> None:
-        """The one check run "Osiris" of a commit, made or brought up to date."""
+        """Create or update the one check run "Osiris" of a commit."""
         found = await self._transport.read_json(
             issue.repo, f"/commits/{head}/check-runs", {"check_name": "Osiris"}
         )
@@ -309,18 +319,19 @@ class GitHub:
             if comment_markers.parse_number(run["external_id"] or "") == str(issue.number)
         ]
         sent = {"name": "Osiris", "external_id": str(issue), **fields}
-        may = {"checks": "write"}
+        permissions = {"checks": "write"}
         if ours:
             await self._transport.send_write(
-                "PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, may
+                "PATCH", issue.repo, f"/check-runs/{ours[0]['id']}", sent, permissions
             )
         else:
             await self._transport.send_write(
-                "POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, may
+                "POST", issue.repo, "/check-runs", {**sent, "head_sha": head}, permissions
             )
 
 
 def _server_time(answer: Response[Any]) -> float:
-    """GitHub's own time of an answer, in seconds since 1970; ours, when it does not say."""
-    told = answer.headers.get("date", "")
-    return parsedate_to_datetime(told).timestamp() if told else time.time()
+    """Return GitHub's time of an answer, in seconds since 1970; this machine's time when the header
+    is missing."""
+    date = answer.headers.get("date", "")
+    return parsedate_to_datetime(date).timestamp() if date else time.time()

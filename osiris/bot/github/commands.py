@@ -1,5 +1,4 @@
-"""What a person told Osiris to do in a comment: `/osiris …` or a mention, at the start of a
-line."""
+"""Parser of commands in comments: `/osiris …` or a mention, at the start of a line."""
 
 import re
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ KNOWN = ("stop", "retry", "model", "status", "help")
 
 @dataclass(frozen=True, slots=True)
 class UserCommand:
-    """`name` is "" for the bare `/osiris`, `rest` what follows it on the line; `known` is False for
-    a word we do not understand."""
+    """A command in a comment. `name` is "" for the bare `/osiris`, `rest` is the rest of the line;
+    `known` is False for an unknown word."""
 
     name: str
     known: bool = True
@@ -29,8 +28,8 @@ def find_command(text: str, bot: str) -> UserCommand | None:
     commands.
 
     `bot` is the bot's login; both `@osiris` and `@osiris[bot]` address it. Only the first 20,000
-    characters are read. A comment in which no line begins with an address is not parsed, and the
-    caller's event loop should not wait for one that is.
+    characters are read. A comment in which no line begins with an address is not parsed. Parsing
+    can take long, so callers must not run it in the event loop.
     """
     name = re.escape(bot.removesuffix("[bot]"))
     address = re.compile(rf"(?:/osiris|@{name}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
@@ -46,8 +45,8 @@ def find_command(text: str, bot: str) -> UserCommand | None:
 def _parse_command(words: str) -> UserCommand:
     """Return the command in the words after an address.
 
-    A word in code, bold or quotes is unknown, and no bare command: that would start work somebody
-    wanted stopped.
+    A word in code, bold or quotes is an unknown command, not a bare one: a bare command would start
+    work that somebody wanted stopped.
     """
     word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
     if not word and re.search(r"[\w\0]", words):
@@ -57,7 +56,7 @@ def _parse_command(words: str) -> UserCommand:
 
 
 def _read_lines(text: str) -> Iterator[str]:
-    """The lines of plain paragraphs at the top level."""
+    """Yield the lines of plain paragraphs at the top level."""
     tokens = _markdown.parse(text)
     for opening, inline in pairwise(tokens):
         if opening.type == "paragraph_open" and opening.level == 0:

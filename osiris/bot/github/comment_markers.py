@@ -1,4 +1,4 @@
-"""Hidden marks: how Osiris knows again what it made at GitHub itself."""
+"""Hidden markers by which Osiris recognizes what it created on GitHub."""
 
 import hashlib
 import re
@@ -11,8 +11,8 @@ def build_marker(issue: IssueRef, kind: str) -> str:
 
 
 def is_marked(body: str, issue: IssueRef, kind: str) -> bool:
-    """Whether a comment ends with this marker; the repository may have had another name when it was
-    written."""
+    """Return whether a comment ends with this marker. The repository may have had another name when
+    it was written."""
     mark = rf"<!-- osiris:task=\S*#{issue.number} kind={_encode_kind(kind)} -->\s*\Z"
     return re.search(mark, body) is not None
 
@@ -22,10 +22,10 @@ def _encode_kind(kind: str) -> str:
 
 
 def parse_number(task: str) -> str:
-    """The issue's number in the name of a task, whatever its repository was called then."""
+    """Return the issue number in the name of a task, under any name of the repository."""
     return task.rpartition("#")[2]
 
 
 def hash_key(key: str) -> str:
-    """A marker must not be breakable by what stands in it."""
+    """Return a hash of `key`, so that no character in it can break the marker."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -1,5 +1,5 @@
-"""Everything Osiris says to people, as functions of facts. The harness writes evidence; the model
-is only quoted."""
+"""Text that Osiris writes for people, as functions of facts. The harness writes the evidence; the
+model is only quoted."""
 
 import re
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ from osiris.core.events import Authentication, IssueRef
 from osiris.core.task import ENDED, State, Task
 from osiris.core.work import Work
 
-BODY_LIMIT = 65_536  # characters GitHub takes in a comment or a pull request's body
-_ROOM = BODY_LIMIT - 2_000  # what is left for the marker and for what is added around
+BODY_LIMIT = 65_536  # characters that GitHub accepts in a comment or a pull request's body
+_ROOM = BODY_LIMIT - 2_000  # the rest is for the marker and other additions
 
 USAGE = """I understand these, at the start of a line:
 
@@ -44,12 +44,13 @@ with commits."""
 
 
 def write_status(task: Task) -> str:
-    """The status comment on the issue."""
+    """Return the status comment of the issue."""
     return f"**Osiris: {_write_title(task)}**\n\n{_write_sentence(task)}"
 
 
 def write_pull_status(task: Task) -> str:
-    """The status comment on the pull request: the state, and the evidence of the newest work."""
+    """Return the status comment of the pull request: the state, and the evidence of the newest
+    work."""
     words = write_status(task)
     if task.work is None:
         return clip_page(words, _ROOM)
@@ -59,8 +60,8 @@ def write_pull_status(task: Task) -> str:
 
 
 def build_check_run(task: Task) -> dict[str, Any] | None:
-    """The fields of the check run on the task's head commit; None while a run is at work: it will
-    be another commit."""
+    """Return the fields of the check run on the task's head commit; None while a run is active,
+    because it will produce another commit."""
     verdicts = {
         State.REVIEW: "neutral",
         State.APPROVED: "success",
@@ -96,7 +97,7 @@ def _write_title(task: Task) -> str:
 
 
 def _write_sentence(task: Task) -> str:
-    """The state in a sentence, and who thinks when a person chose that."""
+    """Return a sentence on the state, and on the model if a person chose it."""
     chosen = (
         f" {task.model_by} chose the model `{escape_code(task.model)}`."
         if task.model and task.state not in ENDED
@@ -144,8 +145,8 @@ def _describe_state(task: Task) -> str:
 
 
 def _capitalize_reason(reason: str) -> str:
-    """Half a sentence, made to stand at the beginning of one; it may hold words of a model or of a
-    stranger."""
+    """Return a reason with a capital letter, to begin a sentence with. It may contain text of a
+    model or a stranger."""
     words = one_line(reason)
     return words[:1].upper() + words[1:]
 
@@ -182,7 +183,8 @@ def write_reply(order: Reply, task: Task | None) -> str:
 
 
 def write_pull_body(order: OpenDraftPull) -> str:
-    """What was asked, what was done, the evidence, what was not done, the cost."""
+    """Return the body of the pull request: the request, the work, the evidence, what was not done,
+    and the cost."""
     work = order.work
     first = [
         f"Closes #{order.issue.number}, asked for by {name_people([order.requester])}.",
@@ -190,7 +192,8 @@ def write_pull_body(order: OpenDraftPull) -> str:
         "### Evidence\n\nWritten by Osiris from what it saw, not by the model.",
     ]
     last = [f"### What was not done\n\n{write_not_done(work)}", f"### Cost\n\n{format_cost(work)}"]
-    room = _ROOM - sum(len(part) + 2 for part in (*first, *last))  # the tables get what is left
+    # the tables get the remaining room
+    room = _ROOM - sum(len(part) + 2 for part in (*first, *last))
     return "\n\n".join([*first, write_evidence(work, room), *last])
 
 
@@ -205,7 +208,8 @@ def format_evidence(work: Work) -> str:
 
 
 def write_commit_message(order: Push, coauthors: Iterable[str]) -> str:
-    """Subject, the agent's summary, and the trailers people and programs rely on."""
+    """Return the commit message: the subject, the agent's summary, and the trailers that people and
+    programs rely on."""
     reviewers = name_people(review.by for review in order.reviews)
     subject = f"Answer the review of {reviewers}" if reviewers else order.title
     trailers = [
@@ -239,7 +243,7 @@ def _fold_section(title: str, text: str) -> str:
 
 
 def review_url(url: str, issue: IssueRef, pull: int | None) -> str:
-    """Where a person finds the task in a browser."""
+    """Return the URL of the task's pull request or issue."""
     return f"{url.rstrip('/')}/{issue.repo}/" + (
         f"pull/{pull}" if pull else f"issues/{issue.number}"
     )

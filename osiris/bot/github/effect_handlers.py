@@ -1,4 +1,5 @@
-"""Orders to GitHub, one function each. Any of them may be done twice; each does its work once."""
+"""Handlers of the orders that concern GitHub, one method each. An order may be handled twice; its
+work is done once."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -17,14 +18,14 @@ from osiris.core.task import HALTED, Task
 
 
 class AgentRunner(Protocol):
-    """What starts and stops agents; it gets a checkout and never a token."""
+    """Starts and stops agents; it receives a checkout and never a token."""
 
     async def run(self, order: f.StartRun, checkout: Checkout, policy: Policy) -> e.RunFact | None:
-        """Let an agent work until its run ends; None when it was stopped."""
+        """Run an agent until its run ends; return None when it was stopped."""
         ...
 
     async def announce_run(self, order: f.StartRun) -> None:
-        """Say that the run begins."""
+        """Announce that the run begins."""
         ...
 
     def switch_model(self, issue: e.IssueRef, run: int, model: str) -> None: ...
@@ -37,7 +38,7 @@ HandleEffect = Callable[[Any, Task | None], Awaitable[Facts]]
 
 
 class EffectHandlers:
-    """The doing side of the bot; `build_table()` is what the worker looks orders up in."""
+    """Handlers by type of order; the worker looks them up in `build_table()`."""
 
     def __init__(
         self,
@@ -79,9 +80,10 @@ class EffectHandlers:
         return [e.TaskRequested(issue=issue, actor=actor, title=order.title, body=order.body)]
 
     async def _resolve_principal(self, principal: e.Principal, repo: str) -> e.Actor:
-        """Return who asks with the role that counts in `repo`.
+        """Return the principal as an actor with the role that counts in `repo`.
 
-        The operator of this Osiris may do everything it can do; of everybody else GitHub is asked.
+        The operator of this Osiris has the role of an administrator; the role of anybody else is
+        read from GitHub.
         """
         match principal.authentication:
             case e.Authentication.OPERATOR:
@@ -97,15 +99,16 @@ class EffectHandlers:
             or task.run != order.run
             or task.state not in ("queued", "running", "planning")
         ):
-            rests = task is not None and task.run == order.run and task.state in HALTED
-            await self._runner.stop_run(order.issue, order.run, keep=rests)
-            # overtaken: stopped, merged, or another run has its place; or it rests, and is ordered
-            # anew
+            is_halted = task is not None and task.run == order.run and task.state in HALTED
+            await self._runner.stop_run(order.issue, order.run, keep=is_halted)
+            # outdated: stopped, merged, or replaced by another run; or the task is halted, and a
+            # new order will resume it
             return []
         await self._runner.announce_run(order)
         policy = await self._github.read_policy(order.issue.repo)
         checkout = await self._remotes.fetch_checkout(order.issue.repo, order.branch)
-        order = replace(order, model=task.model or order.model)  # chosen since the order was given
+        # the model may have been chosen after the order was stored
+        order = replace(order, model=task.model or order.model)
         fact = await self._runner.run(order, checkout, policy)
         return [fact] if fact else []
 
@@ -123,7 +126,7 @@ class EffectHandlers:
             raise Refused(
                 f"pull request #{order.pull} was closed while I worked, so I pushed nothing"
             )
-        # the run was on another machine
+        # the run may have been on another machine
         if not await self._repositories.has_tree(repo, order.tree):
             await self._remotes.restore(repo, f"{order.issue.number}-{order.run}")
         login = await self._github.read_login()

@@ -1,4 +1,4 @@
-"""Words that are not ours, made harmless for Markdown and for commits, and cut after that."""
+"""Escaping of foreign text for Markdown and for commits, and limits on its length."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,9 @@ from typing import Final
 from osiris.core.sanitize import clean_text
 
 MOST_QUOTED: Final = 8_000  # characters of a quotation
-MOST_LINE: Final = 2_000  # characters of a reason, as it is written
+MOST_LINE: Final = 2_000  # characters of a written reason
 MOST_NAMES: Final = 10  # people in a list
-_JOINER: Final = "\u2060"  # the word joiner: not seen, it disarms what stands before it
+_JOINER: Final = "\u2060"  # the word joiner: invisible, it breaks up the reference around it
 _CUT: Final = "\n> … cut: it was longer."
 
 

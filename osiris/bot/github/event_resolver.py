@@ -1,5 +1,5 @@
-"""From what GitHub said and what it says now to what happened, whoever noticed it: a delivery, or
-who looks later."""
+"""Resolution of GitHub notices into events. Deliveries and the reconciler use the same rules, so
+both produce the same event under the same key."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,22 @@ from osiris.core.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedEvent:
-    """An event, and the key it is known by: the same for the same happening, however often and by
-    whom it is seen."""
+    """An event and its key. The same occurrence has the same key however often, and by whichever
+    path, it is seen."""
 
     event: e.Event
     key: str
 
     @property
     def may_be_stale_later(self) -> bool:
-        """Whether a task can have been taken up again since: then it must not be told once more."""
+        """True when the task may have been resumed since the event: then the event must not be
+        reported a second time."""
         return isinstance(self.event, e.RequestWithdrawn | e.IssueDropped | e.Approved)
 
 
 class EventResolver:
-    """Roles, threads and heads are asked of GitHub, never guessed."""
+    """Resolves notices with roles, review threads and head commits that are read from GitHub now,
+    never guessed from the notice."""
 
     def __init__(self, github: GitHub) -> None:
         self._github = github
@@ -34,17 +36,18 @@ class EventResolver:
         return e.Actor(login, await self._github.read_role(repo, login))
 
     async def resolve_unlabelled(self, webhook_event: Unlabelled) -> ResolvedEvent | None:
-        """Only people with write access steer, though GitHub lets others take labels off and close
-        what they opened."""
+        """Return the withdrawal behind a removed label, or None. Only people with write access can
+        withdraw a request, although GitHub lets others remove labels and close issues they
+        opened."""
         if not (await self.resolve_actor(webhook_event.repo, webhook_event.sender)).may_steer:
             return None
         now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
         if webhook_event.label.casefold() in now.labels:
             return None
-        turn = await self._github.read_label_change(
+        change = await self._github.read_label_change(
             webhook_event.repo, webhook_event.issue.number, webhook_event.label
         )
-        key = label_key(turn) if turn and not turn.on else ""
+        key = label_key(change) if change and not change.on else ""
         return ResolvedEvent(
             event=e.RequestWithdrawn(issue=webhook_event.issue, by=webhook_event.sender), key=key
         )
@@ -69,7 +72,8 @@ class EventResolver:
     def resolve_pull_change(
         self, task: Task, webhook_event: PullStateChanged, pull: PullSnapshot
     ) -> ResolvedEvent | None:
-        """What a pull request's move means, as it is now."""
+        """Return the event behind a change of a pull request, judged by the pull request's present
+        state."""
         seen = f"seen/{task.issue}/pull/{pull.number}"
         if pull.merged:
             return ResolvedEvent(
@@ -87,7 +91,8 @@ class EventResolver:
                     event=e.PullReopened(issue=task.issue, by=webhook_event.sender), key=key
                 )
             case "synchronize":
-                key = f"{seen}/head/{pull.head}/{pull.updated}"  # it may come back to where it was
+                # with the time, because a branch may return to an earlier head
+                key = f"{seen}/head/{pull.head}/{pull.updated}"
                 return ResolvedEvent(
                     event=e.CommitsPushed(issue=task.issue, head=pull.head), key=key
                 )
@@ -105,8 +110,8 @@ class EventResolver:
         actor = await self.resolve_actor(webhook_event.repo, webhook_event.sender)
         if webhook_event.state == "approved":
             pull = await self._github.read_pull(webhook_event.repo, webhook_event.pull)
-            told = {"commit": webhook_event.commit, "head": pull.head, "pull": pull.number}
-            return ResolvedEvent(event=e.Approved(issue=task.issue, actor=actor, **told), key=key)  # type: ignore[arg-type]
+            fields = {"commit": webhook_event.commit, "head": pull.head, "pull": pull.number}
+            return ResolvedEvent(event=e.Approved(issue=task.issue, actor=actor, **fields), key=key)  # type: ignore[arg-type]
         if (
             review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)
         ) is None:
@@ -120,8 +125,9 @@ class EventResolver:
     async def _build_review(
         self, webhook_event: Reviewed, *, of_a_stranger: bool
     ) -> e.Review | None:
-        """The whole review is one brief; a comment without threads asks for nothing. A stranger's
-        only shows whether it has one: nobody reads it."""
+        """Build the review with all its threads; None for a comment without threads, which asks for
+        nothing. Of a stranger's review at most one thread is read, only to see whether it has
+        any."""
         most = {"most": 1} if of_a_stranger else {}
         threads = await self._github.list_review_threads(
             webhook_event.repo, webhook_event.pull, webhook_event.review, **most
@@ -135,8 +141,8 @@ def issue_key(closed: IssueSnapshot) -> str:
     return f"seen/closed/{closed.node}/{closed.closed}"
 
 
-def label_key(turn: LabelChange) -> str:
-    return f"seen/unlabelled/{turn.id}"
+def label_key(change: LabelChange) -> str:
+    return f"seen/unlabelled/{change.id}"
 
 
 def review_key(node: str, verdict: Verdict) -> str:

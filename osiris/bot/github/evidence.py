@@ -1,8 +1,9 @@
-"""The evidence of a run: what the harness saw, as tables that no stranger's words can outgrow.
+"""The evidence of a run: what the harness saw, as tables of limited size, so that foreign text
+cannot fill the page.
 
-Each section has a budget of characters and says how many rows it left out. The verdicts and the
-cost are bounded by what they are, so whoever puts them on a page writes them first, and gives the
-tables the room that is left.
+Each section has a budget of characters and reports how many rows it left out. The verdicts and the
+cost have a bounded size, so callers that build a page place them first and give the tables the
+remaining room.
 """
 
 import re
@@ -14,20 +15,20 @@ from typing import Final
 from osiris.bot.github.escaping import clip_page, clip_text, escape_code, fit_rows, one_line
 from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Work
 
-ROWS: Final = 30  # of a table
-MOST_ROW: Final = 300  # characters of a row, as it is written
+ROWS: Final = 30  # per table
+MOST_ROW: Final = 300  # characters of a written row
 FILES_ROOM: Final = 9_000
-COMMANDS_ROOM: Final = 8_000  # once for the agent, once for the set-up
-BLOCKED_ROOM: Final = 9_100  # the same
+COMMANDS_ROOM: Final = 8_000  # once for the agent, once for the setup
+BLOCKED_ROOM: Final = 9_100  # likewise
 WEAKNESS_ROOM: Final = 1_000
 PATHS_ROOM: Final = 5_000
-MOST_EVIDENCE: Final = 54_000  # characters of all that
+MOST_EVIDENCE: Final = 54_000  # characters in total
 _TEST: Final = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CommandLog:
-    """The commands of the agent or of the set-up, and what of them is known only as a number."""
+    """The commands of the agent or of the setup, and the numbers of those that are not listed."""
 
     commands: Sequence[CommandRan]
     earlier: int
@@ -55,7 +56,7 @@ def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
 
 
 def write_cost(work: Work) -> str:
-    """Return steps, time, model, tokens and money; a price that is not known is said to be so."""
+    """Return steps, time, model, tokens and cost; an unknown price is reported as unknown."""
     steps = (
         f"{work.steps} steps in {format_duration(work.seconds)} with `{escape_code(work.model)}`"
     )
@@ -68,7 +69,7 @@ def write_cost(work: Work) -> str:
 
 
 def write_not_done(work: Work) -> str:
-    """Return the verdicts on what a run left undone, a line each."""
+    """Return the verdicts on what a run left undone, one line each."""
     lines = []
     if not work.commands:
         lines.append("- Nothing was run, so nothing shows that it works.")
@@ -82,7 +83,7 @@ def write_not_done(work: Work) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return 1.2 s, or 3 min 20 s."""
+    """Return a duration such as 1.2 s or 3 min 20 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
@@ -107,7 +108,7 @@ def _count_lines(file: FileChange) -> str:
 
 
 def _write_commands(ran: _CommandLog) -> str:
-    """Return the newest commands that there is room for, oldest first."""
+    """Return the table of the newest commands that fit, oldest first."""
     if not ran.commands:
         return "No command was run."
     newest = [_command_row(command) for command in reversed(ran.commands[-ROWS:])]
@@ -124,7 +125,7 @@ def _command_row(ran: CommandRan) -> str:
 
 
 def _write_blocked(ran: _CommandLog, key: str) -> str:
-    """Return where commands were not let through to, and with which `key` people allow it."""
+    """Return the hosts that commands were blocked from, and the policy `key` that allows them."""
     times = Counter[tuple[str, int, str]]()
     for blocked in (*ran.blocked, *(b for command in ran.commands for b in command.blocked)):
         times[blocked.host, blocked.port, blocked.reason] += blocked.times
@@ -146,7 +147,8 @@ def _blocked_row(host: str, port: int, reason: str, count: int) -> str:
 
 
 def _write_set_up(prepared: Prepared) -> str:
-    """Return what ran before the agent did, with a way out to the package registries."""
+    """Return the commands that ran before the agent, with network access to the package
+    registries."""
     if not prepared.commands:
         return ""
     ran = _CommandLog(

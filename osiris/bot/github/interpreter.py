@@ -1,5 +1,5 @@
-"""From what a delivery says to what happened: roles, threads and heads are asked of GitHub, never
-guessed."""
+"""Interpretation of webhook deliveries as events. Roles, review threads and head commits are read
+from GitHub, never guessed from the delivery."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ _OURS = re.compile(r"osiris/(\d{1,9})-")
 
 
 class GitHubInterpreter:
-    """Interprets deliveries of GitHub. Nothing here runs inside a transaction."""
+    """Interpreter of GitHub deliveries. Nothing here runs inside a transaction."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class GitHubInterpreter:
         request_reconcile: Callable[[str], None],
         mark_seen: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`trouble` says why a model cannot be chosen, "" when it can. `soon` is told whose
-        repositories may be reached otherwise than before ("": anybody's), and `heard` the keys of
-        facts that must not be told again later.
-        """
+        """`why_unavailable` returns why a model cannot be chosen, "" when it can.
+        `request_reconcile` receives the account whose repositories may have become accessible or
+        inaccessible ("": any). `mark_seen` receives the keys of events that must not be reported
+        again later."""
         self._github = github
         self._tasks = tasks
         self._names = names
@@ -55,8 +55,8 @@ class GitHubInterpreter:
         self._resolver = EventResolver(github)
 
     async def __call__(self, kind: str, body: bytes) -> e.Event | None:
-        """The event behind a delivery, or None. Raises Refused for a body GitHub would not send,
-        and Unavailable."""
+        """Return the event behind a delivery, or None. Raises Refused for a body that GitHub would
+        not send, and Unavailable."""
         try:
             notice = webhook_payloads.parse_delivery(kind, body)
         except ValueError as error:
@@ -65,13 +65,12 @@ class GitHubInterpreter:
         try:
             return await self._interpret_event(notice)
         except NotInstalled:
-            # it was taken off a repository after the delivery was sent: nobody there listens any
-            # more
+            # the App was removed from the repository after the delivery was sent
             return None
 
     async def find_subject(self, kind: str, body: bytes) -> str:
-        """The issue that a delivery is about, "" for none: a pull request of ours stands for its
-        issue."""
+        """Return the issue that a delivery is about, "" for none. A pull request of Osiris counts
+        as its issue."""
         try:
             notice = webhook_payloads.parse_delivery(kind, body)
         except ValueError:
@@ -120,7 +119,7 @@ class GitHubInterpreter:
         return None
 
     async def _record_event(self, fact: ResolvedEvent | None) -> e.Event | None:
-        """The event of a fact; who looks at GitHub later is told that it is known."""
+        """Return the event, and record its key so that the reconciler does not report it again."""
         if fact is not None and fact.may_be_stale_later and fact.key:
             await self._mark_seen(fact.key)
         return fact.event if fact else None
@@ -133,7 +132,7 @@ class GitHubInterpreter:
             return None
         now = await self._github.read_issue(webhook_event.repo, webhook_event.issue.number)
         if not now.open or webhook_event.label.casefold() not in now.labels:
-            return None  # it was taken off again meanwhile
+            return None  # the label was removed in the meantime
         actor = await self._resolve_actor(webhook_event)
         repo = await self._names.resolve_name(webhook_event.repo, webhook_event.repository)
         issue = e.IssueRef(repo, webhook_event.issue.number)
@@ -156,7 +155,7 @@ class GitHubInterpreter:
 
     async def _resolve_issue_close(self, webhook_event: IssueClosed) -> ResolvedEvent | None:
         if await self._tasks.get(webhook_event.issue) is None:
-            return None  # not ours: GitHub is asked nothing about it
+            return None  # not a task of Osiris: no request to GitHub is needed
         return await self._resolver.resolve_issue_close(webhook_event)
 
     # ── commands ──────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +176,7 @@ class GitHubInterpreter:
         said = e.SourceRef("comment", str(webhook_event.comment))
         actor = await self._resolve_actor(webhook_event)
         if command.name == "model" and "\0" not in command.rest and command.rest:
-            # asking costs money
+            # the check asks the model, which costs money
             trouble = await self._why_unavailable(command.rest) if actor.may_steer else ""
             return e.ModelChosen(
                 issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble
@@ -185,8 +184,8 @@ class GitHubInterpreter:
         return _interpret_command(command, issue, actor, said, webhook_event)
 
     async def _find_issue(self, webhook_event: Commented) -> e.IssueRef | None:
-        """The task a comment is about: a pull request of ours stands for its issue, one of others
-        for nothing."""
+        """Return the issue of the task that a comment is about. A pull request of Osiris counts as
+        its issue, any other pull request as none."""
         if not webhook_event.on_pull:
             return e.IssueRef(webhook_event.repo, webhook_event.number)
         pull = await self._github.read_pull(webhook_event.repo, webhook_event.number)
@@ -194,8 +193,8 @@ class GitHubInterpreter:
         return task.issue if task else None
 
     async def _find_task(self, repo: str, pull: int, branch: str) -> Task | None:
-        """Our task behind a pull request: by its number, or by its branch while we do not know the
-        number yet."""
+        """Return the task of a pull request, found by its number, or by its branch while the task
+        does not have the number yet."""
         if task := await self._tasks.find_task_by_pull(repo, pull):
             return task
         if match := _OURS.match(branch):
@@ -247,7 +246,7 @@ def _interpret_command(
             return e.RetryRequested(issue=issue, actor=actor, said=said)
         case commands.UserCommand(name="status"):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
-        # a model without a name, or with marks in it
+        # `model` without a name, or with Markdown in the name
         case commands.UserCommand(name="help" | "model"):
             return e.HelpAsked(issue=issue, actor=actor, said=said)
     return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)

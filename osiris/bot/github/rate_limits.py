@@ -1,4 +1,4 @@
-"""What is left of an hour's requests, account by account, as GitHub's last answer said it."""
+"""The remaining hourly requests of each account, taken from GitHub's last answer."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from osiris.core.errors import Unavailable
 
 _RESERVE = 20
-"""The last part (one of so many) of an hour's requests is for what a person waits for."""
+"""The last 1/20 of the hourly requests is reserved for work that a person waits for."""
 
 LONGEST = 3660.0
-"""Seconds; GitHub counts by the hour, and its clock is not ours."""
+"""Maximum seconds until a limit is reset: GitHub counts by the hour, and its clock may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +26,30 @@ class RateLimits:
         self._remaining: dict[str, _Remaining] = {}
 
     def record_headers(self, account: str, headers: Mapping[str, str]) -> None:
-        """Take in the headers of an answer; those that do not speak of REST's own limit say nothing
-        here."""
-        told = [headers.get(f"x-ratelimit-{name}", "") for name in ("limit", "remaining", "reset")]
+        """Record the rate limit headers of an answer; those of other resources than REST's core
+        limit are ignored."""
+        values = [
+            headers.get(f"x-ratelimit-{name}", "") for name in ("limit", "remaining", "reset")
+        ]
         if headers.get("x-ratelimit-resource", "core") == "core" and all(
-            text.isdecimal() for text in told
+            text.isdecimal() for text in values
         ):
-            limit, remaining, reset = map(int, told)
+            limit, remaining, reset = map(int, values)
             self._remaining[account] = _Remaining(limit, remaining, reset)
 
     def check_remaining(self, account: str, *, can_wait: bool) -> None:
-        """Raise Unavailable when nothing is left, or only what a question that can wait must not
-        use up.
+        """Raise Unavailable when no requests are left, or only the reserve and the request can
+        wait.
 
-        An hour whose end is too far away was told before our clock was set back: the next answer
-        tells anew.
+        A reset time more than an hour away was recorded before this machine's clock was set back;
+        it is ignored, and the next answer corrects it.
         """
         left = self._remaining.get(account)
-        if left is None or not 0 < (rest := left.reset - self._clock()) <= LONGEST:
+        if left is None or not 0 < (seconds := left.reset - self._clock()) <= LONGEST:
             return
         if left.remaining <= 0 or (can_wait and left.remaining * _RESERVE < left.limit):
-            told = (
+            message = (
                 f"of {left.limit} requests to GitHub for {account} in this hour, {left.remaining}"
                 " are left"
             )
-            raise Unavailable(told, retry_in=max(1.0, rest))
+            raise Unavailable(message, retry_in=max(1.0, seconds))

@@ -121,9 +121,9 @@ class Reconciler:
         """
         self._outages = 0
         with self._tolerating_failures("what GitHub delivered"):
-            if asked := await self.missed_deliveries.request_again():
-                log.info("GitHub was asked to deliver %d events again", len(asked))
-                await self.missed_deliveries.wait_until_received(asked)
+            if requested := await self.missed_deliveries.request_again():
+                log.info("GitHub was asked to deliver %d events again", len(requested))
+                await self.missed_deliveries.wait_until_received(requested)
         await self.compare_with_github()
 
     # ── comparing ─────────────────────────────────────────────────────────────────────────────────
@@ -137,8 +137,8 @@ class Reconciler:
         """
         self._outages = 0
         by_repo = defaultdict[str, list[tuple[Task, float]]](list)
-        for task, made in await self._state.open_tasks():
-            by_repo[task.issue.repo].append((task, made))
+        for task, created in await self._state.open_tasks():
+            by_repo[task.issue.repo].append((task, created))
         self._repository_states = {
             repo: self._repository_states.get(repo, RepositoryState()) for repo in by_repo
         }
@@ -172,8 +172,8 @@ class Reconciler:
             return
         changed = state.find_changes(touched)
         some = [
-            (task, made)
-            for task, made in tasks
+            (task, created)
+            for task, created in tasks
             if not changed.isdisjoint((task.issue.number, task.pull))
         ]
         state.record_touched(touched, pending=await self._compare_tasks(some))
@@ -194,7 +194,7 @@ class Reconciler:
         if status.repo != repo:
             await self._state.rename_repository(repo, status.repo)
             log.info("%s is %s from now on", repo, status.repo)
-            tasks = [(_rename_task(task, status.repo), made) for task, made in tasks]
+            tasks = [(_rename_task(task, status.repo), created) for task, created in tasks]
         if status.problem:
             await self._report_lost(tasks, status.problem)
             return
@@ -233,20 +233,20 @@ class Reconciler:
     async def _compare_tasks(self, tasks: OpenTasks) -> set[int]:
         """Compare tasks; return the issues of those that could not be compared."""
         pending = {task.issue.number for task, _ in tasks}
-        for task, made in tasks:
+        for task, created in tasks:
             with self._tolerating_failures(task.issue):
-                await self._compare_task(task, made)
+                await self._compare_task(task, created)
                 pending.discard(task.issue.number)
         return pending
 
-    async def _compare_task(self, task: Task, made: float) -> None:
+    async def _compare_task(self, task: Task, created: float) -> None:
         if task.pull is not None:
             pull = await self._github.read_pull(task.issue.repo, task.pull)
             if not pull.open:
                 await self._report_closed_pull(task, pull)
                 return
             await self._compare_pull(task, pull)
-        await self._compare_issue(task, made)
+        await self._compare_issue(task, created)
 
     async def _report_closed_pull(self, task: Task, pull: PullSnapshot) -> None:
         repo = task.issue.repo
@@ -291,11 +291,11 @@ class Reconciler:
         await self._report_event(await self._resolver.resolve_review(task, notice))
         self._known[key] = None
 
-    async def _compare_issue(self, task: Task, made: float) -> None:
+    async def _compare_issue(self, task: Task, created: float) -> None:
         ref = task.issue
         issue = await self._github.read_issue(ref.repo, ref.number)
         if not issue.open:
-            if _is_after(made, issue.closed_at) and not await self._state.get_value(
+            if _is_after(created, issue.closed_at) and not await self._state.get_value(
                 issue_key(issue)
             ):
                 closed = IssueClosed(
@@ -309,12 +309,12 @@ class Reconciler:
             return
         label = (await self._github.read_policy(ref.repo)).label
         if label and label.casefold() not in issue.labels:
-            await self._report_unlabelled(ref, label, made)
+            await self._report_unlabelled(ref, label, created)
 
-    async def _report_unlabelled(self, ref: e.IssueRef, label: str, made: float) -> None:
+    async def _report_unlabelled(self, ref: e.IssueRef, label: str, created: float) -> None:
         """Report the removal of the label. A task that a command started may never have had it."""
         change = await self._github.read_label_change(ref.repo, ref.number, label)
-        if change is None or change.on or change.by_bot or not _is_after(made, change.at):
+        if change is None or change.on or change.by_bot or not _is_after(created, change.at):
             return
         if not await self._state.get_value(label_key(change)):
             notice = Unlabelled(
@@ -336,10 +336,10 @@ def _rename_task(task: Task, repo: str) -> Task:
     return replace(task, issue=e.IssueRef(repo, task.issue.number))
 
 
-def _is_after(made: float, at: float) -> bool:
+def _is_after(created: float, at: float) -> bool:
     """Return whether something happened after a task was created; GitHub's times are whole
     seconds."""
-    return at >= math.floor(made)
+    return at >= math.floor(created)
 
 
 def _is_unseen_review(

@@ -101,12 +101,14 @@ class RedeliveryTracker:
 
     def record_attempts(self, attempts: Iterable[DeliveryAttempt]) -> None:
         """Replace the recorded attempts by those GitHub has on record, in any order."""
-        of = defaultdict(list)
+        by_guid = defaultdict(list)
         for attempt in sorted(attempts, key=lambda one: (one.at, one.id)):
-            of[attempt.guid].append(attempt)
-        self._attempts = dict(of)
-        self._requested = {guid: asked for guid, asked in self._requested.items() if guid in of}
-        self._hopeless &= of.keys()
+            by_guid[attempt.guid].append(attempt)
+        self._attempts = dict(by_guid)
+        self._requested = {
+            guid: asked for guid, asked in self._requested.items() if guid in by_guid
+        }
+        self._hopeless &= by_guid.keys()
 
     def list_guids(self) -> Collection[str]:
         return self._attempts.keys()
@@ -115,15 +117,17 @@ class RedeliveryTracker:
         """Return one attempt of each delivery to send again, the oldest delivery first.
 
         These are the deliveries that no server accepted, or that are `missing` although one did;
-        except those under way, and those that were sent often enough.
+        except those in progress, and those that were sent often enough.
         """
         lacking = {
-            guid: of
-            for guid, of in self._attempts.items()
-            if guid in missing or not any(one.is_accepted for one in of)
+            guid: attempts
+            for guid, attempts in self._attempts.items()
+            if guid in missing or not any(attempt.is_accepted for attempt in attempts)
         }
         self._waiting = {
-            guid for guid, of in lacking.items() if len(of) < _MOST and guid not in self._hopeless
+            guid
+            for guid, attempts in lacking.items()
+            if len(attempts) < _MOST and guid not in self._hopeless
         }
         return [
             lacking[guid][-1]
@@ -132,8 +136,8 @@ class RedeliveryTracker:
         ]
 
     def _is_under_way(self, guid: str, now: float) -> bool:
-        """Return whether an attempt may be under way: GitHub may not know its outcome yet, or not
-        even have recorded it since the request."""
+        """Return whether an attempt may be in progress: GitHub may not know its outcome yet, or may
+        not have recorded it since the request."""
         (*_, last) = self._attempts[guid]
         (asked, before) = self._requested.get(guid, (0.0, 0))
         begun = last.at if last.code == 0 else asked if len(self._attempts[guid]) <= before else 0.0
@@ -149,4 +153,7 @@ class RedeliveryTracker:
         """Return the time (seconds since 1970) up to which nothing must be sent again; 0.0 when
         nothing is known."""
         open = [self._attempts[guid][0].at for guid in self._waiting - self._hopeless]
-        return min(open, default=max((of[-1].at for of in self._attempts.values()), default=0.0))
+        return min(
+            open,
+            default=max((attempts[-1].at for attempts in self._attempts.values()), default=0.0),
+        )

@@ -1,4 +1,4 @@
-"""Repositories are renamed and transferred; GitHub's number for one stays."""
+"""Present names of renamed and transferred repositories, looked up by GitHub's permanent number."""
 
 import logging
 
@@ -9,17 +9,17 @@ log = logging.getLogger(__name__)
 
 
 class RepositoryNames:
-    """The name that a repository has now, by its number."""
+    """Resolves a repository's number to its present name."""
 
     def __init__(self, github: GitHub, state: ReconcileState) -> None:
         self._github = github
         self._state = state
 
     async def resolve_name(self, repo: str, number: int) -> str:
-        """The name by which the repository `number` goes, which a delivery calls `repo`.
+        """Return the present name of repository `number`, which a delivery calls `repo`.
 
-        What is known of it moves to that name first, so that who asks for work under a new one
-        finds the task there is. Raises Unavailable, or Refused when both names have tasks.
+        Stored tasks move to that name first, so that a request under the new name finds its task.
+        Raises Unavailable, or Refused when both names have tasks.
         """
         record = f"repository/{number}"
         known = await self._state.get_value(record) if number else repo
@@ -27,12 +27,12 @@ class RepositoryNames:
             if not known:
                 await self._state.set_value(record, repo)
             return repo
-        # the delivery may be older than the name we know
-        standing = await self._github.read_repository_status(repo)
-        if standing.problem:
+        # the delivery may be older than the known name
+        status = await self._github.read_repository_status(repo)
+        if status.problem:
             return repo
-        if known != standing.repo:
-            await self._state.rename_repository(known, standing.repo)
-            await self._state.set_value(record, standing.repo)
-            log.info("%s is %s from now on", known, standing.repo)
-        return standing.repo
+        if known != status.repo:
+            await self._state.rename_repository(known, status.repo)
+            await self._state.set_value(record, status.repo)
+            log.info("%s is %s from now on", known, status.repo)
+        return status.repo

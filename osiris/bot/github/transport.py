@@ -1,5 +1,5 @@
-"""Requests to GitHub: with the right token, within its limits, and every failure as one of our
-errors."""
+"""Requests to GitHub with the right token and within the rate limits. Failures are translated into
+the errors of Osiris."""
 
 import copy
 import re
@@ -26,14 +26,14 @@ from osiris.core.ports.storage import WriteLimiter
 from osiris.core.redaction import Redactor
 
 PAGE = 100
-"""Rows that GitHub gives at once."""
+"""Rows per page."""
 _JSON = "application/vnd.github+json"
-_MINUTE = 60.0  # seconds that a limit without a time of its own lasts at least
+_MINUTE = 60.0  # minimum seconds of a pause when GitHub gives no time
 
 
 class Transport:
-    """Reads with a token that can only read; sends each write in its turn, with a token made for
-    it."""
+    """HTTP transport. Reads use a read-only token; each write waits for its slot and uses a token
+    minted for it."""
 
     def __init__(self, auth: AppAuth, api_url: str, limiter: WriteLimiter, hide: Redactor) -> None:
         self._auth = auth
@@ -52,8 +52,8 @@ class Transport:
         )
 
     async def _assert_may_write(self, request: Any) -> None:
-        """The last thing before a write goes out: a worker that stood still since it got leave has
-        it no more."""
+        """Check, immediately before a write is sent, that this worker may still write: it may have
+        been suspended since it was allowed to."""
         if request.method != "GET":
             self._limiter.assert_may_write()
 
@@ -67,7 +67,8 @@ class Transport:
         await self._auth.__aexit__(*error)
 
     def with_low_priority(self) -> "Transport":
-        """The same for who can wait: its questions leave the last part of each hour's to others."""
+        """Return a copy of the transport for work that can wait: its reads leave the last part of
+        each hourly rate limit to others."""
         other = copy.copy(self)
         other._can_wait = True
         return other
@@ -92,10 +93,8 @@ class Transport:
         try:
             token = await self._auth.get_read_token(repo)
             return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
-        except (
-            _Unauthorized,
-            Suspended,
-        ):  # revoked, or older than GitHub thinks it may be: once more with a new one
+        except (_Unauthorized, Suspended):
+            # revoked, or expired by GitHub's clock: retry once with a new token
             self._auth.forget_read_token(repo)
             token = await self._auth.get_read_token(repo)
             return await self.send_request("GET", repo, f"/repos/{repo}{path}", token, **asked)
@@ -116,10 +115,9 @@ class Transport:
     async def send_write(
         self, method: str, repo: str, path: str, json: object, permissions: dict[str, str]
     ) -> Any:
-        """A write, with a token that `may` do just that.
+        """Send a write with a token that has only the given permissions.
 
-        No secret leaves this way, known or of a known shape, whatever it was that put it into the
-        words.
+        Every string of the body is redacted, so that no secret, known or of a known shape, is sent.
         """
         clean = self._hide.redact_value(json)
 
@@ -141,8 +139,8 @@ class Transport:
     async def _send_in_slot(
         self, repo: str, permissions: dict[str, str], send: Callable[[str], Awaitable[Any]]
     ) -> Any:
-        """Send when it is this account's turn; once more when the token turns out to be good no
-        longer."""
+        """Send in the next write slot of the account; send once more with a new token when the
+        first one has expired."""
         account = repo.partition("/")[0]
         token = await self._mint_token(repo, permissions)
         try:
@@ -202,7 +200,8 @@ class Transport:
     async def _translate_failure(
         self, account: str, error: GitHubException, what: str
     ) -> OsirisError:
-        """What a failed request means; a limit holds back every write through that account."""
+        """Return the error that a failed request means. A rate limit pauses every write through
+        that account."""
         if isinstance(error, RequestFailed):
             self._rates.record_headers(account, error.response.headers)
         meant = _narrow_error(error, what)
@@ -212,11 +211,11 @@ class Transport:
 
 
 class NotFound(Refused):
-    """404: not there, or not for us."""
+    """404: it does not exist, or Osiris may not see it."""
 
 
 class _Unauthorized(Unavailable):
-    """401: the token is not good any more; another one will be."""
+    """401: the token is no longer valid; a new one will be."""
 
 
 def _narrow_error(error: GitHubException, what: str) -> OsirisError:

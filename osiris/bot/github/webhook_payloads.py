@@ -1,8 +1,8 @@
-"""The only file that knows GitHub's webhook JSON: a delivery becomes what GitHub says happened, or
-nothing.
+"""Parser of GitHub's webhook JSON; no other module reads it. A delivery becomes a webhook event or
+None.
 
-The models hold the fields Osiris reads and nothing more. What is said here may be stale;
-`interpreter.py` asks again.
+The models have only the fields that Osiris reads. A delivery may be stale, so `interpreter.py`
+reads the present state from GitHub.
 """
 
 import json
@@ -86,8 +86,8 @@ class _Payload(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """What every notice says: where, and who did it. `repository` is GitHub's number for `repo`,
-    under any name."""
+    """The common fields of webhook events: the repository and the sender. `repository` is GitHub's
+    permanent number of `repo`."""
 
     repo: str
     repository: int = 0
@@ -140,7 +140,7 @@ class Reviewed(WebhookEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullStateChanged(WebhookEvent):
-    """Something about a pull request changed: closed, reopened, or other commits."""
+    """A pull request that was closed or reopened, or that received other commits."""
 
     pull: int
     branch: str
@@ -149,8 +149,7 @@ class PullStateChanged(WebhookEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessChanged:
-    """Where Osiris may read and write has changed for repositories of `account` ("": of
-    anybody)."""
+    """A change of Osiris's access to repositories of `account` ("": any account)."""
 
     account: str
 
@@ -166,9 +165,9 @@ _VERDICTS: Mapping[str, Verdict] = {verdict: verdict for verdict in get_args(Ver
 
 
 def parse_delivery(kind: str, body: bytes) -> WebhookEvent | AccessChanged | None:
-    """What a delivery says; None for all that does not concern Osiris.
+    """Parse a delivery; return None for one that does not concern Osiris.
 
-    Raises ValueError (pydantic's among them) when the body is not what GitHub sends.
+    Raises ValueError (also pydantic's, which is a subclass) when the body is not what GitHub sends.
     """
     payload = json.loads(body)
     if not isinstance(payload, dict):
@@ -177,51 +176,51 @@ def parse_delivery(kind: str, body: bytes) -> WebhookEvent | AccessChanged | Non
         return _parse_access(kind, _Payload.model_validate(payload))
     if kind not in ("issues", "issue_comment", "pull_request", "pull_request_review"):
         return None
-    said = _Payload.model_validate(payload)
-    if said.repository is None or said.sender is None:
+    delivery = _Payload.model_validate(payload)
+    if delivery.repository is None or delivery.sender is None:
         raise ValueError("no repository or no sender")
-    return _parse_event(kind, said, said.repository, said.sender)
+    return _parse_event(kind, delivery, delivery.repository, delivery.sender)
 
 
-def _parse_access(kind: str, said: _Payload) -> AccessChanged | None:
-    if said.action not in _ACCESS[kind]:
+def _parse_access(kind: str, payload: _Payload) -> AccessChanged | None:
+    if payload.action not in _ACCESS[kind]:
         return None
-    if said.action == "transferred":  # the account it belonged to is another one
+    if payload.action == "transferred":  # the payload does not name the former account
         return AccessChanged(account="")
-    if said.repository is not None:
-        return AccessChanged(account=said.repository.full_name.partition("/")[0])
-    account = said.installation and said.installation.account
+    if payload.repository is not None:
+        return AccessChanged(account=payload.repository.full_name.partition("/")[0])
+    account = payload.installation and payload.installation.account
     return AccessChanged(account=account.login if account else "")
 
 
 def _parse_event(
-    kind: str, said: _Payload, where: _Repository, sender: _User
+    kind: str, payload: _Payload, repository: _Repository, sender: _User
 ) -> WebhookEvent | None:
-    repo = where.full_name
-    who: dict[str, Any] = {
+    repo = repository.full_name
+    common: dict[str, Any] = {
         "repo": repo,
-        "repository": where.id,
+        "repository": repository.id,
         "sender": sender.login,
         "by_bot": sender.type == "Bot",
     }
-    match kind, said:
+    match kind, payload:
         case "issues", _Payload(action="labeled", issue=_Issue() as issue, label=_Label() as label):
             ref = IssueRef(repo, issue.number)
             return Labelled(
-                **who, issue=ref, title=issue.title, body=issue.body or "", label=label.name
+                **common, issue=ref, title=issue.title, body=issue.body or "", label=label.name
             )
         case "issues", _Payload(
             action="unlabeled", issue=_Issue() as issue, label=_Label() as label
         ):
-            return Unlabelled(**who, issue=IssueRef(repo, issue.number), label=label.name)
+            return Unlabelled(**common, issue=IssueRef(repo, issue.number), label=label.name)
         case "issues", _Payload(action="closed", issue=_Issue() as issue):
             dropped = issue.state_reason in ("not_planned", "duplicate")
-            return IssueClosed(**who, issue=IssueRef(repo, issue.number), not_planned=dropped)
+            return IssueClosed(**common, issue=IssueRef(repo, issue.number), not_planned=dropped)
         case "issue_comment", _Payload(
             action="created", issue=_Issue() as issue, comment=_Comment() as comment
         ):
             return Commented(
-                **who,
+                **common,
                 number=issue.number,
                 on_pull=issue.pull_request is not None,
                 title=issue.title,
@@ -233,7 +232,7 @@ def _parse_event(
             action="closed" | "reopened" | "synchronize" as how, pull_request=_Pull() as pull
         ):
             return PullStateChanged(
-                **who, pull=pull.number, branch=_own_branch(pull, repo), how=how
+                **common, pull=pull.number, branch=_own_branch(pull, repo), how=how
             )
         case (
             "pull_request_review",
@@ -243,25 +242,25 @@ def _parse_event(
                 review=_Review() as review,
             ),
         ):
-            return _parse_review(said.action, pull, review, who)
+            return _parse_review(payload.action, pull, review, common)
     return None
 
 
 def _own_branch(pull: _Pull, repo: str) -> str:
-    """The branch in this repository; a fork's branch may have any name, so it has none here."""
+    """Return the branch in this repository; "" for a fork, whose branch may have any name."""
     return pull.head.ref if pull.head.repo and pull.head.repo.full_name == repo else ""
 
 
 def _parse_review(
-    action: str, pull: _Pull, review: _Review, who: dict[str, Any]
+    action: str, pull: _Pull, review: _Review, common: dict[str, Any]
 ) -> Reviewed | None:
     state = _VERDICTS.get("dismissed" if action == "dismissed" else review.state.lower())
     if state is None:
         return None
     return Reviewed(
-        **who,
+        **common,
         pull=pull.number,
-        branch=_own_branch(pull, str(who["repo"])),
+        branch=_own_branch(pull, str(common["repo"])),
         review=review.id,
         node=review.node_id,
         state=state,

@@ -1,4 +1,4 @@
-"""Is this really GitHub? Verify a delivery without any I/O."""
+"""Verification of webhook signatures, without any I/O."""
 
 import hashlib
 import hmac
@@ -14,15 +14,15 @@ class WebhookDelivery:
 
 
 class BadSignature(Exception):
-    """The body was not signed with our secret."""
+    """The body is not signed with the webhook secret."""
 
 
 class BadHeaders(Exception):
-    """GitHub always sends X-GitHub-Delivery and X-GitHub-Event."""
+    """X-GitHub-Delivery or X-GitHub-Event, which GitHub always sends, is missing or malformed."""
 
 
 def verify(headers: Mapping[str, str], body: bytes, *, secret: str) -> WebhookDelivery:
-    """The delivery, once its signature over the raw body holds. Raises BadSignature, then
+    """Return the delivery if its signature over the raw body is valid. Raises BadSignature, then
     BadHeaders.
 
     https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries

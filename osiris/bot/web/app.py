@@ -1,4 +1,5 @@
-"""The web side: verify, write it down, wake a worker, answer. Nothing else happens in a request."""
+"""The HTTP application. A webhook request is verified, stored and answered, and a worker is woken;
+nothing else happens in the request."""
 
 import json
 import math
@@ -16,7 +17,7 @@ from osiris.core.ports.sandbox import Probe
 from osiris.core.ports.storage import Inbox, MetricSample
 
 _GITHUB = "/webhooks/github"
-_AGAIN = 5.0  # seconds after which a delivery that could not be stored may be sent again
+_AGAIN = 5.0  # default Retry-After in seconds when a delivery could not be stored
 BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 
 CheckReady = Callable[[], Awaitable[Sequence[Probe]]]
@@ -51,8 +52,8 @@ def create_app(
 
 
 class _App(FastAPI):
-    """FastAPI with the one busy route in front of it: routing and middleware would cost as much as
-    the work itself."""
+    """FastAPI with the one busy route handled before it: routing and middleware would cost as much
+    as the work itself."""
 
     def __init__(self, webhook_endpoint: "_WebhookEndpoint", **settings: Any) -> None:
         super().__init__(**settings)
@@ -66,7 +67,7 @@ class _App(FastAPI):
 
 
 class _WebhookEndpoint:
-    """`POST /webhooks/github` as plain ASGI."""
+    """The endpoint `POST /webhooks/github` as plain ASGI."""
 
     def __init__(self, inbox: Inbox, secret: str) -> None:
         self._inbox = inbox
@@ -76,24 +77,24 @@ class _WebhookEndpoint:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        again = ""
+        retry_after = ""
         try:
-            status, said = await self._answer_delivery(headers, receive)
+            status, answer = await self._answer_delivery(headers, receive)
         except Unavailable as outage:
-            status, said = _build_problem(503, str(outage))
-            again = str(math.ceil(outage.retry_in or _AGAIN))
+            status, answer = _build_problem(503, str(outage))
+            retry_after = str(math.ceil(outage.retry_in or _AGAIN))
         kind = b"application/json" if status == 202 else b"application/problem+json"
-        body = json.dumps(said).encode()
-        told = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        if again:
-            told.append((b"retry-after", again.encode()))
-        await send({"type": "http.response.start", "status": status, "headers": told})
+        body = json.dumps(answer).encode()
+        response_headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        if retry_after:
+            response_headers.append((b"retry-after", retry_after.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": response_headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer_delivery(
         self, headers: Mapping[str, str], receive: Receive
     ) -> tuple[int, dict[str, Any]]:
-        """Status and body. Raises Unavailable when the delivery could not be stored."""
+        """Return status and body. Raises Unavailable when the delivery could not be stored."""
         if not self._secret:
             return _build_problem(
                 503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again"
@@ -111,9 +112,9 @@ class _WebhookEndpoint:
 
 
 async def _read_body(headers: Mapping[str, str], receive: Receive) -> bytes | None:
-    """The raw body; None as soon as it is more than we take."""
-    told = headers.get("content-length", "")
-    if told.isdecimal() and int(told) > BODY_LIMIT:
+    """Return the raw body; None as soon as it exceeds the limit."""
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > BODY_LIMIT:
         return None
     chunks = []
     size = 0
@@ -129,5 +130,5 @@ async def _read_body(headers: Mapping[str, str], receive: Receive) -> bytes | No
 
 
 def _build_problem(status: int, detail: str) -> tuple[int, dict[str, Any]]:
-    """A refusal in the form of RFC 9457."""
+    """Return a refusal in the form of RFC 9457."""
     return status, {"status": status, "detail": detail}

@@ -1,4 +1,4 @@
-"""What is counted, as Prometheus reads it."""
+"""Metrics in the format of Prometheus."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,13 +12,13 @@ __all__ = ["CONTENT_TYPE_LATEST", "render_metrics"]
 
 _MEANINGS = {
     "tasks": "Tasks, by state",
-    "orders_waiting": "Orders that are still to be done, by kind",
+    "orders_waiting": "Orders that are not done yet, by kind",
     "orders_parked": "Orders that wait for a person and a retry, by kind",
     "deliveries_waiting": "Deliveries that are not decided yet, by source",
     "oldest_delivery_seconds": "Age of the oldest delivery that is not decided yet",
-    "workers": "Workers that live",
+    "workers": "Workers that hold a lease",
     "loop_stalls": (
-        "Times that the event loop of a process stood still for more than a second, by worker;"
+        "Times that the event loop of a process was blocked for more than a second, by worker;"
         " or web"
     ),
     "writes_last_hour": "Writes to GitHub in the last hour, by account; GitHub allows 500",
@@ -26,7 +26,7 @@ _MEANINGS = {
 
 
 def render_metrics(figures: Sequence[MetricSample]) -> bytes:
-    """Every figure as a gauge named osiris_NAME."""
+    """Return every figure as a gauge named osiris_NAME."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_MetricsCollector(figures))
     return generate_latest(registry)
