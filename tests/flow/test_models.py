@@ -365,6 +365,19 @@ async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: 
         assert (await world.task()).model == ""
 
 
+CHOOSE = """
+import asyncio, sys
+from osiris.agents.models.registry import Access, ModelRegistry
+access = Access(key="k", url="http://127.0.0.1:9")
+models = ModelRegistry("{vendor}:x", {{"{vendor}": access}})
+async def main():
+    await models.select()
+    await models.close()
+asyncio.run(main())
+print([name for name in {libraries} if name in sys.modules])
+"""
+
+
 @pytest.mark.long
 async def test_only_the_chosen_vendors_library_is_loaded():
     """Each vendor is checked in a separate process."""
@@ -378,13 +391,7 @@ async def test_only_the_chosen_vendors_library_is_loaded():
         "openai-compatible": "openai",
     }
     for vendor, own in libraries.items():
-        code = (
-            "import asyncio, sys\nfrom osiris.agents.models.registry import Access, ModelRegistry\nmodels"
-            f" = ModelRegistry('{vendor}:x', {{'{vendor}': Access(key='k',"
-            " url='http://127.0.0.1:9')})\nasync def main():\n    await models.select()\n   "
-            " await models.close()\nasyncio.run(main())\nprint([name for name in"
-            f" {sorted(set(libraries.values()))} if name in sys.modules])"
-        )
+        code = CHOOSE.format(vendor=vendor, libraries=sorted(set(libraries.values())))
         done = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
