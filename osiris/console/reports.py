@@ -24,9 +24,9 @@ from osiris.console.support import (
     summarize_task,
 )
 from osiris.core.ports.models import Message
+from osiris.core.ports.task_reader import AuditEntry, Step, TaskSummary, WaitingOrder
 from osiris.core.sanitize import clean_text
 from osiris.core.task import ENDED, UNDER_REVIEW, State
-from osiris.queue.read_models import AuditEntry, Step, TaskSummary, WaitingOrder
 
 _MOST_REASON = 2_000  # characters of a reason
 _RESTING = (*ENDED, *UNDER_REVIEW, State.ASKING, State.PLANNED, State.PAUSED)
@@ -113,7 +113,7 @@ async def watch_task(settings: Settings, id: str, *, as_json: bool) -> None:
         _print_header(settings, line)
 
 
-def _print_new_lines(story: list[AuditEntry], steps: list[Step], *, as_json: bool) -> None:
+def _print_new_lines(story: Sequence[AuditEntry], steps: Sequence[Step], *, as_json: bool) -> None:
     if as_json:
         for told in (*map(asdict, story), *map(asdict, steps)):
             print(json.dumps(told), flush=True)

@@ -17,9 +17,10 @@ from osiris.bot.github.comments import review_url
 from osiris.config.settings import Settings
 from osiris.core import events as e
 from osiris.core.errors import Refused
+from osiris.core.ports.task_reader import TaskReader, TaskSummary
 from osiris.core.sanitize import clean_text, cut_text
 from osiris.queue.database import connect
-from osiris.queue.read_models import ReadModels, TaskSummary
+from osiris.queue.read_models import ReadModels
 
 LOOK = 0.3  # seconds between two polls of the database
 
@@ -44,7 +45,7 @@ def make_console() -> Console:
 
 
 @contextlib.asynccontextmanager
-async def open_views(settings: Settings) -> AsyncIterator[ReadModels]:
+async def open_views(settings: Settings) -> AsyncIterator[TaskReader]:
     if (
         settings.is_embedded
         and not settings.database_url.get_secret_value()
@@ -65,7 +66,7 @@ async def open_views(settings: Settings) -> AsyncIterator[ReadModels]:
         await engine.dispose()
 
 
-async def find_task(views: ReadModels, id: str) -> TaskSummary:
+async def find_task(views: TaskReader, id: str) -> TaskSummary:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)#(\d{1,15})", id)
     if not match and not re.fullmatch(r"\d{1,15}", id):
         raise Refused(

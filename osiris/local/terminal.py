@@ -12,8 +12,8 @@ from rich.text import Text
 
 from osiris.console.reports import format_steps
 from osiris.core.ports.live import ReplyDelta
+from osiris.core.ports.task_reader import Step
 from osiris.core.sanitize import clean_text, show_hidden
-from osiris.queue.read_models import Step
 
 _STYLES = {"text": "", "thinking": "dim italic"}
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}

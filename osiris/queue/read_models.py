@@ -1,7 +1,6 @@
 """Read models for the operator: tasks, failures, and the history of one task."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select
@@ -9,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.core.events import IssueRef
 from osiris.core.ports.storage import MetricSample
-from osiris.core.task import Task
+from osiris.core.ports.task_reader import AuditEntry, Failure, Step, TaskSummary, WaitingOrder
 from osiris.queue import serialization
 from osiris.queue.database import as_read_only
 from osiris.queue.reconcile_state import STALLS
@@ -27,63 +26,8 @@ from osiris.queue.tables import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSummary:
-    """A task in a list; times are seconds since 1970."""
-
-    id: int
-    task: Task
-    updated: float
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A delivery or an order that was given up. `what` is its kind."""
-
-    what: str
-    id: str
-    at: float
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingOrder:
-    """An order that is not done yet.
-
-    `until` is the time of its next attempt (None: it is parked), `why` is what it waits for ("":
-    only for a worker), and `worker` is the worker that performs it ("": none).
-    """
-
-    what: str
-    until: float | None
-    why: str
-    worker: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
-    """One entry of a task's audit log; `seq` increases."""
-
-    seq: int
-    at: float
-    kind: str
-    what: str
-    detail: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One message of a run's transcript."""
-
-    run: str
-    seq: int
-    at: float
-    message: Any
-
-
 class ReadModels:
-    """Queries that only read."""
+    """Queries that only read; implements `osiris.core.ports.task_reader.TaskReader`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._read = async_sessionmaker(as_read_only(engine), expire_on_commit=False)

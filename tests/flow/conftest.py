@@ -23,11 +23,11 @@ from osiris.bootstrap import Osiris, Timeouts, create_sandbox
 from osiris.config.settings import Settings
 from osiris.core.ports.models import Message
 from osiris.core.ports.sandbox import Sandbox
+from osiris.core.ports.task_reader import Failure
 from osiris.core.task import Task
 from osiris.devhub.tokens import KeyPair, generate_key_pair
 from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
-from osiris.queue.read_models import Failure
 from osiris.queue.tables import Table
 from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.options import SandboxOptions

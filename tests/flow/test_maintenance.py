@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from osiris import maintenance
 from osiris.bootstrap import Timeouts, run_in_background
+from osiris.core.ports.task_reader import AuditEntry
 from osiris.playground.users import Person
 from osiris.queue import audit_log, tables
 from osiris.queue.database import connect
-from osiris.queue.read_models import AuditEntry
 from osiris.queue.retention import Retention
 from tests.flow.conftest import (
     FILES,

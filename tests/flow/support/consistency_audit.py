@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fake_vendors.server import Vendors
 from osiris.core.events import IssueRef
-from osiris.queue.read_models import TaskSummary
+from osiris.core.ports.task_reader import TaskSummary
 from osiris.queue.tables import RunRow, StepRow
 from tests.flow.conftest import REPO, run, step, submit
 from tests.flow.support.cluster import Machine, Site, until
