@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, LiteralString, TypeVar
@@ -83,6 +83,15 @@ def _free_port() -> int:
             return port
 
 
+def states(pids: set[int]) -> set[str]:
+    """Return how the kernel describes processes, such as T for stopped; see proc_pid_stat(5)."""
+    found = set()
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.add(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+    return found
+
+
 class Server:
     """A server that runs from a folder of its own; `stop`, `start`, `freeze` and `thaw` may be
     called at any time."""
@@ -125,10 +134,21 @@ class Server:
         """Let every process of the server stand still: connections stay, and nothing is
         answered."""
         server_reaper.signal_all(self.folder, signal.SIGSTOP)
+        self._wait_for(lambda state: state in "TZ")
 
     def thaw(self) -> None:
         """Let them go on; nothing if they do."""
         server_reaper.signal_all(self.folder, signal.SIGCONT)
+        self._wait_for(lambda state: state != "T")
+
+    def _wait_for(self, is_reached: Callable[[str], bool]) -> None:
+        """Wait until all processes are in such a state: the kernel delivers a signal when a process
+        has its turn, on a busy machine much later."""
+        until = time.monotonic() + PATIENCE
+        while not all(is_reached(state) for state in states(self.processes)):
+            if time.monotonic() > until:
+                raise TimeoutError(f"the processes of {self.folder} are {states(self.processes)}")
+            time.sleep(0.005)
 
     @property
     def processes(self) -> set[int]:

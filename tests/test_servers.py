@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests import server_reaper
-from tests.servers import Postgres, Redis, Server
+from tests.servers import Postgres, Redis, Server, states
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,11 +92,6 @@ def test_a_stopped_redis_refuses_and_comes_back_empty(redis_server: Redis):
     assert redis_server._say("SET word here") == "+OK"
     redis_server.flush()
     assert redis_server._say("EXISTS word") == ":0"
-
-
-def states(pids: set[int]) -> set[str]:
-    """How the system describes processes: T is stopped."""
-    return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids}
 
 
 def test_a_frozen_server_stands_still_with_all_its_connections_and_goes_on_afterwards(
