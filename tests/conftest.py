@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -61,6 +62,18 @@ def _is_long(item: pytest.Item) -> bool:
         or (params.get("pair") == "servers" and item.get_closest_marker("both_pairs") is None)
         or (params.get("worker") == "ordinary" and os.geteuid() == 0)
     )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the cgroups of probes whose process a test has killed."""
+    if hasattr(session.config, "workerinput"):  # a process of pytest-xdist: the first one does it
+        return
+    for top, names, _ in os.walk("/sys/fs/cgroup"):
+        for name in names:
+            found = re.fullmatch(r"osiris-probe-(\d+)-[0-9a-f]+", name)
+            if found and not Path("/proc", found[1]).exists():
+                with contextlib.suppress(OSError):
+                    Path(top, name).rmdir()
 
 
 @pytest.fixture(scope="session")
