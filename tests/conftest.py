@@ -65,15 +65,19 @@ def _is_long(item: pytest.Item) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Remove the cgroups of probes whose process a test has killed."""
+    """Remove the cgroups of probes whose process a test has killed. A probe takes a second or two,
+    and the kernel removes no cgroup with a process in it."""
     if hasattr(session.config, "workerinput"):  # a process of pytest-xdist: the first one does it
         return
     for top, names, _ in os.walk("/sys/fs/cgroup"):
         for name in names:
-            found = re.fullmatch(r"osiris-probe-(\d+)-[0-9a-f]+", name)
-            if found and not Path("/proc", found[1]).exists():
-                with contextlib.suppress(OSError):
-                    Path(top, name).rmdir()
+            if not (found := re.fullmatch(r"osiris-probe-(\d+)-[0-9a-f]+", name)):
+                continue
+            folder = Path(top, name)
+            with contextlib.suppress(OSError):
+                is_old = folder.stat().st_mtime < time.time() - 10
+                if is_old or not Path("/proc", found[1]).exists():
+                    folder.rmdir()
 
 
 @pytest.fixture(scope="session")
