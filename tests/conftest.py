@@ -133,7 +133,7 @@ def _remove_cgroups(roots: set[Path]) -> None:
     """Remove the cgroups of sessions below `roots`. Spare jails of an Osiris that has ended are
     removed when they are garbage-collected, and dead processes leave a moment later."""
     begins = tuple(f"osiris-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}-" for root in roots)
-    until = time.monotonic() + 2
+    until = time.monotonic() + 10  # seconds, of a busy machine
     # not by glob, which fails when others remove folders at the same time
     left = [
         Path(top, name)

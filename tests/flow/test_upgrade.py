@@ -80,9 +80,12 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
     return {**read, **({"body": row["body"].encode()} if "delivery" in row else {})}
 
 
-def test_stored_orders_and_tasks_have_the_names_of_this_version(tmp_path: Path):
+def test_stored_orders_and_tasks_have_the_names_of_this_version(
+    tmp_path: Path, pair: dict[str, str]
+):
     """A waiting reply is still identified by its deduplication key."""
-    engine = create_engine(f"sqlite:///{tmp_path}/osiris.db")
+    address = pair.get("database_url", f"sqlite:///{tmp_path}/osiris.db")
+    engine = create_engine(address.replace("postgresql:", "postgresql+psycopg:"))
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
@@ -110,7 +113,9 @@ def test_stored_orders_and_tasks_have_the_names_of_this_version(tmp_path: Path):
         )
         alembic.upgrade(config, "head")
         orders = connection.execute(text("SELECT kind, body FROM outbox"))
-        bodies = {kind: json.loads(body) for kind, body in orders}
+        bodies = {
+            kind: json.loads(body) if isinstance(body, str) else body for kind, body in orders
+        }
         request = connection.scalar(text("SELECT body FROM inbox"))
     engine.dispose()
     assert bodies["Reply"] == {"type": "Reply", "dedup_key": "help:7"}
