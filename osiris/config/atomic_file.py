@@ -10,10 +10,11 @@ from typing import IO
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, mode: int = 0o600) -> Iterator[IO[bytes]]:
-    """Open a new file that replaces `path` when the block ends without an error.
+    """Open a new file that takes the place of `path` when the block ends without an error.
 
-    Its content is synced to disk first. `mode` is the file's mode, whatever the umask. Raises
-    OSError when it cannot be written; `path` is then unchanged.
+    Its content is on the disk before that, which may take seconds, so an event loop calls this in a
+    thread. `mode` is the file's, whatever the umask. Raises OSError when it cannot be written;
+    `path` is then unchanged.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

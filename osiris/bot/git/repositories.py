@@ -1,6 +1,7 @@
 """The repositories on this machine: for each a mirror that sandboxes may read, and a host
 repository that they cannot access."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -81,7 +82,8 @@ class HostRepositories:
         for parent in (self._root, *mirror.relative_to(self._root).parents):
             (self._root / parent).chmod(0o755)  # the sandbox's user reads the mirror
         os.utime(mirror)
-        _replace_text(host_repo / "objects/info/alternates", f"{mirror}/objects\n")
+        alternates = host_repo / "objects/info/alternates"
+        await asyncio.to_thread(_replace_text, alternates, f"{mirror}/objects\n")
 
     def list_cached(self) -> list[tuple[str, int, float]]:
         """Return the repositories on this machine: (name, bytes on the disk, time of the last

@@ -155,7 +155,9 @@ class SetupCache:
                 old.unlink(missing_ok=True)
         with replace_file(tar, mode=0o644) as file:
             await _pack_leftovers(session, file)
-        write_atomically(tar.with_suffix(".json"), RAN.dump_json(tuple(commands)).decode())
+            await asyncio.to_thread(os.fsync, file.fileno())  # it may be large
+        notes = RAN.dump_json(tuple(commands)).decode()
+        await asyncio.to_thread(write_atomically, tar.with_suffix(".json"), notes)
         self._evict_oldest(tar)
         return CachedSetup(tar=tar, commands=tuple(commands))
 
