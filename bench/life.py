@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from osiris.bootstrap import build_osiris
+from osiris.bootstrap import Parts, build_osiris
 from osiris.config.settings import load_settings
 from osiris.core.ports.models import (
     LanguageModel,
@@ -40,4 +40,4 @@ async def _choose(model: str) -> LanguageModel:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(build_osiris(load_settings(), choose=_choose)))
+    uvloop.run(serve(build_osiris(load_settings(), Parts(select_model=_choose))))

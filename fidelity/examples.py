@@ -86,7 +86,7 @@ async def through_the_door() -> CheckOutcome:
             start_environment(
                 place, repo="acme/shop", people=people, model="scripted:none"
             ) as stage,
-            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
+            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
         ):
             names = await _deliver(stage, outcome)
             await stage.wait_until_settled(osiris.store)

@@ -5,55 +5,63 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.agents.models.registry import Access, ModelRegistry
+from osiris.agents.models.registry import ModelRegistry
 from osiris.agents.runner import RunDependencies, Runner
+from osiris.bot.channels.messenger import Messenger
 from osiris.bot.git.remote import RemoteRepositories
 from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.github.app_auth import AppAuth
+from osiris.bot.github.channel import GitHubChannel, GitHubReceiver
 from osiris.bot.github.client import GitHub
 from osiris.bot.github.effect_handlers import EffectHandlers
 from osiris.bot.github.interpreter import GitHubInterpreter
 from osiris.bot.github.reconcile import Reconciler
 from osiris.bot.github.repository_names import RepositoryNames
 from osiris.bot.web.app import create_app
-from osiris.config.http_server import create_tls_context
-from osiris.config.settings import Settings, tools_environment
-from osiris.core.errors import Refused
+from osiris.config.settings import Settings
+from osiris.core.effects import SendMessage
 from osiris.core.policy import Policy
+from osiris.core.ports.channels import Channel
 from osiris.core.ports.models import SelectModel
-from osiris.core.ports.sandbox import GIB, Probe, Sandbox
-from osiris.core.ports.sandbox import SandboxLimits as SandboxLimits
+from osiris.core.ports.sandbox import Sandbox
 from osiris.core.ports.storage import MetricSample
+from osiris.core.ports.telemetry import NoTelemetry, Telemetry
 from osiris.core.redaction import Redactor
 from osiris.data_folder import identify_folder, lock_folder, make_data_folder, prepare_storage
+from osiris.factories import (
+    create_auth,
+    create_hints,
+    create_limits,
+    create_models,
+    create_repositories,
+    create_sandbox,
+)
 from osiris.loop_monitor import LoopMonitor
 from osiris.maintenance import Maintenance
 from osiris.queue.database import connect
+from osiris.queue.event_processor import EventProcessor, PolicyOf
 from osiris.queue.in_process import LocalLiveEvents, LocalWake
 from osiris.queue.inbox import WAITING, DatabaseInbox
 from osiris.queue.leases import PATIENCE, Lease
-from osiris.queue.locks import NamedLocks
+from osiris.queue.locks import InboxElection, NamedLocks
+from osiris.queue.order_processor import OrderProcessor
 from osiris.queue.outbox import Outbox
-from osiris.queue.processor import PAUSES, TRIES, PolicyOf, Processor, RetryPolicy
 from osiris.queue.read_models import ReadModels
 from osiris.queue.reconcile_state import STALLS, DatabaseReconcileState
 from osiris.queue.retention import Retention
+from osiris.queue.retry_policy import PAUSES, TRIES, RetryPolicy
 from osiris.queue.task_store import Store
 from osiris.queue.transcripts import DatabaseTranscripts
 from osiris.queue.worker import Worker
 from osiris.queue.write_rate_limit import DatabaseWriteLimiter, WriteLimits
 from osiris.readiness import Readiness
-from osiris.tools.sandbox.backend import BubblewrapSandbox
-from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.toolbox import SessionTools
 
 log = logging.getLogger("osiris")
@@ -124,36 +132,48 @@ class Timeouts:
     waiting: int = WAITING
 
 
-def build_osiris(
-    settings: Settings,
-    *,
-    sandbox: Sandbox | None = None,
-    choose: SelectModel | None = None,
-    patience: Timeouts | None = None,
-    repositories_choose: bool = True,
-    works: bool = True,
-) -> Osiris:
-    """Return all parts, joined; an argument replaces the part that the settings would choose.
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Parts that replace those which the settings would choose; `channels` come in addition.
 
-    Unless `repositories_choose`, the models that repositories name do not count. Unless it `works`,
-    only the web side is built, which needs no sandbox and no data folder of its own. Raises Refused
-    for impossible settings.
+    Unless `repositories_choose`, the models that repositories name do not count.
+    """
+
+    sandbox: Sandbox | None = None
+    select_model: SelectModel | None = None
+    channels: Sequence[Channel] = ()
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    repositories_choose: bool = True
+
+
+def build_osiris(settings: Settings, parts: Parts | None = None, *, works: bool = True) -> Osiris:
+    """Return all parts of a process, joined.
+
+    Unless it `works`, only the web side is built, which needs no sandbox and no data folder of its
+    own. Raises Refused for impossible settings.
     """
     os.umask(0o022)  # the sandbox's own user reads what Osiris makes
     make_data_folder(settings)
-    timeouts = patience or Timeouts()
+    parts = parts or Parts()
     engine = connect(settings.database)
-    lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=timeouts.lease)
-    wake, live_events = _create_channels(settings.redis_url.get_secret_value())
+    lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=parts.timeouts.lease)
+    wake, live_events = create_hints(settings.redis_url.get_secret_value())
     store = Store(engine, lease, live_events)
-    inbox = DatabaseInbox(store, wake, most=timeouts.waiting)
+    inbox = DatabaseInbox(store, wake, most=parts.timeouts.waiting)
     models = create_models(settings)
-    auth = _create_auth(settings)
-    if works and sandbox is None:
-        sandbox = create_sandbox(settings)
+    auth = create_auth(settings)
+    sandbox = (parts.sandbox or create_sandbox(settings)) if works else None
     read_models = ReadModels(engine)
     monitor = LoopMonitor()
     web_metrics = partial(_read_web_metrics, read_models, monitor)
+    receivers = [GitHubReceiver(_read_webhook_secret(settings)), *parts.channels]
+    app = create_app(
+        inbox,
+        receivers,
+        ready=Readiness(settings, store, sandbox, models, wake),
+        read_metrics=read_models.read_metrics if works else web_metrics,
+    )
     osiris = Osiris(
         settings=settings,
         engine=engine,
@@ -167,29 +187,18 @@ def build_osiris(
         live_events=live_events,
         transcripts=DatabaseTranscripts(engine, lease),
         auth=auth,
-        app=create_app(
-            inbox,
-            secret=settings.github_webhook_secret.get_secret_value(),
-            ready=Readiness(settings, store, sandbox, models, wake),
-            read_metrics=read_models.read_metrics if works else web_metrics,
-        ),
+        app=app,
         monitor=monitor,
         sandbox=sandbox,
     )
-    if auth is None or sandbox is None:
-        return osiris
-    select_model = choose or models.select
-    return _add_worker(osiris, auth, sandbox, select_model, timeouts, repositories_choose)
+    return osiris if auth is None or sandbox is None else _add_worker(osiris, auth, sandbox, parts)
 
 
-def _add_worker(
-    osiris: Osiris,
-    auth: AppAuth,
-    sandbox: Sandbox,
-    select_model: SelectModel,
-    timeouts: Timeouts,
-    repositories_choose: bool,
-) -> Osiris:
+def _read_webhook_secret(settings: Settings) -> str:
+    return settings.github_webhook_secret.get_secret_value()
+
+
+def _add_worker(osiris: Osiris, auth: AppAuth, sandbox: Sandbox, parts: Parts) -> Osiris:
     """Return `osiris` with what does its work.
 
     Only GitHub and the remote repositories hold tokens; the runner of agents gets neither of them.
@@ -202,40 +211,15 @@ def _add_worker(
     github = GitHub(auth, settings.github_api_url, limiter, Redactor(settings.list_secrets()))
     repositories = create_repositories(settings)
     remote = RemoteRepositories(repositories, auth, settings.github_url, limiter.verify_lease)
-    runner = _create_runner(osiris, sandbox, repositories, remote, select_model)
-    reconciler = Reconciler(
-        github, auth, osiris.inbox, osiris.reconcile_state, is_elected=lambda: worker.is_decider()
-    )
-    interpreter = GitHubInterpreter(
-        github,
-        osiris.store,
-        RepositoryNames(github, osiris.reconcile_state),
-        osiris.models.why_unavailable,
-        reconciler.request,
-        reconciler.mark_seen,
-    )
-    read_policy = _bound_policies(
-        github.read_policy, settings.osiris_run_usd, repositories_choose=repositories_choose
-    )
-    handlers = EffectHandlers(github, remote, repositories, runner)
-    outbox = Outbox(
-        osiris.engine,
-        lease,
-        osiris.live_events,
-        runs_per_repository=settings.osiris_repository_runs or 0,
-    )
-    retries = RetryPolicy(
-        pauses=timeouts.pauses,
-        tries=timeouts.tries,
-        report_every=_REPORT if settings.osiris_github_limits == "on" else 0.0,
-    )
-    interpreters = {"github": interpreter}
-    table = handlers.build_table()
-    processor = Processor(osiris.store, outbox, interpreters, read_policy, table, retries)
     locks = NamedLocks(osiris.engine, lease)
-    worker = Worker(
-        osiris.store, outbox, processor, osiris.wake, lease, locks, runs=settings.osiris_runs
+    election = InboxElection(locks)
+    reconciler = Reconciler(
+        github, auth, osiris.inbox, osiris.reconcile_state, is_elected=election.is_decider
     )
+    channel = _create_github_channel(osiris, github, reconciler)
+    runner = _create_runner(osiris, sandbox, repositories, remote, parts.select_model)
+    handlers = EffectHandlers(github, channel, remote, repositories, runner)
+    worker = _create_worker(osiris, github, [channel, *parts.channels], handlers, election, parts)
     exports = settings.osiris_data_dir / "exports"
     retention = Retention(osiris.engine, exports, days=settings.osiris_keep_days)
     maintenance = Maintenance(settings, lease, locks, sandbox, repositories, remote, retention)
@@ -244,12 +228,64 @@ def _add_worker(
     )
 
 
+def _create_github_channel(osiris: Osiris, github: GitHub, reconciler: Reconciler) -> GitHubChannel:
+    interpreter = GitHubInterpreter(
+        github,
+        osiris.store,
+        RepositoryNames(github, osiris.reconcile_state),
+        osiris.models.why_unavailable,
+        reconciler.request,
+        reconciler.mark_seen,
+    )
+    return GitHubChannel(_read_webhook_secret(osiris.settings), github, interpreter)
+
+
+def _create_worker(
+    osiris: Osiris,
+    github: GitHub,
+    channels: Sequence[Channel],
+    handlers: EffectHandlers,
+    election: InboxElection,
+    parts: Parts,
+) -> Worker:
+    """Return the worker, with the processors of its two kinds of jobs."""
+    settings = osiris.settings
+    outbox = Outbox(
+        osiris.engine,
+        osiris.lease,
+        osiris.live_events,
+        runs_per_repository=settings.osiris_repository_runs or 0,
+    )
+    retry_policy = RetryPolicy(
+        pauses=parts.timeouts.pauses,
+        tries=parts.timeouts.tries,
+        report_every=_REPORT if settings.osiris_github_limits == "on" else 0.0,
+    )
+    read_policy = _bound_policies(
+        github.read_policy,
+        settings.osiris_run_usd,
+        repositories_choose=parts.repositories_choose,
+    )
+    by_name = {channel.name: channel for channel in channels}
+    messenger = Messenger(by_name, settings.github_url)
+    table = {**handlers.build_table(), SendMessage: messenger.send_message}
+    return Worker(
+        osiris.store,
+        EventProcessor(osiris.store, by_name, read_policy, retry_policy, parts.telemetry),
+        OrderProcessor(outbox, table, retry_policy, parts.telemetry),
+        osiris.wake,
+        osiris.lease,
+        election,
+        runs=settings.osiris_runs,
+    )
+
+
 def _create_runner(
     osiris: Osiris,
     sandbox: Sandbox,
     repositories: HostRepositories,
     remote: RemoteRepositories,
-    select_model: SelectModel,
+    select_model: SelectModel | None,
 ) -> Runner:
     """Return the runner of agents. On SQLite no checkpoints leave this machine: the database is on
     the same disk as the files."""
@@ -259,10 +295,10 @@ def _create_runner(
         tools=partial(SessionTools, hide=Redactor(settings.list_secrets())),
         repositories=repositories,
         storage=None if settings.is_embedded else remote,
-        limits=_create_limits(settings),
+        limits=create_limits(settings),
     )
     return Runner(
-        select_model=select_model,
+        select_model=select_model or osiris.models.select,
         dependencies=dependencies,
         transcripts=osiris.transcripts,
         inbox=osiris.inbox,
@@ -284,18 +320,6 @@ async def _read_web_metrics(read_models: ReadModels, monitor: LoopMonitor) -> li
     ]
 
 
-def _create_channels(redis: str) -> tuple[LocalWake, LocalLiveEvents]:
-    """Return hints and live events within this process, or through Redis between all processes."""
-    if not redis:
-        return LocalWake(), LocalLiveEvents()
-    try:
-        from osiris.queue.redis_events import RedisLiveEvents
-        from osiris.queue.redis_wake import ArqWake
-    except ModuleNotFoundError:
-        raise Refused("REDIS_URL needs arq and redis: install osiris[machines]") from None
-    return ArqWake(redis), RedisLiveEvents(redis)
-
-
 def _bound_policies(
     policy_of: PolicyOf, usd: float | None, *, repositories_choose: bool
 ) -> PolicyOf:
@@ -306,77 +330,6 @@ def _bound_policies(
         return replace(policy, usd=usd, models=policy.models if repositories_choose else {})
 
     return read_bounded
-
-
-def create_models(settings: Settings) -> ModelRegistry:
-    """Return the models that the settings allow. Raises Refused for one that they name and that is
-    not configured."""
-    models = ModelRegistry(
-        settings.osiris_model,
-        {
-            vendor: Access(key=key, url=url)
-            for vendor, (key, url) in settings.list_vendors().items()
-        },
-        second=settings.osiris_second_model,
-        patience=settings.osiris_model_patience,
-        window=settings.osiris_model_window,
-        hide=Redactor(settings.list_secrets()),
-    )
-    for model in filter(None, (settings.osiris_model, settings.osiris_second_model)):
-        models.check_configured(model)
-    return models
-
-
-def create_repositories(settings: Settings) -> HostRepositories:
-    """Return the repositories on this machine."""
-    return HostRepositories(settings.osiris_data_dir / "git", Redactor(settings.list_secrets()))
-
-
-def create_sandbox(
-    settings: Settings, root: Path | None = None, probes: Sequence[Probe] = ()
-) -> BubblewrapSandbox:
-    """Return the sandbox that the settings ask for, with its sessions in `root` (None: in the data
-    folder).
-
-    `probes` are what another sandbox of this process has found out about this machine; without them
-    it is asked.
-    """
-    options = SandboxOptions(
-        toolchains=settings.osiris_toolchains,
-        weak=settings.osiris_sandbox == "weak",
-        network=settings.osiris_network,
-        cache=int(settings.osiris_cache_gib * GIB),
-        environment=tools_environment(),
-    )
-    return BubblewrapSandbox(
-        root or settings.osiris_data_dir / "sessions",
-        create_repositories(settings).mirror_path,
-        options,
-        probes,
-    )
-
-
-def _create_limits(settings: Settings) -> SandboxLimits:
-    return SandboxLimits(
-        memory=int(settings.osiris_sandbox_memory_gib * GIB),
-        disk=int(settings.osiris_sandbox_disk_gib * GIB),
-    )
-
-
-def _create_auth(settings: Settings) -> AppAuth | None:
-    """Return the App's authentication; None while the App is not configured."""
-    key = settings.private_key
-    if not settings.github_app_id or not key:
-        return None
-    try:
-        # its form; 40 ms less
-        load_pem_private_key(key.encode(), password=None, unsafe_skip_rsa_key_validation=True)
-    except (ValueError, TypeError):
-        raise Refused(
-            "GITHUB_PRIVATE_KEY is not a private key in PEM form; download it anew from the App's"
-            " page"
-        ) from None
-    return AppAuth(settings.github_app_id, key, settings.github_api_url, tls=create_tls_context())
 
 
 @contextlib.asynccontextmanager

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-COMPOSITION = {"__main__", "bootstrap", "cli", "console", "data_folder", "local", "loop_monitor"}
-COMPOSITION |= {"maintenance", "playground", "readiness", "runtime"}
+COMPOSITION = {"__main__", "bootstrap", "cli", "console", "data_folder", "factories", "local"}
+COMPOSITION |= {"loop_monitor", "maintenance", "playground", "readiness", "runtime"}
 DEVHUB = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
 DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
 """All of Osiris that devhub may know: it is GitHub, which knows nothing of Osiris."""
@@ -74,7 +74,7 @@ def test_a_module_imports_only_what_its_place_allows():
         ("core/events", "from osiris.bot.github import comments"),
         ("agents/loop", "from osiris.bot.github.app_auth import Tokens"),
         ("tools/shell", "from osiris.queue import task_store"),
-        ("queue/processor", "from osiris.agents.runner import Runner"),
+        ("queue/event_processor", "from osiris.agents.runner import Runner"),
         ("devhub/world", "from osiris.bot.github.client import GitHub"),
         ("devhub/world", "from osiris.core.events import IssueRef"),
         ("config/settings", "from osiris.queue.task_store import Store"),
@@ -283,7 +283,7 @@ def test_only_the_workers_edge_catches_everything():
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") == "Exception")
     }
-    assert broad <= {"queue/processor", "queue/worker"}
+    assert broad <= {"queue/event_processor", "queue/order_processor", "queue/worker"}
 
 
 def test_the_commands_load_nothing_heavy():

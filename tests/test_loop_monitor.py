@@ -54,8 +54,8 @@ async def test_a_change_of_the_count_is_told_once():
     assert monitor.take_change() == 0
     assert monitor.take_change() is None
     with monitor.watch_loop():
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         hold_the_loop(0.2)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
     assert monitor.take_change() == monitor.stalls > 0
     assert monitor.take_change() is None

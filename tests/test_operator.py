@@ -135,7 +135,7 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
         ({"OSIRIS_LOG_FORMAT": "xml"}, "OSIRIS_LOG_FORMAT Input should be 'text' or 'json'"),
         (
             {"GITHUB_APP_ID": "1", "GITHUB_PRIVATE_KEY": "nonsense"},
-            "GITHUB_PRIVATE_KEY is not a private key in PEM",
+            "GITHUB_PRIVATE_KEY is not a private RSA key in PEM",
         ),
         (
             {"GITHUB_PRIVATE_KEY_FILE": "/no/such"},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from osiris.core.events import IssueRef, Principal, Review, SourceRef
+from osiris.core.events import Address, IssueRef, Principal, Review, SourceRef
 from osiris.core.work import Work
 
 
@@ -28,15 +28,45 @@ class Topic(StrEnum):
     MODEL = "model"
 
 
+class MessageTopic(StrEnum):
+    """The subject of a message to a conversation; `bot/channels/messages.py` writes the text."""
+
+    WHICH_REPOSITORY = "which_repository"
+    UNCLEAR_REPOSITORY = "unclear_repository"
+    BUSY = "busy"
+    WITHDRAWN = "withdrawn"
+    REFUSED = "refused"
+    FILED = "filed"
+    ELSEWHERE = "elsewhere"
+    PULL_OPENED = "pull_opened"
+    STATE_CHANGED = "state_changed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIssue:
-    """File a request as an issue; `key` keeps it single."""
+    """File a request as an issue; `key` keeps it single. `address` is the conversation that is told
+    the outcome; None: none is."""
 
     key: str
     repo: str
     title: str
     body: str
     principal: Principal
+    address: Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendMessage:
+    """Send one message to a conversation outside of GitHub; `dedup_key` identifies it there.
+
+    `issue` is the issue that the message is about, if there is one.
+    """
+
+    address: Address
+    topic: MessageTopic
+    dedup_key: str
+    issue: IssueRef | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +175,7 @@ class React(Order):
 
 Effect = (
     OpenIssue
+    | SendMessage
     | StartRun
     | SwitchModel
     | StopRun

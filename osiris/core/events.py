@@ -1,7 +1,8 @@
 """Events: what happened, as frozen facts in the past tense, without behaviour.
 
-There are three families. An `Ask` is a person's wish and needs authority. A `RunFact` comes from
-one agent run, and is void when another run has replaced it. Every other event is a plain fact.
+The events of a conversation outside of GitHub concern no task yet. Those of a task are of three
+families: an `Ask` is a person's wish and needs authority; a `RunFact` comes from one agent run, and
+is void when another run has replaced it; every other event is a plain fact.
 """
 
 from dataclasses import dataclass
@@ -63,6 +64,18 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
+class Address:
+    """A conversation in a channel; `conversation` is the channel's own name for it, of at most 255
+    characters."""
+
+    channel: str
+    conversation: str
+
+    def __str__(self) -> str:
+        return f"{self.channel}:{self.conversation}"
+
+
+@dataclass(frozen=True, slots=True)
 class SourceRef:
     """The place of a person's words on GitHub: a comment by its database id, a review by its node
     id."""
@@ -90,15 +103,56 @@ class Review:
     threads: tuple[Thread, ...] = ()
 
 
+# ── conversations outside of GitHub ───────────────────────────────────────────────────────────────
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMade:
-    """Somebody requested work that has no issue yet; `key` identifies the request."""
+    """Somebody requested work that has no issue yet; `key` identifies the request.
+
+    `repo` is "" when the person did not say it. `address` is where the person is answered; None for
+    one who is not.
+    """
 
     key: str
     repo: str
     title: str
     body: str
     principal: Principal
+    address: Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageReceived:
+    """A person wrote in a conversation, without a new request; `key` identifies the message."""
+
+    address: Address
+    key: str
+    principal: Principal
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFiled:
+    """The request of a conversation is an issue now."""
+
+    address: Address
+    issue: IssueRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRefused:
+    """The request of a conversation could not be filed; `key` is that of the attempt."""
+
+    address: Address
+    key: str
+    reason: str
+
+
+ConversationEvent = RequestMade | MessageReceived | RequestFiled | RequestRefused
+
+
+# ── tasks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +171,11 @@ class Ask(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequested(Ask):
+    """`address` is the conversation in which it was requested; None for GitHub."""
+
     title: str
     body: str
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,4 +388,4 @@ class RequestWithdrawn(TaskEvent):
     by: str
 
 
-Event = RequestMade | TaskEvent
+Event = ConversationEvent | TaskEvent

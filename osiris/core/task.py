@@ -108,7 +108,8 @@ class Task:
     nobody chose; `generation` counts how often work started again after a rejection; `reviews` is
     what the current run works on and `waiting` what came meanwhile; `seen_reviews` names the
     reviews that were recorded; `approved` is the commit a person approved; `read_only` is True
-    while nothing can be written in the repository.
+    while nothing can be written in the repository; `subscribers` are the conversations that are
+    told what becomes of it.
     """
 
     issue: e.IssueRef
@@ -133,6 +134,7 @@ class Task:
     read_only: bool = False
     reason: str = ""
     work: Work | None = None
+    subscribers: tuple[e.Address, ...] = ()
 
 
 def next_state(task: Task, event: e.TaskEvent) -> State | None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 
-from osiris.bootstrap import create_models, create_sandbox
 from osiris.config import repository_file
 from osiris.config.atomic_file import write_atomically
 from osiris.config.settings import Settings
 from osiris.console.support import get_operator_name
 from osiris.core.errors import Refused, Unavailable
+from osiris.factories import create_models, create_sandbox
 from osiris.local.repository import LocalRepository
 from osiris.local.request import LocalRequest
 from osiris.local.session import LocalSession, WorkDropped

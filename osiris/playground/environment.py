@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from osiris.bootstrap import Osiris, build_osiris
+from osiris.bootstrap import Osiris, Parts, build_osiris
 from osiris.config.app_manifest import APP_EVENTS, APP_PERMISSIONS
 from osiris.config.settings import Settings
 from osiris.core.ports.sandbox import Plan, Sandbox
@@ -42,7 +42,7 @@ class Environment:
     async def run_osiris(self, **replacements: Any) -> AsyncIterator[Osiris]:
         """Run one instance of Osiris, web server and worker, in this process until the block
         ends."""
-        async with run_embedded(osiris := build_osiris(self.settings, **replacements)):
+        async with run_embedded(osiris := build_osiris(self.settings, Parts(**replacements))):
             yield osiris
 
     async def wait_until_settled(self, store: Store) -> None:
@@ -52,7 +52,7 @@ class Environment:
                 await self.hub.wait_until_sent()
                 if await store.next_due() is None:
                     return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from osiris.core.errors import Refused, Unavailable
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """The newest migration. Alembic knows it too, but takes longer to load than most commands take to
 run."""
 

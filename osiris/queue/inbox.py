@@ -6,14 +6,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.core.errors import Unavailable
 from osiris.core.events import Event
+from osiris.core.ports.channels import VerifiedDelivery
 from osiris.core.ports.live import Wake
+from osiris.queue import serialization
 from osiris.queue.batch import Batch
-from osiris.queue.inbox_rows import NewInboxRow, create_fact_row
+from osiris.queue.inbox_rows import NewInboxRow, create_fact_row, create_trace
 from osiris.queue.task_store import Store
 
 WAITING = 2000
 """The maximum number of rows that wait for their commit."""
 
+_LONGEST_KEY = 300  # characters of an ordering key that the database keeps
 _PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
@@ -38,8 +41,19 @@ class DatabaseInbox:
         """Wait for the current commit."""
         await self._rows.wait_idle()
 
-    async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:
-        await self._add_row(NewInboxRow(source, delivery, kind, body))
+    async def accept_delivery(
+        self, source: str, delivery: VerifiedDelivery, ordering_key: str
+    ) -> None:
+        await self._add_row(
+            NewInboxRow(
+                source=source,
+                delivery=delivery.id,
+                kind=delivery.kind,
+                body=delivery.body,
+                ordering_key=serialization.replace_nul(ordering_key)[:_LONGEST_KEY],
+                trace=create_trace(),
+            )
+        )
 
     async def accept_fact(self, key: str, event: Event) -> None:
         await self._add_row(create_fact_row(key, event))

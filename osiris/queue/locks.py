@@ -1,10 +1,13 @@
 """Named locks for what only one worker may do at a time."""
 
+import asyncio
+import time
+
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from osiris.queue.database import as_read_only, build_insert, translate_errors
-from osiris.queue.leases import Lease, held_by_another, is_claimable
+from osiris.queue.leases import INBOX, Lease, held_by_another, is_claimable
 from osiris.queue.tables import TurnRow
 
 
@@ -51,3 +54,40 @@ class NamedLocks:
         with translate_errors():
             async with self._write.begin() as session:
                 await session.execute(mine.values(lease=None))
+
+
+_ASK = 1.0  # seconds between two tries to become the decider
+
+
+class InboxElection:
+    """The election of the decider, the one worker that processes the inbox.
+
+    A worker that is elected keeps the lock until its lease is over.
+    """
+
+    def __init__(self, locks: NamedLocks) -> None:
+        self._locks = locks
+        self._is_decider = False
+        self._asked_at = 0.0
+        self._is_open = asyncio.Event()
+
+    def close_election(self) -> None:
+        """Forget the result: this worker has no lease."""
+        self._is_open.clear()
+        self._is_decider = False
+        self._asked_at = 0.0
+
+    def open_election(self) -> None:
+        """Let the worker take part: it has a lease."""
+        self._is_open.set()
+
+    async def is_decider(self) -> bool:
+        """Return whether this worker processes the inbox; before it has a lease, wait for it.
+
+        Raises LeaseLost or Unavailable.
+        """
+        await self._is_open.wait()
+        if not self._is_decider and time.monotonic() >= self._asked_at + _ASK:
+            self._is_decider = await self._locks.acquire(INBOX)
+            self._asked_at = time.monotonic()
+        return self._is_decider

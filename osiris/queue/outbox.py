@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import aliased
 
-from osiris.core.effects import Effect, OpenIssue
+from osiris.core.effects import Effect, OpenIssue, SendMessage
 from osiris.core.errors import LeaseLost
 from osiris.core.events import Event
 from osiris.core.ports.live import AuditEntryAdded, LiveEvents
@@ -20,7 +20,7 @@ from osiris.queue import audit_log, serialization
 from osiris.queue.database import as_read_only, build_insert, translate_errors
 from osiris.queue.inbox_rows import create_fact_row
 from osiris.queue.leases import Lease
-from osiris.queue.outbox_queries import RUNS, lane_of, select_claimable, select_due
+from osiris.queue.outbox_queries import DUE_LANES, RUNS, lane_of, select_claimable, select_due
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, TurnRow, now
 
 _waiting_runs = (
@@ -72,6 +72,16 @@ class ClaimedOrder:
     owner: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedOrder:
+    """An order, its present task if it has one, and the number of attempts so far."""
+
+    order: Effect
+    task: Task | None
+    attempts: int
+    trace: str
+
+
 def _make_claimed(id: int, lane: int, repo: str | None) -> ClaimedOrder:
     return ClaimedOrder(id=id, lane=lane, owner=(repo or "").partition("/")[0])
 
@@ -102,6 +112,13 @@ class Outbox:
         self._reader = as_read_only(engine)
         self._read = async_sessionmaker(self._reader, expire_on_commit=False)
         self._turn = build_insert(engine, TurnRow).on_conflict_do_nothing()
+
+    async def list_due_lanes(self, without: Collection[int]) -> set[int]:
+        """Return the lanes that have a due order beside those in `without`; a worker that looks for
+        work asks for no other."""
+        async with self._connect_reader() as connection:
+            rows = await connection.scalars(DUE_LANES, {"now": now(), "without": without})
+            return set(rows)
 
     async def claim_orders(
         self, limit: int, lanes: tuple[int, ...], without: Collection[int]
@@ -135,19 +152,19 @@ class Outbox:
         await connection.execute(self._turn, {"name": "runs", "lease": None, "data": {}})
         await session.execute(select(TurnRow.name).where(TurnRow.name == "runs").with_for_update())
 
-    async def get(self, id: int) -> tuple[Effect, Task | None, int] | None:
-        """Return the order, its task as it is now, and the number of attempts; None when it is
-        done."""
+    async def get(self, id: int) -> LoadedOrder | None:
+        """Return an order and its task as it is now; None when it is done."""
         with translate_errors():
             async with self._read() as session:
                 row = await session.get(OutboxRow, id)
                 if row is None or row.not_before is None:
                     return None
                 task = await session.get(TaskRow, row.task_id) if row.task_id else None
-                return (
-                    serialization.load(row.body),
-                    serialization.load_task(task.data) if task else None,
-                    row.attempts,
+                return LoadedOrder(
+                    order=serialization.load(row.body),
+                    task=serialization.load_task(task.data) if task else None,
+                    attempts=row.attempts,
+                    trace=row.trace,
                 )
 
     async def is_superseded(self, id: int) -> bool:
@@ -253,14 +270,26 @@ async def _record_outcome(
     )
 
 
-def create_row(inbox_id: int, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:
-    """Return the outbox row for order number `n` of a decision."""
+def create_row(cause: InboxRow, n: int, order: Effect, task: TaskRow | None) -> OutboxRow:
+    """Return the outbox row for order number `n` of the decision about the inbox row `cause`."""
     return OutboxRow(
-        key=f"{inbox_id}.{n}",
+        key=f"{cause.id}.{n}",
         task_id=task.id if task else None,
         kind=type(order).__name__,
-        about=order.repo if isinstance(order, OpenIssue) else str(order.issue),
+        about=_name_subject(order),
+        trace=cause.trace,
         lane=lane_of(order),
         body=serialization.dump(order),
         not_before=now(),
     )
+
+
+def _name_subject(order: Effect) -> str:
+    """Return what an order is about; orders about the same thing wait for each other."""
+    match order:
+        case OpenIssue(repo=repo):
+            return repo
+        case SendMessage(address=address):
+            return str(address)
+        case _:
+            return str(order.issue)

@@ -36,6 +36,14 @@ def lane_of(order: Effect) -> int:
     return _LANES.get(type(order), WRITES)
 
 
+DUE_LANES = (
+    select(_order.lane)
+    .where(is_due(_order), _order.id.not_in(bindparam("without", expanding=True)))
+    .distinct()
+)
+"""The lanes that have a due order, whether or not a worker may take it."""
+
+
 @functools.cache
 def select_due(lanes: tuple[int, ...], *, counted: bool) -> Select[int, int, str]:
     """Return a query for the id, lane and repository of the orders of `lanes` that a worker may

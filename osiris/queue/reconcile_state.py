@@ -130,10 +130,10 @@ async def _rename_task(session: AsyncSession, row: TaskRow, repo: str) -> None:
     )
     for order in list(waiting):
         body = {**order.body, "issue": {"repo": repo, "number": task.issue.number}}
+        # the messages to a conversation are ordered by that conversation
+        about = str(renamed.issue) if order.about == str(task.issue) else order.about
         await session.execute(
-            update(OutboxRow)
-            .where(OutboxRow.id == order.id)
-            .values(body=body, about=str(renamed.issue))
+            update(OutboxRow).where(OutboxRow.id == order.id).values(body=body, about=about)
         )
     detail = {"from": task.issue.repo, "to": repo}
     await audit_log.append_entries(session, row.id, ("happened", "RepositoryRenamed", detail))

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from osiris.core import effects, events, work
+from osiris.core.conversation import Conversation
 from osiris.core.ports.models import Message
 from osiris.core.task import Task
 
@@ -19,6 +20,7 @@ _TYPES = {
 }
 _task = TypeAdapter(Task)
 _message = TypeAdapter(Message)
+_conversation = TypeAdapter(Conversation)
 
 
 def dump(value: events.Event | effects.Effect) -> dict[str, Any]:
@@ -43,6 +45,15 @@ def dump_task(task: Task) -> dict[str, Any]:
 
 def load_task(data: dict[str, Any]) -> Task:
     return _task.validate_python(data)
+
+
+def dump_conversation(conversation: Conversation) -> dict[str, Any]:
+    data: dict[str, Any] = _conversation.dump_python(conversation, mode="json")
+    return data
+
+
+def load_conversation(data: dict[str, Any]) -> Conversation:
+    return _conversation.validate_python(data)
 
 
 def dump_message(message: Message) -> dict[str, Any]:

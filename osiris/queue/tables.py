@@ -85,7 +85,9 @@ class RecordRow(Table):
 class InboxRow(Table):
     """A received event.
 
-    `handled` is when it was processed; `error` is the reason why it never will be.
+    Rows of one source with the same `ordering_key` are processed in order ("": in any order).
+    `handled` is when it was processed; `error` is the reason why it never will be. `trace` connects
+    it with the orders that follow from it.
     """
 
     __tablename__ = "inbox"
@@ -98,6 +100,8 @@ class InboxRow(Table):
     source: Mapped[str] = mapped_column(String(32))
     delivery: Mapped[str] = mapped_column(String(255))
     kind: Mapped[str] = mapped_column(String(64))
+    ordering_key: Mapped[str] = mapped_column(String(300), default="", server_default="")
+    trace: Mapped[str] = mapped_column(String(32), default="", server_default="")
     body: Mapped[bytes] = mapped_column(LargeBinary)
     received: Mapped[float]
     handled: Mapped[float | None]
@@ -132,11 +136,21 @@ class TaskRow(Table):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - as SQLAlchemy declares it
 
 
+class ConversationRow(Table):
+    """A conversation outside of GitHub; `data` is its `osiris.core.conversation.Conversation`."""
+
+    __tablename__ = "conversations"
+    channel: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    updated: Mapped[float]
+
+
 class OutboxRow(Table):
     """An order.
 
-    `about` (an issue or a repository) and `lane` determine what it waits for (`outbox_queries.py`);
-    `lease` is the worker that performs it.
+    `about` (an issue, a repository or a conversation) and `lane` determine what it waits for
+    (`outbox_queries.py`); `lease` is the worker that performs it.
 
     Waiting: `not_before` is set. Over: `done` is set, with an `error` when it was refused. Parked:
     neither is set.
@@ -154,6 +168,7 @@ class OutboxRow(Table):
     task_id: Mapped[int | None] = mapped_column(ForeignKey("tasks.id"))
     kind: Mapped[str] = mapped_column(String(32))
     about: Mapped[str] = mapped_column(String(300))
+    trace: Mapped[str] = mapped_column(String(32), default="", server_default="")
     lane: Mapped[int]
     body: Mapped[dict[str, Any]] = mapped_column(Json)
     attempts: Mapped[int] = mapped_column(default=0)

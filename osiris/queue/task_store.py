@@ -4,7 +4,7 @@ and closes the row in one transaction."""
 import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sqlalchemy import Integer, bindparam, case, delete, func, select, update
@@ -13,13 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
 from osiris.core.decide import decide
+from osiris.core.decide.conversations import decide_conversation
 from osiris.core.effects import Effect, RequeueParked, SwitchModel
 from osiris.core.errors import Unavailable
-from osiris.core.events import Event, IssueRef, RequestMade
+from osiris.core.events import ConversationEvent, Event, IssueRef, TaskEvent
 from osiris.core.policy import Policy
 from osiris.core.ports.live import AuditEntryAdded, LiveEvents
 from osiris.core.task import Task
-from osiris.queue import audit_log, outbox, serialization
+from osiris.queue import audit_log, conversations, outbox, serialization
 from osiris.queue.database import as_read_only, build_insert, create_sync_engine, translate_errors
 from osiris.queue.in_process import LocalLiveEvents
 from osiris.queue.inbox_rows import OWN, NewInboxRow
@@ -27,20 +28,30 @@ from osiris.queue.leases import INBOX, Lease
 from osiris.queue.reconcile_state import find_renamed_task
 from osiris.queue.tables import InboxRow, OutboxRow, TaskRow, is_due, now
 
+ThreadKey = tuple[str, str]
+"""A source, and what a row is about, "" for nothing. Rows of one thread are processed in order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboxItem:
-    """An inbox row that waits for a decision."""
+    """An inbox row that waits for a decision; `delivery` is its sender's id for it."""
 
     id: int
     source: str
+    delivery: str
     kind: str
+    ordering_key: str
+    trace: str
     body: bytes
     attempts: int
 
+    @property
+    def thread(self) -> ThreadKey:
+        return self.source, self.ordering_key
+
 
 # Statements of the busy paths are built once and run without the ORM.
-_ITEM_COLUMNS = (InboxRow.id, InboxRow.source, InboxRow.kind, InboxRow.body, InboxRow.attempts)
+_ITEM_COLUMNS = [getattr(InboxRow, field.name) for field in fields(InboxItem)]
 _DUE = (
     select(*_ITEM_COLUMNS)
     .where(is_due(InboxRow), InboxRow.id.not_in(bindparam("without", expanding=True)))
@@ -48,11 +59,10 @@ _DUE = (
     .limit(bindparam("limit", type_=Integer))
 )
 _DEFERRED = (
-    select(InboxRow.id, InboxRow.not_before)
+    select(InboxRow.id, InboxRow.source, InboxRow.ordering_key, InboxRow.not_before)
     .where(InboxRow.not_before.is_not(None), ~is_due(InboxRow))
-    .order_by(InboxRow.id)
+    .order_by(InboxRow.id.desc())
 )
-_BY_ID = select(*_ITEM_COLUMNS).where(InboxRow.id.in_(bindparam("ids", expanding=True)))
 _IGNORE = (
     update(InboxRow.__table__)  # type: ignore[arg-type]
     .where(InboxRow.id == bindparam("row"), InboxRow.not_before.is_not(None))
@@ -120,20 +130,12 @@ class Store:
             rows = await connection.execute(_DUE, params)
             return [InboxItem(**row._mapping) for row in rows]
 
-    async def list_deferred(self, at: float) -> dict[int, float]:
-        """Return the rows that are deferred beyond `at`, oldest first, with their times (both
+    async def list_deferred(self, at: float) -> dict[ThreadKey, tuple[int, float]]:
+        """Return the oldest row of each thread that is deferred beyond `at`, and its time (both
         seconds since 1970)."""
         async with self._reader.connect() as connection:
-            return {
-                row.id: row.not_before for row in await connection.execute(_DEFERRED, {"now": at})
-            }
-
-    async def load_items(self, ids: Collection[int]) -> list[InboxItem]:
-        async with self._reader.connect() as connection:
-            return [
-                InboxItem(**row._mapping)
-                for row in await connection.execute(_BY_ID, {"ids": list(ids)})
-            ]
+            rows = await connection.execute(_DEFERRED, {"now": at})
+            return {(row.source, row.ordering_key): (row.id, row.not_before) for row in rows}
 
     async def ignore_rows(self, ids: Sequence[int]) -> None:
         """Close rows that concern no task, in one transaction."""
@@ -166,10 +168,10 @@ class Store:
     async def _apply_event(
         self, session: AsyncSession, row: InboxRow, event: Event, policy: Policy
     ) -> AuditEntryAdded | None:
-        old_row = None
-        if not isinstance(event, RequestMade) and (
-            old_row := await _find_subject(session, row, event.issue)
-        ):
+        if not isinstance(event, TaskEvent):
+            await self._apply_to_conversation(session, row, event)
+            return None
+        if old_row := await _find_subject(session, row, event.issue):
             event = replace(event, issue=IssueRef(old_row.repo, old_row.issue))
         before = serialization.load_task(old_row.data) if old_row else None
         task, decided = decide(before, event, policy)
@@ -181,7 +183,7 @@ class Store:
             await _apply_immediately(session, task_row.id, decided)
         orders = [order for order in decided if not isinstance(order, RequeueParked)]
         session.add_all(
-            outbox.create_row(row.id, n, order, task_row) for n, order in enumerate(orders)
+            outbox.create_row(row, n, order, task_row) for n, order in enumerate(orders)
         )
         if task_row is not None and (task != before or decided):
             detail = {
@@ -193,6 +195,17 @@ class Store:
                 session, task_row.id, happened, ("decided", task_row.state, detail)
             )
         return None
+
+    async def _apply_to_conversation(
+        self, session: AsyncSession, row: InboxRow, event: ConversationEvent
+    ) -> None:
+        conversation = (
+            await conversations.load_conversation(session, event.address) if event.address else None
+        )
+        decided, orders = decide_conversation(conversation, event)
+        if decided is not None and decided != conversation:
+            await conversations.save_conversation(session, decided)
+        session.add_all(outbox.create_row(row, n, order, None) for n, order in enumerate(orders))
 
     async def postpone_inbox(self, id: int, error: str, seconds: float) -> float:
         """Defer a row that could not be processed by `seconds`. Return the time when it is due

@@ -5,7 +5,6 @@ It also finds what a crash left.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -14,13 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.core.errors import LeaseLost, Unavailable
 from osiris.core.ports.live import Wake
-from osiris.queue.leases import INBOX, Lease
-from osiris.queue.locks import NamedLocks
-from osiris.queue.outbox import ClaimedOrder, Outbox
+from osiris.queue.event_processor import EventProcessor
+from osiris.queue.leases import Lease
+from osiris.queue.locks import InboxElection
+from osiris.queue.order_processor import OrderProcessor
+from osiris.queue.outbox import ClaimedOrder
 from osiris.queue.outbox_queries import REACTIONS, REPORTS, RUNS, STOPS, WRITES
-from osiris.queue.processor import Processor, ThreadKey
 from osiris.queue.tables import now
-from osiris.queue.task_store import Store
+from osiris.queue.task_store import Store, ThreadKey
 
 T = TypeVar("T")
 
@@ -42,34 +42,23 @@ class Worker:
     def __init__(
         self,
         store: Store,
-        outbox: Outbox,
-        processor: Processor,
+        events: EventProcessor,
+        orders: OrderProcessor,
         wake: Wake,
         lease: Lease,
-        locks: NamedLocks,
+        election: InboxElection,
         *,
         runs: int,
     ) -> None:
         self._store = store
-        self._outbox = outbox
-        self._processor = processor
+        self._events = events
+        self._orders = orders
         self._wake = wake
         self._runs = runs
         self._lease = lease
-        self._locks = locks
+        self._election = election
         self._handling: dict[int, tuple[ThreadKey, asyncio.Task[float]]] = {}
         self._performing: dict[ClaimedOrder, asyncio.Task[None]] = {}
-        self._is_decider = False
-        self._asked_at = 0.0
-        self._lease_ready = asyncio.Event()
-
-    async def is_decider(self) -> bool:
-        """Return whether this worker processes the inbox.
-
-        Before the worker has a lease, this waits for it.
-        """
-        await self._lease_ready.wait()
-        return await self._try_to_decide()
 
     async def run(self) -> None:
         """Run until cancelled; then cancel the running jobs and release them to other workers."""
@@ -106,23 +95,22 @@ class Worker:
         await self._acquire_lease()
 
     async def _acquire_lease(self) -> None:
-        self._is_decider = False
-        self._asked_at = 0.0
-        self._lease_ready.clear()
-        while not self._lease_ready.is_set():
+        self._election.close_election()
+        while True:
             try:
                 await self._lease.acquire()
-                self._lease_ready.set()
+                break
             except SQLAlchemyError as error:
                 log.error("the database does not answer: %s", type(error).__name__)
                 await asyncio.sleep(_IDLE)
+        self._election.open_election()
 
     async def _cancel_jobs(self) -> None:
         running = [*(job for _, job in self._handling.values()), *self._performing.values()]
         for job in running:
             job.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await self._processor.wait_idle()
+        await self._events.wait_idle()
 
     async def _release_lease(self) -> None:
         try:
@@ -136,7 +124,8 @@ class Worker:
     async def _poll(self) -> float:
         """Start what is due, and return the seconds until more is due."""
         try:
-            rush = await self._try_to_decide() and await self._start_handling() >= _RUSH_ROWS
+            is_decider = await self._election.is_decider()
+            rush = is_decider and await self._start_handling() >= _RUSH_ROWS
             await self._start_orders()
             if rush:
                 await asyncio.sleep(_RUSH_PAUSE)
@@ -155,14 +144,6 @@ class Worker:
             return _IDLE
         return max(0.01, min(_IDLE, at - now()))
 
-    async def _try_to_decide(self) -> bool:
-        """Return whether this worker holds the inbox lock; once it does, it keeps it until its
-        lease is over."""
-        if not self._is_decider and time.monotonic() >= self._asked_at + _IDLE:
-            self._is_decider = await self._locks.acquire(INBOX)
-            self._asked_at = time.monotonic()
-        return self._is_decider
-
     async def _start_handling(self) -> int:
         """Start processing the due rows, as far as there is room; return how many were started.
 
@@ -176,18 +157,17 @@ class Worker:
         # copied before the queries: a job that ends meanwhile still returns its row's next time
         queue = dict(self._handling)
         rows = await self._store.list_due(room, list(queue), at) if room else []
-        deferred = await self._processor.list_deferred(at) if rows else {}
+        deferred = await self._store.list_deferred(at) if rows else {}
         for row in rows:
-            thread = await self._processor.find_thread(row)
-            first, later = deferred.get(thread, (row.id, 0.0))
-            before = [job for other, job in queue.values() if other == thread and thread[1]]
-            handling = self._processor.handle_event(
+            first, later = deferred.get(row.thread, (row.id, 0.0))
+            before = [job for other, job in queue.values() if other == row.thread]
+            handling = self._events.handle_event(
                 row,
-                predecessors=before,
-                not_before=later if first < row.id and thread[1] else 0.0,
+                predecessors=before if row.ordering_key else [],
+                not_before=later if first < row.id and row.ordering_key else 0.0,
             )
             job = self._start_job(handling, partial(self._handling.pop, row.id))
-            queue[row.id] = self._handling[row.id] = thread, job
+            queue[row.id] = self._handling[row.id] = row.thread, job
         return len(rows)
 
     async def _start_orders(self) -> None:
@@ -199,13 +179,20 @@ class Worker:
             ((WRITES,), 10),
             ((RUNS,), self._runs),
         )
+        running = [order.id for order in self._performing]
+        due_lanes = await self._orders.list_due_lanes(running)
         for lanes, most in wanted:
-            room = most - sum(due.lane in lanes for due in self._performing)
-            running = [due.id for due in self._performing]
-            for due in await self._outbox.claim_orders(room, lanes, running) if room > 0 else []:
-                self._performing[due] = self._start_job(
-                    self._processor.perform_effect(due.id), partial(self._performing.pop, due)
-                )
+            room = most - sum(order.lane in lanes for order in self._performing)
+            if room > 0 and not due_lanes.isdisjoint(lanes):
+                await self._claim_orders(room, lanes)
+
+    async def _claim_orders(self, room: int, lanes: tuple[int, ...]) -> None:
+        running = [order.id for order in self._performing]
+        for order in await self._orders.claim_orders(room, lanes, running):
+            performing = self._orders.perform_order(order.id)
+            self._performing[order] = self._start_job(
+                performing, partial(self._performing.pop, order)
+            )
 
     def _start_job(
         self, work: Coroutine[Any, Any, T], forget: Callable[[], object]

@@ -71,13 +71,6 @@ def test_the_same_request_again_starts_nothing():
     ]
 
 
-def test_a_request_without_an_issue_becomes_an_issue_first():
-    ann = e.Principal(name="ann", authentication=e.Authentication.GITHUB)
-    made = e.RequestMade(key="k", repo="acme/shop", title="T", body="B", principal=ann)
-    order = f.OpenIssue(key="k", repo="acme/shop", title="T", body="B", principal=ann)
-    assert decide(None, made, POLICY) == (None, [order])
-
-
 def test_a_patch_is_pushed_and_only_then_opened_as_a_draft():
     task, orders = play(requested(), STARTED, patch_ready())
     assert task.state is State.REVIEW

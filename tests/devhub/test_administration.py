@@ -212,7 +212,7 @@ async def test_a_webhook_may_come_twice_late_or_never(stage: HubEnvironment) -> 
         stage.hub.world.open_issue(stage.repo, stage.mia, title)
         await asyncio.sleep(0)
         while any(one.status == "pending" for one in stage.app.deliveries):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await stage.hub.wait_until_sent()

@@ -19,13 +19,14 @@ from sqlalchemy import create_engine, text
 
 from fake_vendors import server as loopback
 from fake_vendors.server import Vendors
-from osiris.bootstrap import Osiris, Timeouts, create_sandbox
+from osiris.bootstrap import Osiris, Timeouts
 from osiris.config.settings import Settings
 from osiris.core.ports.models import Message
 from osiris.core.ports.sandbox import Sandbox
 from osiris.core.ports.task_reader import Failure
 from osiris.core.task import Task
 from osiris.devhub.tokens import KeyPair, generate_key_pair
+from osiris.factories import create_sandbox
 from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from osiris.queue.tables import Table
@@ -153,7 +154,7 @@ class FlowEnvironment:
                         and steps[-1].message.role == "assistant"
                     ):
                         return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
     async def heard(self) -> None:
         """Wait until all requests of people are decided and answered, whatever a run is doing."""
@@ -167,7 +168,7 @@ class FlowEnvironment:
                 async with self.osiris.engine.connect() as connection:
                     if not await connection.scalar(undone):
                         return
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
     def let_go(self) -> None:
         """Let the command of `HELD` end."""
@@ -269,7 +270,7 @@ def start(
             ) as stage,
             _listening() as said_in_logs,
             stage.run_osiris(
-                **{"patience": QUICK, "sandbox": warm(stage.settings), **replacements}
+                **{"timeouts": QUICK, "sandbox": warm(stage.settings), **replacements}
             ) as osiris,
             stage.get_person("alice") as alice,
             stage.get_person("bob") as bob,

@@ -216,5 +216,5 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
 async def test_no_model_is_a_sentence(start: Start):
     from osiris.agents.models.registry import ModelRegistry
 
-    async with start(choose=ModelRegistry("", {}).select) as world:
+    async with start(select_model=ModelRegistry("", {}).select) as world:
         assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)

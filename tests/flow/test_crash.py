@@ -156,7 +156,7 @@ async def ground(
         lives.begin()
         try:
             while not await _answers(stage):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
             async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
                 yield CrashEnvironment(
                     stage=stage,
@@ -257,7 +257,7 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
     ) as stage:
         async with (
-            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as first,
+            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as first,
             stage.get_person("alice") as alice,
         ):
             issue = await alice.file_issue("x")
@@ -269,11 +269,11 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
                 )
                 < 3
             ):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
         for name in first.sandbox.list_sessions():
             await first.sandbox.remove(name)
         async with (
-            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as second,
+            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as second,
             stage.get_person("alice") as alice,
         ):
             await stage.wait_until_settled(second.store)

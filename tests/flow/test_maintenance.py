@@ -182,7 +182,7 @@ async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_i
 async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pruned(
     start: Start, a_month_later: Callable[[FlowEnvironment], None]
 ):
-    async with start(patience=Timeouts(pauses=(0.05,), tries=10_000)) as world:
+    async with start(timeouts=Timeouts(pauses=(0.05,), tries=10_000)) as world:
         issue, number = await world.in_review()
         await world.bob.submit_review(number, "APPROVE")
         await world.settled()

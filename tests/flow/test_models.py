@@ -325,7 +325,7 @@ async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(s
         issue = await world.labelled()
         async with asyncio.timeout(20):
             while world.vendors.troubles:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
         await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
         await world.settled()
         assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
@@ -349,7 +349,7 @@ async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start)
         await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
         async with asyncio.timeout(20):
             while (await world.task()).model == "":
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
         go.set()
         await world.settled()
         assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
@@ -400,7 +400,7 @@ async def test_only_the_chosen_vendors_library_is_loaded():
 
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
     async with start(
-        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", patience=Timeouts(pauses=(0.05,), tries=4)
+        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", timeouts=Timeouts(pauses=(0.05,), tries=4)
     ) as world:
         issue = await world.labelled()
         await world.until_running()
@@ -420,7 +420,7 @@ async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
     async with start(
         {"runs": [run(*LONG[:3], *FIX)]},
         vendor="anthropic",
-        patience=Timeouts(pauses=(0.05,), tries=3),
+        timeouts=Timeouts(pauses=(0.05,), tries=3),
     ) as world:
         await world.osiris.models.probe_model()
         # three in a row would exceed the tries
@@ -444,7 +444,7 @@ async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
         return brain
 
     broken["now"] = True
-    async with start(choose=choose) as world:
+    async with start(select_model=choose) as world:
         issue = await world.labelled()
         await world.settled()
         assert (await world.task()).state == "paused"
@@ -467,7 +467,7 @@ async def test_calls_that_share_an_id_are_each_done(start: Start):
     async def choose(model: str) -> ScriptedModel:
         return brain
 
-    async with start(choose=choose) as world:
+    async with start(select_model=choose) as world:
         await world.in_review()
         transcript = await world.transcript()
         ids = [call.id for message in transcript for call in message.calls]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -14,6 +14,7 @@ from osiris.bootstrap import Timeouts
 from osiris.devhub.models import Delivery
 from osiris.devhub.webhook_sender import PendingDelivery
 from osiris.queue import tables
+from osiris.queue.tables import InboxRow
 from tests.flow.conftest import FIX, HELD, REPO, STORY, FlowEnvironment, Start, run, step, submit
 from tests.flow.test_outages import from_osiris
 from tests.flow.test_races import Gate
@@ -27,11 +28,11 @@ NEW = "acme/store"
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
         while not await holds():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
-    async with start(SLOW, patience=Timeouts(pauses=(0.5,))) as world:
+    async with start(SLOW, timeouts=Timeouts(pauses=(0.5,))) as world:
         broken = ["/issues/1"]
         looked = list[str]()
 
@@ -64,7 +65,9 @@ async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start)
 
 
 async def _put_off(world: FlowEnvironment, rows: int = 1) -> bool:
-    return len(await world.osiris.store.list_deferred(time.time())) >= rows
+    deferred = select(func.count()).where(InboxRow.not_before > time.time())
+    async with world.osiris.engine.connect() as connection:
+        return (await connection.scalar(deferred) or 0) >= rows
 
 
 async def _is(holds: bool) -> bool:
@@ -116,7 +119,7 @@ async def test_an_issue_closed_before_its_request_was_heard_is_not_worked_on(
 
 
 async def test_what_github_does_not_believe_for_a_moment_is_asked_again(start: Start):
-    async with start(patience=Timeouts(pauses=(0.05,))) as world:
+    async with start(timeouts=Timeouts(pauses=(0.05,))) as world:
         refused: list[str] = []
 
         async def disbelieve(request: Request, forward) -> Response:
@@ -162,7 +165,7 @@ async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Sta
 async def _let_go_always(world: FlowEnvironment) -> None:
     while True:
         world.let_go()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 async def _is_called(world: FlowEnvironment, repo: str) -> bool:

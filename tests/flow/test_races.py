@@ -64,7 +64,7 @@ def at_the_push(world: FlowEnvironment) -> Gate:
 async def until(condition, patience: float = 20) -> None:
     async with asyncio.timeout(patience):
         while not await condition():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def until_it_is(state: str, world: FlowEnvironment) -> None:

@@ -59,7 +59,7 @@ class ReconcileEnvironment:
         """Run Osiris until the block ends and everything that it received is decided; an agent may
         still be working."""
         async with self.stage.run_osiris(
-            patience=QUICK, sandbox=self.warm(self.stage.settings)
+            timeouts=QUICK, sandbox=self.warm(self.stage.settings)
         ) as osiris:
             yield osiris
             await self.decided(osiris)
@@ -70,7 +70,7 @@ class ReconcileEnvironment:
         async with asyncio.timeout(20):
             await self.stage.hub.wait_until_sent()
             while await osiris.store.list_due(1):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
     async def in_review(self, osiris: Osiris) -> Ready:
         """Have an issue worked on. Return its number and that of its pull request."""
@@ -148,7 +148,7 @@ async def until(osiris: Osiris, state: str, *, run: int = 1) -> Task:
             for line in await osiris.read_models.list_tasks():
                 if line.task.state == state and line.task.run >= run:
                     return line.task
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 Laid = Callable[..., contextlib.AbstractAsyncContextManager[ReconcileEnvironment]]
@@ -244,7 +244,7 @@ async def was_delivered(it: ReconcileEnvironment, event: str) -> None:
     """Wait until the last delivery of this kind was accepted."""
     async with asyncio.timeout(20):
         while [one for one in it.stage.app.deliveries if one.event == event][-1].status_code != 202:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def test_an_approval_and_then_its_dismissal_are_seen(ground: Laid):
@@ -291,7 +291,7 @@ async def running(it: ReconcileEnvironment, osiris: Osiris) -> int:
             not (steps := await osiris.read_models.list_steps(1))
             or steps[-1].message.role != "assistant"
         ):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     return issue
 
 
@@ -513,7 +513,7 @@ def there(it: ReconcileEnvironment, login: str, repo: str) -> Person:
 async def until_called(osiris: Osiris, repo: str) -> None:
     async with asyncio.timeout(20):
         while [line.task.issue.repo for line in await osiris.read_models.list_tasks()] != [repo]:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed_there(
@@ -603,7 +603,7 @@ async def test_what_somebody_else_took_is_asked_for(ground: Laid):
         async with it.life() as second:
             async with asyncio.timeout(20):
                 while len(await second.read_models.list_tasks()) < 2:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
 
 
 async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(ground: Laid):
@@ -700,7 +700,7 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     "review",
                     "review",
                 ]:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
             await it.stage.wait_until_settled(first.store)
             pulls = sorted(line.task.pull or 0 for line in await first.read_models.list_tasks())
         async with it.unheard():
@@ -727,7 +727,7 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     "rejected",
                     "review",
                 ]:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
             # nothing is touched any more: only pending issues are read
             async with asyncio.timeout(20):
                 while not {("issues", 304), (str(pulls[0]), answer)} <= set(asked):
@@ -741,7 +741,7 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     "rejected",
                     "rejected",
                 ]:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
 
 
 async def test_a_long_pause_that_github_asks_for_ends_the_look(ground: Laid):

@@ -387,7 +387,7 @@ async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair:
                     & (OutboxRow.lane == RUNS)
                 )
                 most = max(most, await it.scalar(select(func.count()).where(held)))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
         async with meanwhile(watch()):
             for number in range(5):

@@ -164,7 +164,7 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(
                 f"{pair['database_url']} is up to date\n",
                 "",
             )
-        async with stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris:
+        async with stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris:
             await stage.wait_until_settled(osiris.store)
             await _went_on(osiris, alice, hub, before)
 

@@ -70,7 +70,7 @@ async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_tak
 
 
 async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_up(start: Start):
-    async with start(patience=Timeouts(pauses=(0.01,), tries=3)) as world:
+    async with start(timeouts=Timeouts(pauses=(0.01,), tries=3)) as world:
         refused = refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
         issue = await world.labelled()
         await world.settled()
@@ -85,7 +85,7 @@ async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_
 
 @pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # it holds a lock of SQLite
 async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
-    async with start(patience=Timeouts(waiting=3)) as world:
+    async with start(timeouts=Timeouts(waiting=3)) as world:
         head, body = _signed(
             b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value()
         )
@@ -110,7 +110,7 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
                 first = [asyncio.create_task(send(n)) for n in range(3)]
                 async with asyncio.timeout(10):
                     while len(world.osiris.inbox) < 3:
-                        await asyncio.sleep(0.01)
+                        await asyncio.sleep(0.05)
                 began = time.monotonic()
                 refused = await send(9)
                 assert (refused.status_code, time.monotonic() - began < 1) == (503, True)
@@ -152,14 +152,14 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
     for made in (slow, tried):
         made.touch()
     tried.chmod(0o666)
-    async with start(patience=Timeouts(pauses=(0.05,)), sandbox=None) as world:
+    async with start(timeouts=Timeouts(pauses=(0.05,)), sandbox=None) as world:
         monkeypatch.setattr(capabilities, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "TIMEOUT", 0.5)
         issue = await world.labelled()
         async with asyncio.timeout(30):
             while tried.stat().st_size < 2:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
         monkeypatch.undo()
         slow.unlink()
         await world.settled()
@@ -173,7 +173,7 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
 async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(start: Start):
     """The other run has a disk that may still grow beyond the space of this machine."""
-    async with start(patience=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as world:
+    async with start(timeouts=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as world:
         disks = world.sessions / "@disks"
         disks.mkdir(exist_ok=True)
         with (disks / "other.img").open("wb") as other:
@@ -186,7 +186,7 @@ async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(st
                 )
                 < 5
             ):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
         assert (await world.task()).state == "running"
         (disks / "other.img").unlink()
         await world.settled()
@@ -222,7 +222,7 @@ async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: S
 
 
 async def test_what_waits_is_counted(start: Start):
-    async with start(patience=Timeouts(pauses=(30.0,))) as world:
+    async with start(timeouts=Timeouts(pauses=(30.0,))) as world:
         refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
         await world.labelled()
         url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"

@@ -66,7 +66,7 @@ async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start:
 
 
 async def test_a_delivery_that_is_too_deep_to_be_read_is_given_up_and_holds_nobody_up(start: Start):
-    async with start(patience=Timeouts(pauses=(0.02,))) as world:
+    async with start(timeouts=Timeouts(pauses=(0.02,))) as world:
         body = b'{"action": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         assert (await post(world, body, signed(world, body))).status_code == 202
         await world.in_review()

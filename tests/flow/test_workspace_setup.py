@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from osiris.bootstrap import create_sandbox
 from osiris.config.settings import Settings
 from osiris.core.ports.sandbox import Sandbox
+from osiris.factories import create_sandbox
 from osiris.tools.sandbox.jail import cgroup
 from tests.flow.conftest import ANSWER, FILES, FIX, FlowEnvironment, Start, run, step, submit
 

@@ -265,7 +265,7 @@ async def test_children_of_git_that_was_ended_end_too(desk):
         )
     async with asyncio.timeout(5):
         while _sleeping(mark):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
 
 def _sleeping(mark: str) -> list[bytes]:

@@ -18,7 +18,7 @@ async def test_what_one_process_hears_another_reads(redis_server: Redis):
         with there.subscribe() as news:
             while news.empty():  # until it listens
                 here.publish(PIECES[0])
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
             here.publish(PIECES[1])
             got = [await news.get()]
             while got[-1] != PIECES[1]:

@@ -177,7 +177,7 @@ async def begun(worker_: Lease) -> "asyncio.Task[None]":
     async with asyncio.timeout(2), worker_._engine.connect() as connection:
         while await connection.scalar(select(TurnRow.lease)) is None:
             await connection.rollback()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     return waiting
 
 

@@ -330,7 +330,7 @@ async def test_a_jail_enters_a_real_cgroup_of_version_2(session, place):
         )
     finally:
         while not group.remove():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     assert any(
         line.endswith(f"/{group.folders[0].name}") for line in result.output.decode().splitlines()
     )
@@ -349,7 +349,7 @@ async def test_a_jail_that_fails_without_a_word_holds_up_nothing_else(session, p
 
     async def work() -> None:
         while not (notes / "seen").exists():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
         ended.append("work")
         (notes / "go").touch()
 

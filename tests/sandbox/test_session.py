@@ -109,7 +109,7 @@ async def test_a_session_whose_disk_was_put_away_is_mounted_again(sandbox, root,
     # the kernel lets go of a disk only when the last jail's namespace has gone
     async with asyncio.timeout(10):
         while not sandbox._get_disk("shop-7-1")._is_clean():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     again, is_new = await opened()
     assert not is_new
     assert (await again.run(["ls", "mine"])).exit_code == 0
@@ -177,7 +177,7 @@ async def test_a_jail_whose_monitor_was_killed_before_it_was_let_go_is_ended_by_
     await sandbox.probe()
     async with asyncio.timeout(10):
         while Path(f"/proc/{waiting[0]}/status").exists():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     assert (await session._next_jail).is_alive  # which is not lost
 
 
@@ -193,7 +193,7 @@ async def test_a_disk_in_memory_whose_worker_was_killed_before_it_heard_of_it_is
     subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # it goes on by itself
     async with asyncio.timeout(10):
         while not (holder := disk._find_process()):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     disk.remove()
     assert not Path(f"/proc/{holder}/root").exists()
     assert not disk.folder.exists()

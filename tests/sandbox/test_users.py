@@ -69,7 +69,7 @@ async def test_the_process_of_a_command_has_the_sessions_user(made, root, living
     )
     async with asyncio.timeout(10):
         while not (found := living("osiris-user-of-mine")):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     running.cancel()
     uids = {Path(f"/proc/{pid}").stat().st_uid for pid in found if Path(f"/proc/{pid}").exists()}
     with pytest.raises(asyncio.CancelledError):

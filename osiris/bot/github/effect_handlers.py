@@ -8,11 +8,13 @@ from typing import Any, Protocol, assert_never
 from osiris.bot.git.remote import RemoteRepositories
 from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.github import comments
+from osiris.bot.github.channel import make_address
 from osiris.bot.github.client import GitHub
 from osiris.core import effects as f
 from osiris.core import events as e
 from osiris.core.errors import Refused
 from osiris.core.policy import Policy
+from osiris.core.ports.channels import Channel
 from osiris.core.ports.repositories import Checkout
 from osiris.core.task import HALTED, Task
 
@@ -43,11 +45,13 @@ class EffectHandlers:
     def __init__(
         self,
         github: GitHub,
+        channel: Channel,
         remotes: RemoteRepositories,
         repositories: HostRepositories,
         runner: AgentRunner,
     ) -> None:
         self._github = github
+        self._channel = channel
         self._remotes = remotes
         self._repositories = repositories
         self._runner = runner
@@ -77,7 +81,12 @@ class EffectHandlers:
             order.repo, order.title, comments.write_issue_body(order), key=order.key
         )
         issue = e.IssueRef(order.repo, number)
-        return [e.TaskRequested(issue=issue, actor=actor, title=order.title, body=order.body)]
+        requested = e.TaskRequested(
+            issue=issue, actor=actor, title=order.title, body=order.body, address=order.address
+        )
+        if order.address is None:
+            return [requested]
+        return [e.RequestFiled(address=order.address, issue=issue), requested]
 
     async def _resolve_principal(self, principal: e.Principal, repo: str) -> e.Actor:
         """Return the principal as an actor with the role that counts in `repo`.
@@ -163,9 +172,8 @@ class EffectHandlers:
         try:
             pull = await self._github.mark_ready(order.issue.repo, order.pull, order.commit)
         except Refused as refused:
-            await self._github.upsert_comment(
-                order.issue, order.pull, comments.write_draft_notice(str(refused)), marker="draft"
-            )
+            notice = comments.write_draft_notice(str(refused))
+            await self._channel.send(make_address(order.issue, order.pull), notice, "draft")
             raise
         return (
             []
@@ -176,22 +184,19 @@ class EffectHandlers:
     async def _report_status(self, order: f.Report, task: Task | None) -> Facts:
         if task is None:
             return []
-        await self._github.upsert_comment(
-            order.issue, order.issue.number, comments.write_status(task), marker="status"
-        )
+        address = make_address(order.issue, order.issue.number)
+        await self._channel.send(address, comments.write_status(task), "status")
         if task.pull is not None:
-            await self._github.upsert_comment(
-                order.issue, task.pull, comments.write_pull_status(task), marker="status"
-            )
+            address = make_address(order.issue, task.pull)
+            await self._channel.send(address, comments.write_pull_status(task), "status")
         if task.head is not None and (fields := comments.build_check_run(task)):
             await self._github.upsert_check_run(order.issue, task.head, fields)
         return []
 
     async def _post_reply(self, order: f.Reply, task: Task | None) -> Facts:
         number = task.pull if task and task.pull and order.on_pull else order.issue.number
-        await self._github.upsert_comment(
-            order.issue, number, comments.write_reply(order, task), marker=order.dedup_key
-        )
+        text = comments.write_reply(order, task)
+        await self._channel.send(make_address(order.issue, number), text, order.dedup_key)
         return []
 
     async def _add_reaction(self, order: f.React, _task: Task | None) -> Facts:

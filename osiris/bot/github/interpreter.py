@@ -2,17 +2,16 @@
 from GitHub, never guessed from the delivery."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import assert_never
 
 from osiris.bot.github import commands, webhook_payloads
-from osiris.bot.github.app_auth import NotInstalled
 from osiris.bot.github.client import GitHub
 from osiris.bot.github.event_resolver import EventResolver, ResolvedEvent
 from osiris.bot.github.repository_names import RepositoryNames
 from osiris.bot.github.webhook_payloads import (
+    OUR_BRANCH,
     AccessChanged,
     Commented,
     IssueClosed,
@@ -26,8 +25,6 @@ from osiris.core import events as e
 from osiris.core.errors import Refused
 from osiris.core.ports.storage import Tasks
 from osiris.core.task import Task
-
-_OURS = re.compile(r"osiris/(\d{1,9})-")
 
 
 class GitHubInterpreter:
@@ -54,39 +51,17 @@ class GitHubInterpreter:
         self._mark_seen = mark_seen
         self._resolver = EventResolver(github)
 
-    async def __call__(self, kind: str, body: bytes) -> e.Event | None:
-        """Return the event behind a delivery, or None. Raises Refused for a body that GitHub would
-        not send, and Unavailable."""
+    async def interpret_delivery(self, kind: str, body: bytes) -> e.Event | None:
+        """Return the event behind a delivery; None when it does not concern Osiris.
+
+        Raises Refused for a body that GitHub would not send, Unavailable, and NotInstalled.
+        """
         try:
-            notice = webhook_payloads.parse_delivery(kind, body)
+            webhook_event = webhook_payloads.parse_delivery(kind, body)
         except ValueError as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise Refused(f"the body is not what GitHub sends as {kind}: {first}") from None
-        try:
-            return await self._interpret_event(notice)
-        except NotInstalled:
-            # the App was removed from the repository after the delivery was sent
-            return None
-
-    async def find_subject(self, kind: str, body: bytes) -> str:
-        """Return the issue that a delivery is about, "" for none. A pull request of Osiris counts
-        as its issue."""
-        try:
-            notice = webhook_payloads.parse_delivery(kind, body)
-        except ValueError:
-            return ""
-        match notice:
-            case Labelled() | Unlabelled() | IssueClosed():
-                return str(notice.issue)
-            case Commented(on_pull=True):
-                task = await self._tasks.find_task_by_pull(notice.repo, notice.number)
-                return str(task.issue if task else e.IssueRef(notice.repo, notice.number))
-            case Commented():
-                return str(e.IssueRef(notice.repo, notice.number))
-            case PullStateChanged() | Reviewed():
-                ours = _OURS.match(notice.branch)
-                return str(e.IssueRef(notice.repo, int(ours[1]) if ours else notice.pull))
-        return ""
+        return await self._interpret_event(webhook_event)
 
     async def _interpret_event(
         self, webhook_event: WebhookEvent | AccessChanged | None
@@ -197,7 +172,7 @@ class GitHubInterpreter:
         does not have the number yet."""
         if task := await self._tasks.find_task_by_pull(repo, pull):
             return task
-        if match := _OURS.match(branch):
+        if match := OUR_BRANCH.match(branch):
             task = await self._tasks.get(e.IssueRef(repo, int(match[1])))
             return task if task and task.branch == branch and task.pull is None else None
         return None

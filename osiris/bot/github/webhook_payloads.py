@@ -6,6 +6,7 @@ reads the present state from GitHub.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -82,6 +83,14 @@ class _Payload(BaseModel):
     comment: _Comment | None = None
     pull_request: _Pull | None = None
     review: _Review | None = None
+
+
+class _OrderedPayload(BaseModel):
+    """The part of a payload that its ordering key is made of."""
+
+    repository: _Repository | None = None
+    issue: _Issue | None = None
+    pull_request: _Pull | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +170,11 @@ _ACCESS = {
 }
 
 
+_ABOUT_ISSUES = ("issues", "issue_comment", "pull_request", "pull_request_review")
+OUR_BRANCH = re.compile(r"osiris/(\d{1,9})-")
+"""The start of the name of a branch of Osiris, with the number of its issue."""
+_OUR_TEXT = re.compile(r"Closes #(\d{1,9}), asked for by")  # as `comments.write_pull_body` begins
+
 _VERDICTS: Mapping[str, Verdict] = {verdict: verdict for verdict in get_args(Verdict)}
 
 
@@ -174,12 +188,41 @@ def parse_delivery(kind: str, body: bytes) -> WebhookEvent | AccessChanged | Non
         raise ValueError("not a JSON object")
     if kind in _ACCESS:
         return _parse_access(kind, _Payload.model_validate(payload))
-    if kind not in ("issues", "issue_comment", "pull_request", "pull_request_review"):
+    if kind not in _ABOUT_ISSUES:
         return None
     delivery = _Payload.model_validate(payload)
     if delivery.repository is None or delivery.sender is None:
         raise ValueError("no repository or no sender")
     return _parse_event(kind, delivery, delivery.repository, delivery.sender)
+
+
+def read_ordering_key(kind: str, body: bytes) -> str:
+    """Return the issue that a delivery is about, as the permanent number of its repository and the
+    issue's number; "" for a delivery that is about none, or cannot be read.
+
+    A pull request of Osiris counts as its issue. Its branch names the issue; a comment comes
+    without the branch, but with the pull request's text, whose beginning names the issue too.
+    """
+    if kind not in _ABOUT_ISSUES:
+        return ""
+    try:
+        delivery = _OrderedPayload.model_validate_json(body)
+    except ValueError:
+        return ""
+    if delivery.repository is None:
+        return ""
+    number = _find_issue_number(delivery)
+    return f"{delivery.repository.id or delivery.repository.full_name}#{number}" if number else ""
+
+
+def _find_issue_number(delivery: _OrderedPayload) -> int:
+    if (pull := delivery.pull_request) is not None:
+        ours = OUR_BRANCH.match(pull.head.ref)
+        return int(ours[1]) if ours else pull.number
+    if (issue := delivery.issue) is None:
+        return 0
+    ours = _OUR_TEXT.match(issue.body or "") if issue.pull_request is not None else None
+    return int(ours[1]) if ours else issue.number
 
 
 def _parse_access(kind: str, payload: _Payload) -> AccessChanged | None:

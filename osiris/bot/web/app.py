@@ -3,20 +3,20 @@ nothing else happens in the request."""
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from osiris.bot.github.webhook_signature import BadHeaders, BadSignature, verify
 from osiris.bot.web.metrics import CONTENT_TYPE_LATEST, render_metrics
-from osiris.core.errors import Unavailable
+from osiris.core.errors import Refused, Unavailable
+from osiris.core.ports.channels import BadHeaders, BadSignature, Receiver
 from osiris.core.ports.sandbox import Probe
 from osiris.core.ports.storage import Inbox, MetricSample
 
-_GITHUB = "/webhooks/github"
+_WEBHOOKS = "/webhooks/"
 _AGAIN = 5.0  # default Retry-After in seconds when a delivery could not be stored
 BODY_LIMIT = 25 * 1024 * 1024  # bytes; GitHub never sends more
 
@@ -25,9 +25,13 @@ ReadMetrics = Callable[[], Awaitable[Sequence[MetricSample]]]
 
 
 def create_app(
-    inbox: Inbox, *, secret: str, ready: CheckReady, read_metrics: ReadMetrics
+    inbox: Inbox, receivers: Iterable[Receiver], *, ready: CheckReady, read_metrics: ReadMetrics
 ) -> FastAPI:
-    app = _App(_WebhookEndpoint(inbox, secret), docs_url=None, redoc_url=None, openapi_url=None)
+    """Return the application, with a webhook endpoint for each receiver."""
+    endpoints = {
+        f"{_WEBHOOKS}{receiver.name}": _WebhookEndpoint(inbox, receiver) for receiver in receivers
+    }
+    app = _App(endpoints, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -52,26 +56,27 @@ def create_app(
 
 
 class _App(FastAPI):
-    """FastAPI with the one busy route handled before it: routing and middleware would cost as much
-    as the work itself."""
+    """FastAPI with the busy routes handled before it: routing and middleware would cost as much as
+    the work itself."""
 
-    def __init__(self, webhook_endpoint: "_WebhookEndpoint", **settings: Any) -> None:
+    def __init__(self, endpoints: Mapping[str, "_WebhookEndpoint"], **settings: Any) -> None:
         super().__init__(**settings)
-        self._webhook_endpoint = webhook_endpoint
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == _GITHUB and scope["method"] == "POST":
-            await self._webhook_endpoint(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._endpoints.get(scope["path"])
+            if endpoint is not None:
+                return await endpoint(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
 
 class _WebhookEndpoint:
-    """The endpoint `POST /webhooks/github` as plain ASGI."""
+    """The endpoint of one channel as plain ASGI."""
 
-    def __init__(self, inbox: Inbox, secret: str) -> None:
+    def __init__(self, inbox: Inbox, receiver: Receiver) -> None:
         self._inbox = inbox
-        self._secret = secret
+        self._receiver = receiver
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {
@@ -95,19 +100,18 @@ class _WebhookEndpoint:
         self, headers: Mapping[str, str], receive: Receive
     ) -> tuple[int, dict[str, Any]]:
         """Return status and body. Raises Unavailable when the delivery could not be stored."""
-        if not self._secret:
-            return _build_problem(
-                503, "GITHUB_WEBHOOK_SECRET is not set; set it and start Osiris again"
-            )
         if (body := await _read_body(headers, receive)) is None:
             return _build_problem(413, "a delivery has at most 25 MB")
         try:
-            delivery = verify(headers, body, secret=self._secret)
-            await self._inbox.accept_delivery("github", delivery.id, delivery.kind, delivery.body)
+            delivery = self._receiver.verify(headers, body)
         except BadSignature:
             return _build_problem(401, "the signature does not fit the body and the secret")
-        except BadHeaders:
-            return _build_problem(400, "X-GitHub-Delivery or X-GitHub-Event is missing")
+        except BadHeaders as error:
+            return _build_problem(400, str(error))
+        except Refused as missing:
+            return _build_problem(503, str(missing))
+        ordering_key = self._receiver.ordering_key(delivery)
+        await self._inbox.accept_delivery(self._receiver.name, delivery, ordering_key)
         return 202, {"delivery": delivery.id}
 
 

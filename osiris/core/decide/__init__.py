@@ -2,13 +2,14 @@
 
 Each topic has a module: requests, runs, reviews, access, commands. For the events it knows, a topic
 records facts on the task, emits effects, and decides where the state does not move; for all others
-it returns None.
+it returns None. Conversations outside of GitHub have a function of their own,
+`conversations.decide_conversation`.
 """
 
 from dataclasses import replace
 
 from osiris.core import events as e
-from osiris.core.decide import access, commands, requests, reviews, runs
+from osiris.core.decide import access, commands, conversations, requests, reviews, runs
 from osiris.core.effects import Effect, Report, StopRun
 from osiris.core.policy import Policy
 from osiris.core.task import ENDED, HALTED, State, Task, next_state
@@ -26,14 +27,19 @@ _EMITTERS = (runs.emit_effects, reviews.emit_effects, access.emit_effects)
 _WITHOUT_MOVE = (reviews.decide_without_move, commands.decide_without_move)
 
 
-def decide(task: Task | None, event: e.Event, policy: Policy) -> Decision:
+def decide(task: Task | None, event: e.TaskEvent, policy: Policy) -> Decision:
     """Return the task after `event`, and the effects to perform.
 
     `task` is None while the issue has none. A pair of state and event that `MOVES` does not list
     moves nothing: deliveries come late, twice and out of order.
     """
-    if isinstance(event, e.RequestMade):
-        return task, [requests.open_issue(event)]
+    decided, effects = _decide_task(task, event, policy)
+    if decided is not None:
+        effects = [*effects, *conversations.notify_subscribers(task, decided)]
+    return decided, effects
+
+
+def _decide_task(task: Task | None, event: e.TaskEvent, policy: Policy) -> Decision:
     if isinstance(event, e.Ask) and (refusal := access.refuse(event, policy)) is not None:
         return task, refusal
     if task is None:

@@ -5,19 +5,7 @@ from dataclasses import replace
 
 from osiris.core import events as e
 from osiris.core.decide.runs import start_round
-from osiris.core.effects import OpenIssue
 from osiris.core.task import State, Task
-
-
-def open_issue(event: e.RequestMade) -> OpenIssue:
-    """Return the effect that files a request as an issue."""
-    return OpenIssue(
-        key=event.key,
-        repo=event.repo,
-        title=event.title,
-        body=event.body,
-        principal=event.principal,
-    )
 
 
 def create_task(event: e.TaskRequested) -> Task:
@@ -28,6 +16,7 @@ def create_task(event: e.TaskRequested) -> Task:
         body=event.body,
         requester=event.actor.login,
         branch=branch_name(event.issue.number, event.title, 1),
+        subscribers=(event.address,) if event.address else (),
     )
 
 

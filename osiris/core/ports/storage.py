@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from osiris.core.events import Event, IssueRef
+from osiris.core.ports.channels import VerifiedDelivery
 from osiris.core.ports.models import Message
 from osiris.core.task import Task
 
@@ -55,9 +56,11 @@ class Transcripts(Protocol):
 
 
 class Inbox(Protocol):
-    async def accept_delivery(self, source: str, delivery: str, kind: str, body: bytes) -> None:
-        """Store a delivery, commit, and wake a worker. The same (source, delivery) again changes
-        nothing.
+    async def accept_delivery(
+        self, source: str, delivery: VerifiedDelivery, ordering_key: str
+    ) -> None:
+        """Store a delivery of a channel, commit, and wake a worker. The same (source, id) again
+        changes nothing.
 
         Raises Unavailable when the database does not take it.
         """

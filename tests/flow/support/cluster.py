@@ -24,7 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from osiris.bootstrap import Timeouts, build_osiris
+from osiris.bootstrap import Parts, Timeouts, build_osiris
 from osiris.config.settings import Settings
 from osiris.core.ports.models import Message
 from osiris.playground.environment import Environment, start_environment
@@ -61,7 +61,7 @@ def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
     logging.basicConfig(
         filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    osiris = build_osiris(settings, patience=patience, works=role == "worker")
+    osiris = build_osiris(settings, Parts(timeouts=patience), works=role == "worker")
     uvloop.run(serve(osiris) if role == "web" else run_worker(osiris))
 
 

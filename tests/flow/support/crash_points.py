@@ -25,9 +25,10 @@ import yaml
 from sqlalchemy import Engine, event
 
 import osiris
-from osiris.bootstrap import Timeouts, build_osiris, create_models
+from osiris.bootstrap import Parts, Timeouts, build_osiris
 from osiris.config.settings import Settings
 from osiris.core.ports.models import LanguageModel, Message, OnDelta, ToolSpec, ignore_deltas
+from osiris.factories import create_models
 from osiris.playground.environment import start_environment
 from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels
@@ -149,7 +150,8 @@ def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
     async def choose(model: str) -> LanguageModel:
         return InstrumentedModel(await brains.select(model), fuse)
 
-    asyncio.run(serve(build_osiris(settings, choose=choose, patience=Timeouts(pauses=(0.05,)))))
+    parts = Parts(select_model=choose, timeouts=Timeouts(pauses=(0.05,)))
+    asyncio.run(serve(build_osiris(settings, parts)))
 
 
 class Fused:
@@ -178,7 +180,7 @@ class Fused:
             process.start()
             try:
                 while process.is_alive():
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.05)
             finally:
                 self.touches.append(burnt.value)
             assert process.exitcode == -signal.SIGKILL, f"a life ended with {process.exitcode}"
@@ -214,7 +216,7 @@ async def fused(
         try:
             async with asyncio.timeout(60):
                 while not await answers(stage):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
             async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
                 yield (
                     CrashEnvironment(

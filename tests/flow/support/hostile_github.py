@@ -190,7 +190,7 @@ async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[
                 keys=keys(),
                 model=f"scripted:{script}",
             ) as stage,
-            stage.run_osiris(patience=Timeouts(pauses=(0.05,))) as osiris,
+            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
             stage.get_person("alice") as alice,
             stage.get_person("bob") as bob,
         ):

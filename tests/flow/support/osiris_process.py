@@ -7,7 +7,7 @@ import signal
 import threading
 from multiprocessing.process import BaseProcess
 
-from osiris.bootstrap import Timeouts, build_osiris
+from osiris.bootstrap import Parts, Timeouts, build_osiris
 from osiris.config.settings import Settings
 from osiris.runtime import serve
 from tests.forkserver import FORKS
@@ -16,7 +16,7 @@ from tests.forkserver import FORKS
 def live(settings: Settings) -> None:
     """Run web and worker in one process until it is killed."""
     logging.disable(logging.CRITICAL)
-    asyncio.run(serve(build_osiris(settings, patience=Timeouts(pauses=(0.05,)))))
+    asyncio.run(serve(build_osiris(settings, Parts(timeouts=Timeouts(pauses=(0.05,))))))
 
 
 class Lives:

@@ -1,0 +1,1 @@
+"""Channels outside of GitHub: what people are told there."""

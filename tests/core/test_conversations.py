@@ -1,0 +1,167 @@
+"""What Osiris does about each thing that is said in a conversation outside of GitHub."""
+
+from dataclasses import replace
+
+import pytest
+
+from osiris.core import effects as f
+from osiris.core import events as e
+from osiris.core.conversation import Conversation
+from osiris.core.decide import decide
+from osiris.core.decide.conversations import decide_conversation, find_repository
+from osiris.core.policy import Policy
+from osiris.core.task import Task
+from tests.core.events import ISSUE, OWNER, patch_ready
+
+ANN = e.Principal(name="ann", authentication=e.Authentication.GITHUB)
+BEN = e.Principal(name="ben", authentication=e.Authentication.GITHUB)
+PLACE = e.Address("toy", "t1")
+MADE = e.RequestMade(key="k", repo="acme/shop", title="T", body="B", principal=ANN, address=PLACE)
+VAGUE = replace(MADE, repo="")
+
+
+def wrote(text: str, principal: e.Principal = ANN, key: str = "m") -> e.MessageReceived:
+    return e.MessageReceived(address=PLACE, key=key, principal=principal, text=text)
+
+
+def play(*events: e.ConversationEvent) -> tuple[Conversation | None, list[f.Effect]]:
+    """Return the conversation, and the effects of the last event."""
+    conversation: Conversation | None = None
+    effects: list[f.Effect] = []
+    for event in events:
+        conversation, effects = decide_conversation(conversation, event)
+    return conversation, effects
+
+
+def filing(key: str = "k", repo: str = "acme/shop") -> f.OpenIssue:
+    return f.OpenIssue(key=key, repo=repo, title="T", body="B", principal=ANN, address=PLACE)
+
+
+def told(effects: list[f.Effect]) -> list[str]:
+    return [effect.topic.value for effect in effects if isinstance(effect, f.SendMessage)]
+
+
+REFUSED = e.RequestRefused(address=PLACE, key="k", reason="no such repository")
+FILED = e.RequestFiled(address=PLACE, issue=ISSUE)
+
+
+def test_a_request_that_nobody_is_to_be_told_about_is_filed_at_once():
+    made = replace(MADE, address=None)
+    assert play(made) == (None, [replace(filing(), address=None)])
+
+
+def test_a_request_with_its_repository_is_filed_at_once():
+    conversation, effects = play(MADE)
+    assert (effects, conversation.is_filing) == ([filing()], True)
+    assert str(effects[0].address) == "toy:t1"
+
+
+def test_a_request_without_a_repository_asks_for_it_and_the_answer_files_it():
+    assert told(play(VAGUE)[1]) == ["which_repository"]
+    assert play(VAGUE, wrote(" https://github.com/acme/shop.git "))[1] == [filing()]
+
+
+def test_an_answer_that_is_no_repository_is_said_to_be_none():
+    conversation, effects = play(VAGUE, wrote("the shop"))
+    assert told(effects) == ["unclear_repository"]
+    assert conversation.request == VAGUE
+    assert play(VAGUE, wrote("the shop"), wrote("acme/shop"))[1] == [filing()]
+
+
+def test_only_who_asked_answers():
+    assert play(VAGUE, wrote("evil/shop", BEN)) == (*play(VAGUE)[:1], [])
+
+
+@pytest.mark.parametrize("word", ["cancel", " Stop "])
+def test_a_request_can_be_cancelled_before_it_is_filed(word: str):
+    conversation, effects = play(VAGUE, wrote(word))
+    assert (told(effects), conversation.request) == (["withdrawn"], None)
+    assert play(VAGUE, wrote(word), MADE)[1] == [filing()]
+
+
+def test_a_second_answer_while_the_request_is_being_filed_files_it_nowhere_else():
+    assert play(VAGUE, wrote("acme/shop"), wrote("acme/store"))[1] == []
+
+
+def test_a_second_request_in_a_conversation_waits_for_its_own_turn():
+    conversation, effects = play(VAGUE, replace(MADE, key="k2"))
+    assert (told(effects), conversation.request) == (["busy"], VAGUE)
+
+
+def test_a_refused_request_can_be_filed_elsewhere_under_another_key():
+    conversation, effects = play(MADE, REFUSED)
+    assert (told(effects), conversation.is_filing) == (["refused"], False)
+    assert play(MADE, REFUSED, wrote("acme/store"))[1] == [filing("k.2", "acme/store")]
+
+
+def test_once_it_is_filed_people_are_sent_to_the_issue_once():
+    conversation, effects = play(MADE, FILED)
+    assert (told(effects), conversation.request, conversation.issue) == (["filed"], None, ISSUE)
+    [first] = play(MADE, FILED, wrote("and a test"))[1]
+    [second] = play(MADE, FILED, wrote("and a test"), wrote("please", key="n"))[1]
+    assert (first.topic, first.dedup_key) == (f.MessageTopic.ELSEWHERE, second.dedup_key)
+    assert told(play(MADE, FILED, replace(MADE, key="k2"))[1]) == []
+
+
+def test_after_a_cancelled_request_a_message_is_about_nothing():
+    assert play(VAGUE, wrote("stop"), wrote("thanks"))[1] == []
+
+
+@pytest.mark.parametrize("event", [wrote("acme/shop"), REFUSED, FILED])
+def test_a_conversation_without_a_request_is_not_spoken_in(event: e.ConversationEvent):
+    assert play(event) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "repo"),
+    [
+        ("acme/shop", "acme/shop"),
+        ("https://github.com/acme/shop/", "acme/shop"),
+        ("in acme/shop", ""),
+        ("acme", ""),
+        ("a/b/c", ""),
+    ],
+)
+def test_a_repository_is_a_whole_answer(text: str, repo: str):
+    assert find_repository(text) == repo
+
+
+# ── subscribers of a task ─────────────────────────────────────────────────────────────────────────
+
+
+def play_task(*events: e.TaskEvent) -> tuple[Task, list[str]]:
+    """Return the task, and the topics of what its subscribers are told."""
+    asked = e.TaskRequested(issue=ISSUE, actor=OWNER, title="T", body="B", address=PLACE)
+    task: Task | None = None
+    topics: list[str] = []
+    for event in (asked, e.RunStarted(issue=ISSUE, run=1), *events):
+        task, effects = decide(task, event, Policy())
+        topics += told(effects)
+    assert task is not None
+    return task, topics
+
+
+PULL = (patch_ready(), e.PatchPushed(issue=ISSUE, head="h"), e.PullOpened(issue=ISSUE, number=9))
+
+
+def test_subscribers_are_told_of_the_pull_request_and_of_its_end_once():
+    merged = e.Merged(issue=ISSUE, by="alice")
+    task, topics = play_task(*PULL, PULL[2], merged, merged)
+    assert (task.subscribers, topics) == ((PLACE,), ["pull_opened", "state_changed"])
+
+
+def test_subscribers_are_told_of_a_pause_and_not_of_every_state():
+    spent = e.BudgetSpent(issue=ISSUE, run=1, reason="spent")
+    assert play_task(spent)[1] == ["state_changed"]
+    assert play_task()[1] == []
+
+
+def test_a_second_pause_of_one_run_is_a_message_of_its_own():
+    spent = e.BudgetSpent(issue=ISSUE, run=1, reason="spent")
+    again = e.RetryRequested(issue=ISSUE, actor=OWNER)
+    keys = set()
+    task: Task | None = play_task()[0]
+    for event in (spent, again, spent):
+        task, effects = decide(task, event, Policy())
+        keys |= {effect.dedup_key for effect in effects if isinstance(effect, f.SendMessage)}
+    assert len(keys) == 2
