@@ -1,23 +1,18 @@
 """The connection to the database, and the migration of its schema."""
 
 import contextlib
-import sqlite3
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from weakref import ref
 
-import aiosqlite
-from aiosqlite.core import _STOP_RUNNING_SENTINEL
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from osiris.core.errors import Refused, Unavailable
+from osiris.queue.sqlite_connection import OpenConnections, join_threads, open_connection
 
 SCHEMA = "0004"
 """The newest migration. Alembic knows it too, but takes longer to load than most commands take to
@@ -25,7 +20,6 @@ run."""
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=5000")
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
-_THREAD_TIMEOUT = 3.0  # seconds that the connections' threads may take to end after their engine
 _MIGRATION_LOCK = 0x0517  # an arbitrary number, the same for every instance of Osiris
 
 # A hanging database must be detected: the webhook endpoint waits for it, and so does a lease.
@@ -49,12 +43,12 @@ def connect(database: str) -> AsyncEngine:
     try:
         if url.get_backend_name() == "sqlite":
             # a connection is a thread: expensive to open, cheap to keep
-            opened: _OpenConnections = []
-            create = partial(_open_connection, url.database or ":memory:", opened)
+            opened: OpenConnections = []
+            create = partial(open_connection, url.database or ":memory:", opened)
             engine = create_async_engine(url, pool_size=16, async_creator=create)
             _register_listeners(engine.sync_engine)
             event.listen(
-                engine.sync_engine, "engine_disposed", lambda _engine: _join_threads(opened)
+                engine.sync_engine, "engine_disposed", lambda _engine: join_threads(opened)
             )
             return engine
         return create_async_engine(
@@ -64,62 +58,6 @@ def connect(database: str) -> AsyncEngine:
         raise Refused(
             "DATABASE_URL needs the driver for PostgreSQL: install osiris[machines]"
         ) from None
-
-
-class _Connection(aiosqlite.Connection):
-    """A connection that ends its transaction and releases its lock however it is cancelled.
-
-    aiosqlite's own connection can be stopped in the middle of being closed, and then does not
-    close; and SQLite keeps a closed connection, with its lock, for as long as one of its cursors is
-    referenced.
-    """
-
-    def stop(self) -> None:
-        """Stop the thread.
-
-        Unlike aiosqlite's own, this creates no future: nothing awaits it, and its loop may be
-        closed by now.
-        """
-        if self._running:
-            self._running = False
-            self._rollback_and_close()
-            self._tx.put_nowait((None, lambda: _STOP_RUNNING_SENTINEL))
-
-    async def close(self) -> None:
-        if self._running:
-            self._rollback_and_close()
-        await super().close()
-
-    def _rollback_and_close(self) -> None:
-        if (connection := self._connection) is not None:
-            for action in (connection.rollback, connection.close):
-                self._tx.put_nowait((None, action))
-
-
-_OpenConnections = list[tuple[ref[_Connection], Thread]]
-"""The connections of an engine and their threads, which keep running when a connection is no longer
-referenced."""
-
-
-def _open_connection(path: str, opened: _OpenConnections) -> _Connection:
-    connection = _Connection(
-        partial(sqlite3.connect, path, check_same_thread=False), iter_chunk_size=64
-    )
-    # as SQLAlchemy does: a statement that hangs does not keep the process from exiting
-    connection._thread.daemon = True
-    opened[:] = [one for one in opened if one[1].is_alive()]
-    opened.append((ref(connection), connection._thread))
-    return connection
-
-
-def _join_threads(opened: _OpenConnections) -> None:
-    """Wait for the threads that are stopping, or whose connection is gone: their results need the
-    event loop."""
-    until = time.monotonic() + _THREAD_TIMEOUT
-    for known, thread in opened:
-        connection = known()
-        if thread.is_alive() and (connection is None or not connection._running):
-            thread.join(timeout=max(0.0, until - time.monotonic()))
 
 
 def _parse_address(database: str) -> URL:
@@ -140,8 +78,7 @@ def _parse_address(database: str) -> URL:
 
 
 def as_read_only(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine for reads only: without a lock on SQLite, and without transactions on
-    PostgreSQL."""
+    """Return the engine for reads only, without transactions: each statement stands for itself."""
     if engine.dialect.name == "sqlite":
         return engine.execution_options(readonly=True)
     return engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -197,10 +134,11 @@ def _begin_transaction(connection: Connection) -> None:
     """Begin a transaction.
 
     A write transaction takes the lock now, because a later upgrade would fail or silently lose an
-    update.
+    update. Reads need no transaction: each statement sees the database as it is then, as on
+    PostgreSQL.
     """
-    readonly = connection.get_execution_options().get("readonly")
-    connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+    if not connection.get_execution_options().get("readonly"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 async def migrate_schema(engine: AsyncEngine) -> None:
