@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
+from osiris.agents.roles import ENGINEER
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.events import Review, Thread
 from osiris.core.ports.models import Message
@@ -31,17 +32,20 @@ _TASKS = {
 }
 
 
-def build_messages(order: StartRun, instructions: Mapping[str, str]) -> list[Message]:
-    """Return the first two messages of a transcript: the system prompt and the brief."""
+def build_messages(
+    order: StartRun, instructions: Mapping[str, str], prompt: str = ENGINEER.prompt
+) -> list[Message]:
+    """Return the first two messages of a transcript: the system prompt, from a file in `prompts/`,
+    and the brief."""
     return [
-        Message(role="system", text=read_prompt()),
+        Message(role="system", text=read_prompt(prompt)),
         Message(role="user", text="\n\n".join(_write_brief(order, instructions))),
     ]
 
 
-def read_prompt() -> str:
-    """Return the system prompt, which is the same for every run."""
-    return files("osiris.agents").joinpath("prompts/engineer.md").read_text("utf-8")
+def read_prompt(name: str = ENGINEER.prompt) -> str:
+    """Return a system prompt; it is the same for every run of a role."""
+    return files("osiris.agents").joinpath(f"prompts/{name}").read_text("utf-8")
 
 
 def _write_brief(order: StartRun, instructions: Mapping[str, str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from osiris.core.effects import StartRun
 from osiris.core.errors import RunEnded
 from osiris.core.ports.models import Halted, SpentBudget
 from osiris.core.work import Usage
@@ -16,7 +17,7 @@ class Budget:
         self,
         *,
         steps: int,
-        minutes: int,
+        minutes: float,
         usd: float | None = None,
         spent_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
@@ -26,6 +27,17 @@ class Budget:
         self._usd = usd
         self._clock = clock
         self._since = clock() - spent_seconds
+
+    @classmethod
+    def of_run(cls, order: StartRun, share: float, *, spent_seconds: float) -> "Budget":
+        """Return the budget of an agent that may spend the part `share` (0 to 1) of its order's
+        limits, but at least one step."""
+        return cls(
+            steps=max(1, round(order.steps * share)),
+            minutes=order.minutes * share,
+            usd=None if order.usd is None else order.usd * share,
+            spent_seconds=spent_seconds,
+        )
 
     @property
     def seconds(self) -> float:
@@ -38,7 +50,7 @@ class Budget:
         return self._minutes * 60 - self.seconds
 
     def out_of_time(self) -> SpentBudget:
-        return SpentBudget(reason=f"the budget of {self._minutes} minutes is spent")
+        return SpentBudget(reason=f"the budget of {self._minutes:g} minutes is spent")
 
     def check_limits(self, steps: int, usd: float, *, is_priced: bool) -> None:
         """Raise RunEnded when one more model call would exceed a limit.

@@ -32,7 +32,7 @@ INTERRUPTED = (
     " before you retry"
 )
 _NUDGES = {
-    "": "Use a tool. When the work is finished, call submit with a summary.",
+    "": "Use a tool. When the work is finished, call {end}.",
     "cut": "Your reply was cut at its greatest length. Be brief, and use a tool.",
     "refused": (
         "Your reply was withheld. This is ordinary work on code: go on with a tool, or submit and"
@@ -172,7 +172,7 @@ async def run_step(
     for call in reply.calls:
         await _call_tool(toolbox, recorder, call)
     if not reply.calls:
-        await _nudge_model(recorder, reply)
+        await _nudge_model(toolbox, recorder, reply)
 
 
 def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Message:
@@ -191,8 +191,8 @@ def _make_call_ids_unique(reply: Message, recorder: TranscriptRecorder) -> Messa
     return replace(reply, calls=tuple(calls), state={})
 
 
-async def _nudge_model(recorder: TranscriptRecorder, reply: Message) -> None:
-    """Answer a reply without a tool call.
+async def _nudge_model(toolbox: Toolbox, recorder: TranscriptRecorder, reply: Message) -> None:
+    """Answer a reply without a tool call: name the tools that end the run.
 
     After several such replies in a row, raise RunEnded: the model has given up.
     """
@@ -203,7 +203,8 @@ async def _nudge_model(recorder: TranscriptRecorder, reply: Message) -> None:
         what = "refused to go on" if reply.end == "refused" else "stopped using its tools"
         said = f"; it said: {reply.text}" if reply.text else ""
         raise RunEnded(GaveUp(reason=f"the model {what}{said}"))
-    await recorder.append(Message(role="user", text=_NUDGES[reply.end]))
+    end = " or ".join(tool.name for tool in toolbox.list_tools() if tool.ends_run)
+    await recorder.append(Message(role="user", text=_NUDGES[reply.end].format(end=end)))
 
 
 async def _call_tool(toolbox: Toolbox, recorder: TranscriptRecorder, call: ToolCall) -> None:
@@ -225,7 +226,7 @@ async def _answer_interrupted_calls(toolbox: Toolbox, recorder: TranscriptRecord
         and recorder.messages[-1].role == "assistant"
         and not recorder.messages[-1].calls
     ):
-        await _nudge_model(recorder, recorder.messages[-1])
+        await _nudge_model(toolbox, recorder, recorder.messages[-1])
     repeatable = {tool.name for tool in toolbox.list_tools() if tool.repeatable}
     for n, call in enumerate(recorder.unanswered_calls()):
         if call.name in repeatable or n > 0:

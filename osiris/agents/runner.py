@@ -20,6 +20,8 @@ from osiris.agents.checkpoints import (
 )
 from osiris.agents.command_totals import MOST_SUMMARY, bound_commands, bound_prepared
 from osiris.agents.loop import ModelSelector, TranscriptRecorder, run_agent
+from osiris.agents.outcomes import create_fact, is_allowed
+from osiris.agents.roles import AgentRole, select_role
 from osiris.config import copilot_setup
 from osiris.core import events as e
 from osiris.core.bounded_dict import BoundedDict
@@ -28,12 +30,9 @@ from osiris.core.errors import Refused
 from osiris.core.policy import Policy
 from osiris.core.ports.live import LiveEvents
 from osiris.core.ports.models import (
-    GaveUp,
-    Halted,
     Message,
     Outcome,
     SelectModel,
-    SpentBudget,
     Submitted,
     Toolbox,
     ToolSpec,
@@ -55,6 +54,7 @@ class _ActiveRun:
 
     name: str
     order: StartRun
+    role: AgentRole
     base: str
     instructions: Mapping[str, str]
     session: Session
@@ -76,7 +76,7 @@ class RunDependencies:
     """
 
     sandbox: Sandbox
-    tools: Callable[[Session], Toolbox]
+    tools: Callable[[Session, Sequence[str]], Toolbox]
     repositories: Repositories
     storage: CheckpointStorage | None = None
     limits: SandboxLimits = field(default_factory=SandboxLimits)
@@ -235,16 +235,12 @@ class Runner:
         session, redo = await checkpoints.open_session(
             self._sandbox, resumed_run, await self._plan_session(order.issue.repo, checkout, policy)
         )
-        toolbox = self._tools(session)
+        role = select_role(order.purpose)
+        toolbox = self._tools(session, role.tools)
         instructions = await self._repositories.read_instructions(
             order.issue.repo, checkout.trusted
         )
-        budget = Budget(
-            steps=order.steps,
-            minutes=order.minutes,
-            usd=order.usd,
-            spent_seconds=resumed_run.seconds,
-        )
+        budget = Budget.of_run(order, role.budget_share, spent_seconds=resumed_run.seconds)
         recorder = TranscriptRecorder(
             name,
             self._transcripts,
@@ -258,11 +254,14 @@ class Runner:
                 await replay_calls(toolbox, recorder.messages, redo), restored=redo > 0
             )
         await session.seal()  # not earlier: a partial replay must not be taken for a complete one
-        for message in briefing.build_messages(order, instructions)[len(recorder.messages) :]:
+        for message in briefing.build_messages(order, instructions, role.prompt)[
+            len(recorder.messages) :
+        ]:
             await recorder.append(message)
         return _ActiveRun(
             name=name,
             order=order,
+            role=role,
             base=resumed_run.base,
             instructions=instructions,
             session=session,
@@ -276,16 +275,9 @@ class Runner:
     async def _create_fact(
         self, run: _ActiveRun, outcome: Outcome, deny: Sequence[str]
     ) -> e.RunFact:
-        issue, number = run.order.issue, run.order.run
-        match outcome:
-            case Submitted(summary=summary):
-                return await self._import_submission(run, summary, deny)
-            case SpentBudget(reason=reason):
-                return e.BudgetSpent(issue=issue, run=number, reason=reason)
-            case GaveUp(reason=reason):
-                return e.RunFailed(issue=issue, run=number, reason=reason)
-            case Halted(reason=reason):
-                return e.RunHalted(issue=issue, run=number, reason=reason)
+        if isinstance(outcome, Submitted) and is_allowed(outcome, run.role):
+            return await self._import_submission(run, outcome.summary, deny)
+        return create_fact(outcome, run.order, run.role)
 
     async def _import_submission(
         self, run: _ActiveRun, summary: str, deny: Sequence[str]

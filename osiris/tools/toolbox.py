@@ -31,6 +31,7 @@ class Tool:
     description: str
     repeatable: bool = False
     edits_files: bool = False
+    ends_run: bool = False
 
 
 TOOLS: Mapping[str, Tool] = {
@@ -78,13 +79,14 @@ TOOLS: Mapping[str, Tool] = {
         submit.submit_work,
         "Hand in the workspace as it stands and end. Run the tests first; commits are not needed.",
         repeatable=True,
+        ends_run=True,
     ),
 }
 
 
 @cache
-def build_specs() -> Sequence[ToolSpec]:
-    """Return the descriptions of the tools that are sent to the model."""
+def build_specs(names: tuple[str, ...] = tuple(TOOLS)) -> Sequence[ToolSpec]:
+    """Return the descriptions of some tools, as they are sent to the model."""
     return [
         ToolSpec(
             name=name,
@@ -92,32 +94,42 @@ def build_specs() -> Sequence[ToolSpec]:
             parameters=_build_schema(tool.args),
             repeatable=tool.repeatable,
             edits_files=tool.edits_files,
+            ends_run=tool.ends_run,
         )
-        for name, tool in TOOLS.items()
+        for name in names
+        for tool in (TOOLS[name],)
     ]
 
 
 class SessionTools:
-    """The tools of one session; implements `osiris.core.ports.models.Toolbox`. `hide` removes
+    """Some tools of one session; implements `osiris.core.ports.models.Toolbox`. `hide` removes
     secrets from the answers, which are sent to a model vendor."""
 
-    def __init__(self, session: Session, hide: Redactor | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        names: Sequence[str] = tuple(TOOLS),
+        *,
+        hide: Redactor | None = None,
+    ) -> None:
         self._session = session
+        self._names = tuple(names)
         self._hide = hide or Redactor()
 
     def list_tools(self) -> Sequence[ToolSpec]:
-        return build_specs()
+        return build_specs(self._names)
 
     async def call_tool(self, name: str, args: Mapping[str, Any]) -> ToolAnswer:
         """Call a tool. Unknown tools, bad arguments and failures of a tool become answers.
 
         Raises RunEnded from `submit`, Unavailable or Refused when the sandbox itself fails.
         """
-        tool = TOOLS.get(name)
-        if tool is None:
+        if name not in self._names:
+            known = ", ".join(self._names)
             return ToolAnswer(
-                text=f"no tool named {clean_text(name[:MOST_NAME])}; there are: {', '.join(TOOLS)}"
+                text=f"no tool named {clean_text(name[:MOST_NAME])}; there are: {known}"
             )
+        tool = TOOLS[name]
         try:
             checked = tool.args.model_validate(dict(args))
         except ValidationError as error:

@@ -2,6 +2,7 @@
 there."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -10,6 +11,7 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from osiris.core.ports.telemetry import NoTelemetry
 from osiris.queue.tables import InboxRow, OutboxRow
 from tests.flow.conftest import REPO, FlowEnvironment, Start
 from tests.flow.support.toy_channel import ToyChannel, say
@@ -115,8 +117,7 @@ async def test_a_message_that_is_delivered_twice_files_one_issue(start: Start):
         assert len(await list_issues(world)) == 1
 
 
-async def test_an_answer_does_not_overtake_its_request(start: Start):
-    """GitHub does not answer while the first request is being filed; nothing is asked twice."""
+async def test_a_request_that_github_cannot_take_now_is_filed_once_later(start: Start):
     async with started(start) as (world, chat):
         down = [True]
 
@@ -148,8 +149,21 @@ async def test_an_unsigned_message_is_refused_and_an_unknown_channel_is_not_ther
         assert (refused.status_code, missing.status_code) == (401, 404)
 
 
+class SpanRecorder(NoTelemetry):
+    """Telemetry that keeps the kind of each job by the trace that it belongs to."""
+
+    def __init__(self) -> None:
+        self.jobs = defaultdict[str, list[str]](list)
+
+    @contextlib.contextmanager
+    def start_span(self, name: str, trace: str, **labels: str) -> Iterator[None]:
+        self.jobs[trace].append(labels["kind"])
+        yield
+
+
 async def test_a_request_and_all_that_follows_from_it_share_one_trace(start: Start):
-    async with started(start) as (world, chat):
+    spans = SpanRecorder()
+    async with started(start, telemetry=spans) as (world, chat):
         await chat.say("U1", "add subtracts", repo=REPO)
         async with world.osiris.engine.connect() as connection:
             rows = {
@@ -160,3 +174,5 @@ async def test_a_request_and_all_that_follows_from_it_share_one_trace(start: Sta
         assert len(trace) == 32
         # GitHub's own deliveries, which nobody asked for here, begin traces of their own
         assert {found for source, found in rows if source != "github"} == {trace}
+        made = ["message", "OpenIssue", "RequestFiled", "TaskRequested", "StartRun", "PatchReady"]
+        assert [kind for kind in spans.jobs[trace] if kind in made] == made

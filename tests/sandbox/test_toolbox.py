@@ -42,6 +42,13 @@ async def test_unknown_tools_and_wrong_arguments_are_answers(use):
     assert "wrong arguments" in (await use("run_command", command="x", timeout=9999)).lower()
 
 
+async def test_a_role_without_a_tool_cannot_call_it(session):
+    tools = SessionTools(session, ("read_file", "submit"))
+    assert [spec.name for spec in tools.list_tools()] == ["read_file", "submit"]
+    answer = await tools.call_tool("run_command", {"command": "true"})
+    assert answer.text == "no tool named run_command; there are: read_file, submit"
+
+
 async def test_names_of_arguments_are_answered_in_short(use):
     many = {f"{n}\u200b{'x' * 100_000}": n for n in range(50)}
     said = await use("list_dir", **many)

@@ -44,7 +44,8 @@ class ToolSpec:
     """A tool; the model gets its name, description and `parameters`, a JSON Schema.
 
     A call of a `repeatable` tool may be repeated after a crash: it then does nothing twice. A call
-    of one that `edits_files` makes what earlier commands showed out of date.
+    of one that `edits_files` makes what earlier commands showed out of date. A call of one that
+    `ends_run` ends the run with an outcome.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ToolSpec:
     parameters: Mapping[str, Any]
     repeatable: bool = False
     edits_files: bool = False
+    ends_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,20 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The model proposes a plan, which a person is to approve."""
+
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The model asks a person a question, without whose answer it cannot go on."""
+
+    question: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GaveUp:
     """The run cannot be finished; `reason` is half a sentence for a person."""
 
@@ -132,4 +148,4 @@ class Halted:
     reason: str
 
 
-Outcome = Submitted | GaveUp | SpentBudget | Halted
+Outcome = Submitted | Planned | Asked | GaveUp | SpentBudget | Halted
