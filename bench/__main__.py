@@ -47,7 +47,7 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[BenchmarkRow]]]] =
     "memory": memory.measure,
     "model": model.measure,
     "prompt": prompt.measure,
-    "lives": machines.lives,
+    "lives": machines.tasks_per_minute,
     "takeover": machines.takeover,
     "runs": machines.runs,
     "history": history.measure,
@@ -98,7 +98,7 @@ def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool
         "kernel": platform.release(),
         "cores": os.cpu_count(),
     }
-    told = {
+    report = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "quick": quick,
         "machine": machine,
@@ -107,7 +107,7 @@ def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(
         json.dumps(
-            {**told, "rows": [row.figures() for row in rows], "failures": failures}, indent=2
+            {**report, "rows": [row.figures() for row in rows], "failures": failures}, indent=2
         )
         + "\n"
     )

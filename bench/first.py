@@ -6,7 +6,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 
-from bench.process import HERE, PATIENCE, a_place, environment, ran, running
+from bench.process import HERE, PATIENCE, a_place, environment, run_checked, running
 from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
 from osiris.playground.environment import Environment, start_environment
@@ -27,18 +27,18 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     with a_place() as place:
         async with start_environment(
             place, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none"
-        ) as stage:
-            argv = [sys.executable, str(HERE / "life.py")]
-            port = stage.settings.osiris_port
+        ) as playground:
+            argv = [sys.executable, str(HERE / "timed_osiris.py")]
+            port = playground.settings.osiris_port
             async with (
-                running(argv, environment(stage.settings), place, port=port) as life,
-                stage.get_person("alice") as alice,
+                running(argv, environment(playground.settings), place, port=port) as osiris,
+                playground.get_person("alice") as alice,
             ):
-                store = Store(connect(stage.settings.database))
+                store = Store(connect(playground.settings.database))
                 for number in range(_WARM_UP + (4 if quick else 15)):
-                    took = await _issue(stage, alice, life)
-                    cloned = await _clone(stage, number)
-                    await _rest(stage, store)
+                    took = await _issue(playground, alice, osiris)
+                    cloned = await _clone(playground, number)
+                    await _rest(playground, store)
                     if number >= _WARM_UP:
                         ours.append(took * 1e3)
                         theirs.append(cloned * 1e3)
@@ -58,34 +58,38 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     return [row]
 
 
-async def _issue(stage: Environment, alice: Person, life: Process) -> float:
+async def _issue(playground: Environment, alice: Person, osiris: Process) -> float:
     issue = await alice.file_issue("Look", "Only look.")
     await alice.add_label(issue)
-    if life.stdout is None:
+    if osiris.stdout is None:
         raise Refused("Osiris has no output")
-    asked = float(await asyncio.wait_for(life.stdout.readline(), PATIENCE))
+    asked = float(await asyncio.wait_for(osiris.stdout.readline(), PATIENCE))
     sent = [
-        d.delivered for d in stage.app.deliveries if (d.event, d.action) == ("issues", "labeled")
+        d.delivered
+        for d in playground.app.deliveries
+        if (d.event, d.action) == ("issues", "labeled")
     ]
     if sent[-1] is None:
         raise Refused("the hub does not know when it sent the webhook")
     return asked - sent[-1]
 
 
-async def _clone(stage: Environment, number: int) -> float:
-    place = stage.settings.osiris_data_dir.parent / f"clone-{number}"
+async def _clone(playground: Environment, number: int) -> float:
+    place = playground.settings.osiris_data_dir.parent / f"clone-{number}"
     began = time.perf_counter()
-    await asyncio.to_thread(ran, ["git", "clone", "-q", f"{stage.hub.url}/{REPO}.git", place])
+    await asyncio.to_thread(
+        run_checked, ["git", "clone", "-q", f"{playground.hub.url}/{REPO}.git", place]
+    )
     took = time.perf_counter() - began
     shutil.rmtree(place)
     return took
 
 
-async def _rest(stage: Environment, store: Store) -> None:
+async def _rest(playground: Environment, store: Store) -> None:
     """Wait until the run is over and everything about it is said."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            await stage.hub.wait_until_sent()
+            await playground.hub.wait_until_sent()
             if await store.next_due() is None:
                 return
             await asyncio.sleep(0.02)

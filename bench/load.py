@@ -151,8 +151,8 @@ def _signed(body: bytes, secret: str) -> tuple[bytes, bytes]:
 def main() -> None:
     load = Load(job := json.load(sys.stdin))
     rate = load.closed() if job["rate"] is None else load.open()
-    told = {"took": load.took, "statuses": load.statuses, "late": load.late, "rate": rate}
-    json.dump(told, sys.stdout)
+    report = {"took": load.took, "statuses": load.statuses, "late": load.late, "rate": rate}
+    json.dump(report, sys.stdout)
 
 
 if __name__ == "__main__":

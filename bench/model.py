@@ -91,21 +91,21 @@ async def _vendors(steps: int) -> AsyncIterator[tuple[Mapping[str, Mapping[str, 
 async def _run(vendor: str, environ: Mapping[str, str]) -> list[float]:
     """The seconds of each reply."""
     key, url = (environ[name] for name in sorted(environ) if name != "OSIRIS_MODEL")
-    brains = ModelRegistry(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
-    brain = await brains.select()
+    models = ModelRegistry(environ["OSIRIS_MODEL"], {vendor: Access(key=key, url=url)})
+    language_model = await models.select()
     tools = build_specs()
     took = []
-    await brains.probe_model()
+    await models.probe_model()
     transcript = list(build_messages(order_of(1), {}))
     for _ in range(_PLACE + _AROUND):
         began = time.perf_counter()
-        reply = await brain.reply(transcript, tools)
+        reply = await language_model.reply(transcript, tools)
         took.append(time.perf_counter() - began)
         transcript += [
             reply,
             *(Message(role="tool", text=_OUTPUT, call=call.id) for call in reply.calls),
         ]
-    await brains.close()
+    await models.close()
     return took
 
 

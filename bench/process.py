@@ -1,4 +1,4 @@
-"""Processes of the bench: a life of Osiris or of another side, started, waited for, and ended."""
+"""Processes of the benchmark: Osiris or another program, started, waited for, and ended."""
 
 import asyncio
 import contextlib
@@ -91,7 +91,7 @@ def osiris_command() -> list[str]:
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "osiris"]
 
 
-async def told(argv: Sequence[str], job: Any, env: Mapping[str, str] | None = None) -> Any:
+async def run_json_job(argv: Sequence[str], job: Any, env: Mapping[str, str] | None = None) -> Any:
     """Give a process a job in JSON, and read its answer in JSON."""
     process = await asyncio.create_subprocess_exec(
         *argv, env=None if env is None else dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -102,14 +102,14 @@ async def told(argv: Sequence[str], job: Any, env: Mapping[str, str] | None = No
     return json.loads(out)
 
 
-def ran(argv: Sequence[str | Path], **how: Any) -> str:
+def run_checked(argv: Sequence[str | Path], **how: Any) -> str:
     """Run to the end. Raises Refused when it fails."""
-    done = subprocess.run(
+    result = subprocess.run(
         [str(word) for word in argv], capture_output=True, text=True, check=False, **how
     )
-    if done.returncode:
-        words = done.stderr.strip().splitlines()
+    if result.returncode:
+        words = result.stderr.strip().splitlines()
         raise Refused(
-            f"{' '.join(map(str, argv[:4]))} failed: {words[-1] if words else done.returncode}"
+            f"{' '.join(map(str, argv[:4]))} failed: {words[-1] if words else result.returncode}"
         )
-    return done.stdout
+    return result.stdout

@@ -4,7 +4,7 @@ tokens."""
 import asyncio
 import json
 
-from bench.process import ran
+from bench.process import run_checked
 from bench.row import BenchmarkRow, Threshold
 from bench.step import mini
 from osiris.agents.briefing import read_prompt
@@ -26,7 +26,7 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     ]
     python = await asyncio.to_thread(mini)
     system, brief, bash = json.loads(
-        ran([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"})
+        run_checked([python, "-c", _THEIRS], env={"MSWEA_SILENT_STARTUP": "1", "HOME": "/tmp"})
     )
     return [
         BenchmarkRow(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.process import BUILD, a_place, ran
+from bench.process import BUILD, a_place, run_checked
 from bench.row import BenchmarkRow, Threshold
 from bench.workspace import a_mirror, a_plan
 from osiris.core.errors import Refused
@@ -73,18 +73,18 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
 
 def _sides(sessions: Sequence[Session], srt: Path, place: Path) -> dict[str, Side]:
     async def ours(n: int) -> None:
-        if (done := await sessions[n].run(TRUE)).exit_code != 0:
-            raise Refused(f"a command ended with {done.exit_code}: {done.output[-200:]!r}")
+        if (result := await sessions[n].run(TRUE)).exit_code != 0:
+            raise Refused(f"a command ended with {result.exit_code}: {result.output[-200:]!r}")
 
     def theirs(argv: Sequence[str]) -> Side:
         async def run(n: int) -> None:
             # srt leaves files behind that the next one beside it stumbles over
             folder = place / f"theirs-{n}"
             folder.mkdir(exist_ok=True)
-            done = await asyncio.to_thread(subprocess.run, argv, cwd=folder, **STREAMS)
-            if done.returncode:
+            result = await asyncio.to_thread(subprocess.run, argv, cwd=folder, **STREAMS)
+            if result.returncode:
                 raise Refused(
-                    f"{Path(argv[0]).name} ended with {done.returncode}: {done.stdout[-200:]!r}"
+                    f"{Path(argv[0]).name} ended with {result.returncode}: {result.stdout[-200:]!r}"
                 )
 
         return run
@@ -164,9 +164,9 @@ async def _flood(session: Session) -> BenchmarkRow:
     """How much this process grows while a command prints a gigabyte."""
     argv = ["/bin/bash", "-c", f"yes | head -c {FLOOD}"]
     before = _peak()
-    done = await session.run(argv)
-    if done.total != FLOOD or done.exit_code != 0:
-        raise Refused(f"the flood was {done.total} bytes")
+    result = await session.run(argv)
+    if result.total != FLOOD or result.exit_code != 0:
+        raise Refused(f"the flood was {result.total} bytes")
     ours = _peak() - before
     before = _peak()
     await asyncio.to_thread(subprocess.run, argv, capture_output=True, check=True)
@@ -192,9 +192,11 @@ def _peak() -> float:
 def _srt() -> Path:
     """The command of Anthropic's sandbox-runtime, installed when it is not there yet."""
     place = BUILD / "srt"
-    done = place / f".{SRT.rpartition('@')[2]}"
-    if not done.exists():
+    marker = place / f".{SRT.rpartition('@')[2]}"
+    if not marker.exists():
         place.mkdir(parents=True, exist_ok=True)
-        ran(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, SRT])
-        done.touch()
+        run_checked(
+            ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", place, SRT]
+        )
+        marker.touch()
     return place / "node_modules/.bin/srt"

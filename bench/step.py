@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from bench.process import BUILD, HERE, a_place, ran, told
+from bench.process import BUILD, HERE, a_place, run_checked, run_json_job
 from bench.row import BenchmarkRow, Threshold
 from osiris.agents import briefing
 from osiris.agents.runner import RunDependencies, Runner, run_name
@@ -63,8 +63,10 @@ class Scripted:
     ) -> Message:
         if self._left:
             self.spans.append(time.perf_counter() - self._left)
-        done = len(self.spans) == self._steps
-        call = ("submit", {"summary": "Nothing."}) if done else ("run_command", {"command": "true"})
+        is_last = len(self.spans) == self._steps
+        call = (
+            ("submit", {"summary": "Nothing."}) if is_last else ("run_command", {"command": "true"})
+        )
         answer = ToolCall(id=f"call-{len(self.spans)}", name=call[0], args=call[1])
         self._left = time.perf_counter()
         return Message(role="assistant", text="On with it.", calls=(answer,))
@@ -122,10 +124,10 @@ def mini() -> Path:
     """The python of an environment with mini-swe-agent, made when it is not there yet."""
     place = BUILD / "mini"
     python = place / "bin/python"
-    done = place / f".{MINI}"
-    if not done.exists():
+    marker = place / f".{MINI}"
+    if not marker.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        ran(
+        run_checked(
             [
                 find_uv_bin(),
                 "venv",
@@ -137,8 +139,8 @@ def mini() -> Path:
                 place,
             ]
         )
-        ran([find_uv_bin(), "pip", "install", "--quiet", "--python", place, MINI])
-        done.touch()
+        run_checked([find_uv_bin(), "pip", "install", "--quiet", "--python", place, MINI])
+        marker.touch()
     return python
 
 
@@ -177,9 +179,9 @@ def order_of(number: int) -> StartRun:
 class Bench:
     """A run of ours with everything real but the model; the runner gets a new one each time."""
 
-    def __init__(self, osiris: Osiris, desk: HostRepositories, checkout: Checkout) -> None:
+    def __init__(self, osiris: Osiris, repositories: HostRepositories, checkout: Checkout) -> None:
         self.osiris = osiris
-        self._desk = desk
+        self._repositories = repositories
         self._checkout = checkout
 
     @classmethod
@@ -187,9 +189,9 @@ class Bench:
         """The database on SQLite, the sandbox, the mirror, and a task to run on."""
         settings = Settings(osiris_data_dir=place / "osiris", osiris_sandbox="weak")
         await prepare_storage(settings, (osiris := build_osiris(settings)).engine)
-        desk = HostRepositories(settings.osiris_data_dir / "git")
-        await desk.prepare_repository(REPO)
-        commit = await asyncio.to_thread(_commit, place, desk.mirror_path(REPO))
+        repositories = HostRepositories(settings.osiris_data_dir / "git")
+        await repositories.prepare_repository(REPO)
+        commit = await asyncio.to_thread(_commit, place, repositories.mirror_path(REPO))
         actor = Actor("alice", Role.ADMIN)
         asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
         await osiris.lease.acquire()
@@ -197,15 +199,15 @@ class Bench:
         await osiris.inbox.accept_fact("bench", asked)
         [row] = await osiris.store.list_due(1)
         await osiris.store.decide(row.id, asked, Policy())
-        return cls(osiris, desk, Checkout(commit=commit, trusted=commit))
+        return cls(osiris, repositories, Checkout(commit=commit, trusted=commit))
 
     async def run(self, order: StartRun) -> list[float]:
         """The seconds of each step."""
-        brain = Scripted(_PLACES[-1] + _AROUND)
+        model = Scripted(_PLACES[-1] + _AROUND)
         runner = Runner(
-            select_model=brain.select,
+            select_model=model.select,
             dependencies=RunDependencies(
-                sandbox=self.osiris.sandbox, tools=SessionTools, repositories=self._desk
+                sandbox=self.osiris.sandbox, tools=SessionTools, repositories=self._repositories
             ),
             transcripts=self.osiris.transcripts,
             inbox=self.osiris.inbox,
@@ -217,27 +219,27 @@ class Bench:
             raise Refused(f"the run did not end as it should: {fact}")
         stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run))
         codes = [message.ran.exit_code for message in stored if message.ran]
-        if codes != [0] * len(brain.spans):
-            raise Refused(f"{len(codes)} commands of {len(brain.spans)} are in the database")
-        return brain.spans
+        if codes != [0] * len(model.spans):
+            raise Refused(f"{len(codes)} commands of {len(model.spans)} are in the database")
+        return model.spans
 
 
 async def _their_run(python: Path, place: Path, order: StartRun) -> list[float]:
     system, user = (message.text for message in briefing.build_messages(order, {}))
     job = {"place": str(place), "steps": _PLACES[-1] + _AROUND, "system": system, "brief": user}
     env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "MSWEA_SILENT_STARTUP": "1"}
-    done = await told([str(python), str(HERE / "mini_side.py")], job, env)
-    if done["codes"] != [0]:
-        raise Refused(f"mini-swe-agent's commands ended with {done['codes']}")
-    return [float(span) for span in done["took"]]
+    result = await run_json_job([str(python), str(HERE / "mini_side.py")], job, env)
+    if result["codes"] != [0]:
+        raise Refused(f"mini-swe-agent's commands ended with {result['codes']}")
+    return [float(span) for span in result["took"]]
 
 
 def _commit(place: Path, mirror: Path) -> str:
     work = place / "seed"
-    ran(["git", "init", "-q", work])
+    run_checked(["git", "init", "-q", work])
     (work / "README.md").write_text("shop\n")
     who = ["-c", "user.name=alice", "-c", "user.email=alice@example.org"]
-    ran(["git", "-C", work, "add", "-A"])
-    ran(["git", "-C", work, *who, "commit", "-qm", "Begin"])
-    ran(["git", "-C", work, "push", "-q", mirror, "HEAD:refs/heads/main"])
-    return ran(["git", "-C", work, "rev-parse", "HEAD"]).strip()
+    run_checked(["git", "-C", work, "add", "-A"])
+    run_checked(["git", "-C", work, *who, "commit", "-qm", "Begin"])
+    run_checked(["git", "-C", work, "push", "-q", mirror, "HEAD:refs/heads/main"])
+    return run_checked(["git", "-C", work, "rev-parse", "HEAD"]).strip()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.process import HERE, a_place, environment, osiris_command, running, told
+from bench.process import HERE, a_place, environment, osiris_command, run_json_job, running
 from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
 from osiris.playground.environment import Environment, find_free_port, start_environment
@@ -35,24 +35,26 @@ class DeliveryReceiver(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    stage: Environment
+    playground: Environment
     place: Path
     name: str = "osiris"
 
     @property
     def port(self) -> int:
-        return self.stage.settings.osiris_port
+        return self.playground.settings.osiris_port
 
     @property
     def secret(self) -> str:
-        return self.stage.settings.github_webhook_secret.get_secret_value()
+        return self.playground.settings.github_webhook_secret.get_secret_value()
 
     @property
     def database(self) -> Path:
         return self.place / "data/osiris.db"
 
     def alive(self) -> AbstractAsyncContextManager[Any]:
-        settings = self.stage.settings.model_copy(update={"osiris_data_dir": self.place / "data"})
+        settings = self.playground.settings.model_copy(
+            update={"osiris_data_dir": self.place / "data"}
+        )
         return running(
             [*osiris_command(), "serve"], environment(settings), self.place, port=self.port
         )
@@ -132,21 +134,21 @@ def _ms(seconds: Sequence[float]) -> list[float]:
     return [one * 1e3 for one in seconds]
 
 
-async def _bodies(stage: Environment) -> list[str]:
+async def _bodies(playground: Environment) -> list[str]:
     """`issues` deliveries as the hub makes them, of 8 to 20 kB; the label is none that starts
     work."""
-    async with stage.get_person("alice") as alice:
+    async with playground.get_person("alice") as alice:
         for number in range(8):
             issue = await alice.file_issue(f"Quantity {number}", _WORDS * (number * 22))
             await alice.add_label(issue, "bug")
     made = [
         d.body.decode()
-        for d in stage.app.deliveries
+        for d in playground.app.deliveries
         if (d.event, d.action) == ("issues", "labeled")
     ]
     if len(made) != 8:
         raise Refused(f"the hub made {len(made)} deliveries, not 8")
-    await stage.hub.wait_until_sent()
+    await playground.hub.wait_until_sent()
     return made
 
 
@@ -179,7 +181,7 @@ async def _load(
         "seconds": seconds,
         "connections": _LINES if rate is None else 256,
     }
-    return await told([sys.executable, "-S", str(HERE / "load.py")], job)
+    return await run_json_job([sys.executable, "-S", str(HERE / "load.py")], job)
 
 
 def _accepted(sent: Any) -> int:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from bench.process import a_place, ran
+from bench.process import a_place, run_checked
 from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Plan, SandboxLimits, Session
@@ -115,15 +115,15 @@ def _theirs(mirror: Path, place: Path) -> dict[str, float]:
     clone = disk.folder / "work/plain"
     try:
         began = time.perf_counter()
-        ran(["git", "clone", "-q", "--shared", mirror, clone])
+        run_checked(["git", "clone", "-q", "--shared", mirror, clone])
         made = time.perf_counter()
         time.sleep(1.1)
-        ran(["git", "status", "--porcelain"], cwd=clone)
-        ran(["/bin/bash", "-c", _EDIT], cwd=clone)
+        run_checked(["git", "status", "--porcelain"], cwd=clone)
+        run_checked(["/bin/bash", "-c", _EDIT], cwd=clone)
         edited = time.perf_counter()
-        ran(["/bin/bash", "-c", f"{_BARE} --stdout >../pack"], cwd=clone)
+        run_checked(["/bin/bash", "-c", f"{_BARE} --stdout >../pack"], cwd=clone)
         taken = time.perf_counter()
-        ran(["rm", "-rf", clone])
+        run_checked(["rm", "-rf", clone])
         return {
             "clone": made - began,
             "take": taken - edited,
@@ -136,7 +136,7 @@ def _theirs(mirror: Path, place: Path) -> dict[str, float]:
 def a_mirror(place: Path, files: int) -> tuple[Path, str]:
     """A bare repository with one commit of that many files, and the commit."""
     mirror = place / "mirror.git"
-    ran(["git", "init", "-q", "--bare", mirror])
+    run_checked(["git", "init", "-q", "--bare", mirror])
     mirror.chmod(0o755)
     lines = [
         b"commit refs/heads/main\ncommitter alice <alice@example.org> 1700000000 +0000\ndata"
@@ -154,9 +154,9 @@ def a_mirror(place: Path, files: int) -> tuple[Path, str]:
     stream = place / "stream"
     stream.write_bytes(b"".join(lines))
     with stream.open("rb") as given:
-        ran(["git", "-C", mirror, "fast-import", "--quiet"], stdin=given)
-    ran(["git", "-C", mirror, "symbolic-ref", "HEAD", "refs/heads/main"])
-    return mirror, ran(["git", "-C", mirror, "rev-parse", "main"]).strip()
+        run_checked(["git", "-C", mirror, "fast-import", "--quiet"], stdin=given)
+    run_checked(["git", "-C", mirror, "symbolic-ref", "HEAD", "refs/heads/main"])
+    return mirror, run_checked(["git", "-C", mirror, "rev-parse", "main"]).strip()
 
 
 def a_plan(mirror: Path, base: str) -> Plan:
@@ -166,8 +166,8 @@ def a_plan(mirror: Path, base: str) -> Plan:
 
 async def _all_there(session: Session) -> None:
     """What was measured was a whole workspace."""
-    told = await session.run(
+    run_json_job = await session.run(
         ["/bin/bash", "-c", "git status --porcelain | wc -l; git ls-files | xargs ls | wc -l"]
     )
-    if told.output.split() != [b"0", str(_FILES).encode()]:
-        raise Refused(f"the workspace is not whole: {told.output[:200]!r}")
+    if run_json_job.output.split() != [b"0", str(_FILES).encode()]:
+        raise Refused(f"the workspace is not whole: {run_json_job.output[:200]!r}")

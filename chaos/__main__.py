@@ -1,5 +1,5 @@
-"""`python -m chaos [--quick] [--only NAME] [--limit N] [--seed N]`: what was counted, and
-build/torture.json."""
+"""`python -m chaos [--quick] [--only NAME] [--limit N] [--seed N]`: run the crash tests, print the
+counts and write them to build/torture.json."""
 
 import argparse
 import asyncio
@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from chaos.parts import PARTS, TortureOptions, play
-from tests.flow.support.consistency_audit import Toll
+from chaos.parts import PARTS, TortureOptions, run_part
+from tests.flow.support.consistency_audit import TaskAudit
 
 OUT = Path(__file__).parent.parent / "build/torture.json"
 MANY = 200
@@ -39,19 +39,19 @@ COLUMNS = (
 
 
 def main() -> int:
-    """Exit code 1 when anything was lost, doubled, or asked again."""
-    told, only = _arguments()
+    """Return 1 when anything was lost, duplicated or requested again."""
+    options, parts_to_run = _arguments()
     logging.disable(logging.WARNING)
-    print(f"torture: seed {told.seed}", flush=True)
-    tolls: dict[str, Toll] = {}
-    for name in only:
-        tolls[name] = toll = asyncio.run(play(name, told))
-        for what in (*toll.doubles, *toll.losses):
-            print(f"torture: {name}: {what}", file=sys.stderr, flush=True)
-        print(f"torture: {name} took {toll.seconds:.0f} s", flush=True)
-        _write(tolls, told)
-    _show(tolls)
-    return int(any(toll.doubles or toll.losses or toll.repeated for toll in tolls.values()))
+    print(f"torture: seed {options.seed}", flush=True)
+    audits: dict[str, TaskAudit] = {}
+    for name in parts_to_run:
+        audits[name] = audit = asyncio.run(run_part(name, options))
+        for error in (*audit.doubles, *audit.losses):
+            print(f"torture: {name}: {error}", file=sys.stderr, flush=True)
+        print(f"torture: {name} took {audit.seconds:.0f} s", flush=True)
+        _write(audits, options)
+    _show(audits)
+    return int(any(audit.doubles or audit.losses or audit.repeated for audit in audits.values()))
 
 
 def _arguments() -> tuple[TortureOptions, list[str]]:
@@ -61,61 +61,65 @@ def _arguments() -> tuple[TortureOptions, list[str]]:
         "--only", action="append", choices=list(PARTS), help="one part; may be given again"
     )
     parser.add_argument(
-        "--limit", type=int, help="so many moments of the crash loop, drawn, instead of all"
+        "--limit", type=int, help="the number of randomly chosen crash points, instead of all"
     )
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="what is drawn")
     parser.add_argument(
-        "--tasks", type=int, default=MANY, help="tasks that live while workers are killed"
+        "--seed", type=int, default=secrets.randbelow(10**6), help="the seed of all random choices"
     )
-    parser.add_argument("--examples", type=int, default=MANY, help="lives against the enemy")
-    asked = parser.parse_args()
-    share = 10 if asked.quick else 1
-    limit = asked.limit if asked.limit is not None or not asked.quick else 40
-    told = TortureOptions(
-        quick=asked.quick,
+    parser.add_argument(
+        "--tasks", type=int, default=MANY, help="tasks to run while workers are killed"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=MANY, help="tasks to run against a hostile GitHub"
+    )
+    args = parser.parse_args()
+    share = 10 if args.quick else 1
+    limit = args.limit if args.limit is not None or not args.quick else 40
+    options = TortureOptions(
+        quick=args.quick,
         limit=limit,
-        seed=asked.seed,
-        tasks=asked.tasks // share,
-        examples=asked.examples // share,
+        seed=args.seed,
+        tasks=args.tasks // share,
+        examples=args.examples // share,
     )
-    return told, asked.only or list(PARTS)
+    return options, args.only or list(PARTS)
 
 
-def _write(tolls: Mapping[str, Toll], told: TortureOptions) -> None:
+def _write(audits: Mapping[str, TaskAudit], options: TortureOptions) -> None:
     machine = {
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
     }
-    at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    parts = {name: toll.figures() for name, toll in tolls.items()}
+    finished_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    parts = {name: audit.figures() for name, audit in audits.items()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    counted = {
-        "at": at,
-        "seed": told.seed,
-        "whole": _is_whole(tolls, told),
+    report = {
+        "at": finished_at,
+        "seed": options.seed,
+        "whole": _is_whole(audits, options),
         "machine": machine,
         "parts": parts,
     }
-    OUT.write_text(json.dumps(counted, indent=2) + "\n")
+    OUT.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _is_whole(tolls: Mapping[str, Toll], told: TortureOptions) -> bool:
+def _is_whole(audits: Mapping[str, TaskAudit], options: TortureOptions) -> bool:
     """Return whether nothing was left out that a run without options does."""
     return (
-        tolls.keys() == PARTS.keys()
-        and told.limit is None
-        and min(told.tasks, told.examples) >= MANY
+        audits.keys() == PARTS.keys()
+        and options.limit is None
+        and min(options.tasks, options.examples) >= MANY
     )
 
 
-def _show(tolls: Mapping[str, Toll]) -> None:
+def _show(audits: Mapping[str, TaskAudit]) -> None:
     table = Table("PART", box=None, pad_edge=False)
     for title in (*COLUMNS, "seconds"):
         table.add_column(title.upper(), justify="right", no_wrap=True)
-    for name, toll in tolls.items():
-        figures = toll.figures()
-        table.add_row(name, *(str(figures[column]) for column in COLUMNS), f"{toll.seconds:.0f}")
+    for name, audit in audits.items():
+        figures = audit.figures()
+        table.add_row(name, *(str(figures[column]) for column in COLUMNS), f"{audit.seconds:.0f}")
     console = Console(
         soft_wrap=not sys.stdout.isatty(),
         width=None if sys.stdout.isatty() else 170,

@@ -1,4 +1,4 @@
-"""The parts of the torture. Each plays lives until its end, and gives what it counted."""
+"""The parts of `make torture`. Each runs tasks from label to merge and returns an audit of them."""
 
 import asyncio
 import random
@@ -18,34 +18,38 @@ from osiris.bootstrap import Timeouts
 from osiris.queue.database import connect, migrate_schema
 from tests.conftest import a_place
 from tests.flow.conftest import settings_of
-from tests.flow.support.cluster import Site, site
+from tests.flow.support.cluster import Cluster, start_cluster
 from tests.flow.support.consistency_audit import (
-    Counting,
-    Freezer,
-    Handovers,
-    Reaper,
-    Toll,
+    TakeoverCounter,
+    TaskAudit,
+    TaskAuditor,
+    WorkerFreezer,
+    WorkerKiller,
     count_requests,
-    live_all,
-    meanwhile,
     name_of,
+    run_concurrently,
+    run_tasks,
     story,
 )
-from tests.flow.support.crash_points import Moment, killed_at
-from tests.flow.support.hostile_github import LAWFUL, FaultPlan, fought, plans
+from tests.flow.support.crash_points import CallOccurrence, run_with_crashes
+from tests.flow.support.hostile_github import (
+    EXPECTED_RESULT,
+    FaultPlan,
+    fault_plans,
+    run_with_faults,
+)
 from tests.flow.test_crash import EXPECTED
 from tests.servers import running_postgres, running_redis
 
-PATIENCE = Timeouts(pauses=(0.05,), lease=3.0)
+TIMEOUTS = Timeouts(pauses=(0.05,), lease=3.0)
 DETAILS = Path(__file__).parent.parent / "build/torture"
 _AT_ONCE = 8
-_LIVES_AT_ONCE = 4
+_CRASH_RUNS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TortureOptions:
-    """What the command line says. `limit` is for the moments of the crash loop; None: all of
-    them."""
+    """The options of the command line. `limit` is the number of crash points; None means all."""
 
     quick: bool
     limit: int | None
@@ -54,81 +58,88 @@ class TortureOptions:
     examples: int
 
 
-def _say(words: str) -> None:
+def _print(words: str) -> None:
     print(f"torture: {words}", flush=True)
 
 
-# ── kill -9 at every touch of the outside ─────────────────────────────────────────────────────────
+# ── kill -9 at every external call ────────────────────────────────────────────────────────────────
 
 
-async def crash(told: TortureOptions) -> Toll:
-    """For each place in the code from which a life touches the outside two lives: one is killed
-    when it comes by for the first time, one at a drawn later time."""
-    chance = random.Random(told.seed)
-    came_by = await _places()
-    first = [Moment(place, 1) for place in came_by]
+async def crash(options: TortureOptions) -> TaskAudit:
+    """For each call site of an external call, run two tasks: in one the process is killed at the
+    first call, in the other at a randomly chosen later one."""
+    rng = random.Random(options.seed)
+    call_counts = await _count_call_sites()
+    first = [CallOccurrence(place, 1) for place in call_counts]
     later = [
-        Moment(place, chance.randint(2, times)) for place, times in came_by.items() if times > 1
+        CallOccurrence(place, rng.randint(2, times))
+        for place, times in call_counts.items()
+        if times > 1
     ]
-    moments = [*first, *later]
-    if told.limit is not None and told.limit < len(moments):
-        moments = chance.sample(moments, told.limit)
-    _say(
-        f"crash: {came_by.total()} touches at {len(came_by)} places in a whole life, killed at"
-        f" {len(moments)} of them"
+    occurrences = [*first, *later]
+    if options.limit is not None and options.limit < len(occurrences):
+        occurrences = rng.sample(occurrences, options.limit)
+    _print(
+        f"crash: {call_counts.total()} external calls at {len(call_counts)} call sites in a whole"
+        f" task, killed at {len(occurrences)} of them"
     )
-    toll = Toll()
-    waiting = iter(moments)
-    await asyncio.gather(*(_die_at(waiting, toll) for _ in range(_LIVES_AT_ONCE)))
-    return toll
+    audit = TaskAudit()
+    remaining = iter(occurrences)
+    await asyncio.gather(*(_run_crashes(remaining, audit) for _ in range(_CRASH_RUNS_AT_ONCE)))
+    return audit
 
 
-async def _places() -> Counter[str]:
-    """Where an undisturbed life touches the outside, and how often."""
+async def _count_call_sites() -> Counter[str]:
+    """Return the call sites of the external calls of an undisturbed task, and their counts."""
     with a_place() as place:
-        await killed_at(place, [written := place / "places"])
-        return Counter(written.read_text().splitlines())
+        await run_with_crashes(place, [call_sites := place / "places"])
+        return Counter(call_sites.read_text().splitlines())
 
 
-async def _die_at(moments: Iterator[Moment], toll: Toll) -> None:
-    """One life after the other, until no moment is left."""
-    for moment in moments:
-        seen, deaths = await _life(moment)
-        _add(toll, seen, EXPECTED, f"{moment}")
-        toll.kills += deaths
-        if toll.tasks % 50 == 0:
-            _say(
-                f"crash: {toll.tasks} lived, {len(toll.losses) + len(toll.doubles)} of them ended"
-                " otherwise"
+async def _run_crashes(occurrences: Iterator[CallOccurrence], audit: TaskAudit) -> None:
+    """Run one task after the other until no occurrence is left."""
+    for occurrence in occurrences:
+        result, crash_count = await _run_once(occurrence)
+        _add_result(audit, result, EXPECTED, f"{occurrence}")
+        audit.kills += crash_count
+        if audit.tasks % 50 == 0:
+            _print(
+                f"crash: {audit.tasks} tasks,"
+                f" {len(audit.losses) + len(audit.doubles)} of them with another result"
             )
 
 
-async def _life(moment: Moment) -> tuple[Mapping[str, Any], int]:
+async def _run_once(occurrence: CallOccurrence) -> tuple[Mapping[str, Any], int]:
     with a_place() as place:
         try:
-            seen, lives = await killed_at(place, [moment])
+            result, processes = await run_with_crashes(place, [occurrence])
         except (AssertionError, TimeoutError, ValueError, KeyError) as error:
             return {"ended with": f"{type(error).__name__}: {error}"}, 0
-    return seen, lives.deaths
+    return result, processes.crash_count
 
 
-def _add(toll: Toll, seen: Mapping[str, Any], lawful: Mapping[str, Any], what: str) -> None:
-    """Count one life against what its end should be."""
-    toll.tasks += 1
-    toll.done += seen.get("task", ("",))[0] == "done"
-    toll.pulls += seen.get("pulls", 0)
-    toll.comments += sum(seen.get("comments", []))
-    toll.commits += len(seen.get("commits", []))
-    toll.requests += seen.get("model calls", 0)
-    toll.repeated += max(0, seen.get("model calls", 0) - lawful["model calls"])
-    wrong = {name: seen.get(name) for name in lawful if seen.get(name) != lawful[name]}
-    if wrong:
+def _add_result(
+    audit: TaskAudit, result: Mapping[str, Any], expected: Mapping[str, Any], what: str
+) -> None:
+    """Compare the result of one task with the expected one, and count it."""
+    audit.tasks += 1
+    audit.done += result.get("task", ("",))[0] == "done"
+    audit.pulls += result.get("pulls", 0)
+    audit.comments += sum(result.get("comments", []))
+    audit.commits += len(result.get("commits", []))
+    audit.requests += result.get("model calls", 0)
+    audit.repeated += max(0, result.get("model calls", 0) - expected["model calls"])
+    differences = {
+        name: result.get(name) for name in expected if result.get(name) != expected[name]
+    }
+    if differences:
         more = any(
-            _size(seen.get(name)) > _size(lawful[name]) for name in ("pulls", "commits", "comments")
+            _size(result.get(name)) > _size(expected[name])
+            for name in ("pulls", "commits", "comments")
         )
-        told = f"{what}: {seen if 'ended with' in seen else wrong}"
-        (toll.doubles if more else toll.losses).append(told)
-        _say(told)
+        message = f"{what}: {result if 'ended with' in result else differences}"
+        (audit.doubles if more else audit.losses).append(message)
+        _print(message)
 
 
 def _size(value: Any) -> int:
@@ -155,101 +166,107 @@ async def _migrate(url: str) -> None:
     await engine.dispose()
 
 
-async def _machines(
-    told: TortureOptions, tasks: int, hurt: Callable[[Site], Coroutine[Any, Any, None]]
-) -> Toll:
-    """Two workers that something happens to, while tasks live their lives."""
+async def _run_cluster(
+    options: TortureOptions,
+    tasks: int,
+    inject_faults: Callable[[Cluster], Coroutine[Any, Any, None]],
+) -> TaskAudit:
+    """Run tasks on two workers while faults are injected."""
     names = [name_of(number) for number in range(tasks)]
     with servers() as pair, a_place() as place:
         await _migrate(pair["database_url"])
         script = story(tasks)
         async with loopback.serving(script) as vendors:
             model = settings_of(vendors, "anthropic")
-            async with site(place, pair, script, patience=PATIENCE, workers=2, model=model) as it:
-                it.stage.hub.rates.limit = 10**9  # it is not about GitHub's limits
-                watching = Handovers(it)
-                async with meanwhile(watching.watch()):
-                    async with meanwhile(hurt(it)):
-                        stuck = await live_all(it, names, at_once=_AT_ONCE)
-                    if not stuck:
-                        await it.settled()
-                    toll = await Counting(it, names, reviewed=True).count()
-                    toll.losses += stuck
-                    await _write_down(it, [*toll.doubles, *toll.losses])
-                await count_requests(it, vendors, toll)
-                toll.takeovers = watching.count
-    return toll
+            async with start_cluster(
+                place, pair, script, timeouts=TIMEOUTS, workers=2, model=model
+            ) as env:
+                env.playground.hub.rates.limit = 10**9  # GitHub's rate limits are not tested here
+                takeovers = TakeoverCounter(env)
+                async with run_concurrently(takeovers.watch()):
+                    async with run_concurrently(inject_faults(env)):
+                        unfinished = await run_tasks(env, names, at_once=_AT_ONCE)
+                    if not unfinished:
+                        await env.wait_until_settled()
+                    audit = await TaskAuditor(env, names, reviewed=True).count()
+                    audit.losses += unfinished
+                    await _write_details(env, [*audit.doubles, *audit.losses])
+                await count_requests(env, vendors, audit)
+                audit.takeovers = takeovers.count
+    return audit
 
 
-async def _write_down(it: Site, wrong: Sequence[str]) -> None:
-    """Of each task that ended wrong its story, and with them what the machines logged."""
-    for name in {told[: len(name_of(0))] for told in wrong}:
+async def _write_details(env: Cluster, errors: Sequence[str]) -> None:
+    """Write the history of each task with a wrong result, and the logs of the machines."""
+    for name in {message[: len(name_of(0))] for message in errors}:
         DETAILS.mkdir(parents=True, exist_ok=True)
-        (DETAILS / f"{name}.txt").write_text("\n".join(await it.story(f"Make {name}")) + "\n")
-    for machine in (it.web, *it.workers) if wrong else ():
+        (DETAILS / f"{name}.txt").write_text(
+            "\n".join(await env.describe_task(f"Make {name}")) + "\n"
+        )
+    for machine in (env.web, *env.workers) if errors else ():
         shutil.copy(machine.log, DETAILS)
 
 
-async def machines(told: TortureOptions) -> Toll:
-    """kill -9 of workers and of the web process, at random moments."""
-    reapers: list[Reaper] = []
+async def machines(options: TortureOptions) -> TaskAudit:
+    """Kill workers and the web process with SIGKILL at random moments."""
+    killers: list[WorkerKiller] = []
 
-    async def hurt(it: Site) -> None:
-        reapers.append(reaper := Reaper(it, random.Random(told.seed), (1.0, 6.0)))
-        await reaper.reap()
+    async def inject_faults(env: Cluster) -> None:
+        killers.append(killer := WorkerKiller(env, random.Random(options.seed), (1.0, 6.0)))
+        await killer.kill_workers()
 
-    toll = await _machines(told, told.tasks, hurt)
-    toll.kills = sum(reaper.kills for reaper in reapers)
-    return toll
+    audit = await _run_cluster(options, options.tasks, inject_faults)
+    audit.kills = sum(killer.kills for killer in killers)
+    return audit
 
 
-async def frozen(told: TortureOptions) -> Toll:
-    """SIGSTOP until another has taken the work over, then SIGCONT."""
-    freezers: list[Freezer] = []
+async def frozen(options: TortureOptions) -> TaskAudit:
+    """Freeze each worker until another has taken over its work, then thaw it."""
+    freezers: list[WorkerFreezer] = []
 
-    async def hurt(it: Site) -> None:
-        freezers.append(freezer := Freezer(it, random.Random(told.seed)))
+    async def inject_faults(env: Cluster) -> None:
+        freezers.append(freezer := WorkerFreezer(env, random.Random(options.seed)))
         await freezer.freeze()
 
-    toll = await _machines(told, max(4, told.tasks // 4), hurt)
-    toll.freezes = sum(freezer.freezes for freezer in freezers)
-    return toll
+    audit = await _run_cluster(options, max(4, options.tasks // 4), inject_faults)
+    audit.freezes = sum(freezer.freezes for freezer in freezers)
+    return audit
 
 
-# ── GitHub as an enemy ────────────────────────────────────────────────────────────────────────────
+# ── a hostile GitHub ──────────────────────────────────────────────────────────────────────────────
 
 
-async def enemy(told: TortureOptions) -> Toll:
-    return await asyncio.to_thread(_fight, told)
+async def enemy(options: TortureOptions) -> TaskAudit:
+    return await asyncio.to_thread(_run_fault_plans, options)
 
 
-def _fight(told: TortureOptions) -> Toll:
-    toll = Toll()
+def _run_fault_plans(options: TortureOptions) -> TaskAudit:
+    audit = TaskAudit()
 
-    @seed(told.seed)
+    @seed(options.seed)
     @settings(
-        max_examples=told.examples,
+        max_examples=options.examples,
         deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(plan=plans)
-    def fight(plan: FaultPlan) -> None:
+    @given(plan=fault_plans)
+    def run_plan(plan: FaultPlan) -> None:
         with a_place() as place:
             try:
-                seen, troubles = asyncio.run(fought(place, plan))
+                result, faults = asyncio.run(run_with_faults(place, plan))
             except (AssertionError, TimeoutError) as error:
-                seen = {"ended with": f"{type(error).__name__}: {error}"}
-                troubles = [repr(plan)]
-        toll.kills += len(troubles)
-        _add(toll, seen, LAWFUL, f"{plan}")
+                result = {"ended with": f"{type(error).__name__}: {error}"}
+                faults = [repr(plan)]
+        audit.kills += len(faults)
+        _add_result(audit, result, EXPECTED_RESULT, f"{plan}")
 
-    fight()
-    return toll
+    run_plan()
+    return audit
 
 
-PARTS: Mapping[str, Callable[[TortureOptions], Coroutine[Any, Any, Toll]]] = {
+PARTS: Mapping[str, Callable[[TortureOptions], Coroutine[Any, Any, TaskAudit]]] = {
     "machines": machines,
     "frozen": frozen,
     "crash": crash,
@@ -257,9 +274,9 @@ PARTS: Mapping[str, Callable[[TortureOptions], Coroutine[Any, Any, Toll]]] = {
 }
 
 
-async def play(name: str, told: TortureOptions) -> Toll:
-    """One part, timed."""
+async def run_part(name: str, options: TortureOptions) -> TaskAudit:
+    """Run one part and record its duration."""
     began = time.monotonic()
-    toll = await PARTS[name](told)
-    toll.seconds = time.monotonic() - began
-    return toll
+    audit = await PARTS[name](options)
+    audit.seconds = time.monotonic() - began
+    return audit

@@ -80,12 +80,12 @@ class Vendors:
     """The vendors' side of the story: what they were asked, and what goes wrong at the next
     request."""
 
-    def __init__(self, url: str, mind: ScriptPlayer) -> None:
+    def __init__(self, url: str, player: ScriptPlayer) -> None:
         self.url = url
         self.requests: list[ReceivedRequest] = []
         # for each coming request; None: it is answered as the script says
         self.troubles: list[Trouble | None] = []
-        self._mind = mind
+        self._player = player
         self._ledger = Ledger()
         self._caches = {vendor: Cache() for vendor in WIRES}
         self._tallies = {vendor: _Tally() for vendor in WIRES}
@@ -169,7 +169,7 @@ class Vendors:
         self, wire: VendorApi, ask: ModelRequest, trouble: Trouble | None
     ) -> tuple[ModelReply, Counts]:
         transcript = self._ledger.scripted(ask.transcript)
-        reply = await self._mind.reply(ask, transcript, trouble, wire.call_prefix)
+        reply = await self._player.reply(ask, transcript, trouble, wire.call_prefix)
         aside = trouble is not None and not isinstance(trouble, BreakMidway | HangMidway)
         self._ledger.issue(wire.vendor, reply, wire.kept(ask, reply), scripted=not aside)
         counts = self._caches[wire.vendor].count(ask.model, ask.blocks, ask.marks)

@@ -18,8 +18,8 @@ from fidelity.finding import Allowance, CheckOutcome, load_allowances
 from fidelity.recordings import Recordings
 
 ALONE: Mapping[str, Callable[[], CheckOutcome]] = {
-    "door": lambda: asyncio.run(examples.through_the_door()),
-    "payloads": examples.parsed,
+    "webhook_endpoint": lambda: asyncio.run(examples.deliver_payloads()),
+    "payloads": examples.parse_payloads,
     "models": models.requests,
 }
 """Checks that stand by themselves."""

@@ -1,4 +1,4 @@
-"""GitHub's recorded payloads: through Osiris' real door, and through its parser."""
+"""GitHub's recorded payloads, delivered to the webhook endpoint of a running Osiris, and parsed."""
 
 import asyncio
 import hashlib
@@ -20,17 +20,19 @@ from osiris.bootstrap import Timeouts
 from osiris.bot.github import webhook_payloads
 from osiris.playground.environment import Environment, start_environment
 
-NOTICES = Path(__file__).parent / "notices.yml"
+EXPECTED_EVENTS = Path(__file__).parent / "webhook_events.yml"
 AT_ONCE = 20
 
 
-def parsed() -> CheckOutcome:
-    """Each payload becomes the notice that the table says, and all others become nothing."""
+def parse_payloads() -> CheckOutcome:
+    """Parse each payload; the result must be the event in the table, or none for all others."""
     outcome = CheckOutcome(
-        check="payloads", promise="a recorded payload becomes the notice in the table, or none"
+        check="payloads",
+        promise="a recorded payload is parsed to the event in the table, or to none",
     )
     expected = {
-        (row.pop("event"), row.pop("example")): row for row in yaml.safe_load(NOTICES.read_text())
+        (row.pop("event"), row.pop("example")): row
+        for row in yaml.safe_load(EXPECTED_EVENTS.read_text())
     }
     known = set()
     for event, number, body in packages.webhook_examples():
@@ -38,27 +40,31 @@ def parsed() -> CheckOutcome:
         known.add((event, number))
         where = _name(event, number, body)
         try:
-            notice = webhook_payloads.parse_delivery(event, json.dumps(body).encode())
+            parsed_event = webhook_payloads.parse_delivery(event, json.dumps(body).encode())
         except ValueError as error:
             outcome.blame(where, f"cannot be read: {error}")
             continue
-        got = {"notice": type(notice).__name__, **_flat(asdict(notice))} if notice else None
-        for reason in _differences(expected.get((event, number)), got):
+        actual = (
+            {"parsed_event": type(parsed_event).__name__, **_flat(asdict(parsed_event))}
+            if parsed_event
+            else None
+        )
+        for reason in _differences(expected.get((event, number)), actual):
             outcome.blame(where, reason)
     for event, number in expected.keys() - known:
-        outcome.blame(f"{NOTICES.name}: {event} {number}", "there is no such payload")
-    outcome.seen = f"payloads, {len(expected)} of them a notice"
+        outcome.blame(f"{EXPECTED_EVENTS.name}: {event} {number}", "there is no such payload")
+    outcome.seen = f"payloads, {len(expected)} of them an event"
     return outcome
 
 
-def _differences(wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> list[str]:
+def _differences(wanted: dict[str, Any] | None, actual: dict[str, Any] | None) -> list[str]:
     """The table names the main fields; those it does not name are not compared."""
-    if wanted is None or got is None:
-        return [] if wanted == got else [f"expected {wanted}, got {got}"]
+    if wanted is None or actual is None:
+        return [] if wanted == actual else [f"expected {wanted}, got {actual}"]
     return [
-        f"{name} is {got.get(name)!r}, expected {value!r}"
+        f"{name} is {actual.get(name)!r}, expected {value!r}"
         for name, value in wanted.items()
-        if got.get(name) != value
+        if actual.get(name) != value
     ]
 
 
@@ -74,10 +80,11 @@ def _name(event: str, number: int, body: dict[str, Any]) -> str:
     return f"{event} {body.get('action', '')} (example {number})".replace("  ", " ")
 
 
-async def through_the_door() -> CheckOutcome:
-    """A running Osiris takes each payload, handles it, and gives none up."""
+async def deliver_payloads() -> CheckOutcome:
+    """Deliver each payload to a running Osiris, which must process all of them."""
     outcome = CheckOutcome(
-        check="door", promise="Osiris takes every recorded payload of GitHub and fails at none"
+        check="webhook_endpoint",
+        promise="Osiris takes every recorded payload of GitHub and fails at none",
     )
     with tempfile.TemporaryDirectory(prefix="osiris-fidelity-") as folder:
         place = Path(folder)
@@ -85,11 +92,11 @@ async def through_the_door() -> CheckOutcome:
         async with (
             start_environment(
                 place, repo="acme/shop", people=people, model="scripted:none"
-            ) as stage,
-            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
+            ) as playground,
+            playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
         ):
-            names = await _deliver(stage, outcome)
-            await stage.wait_until_settled(osiris.store)
+            names = await _deliver(playground, outcome)
+            await playground.wait_until_settled(osiris.store)
             for failure in await osiris.read_models.list_failures(limit=1000):
                 outcome.blame(names.get(failure.id, failure.what), f"given up: {failure.error}")
             for line in await osiris.read_models.list_tasks():
@@ -102,12 +109,12 @@ async def through_the_door() -> CheckOutcome:
     return outcome
 
 
-async def _deliver(stage: Environment, outcome: CheckOutcome) -> dict[str, str]:
+async def _deliver(playground: Environment, outcome: CheckOutcome) -> dict[str, str]:
     """Send every payload, signed, some at once; gives the name of each by its delivery's id."""
     answered: Counter[int] = Counter()
     names: dict[str, str] = {}
-    few = asyncio.Semaphore(AT_ONCE)
-    secret = stage.settings.github_webhook_secret.get_secret_value()
+    limiter = asyncio.Semaphore(AT_ONCE)
+    secret = playground.settings.github_webhook_secret.get_secret_value()
 
     async def send(
         http: httpx.AsyncClient, event: str, number: int, payload: dict[str, Any]
@@ -122,8 +129,8 @@ async def _deliver(stage: Environment, outcome: CheckOutcome) -> dict[str, str]:
             "X-Hub-Signature-256": "sha256="
             + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest(),
         }
-        async with few:
-            answer = await http.post(stage.app.webhook_url, content=body, headers=headers)
+        async with limiter:
+            answer = await http.post(playground.app.webhook_url, content=body, headers=headers)
         answered[answer.status_code] += 1
         if answer.status_code != 202:
             outcome.blame(names[id], f"answered {answer.status_code} {answer.text[:200]}")

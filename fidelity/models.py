@@ -38,7 +38,7 @@ def requests() -> CheckOutcome:
     outcome = CheckOutcome(
         check="models", promise="requests to models fit the types of the vendors' own libraries"
     )
-    for asked in asyncio.run(_conversations()):
+    for asked in asyncio.run(_run_conversations()):
         outcome.looked += 1
         for misfit in misfits(asked):
             outcome.blame(f"{asked.vendor} {asked.path}", misfit)
@@ -46,21 +46,21 @@ def requests() -> CheckOutcome:
     return outcome
 
 
-async def _conversations() -> Sequence[ReceivedRequest]:
+async def _run_conversations() -> Sequence[ReceivedRequest]:
     async with serving(_SCRIPT) as vendors:
         for vendor in WIRES:
-            await _talk(vendors, [vendor] * 8, troubled=True)
+            await _converse(vendors, [vendor] * 8, troubled=True)
             for other in WIRES:
                 if other != vendor:
-                    await _talk(vendors, [vendor, other, vendor, other])
+                    await _converse(vendors, [vendor, other, vendor, other])
         return list(vendors.requests)
 
 
-async def _talk(vendors: Vendors, who: Sequence[str], *, troubled: bool = False) -> None:
+async def _converse(vendors: Vendors, who: Sequence[str], *, troubled: bool = False) -> None:
     """A conversation in which each of `who` says one thing; with every trouble between two of
     them."""
-    brains = {vendor: _brains(vendors, vendor) for vendor in who}
-    for one in brains.values():
+    registries = {vendor: _create_registry(vendors, vendor) for vendor in who}
+    for one in registries.values():
         await one.probe_model()
     transcript = [
         Message(role="system", text=read_prompt()),
@@ -69,17 +69,17 @@ async def _talk(vendors: Vendors, who: Sequence[str], *, troubled: bool = False)
     troubles = [*_TROUBLES, BreakMidway(), ContextFull()] if troubled else []
     for vendor in who:
         vendors.troubles += [troubles.pop(0)] if troubles else []
-        reply = await (await brains[vendor].select()).reply(transcript, build_specs())
+        reply = await (await registries[vendor].select()).reply(transcript, build_specs())
         answers = [
             Message(role="tool", text="exit code 0 in 0.1 s\n" + "x" * 3000, call=call.id)
             for call in reply.calls
         ]
         transcript += [reply, *(answers or [Message(role="user", text="Use a tool.")])]
-    for one in brains.values():
+    for one in registries.values():
         await one.close()
 
 
-def _brains(vendors: Vendors, vendor: str) -> ModelRegistry:
+def _create_registry(vendors: Vendors, vendor: str) -> ModelRegistry:
     environ = vendors.environ(vendor)
     name = vendor.upper().replace("-", "_")
     access = Access(key=environ[f"{name}_API_KEY"], url=environ[f"{name}_BASE_URL"])

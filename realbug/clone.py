@@ -67,10 +67,10 @@ class Clone:
 def _run(argv: Sequence[str], cwd: Path) -> str:
     keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     env = {**keep, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
+    result = subprocess.run(
         argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300
     )
-    if done.returncode:
-        words = " ".join((done.stderr.strip() or done.stdout.strip()).split())
-        raise Refused(f"{' '.join(argv[:4])} ended with {done.returncode}: {words[-400:]}")
-    return done.stdout
+    if result.returncode:
+        words = " ".join((result.stderr.strip() or result.stdout.strip()).split())
+        raise Refused(f"{' '.join(argv[:4])} ended with {result.returncode}: {words[-400:]}")
+    return result.stdout

@@ -71,9 +71,9 @@ def toolchain(place: Path) -> Path:
 
 
 def _run(argv: Sequence[str], told: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
         raise Refused(
             f"{told}: {lines[-1].removeprefix('ERROR: ')[:300] if lines else 'it does not say why'}"
         )

@@ -82,10 +82,10 @@ async def _on_stage(
     async with (
         start_environment(
             place, repo=REPO, files=files, people=people, toolchains=(tools,), more=model
-        ) as stage,
-        stage.run_osiris() as osiris,
+        ) as playground,
+        playground.run_osiris() as osiris,
     ):
-        story = Real(stage, osiris, out)
+        story = Real(playground, osiris, out)
         before = await story.clone(place / "before", tools)
         insist(before.ordinal(111) == "111st", "this release of tenacity does not have the bug")
         was = before.suite()
@@ -129,8 +129,8 @@ def _summary(out: Console, told: Mapping[str, str]) -> None:
 class Real(Demo):
     """The acts. How they are told, and what the agent does meanwhile, is the demo's."""
 
-    def __init__(self, stage: Environment, osiris: Osiris, out: Console) -> None:
-        super().__init__(stage, osiris, out)
+    def __init__(self, playground: Environment, osiris: Osiris, out: Console) -> None:
+        super().__init__(playground, osiris, out)
         self.tell = self._print_act
 
     async def clone(self, place: Path, tools: Path) -> Clone:

@@ -138,6 +138,7 @@ PARTICIPLES = re.compile(
 )
 HEADLESS = {"What", "Who", "Where", "Whether", "How", "Which", "When", "Whose", "Why"}
 FOREIGN = {"cli", "config/logging", "devhub/graphql", "agents/models/registry", "bot/web/app"}
+FOREIGN |= {"queue/sqlite_connection"}
 """Modules whose functions have names that others gave them: commands, an API, a library's faces."""
 
 

@@ -336,7 +336,7 @@ def test_only_a_whole_torture_changes_the_figures_of_the_page(
     }
     (tmp_path / "counted.json").write_text(json.dumps(counted))
     (tmp_path / "page.md").write_text(f"a {torture.BEGIN}\nold\n{torture.END} z")
-    monkeypatch.setattr(torture, "COUNTED", tmp_path / "counted.json")
+    monkeypatch.setattr(torture, "REPORT", tmp_path / "counted.json")
     monkeypatch.setattr(torture, "PAGE", tmp_path / "page.md")
     assert torture.main() == 0
     page = (tmp_path / "page.md").read_text()

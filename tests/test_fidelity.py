@@ -112,12 +112,12 @@ async def test_the_recorder_writes_down_what_was_said_without_tokens(
     monkeypatch.setattr(recorder, "FOLDER", place / "recorded")
     monkeypatch.setattr(Hub, "observers", [recorder.Recorder()])
     async with (
-        start_environment(place, repo=REPO, people=PEOPLE, model="scripted:none") as stage,
-        stage.get_person("alice") as alice,
+        start_environment(place, repo=REPO, people=PEOPLE, model="scripted:none") as playground,
+        playground.get_person("alice") as alice,
     ):
         await alice.file_issue("add subtracts")
-        await stage.hub.wait_until_sent()
-        token = stage.hub.world.get_user("alice").token
+        await playground.hub.wait_until_sent()
+        token = playground.hub.world.get_user("alice").token
     recordings = load(place / "recorded")
     [asked] = [one for one in recordings.asked if one.method == "POST"]
     assert (asked.by, asked.path, asked.status) == ("people", f"/repos/{REPO}/issues", 201)

@@ -114,11 +114,11 @@ async def test_a_full_disk_is_503_at_the_door_and_work_goes_on_when_there_is_roo
 
 
 def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
-    told = osiris("doctor", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
-    assert told.returncode == 1
-    assert "FAIL setting GITHUB_APP_ID: not set" in told.stdout
-    assert "→ set it in the environment or in .env" in told.stdout
-    assert "ok   database" in told.stdout
+    result = osiris("doctor", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
+    assert result.returncode == 1
+    assert "FAIL setting GITHUB_APP_ID: not set" in result.stdout
+    assert "→ set it in the environment or in .env" in result.stdout
+    assert "ok   database" in result.stdout
     as_json = osiris("doctor", "--json", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
     assert json.loads(as_json.stdout)["healthy"] is False
 
@@ -156,16 +156,16 @@ def test_the_doctor_names_every_missing_setting_and_what_to_do(place: Path):
 def test_a_wrong_setting_stops_the_start_with_its_name_and_reason(
     place: Path, environ: dict[str, str], sentence: str
 ):
-    told = osiris("serve", cwd=place, **{"OSIRIS_DATA_DIR": str(place / "data"), **environ})
-    assert told.returncode == 1
-    assert told.stderr.startswith("osiris: ")
-    assert sentence in told.stderr
-    assert "Traceback" not in told.stderr
+    result = osiris("serve", cwd=place, **{"OSIRIS_DATA_DIR": str(place / "data"), **environ})
+    assert result.returncode == 1
+    assert result.stderr.startswith("osiris: ")
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_bad_value_is_never_repeated_it_may_be_a_secret(place: Path):
-    told = osiris("serve", cwd=place, GITHUB_APP_ID="1", GITHUB_PRIVATE_KEY="canary-nonsense")
-    assert "canary" not in told.stderr
+    result = osiris("serve", cwd=place, GITHUB_APP_ID="1", GITHUB_PRIVATE_KEY="canary-nonsense")
+    assert "canary" not in result.stderr
 
 
 def test_settings_come_from_a_file_and_the_environment_wins(place: Path):
@@ -177,24 +177,24 @@ def test_settings_come_from_a_file_and_the_environment_wins(place: Path):
 def test_wrong_usage_is_2_and_an_expected_failure_is_1_with_one_sentence(place: Path):
     assert osiris("nonsense").returncode == 2
     assert osiris("task", "show").returncode == 2
-    told = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "none"))
-    assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr.strip().splitlines() == [
+    result = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "none"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.strip().splitlines() == [
         f"osiris: there is no database in {place / 'none'} yet; `osiris serve` makes it"
     ]
 
 
 def test_a_data_folder_that_cannot_be_used_is_a_sentence(place: Path):
     (place / "file").write_text("")
-    told = osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "file" / "data"))
-    assert (told.returncode, "cannot be used: Not a directory" in told.stderr) == (1, True)
+    result = osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "file" / "data"))
+    assert (result.returncode, "cannot be used: Not a directory" in result.stderr) == (1, True)
 
 
 def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: Path):
-    told = osiris(
+    result = osiris(
         "migrate", cwd=place, OSIRIS_DATA_DIR="data", GITHUB_PRIVATE_KEY_FILE="", OSIRIS_MODEL=""
     )
-    assert (told.returncode, told.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
     assert {path.stat().st_mode & 0o777 for path in (place / "data").glob("osiris.db*")} == {0o600}
     assert load_settings(
         {"OSIRIS_DATA_DIR": "x", "OSIRIS_TOOLCHAINS": "~/a:b"}, place / ".env"
@@ -219,22 +219,22 @@ async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(
 def test_a_database_that_is_none_and_an_impossible_number_are_sentences(place: Path):
     (place / "osiris.db").write_bytes(b"")
     for arguments in (["list"], ["show", "1"], ["show", "9" * 30], ["show", "a/b#" + "9" * 30]):
-        told = osiris("task", *arguments, cwd=place, OSIRIS_DATA_DIR=str(place))
-        assert (told.returncode, told.stderr.count("\n")) == (1, 1), told.stderr
-        assert told.stderr.startswith("osiris: ")
+        result = osiris("task", *arguments, cwd=place, OSIRIS_DATA_DIR=str(place))
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert result.stderr.startswith("osiris: ")
 
 
 def test_migrating_twice_changes_nothing(place: Path):
     for _ in range(2):
         assert osiris("migrate", cwd=place, OSIRIS_DATA_DIR=str(place / "data")).returncode == 0
-    told = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
-    assert told.stdout == "no tasks yet: label an issue, or `osiris request`\n"
+    result = osiris("task", "list", cwd=place, OSIRIS_DATA_DIR=str(place / "data"))
+    assert result.stdout == "no tasks yet: label an issue, or `osiris request`\n"
 
 
 def test_a_request_waits_for_a_worker_and_a_senseless_one_is_refused(place: Path):
     data = {"OSIRIS_DATA_DIR": str(place / "data")}
-    told = osiris("request", "Do it", "--repo", "acme/shop", cwd=place, **data)
-    assert (told.returncode, told.stdout) == (
+    result = osiris("request", "Do it", "--repo", "acme/shop", cwd=place, **data)
+    assert (result.returncode, result.stdout) == (
         0,
         "noted; it takes effect as soon as `osiris serve` runs with all its settings\n",
     )
@@ -256,14 +256,14 @@ def test_a_user_who_has_no_name_on_this_machine_can_file_a_request(place: Path):
         "osiris",
     ]
     env = {"PATH": os.environ["PATH"], "OSIRIS_DATA_DIR": str(place / "data")}
-    told = subprocess.run(
+    result = subprocess.run(
         [*as_nameless, "request", "Do it", "--repo", "acme/shop"],
         env=env,
         cwd=place,
         capture_output=True,
         text=True,
     )
-    assert (told.returncode, told.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
     with Session(create_engine(f"sqlite:///{place}/data/osiris.db")) as session:
         [row] = session.query(InboxRow)
     assert b'"user-64321"' in row.body
@@ -273,8 +273,8 @@ def test_a_user_who_has_no_name_on_this_machine_can_file_a_request(place: Path):
     "command", ["demo", "serve", "migrate", "doctor", "request", "task list", "task watch"]
 )
 def test_every_command_explains_itself(command: str):
-    told = osiris(*command.split(), "--help")
-    assert (told.returncode, "Usage:" in told.stdout) == (0, True)
+    result = osiris(*command.split(), "--help")
+    assert (result.returncode, "Usage:" in result.stdout) == (0, True)
 
 
 def test_an_unreadable_key_file_is_refused_in_words(place: Path):
@@ -379,15 +379,15 @@ def test_nothing_that_strangers_wrote_is_obeyed_by_a_terminal_or_passes_for_a_ro
     assert osiris("migrate", cwd=place, **data).returncode == 0
     fill(place / "data/osiris.db")
     for words in ("list", "list --failed", "show 1"):
-        told = osiris("task", *words.split(), cwd=place, **data)
-        assert (told.returncode, told.stderr) == (0, "")
-        assert "evil[red] 9 a/b#2 done" in told.stdout, "markup, or nothing, was made of it"
+        result = osiris("task", *words.split(), cwd=place, **data)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "evil[red] 9 a/b#2 done" in result.stdout, "markup, or nothing, was made of it"
         assert [
             c
-            for c in told.stdout
+            for c in result.stdout
             if c != "\n" and (c < " " or "\x7f" <= c < "\xa0" or c in "\u202e\u2028")
         ] == []
-        lines = told.stdout.split("\n")
+        lines = result.stdout.split("\n")
         assert [line for line in lines if line.lstrip().startswith(("9 ", "a/b#2"))] == []
         assert max(map(len, lines)) < 5_000
         as_json = osiris("task", *words.split(), "--json", cwd=place, **data)
@@ -397,11 +397,11 @@ def test_nothing_that_strangers_wrote_is_obeyed_by_a_terminal_or_passes_for_a_ro
 
 
 def test_an_error_is_one_sentence_whatever_was_said(place: Path):
-    told = osiris(
+    result = osiris(
         "task",
         "show",
         "1\n\x1b[2J9  a/b#2  done",
         cwd=place,
         OSIRIS_DATA_DIR=str(place / "no\x1b]0;x\x07\nne"),
     )
-    assert (told.returncode, told.stderr.count("\n"), "\x1b" in told.stderr) == (1, 1, False)
+    assert (result.returncode, result.stderr.count("\n"), "\x1b" in result.stderr) == (1, 1, False)

@@ -56,7 +56,7 @@ BEGIN = [
 every_vendor = pytest.mark.parametrize("vendor", tuple(WIRES))
 
 
-def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> ModelRegistry:
+def create_registry(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> ModelRegistry:
     environ = vendors.environ(vendor)
     name = vendor.upper().replace("-", "_")
     access = Access(key=how.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"])
@@ -65,67 +65,69 @@ def brains_at(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> Mod
     )
 
 
-class Talk:
+class Conversation:
     """A conversation that goes on as a run's does; it is stored as JSON between any two steps."""
 
-    def __init__(self, vendors: Vendors, brains: ModelRegistry) -> None:
+    def __init__(self, vendors: Vendors, registry: ModelRegistry) -> None:
         self.vendors = vendors
-        self.brains = brains
+        self.registry = registry
         self.transcript = list(BEGIN)
-        self.heard = list[tuple[DeltaKind, str]]()
+        self.deltas = list[tuple[DeltaKind, str]]()
 
     async def step(self, *troubles: Trouble) -> Message:
         self.vendors.troubles[:] = troubles
-        self.heard.clear()
+        self.deltas.clear()
         stored = [
             serialization.load_message(json.loads(json.dumps(serialization.dump_message(m))))
             for m in self.transcript
         ]
-        brain = await self.brains.select()
-        reply = await brain.reply(stored, TOOLS, lambda kind, text: self.heard.append((kind, text)))
+        model = await self.registry.select()
+        reply = await model.reply(
+            stored, TOOLS, lambda kind, text: self.deltas.append((kind, text))
+        )
         self.transcript += [
             reply,
             *(Message(role="tool", text=f"of {call.name}", call=call.id) for call in reply.calls),
         ]
         return reply
 
-    def told(self, kind: DeltaKind) -> str:
-        return "".join(text for of, text in self.heard if of == kind)
+    def list_deltas(self, kind: DeltaKind) -> str:
+        return "".join(text for of, text in self.deltas if of == kind)
 
 
 @contextlib.asynccontextmanager
-async def talking(vendor: str, **how: Any) -> AsyncIterator[Talk]:
+async def start_conversation(vendor: str, **how: Any) -> AsyncIterator[Conversation]:
     async with serving(SCRIPT) as vendors:
-        brains = brains_at(vendors, vendor, **how)
-        await brains.probe_model()
-        yield Talk(vendors, brains)
-        await brains.close()
+        registry = create_registry(vendors, vendor, **how)
+        await registry.probe_model()
+        yield Conversation(vendors, registry)
+        await registry.close()
 
 
 @every_vendor
 async def test_a_reply_comes_in_pieces_and_goes_back_as_the_vendor_said_it(vendor: str):
-    async with talking(vendor) as talk:
-        first = await talk.step()
+    async with start_conversation(vendor) as conversation:
+        first = await conversation.step()
         assert (first.text, first.end, first.model) == (
             BOTH["say"],
             "",
-            talk.vendors.environ(vendor)["OSIRIS_MODEL"],
+            conversation.vendors.environ(vendor)["OSIRIS_MODEL"],
         )
         assert {call.name: dict(call.args) for call in first.calls} == BOTH["call"]
-        assert talk.told("text") == first.text
-        assert all(call.name in talk.told("call") for call in first.calls)
+        assert conversation.list_deltas("text") == first.text
+        assert all(call.name in conversation.list_deltas("call") for call in first.calls)
         # which shows its thoughts to verified organisations only
-        assert talk.told("thinking") or vendor == "openai"
-        assert len([kind for kind, _ in talk.heard if kind == "text"]) > 1
-        await talk.step()  # the server insists on every signature, verbatim
-        await talk.step()
+        assert conversation.list_deltas("thinking") or vendor == "openai"
+        assert len([kind for kind, _ in conversation.deltas if kind == "text"]) > 1
+        await conversation.step()  # the server insists on every signature, verbatim
+        await conversation.step()
 
 
 @every_vendor
 async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: str):
-    async with talking(vendor) as talk:
-        first = await talk.step()
-        second = await talk.step()
+    async with start_conversation(vendor) as conversation:
+        first = await conversation.step()
+        second = await conversation.step()
         assert 0 < first.usage.output < first.usage.input
         assert second.usage.cached > 0.8 * first.usage.input
         if vendor == "openai-compatible":
@@ -136,23 +138,29 @@ async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: 
 
 @every_vendor
 async def test_what_was_said_before_is_asked_again_byte_by_byte(vendor: str):
-    async with talking(vendor) as talk:
+    async with start_conversation(vendor) as conversation:
         for _ in range(4):
-            await talk.step()
-        bodies = [asked.body for asked in talk.vendors.requests[1:]]
+            await conversation.step()
+        bodies = [asked.body for asked in conversation.vendors.requests[1:]]
         for field in ("messages", "input", "contents"):
-            parts = [[_unmarked(part) for part in body.get(field, [])] for body in bodies]
+            parts = [
+                [_without_cache_marks(part) for part in body.get(field, [])] for body in bodies
+            ]
             for earlier, later in pairwise(parts):
                 assert later[: len(earlier)] == earlier
 
 
-def _unmarked(part: Any) -> str:
+def _without_cache_marks(part: Any) -> str:
     """Without the marks that say up to where a cache is to be written: they move on, and are no
     content."""
     if isinstance(part, dict):
-        part = {key: _unmarked(value) for key, value in part.items() if key != "cache_control"}
+        part = {
+            key: _without_cache_marks(value)
+            for key, value in part.items()
+            if key != "cache_control"
+        }
     elif isinstance(part, list):
-        part = [_unmarked(value) for value in part]
+        part = [_without_cache_marks(value) for value in part]
     return json.dumps(part)
 
 
@@ -168,71 +176,73 @@ def _unmarked(part: Any) -> str:
     ],
 )
 async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, words: str):
-    async with talking(vendor) as talk:
-        asked = len(talk.vendors.requests)
+    async with start_conversation(vendor) as conversation:
+        asked = len(conversation.vendors.requests)
         with pytest.raises(Unavailable, match=words) as outage:
-            await talk.step(trouble)
-        assert len(talk.vendors.requests) == asked + 1  # no library tries again behind our back
+            await conversation.step(trouble)
+        assert (
+            len(conversation.vendors.requests) == asked + 1
+        )  # no library tries again behind our back
         if isinstance(trouble, Status) and trouble.code == 429 and vendor != "google":
             assert outage.value.retry_in == 7
-        await talk.step()
+        await conversation.step()
 
 
 @every_vendor
 async def test_a_vendor_that_is_not_there_is_waited_for(vendor: str):
-    brains = ModelRegistry(
+    registry = ModelRegistry(
         f"{vendor}:x", {vendor: Access(key="k", url="http://127.0.0.1:9/v1")}, patience=1
     )
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await brains.probe_model()
-    await brains.close()
+        await registry.probe_model()
+    await registry.close()
 
 
 @every_vendor
 @pytest.mark.parametrize("trouble", [BreakMidway(), HangMidway()])
 async def test_a_stream_that_breaks_is_asked_for_once_more(vendor: str, trouble: Trouble):
-    async with talking(vendor) as talk:
-        reply = await talk.step(trouble)
+    async with start_conversation(vendor) as conversation:
+        reply = await conversation.step(trouble)
         assert {call.name: dict(call.args) for call in reply.calls} == BOTH["call"]
-        kinds = [kind for kind, _ in talk.heard]
+        kinds = [kind for kind, _ in conversation.deltas]
         assert kinds.count("restart") == 1
         after = "".join(
-            text for kind, text in talk.heard[kinds.index("restart") :] if kind == "text"
+            text for kind, text in conversation.deltas[kinds.index("restart") :] if kind == "text"
         )
         assert after == BOTH["say"]
-        await talk.step()
+        await conversation.step()
 
 
 @every_vendor
 async def test_a_stream_that_breaks_twice_is_waited_for(vendor: str):
-    async with talking(vendor) as talk:
+    async with start_conversation(vendor) as conversation:
         with pytest.raises(Unavailable, match=r"broke off"):
-            await talk.step(BreakMidway(), BreakMidway())
-        await talk.step()
+            await conversation.step(BreakMidway(), BreakMidway())
+        await conversation.step()
 
 
 @every_vendor
 async def test_arguments_that_cannot_be_read_are_no_call(vendor: str):
-    async with talking(vendor) as talk:
-        reply = await talk.step(BadArguments("read_file", '{"path": '))
+    async with start_conversation(vendor) as conversation:
+        reply = await conversation.step(BadArguments("read_file", '{"path": '))
         [call] = reply.calls
         # arguments are objects on its wire: these can be read, and the tool will complain
         if vendor == "google":
             assert (call.broken, "path" in call.args) == ("", False)
         else:
             assert "not a JSON object" in call.broken
-        await talk.step()
+        await conversation.step()
 
 
 @every_vendor
 async def test_a_call_that_was_cut_is_no_call(vendor: str):
-    async with talking(vendor) as talk:
-        reply = await talk.step(CutInCall("read_file", '{"path": "a'))
+    async with start_conversation(vendor) as conversation:
+        reply = await conversation.step(CutInCall("read_file", '{"path": "a'))
         assert reply.end == "cut"
         assert ["cut at its greatest length" in call.broken for call in reply.calls] in ([True], [])
         if not reply.calls:
-            talk.transcript.append(Message(role="user", text="Go on."))
-        await talk.step()
+            conversation.transcript.append(Message(role="user", text="Go on."))
+        await conversation.step()
 
 
 @every_vendor
@@ -248,22 +258,22 @@ async def test_a_call_that_was_cut_is_no_call(vendor: str):
 async def test_a_reply_that_does_nothing_can_be_answered(
     vendor: str, trouble: Trouble, end: str, calls: int
 ):
-    async with talking(vendor) as talk:
-        reply = await talk.step(trouble)
+    async with start_conversation(vendor) as conversation:
+        reply = await conversation.step(trouble)
         assert (reply.end, len(reply.calls)) == (end, calls)
         if not calls:
-            talk.transcript.append(Message(role="user", text="Use a tool."))
-        await talk.step()
+            conversation.transcript.append(Message(role="user", text="Use a tool."))
+        await conversation.step()
 
 
 @every_vendor
 async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_for_another_model(
     vendor: str,
 ):
-    async with talking(vendor) as talk:
-        await talk.step(ContextFull())
+    async with start_conversation(vendor) as conversation:
+        await conversation.step(ContextFull())
         with pytest.raises(RunEnded) as end:
-            await talk.step(ContextFull(), ContextFull())
+            await conversation.step(ContextFull(), ContextFull())
         assert "no longer fits into the window of" in end.value.outcome.reason
         assert isinstance(end.value.outcome, Halted)
 
@@ -278,10 +288,10 @@ async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_fo
     ],
 )
 async def test_what_will_not_pass_halts_the_run(vendor: str, trouble: Trouble, reason: str):
-    async with talking(vendor) as talk:
+    async with start_conversation(vendor) as conversation:
         with pytest.raises(RunEnded) as end:
-            await talk.step(trouble)
-        name = talk.vendors.environ(vendor)["OSIRIS_MODEL"].partition(":")[2]
+            await conversation.step(trouble)
+        name = conversation.vendors.environ(vendor)["OSIRIS_MODEL"].partition(":")[2]
         assert end.value.outcome == Halted(reason=reason.format(vendor, name))
 
 
@@ -293,14 +303,14 @@ async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(
     vendor: str, model: str, words: str
 ):
     async with serving(SCRIPT) as vendors:
-        brains = brains_at(vendors, vendor, f"{vendor}:{model}")
+        registry = create_registry(vendors, vendor, f"{vendor}:{model}")
         with pytest.raises(Refused, match=words):
-            await brains.probe_model()
-        assert words in await brains.why_unavailable(f"{vendor}:{model}")
+            await registry.probe_model()
+        assert words in await registry.why_unavailable(f"{vendor}:{model}")
         with pytest.raises(RunEnded) as end:
-            await (await brains.select()).reply(BEGIN, TOOLS)
+            await (await registry.select()).reply(BEGIN, TOOLS)
         assert isinstance(end.value.outcome, Halted)
-        await brains.close()
+        await registry.close()
 
 
 @pytest.mark.parametrize("vendor", [vendor for vendor in WIRES if vendor != "openai-compatible"])
@@ -308,19 +318,21 @@ async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.L
     caplog.set_level("DEBUG")
     key = "sk-wrong-canary-0123456789abcdef"
     async with serving(SCRIPT) as vendors:
-        brains = brains_at(vendors, vendor, key=key)
+        registry = create_registry(vendors, vendor, key=key)
         with pytest.raises(Refused, match="the model refused the key") as refused:
-            await brains.probe_model()
+            await registry.probe_model()
         assert not any(
             key[n : n + 12] in f"{refused.value} {caplog.text}" for n in range(0, len(key) - 12, 4)
         )
-        await brains.close()
+        await registry.close()
 
 
 async def test_words_of_a_vendor_are_shown_without_secrets():
-    async with talking("anthropic", hide=lambda words: words.replace("s3cret", "***")) as talk:
+    async with start_conversation(
+        "anthropic", hide=lambda words: words.replace("s3cret", "***")
+    ) as conversation:
         with pytest.raises(RunEnded) as end:
-            await talk.step(Status(400, "your key s3cret is odd"))
+            await conversation.step(Status(400, "your key s3cret is odd"))
         assert "your key *** is odd" in end.value.outcome.reason
 
 
@@ -344,13 +356,13 @@ async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
     async with serving(SCRIPT) as vendors:
         transcript: list[Message] = list(BEGIN)
         for vendor in order:
-            brains = brains_at(vendors, vendor)
-            reply = await (await brains.select()).reply(transcript, TOOLS)
+            registry = create_registry(vendors, vendor)
+            reply = await (await registry.select()).reply(transcript, TOOLS)
             transcript += [
                 reply,
                 *(Message(role="tool", text="done", call=call.id) for call in reply.calls),
             ]
-            await brains.close()
+            await registry.close()
         assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
 
 
@@ -365,12 +377,12 @@ async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
     )
     transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
     async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
-        brains = brains_at(vendors, "anthropic")
-        await (await brains.select()).reply(transcript, TOOLS)
+        registry = create_registry(vendors, "anthropic")
+        await (await registry.select()).reply(transcript, TOOLS)
         sent = json.dumps(vendors.requests[-1].body["messages"])
         assert sent.count("functions_read_file_0") == 2
         assert "read_file__x__" in sent
-        await brains.close()
+        await registry.close()
 
 
 async def test_half_a_character_poisons_nothing():
@@ -394,9 +406,9 @@ def test_counts_that_cannot_be_right_have_no_price(vendor: str):
 
 
 async def test_a_pause_that_a_vendor_wants_is_bounded():
-    async with talking("anthropic") as talk:
+    async with start_conversation("anthropic") as conversation:
         with pytest.raises(Unavailable) as outage:
-            await talk.step(Status(429, retry_after=900_000))
+            await conversation.step(Status(429, retry_after=900_000))
         assert outage.value.retry_in == LONGEST_PAUSE
 
 
@@ -427,8 +439,8 @@ async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     async with serve_app(app, listener, grace=1):
-        brains = ModelRegistry(
+        registry = ModelRegistry(
             "openai-compatible:m", {"openai-compatible": Access(key="", url=address)}, patience=2
         )
-        await brains.probe_model()
-        await brains.close()
+        await registry.probe_model()
+        await registry.close()

@@ -25,21 +25,21 @@ Tree = Mapping[str, tuple[str, str]]
 """path -> (mode, content)."""
 
 
-class Thief:
-    """An address of the attackers; `heard` is what came there."""
+class AttackerServer:
+    """An address of the attackers; `received` is what came there."""
 
     def __init__(self) -> None:
-        self.heard = b""
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
+        self.received = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                with self._listening.accept()[0] as caller:
+                with self._listener.accept()[0] as caller:
                     caller.settimeout(1)
-                    self.heard += caller.recv(4096)
+                    self.received += caller.recv(4096)
                     caller.sendall(
                         b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                     )
@@ -77,37 +77,41 @@ timeout "$PATIENCE" bash -c "$HOST" 2>&1 || [ $? != 124 ] || echo "it hung"
 WORK = "echo change >>README.md; mkdir -p src; echo new >src/new.txt\n"
 
 
-class Trusting:
+class NaiveHost:
     """A host that runs its git in the agent's repository, as the worker's user. Things that plants
     are after lie about: a secret, and another repository."""
 
-    def __init__(self, attacked: Attacked, thief: Thief) -> None:
+    def __init__(self, attacked: Attacked, attacker: AttackerServer) -> None:
         self._attacked = attacked
-        self._thief = thief
-        told = attacked.unprotected(_words(PRELUDE + MAKE, REPO=attacked.repo, PRIVATE=PRIVATE))
-        self.ground = Path(told.strip()).parent
-        assert self.ground.is_dir(), told
+        self._attacker = attacker
+        output = attacked.unprotected(
+            _export_variables(PRELUDE + MAKE, REPO=attacked.repo, PRIVATE=PRIVATE)
+        )
+        self.template = Path(output.strip()).parent
+        assert self.template.is_dir(), output
 
-    async def harms(self, name: str, plant: Plant, told: Mapping[str, str]) -> set[Harm]:
+    async def find_harms(self, name: str, plant: Plant, script_env: Mapping[str, str]) -> set[Harm]:
         """Everything that goes wrong for this host when it takes the work that the agent left."""
-        heard = self._thief.heard
-        patience = "0.5" if plant.harm is Harm.HANGS else "20"
+        received = self._attacker.received
+        timeout_seconds = "0.5" if plant.harm is Harm.HANGS else "20"
         more = {
-            **told,
+            **script_env,
             "NAME": name,
             "PLANT": WORK + plant.script,
             "HOST": plant.host,
-            "PATIENCE": patience,
+            "PATIENCE": timeout_seconds,
         }
-        shown = self._attacked.unprotected(_words(PRELUDE + TRUST, **more))
-        place = self.ground.with_name(name)
-        pushed = await tree_of(place / "origin.git", "refs/heads/bot")
-        strayed = (place / "work/.git/evil/refs/heads/bot").exists() or self._thief.heard != heard
+        shown = self._attacked.unprotected(_export_variables(PRELUDE + TRUST, **more))
+        place = self.template.with_name(name)
+        pushed = await read_tree(place / "origin.git", "refs/heads/bot")
+        has_strayed = (
+            place / "work/.git/evil/refs/heads/bot"
+        ).exists() or self._attacker.received != received
         found = {
             Harm.RUNS: (place / "marker").exists(),
-            Harm.LEAKS: leaks(pushed or {}, self._attacked.canary),
-            Harm.TOUCHES: contents(place / "other") != contents(self.ground / "other"),
-            Harm.STRAYS: strayed,
+            Harm.LEAKS: contains_secret(pushed or {}, self._attacked.canary),
+            Harm.TOUCHES: read_files(place / "other") != read_files(self.template / "other"),
+            Harm.STRAYS: has_strayed,
             Harm.HIDES: plant.sign not in shown,
             Harm.SPREADS: bool(plant.bad) and any(plant.bad in path for path in pushed or {}),
             Harm.LOSES: not any(
@@ -118,19 +122,19 @@ class Trusting:
         return {harm for harm, is_so in found.items() if is_so}
 
 
-def _words(script: str, **told: object) -> str:
+def _export_variables(script: str, **script_env: object) -> str:
     """A script that is told some words."""
-    lines = [f"export {name}={_quoted(str(value))}" for name, value in told.items()]
+    lines = [f"export {name}={_shell_quote(str(value))}" for name, value in script_env.items()]
     return "\n".join([*lines, script])
 
 
-def _quoted(text: str) -> str:
+def _shell_quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def planting(plant: Plant, told: Mapping[str, str]) -> str:
+def build_plant_script(plant: Plant, script_env: Mapping[str, str]) -> str:
     """What the agent runs in its sandbox."""
-    return _words(PRELUDE + WORK + plant.script, **told)
+    return _export_variables(PRELUDE + WORK + plant.script, **script_env)
 
 
 # ── a host as Osiris is one ───────────────────────────────────────────────────────────────────────
@@ -141,25 +145,25 @@ class _FakeAppAuth:
         return "token"
 
 
-async def _leave() -> None:
+async def _no_pause() -> None:
     pass
 
 
 @dataclass(frozen=True)
-class Careful:
-    """Osiris' own desk and depot, which push to the repository `origin` by its address."""
+class HardenedHost:
+    """Osiris' own local and remote repositories, which push to the repository `origin` by its address."""
 
-    desk: HostRepositories
-    depot: RemoteRepositories
+    repositories: HostRepositories
+    remotes: RemoteRepositories
     origin: Path
 
     @classmethod
-    async def at(cls, place: Path, repo: Path) -> "Careful":
+    async def at(cls, place: Path, repo: Path) -> "HardenedHost":
         """Made anew below `place`, for the repository `repo`."""
         origin = place / "origins" / f"{REPO}.git"
-        desk = HostRepositories(place / "git")
-        await desk.prepare_repository(REPO)
-        for target in (origin, desk.mirror_path(REPO)):
+        repositories = HostRepositories(place / "git")
+        await repositories.prepare_repository(REPO)
+        for target in (origin, repositories.mirror_path(REPO)):
             target.mkdir(parents=True, exist_ok=True)
             await run_git(target, "init", "-q", "--bare")
             await run_git(
@@ -171,8 +175,8 @@ class Careful:
                 config={"protocol.file.allow": "always"},
             )
         return cls(
-            desk,
-            RemoteRepositories(desk, _FakeAppAuth(), f"file://{place}/origins", _leave),
+            repositories,
+            RemoteRepositories(repositories, _FakeAppAuth(), f"file://{place}/origins", _no_pause),
             origin,
         )
 
@@ -186,22 +190,22 @@ class Careful:
         try:
             tree = attacked.ask("export", "s", attacked.base, str(file))
             with file.open("rb") as pack:
-                taken = await self.desk.import_pack(
+                taken = await self.repositories.import_pack(
                     REPO, attacked.base, Export(tree=tree, pack=pack), Policy().deny
                 )
         except (Refused, Unavailable) as error:
             return error
-        commit = await self.desk.commit_tree(
+        commit = await self.repositories.commit_tree(
             REPO, tree=taken.tree, base=attacked.base, message="work", author="o", email="o@x", at=1
         )
-        await self.depot.push_commit(REPO, commit, name)
+        await self.remotes.push_commit(REPO, commit, name)
         return taken
 
 
 # ── what they did ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def tree_of(repo: Path, ref: str) -> Tree | None:
+async def read_tree(repo: Path, ref: str) -> Tree | None:
     """Every file of a commit; None when there is no such commit."""
     try:
         rows = (await run_git(repo, "ls-tree", "-r", "-z", ref, limits=WHOLE)).split(b"\0")[:-1]
@@ -209,10 +213,10 @@ async def tree_of(repo: Path, ref: str) -> Tree | None:
         return None
     found = [(*row.split(b"\t", 1)[0].split(), row.split(b"\t", 1)[1]) for row in rows]
     blobs = [blob for _mode, kind, blob, _path in found if kind == b"blob"]
-    asked = b"\n".join(blobs) + b"\n"
+    request = b"\n".join(blobs) + b"\n"
     batch = ("cat-file", "--batch=%(objectname)")
-    told = await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
-    texts = dict(_blobs(told, blobs, [int(n) for n in (await _sizes(repo, blobs)).split()]))
+    output = await run_git(repo, *batch, stdin=request, limits=WHOLE) if blobs else b""
+    texts = dict(_blobs(output, blobs, [int(n) for n in (await _sizes(repo, blobs)).split()]))
     return {
         path.decode(errors="replace"): (mode.decode(), texts.get(blob, ""))
         for mode, _kind, blob, path in found
@@ -220,24 +224,24 @@ async def tree_of(repo: Path, ref: str) -> Tree | None:
 
 
 async def _sizes(repo: Path, blobs: list[bytes]) -> bytes:
-    asked = b"\n".join(blobs) + b"\n"
+    request = b"\n".join(blobs) + b"\n"
     batch = ("cat-file", "--batch-check=%(objectsize)")
-    return await run_git(repo, *batch, stdin=asked, limits=WHOLE) if blobs else b""
+    return await run_git(repo, *batch, stdin=request, limits=WHOLE) if blobs else b""
 
 
-def _blobs(told: bytes, blobs: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, str]]:
+def _blobs(output: bytes, blobs: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, str]]:
     at = 0
     for blob, size in zip(blobs, sizes, strict=True):
         at += len(blob) + 1
-        yield blob, told[at : at + size].decode(errors="replace")
+        yield blob, output[at : at + size].decode(errors="replace")
         at += size + 1
 
 
-def leaks(tree: Tree, canary: str) -> bool:
+def contains_secret(tree: Tree, canary: str) -> bool:
     return any(canary in content or PRIVATE in content for _mode, content in tree.values())
 
 
-def contents(folder: Path) -> Mapping[str, bytes]:
+def read_files(folder: Path) -> Mapping[str, bytes]:
     """Every file below a folder, and what is in it."""
     return {
         str(file.relative_to(folder)): file.read_bytes()

@@ -56,9 +56,9 @@ def measure(work: str, *, cpu: int = 0, **arguments: Any) -> Cost:
         json.dumps(arguments),
     ]
     house = Path(__file__).parents[2]
-    done = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return Cost(**json.loads(done.stdout))
+    result = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return Cost(**json.loads(result.stdout))
 
 
 # ── the works ─────────────────────────────────────────────────────────────────────────────────────

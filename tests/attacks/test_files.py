@@ -386,10 +386,15 @@ def test_a_race_with_all_tools(attacked, verdict):
     leaked, _, written = attacked.unprotected(script).strip().rpartition("\n")
     assert attacked.canary in leaked, "the attack itself is broken"
     assert written.startswith("won"), "the attack itself is broken"
-    swapping = ("run", ("s", ["/usr/bin/python3", "-c", SWAP, own, "1.5"]), {})
     using = [("tool", ("s", tool, args), {}) for tool, args in RACING.items()]
-    swapped, answers = attacked.ask("beside", swapping, *using)
-    assert swapped.exit_code == 0
+    answers = []
+    for seconds in ("1.5", "6", "24"):  # a busy machine needs longer for so many
+        swapping = ("run", ("s", ["/usr/bin/python3", "-c", SWAP, own, seconds]), {})
+        swapped, more = attacked.ask("beside", swapping, *using)
+        assert swapped.exit_code == 0
+        answers += more
+        if len(answers) > 10:
+            break
     assert len(answers) > 10
     assert not any(attacked.canary in answer for answer in answers)
     assert not (attacked.place / "own/plain/mark").exists()

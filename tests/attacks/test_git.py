@@ -13,14 +13,14 @@ from osiris.core.errors import LocalTimeout, OsirisError
 from tests.attacks.conftest import SMALL, USERS, Attacked
 from tests.attacks.git_hosts import (
     PRIVATE,
-    Careful,
-    Thief,
+    AttackerServer,
+    HardenedHost,
+    NaiveHost,
     Tree,
-    Trusting,
-    contents,
-    leaks,
-    planting,
-    tree_of,
+    build_plant_script,
+    contains_secret,
+    read_files,
+    read_tree,
 )
 from tests.attacks.hostile_repositories import (
     BROKEN,
@@ -37,32 +37,32 @@ DONE = {"README.md": ("100644", "hello\nchange\n"), "src/new.txt": ("100644", "n
 
 
 @pytest.fixture(scope="session")
-def thief() -> Thief:
-    return Thief()
+def attacker() -> AttackerServer:
+    return AttackerServer()
 
 
 @pytest.fixture(scope="session")
-def trusting(worker: Attacked, thief: Thief) -> Trusting:
-    return Trusting(worker, thief)
+def naive_host(worker: Attacked, attacker: AttackerServer) -> NaiveHost:
+    return NaiveHost(worker, attacker)
 
 
 @pytest.fixture(scope="session")
-def careful(worker: Attacked) -> Careful:
-    return asyncio.run(Careful.at(worker.place / "careful", worker.repo))
+def hardened_host(worker: Attacked) -> HardenedHost:
+    return asyncio.run(HardenedHost.at(worker.place / "careful", worker.repo))
 
 
 @dataclass(frozen=True)
 class Hosts:
     """Who takes the work; and where the attackers listen."""
 
-    trusting: Trusting
-    careful: Careful
-    thief: Thief
+    naive_host: NaiveHost
+    hardened_host: HardenedHost
+    attacker: AttackerServer
 
 
 @pytest.fixture
-def hosts(trusting: Trusting, careful: Careful, thief: Thief) -> Hosts:
-    return Hosts(trusting, careful, thief)
+def hosts(naive_host: NaiveHost, hardened_host: HardenedHost, attacker: AttackerServer) -> Hosts:
+    return Hosts(naive_host, hardened_host, attacker)
 
 
 @pytest.mark.parametrize("name", [*HIDDEN, *BROKEN])
@@ -81,27 +81,27 @@ async def test_a_repository_that_is_after_the_host(name, attacked, hosts, verdic
 
 async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
     """Osiris' host takes what it should, and no harm is done; the other one is harmed."""
-    trusting = hosts.trusting
-    careful = hosts.careful
-    thief = hosts.thief
+    naive_host = hosts.naive_host
+    hardened_host = hosts.hardened_host
+    attacker = hosts.attacker
     plant = PLANTS[name]
-    ground = trusting.ground
-    told = {"THIEF": str(thief.port), "STOLEN": stolen()}
+    template = naive_host.template
+    script_env = {"THIEF": str(attacker.port), "STOLEN": stolen()}
     here = {
-        "M": f"{ground}/marker",
-        "OUT": f"{ground}/outside",
-        "OTHER": f"{ground}/other",
-        "ORIGIN": careful.address,
+        "M": f"{template}/marker",
+        "OUT": f"{template}/outside",
+        "OTHER": f"{template}/other",
+        "ORIGIN": hardened_host.address,
     }
-    before = contents(ground)
-    heard = thief.heard
+    before = read_files(template)
+    received = attacker.received
     branch = f"bot-{name.encode().hex()}"
-    attacked.bash(planting(plant, {**told, **here}))
-    taken = await careful.publish(attacked, branch)
-    pushed = await tree_of(careful.origin, f"refs/heads/{branch}")
-    assert (contents(ground), thief.heard) == (before, heard)
+    attacked.bash(build_plant_script(plant, {**script_env, **here}))
+    taken = await hardened_host.publish(attacked, branch)
+    pushed = await read_tree(hardened_host.origin, f"refs/heads/{branch}")
+    assert (read_files(template), attacker.received) == (before, received)
     check(plant, taken, pushed, attacked.canary)
-    assert plant.harm in await trusting.harms(branch, plant, told)
+    assert plant.harm in await naive_host.find_harms(branch, plant, script_env)
 
 
 def check(plant: Plant, taken: Any, pushed: Tree | None, canary: str) -> None:
@@ -114,10 +114,10 @@ def check(plant: Plant, taken: Any, pushed: Tree | None, canary: str) -> None:
         return
     assert not isinstance(taken, OsirisError), taken
     assert {**pushed, **DONE, **plant.work} == pushed
-    assert not leaks(pushed, canary)
-    told = {file.path: (file.status, file.additions) for file in taken.files}
-    assert told["src/new.txt"] == ("added", 1)
-    assert told["README.md"][0] == "modified"
+    assert not contains_secret(pushed, canary)
+    changes = {file.path: (file.status, file.additions) for file in taken.files}
+    assert changes["src/new.txt"] == ("added", 1)
+    assert changes["README.md"][0] == "modified"
 
 
 def stolen() -> str:
@@ -127,12 +127,12 @@ def stolen() -> str:
 
 
 @pytest.mark.parametrize("name", WORK)
-async def test_work_that_looks_odd_still_comes_out(name, attacked, careful):
+async def test_work_that_looks_odd_still_comes_out(name, attacked, hardened_host):
     script, work = WORK[name]
     attacked.bash(f"echo change >>README.md; mkdir -p src; echo new >src/new.txt; {script}")
-    taken = await careful.publish(attacked, f"work-{name.encode().hex()}")
+    taken = await hardened_host.publish(attacked, f"work-{name.encode().hex()}")
     assert not isinstance(taken, OsirisError), taken
-    pushed = await tree_of(careful.origin, f"refs/heads/work-{name.encode().hex()}")
+    pushed = await read_tree(hardened_host.origin, f"refs/heads/work-{name.encode().hex()}")
     assert {"README.md": DONE["README.md"], **work}.items() <= pushed.items()
 
 

@@ -58,7 +58,7 @@ now and then."""
 
 @pytest.fixture
 async def place(place: Path) -> Path:
-    """A folder with a desk in `git`, whose mirror has the base."""
+    """A folder with host repositories in `git`, whose mirror has the base."""
     await HostRepositories(place / "git").prepare_repository(REPO)
     add(place, [README, BASE, COMMIT])
     return place
@@ -331,12 +331,12 @@ class FakePlan:
 
 async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, verdict):
     """In half an hour; each minute's files would be 240 MiB, here and on GitHub."""
-    desk = HostRepositories(place / "git")
+    repositories = HostRepositories(place / "git")
     now = [0.0]
     shelf = Checkpoints(
         RunLocation(repo=REPO, ref="1-1", run="run"),
         FakeCheckpointStorage(),
-        desk,
+        repositories,
         FakeTranscripts(),
         clock=lambda: now[0],
     )
@@ -345,7 +345,7 @@ async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, ve
     while now[0] < 1800:
         now[0] += 10
         await shelf.save_if_due(session, FakeRecorder())
-    packs_there = list((desk.repository_path(REPO) / "objects/pack").glob("*.pack"))
+    packs_there = list((repositories.repository_path(REPO) / "objects/pack").glob("*.pack"))
     size = sum(file.stat().st_size for file in packs_there)
     assert len(packs_there) > 5
     assert size < 1800 * (64 << 10)
@@ -360,17 +360,17 @@ class FakeAppAuth:
         pass
 
 
-async def leave() -> None:
+async def no_pause() -> None:
     pass
 
 
 async def test_what_killed_fetches_left_is_removed(place):
     """Else each try of a fetch that is never finished adds what it got to the disk."""
-    desk = HostRepositories(place / "git")
+    repositories = HostRepositories(place / "git")
     origin = place / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
     subprocess.run(
-        ["git", "clone", "-q", "--bare", desk.mirror_path(REPO), origin],
+        ["git", "clone", "-q", "--bare", repositories.mirror_path(REPO), origin],
         check=True,
         capture_output=True,
     )
@@ -380,10 +380,10 @@ async def test_what_killed_fetches_left_is_removed(place):
             await run_git(origin, "index-pack", "--stdin", stdin=file)
     await run_git(origin, "update-ref", "refs/heads/main", other.id)
     await run_git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
-    left = desk.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
+    left = repositories.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
     left.write_bytes(bytes(100))
-    depot = RemoteRepositories(desk, FakeAppAuth(), f"file://{place}/origins", leave)
-    assert (await depot.fetch_checkout(REPO, "bot")).commit == other.id
+    remotes = RemoteRepositories(repositories, FakeAppAuth(), f"file://{place}/origins", no_pause)
+    assert (await remotes.fetch_checkout(REPO, "bot")).commit == other.id
     assert not left.exists()
 
 

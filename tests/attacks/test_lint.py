@@ -86,7 +86,7 @@ STARTERS: Mapping[str, str] = {
 }
 SAYS_GIT: Mapping[str, str] = {
     "bot/git/runner": "on repositories that no sandbox sees",
-    "bootstrap": "the name of a folder",
+    "factories": "the name of a folder",
     "tools/sandbox/workspace/checkout": "a script for a jail",
     "tools/sandbox/workspace/export": "a script for a jail",
     "tools/sandbox/workspace/setup_cache": "a script for a jail",

@@ -234,8 +234,8 @@ EVILS = {
 
 
 @pytest.fixture(scope="module")
-async def desk() -> Iterator[HostRepositories]:
-    """A desk whose mirror has the base. All tests share it: what was refused must not harm what
+async def repositories() -> Iterator[HostRepositories]:
+    """Host repositories whose mirror has the base. All tests share it: what was refused must not harm what
     comes later."""
     with a_place() as place:
         made = HostRepositories(place / "git")
@@ -247,17 +247,17 @@ async def desk() -> Iterator[HostRepositories]:
 
 
 @pytest.fixture(scope="module")
-async def naive(desk: HostRepositories) -> Path:
+async def naive(repositories: HostRepositories) -> Path:
     """A repository whose host checks nothing."""
-    return await bare(desk, "naive")
+    return await bare(repositories, "naive")
 
 
-async def bare(desk: HostRepositories, name: str) -> Path:
+async def bare(repositories: HostRepositories, name: str) -> Path:
     """A new repository on top of the mirror."""
-    made = desk.repository_path(REPO).with_name(f"{name}.git")
+    made = repositories.repository_path(REPO).with_name(f"{name}.git")
     made.mkdir(exist_ok=True)
     await run_git(made, "init", "-q", "--bare")
-    (made / "objects/info/alternates").write_text(f"{desk.mirror_path(REPO)}/objects\n")
+    (made / "objects/info/alternates").write_text(f"{repositories.mirror_path(REPO)}/objects\n")
     return made
 
 
@@ -270,11 +270,11 @@ def opened(content: bytes) -> Iterator[IO[bytes]]:
 
 
 async def take(
-    desk: HostRepositories, tree_: str, content: bytes, base: str = COMMIT.id
+    repositories: HostRepositories, tree_: str, content: bytes, base: str = COMMIT.id
 ) -> list[str]:
     """The paths that are changed in what was taken."""
     with opened(content) as file:
-        taken = await desk.import_pack(REPO, base, Export(tree=tree_, pack=file), DENY)
+        taken = await repositories.import_pack(REPO, base, Export(tree=tree_, pack=file), DENY)
     return [file.path for file in taken.files]
 
 
@@ -290,11 +290,11 @@ async def takes_anything(naive: Path, evil: Evil) -> bool:
 
 
 @pytest.mark.parametrize("name", EVILS)
-async def test_a_pack_of_a_sandbox_that_was_taken_over(name, desk, naive, verdict):
+async def test_a_pack_of_a_sandbox_that_was_taken_over(name, repositories, naive, verdict):
     evil = EVILS[name]
     with pytest.raises(Refused, match=evil.words) as refused:
-        await take(desk, evil.tree, evil.pack)
-    assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]
+        await take(repositories, evil.tree, evil.pack)
+    assert await take(repositories, GOOD.id, WHOLE) == ["new.txt"]
     assert await takes_anything(naive, evil) is not evil.git_refuses
     verdict(
         str(refused.value).splitlines()[0][:60],
@@ -302,7 +302,7 @@ async def test_a_pack_of_a_sandbox_that_was_taken_over(name, desk, naive, verdic
     )
 
 
-async def test_what_a_person_is_told_is_one_line(desk):
+async def test_what_a_person_is_told_is_one_line(repositories):
     """Not what the sandbox wants them to read: git's complaints quote the thing that they are
     about."""
     text = (
@@ -311,7 +311,7 @@ async def test_what_a_person_is_told_is_one_line(desk):
     )
     evil = modules(text)
     with pytest.raises(Refused) as refused:
-        await take(desk, evil.tree, evil.pack)
+        await take(repositories, evil.tree, evil.pack)
     assert "\n" not in str(refused.value)
     assert "@everyone" not in str(refused.value)
 
@@ -321,14 +321,14 @@ ODD = tree((FILE, "aux.c", README), (FOLDER, "aux", ODD_FOLDER))
 ODD_COMMIT = hostile_packs.commit(ODD)
 
 
-async def test_odd_names_of_the_base_are_no_obstacle(desk):
+async def test_odd_names_of_the_base_are_no_obstacle(repositories):
     """What people have in their repository already may be changed, and there may be more in an odd
     folder of theirs."""
     with opened(pack([README, *(tree((FILE, "a:b", README)), ODD, ODD_COMMIT)])) as file:
-        await run_git(desk.mirror_path(REPO), "index-pack", "--stdin", stdin=file)
+        await run_git(repositories.mirror_path(REPO), "index-pack", "--stdin", stdin=file)
     inner = tree((FILE, "a:b", NEW), (FILE, "new.c", NEW))
     changed = tree((FILE, "aux.c", NEW), (FOLDER, "aux", inner))
-    assert await take(desk, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == [
+    assert await take(repositories, changed.id, pack([NEW, inner, changed]), ODD_COMMIT.id) == [
         "aux.c",
         "aux/a:b",
         "aux/new.c",
@@ -341,13 +341,13 @@ async def test_odd_names_of_the_base_are_no_obstacle(desk):
         made = tree((FOLDER, "aux", inner))
         things = [NEW, innermost, inner, made]
         with pytest.raises(Refused, match=f"the file name `aux/{name}` "):
-            await take(desk, made.id, pack(things), ODD_COMMIT.id)
+            await take(repositories, made.id, pack(things), ODD_COMMIT.id)
     linked = tree((FILE, "aux.c", README), (LINK, "aux", blob(b"..\\out")))
     with pytest.raises(Refused, match="on Windows the link `aux` leaves"):
-        await take(desk, linked.id, pack([blob(b"..\\out"), linked]), ODD_COMMIT.id)
+        await take(repositories, linked.id, pack([blob(b"..\\out"), linked]), ODD_COMMIT.id)
 
 
-async def test_names_and_links_that_only_look_odd_are_taken(desk):
+async def test_names_and_links_that_only_look_odd_are_taken(repositories):
     """Joiners are letters of some scripts, and belong to emoji."""
     target = blob(b"../src/app.py")
     names = [
@@ -371,7 +371,7 @@ async def test_names_and_links_that_only_look_odd_are_taken(desk):
     )
     made = tree(*KEPT, *((FILE, name, NEW) for name in names), (FOLDER, "links", links))
     things = [NEW, target, blob(b"./app.py"), blob(b"ab:c/d e"), links, made]
-    assert set(await take(desk, made.id, pack(things))) >= {
+    assert set(await take(repositories, made.id, pack(things))) >= {
         "console.c",
         "links/up",
         "links/odd",
@@ -387,25 +387,26 @@ LEFT = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-async def test_what_was_refused_leaves_nothing(name, desk, verdict):
+async def test_what_was_refused_leaves_nothing(name, repositories, verdict):
     """Else an agent fills this machine's disk, a pack at a time."""
     evil = LEFT[name]
-    folder = desk.repository_path(REPO)
+    folder = repositories.repository_path(REPO)
     before = sorted(folder.rglob("*"))
     with pytest.raises(Refused):
-        await take(desk, evil.tree, evil.pack)
+        await take(repositories, evil.tree, evil.pack)
     assert sorted(folder.rglob("*")) == before
-    trusting = await bare(desk, evil.tree)
-    await takes_anything(trusting, evil)
-    assert list(trusting.glob("objects/pack/*")) != []
+    naive_repository = await bare(repositories, evil.tree)
+    await takes_anything(naive_repository, evil)
+    assert list(naive_repository.glob("objects/pack/*")) != []
     verdict("nothing", "a pack")
 
 
-async def test_a_pack_that_calls_a_file_by_the_name_of_another(desk, naive, verdict):
+async def test_a_pack_that_calls_a_file_by_the_name_of_another(repositories, naive, verdict):
     lie = pack([STRANGE])
-    await take(desk, BASE.id, lie)
+    await take(repositories, BASE.id, lie)
     assert (
-        await run_git(desk.repository_path(REPO), "cat-file", "blob", README.id) == README.content
+        await run_git(repositories.repository_path(REPO), "cat-file", "blob", README.id)
+        == README.content
     )
     # a host that copies packs with their indexes
     (naive / "objects/pack/pack-1.pack").write_bytes(lie)
@@ -464,9 +465,9 @@ def measured(what: str, place: Path, evil: Evil) -> tuple[int, str]:
             evil.tree,
             file.name,
         ]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    size, _, said = done.stdout.strip().partition(" ")
+        result = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    size, _, said = result.stdout.strip().partition(" ")
     return int(size), said
 
 
@@ -524,12 +525,12 @@ LARGE_ONES: Sequence[Callable[[], Evil]] = (
 
 
 @pytest.mark.parametrize("bomb", [*HUNGRY, *LARGE_ONES], ids=lambda bomb: bomb.__name__)
-async def test_a_pack_of_large_things(bomb, desk, naive, verdict):
+async def test_a_pack_of_large_things(bomb, repositories, naive, verdict):
     evil = bomb()
-    most, said = measured(TAKE, desk.repository_path(REPO).parents[2], evil)
+    most, said = measured(TAKE, repositories.repository_path(REPO).parents[2], evil)
     assert re.search(evil.words, said), said
     assert most < ROOM, "it took as much memory as the pack wanted"
-    assert await take(desk, GOOD.id, WHOLE) == ["new.txt"]
+    assert await take(repositories, GOOD.id, WHOLE) == ["new.txt"]
     assert await takes_anything(naive, evil)
     if bomb in HUNGRY:
         assert measured(TRUST, naive, evil)[0] > ROOM

@@ -177,6 +177,9 @@ async def test_many_connections_at_once(place, verdict):
                 *(reader.read(4) for reader, _ in held), return_exceptions=True
             )
             assert sum(answer == b"HTTP" for answer in answers) == most
+            async with asyncio.timeout(10):  # the target accepts after the proxy has answered
+                while wire.target.callers - before < most:
+                    await asyncio.sleep(0.05)
             assert wire.target.callers - before == most
             await asyncio.gather(*(shut(writer) for _, writer in held))
         again = await say(

@@ -11,7 +11,7 @@ from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Export
 from tests.attacks.attack import python
 from tests.attacks.conftest import Attacked
-from tests.attacks.git_hosts import REPO, Careful
+from tests.attacks.git_hosts import REPO, HardenedHost
 
 FILES, TAKES = 100, 4
 SWAP = """
@@ -47,25 +47,25 @@ print("secrets", secrets)
 
 
 @pytest.fixture
-async def careful(place: Path, attacked: Attacked) -> Careful:
-    return await Careful.at(place, attacked.repo)
+async def hardened_host(place: Path, attacked: Attacked) -> HardenedHost:
+    return await HardenedHost.at(place, attacked.repo)
 
 
 def swapping(there: str, attacked: Attacked, seconds: float) -> str:
     return python(SWAP, there, str(attacked.place / "own/private.pem"), str(FILES), str(seconds))
 
 
-async def take_over(desk: HostRepositories, base: str, tree: str, pack: Path) -> str:
+async def take_over(repositories: HostRepositories, base: str, tree: str, pack: Path) -> str:
     """Why it was refused."""
     try:
         with pack.open("rb") as file:
-            await desk.import_pack(REPO, base, Export(tree=tree, pack=file), ())
+            await repositories.import_pack(REPO, base, Export(tree=tree, pack=file), ())
     except Refused as error:
         return str(error)
     return ""
 
 
-async def test_files_that_become_links_while_the_work_is_taken(attacked, careful, verdict):
+async def test_files_that_become_links_while_the_work_is_taken(attacked, hardened_host, verdict):
     own = attacked.place / "own"
     packs = [own / f"pack-{number}" for number in range(TAKES)]
     *takes, last = [
@@ -76,20 +76,26 @@ async def test_files_that_become_links_while_the_work_is_taken(attacked, careful
     # when all is quiet again, for that cannot fail
     given.append(attacked.ask("together", *last[1]))
     assert int(result.output.decode().rpartition("swaps ")[2]) > FILES
-    told = [str(take) for [take] in given if isinstance(take, Exception)]
-    assert all("could not be taken out of the sandbox" in words for words in told), told
+    errors = [str(take) for [take] in given if isinstance(take, Exception)]
+    assert all("could not be taken out of the sandbox" in words for words in errors), errors
     trees = [
         (take, pack)
         for [take], pack in zip(given[-TAKES:], packs, strict=True)
         if isinstance(take, str)
     ]
     assert trees
-    told = [await take_over(careful.desk, attacked.base, tree, pack) for tree, pack in trees]
+    errors = [
+        await take_over(hardened_host.repositories, attacked.base, tree, pack)
+        for tree, pack in trees
+    ]
     everything = await run_git(
-        careful.desk.repository_path(REPO), "cat-file", "--batch-all-objects", "--batch"
+        hardened_host.repositories.repository_path(REPO),
+        "cat-file",
+        "--batch-all-objects",
+        "--batch",
     )
     assert attacked.canary.encode() not in everything
-    assert all(words == "" or "leaves the repository" in words for words in told)
+    assert all(words == "" or "leaves the repository" in words for words in errors)
     verdict(f"{len(given)} takes, no secret", race(attacked))
 
 
@@ -97,10 +103,10 @@ def race(attacked: Attacked) -> str:
     """A host that looks first and reads then, in the same swapping; what happens to it."""
     there = f"{attacked.place}/own/plain/raced"
     read = python(CHECK_THEN_READ, there, str(FILES), "5")
-    told = attacked.unprotected(
+    output = attacked.unprotected(
         f"mkdir -p {there}; {swapping(there, attacked, 5.0)} & {read}; kill %1"
     )
-    assert int(told.rpartition("secrets ")[2]) > 0
+    assert int(output.rpartition("secrets ")[2]) > 0
     return "realpath() and open() read the secret"
 
 

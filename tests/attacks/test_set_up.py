@@ -100,7 +100,7 @@ git add -A 2>/dev/null || true
 """
 
 
-def trusting(place: Path, row: SetupCase) -> dict[str, bytes]:
+def naive_host(place: Path, row: SetupCase) -> dict[str, bytes]:
     """The files that a trusting host takes for the agent's work: it notes what a set-up left by
     git's own rules, and names as git shows them, and lays that into a clean checkout for an agent
     with a home of its own."""
@@ -133,7 +133,7 @@ def trusting(place: Path, row: SetupCase) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ROWS)
 def test_what_a_set_up_leaves_is_none_of_the_agents_work(name, worker, verdict, tmp_path):
     row = ROWS[name]
-    free = harm(trusting(tmp_path / "trusting", row), row)
+    free = harm(naive_host(tmp_path / "trusting", row), row)
     assert free, "the attack itself is broken"
     setup = Setup(commands=(row.left,), hosts=(), key=f"{worker.who}-{name}")
     worker.create("prepared", setup=setup)

@@ -1,4 +1,4 @@
-"""The stage every devhub test plays on."""
+"""The environment of the devhub tests."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.devhub.environment import (
 
 
 @pytest.fixture
-async def stage(place: Path) -> AsyncIterator[HubEnvironment]:
+async def env(place: Path) -> AsyncIterator[HubEnvironment]:
     clock = HubClock()
     async with receiving() as receiver, serve_hub(place / "hub", clock=clock) as hub:
         people = [hub.add_user(login) for login in ("mia", "rob", "eve")]

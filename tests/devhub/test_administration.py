@@ -16,55 +16,55 @@ REPO = "/repos/acme/shop"
 # ── repositories ──
 
 
-async def test_the_old_name_of_a_repository_leads_to_it(stage: HubEnvironment) -> None:
-    stage.hub.world.set_role(stage.repo, "mia", "admin")
-    token = await stage.token()
-    bot = stage.client(token)
-    mia = stage.client(stage.mia.token)
-    app = stage.client(stage.app_jwt())
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+async def test_the_old_name_of_a_repository_leads_to_it(env: HubEnvironment) -> None:
+    env.hub.world.set_role(env.repo, "mia", "admin")
+    token = await env.token()
+    bot = env.client(token)
+    mia = env.client(env.mia.token)
+    app = env.client(env.app_jwt())
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
     assert (await mia.patch(REPO, json={"name": "store"})).json()["full_name"] == "acme/store"
 
     moved = await bot.get(f"{REPO}/issues?state=all")
     assert (moved.status_code, moved.json()["message"]) == (301, "Moved Permanently")
     assert (
         moved.headers["location"]
-        == f"{stage.hub.api_url}/repositories/{stage.repo.id}/issues?state=all"
+        == f"{env.hub.api_url}/repositories/{env.repo.id}/issues?state=all"
     )
     assert [one["title"] for one in (await bot.get(moved.headers["location"])).json()] == ["Prices"]
     assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 307
     again = await bot.post(
         f"{REPO}/issues/1/comments", json={"body": "On it"}, follow_redirects=True
     )
-    assert (again.status_code, len(stage.repo.issues[1].comments)) == (201, 1)
+    assert (again.status_code, len(env.repo.issues[1].comments)) == (201, 1)
     assert (await app.get(f"{REPO}/installation", follow_redirects=True)).json()[
         "id"
-    ] == stage.installation
-    assert (await stage.git("ls-remote", stage.address(token))).returncode == 0
-    assert (await stage.branch("fix", {"a.txt": "a"}, token)) == stage.repo.heads["fix"]
+    ] == env.installation
+    assert (await env.git("ls-remote", env.address(token))).returncode == 0
+    assert (await env.branch("fix", {"a.txt": "a"}, token)) == env.repo.heads["fix"]
 
-    stage.hub.add_repo("acme/shop", collaborators={})
+    env.hub.add_repo("acme/shop", collaborators={})
     assert (await bot.get(REPO)).json()["full_name"] == "acme/shop"
 
 
 async def test_a_private_repository_that_moved_is_hidden_from_strangers(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    stage.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
-    mia = stage.client(stage.mia.token)
-    eve = stage.client(stage.eve.token)
+    env.hub.add_repo("acme/vault", collaborators={"mia": "admin"}, private=True)
+    mia = env.client(env.mia.token)
+    eve = env.client(env.eve.token)
     await mia.patch("/repos/acme/vault", json={"name": "safe"})
     assert (await mia.get("/repos/acme/vault")).status_code == 301
     assert said(await eve.get("/repos/acme/vault"), 404) == "Not Found"
 
 
-async def test_an_archived_repository_is_read_and_not_written(stage: HubEnvironment) -> None:
-    stage.hub.world.set_role(stage.repo, "mia", "admin")
-    token = await stage.token()
-    bot = stage.client(token)
-    mia = stage.client(stage.mia.token)
-    rob = stage.client(stage.rob.token)
-    pull = await stage.pull(bot, token, draft=True)
+async def test_an_archived_repository_is_read_and_not_written(env: HubEnvironment) -> None:
+    env.hub.world.set_role(env.repo, "mia", "admin")
+    token = await env.token()
+    bot = env.client(token)
+    mia = env.client(env.mia.token)
+    rob = env.client(env.rob.token)
+    pull = await env.pull(bot, token, draft=True)
     assert said(await rob.patch(REPO, json={"archived": True}), 403)
     assert (await mia.patch(REPO, json={"archived": True})).json()["archived"] is True
     words = "Repository was archived so is read-only."
@@ -78,15 +78,15 @@ async def test_an_archived_repository_is_read_and_not_written(stage: HubEnvironm
         "../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}}
     )
     assert answer.json()["errors"][0]["message"] == words
-    refused = await stage.git("push", stage.address(token), "fix:other", at=stage.place / "work")
+    refused = await env.git("push", env.address(token), "fix:other", at=env.place / "work")
     assert "read-only" in refused.stderr
     assert (await bot.get(f"{REPO}/pulls/1")).status_code == 200
     assert (await mia.patch(REPO, json={"archived": False})).status_code == 200
     assert (await bot.post(f"{REPO}/issues", json={"title": "x"})).status_code == 201
 
 
-async def test_the_events_of_an_issue_tell_who_did_what(stage: HubEnvironment) -> None:
-    mia = stage.client(stage.mia.token)
+async def test_the_events_of_an_issue_tell_who_did_what(env: HubEnvironment) -> None:
+    mia = env.client(env.mia.token)
     await mia.post(f"{REPO}/issues", json={"title": "Prices", "labels": ["osiris"]})
     await mia.delete(f"{REPO}/issues/1/labels/osiris")
     await mia.patch(f"{REPO}/issues/1", json={"state": "closed"})
@@ -99,20 +99,20 @@ async def test_the_events_of_an_issue_tell_who_did_what(stage: HubEnvironment) -
     assert events[1]["label"]["name"] == "osiris"
 
 
-async def test_a_deleted_branch_closes_its_pull_request(stage: HubEnvironment) -> None:
-    token = await stage.token()
-    await stage.pull(stage.client(token), token)
-    mia = stage.client(stage.mia.token)
+async def test_a_deleted_branch_closes_its_pull_request(env: HubEnvironment) -> None:
+    token = await env.token()
+    await env.pull(env.client(token), token)
+    mia = env.client(env.mia.token)
     assert (await mia.delete(f"{REPO}/git/refs/heads/fix")).status_code == 204
     closed = (await mia.get(f"{REPO}/issues/1")).json()
     assert (closed["state"], closed["closed_by"]["login"]) == ("closed", "mia")
     assert said(await mia.delete(f"{REPO}/git/refs/heads/fix"), 422) == "Reference does not exist"
 
 
-async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironment) -> None:
-    bot = await stage.bot()
-    other = await stage.bot()
-    issue = stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+async def test_what_did_not_change_since_is_said_for_nothing(env: HubEnvironment) -> None:
+    bot = await env.bot()
+    other = await env.bot()
+    issue = env.hub.world.open_issue(env.repo, env.mia, "Prices")
     url = f"{REPO}/issues?state=all&sort=updated&since=2020-01-01T00:00:00Z"
     first = await bot.get(url)
     left = int(first.headers["x-ratelimit-remaining"])
@@ -125,10 +125,10 @@ async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironme
     assert (
         await other.get(url, headers={"If-None-Match": first.headers["etag"]})
     ).status_code == 200
-    stage.clock.now += 10
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Sizes")
-    stage.clock.now += 10
-    stage.hub.world.add_comment(issue, stage.mia, "Soon?")
+    env.clock.now += 10
+    env.hub.world.open_issue(env.repo, env.mia, "Sizes")
+    env.clock.now += 10
+    env.hub.world.add_comment(issue, env.mia, "Soon?")
     changed = await bot.get(url, headers={"If-None-Match": first.headers["etag"]})
     assert [one["title"] for one in changed.json()] == ["Prices", "Sizes"]
     assert int(changed.headers["x-ratelimit-remaining"]) == left - 2
@@ -138,12 +138,12 @@ async def test_what_did_not_change_since_is_said_for_nothing(stage: HubEnvironme
 
 
 async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    token = await stage.token()
-    bot = stage.client(token)
-    app = stage.client(stage.app_jwt())
-    url = f"/app/installations/{stage.installation}"
+    token = await env.token()
+    bot = env.client(token)
+    app = env.client(env.app_jwt())
+    url = f"/app/installations/{env.installation}"
     assert (await app.put(f"{url}/suspended")).status_code == 204
     assert (
         said(await app.post(f"{url}/access_tokens", json={}), 403)
@@ -151,14 +151,14 @@ async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(
     )
     assert "suspended your access" in said(await bot.get(REPO), 403)
     assert (await app.get(f"{REPO}/installation")).json()["suspended_at"] is not None
-    refused = await stage.git(
-        "push", stage.address(token), "HEAD:main", at=stage.place / "hub/repos/acme/shop.git"
+    refused = await env.git(
+        "push", env.address(token), "HEAD:main", at=env.place / "hub/repos/acme/shop.git"
     )
     assert "403" in refused.stderr
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
     assert (await app.delete(f"{url}/suspended")).status_code == 204
     assert (await bot.get(REPO)).status_code == 200
-    assert await stage.events() == [
+    assert await env.events() == [
         "installation.created",
         "installation.suspend",
         "installation.unsuspend",
@@ -166,38 +166,38 @@ async def test_a_suspended_installation_can_do_nothing_and_hears_nothing(
 
 
 async def test_an_app_that_was_taken_off_is_unknown_with_every_token_it_had(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    bot = await stage.bot()
-    app = stage.client(stage.app_jwt())
-    assert (await app.delete(f"/app/installations/{stage.installation}")).status_code == 204
+    bot = await env.bot()
+    app = env.client(env.app_jwt())
+    assert (await app.delete(f"/app/installations/{env.installation}")).status_code == 204
     assert said(await app.get(f"{REPO}/installation"), 404) == "Not Found"
     assert said(await bot.get(REPO), 401) == "Bad credentials"
 
 
-async def test_an_hour_has_so_many_requests(stage: HubEnvironment) -> None:
-    bot = await stage.bot()
+async def test_an_hour_has_so_many_requests(env: HubEnvironment) -> None:
+    bot = await env.bot()
     assert int((await bot.get(REPO)).headers["x-ratelimit-remaining"]) == 4999
-    stage.hub.rates.set_remaining("installation", stage.installation, 1, seconds=60)
+    env.hub.rates.set_remaining("installation", env.installation, 1, seconds=60)
     assert (await bot.get(REPO)).headers["x-ratelimit-remaining"] == "0"
     refused = await bot.get(REPO)
     assert said(refused, 403).startswith("API rate limit exceeded for installation ID")
-    assert int(refused.headers["x-ratelimit-reset"]) == int(stage.clock.now + 60)
+    assert int(refused.headers["x-ratelimit-reset"]) == int(env.clock.now + 60)
     assert (await bot.get("/rate_limit")).json()["resources"]["core"]["remaining"] == 0
-    assert (await stage.client(stage.mia.token).get(REPO)).status_code == 200
-    stage.clock.now += 60
+    assert (await env.client(env.mia.token).get(REPO)).status_code == 200
+    env.clock.now += 60
     assert (await bot.get(REPO)).headers["x-ratelimit-remaining"] == "4999"
 
 
 # ── webhooks that go astray ──
 
 
-async def test_a_webhook_may_come_twice_late_or_never(stage: HubEnvironment) -> None:
-    await stage.hub.wait_until_sent()
+async def test_a_webhook_may_come_twice_late_or_never(env: HubEnvironment) -> None:
+    await env.hub.wait_until_sent()
     moment = asyncio.Event()
 
     async def astray(delivery: Delivery, send: PendingDelivery) -> None:
-        title = b"twice late never lost".split()[len(stage.repo.issues) - 1]
+        title = b"twice late never lost".split()[len(env.repo.issues) - 1]
         if title == b"twice":
             await send()
             await send()
@@ -206,31 +206,31 @@ async def test_a_webhook_may_come_twice_late_or_never(stage: HubEnvironment) -> 
         elif title == b"lost":
             send.drop()
 
-    stage.hub.hooks.interceptors.append(astray)
-    before = len(stage.app.deliveries)
+    env.hub.hooks.interceptors.append(astray)
+    before = len(env.app.deliveries)
     for title in ("twice", "late", "never", "lost"):
-        stage.hub.world.open_issue(stage.repo, stage.mia, title)
+        env.hub.world.open_issue(env.repo, env.mia, title)
         await asyncio.sleep(0)
-        while any(one.status == "pending" for one in stage.app.deliveries):
+        while any(one.status == "pending" for one in env.app.deliveries):
             await asyncio.sleep(0.05)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await stage.hub.wait_until_sent()
+            await env.hub.wait_until_sent()
     moment.set()
-    await stage.hub.wait_until_sent()
-    assert [body["issue"]["title"] for _, body in stage.receiver.got[1:]] == [
+    await env.hub.wait_until_sent()
+    assert [body["issue"]["title"] for _, body in env.receiver.got[1:]] == [
         "twice",
         "twice",
         "late",
     ]
     on_record = [
-        (one.status_code, one.delivered is not None) for one in stage.app.deliveries[before:]
+        (one.status_code, one.delivered is not None) for one in env.app.deliveries[before:]
     ]
     assert on_record == [(202, True), (202, True), (502, True)]
 
 
-async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: HubEnvironment) -> None:
-    await stage.hub.wait_until_sent()
+async def test_interceptors_of_webhooks_stand_one_behind_the_other(env: HubEnvironment) -> None:
+    await env.hub.wait_until_sent()
     seen = []
 
     async def outer(delivery: Delivery, send: PendingDelivery) -> None:
@@ -241,19 +241,19 @@ async def test_interceptors_of_webhooks_stand_one_behind_the_other(stage: HubEnv
         seen.append("inner")
         await send()
 
-    stage.hub.hooks.interceptors[:] = [outer, inner]
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    assert (await stage.events())[-1] == "issues.opened"
+    env.hub.hooks.interceptors[:] = [outer, inner]
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
+    assert (await env.events())[-1] == "issues.opened"
     assert seen == ["outer", "inner"]
 
 
-async def test_a_bug_of_an_interceptor_is_not_hidden(stage: HubEnvironment) -> None:
-    await stage.hub.wait_until_sent()
+async def test_a_bug_of_an_interceptor_is_not_hidden(env: HubEnvironment) -> None:
+    await env.hub.wait_until_sent()
 
     async def broken(delivery: Delivery, send: PendingDelivery) -> None:
         raise ZeroDivisionError
 
-    stage.hub.hooks.interceptors.append(broken)
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
+    env.hub.hooks.interceptors.append(broken)
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
     with pytest.raises(ZeroDivisionError):
-        await stage.hub.wait_until_sent()
+        await env.hub.wait_until_sent()

@@ -3,10 +3,10 @@
 from tests.devhub.environment import FILES, HubEnvironment
 
 
-async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnvironment) -> None:
-    mia = stage.client(stage.mia.token)
-    bot_token = await stage.token()
-    bot = stage.client(bot_token)
+async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(env: HubEnvironment) -> None:
+    mia = env.client(env.mia.token)
+    bot_token = await env.token()
+    bot = env.client(bot_token)
     repo = "/repos/acme/shop"
     opened = await mia.post(
         f"{repo}/issues", json={"title": "Prices", "body": "round them", "labels": ["osiris"]}
@@ -14,7 +14,7 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnv
     assert opened.status_code == 201
     assert (await bot.post(f"{repo}/issues/1/comments", json={"body": "On it"})).status_code == 201
 
-    pull = await stage.pull(bot, bot_token, draft=True)
+    pull = await env.pull(bot, bot_token, draft=True)
     assert (pull["number"], pull["draft"], pull["mergeable"], pull["mergeable_state"]) == (
         2,
         True,
@@ -38,7 +38,7 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnv
     assert comment["diff_hunk"].endswith("+    return round(sum(prices), 2)")
 
     fixed = FILES["shop/cart.py"].replace("sum(prices)", "Decimal(sum(prices))")
-    head = await stage.branch("fix", {"shop/cart.py": fixed}, bot_token)
+    head = await env.branch("fix", {"shop/cart.py": fixed}, bot_token)
     outdated = (await bot.get(f"{repo}/pulls/2/comments")).json()[0]
     assert (outdated["line"], outdated["original_line"], outdated["position"]) == (None, 2, None)
 
@@ -57,9 +57,9 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(stage: HubEnv
     assert (await bot.put(f"{repo}/pulls/2/merge", json={"sha": "0" * 40})).status_code == 409
     merged = await bot.put(f"{repo}/pulls/2/merge", json={"sha": head})
     assert merged.json()["merged"] is True
-    assert stage.repo.issues[1].state_reason == "completed"
-    assert stage.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
-    assert await stage.events() == [
+    assert env.repo.issues[1].state_reason == "completed"
+    assert env.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
+    assert await env.events() == [
         "installation.created",
         "issues.opened",
         "issues.labeled",

@@ -19,24 +19,22 @@ from tests.devhub.environment import HubEnvironment
 REPO = "/repos/acme/shop"
 
 
-async def test_only_those_who_may_write_push(stage: HubEnvironment) -> None:
-    token = await stage.token()
-    await stage.branch("fix", {"a.txt": "a"}, token)
-    work = stage.place / "work"
-    reader = await stage.token(permissions={"contents": "read"})
+async def test_only_those_who_may_write_push(env: HubEnvironment) -> None:
+    token = await env.token()
+    await env.branch("fix", {"a.txt": "a"}, token)
+    work = env.place / "work"
+    reader = await env.token(permissions={"contents": "read"})
     for secret, words in (
         (reader, "403"),
-        (stage.eve.token, "403"),
+        (env.eve.token, "403"),
         ("ghs_none", "Authentication failed"),
     ):
-        refused = await stage.git("push", stage.address(secret), "fix:other", at=work)
+        refused = await env.git("push", env.address(secret), "fix:other", at=work)
         assert words in refused.stderr
-    assert (await stage.git("ls-remote", stage.address(reader))).returncode == 0
-    assert (
-        await stage.git("push", stage.address(stage.mia.token), "fix:other", at=work)
-    ).returncode == 0
-    assert sorted(stage.repo.heads) == ["fix", "main", "other"]
-    bare = stage.hub.url + "/acme/shop.git/info/refs?service=git-receive-pack"
+    assert (await env.git("ls-remote", env.address(reader))).returncode == 0
+    assert (await env.git("push", env.address(env.mia.token), "fix:other", at=work)).returncode == 0
+    assert sorted(env.repo.heads) == ["fix", "main", "other"]
+    bare = env.hub.url + "/acme/shop.git/info/refs?service=git-receive-pack"
     async with httpx.AsyncClient(trust_env=False) as nobody:
         answer = await nobody.get(bare)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (
@@ -44,78 +42,78 @@ async def test_only_those_who_may_write_push(stage: HubEnvironment) -> None:
             'Basic realm="GitHub"',
         )
         assert (
-            await nobody.get(stage.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")
+            await nobody.get(env.hub.url + "/acme/none.git/info/refs?service=git-upload-pack")
         ).status_code == 401
 
 
 async def test_a_private_repository_is_cloned_only_by_those_who_see_it(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    stage.hub.add_repo(
+    env.hub.add_repo(
         "acme/vault", files={"gold.txt": "gold"}, collaborators={"mia": "read"}, private=True
     )
-    own = await stage.git(
-        "clone", "-q", stage.address(stage.mia.token, "acme/vault"), str(stage.place / "own")
+    own = await env.git(
+        "clone", "-q", env.address(env.mia.token, "acme/vault"), str(env.place / "own")
     )
     assert own.returncode == 0
-    for secret in (stage.eve.token, await stage.token(), "wrong"):
-        refused = await stage.git(
-            "clone", "-q", stage.address(secret, "acme/vault"), str(stage.place / "no")
+    for secret in (env.eve.token, await env.token(), "wrong"):
+        refused = await env.git(
+            "clone", "-q", env.address(secret, "acme/vault"), str(env.place / "no")
         )
         assert refused.returncode != 0
 
 
-async def test_a_large_push_and_a_gzipped_request_arrive_whole(stage: HubEnvironment) -> None:
-    token = await stage.token()
+async def test_a_large_push_and_a_gzipped_request_arrive_whole(env: HubEnvironment) -> None:
+    token = await env.token()
     content = bytes(range(256)) * 20_000
-    sha = await stage.branch("big", {f"{n}.bin": content + bytes([n]) for n in range(3)}, token)
-    assert stage.repo.git.read_file(sha, "2.bin") == content + b"\x02"
+    sha = await env.branch("big", {f"{n}.bin": content + bytes([n]) for n in range(3)}, token)
+    assert env.repo.git.read_file(sha, "2.bin") == content + b"\x02"
     body = gzip.compress(f"0032want {sha}\n00000009done\n".encode())
     headers = {"Content-Type": "application/x-git-upload-pack-request", "Content-Encoding": "gzip"}
     async with httpx.AsyncClient(trust_env=False) as nobody:
         answer = await nobody.post(
-            f"{stage.hub.url}/acme/shop.git/git-upload-pack", content=body, headers=headers
+            f"{env.hub.url}/acme/shop.git/git-upload-pack", content=body, headers=headers
         )
     assert answer.status_code == 200
     assert b"PACK" in answer.content
 
 
-async def test_a_push_moves_the_pull_request_and_tells_it(stage: HubEnvironment) -> None:
-    token = await stage.token()
-    bot = stage.client(token)
-    pull = await stage.pull(bot, token)
+async def test_a_push_moves_the_pull_request_and_tells_it(env: HubEnvironment) -> None:
+    token = await env.token()
+    bot = env.client(token)
+    pull = await env.pull(bot, token)
     line = {"path": "shop/cart.py", "line": 5, "body": "Rename this"}
     review = {"event": "COMMENT", "comments": [line]}
     assert (
-        await stage.client(stage.mia.token).post(f"{REPO}/pulls/1/reviews", json=review)
+        await env.client(env.mia.token).post(f"{REPO}/pulls/1/reviews", json=review)
     ).status_code == 200
-    cart = (stage.place / "work/shop/cart.py").read_text()
-    head = await stage.branch("fix", {"shop/cart.py": "# the cart\n" + cart}, token)
+    cart = (env.place / "work/shop/cart.py").read_text()
+    head = await env.branch("fix", {"shop/cart.py": "# the cart\n" + cart}, token)
     assert (await bot.get(f"{REPO}/pulls/1")).json()["head"]["sha"] == head
     assert (await bot.get(f"{REPO}/pulls/1/comments")).json()[0]["line"] == 6
-    assert (await stage.events())[-2:] == ["push", "pull_request.synchronize"]
-    told = stage.receiver.last("pull_request.synchronize")
+    assert (await env.events())[-2:] == ["push", "pull_request.synchronize"]
+    told = env.receiver.last("pull_request.synchronize")
     assert (told["before"], told["after"]) == (pull["head"]["sha"], head)
-    push = stage.receiver.last("push")
+    push = env.receiver.last("push")
     assert (push["ref"], push["commits"][0]["modified"]) == ("refs/heads/fix", ["shop/cart.py"])
-    await stage.git("push", "-q", stage.address(token), ":fix", at=stage.place / "work")
-    assert (await stage.events())[-2:] == ["push", "pull_request.closed"]
+    await env.git("push", "-q", env.address(token), ":fix", at=env.place / "work")
+    assert (await env.events())[-2:] == ["push", "pull_request.closed"]
 
 
 async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    stage.receiver.status = 500
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    await stage.hub.wait_until_sent()
-    app = stage.client(stage.app_jwt())
+    env.receiver.status = 500
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
+    await env.hub.wait_until_sent()
+    app = env.client(env.app_jwt())
     (listed, _) = (await app.get("/app/hook/deliveries")).json()
     assert (listed["event"], listed["status_code"], listed["redelivery"]) == ("issues", 500, False)
-    stage.receiver.status = 202
+    env.receiver.status = 202
     url = f"/app/hook/deliveries/{listed['id']}"
     assert (await app.post(f"{url}/attempts")).status_code == 202
-    await stage.hub.wait_until_sent()
-    first, second = stage.receiver.got[-2:]
+    await env.hub.wait_until_sent()
+    first, second = env.receiver.got[-2:]
     assert first[0]["x-github-delivery"] == second[0]["x-github-delivery"] == listed["guid"]
     assert first[1] == second[1]
     newest = (await app.get("/app/hook/deliveries?per_page=1")).json()[0]
@@ -127,11 +125,11 @@ async def test_a_failed_delivery_is_recorded_and_sent_again_under_its_own_name(
     assert (await app.get(url)).json()["request"]["payload"]["issue"]["title"] == "Prices"
 
 
-async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: HubEnvironment) -> None:
-    stage.app.webhook_url = "http://127.0.0.1:1/hooks"
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    await stage.hub.wait_until_sent()
-    last = stage.app.deliveries[-1]
+async def test_a_receiver_that_is_gone_is_a_recorded_failure(env: HubEnvironment) -> None:
+    env.app.webhook_url = "http://127.0.0.1:1/hooks"
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
+    await env.hub.wait_until_sent()
+    last = env.app.deliveries[-1]
     assert (last.status_code, last.status) == (502, "failed to connect to host")
 
 
@@ -139,7 +137,7 @@ async def test_a_receiver_that_is_gone_is_a_recorded_failure(stage: HubEnvironme
     ("code", "conclusion"), [(0, "success"), (1, "failure"), (None, "failure")]
 )
 async def test_a_pushed_commit_is_checked(
-    stage: HubEnvironment, place: Path, code: int | None, conclusion: str
+    env: HubEnvironment, place: Path, code: int | None, conclusion: str
 ) -> None:
     ran: list[tuple[Path, str, str]] = []
 
@@ -148,19 +146,19 @@ async def test_a_pushed_commit_is_checked(
         return code, "x" * 70_000 + "end"
 
     async with serve_hub(place / "other", run_check=run_check) as hub:
-        stage.hub = hub
+        env.hub = hub
         mia = hub.add_user("mia")
         files = {".github/devhub-ci.yml": "command: make test\n"}
         repo = hub.add_repo("acme/shop", files=files, collaborators={"mia": "write"})
         app = hub.add_app(
             slug="osiris",
-            webhook_url=stage.receiver.url,
+            webhook_url=env.receiver.url,
             webhook_secret="a webhook secret",
             permissions={"checks": "read", "contents": "read"},
             events=["check_run", "check_suite"],
         )
         hub.install_app(app, "acme/shop")
-        sha = await stage.branch("fix", {"a.txt": "a"}, mia.token)
+        sha = await env.branch("fix", {"a.txt": "a"}, mia.token)
         await hub.wait_until_checked()
         await hub.wait_until_sent()
         assert ran == [(repo.git.path, sha, "make test")]
@@ -172,7 +170,7 @@ async def test_a_pushed_commit_is_checked(
             "devhub-actions",
         )
         assert len(run.output["text"] or "") == 60_000
-    assert stage.receiver.names[-3:] == [
+    assert env.receiver.names[-3:] == [
         "check_run.created",
         "check_run.completed",
         "check_suite.completed",
@@ -180,17 +178,17 @@ async def test_a_pushed_commit_is_checked(
 
 
 async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(
-    stage: HubEnvironment, place: Path
+    env: HubEnvironment, place: Path
 ) -> None:
     async def run_check(path: Path, sha: str, command: str) -> tuple[int | None, str]:
         raise Refused("there is no safe sandbox on this machine")
 
     async with serve_hub(place / "other", run_check=run_check) as hub:
-        stage.hub = hub
+        env.hub = hub
         mia = hub.add_user("mia")
         files = {".github/devhub-ci.yml": "command: make test\n"}
         repo = hub.add_repo("acme/shop", files=files, collaborators={"mia": "write"})
-        await stage.branch("fix", {"a.txt": "a"}, mia.token)
+        await env.branch("fix", {"a.txt": "a"}, mia.token)
         await hub.wait_until_checked()
     (run,) = repo.checks
     assert (run.conclusion, run.output["text"]) == (
@@ -199,8 +197,8 @@ async def test_a_check_with_no_place_to_run_in_fails_with_the_reason(
     )
 
 
-async def test_interceptors_see_fail_and_cut_every_request(stage: HubEnvironment) -> None:
-    mia = stage.client(stage.mia.token)
+async def test_interceptors_see_fail_and_cut_every_request(env: HubEnvironment) -> None:
+    mia = env.client(env.mia.token)
     seen: list[str] = []
 
     async def count(request: Request, forward) -> Response:
@@ -214,15 +212,15 @@ async def test_interceptors_see_fail_and_cut_every_request(stage: HubEnvironment
         await forward()
         return TruncatedResponse()
 
-    stage.hub.interceptors[:] = [count, fail]
+    env.hub.interceptors[:] = [count, fail]
     assert (await mia.post(f"{REPO}/issues", json={"title": "x"})).status_code == 502
-    assert stage.repo.issues == {}
-    stage.hub.interceptors[:] = [count, lose]
+    assert env.repo.issues == {}
+    env.hub.interceptors[:] = [count, lose]
     with pytest.raises(httpx.RemoteProtocolError):
         await mia.post(f"{REPO}/issues", json={"title": "x"})
-    assert list(stage.repo.issues) == [1]
-    stage.hub.interceptors[:] = [count]
-    await stage.git("ls-remote", stage.address(stage.mia.token))
+    assert list(env.repo.issues) == [1]
+    env.hub.interceptors[:] = [count]
+    await env.git("ls-remote", env.address(env.mia.token))
     assert "/acme/shop.git/info/refs" in seen
 
 
@@ -242,8 +240,8 @@ class Watching:
         self.sent.append((delivery.event, delivery.status_code))
 
 
-async def test_a_watcher_sees_what_the_hub_itself_answered(stage: HubEnvironment) -> None:
-    mia = stage.client(stage.mia.token)
+async def test_a_watcher_sees_what_the_hub_itself_answered(env: HubEnvironment) -> None:
+    mia = env.client(env.mia.token)
     watching = Watching()
 
     async def fail(request: Request, forward) -> Response:
@@ -253,34 +251,34 @@ async def test_a_watcher_sees_what_the_hub_itself_answered(stage: HubEnvironment
         await forward()
         return JSONResponse({"message": "Bad Gateway"}, 502)
 
-    await stage.hub.wait_until_sent()
-    stage.hub.observers.append(watching)
+    await env.hub.wait_until_sent()
+    env.hub.observers.append(watching)
     try:
         await mia.post(f"{REPO}/issues", json={"title": "x"})
-        await stage.hub.wait_until_sent()
+        await env.hub.wait_until_sent()
         for interceptor in (fail, lose):
-            stage.hub.interceptors[:] = [interceptor]
+            env.hub.interceptors[:] = [interceptor]
             await mia.get(f"{REPO}/issues")
-        stage.hub.interceptors.clear()
-        await stage.git("ls-remote", stage.address(stage.mia.token))
+        env.hub.interceptors.clear()
+        await env.git("ls-remote", env.address(env.mia.token))
     finally:
-        stage.hub.observers.remove(watching)
+        env.hub.observers.remove(watching)
     assert watching.seen == [("POST", 201), ("GET", 0), ("GET", 200)]
     assert watching.sent == [("issues", 202)]
 
 
 async def test_an_existing_repository_is_imported_with_its_history(
-    stage: HubEnvironment, place: Path
+    env: HubEnvironment, place: Path
 ) -> None:
     source = place / "source"
     source.mkdir()
-    await stage.git("init", "-q", "-b", "trunk", at=source)
+    await env.git("init", "-q", "-b", "trunk", at=source)
     for number in range(2):
         (source / "a.txt").write_text(str(number))
-        await stage.git("add", "-A", at=source)
-        await stage.git("commit", "-q", "-m", f"Step {number}", at=source)
-    await stage.git("branch", "aside", at=source)
-    repo = stage.hub.add_repo(
+        await env.git("add", "-A", at=source)
+        await env.git("commit", "-q", "-m", f"Step {number}", at=source)
+    await env.git("branch", "aside", at=source)
+    repo = env.hub.add_repo(
         "acme/old", import_from=(source, "HEAD"), collaborators={"mia": "admin"}
     )
     assert (repo.default_branch, list(repo.heads)) == ("main", ["main"])
@@ -290,8 +288,8 @@ async def test_an_existing_repository_is_imported_with_its_history(
     assert modes == {0o005}
 
 
-async def test_many_requests_at_once_are_all_answered(stage: HubEnvironment) -> None:
-    mia = stage.client(stage.mia.token)
+async def test_many_requests_at_once_are_all_answered(env: HubEnvironment) -> None:
+    mia = env.client(env.mia.token)
     wishes = (mia.post(f"{REPO}/issues", json={"title": f"Issue {number}"}) for number in range(20))
     answers = await asyncio.gather(*wishes)
     assert sorted(answer.json()["number"] for answer in answers) == list(range(1, 21))

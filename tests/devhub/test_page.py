@@ -31,23 +31,23 @@ async def _look(page: Page, name: str) -> None:
             await page.screenshot(path=str(Path(folder) / f"{name}-{scheme}.png"), full_page=True)
 
 
-async def _prepared(stage: HubEnvironment) -> None:
+async def _prepared(env: HubEnvironment) -> None:
     """An issue, and the bot's draft pull request for it with a check and a comment."""
     body = "`total` shows too many digits.\n\n- [ ] round\n- [x] find it\n\n<!-- osiris:task=1 -->"
-    issue = stage.hub.world.open_issue(
-        stage.repo, stage.mia, "Prices have too many digits", body, labels=["osiris"]
+    issue = env.hub.world.open_issue(
+        env.repo, env.mia, "Prices have too many digits", body, labels=["osiris"]
     )
-    stage.hub.world.add_comment(
-        issue, stage.app.bot, "I am on it. <details><summary>Plan</summary>\n\n1. round\n</details>"
+    env.hub.world.add_comment(
+        issue, env.app.bot, "I am on it. <details><summary>Plan</summary>\n\n1. round\n</details>"
     )
-    stage.hub.world.add_reaction(issue, stage.app.bot, "eyes")
-    token = await stage.token()
-    bot = stage.client(token)
+    env.hub.world.add_reaction(issue, env.app.bot, "eyes")
+    token = await env.token()
+    bot = env.client(token)
     text = (
         "Rounds the total.\n\n<script>alert(1)</script>\n\n| check | exit |\n|---|---|\n| pytest |"
         " 0 |\n\nCloses #1"
     )
-    pull = await stage.pull(bot, token, draft=True, body=text, title="Round the total")
+    pull = await env.pull(bot, token, draft=True, body=text, title="Round the total")
     output = {
         "title": "12 passed",
         "summary": "`pytest` ended with 0",
@@ -63,14 +63,14 @@ async def _prepared(stage: HubEnvironment) -> None:
 
 
 async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges(
-    stage: HubEnvironment, browser: Browser
+    env: HubEnvironment, browser: Browser
 ) -> None:
-    await _prepared(stage)
+    await _prepared(env)
     page = await browser.new_page(viewport={"width": 1280, "height": 900})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    await page.goto(stage.hub.build_sign_in_url("mia", "/"))
+    await page.goto(env.hub.build_sign_in_url("mia", "/"))
     await _look(page, "home")
     await page.get_by_role("link", name="Round the total").click()
     await expect(page.get_by_text("alert(1)")).to_be_visible()  # shown as text, not run
@@ -84,26 +84,26 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
     await page.get_by_label("Line comment").fill("Money wants Decimal.")
     await page.get_by_role("button", name="Add to review").click()
     await expect(page.get_by_text("pending", exact=True)).to_be_visible()
-    assert stage.repo.pulls[2].reviews[0].state == "PENDING"
+    assert env.repo.pulls[2].reviews[0].state == "PENDING"
     await _look(page, "files")
     await page.get_by_label("Review summary").fill("Not with floats, please.")
     await page.get_by_role("button", name="Request changes").click()
     await expect(page.get_by_text("1 pending")).to_have_count(0)
     await _look(page, "reviewed")
-    (review,) = stage.repo.pulls[2].reviews
+    (review,) = env.repo.pulls[2].reviews
     assert (review.state, review.author.login) == ("CHANGES_REQUESTED", "mia")
-    await stage.events()
-    sent = stage.receiver.last("pull_request_review.submitted")["review"]
+    await env.events()
+    sent = env.receiver.last("pull_request_review.submitted")["review"]
     assert (sent["state"], sent["body"], sent["user"]["login"]) == (
         "changes_requested",
         "Not with floats, please.",
         "mia",
     )
-    told = stage.receiver.last("pull_request_review_comment.created")["comment"]
+    told = env.receiver.last("pull_request_review_comment.created")["comment"]
     assert (told["path"], told["line"], told["body"]) == ("shop/cart.py", 2, "Money wants Decimal.")
 
     fixed = FILES["shop/cart.py"].replace("sum(prices)", "sum(prices, Decimal())")
-    await stage.branch("fix", {"shop/cart.py": fixed}, await stage.token())
+    await env.branch("fix", {"shop/cart.py": fixed}, await env.token())
     await page.get_by_role("link", name="Review changes").click()
     await _look(page, "outdated")
     await page.get_by_role("button", name="Approve").click()
@@ -113,19 +113,19 @@ async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges
     await page.get_by_role("button", name="Merge pull request").click()
     await expect(page.locator("header .state")).to_have_text("Merged")
     await _look(page, "merged")
-    assert stage.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
-    assert stage.repo.issues[1].state == "closed"
-    closed = (await stage.events()) and stage.receiver.last("pull_request.closed")
+    assert env.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
+    assert env.repo.issues[1].state == "closed"
+    closed = (await env.events()) and env.receiver.last("pull_request.closed")
     assert (closed["pull_request"]["merged"], closed["sender"]["login"]) == (True, "mia")
     # the browser itself logs the one answer that was a refusal
     assert [problem for problem in problems if "422" not in problem] == []
 
 
 async def test_a_person_opens_labels_and_comments_an_issue(
-    stage: HubEnvironment, browser: Browser
+    env: HubEnvironment, browser: Browser
 ) -> None:
     page = await browser.new_page()
-    await page.goto(stage.hub.build_sign_in_url("mia", "/acme/shop"))
+    await page.goto(env.hub.build_sign_in_url("mia", "/acme/shop"))
     await page.get_by_label("Title").fill("Prices")
     await page.get_by_label("Description").fill("two\nlines <!-- hidden -->")
     await page.get_by_role("button", name="Open issue").click()
@@ -141,9 +141,9 @@ async def test_a_person_opens_labels_and_comments_an_issue(
     await expect(page.locator("aside .label")).to_have_count(0)
     await page.get_by_role("button", name="Close as not planned").click()
     await expect(page.locator("header .state")).to_have_text("Not planned")
-    issue = stage.repo.issues[1]
+    issue = env.repo.issues[1]
     assert (issue.body, issue.state_reason) == ("two\nlines <!-- hidden -->", "not_planned")
-    names = [name for name in await stage.events() if name.startswith("issue")]
+    names = [name for name in await env.events() if name.startswith("issue")]
     assert names == [
         "issues.opened",
         "issues.labeled",
@@ -154,12 +154,12 @@ async def test_a_person_opens_labels_and_comments_an_issue(
 
 
 async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    stage.hub.world.open_issue(stage.repo, stage.mia, "Prices")
-    url = f"{stage.hub.url}/acme/shop/issues/1/comment"
+    env.hub.world.open_issue(env.repo, env.mia, "Prices")
+    url = f"{env.hub.url}/acme/shop/issues/1/comment"
     async with httpx.AsyncClient(trust_env=False) as person:
-        entered = await person.get(stage.hub.build_sign_in_url("mia", "//elsewhere.example"))
+        entered = await person.get(env.hub.build_sign_in_url("mia", "//elsewhere.example"))
         assert entered.headers["location"] == "/"
         cookie = entered.headers["set-cookie"].lower()
         assert "httponly" in cookie
@@ -167,20 +167,20 @@ async def test_forms_from_elsewhere_and_keys_of_nobody_are_turned_away(
         assert (await person.post(url, data={"body": "hi"})).status_code == 403
         strange = {"Origin": "http://127.0.0.1:1"}
         assert (await person.post(url, data={"body": "hi"}, headers=strange)).status_code == 403
-        own = await person.post(url, data={"body": "hi"}, headers={"Origin": stage.hub.url})
+        own = await person.post(url, data={"body": "hi"}, headers={"Origin": env.hub.url})
         assert own.status_code == 303
     async with httpx.AsyncClient(trust_env=False) as nobody:
-        assert (await nobody.get(f"{stage.hub.url}/_enter?key=guess&to=/")).status_code == 403
+        assert (await nobody.get(f"{env.hub.url}/_enter?key=guess&to=/")).status_code == 403
         assert (
-            await nobody.post(url, data={"body": "hi"}, headers={"Origin": stage.hub.url})
+            await nobody.post(url, data={"body": "hi"}, headers={"Origin": env.hub.url})
         ).status_code == 401
-    assert [comment.body for comment in stage.repo.issues[1].comments] == ["hi"]
+    assert [comment.body for comment in env.repo.issues[1].comments] == ["hi"]
 
 
 async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_trouble(
-    stage: HubEnvironment,
+    env: HubEnvironment,
 ) -> None:
-    token = await stage.token()
+    token = await env.token()
     files = {
         "logo.png": b"\x89PNG\x00\x01",
         "naïve \U0001f600.txt": "é\r\nx\ry\n",
@@ -188,14 +188,14 @@ async def test_binary_files_strange_names_and_huge_diffs_are_shown_without_troub
         "huge.csv": "1,2\n" * 3000,
         "README.md": None,
     }
-    work = stage.place / "work"
-    await stage.git("clone", "-q", stage.address(token), str(work))
+    work = env.place / "work"
+    await env.git("clone", "-q", env.address(token), str(work))
     (Path(os.fsdecode(bytes(work))) / os.fsdecode(b"odd-\xff.txt")).write_text("odd\n")
-    await stage.branch("odd", files, token)
+    await env.branch("odd", files, token)
     body = {"title": "Odd", "head": "odd", "base": "main"}
-    assert (await stage.client(token).post("/repos/acme/shop/pulls", json=body)).status_code == 201
+    assert (await env.client(token).post("/repos/acme/shop/pulls", json=body)).status_code == 201
     async with httpx.AsyncClient(trust_env=False) as nobody:
-        page = await nobody.get(f"{stage.hub.url}/acme/shop/pull/1/files")
+        page = await nobody.get(f"{env.hub.url}/acme/shop/pull/1/files")
     assert page.status_code == 200
     for words in (
         "No text to show",

@@ -15,23 +15,23 @@ OF = {"owner": "acme", "repo": "shop"}
 
 
 @pytest.fixture
-async def kit(stage: HubEnvironment) -> AsyncIterator[GitHub]:
-    strategy = AppAuthStrategy(stage.app.id, stage.app.private_key)
+async def kit(env: HubEnvironment) -> AsyncIterator[GitHub]:
+    strategy = AppAuthStrategy(env.app.id, env.app.private_key)
     app = GitHub(
         strategy,
-        base_url=f"{stage.hub.api_url}/",
+        base_url=f"{env.hub.api_url}/",
         auto_retry=False,
         http_cache=False,
         trust_env=False,
     )
-    async with app, app.with_auth(app.auth.as_installation(stage.installation)) as github:
+    async with app, app.with_auth(app.auth.as_installation(env.installation)) as github:
         yield github
 
 
 async def test_every_answer_validates_against_githubs_description(
-    stage: HubEnvironment, kit: GitHub
+    env: HubEnvironment, kit: GitHub
 ) -> None:
-    pull = await _conversation(stage, kit)
+    pull = await _conversation(env, kit)
     rest, number = kit.rest, pull.number
     head = pull.head.sha
     run = (
@@ -72,7 +72,7 @@ async def test_every_answer_validates_against_githubs_description(
         assert answer.parsed_data
 
 
-async def _conversation(stage: HubEnvironment, kit: GitHub):
+async def _conversation(env: HubEnvironment, kit: GitHub):
     """An issue with a label, a comment and reactions, and a pull request with a review and a
     reply."""
     rest = kit.rest
@@ -84,9 +84,9 @@ async def _conversation(stage: HubEnvironment, kit: GitHub):
     await rest.reactions.async_create_for_issue_comment(
         **OF, comment_id=comment.id, content="rocket"
     )
-    token = await stage.token()
-    await stage.pull(stage.client(token), token)
-    mia = stage.client(stage.mia.token)
+    token = await env.token()
+    await env.pull(env.client(token), token)
+    mia = env.client(env.mia.token)
     line = {"path": "shop/cart.py", "line": 2, "body": "Use Decimal"}
     review = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
     assert (await mia.post("/repos/acme/shop/pulls/2/reviews", json=review)).status_code == 200
@@ -99,14 +99,14 @@ async def _conversation(stage: HubEnvironment, kit: GitHub):
 
 
 async def test_every_webhook_validates_against_githubs_description(
-    stage: HubEnvironment, kit: GitHub
+    env: HubEnvironment, kit: GitHub
 ) -> None:
-    pull = await _conversation(stage, kit)
+    pull = await _conversation(env, kit)
     rest = kit.rest
     await rest.checks.async_create(
         **OF, name="Osiris", head_sha=pull.head.sha, conclusion="success"
     )
-    mia = stage.client(stage.mia.token)
+    mia = env.client(env.mia.token)
     review = (await mia.get("/repos/acme/shop/pulls/2/reviews")).json()[0]
     dismissal = {"message": "settled"}
     await mia.put(f"/repos/acme/shop/pulls/2/reviews/{review['id']}/dismissals", json=dismissal)
@@ -117,41 +117,41 @@ async def test_every_webhook_validates_against_githubs_description(
     await rest.pulls.async_update(**OF, pull_number=2, state="closed")
     await rest.pulls.async_update(**OF, pull_number=2, state="open")
     await rest.pulls.async_merge(**OF, pull_number=2)
-    names = set(await stage.events())
+    names = set(await env.events())
     assert names >= {
         "push",
         "pull_request_review.dismissed",
         "check_suite.completed",
         "issues.edited",
     }
-    for head, body in dict(zip(stage.receiver.names, stage.receiver.got, strict=True)).values():
+    for head, body in dict(zip(env.receiver.names, env.receiver.got, strict=True)).values():
         assert kit_webhooks.parse_obj(head["x-github-event"], body)
 
 
-async def test_every_webhook_about_where_an_app_may_work_validates(stage: HubEnvironment) -> None:
-    hub = stage.hub
-    mia = stage.client(stage.mia.token)
-    hub.world.set_role(stage.repo, "mia", "admin")
+async def test_every_webhook_about_where_an_app_may_work_validates(env: HubEnvironment) -> None:
+    hub = env.hub
+    mia = env.client(env.mia.token)
+    hub.world.set_role(env.repo, "mia", "admin")
     hub.add_repo("acme/open", collaborators={})
-    hub.install_app(stage.app, "acme/open")
-    hub.remove_repos(stage.app, "acme/open")
+    hub.install_app(env.app, "acme/open")
+    hub.remove_repos(env.app, "acme/open")
     for change in ({"archived": True}, {"archived": False}, {"name": "store"}):
         assert (
             await mia.patch("/repos/acme/shop", json=change, follow_redirects=True)
         ).status_code == 200
     hub.add_repo("globex/other", collaborators={})
-    hub.install_app(stage.app, "globex/other")
+    hub.install_app(env.app, "globex/other")
     assert (
         await mia.post("/repos/acme/store/transfer", json={"new_owner": "globex"})
     ).status_code == 202
-    hub.install_app(stage.app, "globex/store")
+    hub.install_app(env.app, "globex/store")
     assert (await mia.delete("/repos/globex/store")).status_code == 204
-    app = stage.client(stage.app_jwt())
-    url = f"/app/installations/{stage.installation}"
+    app = env.client(env.app_jwt())
+    url = f"/app/installations/{env.installation}"
     assert (await app.put(f"{url}/suspended")).status_code == 204
     assert (await app.delete(f"{url}/suspended")).status_code == 204
     assert (await app.delete(url)).status_code == 204
-    told = await stage.events()
+    told = await env.events()
     assert [one for one in told if one != "installation.created"] == [
         "installation_repositories.added",
         "installation_repositories.removed",
@@ -165,14 +165,14 @@ async def test_every_webhook_about_where_an_app_may_work_validates(stage: HubEnv
         "installation.unsuspend",
         "installation.deleted",
     ]
-    for head, body in zip(stage.receiver.names, stage.receiver.got, strict=True):
+    for head, body in zip(env.receiver.names, env.receiver.got, strict=True):
         assert kit_webhooks.parse_obj(body[0]["x-github-event"], body[1]), head
 
 
 async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_and_resolves(
-    stage: HubEnvironment, kit: GitHub
+    env: HubEnvironment, kit: GitHub
 ) -> None:
-    await _conversation(stage, kit)
+    await _conversation(env, kit)
     query = """query($owner: String!, $name: String!, $number: Int!) {
       viewer { login }
       repository(owner: $owner, name: $name) {
@@ -185,7 +185,7 @@ async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_
     assert (thread["isResolved"], thread["path"], thread["line"]) == (False, "shop/cart.py", 2)
     assert [comment["body"] for comment in thread["comments"]["nodes"]] == ["Use Decimal", "I will"]
 
-    review = stage.repo.pulls[2].reviews[0]
+    review = env.repo.pulls[2].reviews[0]
     react = (
         "mutation($id: ID!) { addReaction(input: {subjectId: $id, content: EYES}) { reaction {"
         " content } } }"
@@ -199,16 +199,16 @@ async def test_graphql_through_the_real_client_reads_threads_reacts_to_a_review_
         " } } }"
     )
     await kit.async_graphql(resolve, {"id": thread["id"]})
-    assert stage.repo.pulls[2].threads[0].resolved_by is stage.app.bot
+    assert env.repo.pulls[2].threads[0].resolved_by is env.app.bot
     node = await kit.async_graphql(
         "query($id: ID!) { node(id: $id) { ... on PullRequest { number } } }",
-        {"id": stage.repo.pulls[2].node_id},
+        {"id": env.repo.pulls[2].node_id},
     )
     assert node["node"]["number"] == 2
 
 
 async def test_the_real_client_sees_a_refusal_with_its_reason(
-    stage: HubEnvironment, kit: GitHub
+    env: HubEnvironment, kit: GitHub
 ) -> None:
     with pytest.raises(RequestFailed) as refused:
         await kit.rest.pulls.async_create(**OF, title="x", head="nowhere", base="main")

@@ -61,10 +61,10 @@ def submit(summary: str = "Fixed.") -> dict[str, Any]:
     return step("submit", summary=summary)
 
 
-LOOK = "grep 'a + b' shop.py"
+CHECK_COMMAND = "grep 'a + b' shop.py"
 FIX = [
     step("edit_file", path="shop.py", old="a - b", new="a + b"),
-    step("run_command", {"exit_code": 0}, command=LOOK),
+    step("run_command", {"exit_code": 0}, command=CHECK_COMMAND),
     submit("`add` subtracted. Now it adds."),
 ]
 """Running the unit tests instead would take half a second; `test_main_flow.py` does that."""
@@ -74,8 +74,10 @@ ANSWER = [
 ]
 
 
-HELD = step("run_command", {"exit_code": 0}, command="until test -e /tmp/go; do sleep 0.05; done")
-"""A command that runs until the test calls `let_go`."""
+BLOCKING_STEP = step(
+    "run_command", {"exit_code": 0}, command="until test -e /tmp/go; do sleep 0.05; done"
+)
+"""A command that runs until the test calls `release_step`."""
 
 
 def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
@@ -90,14 +92,14 @@ STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
 class FlowEnvironment:
     """The environment, one instance of Osiris in it, and the people."""
 
-    stage: Environment
+    playground: Environment
     osiris: Osiris
     alice: Person
     bob: Person
     tina: Person
     mallory: Person
     vendors: Vendors | None
-    said_in_logs: list[str]
+    log_lines: list[str]
 
     @property
     def sessions(self) -> Path:
@@ -108,8 +110,8 @@ class FlowEnvironment:
         """Return every message of the first task in order."""
         return [step.message for step in await self.osiris.read_models.list_steps(1)]
 
-    async def settled(self) -> None:
-        await self.stage.wait_until_settled(self.osiris.store)
+    async def wait_until_settled(self) -> None:
+        await self.playground.wait_until_settled(self.osiris.store)
 
     async def task(self) -> Task:
         [line] = await self.osiris.read_models.list_tasks()
@@ -118,26 +120,28 @@ class FlowEnvironment:
     async def failures(self) -> list[Failure]:
         return await self.osiris.read_models.list_failures()
 
-    async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
+    async def file_labelled_issue(
+        self, title: str = "add subtracts", body: str = "add(1, 2) is -1"
+    ) -> int:
         issue = await self.alice.file_issue(title, body)
         await self.alice.add_label(issue)
         return issue
 
-    async def in_review(self) -> tuple[int, int]:
+    async def bring_to_review(self) -> tuple[int, int]:
         """Have an issue worked on. Return its number and that of its pull request."""
-        issue = await self.labelled()
-        await self.settled()
+        issue = await self.file_labelled_issue()
+        await self.wait_until_settled()
         [pull] = await self.alice.list_pulls()
         return issue, int(pull["number"])
 
-    async def said_by_osiris(self, number: int) -> list[str]:
+    async def list_bot_comments(self, number: int) -> list[str]:
         return [
             c["body"]
             for c in await self.alice.list_comments(number)
             if c["user"]["login"] == "osiris[bot]"
         ]
 
-    async def until_running(self) -> None:
+    async def wait_until_running(self) -> None:
         """Wait until the agent is inside its first tool call."""
         async with asyncio.timeout(20):
             while True:
@@ -156,7 +160,7 @@ class FlowEnvironment:
                         return
                 await asyncio.sleep(0.05)
 
-    async def heard(self) -> None:
+    async def wait_until_answered(self) -> None:
         """Wait until all requests of people are decided and answered, whatever a run is doing."""
         undone = text(
             "select (select count(*) from inbox where not_before is not null)"
@@ -164,22 +168,22 @@ class FlowEnvironment:
         )
         async with asyncio.timeout(20):
             while True:
-                await self.stage.hub.wait_until_sent()
+                await self.playground.hub.wait_until_sent()
                 async with self.osiris.engine.connect() as connection:
                     if not await connection.scalar(undone):
                         return
                 await asyncio.sleep(0.05)
 
-    def let_go(self) -> None:
-        """Let the command of `HELD` end."""
+    def release_step(self) -> None:
+        """Let the command of `BLOCKING_STEP` end."""
         for disk in disks_in(self.sessions):
             with contextlib.suppress(FileNotFoundError):  # it is just being created or removed
                 (disk.host_path / "tmp" / "go").touch()
 
     def push(self, login: str, branch: str, files: dict[str, str]) -> None:
         """Push changed files to a branch as a person does, with plain git."""
-        address = self.stage.hub.url.replace(
-            "://", f"://{login}:{self.stage.hub.world.get_user(login).token}@"
+        address = self.playground.hub.url.replace(
+            "://", f"://{login}:{self.playground.hub.world.get_user(login).token}@"
         )
         who = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
         with tempfile.TemporaryDirectory() as folder:
@@ -192,13 +196,13 @@ class FlowEnvironment:
 
     def git(self, *args: str) -> str:
         """Run plain git in the hub's own repository."""
-        path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
+        path = self.playground.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
         return plain_git("--git-dir", str(path), *args)
 
 
 def plain_git(*args: str) -> str:
-    told = subprocess.run(["git", *args], capture_output=True, check=True)
-    return told.stdout.decode("utf-8", "backslashreplace")
+    result = subprocess.run(["git", *args], capture_output=True, check=True)
+    return result.stdout.decode("utf-8", "backslashreplace")
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +226,7 @@ def warm() -> Iterator[Callable[[Settings], Sandbox]]:
         yield sandbox
 
 
-def lay_database(migrated_file: Path, place: Path) -> None:
+def copy_database(migrated_file: Path, place: Path) -> None:
     """Copy a database with the present schema into the data folder of an environment: Alembic needs
     up to 0.4 s to create one."""
     (place / "osiris").mkdir(0o711)
@@ -243,7 +247,7 @@ def start(
     configured as well; `more` are further settings. The sandbox is a `warm` one unless it is given
     (None: a new one), and the database has a schema.
     """
-    lay_database(migrated_file, place)
+    copy_database(migrated_file, place)
 
     @contextlib.asynccontextmanager
     async def started(
@@ -266,28 +270,32 @@ def start(
                 people=PEOPLE,
                 model=f"scripted:{script}",
                 keys=keys(),
-                more={**pair, **(_both(vendors, vendor, also) if vendors else {}), **(more or {})},
-            ) as stage,
-            _listening() as said_in_logs,
-            stage.run_osiris(
-                **{"timeouts": QUICK, "sandbox": warm(stage.settings), **replacements}
+                more={
+                    **pair,
+                    **(_merge_vendor_settings(vendors, vendor, also) if vendors else {}),
+                    **(more or {}),
+                },
+            ) as playground,
+            _collect_logs() as log_lines,
+            playground.run_osiris(
+                **{"timeouts": QUICK, "sandbox": warm(playground.settings), **replacements}
             ) as osiris,
-            stage.get_person("alice") as alice,
-            stage.get_person("bob") as bob,
-            stage.get_person("tina") as tina,
-            stage.get_person("mallory") as mallory,
+            playground.get_person("alice") as alice,
+            playground.get_person("bob") as bob,
+            playground.get_person("tina") as tina,
+            playground.get_person("mallory") as mallory,
         ):
             yield FlowEnvironment(
-                stage=stage,
+                playground=playground,
                 osiris=osiris,
                 alice=alice,
                 bob=bob,
                 tina=tina,
                 mallory=mallory,
                 vendors=vendors,
-                said_in_logs=said_in_logs,
+                log_lines=log_lines,
             )
-            await _no_secret_anywhere(stage, alice, said_in_logs)
+            await _assert_no_secret_leaked(playground, alice, log_lines)
 
     return started
 
@@ -296,53 +304,59 @@ def settings_of(vendors: Vendors, vendor: str) -> dict[str, str]:
     return {name.lower(): value for name, value in vendors.environ(vendor).items()}
 
 
-def _both(vendors: Vendors, vendor: str, also: str) -> dict[str, str]:
+def _merge_vendor_settings(vendors: Vendors, vendor: str, also: str) -> dict[str, str]:
     return {**(settings_of(vendors, also) if also else {}), **settings_of(vendors, vendor)}
 
 
 @contextlib.asynccontextmanager
-async def _listening() -> AsyncIterator[list[str]]:
+async def _collect_logs() -> AsyncIterator[list[str]]:
     """Collect every logged line before redaction."""
     lines: list[str] = []
 
-    class Ear(logging.Handler):
+    class LogCollector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(self.format(record))
 
     root = logging.getLogger()
-    ear = Ear()
+    log_collector = LogCollector()
     level = root.level
-    root.addHandler(ear)
+    root.addHandler(log_collector)
     root.setLevel(logging.INFO)
     try:
         yield lines
     finally:
-        root.removeHandler(ear)
+        root.removeHandler(log_collector)
         root.setLevel(level)
 
 
-async def _no_secret_anywhere(stage: Environment, alice: Person, logged: list[str]) -> None:
+async def _assert_no_secret_leaked(
+    playground: Environment, alice: Person, logged: list[str]
+) -> None:
     """Check for leaked secrets: App key, webhook secret, model keys and every minted token."""
     secrets = [
-        *stage.settings.list_secrets(),
-        *stage.settings.private_key.splitlines()[1:3],
+        *playground.settings.list_secrets(),
+        *playground.settings.private_key.splitlines()[1:3],
         "ghs_",
     ]
-    data = stage.settings.osiris_data_dir
-    kept = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dumped(stage)
-    said = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
-    said += [str(pull["body"]) for pull in await alice.list_pulls()]
+    data = playground.settings.osiris_data_dir
+    stored = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dump_database(
+        playground
+    )
+    published = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
+    published += [str(pull["body"]) for pull in await alice.list_pulls()]
     for secret in secrets:
-        assert secret.encode() not in kept, "a secret is in the database"
-        assert not any(secret in words for words in said), "a secret was said"
+        assert secret.encode() not in stored, "a secret is in the database"
+        assert not any(secret in words for words in published), "a secret was said"
         assert not any(secret in line for line in logged), "a secret was logged"
 
 
-def _dumped(stage: Environment) -> bytes:
+def _dump_database(playground: Environment) -> bytes:
     """Return the whole content of a PostgreSQL database."""
-    if stage.settings.is_embedded:
+    if playground.settings.is_embedded:
         return b""
-    engine = create_engine(stage.settings.database.replace("postgresql:", "postgresql+psycopg:"))
+    engine = create_engine(
+        playground.settings.database.replace("postgresql:", "postgresql+psycopg:")
+    )
     with engine.connect() as connection:
         rows = [
             str(connection.execute(table.select()).all()) for table in Table.metadata.sorted_tables
@@ -367,8 +381,8 @@ def command(request: pytest.FixtureRequest) -> Callable[..., Any]:
     pair = request.getfixturevalue("pair") if "pair" in request.fixturenames else {}
     stands_on = {name.upper(): value for name, value in pair.items()}
 
-    async def ran(*args: str, **environ: str) -> tuple[int, str, str]:
-        done = await asyncio.to_thread(osiris, *args, **{**stands_on, **environ})
-        return done.returncode, done.stdout, done.stderr
+    async def run_command(*args: str, **environ: str) -> tuple[int, str, str]:
+        result = await asyncio.to_thread(osiris, *args, **{**stands_on, **environ})
+        return result.returncode, result.stdout, result.stderr
 
-    return ran
+    return run_command

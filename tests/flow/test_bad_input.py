@@ -7,46 +7,46 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.flow.conftest import FILES, FIX, HELD, FlowEnvironment, Start, run, step, submit
+from tests.flow.conftest import BLOCKING_STEP, FILES, FIX, FlowEnvironment, Start, run, step, submit
 
 
 def story(*steps: dict) -> dict:
     return {"runs": [run(*steps)]}
 
 
-async def ended(world: FlowEnvironment) -> str:
+async def run_to_end(env: FlowEnvironment) -> str:
     """Have a labelled issue worked on. Return the remaining status comment."""
-    issue = await world.labelled()
-    await world.settled()
-    [status] = await world.said_by_osiris(issue)
+    issue = await env.file_labelled_issue()
+    await env.wait_until_settled()
+    [status] = await env.list_bot_comments(issue)
     return status
 
 
 async def test_an_empty_change_is_said_and_opens_nothing(start: Start):
-    async with start(story(submit("There is nothing to do."))) as world:
-        status = await ended(world)
+    async with start(story(submit("There is nothing to do."))) as env:
+        status = await run_to_end(env)
         assert "could not finish" in status
         assert "The agent changed no file; it said: There is nothing to do" in status
-        assert await world.alice.list_pulls() == []
+        assert await env.alice.list_pulls() == []
 
 
 async def test_a_review_answered_without_a_change_is_answered_in_words(start: Start):
     answer = run(submit("It is right as it is: see line 2."), when="<review")
-    async with start({"runs": [answer, run(*FIX)]}) as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "Is this right?")
-        await world.settled()
-        assert (await world.task()).state == "review"
+    async with start({"runs": [answer, run(*FIX)]}) as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "Is this right?")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
         assert any(
-            "> It is right as it is" in words for words in await world.said_by_osiris(number)
+            "> It is right as it is" in words for words in await env.list_bot_comments(number)
         )
 
 
 async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start: Start):
     steps = (step("write_file", path="a.txt", content="a"), submit("Added a file."))
-    async with start(story(*steps), files={"README.md": "x"}) as world:
-        _, number = await world.in_review()
-        body = (await world.alice.get_pull(number))["body"]
+    async with start(story(*steps), files={"README.md": "x"}) as env:
+        _, number = await env.bring_to_review()
+        body = (await env.alice.get_pull(number))["body"]
         assert "Nothing was run, so nothing shows that it works." in body
         assert "No test was changed or added." in body
 
@@ -58,12 +58,12 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
     )
     async with start(
         story(step("run_command", {"exit_code": 0}, command=odd), submit("Odd."))
-    ) as world:
-        _, number = await world.in_review()
-        body = (await world.alice.get_pull(number))["body"]
+    ) as env:
+        _, number = await env.bring_to_review()
+        body = (await env.alice.get_pull(number))["body"]
         assert "| `blob.bin` | added | binary |" in body
         assert r"caf\xe9.txt" in body
-        names = world.git("ls-tree", "-z", "--name-only", (await world.task()).branch)
+        names = env.git("ls-tree", "-z", "--name-only", (await env.task()).branch)
         assert {r"caf\xe9.txt", "with space.txt", "blob.bin"} <= set(names.split("\0"))
         assert "README.md" not in names
 
@@ -87,16 +87,16 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
 async def test_work_that_needs_a_person_is_not_pushed(start: Start, command: str, sentence: str):
     async with start(
         story(step("run_command", {"exit_code": 0}, command=command), submit("Done."))
-    ) as world:
-        assert sentence in await ended(world)
-        assert "osiris/" not in world.git("branch", "--list")
+    ) as env:
+        assert sentence in await run_to_end(env)
+        assert "osiris/" not in env.git("branch", "--list")
 
 
 async def test_a_script_that_meets_another_world_fails_loudly(start: Start):
     async with start(
         story(step("read_file", {"contains": "unicorn"}, path="shop.py"), submit())
-    ) as world:
-        status = await ended(world)
+    ) as env:
+        status = await run_to_end(env)
         assert (
             "The world differs from the script scripted:script.yml at step 1: 'unicorn' is not in"
             " the answer" in status
@@ -105,95 +105,97 @@ async def test_a_script_that_meets_another_world_fails_loudly(start: Start):
 
 async def test_a_spent_budget_pauses_and_retry_goes_on_where_it_stopped(start: Start):
     files = {**FILES, ".github/osiris.yml": "budget: {steps: 2}\n"}
-    async with start(files=files) as world:
-        issue = await world.labelled()
-        await world.settled()
-        task = await world.task()
+    async with start(files=files) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.reason) == ("paused", "the budget of 2 steps is spent")
-        await world.bob.add_comment(issue, "/osiris retry")
-        await world.settled()
-        assert (await world.task()).state == "review"
-        assert len(await world.osiris.read_models.list_steps(1)) == 2 + 2 * len(FIX) - 1
+        await env.bob.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
+        assert len(await env.osiris.read_models.list_steps(1)) == 2 + 2 * len(FIX) - 1
 
 
 async def test_a_policy_file_with_a_mistake_starts_nothing_and_says_where(start: Start):
-    async with start(files={**FILES, ".github/osiris.yml": "budget: {steps: many}\n"}) as world:
-        issue = await world.labelled()
-        await world.settled()
-        [words] = await world.said_by_osiris(issue)
+    async with start(files={**FILES, ".github/osiris.yml": "budget: {steps: many}\n"}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        [words] = await env.list_bot_comments(issue)
         assert "`.github/osiris.yml`: budget.steps: input should be a valid integer" in words
-        assert await world.osiris.read_models.list_tasks() == []
+        assert await env.osiris.read_models.list_tasks() == []
 
 
 async def test_commits_of_a_person_during_a_run_are_never_overwritten(start: Start):
-    slow = run(HELD, step("write_file", path="A", content="a"), submit(), when="<review")
-    async with start({"runs": [slow, run(*FIX)]}) as world:
-        _, number = await world.in_review()
-        branch = (await world.alice.get_pull(number))["head"]["ref"]
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
-        await world.until_running()
-        await asyncio.to_thread(world.push, "bob", branch, {"by-hand.txt": "mine"})
-        await world.heard()
-        world.let_go()
-        await world.settled()
-        task = await world.task()
+    slow = run(BLOCKING_STEP, step("write_file", path="A", content="a"), submit(), when="<review")
+    async with start({"runs": [slow, run(*FIX)]}) as env:
+        _, number = await env.bring_to_review()
+        branch = (await env.alice.get_pull(number))["head"]["ref"]
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "More.")
+        await env.wait_until_running()
+        await asyncio.to_thread(env.push, "bob", branch, {"by-hand.txt": "mine"})
+        await env.wait_until_answered()
+        env.release_step()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (
             task.reason
             == "somebody else pushed to the branch while I worked, and I never force a push"
         )
-        assert "by-hand.txt" in world.git("ls-tree", "--name-only", branch)
-        await world.bob.add_comment(number, "/osiris retry")
-        await world.until_running()
-        world.let_go()
-        await world.settled()
-        assert {"A", "by-hand.txt"} <= set(world.git("ls-tree", "--name-only", branch).split())
+        assert "by-hand.txt" in env.git("ls-tree", "--name-only", branch)
+        await env.bob.add_comment(number, "/osiris retry")
+        await env.wait_until_running()
+        env.release_step()
+        await env.wait_until_settled()
+        assert {"A", "by-hand.txt"} <= set(env.git("ls-tree", "--name-only", branch).split())
 
 
 async def test_a_push_that_github_refuses_is_said(start: Start):
-    async with start() as world:
+    async with start() as env:
 
         async def refuse(request: Request, forward) -> Response:
             if request.url.path.endswith("git-receive-pack"):
                 return Response("no", 403)
             return await forward()
 
-        world.stage.hub.interceptors.append(refuse)
-        assert "does not let Osiris push here; the App needs Contents: write" in await ended(world)
+        env.playground.hub.interceptors.append(refuse)
+        assert "does not let Osiris push here; the App needs Contents: write" in await run_to_end(
+            env
+        )
 
 
 async def test_a_token_that_is_refused_is_said_to_the_operator(start: Start):
-    async with start() as world:
+    async with start() as env:
 
         async def refuse(request: Request, forward) -> Response:
             if request.url.path.endswith("access_tokens"):
                 return JSONResponse({"message": "This installation has been suspended"}, 403)
             return await forward()
 
-        world.stage.hub.interceptors.append(refuse)
-        await world.labelled()
-        await world.settled()
-        [failure] = await world.failures()
+        env.playground.hub.interceptors.append(refuse)
+        await env.file_labelled_issue()
+        await env.wait_until_settled()
+        [failure] = await env.failures()
         assert "This installation has been suspended" in failure.error
 
 
 async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_ever(start: Start):
-    async with start(story(HELD, *FIX)) as world:
+    async with start(story(BLOCKING_STEP, *FIX)) as env:
 
-        async def gone(request: Request, forward) -> Response:
+        async def return_not_found(request: Request, forward) -> Response:
             if "/acme/shop" in request.url.path:
                 return JSONResponse({"message": "Not Found"}, 404)
             return await forward()
 
-        await world.labelled()
-        await world.until_running()
-        world.stage.hub.interceptors.append(gone)
-        world.let_go()
-        await world.settled()
-        world.stage.hub.interceptors.clear()
-        assert (await world.task()).state in ("paused", "failed")
-        pushed_nothing = "Push" in {failure.what for failure in await world.failures()}
+        await env.file_labelled_issue()
+        await env.wait_until_running()
+        env.playground.hub.interceptors.append(return_not_found)
+        env.release_step()
+        await env.wait_until_settled()
+        env.playground.hub.interceptors.clear()
+        assert (await env.task()).state in ("paused", "failed")
+        pushed_nothing = "Push" in {failure.what for failure in await env.failures()}
         # found first by the push or by the reconciler
-        assert pushed_nothing or (await world.task()).read_only
+        assert pushed_nothing or (await env.task()).read_only
 
 
 async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Start, place):
@@ -202,19 +204,19 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
     sandbox = BubblewrapSandbox(place / "sessions", Path)
     [passwd] = (place / "sessions").rglob("passwd")
     passwd.chmod(0)  # the jail's user cannot read what it needs
-    async with start(sandbox=sandbox) as world:
-        status = await ended(world)
+    async with start(sandbox=sandbox) as env:
+        status = await run_to_end(env)
         assert "could not finish" in status
         assert "sandbox" in status
         import httpx
 
         async with httpx.AsyncClient() as http:
-            ready = await http.get(f"http://127.0.0.1:{world.stage.settings.osiris_port}/readyz")
+            ready = await http.get(f"http://127.0.0.1:{env.playground.settings.osiris_port}/readyz")
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
 
 
 async def test_no_model_is_a_sentence(start: Start):
     from osiris.agents.models.registry import ModelRegistry
 
-    async with start(select_model=ModelRegistry("", {}).select) as world:
-        assert "No model is configured; the operator sets OSIRIS_MODEL" in await ended(world)
+    async with start(select_model=ModelRegistry("", {}).select) as env:
+        assert "No model is configured; the operator sets OSIRIS_MODEL" in await run_to_end(env)

@@ -2,16 +2,20 @@
 there."""
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from osiris.core.ports.telemetry import NoTelemetry
+from osiris.queue import tables
+from osiris.queue.retention import Retention
 from osiris.queue.tables import InboxRow, OutboxRow
 from tests.flow.conftest import REPO, FlowEnvironment, Start
 from tests.flow.support.toy_channel import ToyChannel, say
@@ -23,53 +27,53 @@ ACCOUNTS = {"U1": "alice", "U2": "mallory", "U3": "bob"}
 @contextlib.asynccontextmanager
 async def started(start: Start, **more: object) -> AsyncIterator[tuple[FlowEnvironment, "Chat"]]:
     channel = ToyChannel(ACCOUNTS)
-    async with start(channels=[channel], **more) as world:
-        yield world, Chat(world, channel)
+    async with start(channels=[channel], **more) as env:
+        yield env, Chat(env, channel)
 
 
 class Chat:
     """The chat as its users see it."""
 
-    def __init__(self, world: FlowEnvironment, channel: ToyChannel) -> None:
-        self._world = world
+    def __init__(self, env: FlowEnvironment, channel: ToyChannel) -> None:
+        self._env = env
         self._channel = channel
         self._sent = 0
 
     async def say(self, user: str, text: str, **more: object) -> list[str]:
         """Say something in thread T1, and return what Osiris has said there when all is done."""
         self._sent += 1
-        port = self._world.stage.settings.osiris_port
+        port = self._env.playground.settings.osiris_port
         answer = await say(port, f"m{self._sent}", thread="T1", user=user, text=text, **more)
         assert answer.status_code == 202
-        await self._world.settled()
+        await self._env.wait_until_settled()
         return self._channel.list_messages("T1")
 
 
-async def list_issues(world: FlowEnvironment) -> list[dict[str, object]]:
-    rows = await world.alice.send_request("GET", "/issues", state="all")
+async def list_issues(env: FlowEnvironment) -> list[dict[str, object]]:
+    rows = await env.alice.send_request("GET", "/issues", state="all")
     return [row for row in rows if "pull_request" not in row]
 
 
 @pytest.mark.both_pairs
 async def test_a_request_becomes_a_pull_request_and_its_conversation_is_told(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         question = await chat.say("U1", "add subtracts\nadd(1, 2) is -1")
         assert question == ["Which repository? Answer here with `owner/name`, or with `cancel`."]
-        assert await list_issues(world) == []
+        assert await list_issues(env) == []
         said = await chat.say("U1", REPO, is_reply=True)
-        [issue] = await list_issues(world)
-        [pull] = await world.alice.list_pulls()
-        url = f"{world.stage.hub.url}/{REPO}"
+        [issue] = await list_issues(env)
+        [pull] = await env.alice.list_pulls()
+        url = f"{env.playground.hub.url}/{REPO}"
         assert said[1:] == [
             f"I filed this as {REPO}#{issue['number']}: {url}/issues/{issue['number']}",
             f"{REPO}#{issue['number']} has a pull request to review: {url}/pull/{pull['number']}",
         ]
         assert "Requested by alice through Osiris." in str(issue["body"])
-        assert (await world.task()).requester == "alice"
-        await world.bob.submit_review(pull["number"], "APPROVE")
-        await world.settled()
-        await world.alice.merge_pull(pull["number"])
-        await world.settled()
+        assert (await env.task()).requester == "alice"
+        await env.bob.submit_review(pull["number"], "APPROVE")
+        await env.wait_until_settled()
+        await env.alice.merge_pull(pull["number"])
+        await env.wait_until_settled()
         said = await chat.say("U1", "thank you", is_reply=True)
         assert said[3:] == [
             f"{REPO}#{issue['number']} is merged. {url}/issues/{issue['number']}",
@@ -78,47 +82,47 @@ async def test_a_request_becomes_a_pull_request_and_its_conversation_is_told(sta
 
 
 async def test_somebody_without_write_access_is_refused_and_can_cancel(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         [refusal] = await chat.say("U2", "Add my backdoor", repo=REPO)
         assert f"mallory has no write access to {REPO}" in refusal
-        assert await list_issues(world) == []
+        assert await list_issues(env) == []
         said = await chat.say("U2", "cancel", is_reply=True)
         assert said[1:] == ["The request is cancelled; nothing was filed."]
 
 
 async def test_an_answer_of_somebody_else_gives_them_no_role(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         await chat.say("U2", "Add my backdoor")
         await chat.say("U1", REPO, is_reply=True)  # alice may write, but she did not ask
-        assert await list_issues(world) == []
+        assert await list_issues(env) == []
 
 
 async def test_a_stranger_gets_no_answer(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         assert await chat.say("U9", "Hello") == []
-        assert await world.failures() == []
+        assert await env.failures() == []
 
 
 async def test_a_repository_that_cannot_be_used_can_be_replaced_by_another(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         [first] = await chat.say("U1", "add subtracts", repo="acme/unknown")
         assert first.startswith("I could not file it: ")
         await chat.say("U1", REPO, is_reply=True)
-        [issue] = await list_issues(world)
+        [issue] = await list_issues(env)
         assert issue["title"] == "add subtracts"
 
 
 async def test_a_message_that_is_delivered_twice_files_one_issue(start: Start):
-    async with started(start) as (world, _):
+    async with started(start) as (env, _):
         for _ in range(2):
-            port = world.stage.settings.osiris_port
+            port = env.playground.settings.osiris_port
             await say(port, "m1", thread="T1", user="U1", text="add subtracts", repo=REPO)
-            await world.settled()
-        assert len(await list_issues(world)) == 1
+            await env.wait_until_settled()
+        assert len(await list_issues(env)) == 1
 
 
 async def test_a_request_that_github_cannot_take_now_is_filed_once_later(start: Start):
-    async with started(start) as (world, chat):
+    async with started(start) as (env, chat):
         down = [True]
 
         async def fail(request: Request, forward) -> Response:
@@ -127,10 +131,10 @@ async def test_a_request_that_github_cannot_take_now_is_filed_once_later(start: 
                 return JSONResponse({"message": "down"}, 502)
             return await forward()
 
-        world.stage.hub.interceptors.append(fail)
+        env.playground.hub.interceptors.append(fail)
         await chat.say("U3", "add subtracts", repo=REPO)
-        assert len(await list_issues(world)) == 1
-        assert (await world.task()).requester == "bob"
+        assert len(await list_issues(env)) == 1
+        assert (await env.task()).requester == "bob"
 
 
 @pytest.fixture
@@ -141,12 +145,27 @@ def unsigned() -> Iterator[dict[str, str]]:
 async def test_an_unsigned_message_is_refused_and_an_unknown_channel_is_not_there(
     start: Start, unsigned: dict[str, str]
 ):
-    async with started(start) as (world, _):
-        base = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks"
+    async with started(start) as (env, _):
+        base = f"http://127.0.0.1:{env.playground.settings.osiris_port}/webhooks"
         async with httpx.AsyncClient() as http:
             refused = await http.post(f"{base}/toy", content=b"{}", headers=unsigned)
             missing = await http.post(f"{base}/slack", content=b"{}")
         assert (refused.status_code, missing.status_code) == (401, 404)
+
+
+async def test_old_conversations_are_deleted_but_none_with_an_open_question(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    async with started(start) as (env, chat):
+        await chat.say("U2", "Add my backdoor", repo=REPO)
+        retention = Retention(env.osiris.engine, tmp_path, days=30)
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + 40 * 86_400)
+        assert (await retention.prune()).conversations == 0
+        await chat.say("U2", "cancel", is_reply=True)
+        monkeypatch.setattr(tables, "clock", lambda: time.time() + 80 * 86_400)
+        assert (await retention.prune()).conversations == 1
+        async with env.osiris.engine.connect() as connection:
+            assert await connection.scalar(select(func.count()).select_from(OutboxRow)) == 0
 
 
 class SpanRecorder(NoTelemetry):
@@ -163,9 +182,9 @@ class SpanRecorder(NoTelemetry):
 
 async def test_a_request_and_all_that_follows_from_it_share_one_trace(start: Start):
     spans = SpanRecorder()
-    async with started(start, telemetry=spans) as (world, chat):
+    async with started(start, telemetry=spans) as (env, chat):
         await chat.say("U1", "add subtracts", repo=REPO)
-        async with world.osiris.engine.connect() as connection:
+        async with env.osiris.engine.connect() as connection:
             rows = {
                 *(await connection.execute(select(InboxRow.source, InboxRow.trace))).all(),
                 *(await connection.execute(select(OutboxRow.kind, OutboxRow.trace))).all(),

@@ -24,16 +24,16 @@ from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys, settings_of
-from tests.flow.support.osiris_process import Lives
+from tests.flow.support.osiris_process import RestartableOsiris
 from tests.flow.test_outages import from_osiris, is_write
 
 
 @dataclass(kw_only=True)
-class Killer:
+class ProcessKiller:
     """Kills the process when a write arrives, and again after that write was done but not yet
     answered."""
 
-    lives: Lives
+    process: RestartableOsiris
     seen: dict[str, int] = field(default_factory=dict)
 
     async def __call__(self, request: Request, forward) -> Response:
@@ -46,7 +46,7 @@ class Killer:
             return await forward()
         if self.seen[write] == 2:
             await forward()
-        await asyncio.to_thread(self.lives.again)
+        await asyncio.to_thread(self.process.restart)
         return Response(status_code=502)
 
 
@@ -55,30 +55,29 @@ class CrashEnvironment:
     """The environment with a separate process that can be killed, instead of an Osiris in this
     process."""
 
-    stage: Environment
-    lives: Lives
+    playground: Environment
+    process: RestartableOsiris
     store: Store
     views: ReadModels
     alice: Person
     bob: Person
 
-    async def settled(self) -> None:
+    async def wait_until_settled(self) -> None:
         """Wait until nothing is in progress. Deliveries that failed while no process ran are
         redelivered through the API."""
         while True:
-            await self.stage.wait_until_settled(self.store)
+            await self.playground.wait_until_settled(self.store)
             # Osiris requests redelivery itself as well
             if not await self._redeliver() and await self.store.next_due() is None:
                 return
 
     async def _redeliver(self) -> bool:
         now = int(time.time())
-        claims = {"iat": now - 60, "exp": now + 300, "iss": str(self.stage.app.id)}
-        headers = {
-            "Authorization": f"Bearer {jwt.encode(claims, self.stage.app.private_key, 'RS256')}"
-        }
+        claims = {"iat": now - 60, "exp": now + 300, "iss": str(self.playground.app.id)}
+        token = jwt.encode(claims, self.playground.app.private_key, "RS256")
+        headers = {"Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(
-            base_url=f"{self.stage.hub.api_url}/", headers=headers
+            base_url=f"{self.playground.hub.api_url}/", headers=headers
         ) as http:
             deliveries = (await http.get("app/hook/deliveries", params={"per_page": 100})).json()
             arrived = {d["guid"] for d in deliveries if d["status_code"] == 202}
@@ -87,22 +86,22 @@ class CrashEnvironment:
                 (await http.post(f"app/hook/deliveries/{id}/attempts")).raise_for_status()
         return bool(lost)
 
-    async def whole_life(self) -> dict[str, object]:
+    async def run_task_to_merge(self) -> dict[str, object]:
         """Run a task from the label to the merge. Return the visible result."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
-        await self.settled()
+        await self.wait_until_settled()
         [pull] = await self.alice.list_pulls()
         number = pull["number"]
         await self.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
-        await self.settled()
+        await self.wait_until_settled()
         await self.bob.submit_review(number, "APPROVE")
-        await self.settled()
+        await self.wait_until_settled()
         await self.bob.merge_pull(number)
-        await self.settled()
-        return await self.visible(issue, number)
+        await self.wait_until_settled()
+        return await self.read_result(issue, number)
 
-    async def visible(self, issue: int, number: int) -> dict[str, object]:
+    async def read_result(self, issue: int, number: int) -> dict[str, object]:
         commits = await self.alice.send_request("GET", f"/pulls/{number}/commits")
         heads = [commit["sha"] for commit in commits]
         checks = [
@@ -142,7 +141,7 @@ EXPECTED = {
 
 
 @contextlib.asynccontextmanager
-async def ground(
+async def start_crash_environment(
     place: Path, pair: dict[str, str], model: dict[str, str] | None = None
 ) -> AsyncIterator[CrashEnvironment]:
     script = place / "script.yml"
@@ -150,32 +149,32 @@ async def ground(
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
     async with start_environment(
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more
-    ) as stage:
-        lives = Lives(stage.settings)
-        store = Store(engine := connect(stage.settings.database))
-        lives.begin()
+    ) as playground:
+        process = RestartableOsiris(playground.settings)
+        store = Store(engine := connect(playground.settings.database))
+        process.start()
         try:
-            while not await _answers(stage):
+            while not await _is_up(playground):
                 await asyncio.sleep(0.05)
-            async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
+            async with playground.get_person("alice") as alice, playground.get_person("bob") as bob:
                 yield CrashEnvironment(
-                    stage=stage,
-                    lives=lives,
+                    playground=playground,
+                    process=process,
                     store=store,
                     views=ReadModels(engine),
                     alice=alice,
                     bob=bob,
                 )
         finally:
-            lives.kill()
+            process.kill()
             await store.close()
 
 
-async def _answers(stage: Environment) -> bool:
+async def _is_up(playground: Environment) -> bool:
     async with httpx.AsyncClient() as http:
         try:
             return (
-                await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")
+                await http.get(f"http://127.0.0.1:{playground.settings.osiris_port}/healthz")
             ).is_success
         except httpx.TransportError:
             return False
@@ -191,30 +190,30 @@ random moments."""
 async def test_killed_before_and_after_every_write_the_result_is_the_same(
     place: Path, pair: dict[str, str]
 ):
-    async with ground(place, pair) as it:
-        killer = Killer(lives=it.lives)
-        it.stage.hub.interceptors.append(killer)
-        assert await it.whole_life() == EXPECTED
+    async with start_crash_environment(place, pair) as env:
+        killer = ProcessKiller(process=env.process)
+        env.playground.hub.interceptors.append(killer)
+        assert await env.run_task_to_merge() == EXPECTED
         both_ways = [write for write, times in killer.seen.items() if times >= 2]
         assert len(both_ways) >= 8  # the others became unnecessary after the restart
-        assert it.lives.count >= 2 * len(both_ways)
+        assert env.process.count >= 2 * len(both_ways)
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
 @pytest.mark.long
 async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair: dict[str, str]):
     chance = random.Random(20)
-    async with ground(place, pair) as it:
+    async with start_crash_environment(place, pair) as env:
 
-        async def reap() -> None:
+        async def kill_at_intervals() -> None:
             for _ in range(15):
                 await asyncio.sleep(chance.uniform(0.1, 0.7))
-                await asyncio.to_thread(it.lives.again)
+                await asyncio.to_thread(env.process.restart)
 
-        reaping = asyncio.create_task(reap())
-        assert await it.whole_life() == EXPECTED
-        await reaping
-        assert (await it.views.list_tasks())[0].task.state == "done"
+        killing = asyncio.create_task(kill_at_intervals())
+        assert await env.run_task_to_merge() == EXPECTED
+        await killing
+        assert (await env.views.list_tasks())[0].task.state == "done"
 
 
 @ON_SQLITE
@@ -223,19 +222,19 @@ async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_
 ):
     async with (
         loopback.serving(STORY) as vendors,
-        ground(place, pair, settings_of(vendors, "anthropic")) as it,
+        start_crash_environment(place, pair, settings_of(vendors, "anthropic")) as env,
     ):
 
-        async def reap() -> None:
-            for asked in (3, 7):
-                while len(vendors.requests) < asked:
+        async def kill_at_intervals() -> None:
+            for threshold in (3, 7):
+                while len(vendors.requests) < threshold:
                     await asyncio.sleep(0.001)
-                await asyncio.to_thread(it.lives.again)
+                await asyncio.to_thread(env.process.restart)
 
-        reaping = asyncio.create_task(reap())
+        killing = asyncio.create_task(kill_at_intervals())
         # the server requires the signatures of all replies of earlier processes
-        assert await it.whole_life() == EXPECTED
-        await reaping
+        assert await env.run_task_to_merge() == EXPECTED
+        await killing
 
 
 async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(place: Path):
@@ -255,10 +254,10 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
     script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
     async with start_environment(
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
-    ) as stage:
+    ) as playground:
         async with (
-            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as first,
-            stage.get_person("alice") as alice,
+            playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as first,
+            playground.get_person("alice") as alice,
         ):
             issue = await alice.file_issue("x")
             await alice.add_label(issue)
@@ -273,10 +272,10 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
         for name in first.sandbox.list_sessions():
             await first.sandbox.remove(name)
         async with (
-            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as second,
-            stage.get_person("alice") as alice,
+            playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as second,
+            playground.get_person("alice") as alice,
         ):
-            await stage.wait_until_settled(second.store)
+            await playground.wait_until_settled(second.store)
             [pull] = await alice.list_pulls()
             files = await alice.send_request("GET", f"/pulls/{pull['number']}/files")
             assert {(f["filename"], f["additions"]) for f in files} == {

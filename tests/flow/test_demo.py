@@ -15,7 +15,7 @@ PATIENCE = 60.0  # seconds
 
 
 @contextlib.asynccontextmanager
-async def demo(place: Path, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_demo(place: Path, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run `osiris demo` with its temporary files in `place`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -33,7 +33,7 @@ async def demo(place: Path, *options: str) -> AsyncIterator[asyncio.subprocess.P
             await process.wait()
 
 
-def left_behind(place: Path) -> list[str]:
+def list_leftovers(place: Path) -> list[str]:
     """Return the files in `place` and the mounts below it."""
     mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     files = [str(path) for path in place.iterdir()]
@@ -52,17 +52,17 @@ async def read_until(process: asyncio.subprocess.Process, words: str) -> str:
 
 @pytest.mark.long
 async def test_the_demo_ends_with_a_merged_pull_request_and_leaves_nothing(place: Path):
-    async with demo(place) as process:
+    async with run_demo(place) as process:
         printed, _ = await process.communicate()
     assert process.returncode == 0, printed
     assert b"bob approved and merged" in printed
-    assert left_behind(place) == []
+    assert list_leftovers(place) == []
 
 
 async def test_a_demo_that_is_kept_shows_where_to_look_and_leaves_nothing_after_sigterm(
     place: Path,
 ):
-    async with demo(place, "--keep") as process:
+    async with run_demo(place, "--keep") as process:
         printed = await read_until(process, "Ctrl-C ends it")
         clone = re.search(r"git clone (\S+)", printed)
         assert clone is not None
@@ -70,14 +70,14 @@ async def test_a_demo_that_is_kept_shows_where_to_look_and_leaves_nothing_after_
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert process.returncode == 0
-    assert left_behind(place) == []
+    assert list_leftovers(place) == []
 
 
 @pytest.mark.long
 async def test_a_demo_that_is_ended_in_the_middle_leaves_nothing(place: Path):
-    async with demo(place) as process:
+    async with run_demo(place) as process:
         await read_until(process, "gave it the label osiris")
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert process.returncode == 143
-    assert left_behind(place) == []
+    assert list_leftovers(place) == []

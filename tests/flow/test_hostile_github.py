@@ -10,7 +10,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.conftest import a_place
-from tests.flow.support.hostile_github import LAWFUL, FaultPlan, fought, plans
+from tests.flow.support.hostile_github import (
+    EXPECTED_RESULT,
+    FaultPlan,
+    fault_plans,
+    run_with_faults,
+)
 
 
 @pytest.mark.parametrize("many", [2, pytest.param(5, marks=pytest.mark.long)])
@@ -23,10 +28,10 @@ def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(plan=plans)
-    def fight(plan: FaultPlan) -> None:
+    @given(plan=fault_plans)
+    def run_example(plan: FaultPlan) -> None:
         with a_place() as place:
-            seen, troubles = asyncio.run(fought(place, plan))
-        assert seen == LAWFUL, troubles
+            result, faults = asyncio.run(run_with_faults(place, plan))
+        assert result == EXPECTED_RESULT, faults
 
-    fight()
+    run_example()

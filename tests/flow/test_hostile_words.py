@@ -23,30 +23,30 @@ COMMENTS = {
 }
 
 
-async def lease_of(world: FlowEnvironment) -> tuple[int, ...]:
-    async with world.osiris.engine.connect() as connection:
+async def list_leases(env: FlowEnvironment) -> tuple[int, ...]:
+    async with env.osiris.engine.connect() as connection:
         return tuple(await connection.scalars(select(LeaseRow.number)))
 
 
 async def test_no_words_cost_a_worker_its_lease(start: Start):
     steps = [step("run_command", command=command) for command in FLOODS.values()]
-    async with start({"runs": [run(*steps, *FIX)]}) as world:
-        before = await lease_of(world)
-        issue = await world.labelled("![" * 100, "![" * (GITHUB // 2))
+    async with start({"runs": [run(*steps, *FIX)]}) as env:
+        before = await list_leases(env)
+        issue = await env.file_labelled_issue("![" * 100, "![" * (GITHUB // 2))
         for words in COMMENTS.values():
-            await world.alice.add_comment(issue, words)
-            await world.alice.add_comment(issue, f"{words[: GITHUB // 2]}\n\n/osiris status")
-        await world.settled()
-        assert (await world.task()).state == "review"
-        assert await lease_of(world) == before
-        longest, place = world.osiris.monitor.longest, world.osiris.monitor.place
+            await env.alice.add_comment(issue, words)
+            await env.alice.add_comment(issue, f"{words[: GITHUB // 2]}\n\n/osiris status")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
+        assert await list_leases(env) == before
+        longest, place = env.osiris.monitor.longest, env.osiris.monitor.place
         assert longest < PATIENCE / 4, place
 
 
 @pytest.mark.parametrize("name", COMMENTS)
 async def test_a_command_is_found_below_hostile_words(start: Start, name: str):
-    async with start() as world:
-        issue = await world.alice.file_issue("A title", "A body")
-        await world.alice.add_comment(issue, f"{COMMENTS[name][:2000]}\n\n/osiris")
-        await world.settled()
-        assert (await world.task()).state == "review"
+    async with start() as env:
+        issue = await env.alice.file_issue("A title", "A body")
+        await env.alice.add_comment(issue, f"{COMMENTS[name][:2000]}\n\n/osiris")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"

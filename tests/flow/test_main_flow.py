@@ -5,15 +5,15 @@ import asyncio
 import pytest
 
 from osiris.core.ports.live import AuditEntryAdded, ReplyDelta
-from tests.flow.conftest import FILES, FIX, HELD, STORY, Start, run, step, submit
+from tests.flow.conftest import BLOCKING_STEP, FILES, FIX, STORY, Start, run, step, submit
 
 
 @pytest.mark.both_pairs
 async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start: Start):
     tested = step("run_command", {"exit_code": 0}, command="python3 -m unittest")
-    async with start({"runs": [run(FIX[0], tested, FIX[-1])]}) as world:
-        issue, number = await world.in_review()
-        pull = await world.alice.get_pull(number)
+    async with start({"runs": [run(FIX[0], tested, FIX[-1])]}) as env:
+        issue, number = await env.bring_to_review()
+        pull = await env.alice.get_pull(number)
         assert (pull["draft"], pull["title"]) == (True, "add subtracts")
         assert pull["head"]["ref"] == f"osiris/{issue}-add-subtracts"
         assert f"Closes #{issue}" in pull["body"]
@@ -21,13 +21,13 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
         assert "| `python3 -m unittest` | 0 |" in pull["body"]
         assert "Instructions read from the base branch: `AGENTS.md`" in pull["body"]
         assert "> `add` subtracted. Now it adds." in pull["body"]
-        assert (await world.task()).state == "review"
+        assert (await env.task()).state == "review"
 
 
 async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start):
-    async with start() as world:
-        issue, number = await world.in_review()
-        [commit] = await world.alice.send_request("GET", f"/pulls/{number}/commits")
+    async with start() as env:
+        issue, number = await env.bring_to_review()
+        [commit] = await env.alice.send_request("GET", f"/pulls/{number}/commits")
         message = commit["commit"]["message"]
         assert message.startswith("add subtracts\n\n")
         assert f"Osiris-Task: acme/shop#{issue}" in message
@@ -37,40 +37,40 @@ async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start)
 
 
 async def test_there_is_one_status_comment_and_it_is_edited_in_place(start: Start):
-    async with start() as world:
-        issue, number = await world.in_review()
+    async with start() as env:
+        issue, number = await env.bring_to_review()
         for place in (issue, number):
-            [status] = await world.said_by_osiris(place)
+            [status] = await env.list_bot_comments(place)
             assert "ready for review" in status
-        await world.bob.submit_review(number, "APPROVE")
-        await world.settled()
-        await world.bob.merge_pull(number)
-        await world.settled()
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
+        await env.bob.merge_pull(number)
+        await env.wait_until_settled()
         for place in (issue, number):
-            [status] = await world.said_by_osiris(place)
+            [status] = await env.list_bot_comments(place)
             assert "merged" in status
 
 
 async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start: Start):
-    async with start() as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(
             number,
             "REQUEST_CHANGES",
             "Nearly.",
             [{"path": "shop.py", "line": 2, "body": "Say why, in a note."}],
         )
-        await world.settled()
-        assert len(await world.alice.list_pulls()) == 1
-        commits = await world.alice.send_request("GET", f"/pulls/{number}/commits")
+        await env.wait_until_settled()
+        assert len(await env.alice.list_pulls()) == 1
+        commits = await env.alice.send_request("GET", f"/pulls/{number}/commits")
         assert [c["commit"]["message"].partition("\n")[0] for c in commits] == [
             "add subtracts",
             "Answer the review of bob",
         ]
-        [line] = await world.osiris.read_models.list_tasks()
+        [line] = await env.osiris.read_models.list_tasks()
         briefs = [
             s.message.text
-            for s in await world.osiris.read_models.list_steps(line.id)
+            for s in await env.osiris.read_models.list_steps(line.id)
             if s.message.role == "user"
         ]
         for piece in (
@@ -83,69 +83,69 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
 
 
 async def test_line_comments_alone_start_a_run_and_a_mere_remark_does_not(start: Start):
-    async with start() as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(number, "COMMENT", "Looks interesting.")
-        await world.settled()
-        assert (await world.task()).run == 1
-        await world.bob.submit_review(
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "COMMENT", "Looks interesting.")
+        await env.wait_until_settled()
+        assert (await env.task()).run == 1
+        await env.bob.submit_review(
             number, "COMMENT", "", [{"path": "shop.py", "line": 2, "body": "A note, please."}]
         )
-        await world.settled()
-        assert (await world.task()).run == 2
-        assert (await world.alice.get_pull(number))["commits"] == 2
+        await env.wait_until_settled()
+        assert (await env.task()).run == 2
+        assert (await env.alice.get_pull(number))["commits"] == 2
 
 
 async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: Start):
-    async with start() as world:
-        issue, number = await world.in_review()
-        await world.bob.submit_review(number, "APPROVE", "Good.")
-        await world.settled()
-        pull = await world.alice.get_pull(number)
-        task = await world.task()
+    async with start() as env:
+        issue, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "APPROVE", "Good.")
+        await env.wait_until_settled()
+        pull = await env.alice.get_pull(number)
+        task = await env.task()
         assert (pull["draft"], task.state, task.approved) == (
             False,
             "approved",
             pull["head"]["sha"],
         )
-        await world.bob.merge_pull(number)
-        await world.settled()
-        assert (await world.task()).state == "done"
-        assert (await world.alice.send_request("GET", f"/issues/{issue}"))["state"] == "closed"
+        await env.bob.merge_pull(number)
+        await env.wait_until_settled()
+        assert (await env.task()).state == "done"
+        assert (await env.alice.send_request("GET", f"/issues/{issue}"))["state"] == "closed"
 
 
 async def test_new_commits_by_a_person_void_an_approval(start: Start):
-    async with start() as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(number, "APPROVE")
-        await world.settled()
-        branch = (await world.alice.get_pull(number))["head"]["ref"]
-        await asyncio.to_thread(world.push, "bob", branch, {"extra.txt": "more"})
-        await world.settled()
-        task = await world.task()
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
+        branch = (await env.alice.get_pull(number))["head"]["ref"]
+        await asyncio.to_thread(env.push, "bob", branch, {"extra.txt": "more"})
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.approved) == ("review", None)
 
 
 async def test_one_check_run_stands_on_each_head(start: Start):
-    async with start() as world:
-        _, number = await world.in_review()
-        head = (await world.alice.get_pull(number))["head"]["sha"]
-        runs = (await world.alice.send_request("GET", f"/commits/{head}/check-runs"))["check_runs"]
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        head = (await env.alice.get_pull(number))["head"]["sha"]
+        runs = (await env.alice.send_request("GET", f"/commits/{head}/check-runs"))["check_runs"]
         assert [(r["name"], r["status"], r["conclusion"]) for r in runs] == [
             ("Osiris", "completed", "neutral")
         ]
 
 
 async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: Start):
-    async with start() as world:
-        issue, number = await world.in_review()
-        await world.bob.close_pull(number)
-        await world.settled()
-        assert (await world.task()).state == "rejected"
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        task = await world.task()
-        pulls = await world.alice.list_pulls()
+    async with start() as env:
+        issue, number = await env.bring_to_review()
+        await env.bob.close_pull(number)
+        await env.wait_until_settled()
+        assert (await env.task()).state == "rejected"
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        task = await env.task()
+        pulls = await env.alice.list_pulls()
         assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-2")
         assert [(p["number"], p["state"]) for p in sorted(pulls, key=lambda p: p["number"])] == [
             (number, "closed"),
@@ -154,60 +154,60 @@ async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: St
 
 
 async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
-    async with start({"runs": [run(step("run_command", command="sleep 60"), submit())]}) as world:
-        issue = await world.labelled()
-        await world.until_running()
-        await world.alice.close_issue(issue, "not_planned")
-        await world.settled()
-        assert (await world.task()).state == "rejected"
-        assert await world.alice.list_pulls() == []
+    async with start({"runs": [run(step("run_command", command="sleep 60"), submit())]}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_running()
+        await env.alice.close_issue(issue, "not_planned")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "rejected"
+        assert await env.alice.list_pulls() == []
 
 
 async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
-    slow = run(HELD, step("write_file", path="A", content="a"), submit(), when="FIRST")
+    slow = run(BLOCKING_STEP, step("write_file", path="A", content="a"), submit(), when="FIRST")
     quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
-    async with start({"runs": [quick, slow, *STORY["runs"]]}) as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "FIRST")
-        await world.until_running()
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "SECOND")
-        await world.heard()
-        world.let_go()
-        await world.settled()
-        files = await world.alice.send_request("GET", f"/pulls/{number}/files")
+    async with start({"runs": [quick, slow, *STORY["runs"]]}) as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "FIRST")
+        await env.wait_until_running()
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "SECOND")
+        await env.wait_until_answered()
+        env.release_step()
+        await env.wait_until_settled()
+        files = await env.alice.send_request("GET", f"/pulls/{number}/files")
         assert {f["filename"] for f in files} == {"A", "B", "shop.py"}
-        assert (await world.alice.get_pull(number))["commits"] == 3
+        assert (await env.alice.get_pull(number))["commits"] == 3
 
 
 async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(
     start: Start, command
 ):
-    async with start() as world:
-        data = str(world.stage.settings.osiris_data_dir)
+    async with start() as env:
+        data = str(env.playground.settings.osiris_data_dir)
         code, out, err = await command(
             "request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data
         )
         assert (code, err) == (0, ""), out
-        await world.settled()
-        issue = await world.alice.send_request("GET", "/issues/1")
+        await env.wait_until_settled()
+        issue = await env.alice.send_request("GET", "/issues/1")
         assert (issue["title"], issue["user"]["login"]) == ("Fix add", "osiris[bot]")
         assert ", the operator of this Osiris, on its command line." in issue["body"]
-        assert (await world.task()).state == "review"
+        assert (await env.task()).state == "review"
 
 
 async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(
     start: Start, command
 ):
-    async with start() as world:
-        world.stage.hub.remove_installation(
-            world.stage.hub.get_installation(world.stage.app, "acme/shop")
+    async with start() as env:
+        env.playground.hub.remove_installation(
+            env.playground.hub.get_installation(env.playground.app, "acme/shop")
         )
-        data = str(world.stage.settings.osiris_data_dir)
+        data = str(env.playground.settings.osiris_data_dir)
         assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[
             0
         ] == 0
-        await world.settled()
-        [failure] = await world.failures()
+        await env.wait_until_settled()
+        [failure] = await env.failures()
         assert (failure.what, failure.error) == (
             "OpenIssue",
             "the App is not installed on acme/shop",
@@ -222,18 +222,18 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
         ".github/copilot-instructions.md": "C\n",
         "CLAUDE.md": "D\n",
     }
-    async with start(files=files) as world:
-        _, number = await world.in_review()
-        body = (await world.alice.get_pull(number))["body"]
+    async with start(files=files) as env:
+        _, number = await env.bring_to_review()
+        body = (await env.alice.get_pull(number))["body"]
         for path in ("AGENTS.md", "CLAUDE.md", ".github/copilot-instructions.md", "sub/AGENTS.md"):
             assert f"`{path}`" in body
 
 
 async def test_every_line_of_a_journal_is_news(start: Start):
-    async with start() as world, asyncio.timeout(30):
-        with world.osiris.live_events.subscribe() as news:
+    async with start() as env, asyncio.timeout(30):
+        with env.osiris.live_events.subscribe() as news:
             await asyncio.sleep(0.2)  # a subscriber through Redis receives only later events
-            await world.in_review()
-            last = (await world.osiris.read_models.read_audit_log(1))[-1].seq
+            await env.bring_to_review()
+            last = (await env.osiris.read_models.read_audit_log(1))[-1].seq
             while (piece := await news.get()) != AuditEntryAdded(task=1, seq=last):
                 assert isinstance(piece, AuditEntryAdded | ReplyDelta)

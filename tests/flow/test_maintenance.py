@@ -21,9 +21,9 @@ from osiris.queue import audit_log, tables
 from osiris.queue.database import connect
 from osiris.queue.retention import Retention
 from tests.flow.conftest import (
+    BLOCKING_STEP,
     FILES,
     FIX,
-    HELD,
     REPO,
     FlowEnvironment,
     Start,
@@ -31,40 +31,42 @@ from tests.flow.conftest import (
     run,
     submit,
 )
-from tests.flow.test_races import until, until_it_is
-from tests.flow.test_waiting import refusing
+from tests.flow.test_races import wait_until, wait_until_state
+from tests.flow.test_waiting import refuse_writes
 
 DAY = 86400
 OTHER = "acme/other"
 
 
-def pruning(world: FlowEnvironment) -> Retention:
-    return Retention(world.osiris.engine, world.stage.settings.osiris_data_dir / "exports", days=30)
+def create_retention(env: FlowEnvironment) -> Retention:
+    return Retention(
+        env.osiris.engine, env.playground.settings.osiris_data_dir / "exports", days=30
+    )
 
 
 @pytest.fixture
-def a_month_later(monkeypatch: pytest.MonkeyPatch) -> Callable[[FlowEnvironment], None]:
+def advance_one_month(monkeypatch: pytest.MonkeyPatch) -> Callable[[FlowEnvironment], None]:
     """Provide a function that advances the clock of Osiris by a month and clears the deliveries
     that GitHub has on record."""
 
-    def later(world: FlowEnvironment) -> None:
+    def advance_clock(env: FlowEnvironment) -> None:
         monkeypatch.setattr(tables, "clock", lambda: time.time() + 31 * DAY)
-        world.stage.app.deliveries.clear()
+        env.playground.app.deliveries.clear()
 
-    return later
+    return advance_clock
 
 
-async def finished(world: FlowEnvironment) -> int:
-    issue, number = await world.in_review()
-    await world.bob.submit_review(number, "APPROVE")
-    await world.settled()
-    await world.bob.merge_pull(number)
-    await world.settled()
-    assert (await world.task()).state == "done"
+async def run_task_to_end(env: FlowEnvironment) -> int:
+    issue, number = await env.bring_to_review()
+    await env.bob.submit_review(number, "APPROVE")
+    await env.wait_until_settled()
+    await env.bob.merge_pull(number)
+    await env.wait_until_settled()
+    assert (await env.task()).state == "done"
     return issue
 
 
-def assert_holds(path: Path, story: Sequence[AuditEntry]) -> None:
+def assert_export_contains(path: Path, story: Sequence[AuditEntry]) -> None:
     """Assert that an export contains exactly these lines in order and that its chain is intact."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     link = ""
@@ -77,276 +79,280 @@ def assert_holds(path: Path, story: Sequence[AuditEntry]) -> None:
 
 
 async def test_a_finished_task_is_pruned_and_its_journal_is_in_a_file_whose_chain_holds(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start() as world:
-        issue = await finished(world)
-        before = await world.osiris.read_models.read_audit_log(1)
-        a_month_later(world)
-        data = world.stage.settings.osiris_data_dir
-        pruned = await pruning(world).prune()
+    async with start() as env:
+        issue = await run_task_to_end(env)
+        before = await env.osiris.read_models.read_audit_log(1)
+        advance_one_month(env)
+        data = env.playground.settings.osiris_data_dir
+        pruned = await create_retention(env).prune()
         assert (pruned.tasks, pruned.lines) == (1, len(before) - 1)
         assert pruned.steps > 0
         assert pruned.deliveries > 0
-        [left] = await world.osiris.read_models.read_audit_log(1)
-        assert (left.seq, await world.osiris.read_models.list_steps(1)) == (before[-1].seq, [])
-        assert_holds(data / f"exports/acme.shop-{issue}.jsonl", before[:-1])
-        await world.alice.remove_label(issue)
-        await world.alice.add_label(issue)
-        await world.settled()
-        assert (await world.task()).state == "done"  # the task is known, so nothing is done twice
-        assert len(await world.alice.list_pulls()) == 1
+        [left] = await env.osiris.read_models.read_audit_log(1)
+        assert (left.seq, await env.osiris.read_models.list_steps(1)) == (before[-1].seq, [])
+        assert_export_contains(data / f"exports/acme.shop-{issue}.jsonl", before[:-1])
+        await env.alice.remove_label(issue)
+        await env.alice.add_label(issue)
+        await env.wait_until_settled()
+        assert (await env.task()).state == "done"  # the task is known, so nothing is done twice
+        assert len(await env.alice.list_pulls()) == 1
 
 
 async def test_what_is_not_over_or_not_old_is_left_alone(
-    start: Start, command, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, command, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start() as world:
-        await world.in_review()
-        settings = world.stage.settings
+    async with start() as env:
+        await env.bring_to_review()
+        settings = env.playground.settings
         environ = {"OSIRIS_DATA_DIR": str(settings.osiris_data_dir)}
         code, said, _ = await command("prune", "--json", **environ)
         assert (code, json.loads(said)) == (
             0,
-            {"tasks": 0, "steps": 0, "lines": 0, "deliveries": 0},
+            {"tasks": 0, "steps": 0, "lines": 0, "deliveries": 0, "conversations": 0},
         )
-        a_month_later(world)
-        pruned = await pruning(world).prune()
+        advance_one_month(env)
+        pruned = await create_retention(env).prune()
         assert (pruned.tasks, pruned.steps) == (0, 0)
-        assert await world.osiris.read_models.list_steps(1)
+        assert await env.osiris.read_models.list_steps(1)
 
 
-async def inbox_ids(world: FlowEnvironment) -> list[int]:
-    async with world.osiris.engine.connect() as connection:
+async def inbox_ids(env: FlowEnvironment) -> list[int]:
+    async with env.osiris.engine.connect() as connection:
         return list(await connection.scalars(text("select id from inbox order by id")))
 
 
 async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_pruned(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start() as world:
-        _, number = await world.in_review()
-        a_month_later(world)
-        [*_, newest] = await inbox_ids(world)
-        assert (await pruning(world).prune()).deliveries > 0
-        await world.bob.add_comment(number, "/osiris status")
-        await world.bob.submit_review(number, "APPROVE")
-        await world.settled()
-        assert (await world.task()).state == "approved"
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        advance_one_month(env)
+        [*_, newest] = await inbox_ids(env)
+        assert (await create_retention(env).prune()).deliveries > 0
+        await env.bob.add_comment(number, "/osiris status")
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "approved"
         # the orders of the task are identified by the earlier ids
-        assert min(await inbox_ids(world)) >= newest
-        await world.bob.merge_pull(number)
-        await world.settled()
-        assert ((await world.task()).state, await world.failures()) == ("done", [])
+        assert min(await inbox_ids(env)) >= newest
+        await env.bob.merge_pull(number)
+        await env.wait_until_settled()
+        assert ((await env.task()).state, await env.failures()) == ("done", [])
 
 
 async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_it_has(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start({"runs": [run(HELD, *FIX)]}) as world:
-        issue = await world.labelled()
-        await world.until_running()
-        await world.alice.add_comment(issue, "/osiris stop")
-        await world.settled()
-        assert (await world.task()).state == "cancelled"
-        a_month_later(world)
-        story = await world.osiris.read_models.read_audit_log(1)
-        taken_up: list[str] = []
+    async with start({"runs": [run(BLOCKING_STEP, *FIX)]}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_running()
+        await env.alice.add_comment(issue, "/osiris stop")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "cancelled"
+        advance_one_month(env)
+        story = await env.osiris.read_models.read_audit_log(1)
+        resumed_tasks: list[str] = []
 
-        def in_between(connection: Connection) -> None:
+        def request_retry(connection: Connection) -> None:
             """Request a retry before the first transaction that may remove something, after the
             list of removable tasks was read."""
             options = connection.get_execution_options()
             if (
                 not options.get("readonly")
                 and options.get("isolation_level") != "AUTOCOMMIT"
-                and not taken_up
+                and not resumed_tasks
             ):
-                taken_up.append("once")
-                await_only(world.alice.add_comment(issue, "/osiris retry"))
-                await_only(world.until_running())
+                resumed_tasks.append("once")
+                await_only(env.alice.add_comment(issue, "/osiris retry"))
+                await_only(env.wait_until_running())
 
-        exports = world.stage.settings.osiris_data_dir / "exports"
-        engine = connect(world.stage.settings.database)
-        event.listen(engine.sync_engine, "engine_connect", in_between)
+        exports = env.playground.settings.osiris_data_dir / "exports"
+        engine = connect(env.playground.settings.database)
+        event.listen(engine.sync_engine, "engine_connect", request_retry)
         pruned = await Retention(engine, exports, days=30).prune()
         await engine.dispose()
-        assert (taken_up, pruned.tasks, pruned.lines) == (["once"], 0, 0)
+        assert (resumed_tasks, pruned.tasks, pruned.lines) == (["once"], 0, 0)
         assert not exports.exists()
-        assert (await world.osiris.read_models.read_audit_log(1))[: len(story)] == story
-        world.let_go()
-        await world.settled()
-        assert ((await world.task()).state, await world.failures()) == ("review", [])
+        assert (await env.osiris.read_models.read_audit_log(1))[: len(story)] == story
+        env.release_step()
+        await env.wait_until_settled()
+        assert ((await env.task()).state, await env.failures()) == ("review", [])
 
 
 async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pruned(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start(timeouts=Timeouts(pauses=(0.05,), tries=10_000)) as world:
-        issue, number = await world.in_review()
-        await world.bob.submit_review(number, "APPROVE")
-        await world.settled()
-        [status] = await world.alice.list_comments(issue)
-        down = refusing(world, f"/comments/{status['id']}", JSONResponse({"message": "down"}, 502))
-        await world.bob.merge_pull(number)
-        await until_it_is("done", world)
-        a_month_later(world)
-        assert (await pruning(world).prune()).tasks == 0
+    async with start(timeouts=Timeouts(pauses=(0.05,), tries=10_000)) as env:
+        issue, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
+        [status] = await env.alice.list_comments(issue)
+        down = refuse_writes(
+            env, f"/comments/{status['id']}", JSONResponse({"message": "down"}, 502)
+        )
+        await env.bob.merge_pull(number)
+        await wait_until_state("done", env)
+        advance_one_month(env)
+        assert (await create_retention(env).prune()).tasks == 0
         down.clear()
-        await world.settled()
-        assert "merged" in (await world.said_by_osiris(issue))[0].lower()
+        await env.wait_until_settled()
+        assert "merged" in (await env.list_bot_comments(issue))[0].lower()
 
 
-async def hinder(world: FlowEnvironment) -> None:
+async def block_run_deletion(env: FlowEnvironment) -> None:
     """Prevent the database from deleting runs."""
-    async with world.osiris.engine.begin() as connection:
+    async with env.osiris.engine.begin() as connection:
         await connection.execute(
             text("create table notes (run varchar(255) references runs (name))")
         )
         await connection.execute(text("insert into notes select name from runs"))
 
 
-async def unhinder(world: FlowEnvironment) -> None:
-    async with world.osiris.engine.begin() as connection:
+async def allow_run_deletion(env: FlowEnvironment) -> None:
+    async with env.osiris.engine.begin() as connection:
         await connection.execute(text("delete from notes"))
 
 
 async def test_an_export_whose_removal_failed_is_not_written_twice(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None]
+    start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
-    async with start() as world:
-        issue = await finished(world)
-        a_month_later(world)
-        before = await world.osiris.read_models.read_audit_log(1)
-        path = world.stage.settings.osiris_data_dir / "exports"
-        await hinder(world)
+    async with start() as env:
+        issue = await run_task_to_end(env)
+        advance_one_month(env)
+        before = await env.osiris.read_models.read_audit_log(1)
+        path = env.playground.settings.osiris_data_dir / "exports"
+        await block_run_deletion(env)
         with pytest.raises(IntegrityError):
-            await pruning(world).prune()
-        assert await world.osiris.read_models.read_audit_log(1) == before
+            await create_retention(env).prune()
+        assert await env.osiris.read_models.read_audit_log(1) == before
         [export] = path.iterdir()
         # as a process leaves it that dies while writing
         export.write_bytes(export.read_bytes()[:-20])
-        await unhinder(world)
-        assert (await pruning(world).prune()).lines == len(before) - 1
+        await allow_run_deletion(env)
+        assert (await create_retention(env).prune()).lines == len(before) - 1
         assert export.name == f"acme.shop-{issue}.jsonl"
-        assert_holds(export, before[:-1])
+        assert_export_contains(export, before[:-1])
 
 
 async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being_done(
-    start: Start, a_month_later: Callable[[FlowEnvironment], None], monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    advance_one_month: Callable[[FlowEnvironment], None],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    async with start() as world:
-        await finished(world)
-        a_month_later(world)
-        mirrors = world.stage.settings.osiris_data_dir / "git/mirrors"
+    async with start() as env:
+        await run_task_to_end(env)
+        advance_one_month(env)
+        mirrors = env.playground.settings.osiris_data_dir / "git/mirrors"
         monkeypatch.setattr(maintenance, "_EVERY", 0.01)
         monkeypatch.setattr(maintenance, "_PRUNE", 0.0)
-        world.osiris.maintenance._most = 0
-        await hinder(world)
+        env.osiris.maintenance._most = 0
+        await block_run_deletion(env)
 
-        async def has_made_room() -> bool:
+        async def has_freed_space() -> bool:
             return not list(mirrors.glob("*/*.git"))
 
         async def is_pruned() -> bool:
-            return not await world.osiris.read_models.list_steps(1)
+            return not await env.osiris.read_models.list_steps(1)
 
-        async with run_in_background(world.osiris.maintenance.run()):
-            await until(has_made_room)
+        async with run_in_background(env.osiris.maintenance.run()):
+            await wait_until(has_freed_space)
             assert not await is_pruned()
-            await unhinder(world)
-            await until(is_pruned)
+            await allow_run_deletion(env)
+            await wait_until(is_pruned)
 
 
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(
     start: Start,
 ):
-    async with start() as world:
-        _, number = await world.in_review()
-        keeper = world.osiris.maintenance
-        desk = world.stage.settings.osiris_data_dir / "git"
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        keeper = env.osiris.maintenance
+        git_folder = env.playground.settings.osiris_data_dir / "git"
         keeper._most = 0
         # in review, no local data is needed
         assert await keeper.trim_cache() == ["acme/shop"]
-        assert not list(desk.glob("mirrors/*/*.git"))
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "More.")
-        await world.settled()
-        assert len(await world.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
+        assert not list(git_folder.glob("mirrors/*/*.git"))
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "More.")
+        await env.wait_until_settled()
+        assert len(await env.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
 
 
 async def test_a_repository_with_a_run_under_way_stays(start: Start):
-    async with start({"runs": [run(HELD, submit())]}) as world:
-        await world.labelled()
-        await world.until_running()
-        world.osiris.maintenance._most = 0
-        assert await world.osiris.maintenance.trim_cache() == []
-        world.let_go()
-        await world.settled()
+    async with start({"runs": [run(BLOCKING_STEP, submit())]}) as env:
+        await env.file_labelled_issue()
+        await env.wait_until_running()
+        env.osiris.maintenance._most = 0
+        assert await env.osiris.maintenance.trim_cache() == []
+        env.release_step()
+        await env.wait_until_settled()
 
 
 async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
-    async with start() as world:
-        await world.in_review()
-        hidden = world.git("for-each-ref", "refs/osiris").splitlines()
-        assert len(hidden) == (0 if world.stage.settings.is_embedded else 1)
-        await world.osiris.maintenance.delete_obsolete()
-        assert world.git("for-each-ref", "refs/osiris") == ""
+    async with start() as env:
+        await env.bring_to_review()
+        hidden = env.git("for-each-ref", "refs/osiris").splitlines()
+        assert len(hidden) == (0 if env.playground.settings.is_embedded else 1)
+        await env.osiris.maintenance.delete_obsolete()
+        assert env.git("for-each-ref", "refs/osiris") == ""
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)  # on SQLite, no checkpoints are pushed
 async def test_a_repository_that_the_app_was_taken_off_keeps_no_other_from_being_tidied_up(
     start: Start,
 ):
-    async with start() as world:
-        hub, app = world.stage.hub, world.stage.app
+    async with start() as env:
+        hub, app = env.playground.hub, env.playground.app
         hub.add_repo(OTHER, files=FILES, collaborators={"alice": "maintain"})
         hub.install_app(app, OTHER)
-        await world.in_review()
+        await env.bring_to_review()
         async with Person(hub.api_url, "alice", hub.world.get_user("alice").token, OTHER) as alice:
             await alice.add_label(await alice.file_issue("add subtracts"))
-            await world.settled()
+            await env.wait_until_settled()
         hub.remove_repos(app, REPO)
-        await until(lambda: is_in_state(world, REPO, "paused"))
-        asked = requests_about(world, REPO)
-        world.osiris.maintenance._postponed.clear()  # the worker itself may just have deferred it
-        await world.osiris.maintenance.delete_obsolete()
+        await wait_until(lambda: is_in_state(env, REPO, "paused"))
+        asked = record_requests(env, REPO)
+        env.osiris.maintenance._postponed.clear()  # the worker itself may just have deferred it
+        await env.osiris.maintenance.delete_obsolete()
         assert asked
-        assert put_away(world, REPO) != ""
-        assert put_away(world, OTHER) == ""
+        assert list_checkpoint_refs(env, REPO) != ""
+        assert list_checkpoint_refs(env, OTHER) == ""
         asked.clear()
-        await world.osiris.maintenance.delete_obsolete()
+        await env.osiris.maintenance.delete_obsolete()
         assert asked == []
         hub.install_app(app, REPO)
-        await until(lambda: is_in_state(world, REPO, "review"))
-        world.osiris.maintenance._postponed.clear()  # as an hour later
-        await world.osiris.maintenance.delete_obsolete()
-        assert put_away(world, REPO) == ""
+        await wait_until(lambda: is_in_state(env, REPO, "review"))
+        env.osiris.maintenance._postponed.clear()  # as an hour later
+        await env.osiris.maintenance.delete_obsolete()
+        assert list_checkpoint_refs(env, REPO) == ""
 
 
-async def is_in_state(world: FlowEnvironment, repo: str, state: str) -> bool:
+async def is_in_state(env: FlowEnvironment, repo: str, state: str) -> bool:
     """Return whether the tasks of `repo` are in `state` and no decision about them is pending."""
     states = {
         line.task.state.value
-        for line in await world.osiris.read_models.list_tasks()
+        for line in await env.osiris.read_models.list_tasks()
         if line.task.issue.repo == repo
     }
-    return states == {state} and await world.osiris.store.next_due() is None
+    return states == {state} and await env.osiris.store.next_due() is None
 
 
-def put_away(world: FlowEnvironment, repo: str) -> str:
-    path = world.stage.settings.osiris_data_dir.parent / f"hub/repos/{repo}.git"
+def list_checkpoint_refs(env: FlowEnvironment, repo: str) -> str:
+    path = env.playground.settings.osiris_data_dir.parent / f"hub/repos/{repo}.git"
     return plain_git("--git-dir", str(path), "for-each-ref", "refs/osiris")
 
 
-def requests_about(world: FlowEnvironment, repo: str) -> list[str]:
+def record_requests(env: FlowEnvironment, repo: str) -> list[str]:
     """Record the requests for a repository from now on, of git and of the API."""
     seen: list[str] = []
 
-    async def note(request: Request, forward) -> Response:
+    async def record(request: Request, forward) -> Response:
         if f"/{repo}" in request.url.path:
             seen.append(f"{request.method} {request.url.path}")
         return await forward()
 
-    world.stage.hub.interceptors.append(note)
+    env.playground.hub.interceptors.append(record)
     return seen
 
 
@@ -354,67 +360,67 @@ def requests_about(world: FlowEnvironment, repo: str) -> list[str]:
 @pytest.mark.parametrize("barred", ["archived", "taken off"])
 async def test_a_repository_that_cannot_be_written_stops_neither_pruning_nor_making_room(
     start: Start,
-    a_month_later: Callable[[FlowEnvironment], None],
+    advance_one_month: Callable[[FlowEnvironment], None],
     monkeypatch: pytest.MonkeyPatch,
     barred: str,
 ):
-    async with start() as world:
-        await finished(world)
-        hub = world.stage.hub
+    async with start() as env:
+        await run_task_to_end(env)
+        hub = env.playground.hub
         hub.world.set_role(hub.world.get_repo(REPO), "alice", "admin")
         if barred == "archived":
-            await world.alice.send_request("PATCH", "", archived=True)
+            await env.alice.send_request("PATCH", "", archived=True)
         else:
-            hub.remove_repos(world.stage.app, REPO)
-        await world.settled()
-        a_month_later(world)
+            hub.remove_repos(env.playground.app, REPO)
+        await env.wait_until_settled()
+        advance_one_month(env)
         monkeypatch.setattr(maintenance, "_EVERY", 0.01)
-        world.osiris.maintenance._most = 0
+        env.osiris.maintenance._most = 0
 
         async def is_tidy() -> bool:
             return (
-                not await world.osiris.read_models.list_steps(1)
-                and not world.osiris.maintenance._repositories.list_cached()
+                not await env.osiris.read_models.list_steps(1)
+                and not env.osiris.maintenance._repositories.list_cached()
             )
 
-        async with run_in_background(world.osiris.maintenance.run()):
-            await until(is_tidy)
+        async with run_in_background(env.osiris.maintenance.run()):
+            await wait_until(is_tidy)
 
 
 async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
-    async with start() as world:
-        await world.in_review()
-        left = world.sessions / "acme.shop-9-9"
+    async with start() as env:
+        await env.bring_to_review()
+        left = env.sessions / "acme.shop-9-9"
         left.mkdir()
-        await world.osiris.maintenance.remove_workspaces()
+        await env.osiris.maintenance.remove_workspaces()
         assert not os.path.lexists(left)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's workspaces are images")
 async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: Start):
-    async with start() as world:
-        await world.in_review()
-        sessions = world.sessions
+    async with start() as env:
+        await env.bring_to_review()
+        sessions = env.sessions
         stuck = sessions / "acme.shop-9-8"
         left = sessions / "acme.shop-9-9"
         for folder in (stuck, left):
             folder.mkdir(parents=True)
         odd = sessions / "@disks" / f"{stuck.name}.img"
         odd.mkdir()  # a folder, which cannot be unlinked
-        await world.osiris.maintenance.remove_workspaces()
+        await env.osiris.maintenance.remove_workspaces()
         odd.rmdir()
         assert (stuck.exists(), left.exists()) == (True, False)
-        await world.osiris.maintenance.remove_workspaces()
+        await env.osiris.maintenance.remove_workspaces()
         assert not stuck.exists()
 
 
 async def test_no_lock_of_a_repository_outlives_its_use(start: Start):
-    async with start() as world:
-        await world.in_review()
-        assert world.osiris.maintenance is not None
+    async with start() as env:
+        await env.bring_to_review()
+        assert env.osiris.maintenance is not None
         owners = [
-            world.osiris.maintenance._remotes,
-            world.osiris.sandbox._checkouts,
-            world.osiris.sandbox._setups,
+            env.osiris.maintenance._remotes,
+            env.osiris.sandbox._checkouts,
+            env.osiris.sandbox._setups,
         ]
         assert [len(owner._locks) for owner in owners] == [0, 0, 0]

@@ -25,10 +25,10 @@ from osiris.core.ports.live import ReplyDelta
 from osiris.core.ports.models import Message, ignore_deltas
 from tests.flow.conftest import (
     ANSWER,
+    BLOCKING_STEP,
+    CHECK_COMMAND,
     FILES,
     FIX,
-    HELD,
-    LOOK,
     FlowEnvironment,
     Start,
     run,
@@ -47,8 +47,8 @@ VENDORS = tuple(WIRES)
 every_vendor = pytest.mark.parametrize("vendor", VENDORS)
 
 
-async def status(world: FlowEnvironment, issue: int = 1) -> str:
-    [words] = [said for said in await world.said_by_osiris(issue) if said.startswith("**Osiris")]
+async def read_status_comment(env: FlowEnvironment, issue: int = 1) -> str:
+    [words] = [said for said in await env.list_bot_comments(issue) if said.startswith("**Osiris")]
     return words
 
 
@@ -62,48 +62,48 @@ STORY = {"runs": [run(*ANSWER, when="<review"), run(PARALLEL, *FIX)]}
 
 @every_vendor
 async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str):
-    async with start(STORY, vendor=vendor) as world:
-        with world.osiris.live_events.subscribe() as news:
-            _, pull = await world.in_review()
-            heard = [
+    async with start(STORY, vendor=vendor) as env:
+        with env.osiris.live_events.subscribe() as news:
+            _, pull = await env.bring_to_review()
+            deltas = [
                 piece
                 for _ in range(news.qsize())
                 if isinstance(piece := news.get_nowait(), ReplyDelta)
             ]
-        transcript = await world.transcript()
-        model = world.stage.settings.osiris_model
-        _heard_as_said(heard, transcript)
+        transcript = await env.transcript()
+        model = env.playground.settings.osiris_model
+        _assert_deltas_match_replies(deltas, transcript)
         first, *answers = transcript[2:5]
         assert [answer.call for answer in answers] == [call.id for call in first.calls]
-        body = (await world.bob.get_pull(pull))["body"]
+        body = (await env.bob.get_pull(pull))["body"]
         assert all(
             piece in body for piece in ("4 steps in", f"with `{model}`: ", "tokens in", "| 0 |")
         )
         assert (
             "at a price that is not known" if vendor == "openai-compatible" else "US dollars."
         ) in body
-        await world.bob.submit_review(pull, "REQUEST_CHANGES", "Notes, please.")
-        await world.settled()
-        assert (await world.task()).state == "review"
-        commits = await world.bob.send_request("GET", f"/pulls/{pull}/commits")
+        await env.bob.submit_review(pull, "REQUEST_CHANGES", "Notes, please.")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
+        commits = await env.bob.send_request("GET", f"/pulls/{pull}/commits")
         assert [f"Osiris-Model: {model}" in commit["commit"]["message"] for commit in commits] == [
             True,
             True,
         ]
-        assert await world.failures() == []
+        assert await env.failures() == []
 
 
-def _heard_as_said(heard: list[ReplyDelta], transcript: list[Message]) -> None:
+def _assert_deltas_match_replies(deltas: list[ReplyDelta], transcript: list[Message]) -> None:
     replies = {
         number: message for number, message in enumerate(transcript) if message.role == "assistant"
     }
-    assert {delta.seq for delta in heard} == replies.keys()
+    assert {delta.seq for delta in deltas} == replies.keys()
     for number, reply in replies.items():
-        told = "".join(
-            delta.text for delta in heard if delta.seq == number and delta.kind == "call"
+        output = "".join(
+            delta.text for delta in deltas if delta.seq == number and delta.kind == "call"
         )
-        assert all(call.name in told for call in reply.calls)
-        assert "".join(d.text for d in heard if d.seq == number and d.kind == "text") == reply.text
+        assert all(call.name in output for call in reply.calls)
+        assert "".join(d.text for d in deltas if d.seq == number and d.kind == "text") == reply.text
 
 
 LONG = [step("run_command", {"exit_code": 0}, command=f"echo {n}") for n in range(12)]
@@ -118,11 +118,11 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
 ):
     async with start(
         {"runs": [run(*LONG, *FIX)]}, vendor=vendor, more={"osiris_model_patience": 2}
-    ) as world:
+    ) as env:
         # each takes the whole timeout
         silent = [Hang(), HangMidway()] if vendor == "anthropic" else []
-        await world.osiris.models.probe_model()
-        world.vendors.troubles += [
+        await env.osiris.models.probe_model()
+        env.vendors.troubles += [
             Status(429, retry_after=0.1),
             Status(503),
             *silent,
@@ -138,45 +138,46 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
             BreakMidway(),  # twice in a row: the run is deferred
             Status(529),
         ]
-        _, pull = await world.in_review()
-        assert world.vendors.troubles == []
-        task = await world.task()
-        transcript = await world.transcript()
-        assert [ran.command for ran in task.work.commands] == [
+        _, pull = await env.bring_to_review()
+        assert env.vendors.troubles == []
+        task = await env.task()
+        transcript = await env.transcript()
+        assert [result.command for result in task.work.commands] == [
             *(f"echo {n}" for n in range(12)),
-            LOOK,
+            CHECK_COMMAND,
         ]
         answers = [message.text for message in transcript if message.role == "tool"]
         assert any("run_command was not run" in answer for answer in answers)
         assert any("write_file was not run" in answer for answer in answers)
         assert any("no tool named browse" in answer for answer in answers)
-        assert len(await world.bob.send_request("GET", f"/pulls/{pull}/commits")) == 1
-        assert await world.failures() == []
+        assert len(await env.bob.send_request("GET", f"/pulls/{pull}/commits")) == 1
+        assert await env.failures() == []
 
 
 async def test_once_the_key_is_mended_a_retry_goes_on_where_it_stopped(start: Start):
-    async with start({"runs": [run(*LONG[:2], *FIX)]}, vendor="anthropic") as world:
-        await world.osiris.models.probe_model()
-        world.vendors.troubles.append(Status(401))
-        issue = await world.labelled()
-        await world.settled()
-        assert (await world.task()).state == "paused"
-        asked = len(world.vendors.requests)
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        task = await world.task()
+    async with start({"runs": [run(*LONG[:2], *FIX)]}, vendor="anthropic") as env:
+        await env.osiris.models.probe_model()
+        env.vendors.troubles.append(Status(401))
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "paused"
+        asked = len(env.vendors.requests)
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run) == ("review", 1)
-        assert len(world.vendors.requests) - asked == 5
+        assert len(env.vendors.requests) - asked == 5
 
 
 async def test_a_model_that_only_talks_ends_the_run_with_its_words(start: Start):
-    async with start(vendor="anthropic") as world:
-        await world.osiris.models.probe_model()
-        world.vendors.troubles += [Say("Let us talk.")] * 3
-        issue = await world.labelled()
-        await world.settled()
-        assert "The model stopped using its tools; it said: Let us talk" in await status(
-            world, issue
+    async with start(vendor="anthropic") as env:
+        await env.osiris.models.probe_model()
+        env.vendors.troubles += [Say("Let us talk.")] * 3
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert (
+            "The model stopped using its tools; it said: Let us talk"
+            in await read_status_comment(env, issue)
         )
 
 
@@ -186,11 +187,11 @@ BIG = step("run_command", command="head -c 14000 /dev/zero | tr '\\0' x")
 async def test_a_full_window_is_met_by_leaving_old_outputs_out(start: Start):
     async with start(
         {"runs": [run(*[BIG] * 8, *FIX)]}, vendor="anthropic", more={"osiris_model_window": 24_000}
-    ) as world:
-        await world.labelled()
-        await world.settled()
-        assert (await world.task()).state == "review", (await world.task()).reason
-        bodies = [str(asked.body) for asked in world.vendors.requests]
+    ) as env:
+        await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review", (await env.task()).reason
+        bodies = [str(asked.body) for asked in env.vendors.requests]
         assert "this older output was left out" in bodies[-1]
         assert max(map(len, bodies)) < 24_000 * 4
         assert all("add(1, 2) is -1" in body for body in bodies[1:])
@@ -201,21 +202,22 @@ async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_tran
 ):
     two = {"osiris_second_model": f"openai:{WIRES['openai'].model}"}
     async with start(
-        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", also="openai", more=two
-    ) as world:
-        await world.labelled()
-        await world.until_running()
-        world.vendors.troubles += [Status(529)] * 3
-        world.let_go()
-        await world.settled()
-        task = await world.task()
+        {"runs": [run(BLOCKING_STEP, *FIX)]}, vendor="anthropic", also="openai", more=two
+    ) as env:
+        await env.file_labelled_issue()
+        await env.wait_until_running()
+        env.vendors.troubles += [Status(529)] * 3
+        env.release_step()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run) == ("review", 1)
         assert (
-            task.work.model == f"{world.stage.settings.osiris_model}, {two['osiris_second_model']}"
+            task.work.model
+            == f"{env.playground.settings.osiris_model}, {two['osiris_second_model']}"
         )
-        assert [ran.command for ran in task.work.commands] == [
-            HELD["call"]["run_command"]["command"],
-            LOOK,
+        assert [result.command for result in task.work.commands] == [
+            BLOCKING_STEP["call"]["run_command"]["command"],
+            CHECK_COMMAND,
         ]
 
 
@@ -230,26 +232,26 @@ async def test_a_second_model_takes_over_after_three_failures_and_keeps_the_tran
 async def test_a_person_changes_the_model_in_the_middle_of_a_run(
     start: Start, first: str, other: str
 ):
-    async with start({"runs": [run(HELD, *FIX)]}, vendor=first, also=other) as world:
-        issue = await world.labelled()
-        await world.until_running()
-        chosen = settings_of(world.vendors, other)["osiris_model"]
-        await world.alice.add_comment(issue, f"/osiris model {chosen}")
-        await world.heard()
-        world.let_go()
-        await world.settled()
-        task = await world.task()
+    async with start({"runs": [run(BLOCKING_STEP, *FIX)]}, vendor=first, also=other) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_running()
+        chosen = settings_of(env.vendors, other)["osiris_model"]
+        await env.alice.add_comment(issue, f"/osiris model {chosen}")
+        await env.wait_until_answered()
+        env.release_step()
+        await env.wait_until_settled()
+        task = await env.task()
         assert task.state == "review"
-        assert task.work.model == f"{world.stage.settings.osiris_model}, {chosen}"
-        assert f"alice chose the model `{chosen}`" in await status(world, issue)
-        [commit] = await world.bob.send_request("GET", f"/pulls/{task.pull}/commits")
+        assert task.work.model == f"{env.playground.settings.osiris_model}, {chosen}"
+        assert f"alice chose the model `{chosen}`" in await read_status_comment(env, issue)
+        [commit] = await env.bob.send_request("GET", f"/pulls/{task.pull}/commits")
         assert f"Osiris-Model: {task.work.model}" in commit["commit"]["message"]
 
 
 async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_are(start: Start):
-    async with start(vendor="anthropic", also="openai") as world:
-        issue, _pull = await world.in_review()
-        for wish, told in {
+    async with start(vendor="anthropic", also="openai") as env:
+        issue, _pull = await env.bring_to_review()
+        for wish, output in {
             "nobody:x": (
                 "there is no model 'nobody:x' here; configured are: anthropic:claude-sonnet-5,"
                 " anthropic:…,"
@@ -260,79 +262,79 @@ async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_ar
             "openai:toolless": "openai:toolless cannot call tools",
             "scripted:/etc/passwd": "there is no model 'scripted:/etc/passwd' here",
         }.items():
-            await world.alice.add_comment(issue, f"/osiris model {wish}")
-            await world.settled()
-            assert f"I did not change the model: {told}" in (await world.said_by_osiris(issue))[-1]
-        assert (await world.task()).model == ""
+            await env.alice.add_comment(issue, f"/osiris model {wish}")
+            await env.wait_until_settled()
+            assert (
+                f"I did not change the model: {output}" in (await env.list_bot_comments(issue))[-1]
+            )
+        assert (await env.task()).model == ""
 
 
 async def test_an_outsiders_choice_asks_no_model(start: Start):
-    async with start(vendor="anthropic", also="openai") as world:
-        issue, _pull = await world.in_review()
-        asked = len(world.vendors.requests)
-        await world.tina.add_comment(issue, "/osiris model openai:gpt-5")
-        await world.settled()
-        assert (len(world.vendors.requests), (await world.task()).model) == (asked, "")
+    async with start(vendor="anthropic", also="openai") as env:
+        issue, _pull = await env.bring_to_review()
+        asked = len(env.vendors.requests)
+        await env.tina.add_comment(issue, "/osiris model openai:gpt-5")
+        await env.wait_until_settled()
+        assert (len(env.vendors.requests), (await env.task()).model) == (asked, "")
 
 
 async def test_the_repository_says_who_builds(start: Start):
     files = {**FILES, ".github/osiris.yml": f"models:\n  build: openai:{WIRES['openai'].model}\n"}
-    async with start(vendor="anthropic", also="openai", files=files) as world:
-        await world.in_review()
-        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+    async with start(vendor="anthropic", also="openai", files=files) as env:
+        await env.bring_to_review()
+        assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
 async def test_a_vendor_that_the_operator_has_not_configured_pauses_the_task(start: Start):
     files = {**FILES, ".github/osiris.yml": "models:\n  build: google:gemini-3-pro-preview\n"}
-    async with start(vendor="anthropic", files=files) as world:
-        issue = await world.labelled()
-        await world.settled()
+    async with start(vendor="anthropic", files=files) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
         assert (
             "There is no model 'google:gemini-3-pro-preview' here; configured are: anthropic:"
-            in await status(world)
+            in await read_status_comment(env)
         )
-        await world.alice.add_comment(issue, f"/osiris model {world.stage.settings.osiris_model}")
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        assert (await world.task()).state == "review"
+        await env.alice.add_comment(issue, f"/osiris model {env.playground.settings.osiris_model}")
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
 
 
 async def test_a_budget_in_dollars_is_held_and_granted_again(start: Start):
-    async with start(vendor="anthropic", more={"osiris_run_usd": 0.000_001}) as world:
-        issue = await world.labelled()
-        await world.settled()
-        assert (await world.task()).state == "paused"
-        assert "US dollars is spent" in await status(world, issue)
+    async with start(vendor="anthropic", more={"osiris_run_usd": 0.000_001}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "paused"
+        assert "US dollars is spent" in await read_status_comment(env, issue)
 
 
 async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_on(start: Start):
-    async with start(
-        vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}
-    ) as world:
-        issue = await world.labelled()
-        await world.settled()
-        assert "No price is known for this model" in await status(world, issue)
-        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        assert (await world.task()).state == "review"
+    async with start(vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert "No price is known for this model" in await read_status_comment(env, issue)
+        await env.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
 
 
 async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(start: Start):
-    async with start(vendor="anthropic", also="openai") as world:
-        await world.osiris.models.probe_model()
-        world.vendors.troubles.append(Status(429, retry_after=250))
-        issue = await world.labelled()
+    async with start(vendor="anthropic", also="openai") as env:
+        await env.osiris.models.probe_model()
+        env.vendors.troubles.append(Status(429, retry_after=250))
+        issue = await env.file_labelled_issue()
         async with asyncio.timeout(20):
-            while world.vendors.troubles:
+            while env.vendors.troubles:
                 await asyncio.sleep(0.05)
-        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
-        await world.settled()
-        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+        await env.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await env.wait_until_settled()
+        assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
 async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start):
-    async with start(vendor="anthropic", also="openai") as world:
+    async with start(vendor="anthropic", also="openai") as env:
         reached = asyncio.Event()
         go = asyncio.Event()
 
@@ -342,27 +344,27 @@ async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start)
                 await go.wait()
             return await forward()
 
-        world.stage.hub.interceptors.append(gate)
-        issue = await world.labelled()
+        env.playground.hub.interceptors.append(gate)
+        issue = await env.file_labelled_issue()
         async with asyncio.timeout(20):
             await reached.wait()
-        await world.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
+        await env.alice.add_comment(issue, f"/osiris model openai:{WIRES['openai'].model}")
         async with asyncio.timeout(20):
-            while (await world.task()).model == "":
+            while (await env.task()).model == "":
                 await asyncio.sleep(0.05)
         go.set()
-        await world.settled()
-        assert (await world.task()).work.model == f"openai:{WIRES['openai'].model}"
+        await env.wait_until_settled()
+        assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
 async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: Start):
-    async with start(vendor="anthropic") as world:
-        issue, _pull = await world.in_review()
+    async with start(vendor="anthropic") as env:
+        issue, _pull = await env.bring_to_review()
         for words in ("/osiris model", "/osiris model `anthropic:x`"):
-            await world.alice.add_comment(issue, words)
-            await world.settled()
-            assert "`/osiris model VENDOR:MODEL`" in (await world.said_by_osiris(issue))[-1]
-        assert (await world.task()).model == ""
+            await env.alice.add_comment(issue, words)
+            await env.wait_until_settled()
+            assert "`/osiris model VENDOR:MODEL`" in (await env.list_bot_comments(issue))[-1]
+        assert (await env.task()).model == ""
 
 
 CHOOSE = """
@@ -400,19 +402,21 @@ async def test_only_the_chosen_vendors_library_is_loaded():
 
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
     async with start(
-        {"runs": [run(HELD, *FIX)]}, vendor="anthropic", timeouts=Timeouts(pauses=(0.05,), tries=4)
-    ) as world:
-        issue = await world.labelled()
-        await world.until_running()
-        world.vendors.troubles += [Status(503)] * 4
-        world.let_go()
-        await world.settled()
-        assert (await world.task()).state == "paused"
-        assert "Anthropic has trouble" in await status(world, issue)
-        assert "(tried 4 times)" in await status(world, issue)
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        task = await world.task()
+        {"runs": [run(BLOCKING_STEP, *FIX)]},
+        vendor="anthropic",
+        timeouts=Timeouts(pauses=(0.05,), tries=4),
+    ) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_running()
+        env.vendors.troubles += [Status(503)] * 4
+        env.release_step()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "paused"
+        assert "Anthropic has trouble" in await read_status_comment(env, issue)
+        assert "(tried 4 times)" in await read_status_comment(env, issue)
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
 
 
@@ -421,55 +425,55 @@ async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
         {"runs": [run(*LONG[:3], *FIX)]},
         vendor="anthropic",
         timeouts=Timeouts(pauses=(0.05,), tries=3),
-    ) as world:
-        await world.osiris.models.probe_model()
+    ) as env:
+        await env.osiris.models.probe_model()
         # three in a row would exceed the tries
-        world.vendors.troubles += [Status(503), Status(503), None] * 6
-        await world.in_review()
-        assert (await world.task()).run == 1
+        env.vendors.troubles += [Status(503), Status(503), None] * 6
+        await env.bring_to_review()
+        assert (await env.task()).run == 1
 
 
 async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
     broken = {"now": False}
 
-    class Brittle(ScriptedModel):
+    class FailingModel(ScriptedModel):
         async def reply(self, transcript, tools, on_delta=ignore_deltas):
             if broken["now"] and len(transcript) > 4:
                 raise RuntimeError("what this says stays in the log")
             return await super().reply(transcript, tools, on_delta)
 
-    brain = Brittle({"runs": [run(*LONG[:1], *FIX)]})
+    fake_model = FailingModel({"runs": [run(*LONG[:1], *FIX)]})
 
-    async def choose(model: str) -> ScriptedModel:
-        return brain
+    async def select_model(model: str) -> ScriptedModel:
+        return fake_model
 
     broken["now"] = True
-    async with start(select_model=choose) as world:
-        issue = await world.labelled()
-        await world.settled()
-        assert (await world.task()).state == "paused"
-        assert "A bug in Osiris (RuntimeError)" in await status(world, issue)
+    async with start(select_model=select_model) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "paused"
+        assert "A bug in Osiris (RuntimeError)" in await read_status_comment(env, issue)
         broken["now"] = False
-        await world.alice.add_comment(issue, "/osiris retry")
-        await world.settled()
-        task = await world.task()
+        await env.alice.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
 
 
 async def test_calls_that_share_an_id_are_each_done(start: Start):
-    class SameIds(ScriptedModel):
+    class DuplicateIdModel(ScriptedModel):
         async def reply(self, transcript, tools, on_delta=ignore_deltas):
             said = await super().reply(transcript, tools, on_delta)
             return replace(said, calls=tuple(replace(call, id="same") for call in said.calls))
 
-    brain = SameIds({"runs": [run(PARALLEL, *FIX)]})
+    fake_model = DuplicateIdModel({"runs": [run(PARALLEL, *FIX)]})
 
-    async def choose(model: str) -> ScriptedModel:
-        return brain
+    async def select_model(model: str) -> ScriptedModel:
+        return fake_model
 
-    async with start(select_model=choose) as world:
-        await world.in_review()
-        transcript = await world.transcript()
+    async with start(select_model=select_model) as env:
+        await env.bring_to_review()
+        transcript = await env.transcript()
         ids = [call.id for message in transcript for call in message.calls]
         assert len(ids) == len(set(ids)) == 5
         assert {message.call for message in transcript if message.role == "tool"} == set(ids[:-1])

@@ -25,21 +25,21 @@ def from_osiris(request: Request) -> bool:
     return "ghp_" not in authority
 
 
-async def whole_life(world: FlowEnvironment) -> None:
+async def run_task_to_merge(env: FlowEnvironment) -> None:
     """Run a task from label to merge, and check that everything exists exactly once."""
-    issue, number = await world.in_review()
-    await world.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
-    await world.settled()
-    await world.bob.submit_review(number, "APPROVE")
-    await world.settled()
-    await world.bob.merge_pull(number)
-    await world.settled()
-    assert (await world.task()).state == "done"
-    assert len(await world.alice.list_pulls()) == 1
-    assert len(await world.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
-    assert len(await world.said_by_osiris(issue)) == 1
-    assert len(await world.said_by_osiris(number)) == 1
-    assert await world.failures() == []
+    issue, number = await env.bring_to_review()
+    await env.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
+    await env.wait_until_settled()
+    await env.bob.submit_review(number, "APPROVE")
+    await env.wait_until_settled()
+    await env.bob.merge_pull(number)
+    await env.wait_until_settled()
+    assert (await env.task()).state == "done"
+    assert len(await env.alice.list_pulls()) == 1
+    assert len(await env.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
+    assert len(await env.list_bot_comments(issue)) == 1
+    assert len(await env.list_bot_comments(number)) == 1
+    assert await env.failures() == []
 
 
 @pytest.mark.both_pairs
@@ -47,10 +47,10 @@ async def whole_life(world: FlowEnvironment) -> None:
     "after_the_write", [False, True], ids=["before the write", "after it was done"]
 )
 async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_write: bool):
-    async with start() as world:
+    async with start() as env:
         seen: set[str] = set()
 
-        async def lose(request: Request, forward) -> Response:
+        async def lose_answer(request: Request, forward) -> Response:
             what = f"{request.method} {request.url.path}"
             if not is_write(request) or not from_osiris(request) or what in seen:
                 return await forward()
@@ -59,8 +59,8 @@ async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_wr
                 await forward()
             return JSONResponse({"message": "Server Error"}, 502)
 
-        world.stage.hub.interceptors.append(lose)
-        await whole_life(world)
+        env.playground.hub.interceptors.append(lose_answer)
+        await run_task_to_merge(env)
         assert len(seen) > 8
 
 
@@ -68,7 +68,7 @@ async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_wr
     "headers", [{"retry-after": "1"}, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}]
 )
 async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
-    async with start() as world:
+    async with start() as env:
         refused: list[str] = []
 
         async def limit(request: Request, forward) -> Response:
@@ -82,15 +82,15 @@ async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
                 return JSONResponse({"message": "secondary rate limit"}, 403, headers=headers)
             return await forward()
 
-        world.stage.hub.interceptors.append(limit)
-        await whole_life(world)
+        env.playground.hub.interceptors.append(limit)
+        await run_task_to_merge(env)
         assert refused
 
 
 async def test_comments_that_came_twice_are_one_again_after_the_next_report(start: Start):
     """A worker that was suspended while sending may complete the request although another worker
     has sent the same."""
-    async with start() as world:
+    async with start() as env:
         doubled: list[str] = []
 
         async def double(request: Request, forward) -> Response:
@@ -104,13 +104,13 @@ async def test_comments_that_came_twice_are_one_again_after_the_next_report(star
                 await forward()
             return await forward()
 
-        world.stage.hub.interceptors.append(double)
-        await whole_life(world)
+        env.playground.hub.interceptors.append(double)
+        await run_task_to_merge(env)
         assert len(doubled) == 2
 
 
 async def test_a_read_token_that_was_revoked_is_replaced(start: Start):
-    async with start() as world:
+    async with start() as env:
         hit: list[str] = []
 
         async def revoke(request: Request, forward) -> Response:
@@ -119,6 +119,6 @@ async def test_a_read_token_that_was_revoked_is_replaced(start: Start):
                 return JSONResponse({"message": "Bad credentials"}, 401)
             return await forward()
 
-        world.stage.hub.interceptors.append(revoke)
-        await world.in_review()
+        env.playground.hub.interceptors.append(revoke)
+        await env.bring_to_review()
         assert hit

@@ -35,14 +35,14 @@ class RequestLog:
     """
 
     forced: tuple[str, JSONResponse] | None = None
-    asked: list[Request] = field(default_factory=list)
+    received: list[Request] = field(default_factory=list)
     writes: list[tuple[str, float, float]] = field(default_factory=list)
 
     async def __call__(self, request: Request, forward) -> Response:
         path = request.url.path
         if not from_osiris(request) or not path.startswith("/api/"):
             return await forward()
-        self.asked.append(request)
+        self.received.append(request)
         if request.method == "GET" or "/app/" in path:
             return await forward()
         if self.forced and path.endswith(self.forced[0]):
@@ -56,31 +56,35 @@ class RequestLog:
         return answer
 
 
-def wired(world: FlowEnvironment, forced: tuple[str, JSONResponse] | None = None) -> RequestLog:
-    wire = RequestLog(forced)
-    world.stage.hub.interceptors.append(wire)
-    return wire
+def log_requests(
+    env: FlowEnvironment, forced: tuple[str, JSONResponse] | None = None
+) -> RequestLog:
+    request_log = RequestLog(forced)
+    env.playground.hub.interceptors.append(request_log)
+    return request_log
 
 
-def leave(world: FlowEnvironment, remaining: int, *, seconds: float = 3600.0) -> None:
+def set_remaining_requests(
+    env: FlowEnvironment, remaining: int, *, seconds: float = 3600.0
+) -> None:
     """Set the number of requests that Osiris has left, and the seconds until the limit is reset."""
-    installation = world.stage.hub.get_installation(world.stage.app, REPO)
-    world.stage.hub.rates.set_remaining("installation", installation.id, remaining, seconds=seconds)
+    installation = env.playground.hub.get_installation(env.playground.app, REPO)
+    env.playground.hub.rates.set_remaining(
+        "installation", installation.id, remaining, seconds=seconds
+    )
 
 
 async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
-    async with start(more=LIMITED) as world:
-        wire = wired(world)
+    async with start(more=LIMITED) as env:
+        request_log = log_requests(env)
         for n in range(4):
-            await world.alice.add_comment(
-                await world.alice.file_issue(f"Issue {n}"), "/osiris help"
-            )
+            await env.alice.add_comment(await env.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(30):
-            while len(wire.writes) < 4:
+            while len(request_log.writes) < 4:
                 await asyncio.sleep(0.05)
-        for (_, _, done), (_, begun, _) in itertools.pairwise(wire.writes):
+        for (_, _, done), (_, begun, _) in itertools.pairwise(request_log.writes):
             assert begun >= done
-        starts = [begun for _, begun, _ in wire.writes]
+        starts = [begun for _, begun, _ in request_log.writes]
         assert all(later - before > 0.9 for before, later in itertools.pairwise(starts))
 
 
@@ -88,18 +92,16 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
     limit = JSONResponse(
         {"message": "You have exceeded a secondary rate limit."}, 403, headers={"retry-after": "4"}
     )
-    async with start(more=LIMITED) as world:
-        wire = wired(world, ("/comments", limit))
+    async with start(more=LIMITED) as env:
+        request_log = log_requests(env, ("/comments", limit))
         for n in range(3):
-            await world.alice.add_comment(
-                await world.alice.file_issue(f"Issue {n}"), "/osiris help"
-            )
+            await env.alice.add_comment(await env.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(40):
-            while len(wire.writes) < 4:
+            while len(request_log.writes) < 4:
                 await asyncio.sleep(0.05)
-        (_, refused, _), *later = wire.writes
+        (_, refused, _), *later = request_log.writes
         assert all(begun > refused + 3.9 for _, begun, _ in later)
-        assert await world.failures() == []
+        assert await env.failures() == []
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "99999999"}, {"x-ratelimit-remaining": "0"}])
@@ -108,121 +110,121 @@ async def test_no_pause_is_longer_than_an_hour_whatever_is_said(
 ):
     """GitHub counts by the hour; a reset time further ahead was given by a wrong clock, on either
     side."""
-    told = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
+    headers = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
     limit = JSONResponse(
-        {"message": "You have exceeded a secondary rate limit."}, 403, headers=told
+        {"message": "You have exceeded a secondary rate limit."}, 403, headers=headers
     )
     due = text("select not_before from outbox where not_before is not null")
-    async with start() as world:
-        wire = wired(world, ("/comments", limit))
-        await world.alice.add_comment(await world.alice.file_issue("Help"), "/osiris help")
+    async with start() as env:
+        request_log = log_requests(env, ("/comments", limit))
+        await env.alice.add_comment(await env.alice.file_issue("Help"), "/osiris help")
 
-        async def when() -> float:
-            async with world.osiris.engine.connect() as connection:
+        async def next_attempt_at() -> float:
+            async with env.osiris.engine.connect() as connection:
                 return await connection.scalar(due) or 0.0
 
         async with asyncio.timeout(20):
-            while not wire.writes or await when() < time.time() + 60:
+            while not request_log.writes or await next_attempt_at() < time.time() + 60:
                 await asyncio.sleep(0.05)
-        assert await when() <= time.time() + 3700
+        assert await next_attempt_at() <= time.time() + 3700
 
 
 async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start: Start):
-    async with start() as world:
-        await world.stage.wait_until_settled(world.osiris.store)
-        issue = await world.alice.file_issue("add subtracts")
-        leave(world, 0, seconds=4)
-        wire = wired(world)
+    async with start() as env:
+        await env.playground.wait_until_settled(env.osiris.store)
+        issue = await env.alice.file_issue("add subtracts")
+        set_remaining_requests(env, 0, seconds=4)
+        request_log = log_requests(env)
         until = time.time() + 3
-        await world.alice.add_label(issue)
+        await env.alice.add_label(issue)
         async with asyncio.timeout(30):
-            while not await world.alice.list_pulls():
-                assert time.time() > until or len(_reads(wire)) <= 1
+            while not await env.alice.list_pulls():
+                assert time.time() > until or len(_list_installation_requests(request_log)) <= 1
                 await asyncio.sleep(0.05)
         assert time.time() > until
 
 
-def _reads(wire: RequestLog) -> list[str]:
+def _list_installation_requests(request_log: RequestLog) -> list[str]:
     """Return the requests made as the installation, without those that the App makes with its own
     key."""
-    paths = [request.url.path.removeprefix("/api/v3") for request in wire.asked]
+    paths = [request.url.path.removeprefix("/api/v3") for request in request_log.received]
     return [
         path for path in paths if not path.startswith("/app") and not path.endswith("/installation")
     ]
 
 
 async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start):
-    async with start() as world:
-        assert world.osiris.reconciler is not None
-        await world.in_review()
-        leave(world, 240)
-        await world.alice.add_comment(1, "/osiris status")
-        await world.settled()  # its answers reported that few requests are left
-        wire = wired(world)
+    async with start() as env:
+        assert env.osiris.reconciler is not None
+        await env.bring_to_review()
+        set_remaining_requests(env, 240)
+        await env.alice.add_comment(1, "/osiris status")
+        await env.wait_until_settled()  # its answers reported that few requests are left
+        request_log = log_requests(env)
         with pytest.raises(Unavailable, match="are left") as refused:
-            await world.osiris.reconciler.compare_with_github()
+            await env.osiris.reconciler.compare_with_github()
         assert 3000 < (refused.value.retry_in or 0) <= 3600
-        assert _reads(wire) == []
-        await world.alice.add_label(await world.alice.file_issue("Another"))
-        await world.settled()
-        assert [line.task.state for line in await world.osiris.read_models.list_tasks()] == [
+        assert _list_installation_requests(request_log) == []
+        await env.alice.add_label(await env.alice.file_issue("Another"))
+        await env.wait_until_settled()
+        assert [line.task.state for line in await env.osiris.read_models.list_tasks()] == [
             "review",
             "review",
         ]
 
 
 async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
-    async with start() as world:
-        assert world.osiris.reconciler is not None
-        await world.in_review()
-        leave(world, 240, seconds=86400)
-        await world.alice.add_comment(1, "/osiris status")
-        await world.settled()
-        wire = wired(world)
-        await world.osiris.reconciler.compare_with_github()
-        assert _reads(wire) != []
+    async with start() as env:
+        assert env.osiris.reconciler is not None
+        await env.bring_to_review()
+        set_remaining_requests(env, 240, seconds=86400)
+        await env.alice.add_comment(1, "/osiris status")
+        await env.wait_until_settled()
+        request_log = log_requests(env)
+        await env.osiris.reconciler.compare_with_github()
+        assert _list_installation_requests(request_log) != []
 
 
 async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Start):
-    async with start() as world:
+    async with start() as env:
         gone = JSONResponse({"message": "Bad credentials"}, 401)
-        rest = wired(world, ("/comments", gone))
-        _, number = await world.in_review()
-        graphql = wired(world, ("/api/graphql", gone))
-        await world.bob.submit_review(number, "APPROVE")
-        await world.settled()
+        rest = log_requests(env, ("/comments", gone))
+        _, number = await env.bring_to_review()
+        graphql = log_requests(env, ("/api/graphql", gone))
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
         assert (rest.forced, graphql.forced) == (None, None)
-        assert not (await world.alice.get_pull(number))["draft"]
-        assert len(await world.said_by_osiris(1)) == 1
-        assert await world.failures() == []
+        assert not (await env.alice.get_pull(number))["draft"]
+        assert len(await env.list_bot_comments(1)) == 1
+        assert await env.failures() == []
 
 
 async def test_every_request_names_the_version_of_rest_that_is_meant(start: Start):
-    async with start() as world:
-        wire = wired(world)
-        await world.in_review()
+    async with start() as env:
+        request_log = log_requests(env)
+        await env.bring_to_review()
         versions = {
             request.headers.get("x-github-api-version")
-            for request in wire.asked
+            for request in request_log.received
             if not request.url.path.endswith("/graphql")
         }
         assert versions == {"2022-11-28"}
 
 
 async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: Start):
-    async with start() as world:
-        github, hub = world.osiris.github, world.stage.hub
+    async with start() as env:
+        github, hub = env.osiris.github, env.playground.hub
         assert github is not None
-        issue = IssueRef(REPO, await world.alice.file_issue("x"))
+        issue = IssueRef(REPO, await env.alice.file_issue("x"))
         repo = hub.world.get_repo(REPO)
-        installation = hub.get_installation(world.stage.app, REPO)
+        installation = hub.get_installation(env.playground.app, REPO)
 
         repo.archived = True
         with pytest.raises(NeedsOperator, match="has to unarchive the repository"):
             await github.upsert_comment(issue, issue.number, "Hello.", marker="status")
         repo.archived = False
 
-        world.stage.app.permissions = {**world.stage.app.permissions, "checks": "read"}
+        env.playground.app.permissions = {**env.playground.app.permissions, "checks": "read"}
         with pytest.raises(NeedsOperator, match="give the App that permission"):
             await github.upsert_check_run(issue, repo.heads["main"], {"status": "queued"})
 

@@ -21,15 +21,22 @@ from osiris.queue.outbox_queries import RUNS
 from osiris.queue.tables import LeaseRow, OutboxRow, RunRow
 from tests.conftest import a_database, disks_in
 from tests.flow.conftest import FIX, run, settings_of, step, submit
-from tests.flow.support.cluster import REAL, Machine, Site, Snapshot, site, until
+from tests.flow.support.cluster import (
+    DEFAULT_TIMEOUTS,
+    Cluster,
+    Machine,
+    Snapshot,
+    start_cluster,
+    wait_until,
+)
 from tests.flow.support.consistency_audit import (
-    Counting,
-    Life,
-    Reaper,
-    asked,
-    live_all,
-    meanwhile,
+    TaskAuditor,
+    TaskLifecycle,
+    WorkerKiller,
+    count_model_requests,
     name_of,
+    run_concurrently,
+    run_tasks,
     story,
 )
 from tests.flow.test_outages import from_osiris, is_write
@@ -46,7 +53,7 @@ STEPS = {
         )
     ]
 }
-MADE = {"first.txt": "1\n", "second.txt": "2\n", "third.txt": "3\n"}
+EXPECTED_FILES = {"first.txt": "1\n", "second.txt": "2\n", "third.txt": "3\n"}
 
 
 @pytest.fixture
@@ -57,8 +64,10 @@ def pair(postgres: Postgres, migrated: str, redis_server: Redis) -> Iterator[dic
         yield {"database_url": url, "redis_url": redis_server.url}
 
 
-async def interrupted(it: Site) -> int:
-    return sum(m.role == "tool" and m.text.startswith("interrupted") for m in await it.transcript())
+async def count_interrupted(env: Cluster) -> int:
+    return sum(
+        m.role == "tool" and m.text.startswith("interrupted") for m in await env.transcript()
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,23 +82,23 @@ async def test_another_machine_goes_on_where_a_killed_one_was(
 ):
     async with (
         loopback.serving(STEPS) as vendors,
-        site(place, pair, STEPS, model=settings_of(vendors, "anthropic")) as it,
+        start_cluster(place, pair, STEPS, model=settings_of(vendors, "anthropic")) as env,
     ):
-        await it.labelled()
-        await it.said(3)
+        await env.file_labelled_issue()
+        await env.wait_for_replies(3)
         if put_away:
-            it.worker()
-            assert (await it.workers[0].end())[0] == 0
-            await it.said(4)
-        it.worker()
-        it.workers[-2].kill()
-        await it.settled()
-        assert await it.files() == MADE
-        assert await interrupted(it) == 1 + put_away
-        assert len([m for m in await it.transcript() if m.role == "assistant"]) == 6 + put_away
-        assert asked(vendors) == (6 + put_away, 0)
-        assert len(await it.alice.list_pulls()) == 1
-        assert await it.views.list_failures() == []
+            env.start_worker()
+            assert (await env.workers[0].stop())[0] == 0
+            await env.wait_for_replies(4)
+        env.start_worker()
+        env.workers[-2].kill()
+        await env.wait_until_settled()
+        assert await env.files() == EXPECTED_FILES
+        assert await count_interrupted(env) == 1 + put_away
+        assert len([m for m in await env.transcript() if m.role == "assistant"]) == 6 + put_away
+        assert count_model_requests(vendors) == (6 + put_away, 0)
+        assert len(await env.alice.list_pulls()) == 1
+        assert await env.views.list_failures() == []
 
 
 @pytest.mark.long
@@ -108,24 +117,24 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(
             )
         ]
     }
-    async with site(place, pair, story) as it:
-        await it.labelled()
-        await it.said(3)
-        second = it.worker()
-        await it.ready(second)
-        it.workers[0].kill()
+    async with start_cluster(place, pair, story) as env:
+        await env.file_labelled_issue()
+        await env.wait_for_replies(3)
+        second = env.start_worker()
+        await env.wait_until_ready(second)
+        env.workers[0].kill()
 
-        async def begun() -> bool:
+        async def has_begun_replay() -> bool:
             return any(
                 (disk.host_path / "work/README.md").exists()
                 for disk in disks_in(second.folder / "sessions")
             )
 
-        await until(begun)
-        second.again()
-        await it.settled()
-        assert await it.files() == {"first.txt": "1\n"}
-        assert await it.views.list_failures() == []
+        await wait_until(has_begun_replay)
+        second.restart()
+        await env.wait_until_settled()
+        assert await env.files() == {"first.txt": "1\n"}
+        assert await env.views.list_failures() == []
 
 
 async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
@@ -133,85 +142,89 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
 ):
     async with loopback.serving(STEPS) as vendors:
         model = settings_of(vendors, "anthropic")
-        async with site(place, pair, STEPS, patience=REAL, workers=1, model=model) as it:
-            await it.labelled()
-            await it.said(3)
-            second = it.worker()
-            await it.ready(second)
-            number = await it.holds(second)
+        async with start_cluster(
+            place, pair, STEPS, timeouts=DEFAULT_TIMEOUTS, workers=1, model=model
+        ) as env:
+            await env.file_labelled_issue()
+            await env.wait_for_replies(3)
+            second = env.start_worker()
+            await env.wait_until_ready(second)
+            number = await env.get_lease(second)
 
-            async def taken() -> bool:
-                return await it.scalar(select(RunRow.lease)) == number
+            async def is_taken_over() -> bool:
+                return await env.scalar(select(RunRow.lease)) == number
 
-            code, seconds = await it.workers[0].end()
+            code, seconds = await env.workers[0].stop()
             assert code == 0
             assert seconds < 10
-            await until(taken, within=3)
+            await wait_until(is_taken_over, within=3)
             # two messages of the briefing, two steps, and the third call
-            assert await it.scalar(select(RunRow.kept_steps)) == 7
-            await it.settled()
-            assert await it.files() == MADE
-            assert asked(vendors) == (6, 0)
-            assert await it.views.list_failures() == []
+            assert await env.scalar(select(RunRow.kept_steps)) == 7
+            await env.wait_until_settled()
+            assert await env.files() == EXPECTED_FILES
+            assert count_model_requests(vendors) == (6, 0)
+            assert await env.views.list_failures() == []
 
 
-async def begins_again(it: Site, machine: Machine, was: int | None) -> None:
+async def wait_for_new_lease(env: Cluster, machine: Machine, previous: int | None) -> None:
     """Wait until a machine has noticed that its lease is over and renews a new one."""
 
-    async def noticed() -> bool:
-        number = await it.holds(machine)
-        beat = await it.scalar(select(LeaseRow.beat).where(LeaseRow.place == machine.place))
-        return number is not None and number != was and beat >= 2
+    async def has_new_lease() -> bool:
+        number = await env.get_lease(machine)
+        beat = await env.scalar(select(LeaseRow.beat).where(LeaseRow.place == machine.place))
+        return number is not None and number != previous and beat >= 2
 
-    await until(noticed)
+    await wait_until(has_new_lease)
 
 
 @pytest.mark.long
 async def test_a_machine_that_stood_still_writes_nothing_once_another_has_gone_on(
     place: Path, pair: dict[str, str]
 ):
-    async with site(place, pair, STEPS) as it:
-        await it.labelled()
-        await it.said(3)
-        [first] = it.workers
-        was = await it.holds(it.workers[0])
+    async with start_cluster(place, pair, STEPS) as env:
+        await env.file_labelled_issue()
+        await env.wait_for_replies(3)
+        [first] = env.workers
+        previous = await env.get_lease(env.workers[0])
         first.freeze()
-        it.worker()
-        await it.settled()
-        assert await it.files() == MADE
-        before = await Snapshot.of(it)
+        env.start_worker()
+        await env.wait_until_settled()
+        assert await env.files() == EXPECTED_FILES
+        before = await Snapshot.of(env)
         first.thaw()
-        await begins_again(it, first, was)
-        assert before.changes(await Snapshot.of(it)) == {}
-        assert await it.views.list_failures() == []
+        await wait_for_new_lease(env, first, previous)
+        assert before.changes(await Snapshot.of(env)) == {}
+        assert await env.views.list_failures() == []
 
 
 @pytest.mark.long
 async def test_a_machine_frozen_in_a_transaction_holds_up_no_beat_of_another(
     place: Path, pair: dict[str, str]
 ):
-    async with site(place, pair, STEPS, workers=2) as it:
-        first, second = it.workers
-        was = await it.holds(first)
-        async with it.engine.connect() as holding:  # as a transaction of the first worker would
+    async with start_cluster(place, pair, STEPS, workers=2) as env:
+        first, second = env.workers
+        previous = await env.get_lease(first)
+        async with env.engine.connect() as holding:  # as a transaction of the first worker would
             # so that a slow machine does not end the transaction
             await holding.execute(text("set idle_in_transaction_session_timeout = 0"))
             await holding.execute(
-                select(LeaseRow.number).where(LeaseRow.number == was).with_for_update(read=True)
+                select(LeaseRow.number)
+                .where(LeaseRow.number == previous)
+                .with_for_update(read=True)
             )
             first.freeze()
-            begun = await it.scalar(
+            begun = await env.scalar(
                 beat := select(LeaseRow.beat).where(LeaseRow.place == second.place)
             )
 
-            async def beats_on() -> bool:
-                return await it.scalar(beat) >= begun + 12  # six seconds: three times the lease
+            async def has_renewed_lease() -> bool:
+                return await env.scalar(beat) >= begun + 12  # six seconds: three times the lease
 
-            await until(beats_on, within=12)
-        await until(lambda: it.gone(was), within=12)
+            await wait_until(has_renewed_lease, within=12)
+        await wait_until(lambda: env.is_lease_over(previous), within=12)
 
 
-MOMENTS = {
+FREEZE_POINTS = {
     "POST comments": True,
     "git-receive-pack": False,
     "POST pulls": True,
@@ -225,15 +238,15 @@ moment."""
     ("write", "done"),
     [
         pytest.param(*one, id=one[0], marks=[pytest.mark.long] if n else [])
-        for n, one in enumerate(MOMENTS.items())
+        for n, one in enumerate(FREEZE_POINTS.items())
     ],
 )
 async def test_frozen_inside_a_write_it_writes_nothing_more(
     place: Path, pair: dict[str, str], write: str, done: bool
 ):
-    async with site(place, pair, {"runs": [run(*FIX)]}) as it:
-        [first] = it.workers
-        was = await it.holds(it.workers[0])
+    async with start_cluster(place, pair, {"runs": [run(*FIX)]}) as env:
+        [first] = env.workers
+        previous = await env.get_lease(env.workers[0])
         thawed = asyncio.Event()
         cut = asyncio.Event()
 
@@ -242,7 +255,7 @@ async def test_frozen_inside_a_write_it_writes_nothing_more(
                 cut.is_set()
                 or not is_write(request)
                 or not from_osiris(request)
-                or not _is(request, write)
+                or not _matches_write(request, write)
             ):
                 return await forward()
             cut.set()
@@ -254,21 +267,21 @@ async def test_frozen_inside_a_write_it_writes_nothing_more(
             await thawed.wait()
             return answer
 
-        it.stage.hub.interceptors.append(freeze)
-        issue = await it.labelled()
+        env.playground.hub.interceptors.append(freeze)
+        issue = await env.file_labelled_issue()
         await asyncio.wait_for(cut.wait(), 20)
-        it.worker()
-        await it.settled()
-        before = await Snapshot.of(it)
+        env.start_worker()
+        await env.wait_until_settled()
+        before = await Snapshot.of(env)
         assert (len(before.github["pulls"]), len(before.github["comments"][issue])) == (1, 1)
         thawed.set()
         first.thaw()
-        await begins_again(it, first, was)
-        assert before.changes(await Snapshot.of(it)) == {}
-        assert await it.views.list_failures() == []
+        await wait_for_new_lease(env, first, previous)
+        assert before.changes(await Snapshot.of(env)) == {}
+        assert await env.views.list_failures() == []
 
 
-def _is(request: Request, write: str) -> bool:
+def _matches_write(request: Request, write: str) -> bool:
     method, _, end = write.rpartition(" ")
     return request.method == (method or "POST") and request.url.path.endswith(end)
 
@@ -278,15 +291,15 @@ async def test_ten_tasks_on_two_workers_that_are_killed_in_turn_all_end_well(
     place: Path, pair: dict[str, str]
 ):
     names = [name_of(number) for number in range(10)]
-    async with site(place, pair, story(len(names)), workers=2) as it:
-        reaper = Reaper(it, random.Random(6), (0.5, 1.5), most=6)
-        async with meanwhile(reaper.reap()):
-            assert await live_all(it, names, at_once=10, reviewed=False) == []
-        await it.settled()
-        toll = await Counting(it, names, reviewed=False).count()
-        assert (toll.doubles, toll.losses) == ([], [])
-        assert (toll.done, toll.pulls, toll.comments, toll.commits) == (10, 10, 20, 10)
-        assert reaper.kills == 6
+    async with start_cluster(place, pair, story(len(names)), workers=2) as env:
+        killer = WorkerKiller(env, random.Random(6), (0.5, 1.5), most=6)
+        async with run_concurrently(killer.kill_workers()):
+            assert await run_tasks(env, names, at_once=10, reviewed=False) == []
+        await env.wait_until_settled()
+        audit = await TaskAuditor(env, names, reviewed=False).count()
+        assert (audit.doubles, audit.losses) == ([], [])
+        assert (audit.done, audit.pulls, audit.comments, audit.commits) == (10, 10, 20, 10)
+        assert killer.kills == 6
 
 
 @pytest.mark.long
@@ -294,77 +307,77 @@ async def test_work_goes_on_while_redis_is_away_or_has_forgotten_everything(
     place: Path, pair: dict[str, str], redis_server: Redis
 ):
     names = [name_of(number) for number in range(3)]
-    async with site(place, pair, story(len(names)), workers=2) as it:
+    async with start_cluster(place, pair, story(len(names)), workers=2) as env:
         redis_server.flush()
-        await Life(it, names[0], reviewed=False).live()
+        await TaskLifecycle(env, names[0], reviewed=False).run_to_merge()
         redis_server.stop()
         try:
-            await Life(it, names[1], reviewed=False).live()
+            await TaskLifecycle(env, names[1], reviewed=False).run_to_merge()
         finally:
             redis_server.start()
-        await Life(it, names[2], reviewed=False).live()
-        await it.settled()
-        toll = await Counting(it, names, reviewed=False).count()
-        assert (toll.doubles, toll.losses, toll.done) == ([], [], 3)
+        await TaskLifecycle(env, names[2], reviewed=False).run_to_merge()
+        await env.wait_until_settled()
+        audit = await TaskAuditor(env, names, reviewed=False).count()
+        assert (audit.doubles, audit.losses, audit.done) == ([], [], 3)
 
 
 async def test_a_database_that_stops_in_the_middle_parks_nothing(
     place: Path, pair: dict[str, str], postgres: Postgres
 ):
-    async with site(place, pair, STEPS, workers=2) as it:
-        await it.labelled()
-        await it.said(3)
+    async with start_cluster(place, pair, STEPS, workers=2) as env:
+        await env.file_labelled_issue()
+        await env.wait_for_replies(3)
         await asyncio.to_thread(postgres.stop)
-        assert not await is_ready(it)
+        assert not await is_ready(env)
         await asyncio.to_thread(postgres.start)
-        await until(lambda: it.calm(), within=30)
-        await it.settled()
-        [line] = await it.views.list_tasks()
+        await wait_until(lambda: env.is_healthy(), within=30)
+        await env.wait_until_settled()
+        [line] = await env.views.list_tasks()
         assert (line.task.state, line.task.reason) == ("review", "")
-        assert await it.files() == MADE
-        assert await it.views.list_failures() == []
-        said = [m for m in await it.transcript() if m.role == "assistant"]
-        assert len(said) == 5 + await interrupted(it)
+        assert await env.files() == EXPECTED_FILES
+        assert await env.views.list_failures() == []
+        said = [m for m in await env.transcript() if m.role == "assistant"]
+        assert len(said) == 5 + await count_interrupted(env)
 
 
 @pytest.mark.long
 async def test_with_a_frozen_database_the_door_says_come_again(
     place: Path, pair: dict[str, str], postgres: Postgres
 ):
-    async with site(place, pair, {"runs": [run(*FIX)]}) as it:
+    async with start_cluster(place, pair, {"runs": [run(*FIX)]}) as env:
         await asyncio.to_thread(postgres.freeze)
         began = time.monotonic()
-        answer = await knock(it)
+        answer = await send_ping(env)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert time.monotonic() - began < 5
-        issue = await it.labelled()
-        await it.stage.hub.wait_until_sent()
+        issue = await env.file_labelled_issue()
+        await env.playground.hub.wait_until_sent()
         await asyncio.to_thread(postgres.thaw)
-        await until(lambda: it.calm(), within=30)
-        assert (await knock(it)).status_code == 202
-        await it.settled()
-        assert [pull["draft"] for pull in await it.alice.list_pulls()] == [True]
-        assert len(await it.alice.list_comments(issue)) == 1
-        assert await it.views.list_failures() == []
+        await wait_until(lambda: env.is_healthy(), within=30)
+        assert (await send_ping(env)).status_code == 202
+        await env.wait_until_settled()
+        assert [pull["draft"] for pull in await env.alice.list_pulls()] == [True]
+        assert len(await env.alice.list_comments(issue)) == 1
+        assert await env.views.list_failures() == []
 
 
-async def knock(it: Site) -> httpx.Response:
+async def send_ping(env: Cluster) -> httpx.Response:
     """Send a delivery that concerns no task to the webhook endpoint."""
     body = b'{"zen": "Keep it simple."}'
-    secret = it.stage.settings.github_webhook_secret.get_secret_value().encode()
+    secret = env.playground.settings.github_webhook_secret.get_secret_value().encode()
     headers = {
         "X-Hub-Signature-256": f"sha256={hmac.new(secret, body, hashlib.sha256).hexdigest()}",
         "X-GitHub-Event": "ping",
         "X-GitHub-Delivery": uuid4().hex,
     }
     async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-        return await http.post(it.stage.app.webhook_url, content=body, headers=headers)
+        return await http.post(env.playground.app.webhook_url, content=body, headers=headers)
 
 
-async def is_ready(it: Site) -> bool:
+async def is_ready(env: Cluster) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=20) as http:
         return (
-            await http.get(f"http://127.0.0.1:{it.stage.settings.osiris_port}/readyz")
+            await http.get(f"http://127.0.0.1:{env.playground.settings.osiris_port}/readyz")
         ).is_success
 
 
@@ -375,7 +388,7 @@ async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair:
             run(step("run_command", command="sleep 0.3; echo 1 > $RANDOM$RANDOM.txt"), submit())
         ]
     }
-    async with site(place, {**pair, "osiris_repository_runs": 1}, steps, workers=2) as it:
+    async with start_cluster(place, {**pair, "osiris_repository_runs": 1}, steps, workers=2) as env:
         most = 0
 
         async def watch() -> None:
@@ -386,14 +399,14 @@ async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair:
                     & OutboxRow.lease.is_not(None)
                     & (OutboxRow.lane == RUNS)
                 )
-                most = max(most, await it.scalar(select(func.count()).where(held)))
+                most = max(most, await env.scalar(select(func.count()).where(held)))
                 await asyncio.sleep(0.05)
 
-        async with meanwhile(watch()):
+        async with run_concurrently(watch()):
             for number in range(5):
-                await it.labelled(f"Task {number}")
-            await it.settled()
+                await env.file_labelled_issue(f"Task {number}")
+            await env.wait_until_settled()
         assert most == 1
-        assert [pull["draft"] for pull in await it.alice.list_pulls()] == [True] * 5
-        begun = await it.scalar(select(func.count(func.distinct(RunRow.place))))
+        assert [pull["draft"] for pull in await env.alice.list_pulls()] == [True] * 5
+        begun = await env.scalar(select(func.count(func.distinct(RunRow.place))))
         assert begun == 2

@@ -24,7 +24,7 @@ from osiris.playground.users import Person
 from osiris.queue import audit_log, serialization
 from osiris.queue.database import SCHEMA
 from tests.flow.conftest import FILES, PEOPLE, REPO, plain_git
-from tests.flow.test_several_workers import MADE, STEPS
+from tests.flow.test_several_workers import EXPECTED_FILES, STEPS
 
 WRITTEN = Path(__file__).with_name("version_0001.json")
 """Rows that version 0001 wrote: a stopped task, a task in the middle of its run, and a label that
@@ -44,7 +44,7 @@ def pair(request: pytest.FixtureRequest, pair: dict[str, str]) -> dict[str, str]
     return pair
 
 
-def write(settings: Settings, base: str) -> dict[str, int]:
+def write_old_database(settings: Settings, base: str) -> dict[str, int]:
     """Create a database as version 0001 left it. Return the number of rows of each table."""
     settings.osiris_data_dir.mkdir(mode=0o711)
     address = settings.database.replace("+aiosqlite", "").replace(
@@ -120,22 +120,22 @@ def test_stored_orders_and_tasks_have_the_names_of_this_version(
     engine.dispose()
     assert bodies["Reply"] == {"type": "Reply", "dedup_key": "help:7"}
     assert bodies["Push"] == {"type": "Push", "once": "help:7"}
-    ann = Principal(name="ann", authentication=Authentication.OPERATOR)
-    assert serialization.load(bodies["OpenIssue"]).principal == ann
-    assert serialization.load(json.loads(request)).principal == ann
+    expected_principal = Principal(name="ann", authentication=Authentication.OPERATOR)
+    assert serialization.load(bodies["OpenIssue"]).principal == expected_principal
+    assert serialization.load(json.loads(request)).principal == expected_principal
 
 
-async def labelled(stage: Environment, alice: Person) -> None:
+async def file_labelled_issue(playground: Environment, alice: Person) -> None:
     """Bring GitHub to the state of that time, with everything delivered."""
 
-    async def taken(_delivery: Delivery, send: PendingDelivery) -> None:
+    async def drop_delivery(_delivery: Delivery, send: PendingDelivery) -> None:
         send.drop()
 
-    stage.hub.hooks.interceptors.append(taken)
+    playground.hub.hooks.interceptors.append(drop_delivery)
     for title in ("given up", "three files", "three more"):
         await alice.add_label(await alice.file_issue(title, "make three files"))
-    await stage.hub.wait_until_sent()
-    stage.hub.hooks.interceptors.remove(taken)
+    await playground.hub.wait_until_sent()
+    playground.hub.hooks.interceptors.remove(drop_delivery)
 
 
 async def test_the_work_of_the_first_version_goes_on_to_its_end(
@@ -145,17 +145,19 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(
     script.write_text(yaml.safe_dump(STEPS))
     more = {**pair, "osiris_model": f"scripted:{script}"}
     async with (
-        start_environment(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as stage,
-        stage.get_person("alice") as alice,
+        start_environment(place, repo=REPO, files=FILES, people=PEOPLE, more=more) as playground,
+        playground.get_person("alice") as alice,
     ):
-        await labelled(stage, alice)
+        await file_labelled_issue(playground, alice)
         hub = str(place / "hub/repos" / f"{REPO}.git")
         before = await asyncio.to_thread(
-            write, stage.settings, plain_git("--git-dir", hub, "rev-parse", "HEAD").strip()
+            write_old_database,
+            playground.settings,
+            plain_git("--git-dir", hub, "rev-parse", "HEAD").strip(),
         )
         if pair:
             with pytest.raises(Refused, match="run `osiris migrate` first"):
-                async with stage.run_osiris():
+                async with playground.run_osiris():
                     pass
             assert await command(
                 "migrate", DATABASE_URL=pair["database_url"], OSIRIS_DATA_DIR=str(place / "osiris")
@@ -164,12 +166,14 @@ async def test_the_work_of_the_first_version_goes_on_to_its_end(
                 f"{pair['database_url']} is up to date\n",
                 "",
             )
-        async with stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris:
-            await stage.wait_until_settled(osiris.store)
-            await _went_on(osiris, alice, hub, before)
+        async with playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris:
+            await playground.wait_until_settled(osiris.store)
+            await _assert_tasks_continue(osiris, alice, hub, before)
 
 
-async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, int]) -> None:
+async def _assert_tasks_continue(
+    osiris: Osiris, alice: Person, hub: str, before: dict[str, int]
+) -> None:
     lines = {line.id: line.task for line in await osiris.read_models.list_tasks()}
     assert {id: str(task.state) for id, task in lines.items()} == {
         1: "cancelled",
@@ -184,7 +188,7 @@ async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, in
                 "--git-dir", hub, "show", f"{pull['head']['sha']}:{f['filename']}"
             )
             for f in changed
-        } == MADE
+        } == EXPECTED_FILES
     assert sorted(task.pull for task in lines.values() if task.pull) == sorted(
         p["number"] for p in await alice.list_pulls()
     )
@@ -195,13 +199,13 @@ async def _went_on(osiris: Osiris, alice: Person, hub: str, before: dict[str, in
         == 1
     )
     for task in lines:
-        await _is_a_chain(osiris, task)
+        await _assert_hash_chain(osiris, task)
     async with osiris.engine.connect() as connection:
         for name, many in before.items():
             assert await connection.scalar(select(func.count()).select_from(text(name))) >= many
 
 
-async def _is_a_chain(osiris: Osiris, task: int) -> None:
+async def _assert_hash_chain(osiris: Osiris, task: int) -> None:
     """Assert that the hash chain of the audit log is intact from the old version's lines to the new
     ones."""
     async with osiris.engine.connect() as connection:

@@ -17,12 +17,12 @@ from bench.load import _signed
 from osiris.bootstrap import Timeouts
 from osiris.queue import tables
 from osiris.tools.sandbox.probes import attempt, capabilities
-from tests.flow.conftest import FIX, HELD, FlowEnvironment, Start, run
+from tests.flow.conftest import BLOCKING_STEP, FIX, FlowEnvironment, Start, run
 from tests.flow.test_outages import from_osiris, is_write
 from tests.servers import Postgres
 
 
-def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Response]:
+def refuse_writes(env: FlowEnvironment, ending: str, answer: Response) -> list[Response]:
     """Refuse writes to URLs with this ending from now on, as long as the returned list contains an
     answer."""
     answers = [answer]
@@ -37,7 +37,7 @@ def refusing(world: FlowEnvironment, ending: str, answer: Response) -> list[Resp
             return answers[0]
         return await forward()
 
-    world.stage.hub.interceptors.append(refuse)
+    env.playground.hub.interceptors.append(refuse)
     return answers
 
 
@@ -47,53 +47,53 @@ FORBIDDEN = {"message": "Resource not accessible by integration"}
 async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_taken_up_by_a_retry(
     start: Start, command
 ):
-    async with start() as world:
-        refused = refusing(world, "/pulls", JSONResponse(FORBIDDEN, 403))
-        issue = await world.labelled()
-        await world.settled()
-        task = await world.task()
+    async with start() as env:
+        refused = refuse_writes(env, "/pulls", JSONResponse(FORBIDDEN, 403))
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run) == ("paused", 1)
-        [status] = await world.said_by_osiris(issue)
+        [status] = await env.list_bot_comments(issue)
         assert "not accessible by integration" in status
-        data = {"OSIRIS_DATA_DIR": str(world.stage.settings.osiris_data_dir)}
+        data = {"OSIRIS_DATA_DIR": str(env.playground.settings.osiris_data_dir)}
         _, shown, _ = await command("task", "show", "1", **data)
         assert "OpenDraftPull is parked: " in shown
         assert "`osiris task retry` requeues it" in shown
         refused.clear()
         code, _, said = await command("task", "retry", "1", **data)
         assert (code, said) == (0, "")
-        await world.settled()
-        task = await world.task()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run) == ("review", 1)  # no agent was started again
-        assert len(await world.alice.list_pulls()) == 1
-        assert len(await world.said_by_osiris(issue)) == 1
+        assert len(await env.alice.list_pulls()) == 1
+        assert len(await env.list_bot_comments(issue)) == 1
 
 
 async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_up(start: Start):
-    async with start(timeouts=Timeouts(pauses=(0.01,), tries=3)) as world:
-        refused = refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
-        issue = await world.labelled()
-        await world.settled()
-        assert await world.said_by_osiris(issue) == []
-        assert {failure.what for failure in await world.failures()} == {"Report"}
+    async with start(timeouts=Timeouts(pauses=(0.01,), tries=3)) as env:
+        refused = refuse_writes(env, "/comments", JSONResponse({"message": "down"}, 502))
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        assert await env.list_bot_comments(issue) == []
+        assert {failure.what for failure in await env.failures()} == {"Report"}
         refused.clear()
-        await world.bob.add_comment(issue, "/osiris retry")
-        await world.settled()
-        assert any("review" in words for words in await world.said_by_osiris(issue))
-        assert await world.failures() == []
+        await env.bob.add_comment(issue, "/osiris retry")
+        await env.wait_until_settled()
+        assert any("review" in words for words in await env.list_bot_comments(issue))
+        assert await env.failures() == []
 
 
 @pytest.mark.parametrize("pair", ["embedded"], indirect=True)  # it holds a lock of SQLite
 async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start):
-    async with start(timeouts=Timeouts(waiting=3)) as world:
+    async with start(timeouts=Timeouts(waiting=3)) as env:
         head, body = _signed(
-            b'{"action":"x"}', world.stage.settings.github_webhook_secret.get_secret_value()
+            b'{"action":"x"}', env.playground.settings.github_webhook_secret.get_secret_value()
         )
         headers = dict(
             line.split(": ", 1) for line in head.decode().splitlines()[1:] if ": " in line
         )
-        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
-        path = world.stage.settings.osiris_data_dir / "osiris.db"
+        url = f"http://127.0.0.1:{env.playground.settings.osiris_port}/webhooks/github"
+        path = env.playground.settings.osiris_data_dir / "osiris.db"
         held = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # in a thread, so that a present writer can finish
         await asyncio.to_thread(held.execute, "BEGIN IMMEDIATE")
@@ -109,7 +109,7 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
 
                 first = [asyncio.create_task(send(n)) for n in range(3)]
                 async with asyncio.timeout(10):
-                    while len(world.osiris.inbox) < 3:
+                    while len(env.osiris.inbox) < 3:
                         await asyncio.sleep(0.05)
                 began = time.monotonic()
                 refused = await send(9)
@@ -125,17 +125,17 @@ async def test_with_its_queue_full_the_door_says_come_again_at_once(start: Start
 async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_comes_back(
     start: Start, postgres: Postgres
 ):
-    async with start() as world:
-        issue = await world.alice.file_issue("add subtracts")
+    async with start() as env:
+        issue = await env.alice.file_issue("add subtracts")
         postgres.stop()
-        await world.alice.add_label(issue)
-        await world.stage.hub.wait_until_sent()
-        assert world.stage.app.deliveries[-1].status_code == 503
-        assert world.stage.app.deliveries[-1].duration < 5
+        await env.alice.add_label(issue)
+        await env.playground.hub.wait_until_sent()
+        assert env.playground.app.deliveries[-1].status_code == 503
+        assert env.playground.app.deliveries[-1].duration < 5
         postgres.start()
-        await world.osiris.reconciler.run_once()
-        await world.settled()
-        [pull] = await world.alice.list_pulls()
+        await env.osiris.reconciler.run_once()
+        await env.wait_until_settled()
+        [pull] = await env.alice.list_pulls()
         assert pull["draft"]
 
 
@@ -152,45 +152,42 @@ async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hear
     for made in (slow, tried):
         made.touch()
     tried.chmod(0o666)
-    async with start(timeouts=Timeouts(pauses=(0.05,)), sandbox=None) as world:
+    async with start(timeouts=Timeouts(pauses=(0.05,)), sandbox=None) as env:
         monkeypatch.setattr(capabilities, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "BWRAP", str(bwrap))
         monkeypatch.setattr(attempt, "TIMEOUT", 0.5)
-        issue = await world.labelled()
+        issue = await env.file_labelled_issue()
         async with asyncio.timeout(30):
             while tried.stat().st_size < 2:
                 await asyncio.sleep(0.05)
         monkeypatch.undo()
         slow.unlink()
-        await world.settled()
-        task = await world.task()
+        await env.wait_until_settled()
+        task = await env.task()
         assert (task.state, task.run) == ("review", 1)
-        [status] = await world.said_by_osiris(issue)
+        [status] = await env.list_bot_comments(issue)
         assert "sandbox" not in status
-        assert await world.failures() == []
+        assert await env.failures() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's workspaces are in memory")
 async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(start: Start):
     """The other run has a disk that may still grow beyond the space of this machine."""
-    async with start(timeouts=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as world:
-        disks = world.sessions / "@disks"
+    async with start(timeouts=Timeouts(pauses=(0.05,), tries=2), sandbox=None) as env:
+        disks = env.sessions / "@disks"
         disks.mkdir(exist_ok=True)
         with (disks / "other.img").open("wb") as other:
             other.truncate(8 << 40)
-        await world.labelled()
+        await env.file_labelled_issue()
         async with asyncio.timeout(20):
             while (
-                " ".join(world.said_in_logs).count(
-                    "StartRun waits: this machine's disk has no room"
-                )
-                < 5
+                " ".join(env.log_lines).count("StartRun waits: this machine's disk has no room") < 5
             ):
                 await asyncio.sleep(0.05)
-        assert (await world.task()).state == "running"
+        assert (await env.task()).state == "running"
         (disks / "other.img").unlink()
-        await world.settled()
-        assert (await world.task()).state == "review"
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
 
 
 @pytest.mark.parametrize(
@@ -199,19 +196,19 @@ async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(st
 async def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, jump: int
 ):
-    async with start({"runs": [run(HELD, *FIX)]}) as world:
-        issue = await world.labelled()
-        await world.until_running()
+    async with start({"runs": [run(BLOCKING_STEP, *FIX)]}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_running()
         monkeypatch.setattr(tables, "clock", lambda: time.time() + jump)
-        world.let_go()
-        await world.settled()
-        assert (await world.task()).state == "review"
-        assert len(await world.said_by_osiris(issue)) == 1
+        env.release_step()
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
+        assert len(await env.list_bot_comments(issue)) == 1
 
 
 async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: Start):
-    async with start() as world:
-        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
+    async with start() as env:
+        url = f"http://127.0.0.1:{env.playground.settings.osiris_port}/metrics"
         # a real block: time without a processor on a busy machine does not count as a stall
         time.sleep(3)
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
@@ -222,11 +219,11 @@ async def test_operators_see_how_often_the_loop_of_a_worker_stood_still(start: S
 
 
 async def test_what_waits_is_counted(start: Start):
-    async with start(timeouts=Timeouts(pauses=(30.0,))) as world:
-        refusing(world, "/comments", JSONResponse({"message": "down"}, 502))
-        await world.labelled()
-        url = f"http://127.0.0.1:{world.stage.settings.osiris_port}/metrics"
-        told = ""
+    async with start(timeouts=Timeouts(pauses=(30.0,))) as env:
+        refuse_writes(env, "/comments", JSONResponse({"message": "down"}, 502))
+        await env.file_labelled_issue()
+        url = f"http://127.0.0.1:{env.playground.settings.osiris_port}/metrics"
+        result = ""
         async with httpx.AsyncClient() as http, asyncio.timeout(20):
             wanted = (
                 'osiris_orders_waiting{kind="Report"} 1.0',
@@ -234,7 +231,7 @@ async def test_what_waits_is_counted(start: Start):
                 "osiris_workers 1.0",
             )
             # the figures are counted at different moments
-            while not all(figure in told for figure in wanted):
+            while not all(figure in result for figure in wanted):
                 await asyncio.sleep(0.05)
-                told = (await http.get(url)).text
-        world.stage.hub.interceptors.clear()
+                result = (await http.get(url)).text
+        env.playground.hub.interceptors.clear()

@@ -12,10 +12,10 @@ from osiris.bootstrap import Timeouts
 from tests.flow.conftest import REPO, FlowEnvironment, Start
 
 
-def signed(
-    world: FlowEnvironment, body: bytes, kind: str = "issues", id: str = "d-1"
+def sign_delivery(
+    env: FlowEnvironment, body: bytes, kind: str = "issues", id: str = "d-1"
 ) -> dict[str, str]:
-    secret = world.stage.settings.github_webhook_secret.get_secret_value().encode()
+    secret = env.playground.settings.github_webhook_secret.get_secret_value().encode()
     digest = hmac.new(secret, body, hashlib.sha256).hexdigest()
     return {
         "X-Hub-Signature-256": f"sha256={digest}",
@@ -25,16 +25,16 @@ def signed(
     }
 
 
-async def post(world: FlowEnvironment, body: bytes, headers: dict[str, str]) -> httpx.Response:
+async def post(env: FlowEnvironment, body: bytes, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}"
+        base_url=f"http://127.0.0.1:{env.playground.settings.osiris_port}"
     ) as http:
         return await http.post("/webhooks/github", content=body, headers=headers)
 
 
-async def get(world: FlowEnvironment, path: str) -> httpx.Response:
+async def get(env: FlowEnvironment, path: str) -> httpx.Response:
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{world.stage.settings.osiris_port}"
+        base_url=f"http://127.0.0.1:{env.playground.settings.osiris_port}"
     ) as http:
         return await http.get(path)
 
@@ -49,134 +49,138 @@ LABELLED = {
 
 
 async def test_an_unsigned_or_tampered_webhook_is_401_and_leaves_no_trace(start: Start):
-    async with start() as world:
+    async with start() as env:
         body = json.dumps(LABELLED).encode()
-        good = signed(world, body)
+        good = sign_delivery(env, body)
         for headers in (
             {},
             {**good, "X-Hub-Signature-256": "sha256=00"},
             {**good, "X-Hub-Signature-256": "ü"},
         ):
             headers = {k: v.encode("utf-8") for k, v in headers.items()}
-            assert (await post(world, body, headers)).status_code == 401
-        assert (await post(world, body + b" ", good)).status_code == 401
-        await world.settled()
-        assert await world.osiris.read_models.list_tasks() == []
-        assert not await world.osiris.read_models.is_handled("github", "d-1")
+            assert (await post(env, body, headers)).status_code == 401
+        assert (await post(env, body + b" ", good)).status_code == 401
+        await env.wait_until_settled()
+        assert await env.osiris.read_models.list_tasks() == []
+        assert not await env.osiris.read_models.is_handled("github", "d-1")
 
 
 async def test_a_delivery_that_is_too_deep_to_be_read_is_given_up_and_holds_nobody_up(start: Start):
-    async with start(timeouts=Timeouts(pauses=(0.02,))) as world:
+    async with start(timeouts=Timeouts(pauses=(0.02,))) as env:
         body = b'{"action": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-        assert (await post(world, body, signed(world, body))).status_code == 202
-        await world.in_review()
-        [failure] = await world.failures()
+        assert (await post(env, body, sign_delivery(env, body))).status_code == 202
+        await env.bring_to_review()
+        [failure] = await env.failures()
         assert failure.id == "d-1"
 
 
 async def test_a_good_delivery_is_202_and_a_duplicate_as_well(start: Start):
-    async with start() as world:
+    async with start() as env:
         body = b'{"zen": "Keep it simple."}'
         for _ in range(2):
-            answer = await post(world, body, signed(world, body, "ping"))
+            answer = await post(env, body, sign_delivery(env, body, "ping"))
             assert (answer.status_code, answer.json()) == (202, {"delivery": "d-1"})
-        await world.settled()
-        assert await world.failures() == []
+        await env.wait_until_settled()
+        assert await env.failures() == []
 
 
 async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed(
     start: Start, command
 ):
-    async with start() as world:
+    async with start() as env:
         for n, body in enumerate(
             (b"{not json", b"[]", b'{"action": "labeled"}', b'{"issue": 3}', b"\xff\xfe")
         ):
-            assert (await post(world, body, signed(world, body, id=f"bad-{n}"))).status_code == 202
-        await world.settled()
-        assert {failure.id for failure in await world.failures()} == {f"bad-{n}" for n in range(5)}
-        data = str(world.stage.settings.osiris_data_dir)
+            assert (
+                await post(env, body, sign_delivery(env, body, id=f"bad-{n}"))
+            ).status_code == 202
+        await env.wait_until_settled()
+        assert {failure.id for failure in await env.failures()} == {f"bad-{n}" for n in range(5)}
+        data = str(env.playground.settings.osiris_data_dir)
         code, out, _ = await command("task", "list", "--failed", OSIRIS_DATA_DIR=data)
         assert (code, "bad-3" in out, "not what GitHub sends as issues" in out) == (0, True, True)
 
 
 async def test_a_delivery_that_was_given_up_is_taken_up_when_it_is_redelivered(start: Start):
-    async with start() as world:
-        issue = await world.alice.file_issue("add subtracts")
+    async with start() as env:
+        issue = await env.alice.file_issue("add subtracts")
         down: list[bool] = [True]
 
         async def refuse(request: Request, forward) -> Response:
             suspended = down and request.url.path.endswith("access_tokens")
             return JSONResponse({"message": "suspended"}, 403) if suspended else await forward()
 
-        world.stage.hub.interceptors.append(refuse)
-        await world.alice.add_label(issue)
-        await world.settled()
-        [failure] = await world.failures()
+        env.playground.hub.interceptors.append(refuse)
+        await env.alice.add_label(issue)
+        await env.wait_until_settled()
+        [failure] = await env.failures()
         down.clear()
-        [delivery] = [d for d in world.stage.app.deliveries if d.guid == failure.id]
-        await post(world, delivery.body, delivery.request_headers)
-        await world.settled()
-        assert (await world.failures(), (await world.task()).state) == ([], "review")
+        [delivery] = [d for d in env.playground.app.deliveries if d.guid == failure.id]
+        await post(env, delivery.body, delivery.request_headers)
+        await env.wait_until_settled()
+        assert (await env.failures(), (await env.task()).state) == ([], "review")
 
 
 async def test_a_delivery_without_githubs_headers_is_400_and_a_huge_one_413(start: Start):
-    async with start() as world:
+    async with start() as env:
         body = b"{}"
-        headers = signed(world, body)
+        headers = sign_delivery(env, body)
         del headers["X-GitHub-Delivery"]
-        assert (await post(world, body, headers)).status_code == 400
+        assert (await post(env, body, headers)).status_code == 400
         huge = b" " * (25 * 1024 * 1024 + 1)
-        assert (await post(world, huge, signed(world, huge))).status_code == 413
+        assert (await post(env, huge, sign_delivery(env, huge))).status_code == 413
 
 
 async def test_unknown_events_are_taken_and_ignored(start: Start):
-    async with start() as world:
+    async with start() as env:
         for n, kind in enumerate(("star", "watch", "brand_new_event", "issues")):
             body = json.dumps({**LABELLED, "action": "pinned"}).encode()
-            assert (await post(world, body, signed(world, body, kind, f"u-{n}"))).status_code == 202
-        await world.settled()
-        assert (await world.failures(), await world.osiris.read_models.list_tasks()) == ([], [])
+            assert (
+                await post(env, body, sign_delivery(env, body, kind, f"u-{n}"))
+            ).status_code == 202
+        await env.wait_until_settled()
+        assert (await env.failures(), await env.osiris.read_models.list_tasks()) == ([], [])
 
 
 async def test_a_label_where_the_app_is_not_installed_is_no_failure(start: Start):
-    async with start() as world:
-        world.stage.hub.world.installations.clear()
+    async with start() as env:
+        env.playground.hub.world.installations.clear()
         body = json.dumps(LABELLED).encode()
-        assert (await post(world, body, signed(world, body))).status_code == 202
-        await world.settled()
-        assert await world.osiris.read_models.is_handled("github", "d-1")
-        assert (await world.failures(), await world.osiris.read_models.list_tasks()) == ([], [])
+        assert (await post(env, body, sign_delivery(env, body))).status_code == 202
+        await env.wait_until_settled()
+        assert await env.osiris.read_models.is_handled("github", "d-1")
+        assert (await env.failures(), await env.osiris.read_models.list_tasks()) == ([], [])
 
 
 async def test_the_health_pages_say_what_is_missing(start: Start):
-    async with start() as world:
-        assert (await get(world, "/healthz")).json() == {"ok": True}
-        ready = await get(world, "/readyz")
+    async with start() as env:
+        assert (await get(env, "/healthz")).json() == {"ok": True}
+        ready = await get(env, "/readyz")
         assert (ready.status_code, ready.json()) == (200, {"ready": True, "missing": []})
 
 
 async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Start):
-    async with start() as world:
-        issue, _ = await world.in_review()
-        before = [await world.said_by_osiris(issue), await world.task()]
+    async with start() as env:
+        issue, _ = await env.bring_to_review()
+        before = [await env.list_bot_comments(issue), await env.task()]
         async with httpx.AsyncClient() as http:
-            for delivery in list(world.stage.app.deliveries):
-                address = f"http://127.0.0.1:{world.stage.settings.osiris_port}/webhooks/github"
+            for delivery in list(env.playground.app.deliveries):
+                address = f"http://127.0.0.1:{env.playground.settings.osiris_port}/webhooks/github"
                 sent = await http.post(
                     address, content=delivery.body, headers=delivery.request_headers
                 )
                 assert sent.status_code == 202
-        await world.settled()
-        assert [await world.said_by_osiris(issue), await world.task()] == before
-        assert len(await world.alice.list_pulls()) == 1
+        await env.wait_until_settled()
+        assert [await env.list_bot_comments(issue), await env.task()] == before
+        assert len(await env.alice.list_pulls()) == 1
 
 
 async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(
     start: Start, command, place
 ):
-    async with start() as world:
-        await world.in_review()
-        settings = world.stage.settings
+    async with start() as env:
+        await env.bring_to_review()
+        settings = env.playground.settings
         (place / "key.pem").write_text(settings.private_key)
         environ = {
             "GITHUB_APP_ID": settings.github_app_id,
@@ -196,6 +200,6 @@ async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(
             f"ok   model {settings.osiris_model}",
         ):
             assert line in out
-        world.stage.app.permissions.pop("checks")
+        env.playground.app.permissions.pop("checks")
         code, out, _ = await command("doctor", **environ)
         assert (code, "FAIL permissions: checks: write" in out) == (1, True)

@@ -24,11 +24,11 @@ REGISTRY = "127.0.0.2"  # inside a jail, 127.0.0.1 is the jail itself
 PAGE = "a page of the registry"
 
 
-def repository(**config: object) -> dict[str, str]:
+def build_repository(**config: object) -> dict[str, str]:
     return {**FILES, ".github/osiris.yml": yaml.safe_dump(config)}
 
 
-def fixed_after(*commands: str) -> dict[str, list[Any]]:
+def build_story(*commands: str) -> dict[str, list[Any]]:
     """Return a story whose run executes commands successfully, and then does its work."""
     return {
         "runs": [
@@ -40,8 +40,8 @@ def fixed_after(*commands: str) -> dict[str, list[Any]]:
     }
 
 
-async def body(world: FlowEnvironment, number: int) -> str:
-    return str((await world.alice.get_pull(number))["body"])
+async def read_pull_body(env: FlowEnvironment, number: int) -> str:
+    return str((await env.alice.get_pull(number))["body"])
 
 
 @pytest.fixture
@@ -71,22 +71,22 @@ def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_agent(
     start: Start, registry: None
 ):
-    files = repository(
+    files = build_repository(
         commands={"setup": ["mkdir -p vendor", f"python3 -c '{FETCH}' >vendor/page"]}
     )
-    story = fixed_after(
+    story = build_story(
         f"grep '{PAGE}' vendor/page", 'test -z "$(git status --short)"', f"! python3 -c '{FETCH}'"
     )
     story["runs"].insert(0, run(*ANSWER, when="<review"))
-    async with start(story, files=files) as world:
-        _, number = await world.in_review()
-        said = await body(world, number)
+    async with start(story, files=files) as env:
+        _, number = await env.bring_to_review()
+        said = await read_pull_body(env, number)
         assert "Set-up of the base branch (run before the agent began):" in said
         assert "| `mkdir -p vendor` | 0 |" in said
-        assert "vendor/page" not in world.git("show", "--stat", "osiris/1-add-subtracts")
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
-        await world.settled()
-        [status] = await world.said_by_osiris(number)
+        assert "vendor/page" not in env.git("show", "--stat", "osiris/1-add-subtracts")
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
+        await env.wait_until_settled()
+        [status] = await env.list_bot_comments(number)
         assert "Set-up of the base branch (the result of an earlier run was used):" in status
 
 
@@ -98,9 +98,9 @@ async def test_the_set_up_of_githubs_own_agent_serves_as_well(start: Start):
     ]
     workflow = yaml.safe_dump({"jobs": {"copilot-setup-steps": {"steps": steps}}})
     files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
-    async with start(fixed_after("grep ready .made"), files=files) as world:
-        _, number = await world.in_review()
-        assert "| `echo ready >.made` | 0 |" in await body(world, number)
+    async with start(build_story("grep ready .made"), files=files) as env:
+        _, number = await env.bring_to_review()
+        assert "| `echo ready >.made` | 0 |" in await read_pull_body(env, number)
 
 
 ALIASES = "a: &a {run: exit 1}\njobs: {copilot-setup-steps: {steps: [" + "*a, " * 4000 + "*a]}}\n"
@@ -110,7 +110,7 @@ LONG = yaml.safe_dump(
 
 
 @pytest.mark.parametrize(
-    ("workflow", "told"),
+    ("workflow", "output"),
     [
         (ALIASES, "has 4001 commands, more than 50"),
         (LONG, "has a command of more than 20,000 characters"),
@@ -120,58 +120,58 @@ LONG = yaml.safe_dump(
     ids=["aliases", "a long command", "nesting", "size"],
 )
 async def test_a_set_up_of_githubs_own_agent_without_bounds_is_a_sentence(
-    start: Start, workflow: str, told: str
+    start: Start, workflow: str, output: str
 ):
     files = {**FILES, ".github/workflows/copilot-setup-steps.yml": workflow}
-    async with start(files=files) as world:
-        issue = await world.labelled()
-        await world.settled()
-        said = "\n".join(await world.said_by_osiris(issue))
-        assert f"`.github/workflows/copilot-setup-steps.yml` {told}" in said
+    async with start(files=files) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        said = "\n".join(await env.list_bot_comments(issue))
+        assert f"`.github/workflows/copilot-setup-steps.yml` {output}" in said
         assert "list the setup commands in `.github/osiris.yml`" in said
 
 
 async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(start: Start):
-    files = repository(commands={"setup": ["true", "echo the disk is on fire; exit 7"]})
-    async with start(files=files) as world:
-        issue = await world.labelled()
-        await world.settled()
-        said = "\n".join(await world.said_by_osiris(issue))
+    files = build_repository(commands={"setup": ["true", "echo the disk is on fire; exit 7"]})
+    async with start(files=files) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        said = "\n".join(await env.list_bot_comments(issue))
         assert "echo the disk is on fire; exit 7" in said
         assert "ended with exit code 7: the disk is on fire" in said
         assert "`/osiris retry`" in said
-        assert await world.alice.list_pulls() == []
+        assert await env.alice.list_pulls() == []
 
 
 async def test_what_a_set_up_may_not_reach_is_named_on_the_issue(start: Start):
-    files = repository(commands={"setup": "curl -sSf https://evil.example/"})
-    async with start(files=files) as world:
-        issue = await world.labelled()
-        await world.settled()
-        said = "\n".join(await world.said_by_osiris(issue))
+    files = build_repository(commands={"setup": "curl -sSf https://evil.example/"})
+    async with start(files=files) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        said = "\n".join(await env.list_bot_comments(issue))
         assert "blocked: evil.example:443" in said
         assert "network.setup" in said
 
 
 async def test_what_an_agent_may_not_reach_is_counted_in_the_pull_request(start: Start):
-    files = repository(network={"agent": ["api.example.com"]})
+    files = build_repository(network={"agent": ["api.example.com"]})
     asks = "for n in 1 2 3; do curl -sS https://evil.example/; done; true"
-    async with start(fixed_after(asks), files=files, more={"osiris_network": "agent"}) as world:
-        _, number = await world.in_review()
-        said = await body(world, number)
+    async with start(build_story(asks), files=files, more={"osiris_network": "agent"}) as env:
+        _, number = await env.bring_to_review()
+        said = await read_pull_body(env, number)
         assert (
             "blocked: `evil.example:443`, 3 times: it is not on the list of allowed hosts" in said
         )
         assert "`network.agent` in `.github/osiris.yml`" in said
-        told = [message.text for message in await world.transcript() if message.role == "tool"]
-        assert "blocked: evil.example:443, times: 3" in told[0]
+        output = [message.text for message in await env.transcript() if message.role == "tool"]
+        assert "blocked: evil.example:443, times: 3" in output[0]
 
 
 async def test_a_repository_opens_nothing_that_the_operator_keeps_closed(start: Start):
-    files = repository(network={"agent": ["api.example.com"]})
+    files = build_repository(network={"agent": ["api.example.com"]})
     closed = "test ! -e /run/egress && ! curl -sS https://api.example.com/"
-    async with start(fixed_after(closed), files=files) as world:
-        await world.in_review()
+    async with start(build_story(closed), files=files) as env:
+        await env.bring_to_review()
 
 
 async def test_a_branch_cannot_change_its_own_set_up(start: Start):
@@ -187,11 +187,11 @@ async def test_a_branch_cannot_change_its_own_set_up(start: Start):
             run(step("write_file", path=".github/osiris.yml", content=evil), *FIX),
         ]
     }
-    async with start(story) as world:
-        _, number = await world.in_review()
-        await world.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
-        await world.settled()
-        assert (await world.task()).state == "review"
+    async with start(story) as env:
+        _, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "REQUEST_CHANGES", "Again.")
+        await env.wait_until_settled()
+        assert (await env.task()).state == "review"
 
 
 @pytest.fixture
@@ -201,22 +201,22 @@ def no_cgroups(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
 
 
 async def test_a_weak_sandbox_is_named_in_every_pull_request(start: Start, no_cgroups: None):
-    async with start() as world:
-        _, number = await world.in_review()
-        assert "The sandbox of this run was a weak one" in await body(world, number)
-        assert "It lacks: memory and process limits." in await body(world, number)
+    async with start() as env:
+        _, number = await env.bring_to_review()
+        assert "The sandbox of this run was a weak one" in await read_pull_body(env, number)
+        assert "It lacks: memory and process limits." in await read_pull_body(env, number)
 
 
 async def test_without_its_limits_no_run_starts_unless_the_operator_says_so(
     start: Start, no_cgroups: None
 ):
-    async with start(more={"osiris_sandbox": "strong"}) as world:
-        issue = await world.labelled()
-        await world.settled()
-        [said] = await world.said_by_osiris(issue)
+    async with start(more={"osiris_sandbox": "strong"}) as env:
+        issue = await env.file_labelled_issue()
+        await env.wait_until_settled()
+        [said] = await env.list_bot_comments(issue)
         assert "There is no safe sandbox on this machine: memory and process limits" in said
         assert "OSIRIS_SANDBOX=weak" in said
-        assert any("no safe sandbox" in line for line in world.said_in_logs)
+        assert any("no safe sandbox" in line for line in env.log_lines)
 
 
 async def test_a_secret_in_a_file_reaches_neither_the_model_nor_the_pull_request(start: Start):
@@ -231,10 +231,10 @@ async def test_a_secret_in_a_file_reaches_neither_the_model_nor_the_pull_request
             )
         ]
     }
-    async with start(story, files={**FILES, "settings.ini": f"token = {secret}\n"}) as world:
-        _, number = await world.in_review()
-        told = [message.text for message in await world.transcript() if message.role == "tool"]
-        assert sum("token = ***" in text for text in told) == 2
-        assert not any(secret in text for text in told)
-        assert "I found ***" in await body(world, number)
-        assert secret not in world.git("log", "--format=%B", "osiris/1-add-subtracts")
+    async with start(story, files={**FILES, "settings.ini": f"token = {secret}\n"}) as env:
+        _, number = await env.bring_to_review()
+        output = [message.text for message in await env.transcript() if message.role == "tool"]
+        assert sum("token = ***" in text for text in output) == 2
+        assert not any(secret in text for text in output)
+        assert "I found ***" in await read_pull_body(env, number)
+        assert secret not in env.git("log", "--format=%B", "osiris/1-add-subtracts")

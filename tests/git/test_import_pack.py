@@ -43,24 +43,25 @@ Make = Callable[[str], Export]
 
 
 @pytest.fixture
-async def desk(place: Path) -> tuple[HostRepositories, str, Path]:
-    """A desk whose mirror has one commit, that commit, and a clone a stranger works in."""
-    made = HostRepositories(place / "git")
-    await made.prepare_repository(REPO)
+async def git_setup(place: Path) -> tuple[HostRepositories, str, Path]:
+    """Host repositories whose mirror has one commit, that commit, and a clone that a stranger works
+    in."""
+    repositories = HostRepositories(place / "git")
+    await repositories.prepare_repository(REPO)
     work = place / "work"
     work.mkdir()
     plain(work, "init", "-q")
     (work / "a.txt").write_text("one\n")
     plain(work, "add", "-A")
     plain(work, "commit", "-qm", "base")
-    plain(work, "push", "-q", str(made.mirror_path(REPO)), "HEAD:refs/heads/main")
-    return made, plain(work, "rev-parse", "HEAD"), work
+    plain(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
+    return repositories, plain(work, "rev-parse", "HEAD"), work
 
 
-async def take(made: HostRepositories, work: Path, base: str, tree: str) -> ImportedWork:
+async def take(repositories: HostRepositories, work: Path, base: str, tree: str) -> ImportedWork:
     """Take a tree of the stranger's."""
     with packed(pack_of(work, base, tree)) as pack:
-        return await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
+        return await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 def pack_of(work: Path, base: str, tree: str) -> bytes:
@@ -77,17 +78,17 @@ def packed(content: bytes) -> IO[bytes]:
     return file
 
 
-async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
-    made, base, work = desk
+async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(git_setup):
+    repositories, base, work = git_setup
     (work / "a.txt").write_text("two\n")
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
-    taken = await take(made, work, base, tree)
+    taken = await take(repositories, work, base, tree)
     assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [
         ("a.txt", "modified", 1, 1)
     ]
     commits = {
-        await made.commit_tree(
+        await repositories.commit_tree(
             REPO, tree=tree, base=base, message="m", author="o", email="o@x", at=1
         )
         for _ in range(2)
@@ -95,31 +96,31 @@ async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(desk):
     assert len(commits) == 1
 
 
-async def test_a_pack_that_is_cut_or_garbage_is_refused(desk):
-    made, base, work = desk
+async def test_a_pack_that_is_cut_or_garbage_is_refused(git_setup):
+    repositories, base, work = git_setup
     (work / "a.txt").write_text("two\n")
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
     whole = pack_of(work, base, tree)
     for bad in (whole[: len(whole) // 2], b"garbage", b""):
         with packed(bad) as pack, pytest.raises(Refused, match="the work could not be taken over"):
-            await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
+            await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
-async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(desk):
-    made, base, _ = desk
-    link = made.repository_path(REPO) / "objects/info/alternates"
+async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(git_setup):
+    repositories, base, _ = git_setup
+    link = repositories.repository_path(REPO) / "objects/info/alternates"
     # a reader keeps what it has: a file written over in place would be empty for a moment
     with link.open() as held:
         link.write_text("/moved/away\n")
         before = held.read()
-        await made.prepare_repository(REPO)
+        await repositories.prepare_repository(REPO)
         held.seek(0)
         assert held.read() == before
     inode = link.stat().st_ino
-    await made.prepare_repository(REPO)
+    await repositories.prepare_repository(REPO)
     assert link.stat().st_ino == inode
-    assert await made.has_tree(REPO, f"{base}^{{tree}}")
+    assert await repositories.has_tree(REPO, f"{base}^{{tree}}")
 
 
 async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Path):
@@ -135,8 +136,8 @@ async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Pa
     await HostRepositories(place / "git").prepare_repository(REPO)
 
 
-async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(desk):
-    made, _, work = desk
+async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(git_setup):
+    repositories, _, work = git_setup
     lines = "".join(f"{n} {n * n}\n" for n in range(3000))
     (work / "a.txt").write_text(lines)
     plain(work, "commit", "-qam", "a base that is packed against")
@@ -144,46 +145,49 @@ async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(
     (work / "a.txt").write_text(lines + "two\n")
     plain(work, "add", "-A")
     tree = plain(work, "write-tree")
-    made.remove_repository(REPO)
-    await made.prepare_repository(REPO)
+    repositories.remove_repository(REPO)
+    await repositories.prepare_repository(REPO)
     with pytest.raises(Unavailable, match=f"{base} is missing"):
-        await take(made, work, base, tree)
-    plain(work, "push", "-q", str(made.mirror_path(REPO)), "HEAD:refs/heads/main")
-    assert (await take(made, work, base, tree)).tree == tree
+        await take(repositories, work, base, tree)
+    plain(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
+    assert (await take(repositories, work, base, tree)).tree == tree
 
 
-async def test_a_tree_with_a_dot_git_entry_is_refused(desk):
-    made, base, work = desk
+async def test_a_tree_with_a_dot_git_entry_is_refused(git_setup):
+    repositories, base, work = git_setup
     blob = plain(work, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = evil\n")
     inner = plain(work, "mktree", stdin=f"100644 blob {blob}\tconfig\n".encode())
     tree = plain(work, "mktree", stdin=f"040000 tree {inner}\t.git\n".encode())
     with pytest.raises(Refused, match="could not be taken over"):
-        await take(made, work, base, tree)
+        await take(repositories, work, base, tree)
 
 
-async def test_a_tree_that_is_a_commit_or_missing_is_refused(desk):
-    made, base, work = desk
+async def test_a_tree_that_is_a_commit_or_missing_is_refused(git_setup):
+    repositories, base, work = git_setup
     good = plain(work, "write-tree")
     for tree in (base, "1" * 40):
         with packed(pack_of(work, base, good)) as pack, pytest.raises(Refused):
-            await made.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
+            await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
-async def test_a_token_is_in_no_argv_and_no_error(desk):
-    made, _, _ = desk
+async def test_a_token_is_in_no_argv_and_no_error(git_setup):
+    repositories, _, _ = git_setup
     config = {"http.extraHeader": "Authorization: Basic canary", "protocol.http.allow": "always"}
     with pytest.raises(GitCommandFailed) as failed:
         await run_git(
-            made.repository_path(REPO), "ls-remote", "http://127.0.0.1:9/x.git", config=config
+            repositories.repository_path(REPO),
+            "ls-remote",
+            "http://127.0.0.1:9/x.git",
+            config=config,
         )
     assert "canary" not in str(failed.value)
 
 
-async def test_git_that_hangs_is_ended(desk):
-    made, _, _ = desk
+async def test_git_that_hangs_is_ended(git_setup):
+    repositories, _, _ = git_setup
     with pytest.raises(LocalTimeout, match=r"no answer in 0\.3 seconds"):
         await run_git(
-            made.repository_path(REPO),
+            repositories.repository_path(REPO),
             "-c",
             "alias.x=!sleep 30",
             "x",
@@ -196,24 +200,28 @@ def alias(script: str) -> tuple[str, str, str]:
     return "-c", f"alias.x=!{script}", "x"
 
 
-async def test_git_prints_no_more_than_it_may(desk):
-    made, _, _ = desk
+async def test_git_prints_no_more_than_it_may(git_setup):
+    repositories, _, _ = git_setup
     endless = alias("yes")
     with pytest.raises(LimitReached, match="printed more than 64 KiB") as reached:
-        await run_git(made.repository_path(REPO), *endless)
+        await run_git(repositories.repository_path(REPO), *endless)
     assert reached.value.limit == "output"
     assert isinstance(reached.value, Refused)
     most = GitLimits(output=1000)
     assert (
-        await run_git(made.repository_path(REPO), *endless, limits=most, head=True) == b"y\n" * 500
+        await run_git(repositories.repository_path(REPO), *endless, limits=most, head=True)
+        == b"y\n" * 500
     )
     exact = alias("printf %1000s x")
-    assert len(await run_git(made.repository_path(REPO), *exact, limits=most)) == 1000
-    assert len(await run_git(made.repository_path(REPO), *exact, limits=most, head=True)) == 1000
+    assert len(await run_git(repositories.repository_path(REPO), *exact, limits=most)) == 1000
+    assert (
+        len(await run_git(repositories.repository_path(REPO), *exact, limits=most, head=True))
+        == 1000
+    )
     with tempfile.TemporaryFile() as file:
         with pytest.raises(LimitReached, match="printed more than 64 KiB"):
             await run_git(
-                made.repository_path(REPO),
+                repositories.repository_path(REPO),
                 "-C",
                 "/",
                 *alias("exec dd if=/dev/zero status=none"),
@@ -222,11 +230,12 @@ async def test_git_prints_no_more_than_it_may(desk):
         assert file.seek(0, os.SEEK_END) <= 64 << 10
 
 
-async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk):
-    made, _, _ = desk
+async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(git_setup):
+    repositories, _, _ = git_setup
     with pytest.raises(GitCommandFailed) as failed:
         await run_git(
-            made.repository_path(REPO), *alias("(echo first; seq 300000; echo last) >&2; exit 1")
+            repositories.repository_path(REPO),
+            *alias("(echo first; seq 300000; echo last) >&2; exit 1"),
         )
     assert failed.value.output.startswith("first\n1\n2\n")
     assert failed.value.output.endswith("\nlast")
@@ -234,32 +243,44 @@ async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(desk)
     assert len(failed.value.output) < 9000
 
 
-async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(desk):
+async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(git_setup):
     """And it leaves none of its children behind: not to be tried again, it would take as much
     again."""
-    made, _, _ = desk
+    repositories, _, _ = git_setup
     with pytest.raises(LimitReached, match="needed more than 1 seconds of processor time"):
         await run_git(
-            made.repository_path(REPO), *alias("while :; do :; done"), limits=GitLimits(cpu=1)
+            repositories.repository_path(REPO),
+            *alias("while :; do :; done"),
+            limits=GitLimits(cpu=1),
         )
     large = [
-        plain(made.mirror_path(REPO), "hash-object", "-w", "--stdin", stdin=bytes((60 << 20) + n))
+        plain(
+            repositories.mirror_path(REPO),
+            "hash-object",
+            "-w",
+            "--stdin",
+            stdin=bytes((60 << 20) + n),
+        )
         for n in range(2)
     ]
     with pytest.raises(LimitReached, match="needed more than 32 MiB of memory"):
         await run_git(
-            made.mirror_path(REPO), "diff", "--text", *large, limits=GitLimits(memory=32 << 20)
+            repositories.mirror_path(REPO),
+            "diff",
+            "--text",
+            *large,
+            limits=GitLimits(memory=32 << 20),
         )
 
 
-async def test_children_of_git_that_was_ended_end_too(desk):
-    made, _, _ = desk
+async def test_children_of_git_that_was_ended_end_too(git_setup):
+    repositories, _, _ = git_setup
     mark = f"{os.getpid()}.{secrets.randbelow(10**9):09}"
     with pytest.raises(LimitReached):
-        await run_git(made.repository_path(REPO), *alias(f"sleep 86{mark} & yes"))
+        await run_git(repositories.repository_path(REPO), *alias(f"sleep 86{mark} & yes"))
     with pytest.raises(LocalTimeout):
         await run_git(
-            made.repository_path(REPO),
+            repositories.repository_path(REPO),
             *alias(f"sleep 86{mark} & exit 0"),
             limits=GitLimits(seconds=0.3),
         )
@@ -283,13 +304,13 @@ def test_no_limit_of_git_can_be_turned_off(limit: str):
             GitLimits(**{limit: value})
 
 
-async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(desk):
+async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(git_setup):
     """A worker that stops cuts off whatever is under way, also what has only been asked for."""
-    made, _, _ = desk
+    repositories, _, _ = git_setup
     before = len(os.listdir("/proc/self/fd"))
     for moment in range(12):
         asked = asyncio.create_task(
-            run_git(made.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000)
+            run_git(repositories.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000)
         )
         for _ in range(moment):
             await asyncio.sleep(0)

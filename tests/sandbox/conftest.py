@@ -28,11 +28,11 @@ GIT = {
 
 
 def git(*words: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", *map(str, words)], cwd=cwd, env=GIT, input=stdin, capture_output=True
     )
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout
 
 
 @dataclass

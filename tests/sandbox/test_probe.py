@@ -134,7 +134,7 @@ def test_an_ordinary_user_has_the_same_jail(place, mirror):
     if own:
         subprocess.run(["chown", "-R", "2000:2000", here, mirror.path], check=True)
     packages = next((here / "lib").glob("python3*/site-packages"))
-    done = subprocess.run(
+    result = subprocess.run(
         ["/usr/bin/python3", "-c", ORDINARY, here, mirror.path, mirror.base],
         env={"PYTHONPATH": f"{here}/code:{packages}", "PATH": "/usr/bin:/bin"},
         cwd="/",
@@ -142,7 +142,7 @@ def test_an_ordinary_user_has_the_same_jail(place, mirror):
         text=True,
         **own,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[:8] == ["made", "new:", "1", "bytes", "1000", "0", "??", "new"]
-    assert "/root" in done.stdout
-    assert "agent" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[:8] == ["made", "new:", "1", "bytes", "1000", "0", "??", "new"]
+    assert "/root" in result.stdout
+    assert "agent" in result.stdout

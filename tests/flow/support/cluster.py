@@ -46,32 +46,32 @@ from osiris.runtime import run_worker, serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
 from tests.forkserver import FORKS
 
-QUICK = Timeouts(pauses=(0.05,), lease=2.0)
+SHORT_TIMEOUTS = Timeouts(pauses=(0.05,), lease=2.0)
 """Short timeouts: the lease of a worker that is silent for two seconds expires, so tests need not
 wait for a takeover."""
-REAL = Timeouts(pauses=(0.05,))
+DEFAULT_TIMEOUTS = Timeouts(pauses=(0.05,))
 """The timeouts of a real installation."""
 
 Role = Literal["web", "worker"]
 Found = TypeVar("Found")
 
 
-def live(role: Role, settings: Settings, patience: Timeouts, log: Path) -> None:
+def run_process(role: Role, settings: Settings, timeouts: Timeouts, log: Path) -> None:
     """Run one process until it is stopped or killed."""
     logging.basicConfig(
         filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    osiris = build_osiris(settings, Parts(timeouts=patience), works=role == "worker")
+    osiris = build_osiris(settings, Parts(timeouts=timeouts), works=role == "worker")
     uvloop.run(serve(osiris) if role == "web" else run_worker(osiris))
 
 
 class Machine:
     """One process of Osiris in one data folder; it can be started there again after its end."""
 
-    def __init__(self, role: Role, settings: Settings, patience: Timeouts) -> None:
+    def __init__(self, role: Role, settings: Settings, timeouts: Timeouts) -> None:
         self.role = role
         self.settings = settings
-        self._patience = patience
+        self._timeouts = timeouts
         self._process: BaseProcess | None = None
         self.pid = 0
 
@@ -89,12 +89,14 @@ class Machine:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         return self._process is not None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self._process = FORKS.Process(
-            target=live, args=(self.role, self.settings, self._patience, self.log), daemon=True
+            target=run_process,
+            args=(self.role, self.settings, self._timeouts, self.log),
+            daemon=True,
         )
         self._process.start()
         self.pid = self._process.pid or 0
@@ -112,21 +114,21 @@ class Machine:
     def kill(self) -> None:
         """Send SIGKILL and wait for the end."""
         self.send(signal.SIGKILL)
-        self._gone()
+        self._wait_for_exit()
 
-    def again(self) -> None:
+    def restart(self) -> None:
         """Send SIGKILL, and start again in the same folder."""
         self.kill()
-        self.begin()
+        self.start()
 
-    async def end(self) -> tuple[int | None, float]:
+    async def stop(self) -> tuple[int | None, float]:
         """Send SIGTERM. Return the exit code and the seconds until the process ended."""
         began = time.monotonic()
         self.send(signal.SIGTERM)
-        code = await asyncio.to_thread(self._gone)
+        code = await asyncio.to_thread(self._wait_for_exit)
         return code, time.monotonic() - began
 
-    def _gone(self) -> int | None:
+    def _wait_for_exit(self) -> int | None:
         """Wait for the end and return the exit code; None when the process does not end."""
         if (process := self._process) is None:
             return None
@@ -138,54 +140,54 @@ class Machine:
 
 
 @dataclass(kw_only=True)
-class Site:
+class Cluster:
     """The environment, the machines in it, and access to the database."""
 
-    stage: Environment
+    playground: Environment
     web: Machine
     engine: AsyncEngine
     store: Store
     views: ReadModels
     alice: Person
     bob: Person
-    patience: Timeouts
+    timeouts: Timeouts
     workers: list[Machine] = field(default_factory=list)
 
     # ── machines ──
 
-    def worker(self, **more: Any) -> Machine:
+    def start_worker(self, **more: Any) -> Machine:
         """Start another worker in an empty data folder; `more` are its own settings."""
-        folder = self.stage.settings.osiris_data_dir.with_name(f"worker-{len(self.workers)}")
-        settings = self.stage.settings.model_copy(update={"osiris_data_dir": folder, **more})
-        self.workers.append(machine := Machine("worker", settings, self.patience))
-        machine.begin()
+        folder = self.playground.settings.osiris_data_dir.with_name(f"worker-{len(self.workers)}")
+        settings = self.playground.settings.model_copy(update={"osiris_data_dir": folder, **more})
+        self.workers.append(machine := Machine("worker", settings, self.timeouts))
+        machine.start()
         return machine
 
-    def living(self) -> list[Machine]:
+    def list_running_workers(self) -> list[Machine]:
         """Return the workers that run."""
-        return [machine for machine in self.workers if machine.runs]
+        return [machine for machine in self.workers if machine.is_running]
 
-    async def holds(self, machine: Machine) -> int | None:
+    async def get_lease(self, machine: Machine) -> int | None:
         """Return the number of the lease that a machine holds now, or None."""
         if not (machine.folder / "place").exists():
             return None
         return await self.scalar(select(LeaseRow.number).where(LeaseRow.place == machine.place))
 
-    async def gone(self, number: int | None) -> bool:
+    async def is_lease_over(self, number: int | None) -> bool:
         """Return whether a lease is over."""
         return await self.scalar(select(LeaseRow.number).where(LeaseRow.number == number)) is None
 
-    async def ready(self, *machines: Machine) -> None:
+    async def wait_until_ready(self, *machines: Machine) -> None:
         """Wait until the workers have a lease."""
         for machine in machines or self.workers:
-            await until(lambda machine=machine: self.holds(machine))
+            await wait_until(lambda machine=machine: self.get_lease(machine))
 
     # ── the database ──
 
-    async def calm(self) -> bool:
+    async def is_healthy(self) -> bool:
         """Return whether the database answers and all running workers have a lease in it."""
         try:
-            return all([await self.holds(machine) for machine in self.living()])
+            return all([await self.get_lease(machine) for machine in self.list_running_workers()])
         except SQLAlchemyError:
             return False
 
@@ -202,7 +204,7 @@ class Site:
                 found[table.__tablename__] = sorted(map(repr, rows))
         return found
 
-    async def story(self, title: str) -> list[str]:
+    async def describe_task(self, title: str) -> list[str]:
         """Return everything that the database contains about the task with this title."""
         mine = (
             select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
@@ -221,7 +223,7 @@ class Site:
         async with self.engine.connect() as connection:
             return [str(row) for query in queries for row in await connection.execute(query)]
 
-    async def waiting(self) -> list[str]:
+    async def describe_unfinished(self) -> list[str]:
         """Return everything unfinished: waiting rows, open tasks, runs, locks and leases."""
         queries = (
             select(
@@ -240,17 +242,19 @@ class Site:
                 str(row) for query in queries for row in await connection.execute(query)
             ]
 
-    async def settled(self) -> None:
+    async def wait_until_settled(self) -> None:
         """Wait until nothing is in progress; failed deliveries are redelivered."""
         while True:
-            await self.stage.wait_until_settled(self.store)
-            if not self.send_again():
+            await self.playground.wait_until_settled(self.store)
+            if not self.redeliver_failed():
                 return
 
-    def send_again(self) -> int:
+    def redeliver_failed(self) -> int:
         """Redeliver failed deliveries, as the GitHub API allows. Return their number."""
         deliveries = [
-            delivery for app in self.stage.hub.world.apps.values() for delivery in app.deliveries
+            delivery
+            for app in self.playground.hub.world.apps.values()
+            for delivery in app.deliveries
         ]
         last = {delivery.guid: delivery for delivery in deliveries}
         lost = [
@@ -259,29 +263,29 @@ class Site:
             if one.delivered is not None and not 200 <= one.status_code < 300
         ]
         for delivery in lost:
-            self.stage.hub.hooks.redeliver(delivery)
+            self.playground.hub.hooks.redeliver(delivery)
         return len(lost)
 
     @contextlib.asynccontextmanager
-    async def sending_again(self) -> AsyncIterator[None]:
+    async def redeliver_periodically(self) -> AsyncIterator[None]:
         """Redeliver failed deliveries every second until the block ends."""
 
-        async def look() -> None:
+        async def redeliver_every_second() -> None:
             while True:
                 await asyncio.sleep(1)
-                self.send_again()
+                self.redeliver_failed()
 
-        looking = asyncio.create_task(look())
+        redelivering = asyncio.create_task(redeliver_every_second())
         try:
             yield
         finally:
-            looking.cancel()
+            redelivering.cancel()
 
     async def transcript(self, task: int = 1) -> list[Message]:
         """Return every message of a task in order."""
         return [step.message for step in await self.views.list_steps(task)]
 
-    async def said(self, many: int) -> None:
+    async def wait_for_replies(self, many: int) -> None:
         """Wait until the model has replied `many` times in the first task and its last calls are
         being executed."""
 
@@ -290,16 +294,18 @@ class Site:
             roles = [message.role for message in transcript]
             return roles.count("assistant") >= many and roles[-1] == "assistant"
 
-        await until(done)
+        await wait_until(done)
 
     # ── what people see ──
 
     def git(self, *args: str) -> str:
         """Run plain git in the hub's own repository."""
-        path = self.stage.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
+        path = self.playground.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
         return plain_git("--git-dir", str(path), *args)
 
-    async def labelled(self, title: str = "add subtracts", body: str = "add(1, 2) is -1") -> int:
+    async def file_labelled_issue(
+        self, title: str = "add subtracts", body: str = "add(1, 2) is -1"
+    ) -> int:
         issue = await self.alice.file_issue(title, body)
         await self.alice.add_label(issue)
         return issue
@@ -313,7 +319,7 @@ class Site:
             for f in changed
         }
 
-    async def visible(self) -> dict[str, Any]:
+    async def read_github(self) -> dict[str, Any]:
         """Return everything that is visible on GitHub."""
         issues = await self.alice.send_request("GET", "/issues?state=all&per_page=100")
         pulls = await self.alice.list_pulls()
@@ -348,23 +354,27 @@ class Snapshot:
     database: Mapping[str, Any]
 
     @classmethod
-    async def of(cls, it: Site) -> "Snapshot":
-        return cls(await it.visible(), await it.rows())
+    async def of(cls, env: Cluster) -> "Snapshot":
+        return cls(await env.read_github(), await env.rows())
 
     def changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
         """Return the differences to a later snapshot: the old and the new value by name."""
-        was = {**self.github, **self.database}
+        previous = {**self.github, **self.database}
         now = {**later.github, **later.database}
-        return {name: _apart(was[name], now[name]) for name in was if was[name] != now[name]}
+        return {
+            name: _diff(previous[name], now[name])
+            for name in previous
+            if previous[name] != now[name]
+        }
 
 
-def _apart(was: Any, now: Any) -> tuple[Any, Any]:
-    if not (isinstance(was, list) and isinstance(now, list)):
-        return was, now
-    return [row for row in was if row not in now], [row for row in now if row not in was]
+def _diff(previous: Any, now: Any) -> tuple[Any, Any]:
+    if not (isinstance(previous, list) and isinstance(now, list)):
+        return previous, now
+    return [row for row in previous if row not in now], [row for row in now if row not in previous]
 
 
-async def until(
+async def wait_until(
     condition: Callable[[], Awaitable[Found | None]], *, within: float = 30.0, every: float = 0.01
 ) -> Found:
     """Wait until `condition` returns something true, and return that. Raises TimeoutError with the
@@ -381,53 +391,53 @@ async def until(
 
 
 @contextlib.asynccontextmanager
-async def site(
+async def start_cluster(
     place: Path,
     pair: Mapping[str, Any],
     story: dict[str, Any],
     *,
-    patience: Timeouts = QUICK,
+    timeouts: Timeouts = SHORT_TIMEOUTS,
     workers: int = 1,
     model: Mapping[str, str] | None = None,
     files: Mapping[str, Any] | None = None,
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Cluster]:
     """Start a web process and some workers; every process has ended when the block ends."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(story))
     more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
     async with start_environment(
         place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more
-    ) as stage:
-        engine = connect(stage.settings.database)
-        async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
-            it = Site(
-                stage=stage,
-                web=Machine("web", stage.settings, patience),
+    ) as playground:
+        engine = connect(playground.settings.database)
+        async with playground.get_person("alice") as alice, playground.get_person("bob") as bob:
+            env = Cluster(
+                playground=playground,
+                web=Machine("web", playground.settings, timeouts),
                 engine=engine,
                 store=Store(engine),
                 views=ReadModels(engine),
                 alice=alice,
                 bob=bob,
-                patience=patience,
+                timeouts=timeouts,
             )
-            it.web.begin()
+            env.web.start()
             try:
-                await until(lambda: answers(stage))
+                await wait_until(lambda: is_up(playground))
                 for _ in range(workers):
-                    it.worker()
-                await it.ready()
-                yield it
+                    env.start_worker()
+                await env.wait_until_ready()
+                yield env
             finally:
-                for machine in (it.web, *it.workers):
+                for machine in (env.web, *env.workers):
                     machine.kill()
-                await it.store.close()
+                await env.store.close()
 
 
-async def answers(stage: Environment) -> bool:
+async def is_up(playground: Environment) -> bool:
     async with httpx.AsyncClient(trust_env=False) as http:
         try:
             return (
-                await http.get(f"http://127.0.0.1:{stage.settings.osiris_port}/healthz")
+                await http.get(f"http://127.0.0.1:{playground.settings.osiris_port}/healthz")
             ).is_success
         except httpx.TransportError:
             return False

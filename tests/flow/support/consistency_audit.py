@@ -18,9 +18,9 @@ from osiris.core.events import IssueRef
 from osiris.core.ports.task_reader import TaskSummary
 from osiris.queue.tables import RunRow, StepRow
 from tests.flow.conftest import REPO, run, step, submit
-from tests.flow.support.cluster import Machine, Site, until
+from tests.flow.support.cluster import Cluster, Machine, wait_until
 
-LIFE = 300.0  # seconds to wait for one result on a busy machine
+RESULT_TIMEOUT = 300.0  # seconds to wait for one result on a busy machine
 
 
 def story(tasks: int) -> dict[str, Any]:
@@ -28,11 +28,13 @@ def story(tasks: int) -> dict[str, Any]:
     that."""
     runs = []
     for name in map(name_of, range(tasks)):
-        look = step("run_command", {"exit_code": 0}, command=f"grep -c . {name}.txt")
+        redeliver_every_second = step(
+            "run_command", {"exit_code": 0}, command=f"grep -c . {name}.txt"
+        )
         runs.append(
             run(
                 step("write_file", path=f"{name}.txt", content="1\n2\n"),
-                look,
+                redeliver_every_second,
                 submit("Two lines."),
                 when=f"Nearly: {name}",
             )
@@ -40,7 +42,7 @@ def story(tasks: int) -> dict[str, Any]:
         runs.append(
             run(
                 step("write_file", path=f"{name}.txt", content="1\n"),
-                look,
+                redeliver_every_second,
                 submit("One line."),
                 when=f"Make {name}",
             )
@@ -54,30 +56,30 @@ def name_of(number: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class TaskLifecycle:
     """The course of one task, from its label to its merge."""
 
-    it: Site
+    env: Cluster
     name: str
     reviewed: bool = True
 
-    async def live(self) -> None:
-        issue = await self.it.labelled(f"Make {self.name}")
+    async def run_to_merge(self) -> None:
+        issue = await self.env.file_labelled_issue(f"Make {self.name}")
         pull = (await self._until(issue, commits=1)).task.pull
         assert pull is not None
         if self.reviewed:
-            await self.it.bob.submit_review(pull, "REQUEST_CHANGES", f"Nearly: {self.name}")
+            await self.env.bob.submit_review(pull, "REQUEST_CHANGES", f"Nearly: {self.name}")
             await self._until(issue, commits=2)
-        await self.it.bob.submit_review(pull, "APPROVE")
-        await until(lambda: self._is_ready(pull), within=LIFE)
-        await self.it.bob.merge_pull(pull)
+        await self.env.bob.submit_review(pull, "APPROVE")
+        await wait_until(lambda: self._is_ready(pull), within=RESULT_TIMEOUT)
+        await self.env.bob.merge_pull(pull)
 
     async def _until(self, issue: int, *, commits: int) -> TaskSummary:
         """Wait until `commits` commits are ready for review and nothing of the task is waiting.
         Return the task."""
 
-        async def handed_in() -> TaskSummary | None:
-            line = await self.it.views.find_task(IssueRef(REPO, issue))
+        async def is_submitted() -> TaskSummary | None:
+            line = await self.env.views.find_task(IssueRef(REPO, issue))
             if (
                 line is None
                 or line.task.pull is None
@@ -87,14 +89,14 @@ class Life:
                 return None
             return line if line.task.run == commits else None
 
-        return await until(handed_in, within=LIFE, every=0.1)
+        return await wait_until(is_submitted, within=RESULT_TIMEOUT, every=0.1)
 
     async def _is_ready(self, pull: int) -> bool:
-        return not (await self.it.alice.get_pull(pull))["draft"]
+        return not (await self.env.alice.get_pull(pull))["draft"]
 
 
 @dataclass(kw_only=True)
-class Toll:
+class TaskAudit:
     """The counts of an audit; `doubles` and `losses` name the errors."""
 
     tasks: int = 0
@@ -116,20 +118,20 @@ class Toll:
         return {**asdict(self), "doubles": len(self.doubles), "losses": len(self.losses)}
 
 
-class Counting:
+class TaskAuditor:
     """Audits everything that is visible of some tasks."""
 
-    def __init__(self, it: Site, names: Sequence[str], *, reviewed: bool) -> None:
-        self._it = it
+    def __init__(self, env: Cluster, names: Sequence[str], *, reviewed: bool) -> None:
+        self._it = env
         self._names = names
         self._commits = 1 + reviewed
         self._doubles = list[str]()
         self._losses = list[str]()
-        self._toll = Toll(tasks=len(names), doubles=self._doubles, losses=self._losses)
+        self._audit = TaskAudit(tasks=len(names), doubles=self._doubles, losses=self._losses)
 
-    async def count(self) -> Toll:
+    async def count(self) -> TaskAudit:
         pulls = await _all(self._it, "/pulls?state=all")
-        self._toll.pulls = len(pulls)
+        self._audit.pulls = len(pulls)
         for name in self._names:
             mine = [pull for pull in pulls if pull["title"] == f"Make {name}"]
             self._single(f"{name}: pull requests", len(mine))
@@ -139,7 +141,7 @@ class Counting:
             f"given up: {failure.what}: {failure.error}"
             for failure in await self._it.views.list_failures()
         )
-        return self._toll
+        return self._audit
 
     def _single(self, what: str, found: int, wanted: int = 1) -> int:
         if found != wanted:
@@ -151,9 +153,9 @@ class Counting:
         number = pull["number"]
         for place in (issue, number):
             said = len(await self._it.alice.list_comments(place))
-            self._toll.comments += self._single(f"{name}: comments on #{place}", said)
+            self._audit.comments += self._single(f"{name}: comments on #{place}", said)
         made = await self._it.alice.send_request("GET", f"/pulls/{number}/commits")
-        self._toll.commits += self._single(f"{name}: commits", len(made), self._commits)
+        self._audit.commits += self._single(f"{name}: commits", len(made), self._commits)
         text = self._it.git("show", f"{pull['head']['sha']}:{name}.txt")
         self._single(f"{name}: lines", text.count("\n"), self._commits)
         await self._task(name, issue)
@@ -167,17 +169,17 @@ class Counting:
                 else f"{name} is unknown"
             )
         else:
-            self._toll.done += 1
+            self._audit.done += 1
 
 
 def _issue_of(pull: dict[str, Any]) -> int:
     return int(pull["body"].split("Closes #", 1)[1].split(",", 1)[0])
 
 
-async def _all(it: Site, path: str) -> list[dict[str, Any]]:
+async def _all(env: Cluster, path: str) -> list[dict[str, Any]]:
     """Return the rows of all pages."""
     found: list[dict[str, Any]] = []
-    while more := await it.alice.send_request(
+    while more := await env.alice.send_request(
         "GET", f"{path}&per_page=100&page={len(found) // 100 + 1}"
     ):
         found += more
@@ -186,27 +188,27 @@ async def _all(it: Site, path: str) -> list[dict[str, Any]]:
     return found
 
 
-def asked(vendors: Vendors) -> tuple[int, int]:
+def count_model_requests(vendors: Vendors) -> tuple[int, int]:
     """Return the number of model requests, and how many of them repeat an earlier one word for
     word. The probe of each worker, which asks its model once whether it calls tools, is not
     counted."""
-    words = [json.dumps(asked.body["messages"], sort_keys=True) for asked in vendors.requests]
+    words = [json.dumps(request.body["messages"], sort_keys=True) for request in vendors.requests]
     steps = Counter(said for said in words if "Call the tool `ready`" not in said)
     return steps.total(), steps.total() - len(steps)
 
 
-async def count_requests(it: Site, vendors: Vendors, toll: Toll) -> None:
+async def count_requests(env: Cluster, vendors: Vendors, audit: TaskAudit) -> None:
     """Count the model requests. A request whose answer was lost with its worker must be repeated
     (`cut_off`); one that was answered must never be."""
-    toll.requests, again = asked(vendors)
-    toll.cut_off = toll.requests - await it.scalar(
+    audit.requests, again = count_model_requests(vendors)
+    audit.cut_off = audit.requests - await env.scalar(
         select(func.count()).where(StepRow.message["role"].as_string() == "assistant")
     )
-    toll.repeated = max(0, again - toll.cut_off)
+    audit.repeated = max(0, again - audit.cut_off)
 
 
 @contextlib.asynccontextmanager
-async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def run_concurrently(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` until the block ends; its errors are errors of the block."""
     task = asyncio.create_task(work)
     try:
@@ -217,99 +219,104 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-async def live_all(
-    it: Site, names: Sequence[str], *, at_once: int, reviewed: bool = True
+async def run_tasks(
+    env: Cluster, names: Sequence[str], *, at_once: int, reviewed: bool = True
 ) -> list[str]:
     """Run tasks, `at_once` at a time. Return a description of each one that did not end, with
     everything that waits."""
     room = asyncio.Semaphore(at_once)
-    stuck = list[str]()
+    unfinished = list[str]()
 
     async def one(name: str) -> None:
         async with room:
             try:
-                await Life(it, name, reviewed).live()
+                await TaskLifecycle(env, name, reviewed).run_to_merge()
             except TimeoutError:
-                stuck.append(f"{name} came to no end: {await it.waiting()}")
+                unfinished.append(f"{name} came to no end: {await env.describe_unfinished()}")
 
-    async with it.sending_again(), asyncio.TaskGroup() as group:
+    async with env.redeliver_periodically(), asyncio.TaskGroup() as group:
         for name in names:
             group.create_task(one(name))
-    return stuck
+    return unfinished
 
 
 @dataclass
-class Reaper:
-    """Kills workers, and sometimes the web process, at moments drawn by `chance`, and counts the
+class WorkerKiller:
+    """Kills workers, and sometimes the web process, at moments drawn by `rng`, and counts the
     kills."""
 
-    it: Site
-    chance: random.Random
+    env: Cluster
+    rng: random.Random
     pause: tuple[float, float] = (0.5, 2.0)
     most: float = float("inf")
     kills: int = 0
 
-    async def reap(self) -> None:
+    async def kill_workers(self) -> None:
         """Kill until cancelled. Half of the killed workers start again in their own folder, the
         others are replaced."""
         while self.kills < self.most:
-            await asyncio.sleep(self.chance.uniform(*self.pause))
-            machine = self.chance.choice([self.it.web, *self.it.living()])
-            await asyncio.to_thread(self._strike, machine)
+            await asyncio.sleep(self.rng.uniform(*self.pause))
+            machine = self.rng.choice([self.env.web, *self.env.list_running_workers()])
+            await asyncio.to_thread(self._kill, machine)
 
-    def _strike(self, machine: Machine) -> None:
+    def _kill(self, machine: Machine) -> None:
         machine.kill()
         self.kills += 1
-        if machine is self.it.web or self.chance.random() < 0.5:
-            machine.begin()
+        if machine is self.env.web or self.rng.random() < 0.5:
+            machine.start()
         else:
-            self.it.worker()
+            self.env.start_worker()
 
 
 @dataclass
-class Freezer:
+class WorkerFreezer:
     """Freezes one worker after the other until its lease is over, then thaws it, and counts the
     freezes."""
 
-    it: Site
-    chance: random.Random
+    env: Cluster
+    rng: random.Random
     pause: tuple[float, float] = (0.2, 1.5)
     freezes: int = 0
 
     async def freeze(self) -> None:
         """Freeze workers until cancelled."""
         while True:
-            await asyncio.sleep(self.chance.uniform(*self.pause))
-            machine = self.chance.choice(self.it.living())
-            if (was := await self.it.holds(machine)) is None:
+            await asyncio.sleep(self.rng.uniform(*self.pause))
+            machine = self.rng.choice(self.env.list_running_workers())
+            if (previous := await self.env.get_lease(machine)) is None:
                 continue
             machine.freeze()
             self.freezes += 1
             try:
-                await until(lambda machine=machine: self._over(machine), within=LIFE)
+                await wait_until(
+                    lambda machine=machine: self._has_no_lease(machine), within=RESULT_TIMEOUT
+                )
             finally:
                 machine.thaw()
-            await until(lambda machine=machine, was=was: self._anew(machine, was), within=LIFE)
+            await wait_until(
+                lambda machine=machine, previous=previous: self._has_new_lease(machine, previous),
+                within=RESULT_TIMEOUT,
+            )
 
-    async def _over(self, machine: Machine) -> bool:
-        return await self.it.holds(machine) is None
+    async def _has_no_lease(self, machine: Machine) -> bool:
+        return await self.env.get_lease(machine) is None
 
-    async def _anew(self, machine: Machine, was: int) -> bool:
-        return await self.it.holds(machine) not in (None, was)
+    async def _has_new_lease(self, machine: Machine, previous: int) -> bool:
+        return await self.env.get_lease(machine) not in (None, previous)
 
 
 @dataclass
-class Handovers:
+class TakeoverCounter:
     """Counts how often a run continued under another lease than before."""
 
-    it: Site
+    env: Cluster
     seen: set[tuple[str, int]] = field(default_factory=set)
 
     async def watch(self) -> None:
         """Record the leases of the runs until cancelled."""
         while True:
             with contextlib.suppress(SQLAlchemyError):
-                async with self.it.engine.connect() as connection:
+                async with self.env.engine.connect() as connection:
                     rows = await connection.execute(
                         select(RunRow.name, RunRow.lease).where(RunRow.lease.is_not(None))
                     )

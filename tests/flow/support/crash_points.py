@@ -1,8 +1,9 @@
-"""Osiris as a process that counts its external calls ("touches") and kills itself at one of them.
+"""Osiris as a process that counts its external calls and kills itself at one of them.
 
-A touch is an SQL statement, a commit, the start of a process (git, jails), an HTTP request before
-it is sent and after it is answered, or a request to the model. A `kill -9` at each of them covers
-every await that matters: between two touches, nothing happens that could be observed afterwards.
+An external call is an SQL statement, a commit, the start of a process (git, jails), an HTTP request
+before it is sent and after it is answered, or a request to the model. A `kill -9` at each of them
+covers every await that matters: between two calls, nothing happens that could be observed
+afterwards.
 """
 
 import asyncio
@@ -35,15 +36,15 @@ from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 from osiris.runtime import serve
 from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
-from tests.flow.support.cluster import answers
+from tests.flow.support.cluster import is_up
 from tests.flow.test_crash import CrashEnvironment
 from tests.forkserver import FORKS
 
-OURS = f"{Path(osiris.__file__).parent}/"
+SOURCE_ROOT = f"{Path(osiris.__file__).parent}/"
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class CallOccurrence:
     """The `number`-th time that a process makes an external call from one place in Osiris's
     code."""
 
@@ -51,83 +52,84 @@ class Moment:
     number: int
 
 
-Fate = int | Moment | Path | None
-"""The fate of a process: it dies at a touch of this number or at a moment, or survives; with a
-path, it writes the place of each touch into that file."""
+CrashPlan = int | CallOccurrence | Path | None
+"""What happens to a process: it kills itself at the call of this number, or at this occurrence, or
+never (None); with a path, it writes the call site of each call into that file."""
 
 
-def place() -> str:
+def call_site() -> str:
     """Return the lines of Osiris's code on the call stack, innermost first, including the stacks
     behind SQLAlchemy's greenlets."""
-    here = greenlet.getcurrent()
+    current = greenlet.getcurrent()
     stacks = [sys._getframe(2)]
-    while here.parent is not None:
-        here = here.parent
-        if here.gr_frame is not None:
-            stacks.append(here.gr_frame)
+    while current.parent is not None:
+        current = current.parent
+        if current.gr_frame is not None:
+            stacks.append(current.gr_frame)
     frames = [frame for stack in stacks for frame, _ in traceback.walk_stack(stack)]
-    ours = [frame for frame in frames if frame.f_code.co_filename.startswith(OURS)]
+    own_frames = [frame for frame in frames if frame.f_code.co_filename.startswith(SOURCE_ROOT)]
     return " < ".join(
-        f"{frame.f_code.co_filename.removeprefix(OURS)}:{frame.f_lineno}" for frame in ours
+        f"{frame.f_code.co_filename.removeprefix(SOURCE_ROOT)}:{frame.f_lineno}"
+        for frame in own_frames
     )
 
 
-class Fuse:
-    """Counts touches, and kills the process at the one that `fate` names."""
+class CrashTrigger:
+    """Counts external calls, and kills the process at the one that `crash_plan` names."""
 
-    def __init__(self, fate: Fate, burnt: "Synchronized[int]") -> None:
-        self._fate = fate
-        self._burnt = burnt
-        self._came_by = 0
+    def __init__(self, crash_plan: CrashPlan, call_count: "Synchronized[int]") -> None:
+        self._crash_plan = crash_plan
+        self._call_count = call_count
+        self._occurrences = 0
 
-    def touch(self, *_: object, **__: object) -> None:
-        self._burnt.value += 1
-        if self._is_over():
+    def count_call(self, *_: object, **__: object) -> None:
+        self._call_count.value += 1
+        if self._is_reached():
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _is_over(self) -> bool:
-        match self._fate:
+    def _is_reached(self) -> bool:
+        match self._crash_plan:
             case int():
-                return self._burnt.value == self._fate
-            case Moment() as moment:
-                self._came_by += place() == moment.place
-                return self._came_by == moment.number
+                return self._call_count.value == self._crash_plan
+            case CallOccurrence() as occurrence:
+                self._occurrences += call_site() == occurrence.place
+                return self._occurrences == occurrence.number
             case Path() as file:
                 with file.open("a") as places:
-                    places.write(f"{place()}\n")
+                    places.write(f"{call_site()}\n")
         return False
 
-    def lay(self) -> None:
-        """Register for every touch of this process."""
-        event.listen(Engine, "before_cursor_execute", self.touch)
-        event.listen(Engine, "commit", self.touch)
+    def install(self) -> None:
+        """Register for every external call of this process."""
+        event.listen(Engine, "before_cursor_execute", self.count_call)
+        event.listen(Engine, "commit", self.count_call)
         sys.addaudithook(self._audit)
-        httpx.AsyncHTTPTransport.handle_async_request = self._around(  # type: ignore[method-assign]
+        httpx.AsyncHTTPTransport.handle_async_request = self._wrap_send(  # type: ignore[method-assign]
             httpx.AsyncHTTPTransport.handle_async_request
         )
 
     def _audit(self, name: str, _args: tuple[Any, ...]) -> None:
         if name == "subprocess.Popen":
-            self.touch()
+            self.count_call()
 
-    def _around(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        async def sent(
+    def _wrap_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        async def send_counted(
             transport: httpx.AsyncHTTPTransport, request: httpx.Request
         ) -> httpx.Response:
-            self.touch()
+            self.count_call()
             answer: httpx.Response = await send(transport, request)
-            self.touch()
+            self.count_call()
             return answer
 
-        return sent
+        return send_counted
 
 
 class InstrumentedModel:
-    """A model whose requests count as touches."""
+    """A model whose requests count as external calls."""
 
-    def __init__(self, model: LanguageModel, fuse: Fuse) -> None:
+    def __init__(self, model: LanguageModel, crash_trigger: CrashTrigger) -> None:
         self._model = model
-        self._fuse = fuse
+        self._crash_trigger = crash_trigger
         self.is_priced = model.is_priced
 
     async def reply(
@@ -136,108 +138,113 @@ class InstrumentedModel:
         tools: Sequence[ToolSpec],
         on_delta: OnDelta = ignore_deltas,
     ) -> Message:
-        self._fuse.touch()
+        self._crash_trigger.count_call()
         return await self._model.reply(transcript, tools, on_delta)
 
 
-def live(settings: Settings, fate: Fate, burnt: "Synchronized[int]") -> None:
+def serve_osiris(
+    settings: Settings, crash_plan: CrashPlan, call_count: "Synchronized[int]"
+) -> None:
     """Run web and worker in one process until it kills itself or is killed."""
     logging.disable(logging.CRITICAL)
-    fuse = Fuse(fate, burnt)
-    brains = create_models(settings)
-    fuse.lay()
+    crash_trigger = CrashTrigger(crash_plan, call_count)
+    models = create_models(settings)
+    crash_trigger.install()
 
-    async def choose(model: str) -> LanguageModel:
-        return InstrumentedModel(await brains.select(model), fuse)
+    async def select_model(model: str) -> LanguageModel:
+        return InstrumentedModel(await models.select(model), crash_trigger)
 
-    parts = Parts(select_model=choose, timeouts=Timeouts(pauses=(0.05,)))
+    parts = Parts(select_model=select_model, timeouts=Timeouts(pauses=(0.05,)))
     asyncio.run(serve(build_osiris(settings, parts)))
 
 
-class Fused:
-    """Consecutive processes with the same settings, each with its fate; the last one survives."""
+class CrashingOsiris:
+    """Consecutive processes with the same settings, each with its crash plan; the last one
+    survives."""
 
-    def __init__(self, settings: Settings, fates: Sequence[Fate]) -> None:
+    def __init__(self, settings: Settings, crash_plans: Sequence[CrashPlan]) -> None:
         self._settings = settings
-        self._fates = iter(fates)
+        self._crash_plans = iter(crash_plans)
         self._process: BaseProcess | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self.deaths = 0
-        self.touches: list[int] = []
-        """The number of touches of each process."""
+        self._supervisor: asyncio.Task[None] | None = None
+        self.crash_count = 0
+        self.call_counts: list[int] = []
+        """The number of external calls of each process."""
 
-    def begin(self) -> None:
-        self._watching = asyncio.create_task(self._go_on())
+    def start(self) -> None:
+        self._supervisor = asyncio.create_task(self._restart_on_crash())
 
-    async def _go_on(self) -> None:
+    async def _restart_on_crash(self) -> None:
         """Start the next process whenever one has died."""
         while True:
-            fate = next(self._fates, None)
-            burnt = FORKS.Value("q", 0)
+            crash_plan = next(self._crash_plans, None)
+            call_count = FORKS.Value("q", 0)
             self._process = process = FORKS.Process(
-                target=live, args=(self._settings, fate, burnt), daemon=True
+                target=serve_osiris, args=(self._settings, crash_plan, call_count), daemon=True
             )
             process.start()
             try:
                 while process.is_alive():
                     await asyncio.sleep(0.05)
             finally:
-                self.touches.append(burnt.value)
-            assert process.exitcode == -signal.SIGKILL, f"a life ended with {process.exitcode}"
-            self.deaths += 1
+                self.call_counts.append(call_count.value)
+            assert process.exitcode == -signal.SIGKILL, f"a process ended with {process.exitcode}"
+            self.crash_count += 1
 
     def check(self) -> None:
         """Raise the error of a process, if there was one."""
-        if self._watching is not None and self._watching.done():
-            self._watching.result()
+        if self._supervisor is not None and self._supervisor.done():
+            self._supervisor.result()
 
-    async def end(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+    async def stop(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
         if self._process is not None:
             self._process.kill()
             self._process.join()
 
 
 @contextlib.asynccontextmanager
-async def fused(
-    place: Path, fates: Sequence[Fate]
-) -> AsyncIterator[tuple[CrashEnvironment, Fused]]:
+async def start_crashing_environment(
+    place: Path, crash_plans: Sequence[CrashPlan]
+) -> AsyncIterator[tuple[CrashEnvironment, CrashingOsiris]]:
     """Start the environment of the crash tests with processes that kill themselves."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
     async with start_environment(
         place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
-    ) as stage:
-        lives = Fused(stage.settings, fates)
-        store = Store(engine := connect(stage.settings.database))
-        lives.begin()
+    ) as playground:
+        processes = CrashingOsiris(playground.settings, crash_plans)
+        store = Store(engine := connect(playground.settings.database))
+        processes.start()
         try:
             async with asyncio.timeout(60):
-                while not await answers(stage):
+                while not await is_up(playground):
                     await asyncio.sleep(0.05)
-            async with stage.get_person("alice") as alice, stage.get_person("bob") as bob:
+            async with playground.get_person("alice") as alice, playground.get_person("bob") as bob:
                 yield (
                     CrashEnvironment(
-                        stage=stage,
-                        lives=lives,
+                        playground=playground,
+                        process=processes,
                         store=store,
                         views=ReadModels(engine),
                         alice=alice,
                         bob=bob,
                     ),
-                    lives,
+                    processes,
                 )
         finally:
-            await lives.end()
+            await processes.stop()
             await store.close()
 
 
-async def killed_at(place: Path, fates: Sequence[Fate]) -> tuple[dict[str, object], Fused]:
-    """Run a task from label to merge with processes that have these fates. Return the visible
+async def run_with_crashes(
+    place: Path, crash_plans: Sequence[CrashPlan]
+) -> tuple[dict[str, object], CrashingOsiris]:
+    """Run a task from label to merge with processes that have these crash plans. Return the visible
     result, and the processes."""
-    async with fused(place, fates) as (it, lives):
-        seen = await it.whole_life()
-        lives.check()
-    return seen, lives
+    async with start_crashing_environment(place, crash_plans) as (env, processes):
+        result = await env.run_task_to_merge()
+        processes.check()
+    return result, processes

@@ -34,7 +34,7 @@ ANSWERS = (
     "done, silence",
 )
 DELIVERIES = ("twice", "later", "refused", "taken, and the answer lost", "dropped")
-WAIT = 120.0  # seconds for one step of a task
+STEP_TIMEOUT = 120.0  # seconds for one step of a task
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,23 @@ class FaultPlan:
     deliveries: tuple[str, ...]
 
 
-def _mostly(troubles: Sequence[str], most: int) -> st.SearchStrategy[tuple[str, ...]]:
-    fine = st.just("")
-    return st.lists(st.one_of(fine, fine, st.sampled_from(troubles)), max_size=most).map(tuple)
+def _mostly_none(faults: Sequence[str], most: int) -> st.SearchStrategy[tuple[str, ...]]:
+    no_fault = st.just("")
+    return st.lists(st.one_of(no_fault, no_fault, st.sampled_from(faults)), max_size=most).map(
+        tuple
+    )
 
 
-plans = st.builds(FaultPlan, _mostly(ANSWERS, 60), _mostly(DELIVERIES, 25))
+fault_plans = st.builds(FaultPlan, _mostly_none(ANSWERS, 60), _mostly_none(DELIVERIES, 25))
 
 
 @dataclass
-class Enemy:
+class FaultInjector:
     """Intercepts requests and deliveries between Osiris and devhub."""
 
     plan: FaultPlan
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    done: list[str] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    injected: list[str] = field(default_factory=list)
     """The faults so far."""
 
     def __post_init__(self) -> None:
@@ -70,15 +72,15 @@ class Enemy:
     async def answer(
         self, request: Request, forward: Callable[[], Awaitable[Response]]
     ) -> Response:
-        if not from_osiris(request) or not (trouble := next(self._answers, "")):
+        if not from_osiris(request) or not (fault := next(self._answers, "")):
             return await forward()
-        self.done.append(f"{request.method} {request.url.path}: {trouble}")
+        self.injected.append(f"{request.method} {request.url.path}: {fault}")
         git = not request.url.path.startswith("/api/")
-        if trouble.startswith("done"):
+        if fault.startswith("done"):
             await forward()
-        match trouble:
+        match fault:
             case "silence" | "done, silence" if not git:
-                await self.over.wait()
+                await self.ended.wait()
             case "too fast" if not git:
                 return JSONResponse(
                     {"message": "secondary rate limit"}, 403, headers={"retry-after": "1"}
@@ -92,10 +94,10 @@ class Enemy:
         return JSONResponse({"message": "Server Error"}, 502)
 
     async def deliver(self, delivery: Delivery, send: PendingDelivery) -> None:
-        trouble = next(self._deliveries, "")
-        if trouble:
-            self.done.append(f"{delivery.event} {delivery.action}: {trouble}")
-        match trouble:
+        fault = next(self._deliveries, "")
+        if fault:
+            self.injected.append(f"{delivery.event} {delivery.action}: {fault}")
+        match fault:
             case "twice":
                 await send()
                 await send()
@@ -114,21 +116,21 @@ class Enemy:
 
 
 @contextlib.contextmanager
-def impatient() -> Iterator[None]:
+def short_timeouts() -> Iterator[None]:
     """Limit the wait for an answer of GitHub to one second."""
-    was = transport.PATIENCE, app_auth.PATIENCE
+    previous = transport.PATIENCE, app_auth.PATIENCE
     transport.PATIENCE = app_auth.PATIENCE = 1.0
     try:
         yield
     finally:
-        transport.PATIENCE, app_auth.PATIENCE = was
+        transport.PATIENCE, app_auth.PATIENCE = previous
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field:
+class HostileEnvironment:
     """A running Osiris with a hostile GitHub, and people."""
 
-    stage: Environment
+    playground: Environment
     osiris: Osiris
     alice: Person
     bob: Person
@@ -137,50 +139,55 @@ class Field:
         lines = await self.osiris.read_models.list_tasks()
         return lines[0].task if lines else None
 
-    async def _until(self, reached: Callable[[Task], bool]) -> Task:
-        """Wait until the task satisfies `reached`. Failed deliveries are redelivered, and the
+    async def _wait_until(self, is_reached: Callable[[Task], bool]) -> Task:
+        """Wait until the task satisfies `is_reached`. Failed deliveries are redelivered, and the
         reconciler finds the rest."""
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(STEP_TIMEOUT):
             while True:
-                await self.stage.wait_until_settled(self.osiris.store)
-                if (task := await self._task()) and reached(task):
+                await self.playground.wait_until_settled(self.osiris.store)
+                if (task := await self._task()) and is_reached(task):
                     return task
-                await self.stage.hub.resend_webhooks()
+                await self.playground.hub.resend_webhooks()
                 assert self.osiris.reconciler is not None
                 self.osiris.reconciler.request()
                 await asyncio.sleep(0.1)
 
-    async def whole_life(self) -> dict[str, object]:
+    async def run_task_to_merge(self) -> dict[str, object]:
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
         pull = (
-            await self._until(lambda task: task.state == "review" and task.pull is not None)
+            await self._wait_until(lambda task: task.state == "review" and task.pull is not None)
         ).pull
         assert pull is not None
         await self.bob.submit_review(pull, "REQUEST_CHANGES", "Nearly.")
-        await self._until(lambda task: task.state == "review" and task.run == 2)
+        await self._wait_until(lambda task: task.state == "review" and task.run == 2)
         await self.bob.submit_review(pull, "APPROVE")
-        await self._until(lambda task: task.state == "approved")
+        await self._wait_until(lambda task: task.state == "approved")
         await self.bob.merge_pull(pull)
-        await self._until(lambda task: task.state == "done")
-        await self.stage.wait_until_settled(self.osiris.store)
-        return await self._visible(issue, pull)
+        await self._wait_until(lambda task: task.state == "done")
+        await self.playground.wait_until_settled(self.osiris.store)
+        return await self._read_result(issue, pull)
 
-    async def _visible(self, issue: int, pull: int) -> dict[str, object]:
+    async def _read_result(self, issue: int, pull: int) -> dict[str, object]:
         views, store = self.osiris.read_models, self.osiris.store
-        ground = CrashEnvironment(
-            stage=self.stage, lives=None, store=store, views=views, alice=self.alice, bob=self.bob
+        environment = CrashEnvironment(
+            playground=self.playground,
+            process=None,
+            store=store,
+            views=views,
+            alice=self.alice,
+            bob=self.bob,
         )
-        return await ground.visible(issue, pull)
+        return await environment.read_result(issue, pull)
 
 
-async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[str]]:
+async def run_with_faults(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[str]]:
     """Run a task from label to merge against a hostile GitHub. Return the visible result, and the
     faults."""
     script = place / "script.yml"
     script.write_text(yaml.safe_dump(STORY))
-    enemy = Enemy(plan)
-    with impatient():
+    injector = FaultInjector(plan)
+    with short_timeouts():
         async with (
             start_environment(
                 place,
@@ -189,19 +196,19 @@ async def fought(place: Path, plan: FaultPlan) -> tuple[dict[str, object], list[
                 people=PEOPLE,
                 keys=keys(),
                 model=f"scripted:{script}",
-            ) as stage,
-            stage.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
-            stage.get_person("alice") as alice,
-            stage.get_person("bob") as bob,
+            ) as playground,
+            playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as osiris,
+            playground.get_person("alice") as alice,
+            playground.get_person("bob") as bob,
         ):
-            stage.hub.interceptors.append(enemy.answer)
-            stage.hub.hooks.interceptors.append(enemy.deliver)
+            playground.hub.interceptors.append(injector.answer)
+            playground.hub.hooks.interceptors.append(injector.deliver)
             try:
-                return await Field(
-                    stage=stage, osiris=osiris, alice=alice, bob=bob
-                ).whole_life(), enemy.done
+                return await HostileEnvironment(
+                    playground=playground, osiris=osiris, alice=alice, bob=bob
+                ).run_task_to_merge(), injector.injected
             finally:
-                enemy.over.set()
+                injector.ended.set()
 
 
-LAWFUL = EXPECTED
+EXPECTED_RESULT = EXPECTED

@@ -13,23 +13,23 @@ from osiris.runtime import serve
 from tests.forkserver import FORKS
 
 
-def live(settings: Settings) -> None:
+def serve_osiris(settings: Settings) -> None:
     """Run web and worker in one process until it is killed."""
     logging.disable(logging.CRITICAL)
     asyncio.run(serve(build_osiris(settings, Parts(timeouts=Timeouts(pauses=(0.05,))))))
 
 
-class Lives:
+class RestartableOsiris:
     """Consecutive processes with the same settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: BaseProcess | None = None
-        self._one_at_a_time = threading.Lock()  # two writes may be interrupted at the same moment
+        self._lock = threading.Lock()  # two writes may be interrupted at the same moment
         self.count = 0
 
-    def begin(self) -> None:
-        self._process = FORKS.Process(target=live, args=(self._settings,), daemon=True)
+    def start(self) -> None:
+        self._process = FORKS.Process(target=serve_osiris, args=(self._settings,), daemon=True)
         self._process.start()
         self.count += 1
 
@@ -41,7 +41,7 @@ class Lives:
             self._process.close()
             self._process = None
 
-    def again(self) -> None:
-        with self._one_at_a_time:
+    def restart(self) -> None:
+        with self._lock:
             self.kill()
-            self.begin()
+            self.start()

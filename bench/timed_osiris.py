@@ -1,4 +1,4 @@
-"""A life of Osiris whose model only notes when it is asked, and hands in nothing."""
+"""An Osiris process whose model prints the time of each request and submits nothing."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from osiris.core.ports.models import (
 from osiris.runtime import serve
 
 
-class Noting:
+class TimestampModel:
     is_priced = True
 
     async def reply(
@@ -35,9 +35,9 @@ class Noting:
         )
 
 
-async def _choose(model: str) -> LanguageModel:
-    return Noting()
+async def _select_model(model: str) -> LanguageModel:
+    return TimestampModel()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(build_osiris(load_settings(), Parts(select_model=_choose))))
+    uvloop.run(serve(build_osiris(load_settings(), Parts(select_model=_select_model))))
