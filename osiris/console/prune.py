@@ -28,6 +28,6 @@ async def prune_records(settings: Settings, *, as_json: bool) -> None:
         return
     make_console().print(
         f"removed what is older than {settings.osiris_keep_days} days: {pruned.deliveries}"
-        f" deliveries, and of {pruned.tasks} tasks {pruned.steps} messages and {pruned.lines}"
-        f" audit log entries (now in {exports})"
+        f" deliveries, {pruned.conversations} conversations, and of {pruned.tasks} tasks"
+        f" {pruned.steps} messages and {pruned.lines} audit log entries (now in {exports})"
     )

@@ -1,11 +1,14 @@
 """Git over HTTP, by git's own `http-backend`."""
 
 import asyncio
+import contextlib
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
@@ -64,9 +67,9 @@ class GitHttp:
         """Answer when git has ended and the world was updated, also when the client has left."""
         try:
             status, headers = await git.read_head()
-            body = await git.out.read()
+            body = await git.read_body()
         finally:
-            await git.close()
+            await git.close(is_read=False)  # which does nothing when all was read
             sync_refs(self._world, repo, who.account)
         return Response(body, status, headers)
 
@@ -102,47 +105,61 @@ def _build_refusal(denied: ApiError) -> Response:
 
 @dataclass(frozen=True, kw_only=True)
 class GitBackend:
-    """A running http-backend, to which a task writes the body of the request."""
+    """A running http-backend, to which a task writes the body of the request.
 
-    process: asyncio.subprocess.Process
-    out: asyncio.StreamReader
+    It is started by `subprocess` and not by the loop: uvloop forks, which takes several times as
+    long as the vfork of `subprocess`. Threads read and write its pipes.
+    """
+
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
     feeding: asyncio.Task[None]
 
     async def read_head(self) -> tuple[int, dict[str, str]]:
         """Read the status and headers with which the output of a CGI program begins."""
-        status = 200
-        headers = {}
-        while (line := (await self.out.readline()).strip()) != b"":
-            name, _, value = line.decode("latin-1").partition(":")
-            if name.lower() == "status":
-                status = int(value.split()[0])
-            else:
-                headers[name] = value.strip()
-        return status, headers
+        return await asyncio.to_thread(_read_head, self.out)
 
     async def stream_body(self) -> AsyncIterator[bytes]:
+        is_read = False
         try:
-            while chunk := await self.out.read(CHUNK):
+            while chunk := await asyncio.to_thread(os.read, self.out.fileno(), CHUNK):
                 yield chunk
+            is_read = True
         finally:
-            await self.close()
+            await self.close(is_read=is_read)
 
-    async def close(self) -> None:
-        """Wait for the end of git; kill it first when its remaining output is not read."""
+    async def read_body(self) -> bytes:
+        return b"".join([chunk async for chunk in self.stream_body()])
+
+    async def close(self, *, is_read: bool) -> None:
+        """Wait for the end of git; kill it first unless its whole output is read."""
         self.feeding.cancel()
-        if self.process.returncode is None and not self.out.at_eof():
+        if not is_read:
             self.process.kill()
         await asyncio.wait([self.feeding])
-        await self.process.wait()
+        await asyncio.to_thread(self.process.wait)
+        await asyncio.to_thread(self.out.close)
+
+
+def _read_head(out: IO[bytes]) -> tuple[int, dict[str, str]]:
+    status = 200
+    headers = {}
+    while (line := out.readline().strip()) != b"":
+        name, _, value = line.decode("latin-1").partition(":")
+        if name.lower() == "status":
+            status = int(value.split()[0])
+        else:
+            headers[name] = value.strip()
+    return status, headers
 
 
 async def _start_backend(request: Request, repo: Repo, rest: str, who: Caller) -> GitBackend:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        find_backend(),
-        stdin=pipe,
-        stdout=pipe,
-        stderr=asyncio.subprocess.DEVNULL,
+    process = subprocess.Popen(  # noqa: ASYNC220 - it only starts: see GitBackend
+        [find_backend()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
         env=_build_cgi_environment(request, repo, rest, who),
     )
     if process.stdin is None or process.stdout is None:
@@ -169,14 +186,21 @@ def _build_cgi_environment(request: Request, repo: Repo, rest: str, who: Caller)
     return env | ({"REMOTE_USER": who.user.login} if who.user else {})
 
 
-async def _feed_body(pipe: asyncio.StreamWriter, request: Request) -> None:
+async def _feed_body(pipe: IO[bytes], request: Request) -> None:
     """Write the body of the request to git. A truncated body is a broken pack, which git refuses
     itself."""
     try:
         async for chunk in request.stream():
-            pipe.write(chunk)
-            await pipe.drain()
+            if chunk:
+                await asyncio.to_thread(_write_chunk, pipe, chunk)
     except (ConnectionError, ClientDisconnect):
         pass
     finally:
-        pipe.close()
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+def _write_chunk(pipe: IO[bytes], chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[pipe.write(rest) :]

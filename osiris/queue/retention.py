@@ -7,13 +7,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from osiris.core.events import IssueRef
 from osiris.core.task import ENDED
+from osiris.queue import serialization
 from osiris.queue.database import as_read_only, translate_errors
-from osiris.queue.tables import InboxRow, JournalRow, OutboxRow, RunRow, StepRow, TaskRow, now
+from osiris.queue.tables import (
+    ConversationRow,
+    InboxRow,
+    JournalRow,
+    OutboxRow,
+    RunRow,
+    StepRow,
+    TaskRow,
+    now,
+)
 
 _DAY = 86400.0
 _AT_ONCE = 100  # tasks or rows in one transaction
@@ -27,6 +37,7 @@ class PruneResult:
     steps: int = 0
     lines: int = 0
     deliveries: int = 0
+    conversations: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,11 @@ class Retention:
                 steps = steps + some_steps
                 lines = lines + some_lines
             return PruneResult(
-                tasks=tasks, steps=steps, lines=lines, deliveries=await self._prune_inbox(before)
+                tasks=tasks,
+                steps=steps,
+                lines=lines,
+                deliveries=await self._prune_inbox(before),
+                conversations=await self._prune_conversations(before),
             )
 
     async def _find_expired(self, before: float) -> list[int]:
@@ -127,6 +142,35 @@ class Retention:
                 total += await _delete_rows(session, InboxRow, InboxRow.id.in_(ids))
             if len(ids) < _AT_ONCE * 10:
                 return total
+
+    async def _prune_conversations(self, before: float) -> int:
+        """Delete conversations in which nothing was said for long, except those with a request that
+        is not filed yet."""
+        address = tuple_(ConversationRow.channel, ConversationRow.name)
+        query = (
+            select(ConversationRow)
+            .where(ConversationRow.updated < before)
+            .order_by(ConversationRow.channel, ConversationRow.name)
+        )
+        await self._prune_messages(before)
+        total = 0
+        last = ("", "")
+        while True:
+            async with self._write.begin() as session:
+                rows = list(await session.scalars(query.where(address > last).limit(_AT_ONCE)))
+                for row in rows:
+                    if serialization.load_conversation(row.data).request is None:
+                        await session.delete(row)
+                        total += 1
+            if len(rows) < _AT_ONCE:
+                return total
+            last = (rows[-1].channel, rows[-1].name)
+
+    async def _prune_messages(self, before: float) -> None:
+        """Delete the orders that belonged to no task and are over."""
+        over = OutboxRow.task_id.is_(None) & (OutboxRow.done < before)
+        async with self._write.begin() as session:
+            await session.execute(delete(OutboxRow).where(over))
 
     # ── checkpoints ───────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,8 @@ from weakref import ref
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-_THREAD_TIMEOUT = 3.0  # seconds that the connections' threads may take to end after their engine
+# seconds that the threads may take to end after their engine: one may be waiting for the lock
+_THREAD_TIMEOUT = 6.0
 
 
 class SqliteConnection(aiosqlite.Connection):

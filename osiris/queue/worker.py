@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 _IDLE = 1.0  # seconds between two polls when nothing woke the worker
 _HANDLES = 16
-_RUSH_ROWS = 8  # this many new rows at once are a rush
-_RUSH_PAUSE = 0.02  # seconds left to the web server in a rush: answering requests comes first
+_RUSH_ROWS = 2  # this many new rows at once are a rush
+# seconds left to the web server in a rush: answering requests comes first. What comes meanwhile is
+# closed in one transaction, and each transaction less is one for whose end the web server waits
+_RUSH_PAUSE = 0.03
 
 
 class Worker:
