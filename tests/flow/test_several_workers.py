@@ -158,8 +158,8 @@ async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
             assert code == 0
             assert seconds < 10
             await wait_until(is_taken_over, within=3)
-            # two messages of the briefing, two steps, and the third call
-            assert await env.scalar(select(RunRow.kept_steps)) == 7
+            # two messages of the briefing, two steps, the third call, and its answer if it had come
+            assert await env.scalar(select(RunRow.kept_steps)) in (7, 8)
             await env.wait_until_settled()
             assert await env.files() == EXPECTED_FILES
             assert count_model_requests(vendors) == (6, 0)
