@@ -12,6 +12,7 @@ from typing import IO
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from osiris.devhub.auth import Caller, TokenStore
 from osiris.devhub.errors import ApiError
@@ -57,19 +58,23 @@ class GitHttp:
             repo = self._find_allowed_repo(who, name, writes=service == "git-receive-pack")
         except ApiError as denied:
             return _build_refusal(denied)
-        git = await _start_backend(request, repo, rest, who)
+        git = _start_backend(request, repo, rest, who)
         if rest == "/git-receive-pack":
             return await self._answer_push(git, repo, who)
-        status, headers = await git.read_head()
-        return StreamingResponse(git.stream_body(), status, headers)
+        try:
+            status, headers = await git.read_head()
+        except BaseException:
+            await git.close()
+            raise
+        return _BackendResponse(git, status, headers)
 
     async def _answer_push(self, git: "GitBackend", repo: Repo, who: Caller) -> Response:
         """Answer when git has ended and the world was updated, also when the client has left."""
         try:
             status, headers = await git.read_head()
-            body = await git.read_body()
+            body = b"".join([chunk async for chunk in git.stream_body()])
         finally:
-            await git.close(is_read=False)  # which does nothing when all was read
+            await git.close()
             sync_refs(self._world, repo, who.account)
         return Response(body, status, headers)
 
@@ -103,7 +108,7 @@ def _build_refusal(denied: ApiError) -> Response:
     return PlainTextResponse(f"{denied}\n", denied.status, headers)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GitBackend:
     """A running http-backend, to which a task writes the body of the request.
 
@@ -114,31 +119,39 @@ class GitBackend:
     process: subprocess.Popen[bytes]
     out: IO[bytes]
     feeding: asyncio.Task[None]
+    is_read: bool = False
 
     async def read_head(self) -> tuple[int, dict[str, str]]:
         """Read the status and headers with which the output of a CGI program begins."""
         return await asyncio.to_thread(_read_head, self.out)
 
     async def stream_body(self) -> AsyncIterator[bytes]:
-        is_read = False
-        try:
-            while chunk := await asyncio.to_thread(os.read, self.out.fileno(), CHUNK):
-                yield chunk
-            is_read = True
-        finally:
-            await self.close(is_read=is_read)
+        while chunk := await asyncio.to_thread(os.read, self.out.fileno(), CHUNK):
+            yield chunk
+        self.is_read = True
 
-    async def read_body(self) -> bytes:
-        return b"".join([chunk async for chunk in self.stream_body()])
-
-    async def close(self, *, is_read: bool) -> None:
-        """Wait for the end of git; kill it first unless its whole output is read."""
+    async def close(self) -> None:
+        """Wait for the end of git; kill it first unless its whole output was read."""
         self.feeding.cancel()
-        if not is_read:
+        if not self.is_read:
             self.process.kill()
         await asyncio.wait([self.feeding])
         await asyncio.to_thread(self.process.wait)
         await asyncio.to_thread(self.out.close)
+
+
+class _BackendResponse(StreamingResponse):
+    """The output of a backend, which is closed also when the client has left."""
+
+    def __init__(self, git: GitBackend, status: int, headers: dict[str, str]) -> None:
+        super().__init__(git.stream_body(), status, headers)
+        self._git = git
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._git.close()
 
 
 def _read_head(out: IO[bytes]) -> tuple[int, dict[str, str]]:
@@ -153,8 +166,8 @@ def _read_head(out: IO[bytes]) -> tuple[int, dict[str, str]]:
     return status, headers
 
 
-async def _start_backend(request: Request, repo: Repo, rest: str, who: Caller) -> GitBackend:
-    process = subprocess.Popen(  # noqa: ASYNC220 - it only starts: see GitBackend
+def _start_backend(request: Request, repo: Repo, rest: str, who: Caller) -> GitBackend:
+    process = subprocess.Popen(
         [find_backend()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
