@@ -403,10 +403,14 @@ async def test_the_limit_of_a_repository_holds_across_workers(place: Path, pair:
                 await asyncio.sleep(0.05)
 
         async with run_concurrently(watch()):
-            for number in range(5):
-                await env.file_labelled_issue(f"Task {number}")
-            await env.wait_until_settled()
+            tasks = 0
+            places = 0
+            while places < 2 and tasks < 30:  # which worker is first is a matter of chance
+                for _ in range(5):
+                    await env.file_labelled_issue(f"Task {tasks}")
+                    tasks += 1
+                await env.wait_until_settled()
+                places = await env.scalar(select(func.count(func.distinct(RunRow.place))))
         assert most == 1
-        assert [pull["draft"] for pull in await env.alice.list_pulls()] == [True] * 5
-        begun = await env.scalar(select(func.count(func.distinct(RunRow.place))))
-        assert begun == 2
+        assert [pull["draft"] for pull in await env.alice.list_pulls()] == [True] * tasks
+        assert places == 2
