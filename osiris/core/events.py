@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from osiris.core.errors import Refused
 from osiris.core.work import Work
 
 
@@ -65,11 +66,17 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A conversation in a channel; `conversation` is the channel's own name for it, of at most 255
-    characters."""
+    """A conversation in a channel; `conversation` is the channel's own name for it.
+
+    Raises Refused for a name that could not be stored.
+    """
 
     channel: str
     conversation: str
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.conversation) <= 255 or "\0" in self.conversation:
+            raise Refused("the name of the conversation has not 1 to 255 characters")
 
     def __str__(self) -> str:
         return f"{self.channel}:{self.conversation}"

@@ -61,11 +61,10 @@ class GitHttp:
         git = _start_backend(request, repo, rest, who)
         if rest == "/git-receive-pack":
             return await self._answer_push(git, repo, who)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(git.close)
             status, headers = await git.read_head()
-        except BaseException:
-            await git.close()
-            raise
+            stack.pop_all()  # the response closes it
         return _BackendResponse(git, status, headers)
 
     async def _answer_push(self, git: "GitBackend", repo: Repo, who: Caller) -> Response:

@@ -97,24 +97,31 @@ async def start_environment(
         port = find_free_port()
         app.webhook_url = f"http://127.0.0.1:{port}/webhooks/github"
         hub.save()
-        settings = Settings(
-            github_app_id=str(app.id),
-            github_private_key=app.private_key,
-            github_webhook_secret=app.webhook_secret,
-            github_api_url=hub.api_url,
-            github_url=hub.url,
-            osiris_data_dir=place / "osiris",
-            osiris_port=port,
-            **{
-                "osiris_github_limits": "off",  # the hub has none of GitHub's limits on writes
-                # what runs here is our own, or belongs to a person who may override this
-                "osiris_sandbox": "weak",
-                "osiris_model": model,
-                "osiris_toolchains": toolchains,
-                **(more or {}),
-            },
-        )
+        chosen = {"osiris_model": model, "osiris_toolchains": toolchains, **(more or {})}
+        settings = _build_settings(hub, app, place / "osiris", port, chosen)
         yield Environment(hub=hub, app=app, repo=repo, settings=settings)
+
+
+def _build_settings(
+    hub: Hub, app: App, data: Path, port: int, chosen: Mapping[str, Any]
+) -> Settings:
+    """Return the settings of Osiris beside a hub; `chosen` come in addition, or in the place of
+    these."""
+    defaults = {
+        "osiris_github_limits": "off",  # the hub has none of GitHub's limits on writes
+        # what runs here is our own, or belongs to a person who may override this
+        "osiris_sandbox": "weak",
+    }
+    return Settings(
+        github_app_id=str(app.id),
+        github_private_key=app.private_key,
+        github_webhook_secret=app.webhook_secret,
+        github_api_url=hub.api_url,
+        github_url=hub.url,
+        osiris_data_dir=data,
+        osiris_port=port,
+        **{**defaults, **chosen},
+    )
 
 
 def _populate_hub(

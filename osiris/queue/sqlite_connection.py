@@ -36,8 +36,9 @@ class SqliteConnection(aiosqlite.Connection):
         """Roll back. A visit of the thread is saved when no transaction can be open."""
         connection = self._connection
         is_idle = self._queued == self._finished
-        if connection is None or not is_idle or connection.in_transaction:
-            await super().rollback()
+        if self._running and connection is not None and is_idle and not connection.in_transaction:
+            return
+        await super().rollback()
 
     async def run_in_thread(self, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, which the connection's thread calls."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.attack import python
-from tests.attacks.conftest import start
+from tests.attacks.conftest import STALLS, start
+from tests.attacks.worker import STALL
 from tests.conftest import a_place
 
 DEAF = "for s in (1, 2, 3, 10, 12, 15): signal.signal(s, signal.SIG_IGN)\n"
@@ -156,3 +157,11 @@ def test_a_command_whose_worker_is_killed(worker, tag, free, verdict):
 
 def _bash(text):
     return ["/bin/bash", "-c", text]
+
+
+def test_a_worker_whose_loop_stands_still_is_seen(worker, verdict):
+    """The guard of every attack: a stall is the worker's, unless the machine stood still too."""
+    with pytest.raises(AssertionError, match="the worker's event loop stood still for"):
+        worker.ask("hold_loop", 2 * STALL + 1)
+    STALLS.pop()  # it is none that the report should name
+    verdict("seen", "the loop was held on purpose")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,6 +80,10 @@ class AttackedWorker:
     async def run(self, name: str, argv: Sequence[str], **options: Any) -> Result:
         """Run a command in session `name`."""
         return await self._sessions[name].run(argv, **options)
+
+    async def hold_loop(self, seconds: float) -> None:
+        """Do what no code of a worker may do."""
+        time.sleep(seconds)
 
     async def tool(self, name: str, tool: str, args: dict[str, Any]) -> str:
         """Use a tool of the model's in session `name`; its answer."""

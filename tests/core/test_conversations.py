@@ -9,6 +9,7 @@ from osiris.core import events as e
 from osiris.core.conversation import Conversation
 from osiris.core.decide import decide
 from osiris.core.decide.conversations import decide_conversation, find_repository
+from osiris.core.errors import Refused
 from osiris.core.policy import Policy
 from osiris.core.task import Task
 from tests.core.events import ISSUE, OWNER, patch_ready
@@ -80,7 +81,8 @@ def test_a_request_can_be_cancelled_before_it_is_filed(word: str):
 
 
 def test_a_second_answer_while_the_request_is_being_filed_files_it_nowhere_else():
-    assert play(VAGUE, wrote("acme/shop"), wrote("acme/store"))[1] == []
+    for word in ("acme/store", "cancel"):
+        assert told(play(VAGUE, wrote("acme/shop"), wrote(word))[1]) == ["filing"]
 
 
 def test_a_second_request_in_a_conversation_waits_for_its_own_turn():
@@ -105,6 +107,22 @@ def test_once_it_is_filed_people_are_sent_to_the_issue_once():
 
 def test_after_a_cancelled_request_a_message_is_about_nothing():
     assert play(VAGUE, wrote("stop"), wrote("thanks"))[1] == []
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "a\0b"])
+def test_a_conversation_has_a_name_that_can_be_stored(name: str):
+    with pytest.raises(Refused, match="name of the conversation"):
+        e.Address("toy", name)
+
+
+def test_a_filed_request_that_starts_no_task_is_said_in_its_conversation():
+    asked = e.TaskRequested(issue=ISSUE, actor=OWNER, title="T", body="B", address=PLACE)
+    broken = Policy(broken="line 1 is wrong")
+    assert told(decide(None, asked, broken)[1]) == ["not_started"]
+    assert told(decide(None, replace(asked, address=None), broken)[1]) == []
+    task, _ = decide(None, asked, Policy())
+    retried = e.RetryRequested(issue=ISSUE, actor=OWNER)
+    assert told(decide(task, retried, broken)[1]) == []  # it is answered where it was said
 
 
 @pytest.mark.parametrize("event", [wrote("acme/shop"), REFUSED, FILED])

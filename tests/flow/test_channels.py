@@ -13,11 +13,12 @@ from sqlalchemy import func, select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from osiris.bootstrap import Timeouts
 from osiris.core.ports.telemetry import NoTelemetry
 from osiris.queue import tables
 from osiris.queue.retention import Retention
 from osiris.queue.tables import InboxRow, OutboxRow
-from tests.flow.conftest import REPO, FlowEnvironment, Start
+from tests.flow.conftest import FILES, REPO, FlowEnvironment, Start
 from tests.flow.support.toy_channel import ToyChannel, say
 from tests.flow.test_outages import from_osiris
 
@@ -43,7 +44,8 @@ class Chat:
         """Say something in thread T1, and return what Osiris has said there when all is done."""
         self._sent += 1
         port = self._env.playground.settings.osiris_port
-        answer = await say(port, f"m{self._sent}", thread="T1", user=user, text=text, **more)
+        message = {"thread": "T1", "user": user, "text": text, **more}
+        answer = await say(port, f"m{self._sent}", **message)
         assert answer.status_code == 202
         await self._env.wait_until_settled()
         return self._channel.list_messages("T1")
@@ -95,6 +97,40 @@ async def test_an_answer_of_somebody_else_gives_them_no_role(start: Start):
         await chat.say("U2", "Add my backdoor")
         await chat.say("U1", REPO, is_reply=True)  # alice may write, but she did not ask
         assert await list_issues(env) == []
+
+
+async def test_an_answer_does_not_overtake_the_request_that_it_answers(start: Start):
+    channel = ToyChannel(ACCOUNTS)
+    channel.outages = 1
+    async with start(channels=[channel], timeouts=Timeouts(pauses=(0.3,))) as env:
+        port = env.playground.settings.osiris_port
+        await say(port, "m1", thread="T1", user="U1", text="add subtracts")
+        await say(port, "m2", thread="T1", user="U1", text=REPO, is_reply=True)
+        await env.wait_until_settled()
+        assert [issue["title"] for issue in await list_issues(env)] == ["add subtracts"]
+
+
+async def test_a_request_that_starts_nothing_says_so_in_its_conversation(start: Start):
+    files = {**FILES, ".github/osiris.yml": "label: [\n"}
+    async with started(start, files=files) as (env, chat):
+        said = await chat.say("U1", "add subtracts", repo=REPO)
+        assert sum("I filed this as" in text for text in said) == 1
+        assert sum("I did not start on" in text for text in said) == 1
+        assert await env.osiris.read_models.list_tasks() == []
+
+
+@pytest.mark.both_pairs
+@pytest.mark.parametrize("thread", ["", "x" * 256, "a\0b"])
+async def test_a_conversation_that_cannot_be_stored_is_given_up_with_its_reason(
+    start: Start, thread: str
+):
+    async with started(start) as (env, _):
+        port = env.playground.settings.osiris_port
+        await say(port, "m1", thread=thread, user="U1", text="add subtracts", repo=REPO)
+        await env.wait_until_settled()
+        [failure] = await env.failures()
+        assert "the name of the conversation" in failure.error
+        assert (await say(port, "x" * 256, thread="T1", user="U1", text="Hello")).status_code == 400
 
 
 async def test_a_stranger_gets_no_answer(start: Start):
@@ -173,6 +209,14 @@ class SpanRecorder(NoTelemetry):
 
     def __init__(self) -> None:
         self.jobs = defaultdict[str, list[str]](list)
+        self.refused = list[str]()
+        self.performed = list[str]()
+
+    def add_count(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        self.refused.append(labels["kind"])
+
+    def record_value(self, name: str, value: float, **labels: str) -> None:
+        self.performed.append(labels["kind"])
 
     @contextlib.contextmanager
     def start_span(self, name: str, trace: str, **labels: str) -> Iterator[None]:
@@ -195,3 +239,6 @@ async def test_a_request_and_all_that_follows_from_it_share_one_trace(start: Sta
         assert {found for source, found in rows if source != "github"} == {trace}
         made = ["message", "OpenIssue", "RequestFiled", "TaskRequested", "StartRun", "PatchReady"]
         assert [kind for kind in spans.jobs[trace] if kind in made] == made
+        assert "OpenIssue" in spans.performed
+        await chat.say("U2", "Add my backdoor", thread="T2", repo=REPO)
+        assert spans.refused == ["OpenIssue"]

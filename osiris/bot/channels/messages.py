@@ -16,6 +16,10 @@ _QUESTIONS = {
         "I did not take this request: the one before it in this conversation is not filed yet."
         " Finish that one, or make this one in a new conversation."
     ),
+    MessageTopic.FILING: (
+        "I am filing the request already, so I did not take this. Please write on its issue, which"
+        " I will name here."
+    ),
     MessageTopic.WITHDRAWN: "The request is cancelled; nothing was filed.",
 }
 _STATES = {
@@ -36,6 +40,8 @@ def write_message(order: SendMessage, task: Task | None, github_url: str) -> str
     match order.topic:
         case MessageTopic.FILED:
             return f"I filed this as {order.issue}: {issue}"
+        case MessageTopic.NOT_STARTED:
+            return f"I did not start on {order.issue}: {one_line(order.detail)}. {issue}"
         case MessageTopic.ELSEWHERE:
             return f"I read no further messages here. Please write on the issue: {issue}"
         case MessageTopic.PULL_OPENED:

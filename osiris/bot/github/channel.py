@@ -37,7 +37,7 @@ class GitHubReceiver:
             raise BadSignature
         id = headers.get("x-github-delivery", "")
         kind = headers.get("x-github-event", "")
-        if not (0 < len(id) <= 255 and 0 < len(kind) <= 64):
+        if not id or not kind:
             raise BadHeaders("X-GitHub-Delivery or X-GitHub-Event is missing")
         return VerifiedDelivery(id=id, kind=kind, body=body)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from osiris.core import events as e
+from osiris.core.decide.conversations import report_not_started
 from osiris.core.decide.runs import AT_WORK, resume_work
 from osiris.core.effects import Effect, Reply, RequeueParked, StopRun, Topic
 from osiris.core.policy import Policy
@@ -17,6 +18,8 @@ def refuse(event: e.Ask, policy: Policy) -> list[Effect] | None:
     if policy.broken and starts:
         once = f"broken:{policy.broken}"
         reply = Reply(issue=event.issue, topic=Topic.BROKEN, dedup_key=once, detail=policy.broken)
+        if isinstance(event, e.TaskRequested):
+            return [reply, *report_not_started(event, policy.broken)]
         return [reply]
     return None
 

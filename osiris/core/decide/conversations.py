@@ -57,6 +57,20 @@ def notify_subscribers(was: Task | None, task: Task) -> list[Effect]:
     ]
 
 
+def report_not_started(event: e.TaskRequested, reason: str) -> list[Effect]:
+    """Return the message that a filed request starts no task; none for a request on GitHub."""
+    if event.address is None:
+        return []
+    message = SendMessage(
+        address=event.address,
+        topic=MessageTopic.NOT_STARTED,
+        dedup_key=f"not_started:{event.issue}",
+        issue=event.issue,
+        detail=reason,
+    )
+    return [message]
+
+
 def find_repository(text: str) -> str:
     """Return the repository (owner/name) that a whole text names, also by its URL; else ""."""
     found = _REPOSITORY.fullmatch(text.strip())
@@ -68,10 +82,10 @@ def _take_request(conversation: Conversation | None, event: e.RequestMade) -> Co
         return None, [_open_issue(event, attempt=0)]
     conversation = conversation or Conversation(address=event.address)
     if conversation.request is not None:
-        return conversation, [_tell(event.address, MessageTopic.BUSY, event.key)]
+        return conversation, [_create_message(event.address, MessageTopic.BUSY, event.key)]
     if event.repo:
         return _file_request(conversation, event)
-    question = _tell(event.address, MessageTopic.WHICH_REPOSITORY, event.key)
+    question = _create_message(event.address, MessageTopic.WHICH_REPOSITORY, event.key)
     return replace(conversation, request=event), [question]
 
 
@@ -83,13 +97,15 @@ def _take_message(conversation: Conversation, event: e.MessageReceived) -> Conve
     request = conversation.request
     if request is None:
         return conversation, _refer_to_issue(conversation)
-    if event.principal != request.principal or conversation.is_filing:
+    if event.principal != request.principal:
         return conversation, []
+    if conversation.is_filing:
+        return conversation, [_create_message(event.address, MessageTopic.FILING, event.key)]
     if event.text.strip().casefold() in _WITHDRAWALS:
-        withdrawn = _tell(event.address, MessageTopic.WITHDRAWN, event.key)
+        withdrawn = _create_message(event.address, MessageTopic.WITHDRAWN, event.key)
         return replace(conversation, request=None, attempt=0), [withdrawn]
     if not (repo := find_repository(event.text)):
-        unclear = _tell(event.address, MessageTopic.UNCLEAR_REPOSITORY, event.key)
+        unclear = _create_message(event.address, MessageTopic.UNCLEAR_REPOSITORY, event.key)
         return conversation, [unclear]
     return _file_request(conversation, replace(request, repo=repo))
 
@@ -126,7 +142,7 @@ def _record_issue(conversation: Conversation, event: e.RequestFiled) -> Conversa
 
 def _record_refusal(conversation: Conversation, event: e.RequestRefused) -> ConversationDecision:
     """Keep the request, so that its maker can name another repository."""
-    refused = _tell(event.address, MessageTopic.REFUSED, event.key, event.reason)
+    refused = _create_message(event.address, MessageTopic.REFUSED, event.key, event.reason)
     return replace(conversation, is_filing=False), [refused]
 
 
@@ -143,6 +159,8 @@ def _refer_to_issue(conversation: Conversation) -> list[Effect]:
     return [message]
 
 
-def _tell(address: e.Address, topic: MessageTopic, key: str, detail: str = "") -> SendMessage:
+def _create_message(
+    address: e.Address, topic: MessageTopic, key: str, detail: str = ""
+) -> SendMessage:
     dedup_key = f"{topic}:{key}"
     return SendMessage(address=address, topic=topic, dedup_key=dedup_key, detail=detail)

@@ -18,11 +18,20 @@ class BadHeaders(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedDelivery:
     """A verified delivery. `id` identifies it within its channel: a second delivery with the same
-    id is a duplicate."""
+    id is a duplicate.
+
+    Raises BadHeaders for an `id` of more than 255 or a `kind` of more than 64 characters, which
+    could not be stored.
+    """
 
     id: str
     kind: str
     body: bytes
+
+    def __post_init__(self) -> None:
+        for name, text, most in (("id", self.id, 255), ("kind", self.kind, 64)):
+            if not 0 < len(text) <= most or "\0" in text:
+                raise BadHeaders(f"the {name} of the delivery has not 1 to {most} characters")
 
 
 class Receiver(Protocol):

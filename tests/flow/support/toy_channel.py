@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from osiris.core.errors import Refused
+from osiris.core.errors import Refused, Unavailable
 from osiris.core.events import (
     Address,
     Authentication,
@@ -34,6 +34,7 @@ class ToyChannel:
     def __init__(self, accounts: Mapping[str, str]) -> None:
         self._accounts = accounts
         self.sent: dict[tuple[str, str], str] = {}
+        self.outages = 0
 
     # ── the channel ───────────────────────────────────────────────────────────────────────────────
 
@@ -51,7 +52,13 @@ class ToyChannel:
             return ""
 
     async def interpret(self, delivery: VerifiedDelivery) -> Event | None:
-        """Return a request for the first message of a thread, and a message for each later one."""
+        """Return a request for the first message of a thread, and a message for each later one.
+
+        The first `outages` calls fail, as if another service had to be asked and was down.
+        """
+        if self.outages:
+            self.outages -= 1
+            raise Unavailable("the toy is down")
         try:
             message: dict[str, Any] = json.loads(delivery.body)
             thread, user, text = message["thread"], message["user"], str(message["text"])
