@@ -68,12 +68,11 @@ class Redactor:
         self._forms = frozenset(
             form for secret in known if len(secret) >= SHORTEST for form in _encode_variants(secret)
         )
-        self._known = _compile_known(self._forms)
 
     def __call__(self, text: str) -> str:
         """Return `text` with `***` in the place of each secret."""
         if any(form in text for form in self._forms):
-            text = self._known.sub(HIDDEN, text)
+            text = _compile_known(self._forms).sub(HIDDEN, text)
         for sign, shape in _compile_shapes().items():
             if sign in text:
                 text = shape.sub(HIDDEN, text)
@@ -93,8 +92,8 @@ class Redactor:
 
 @lru_cache(maxsize=4)
 def _compile_known(forms: frozenset[str]) -> re.Pattern[str]:
-    """Return a pattern of all forms; compiling a long key takes 20 ms, and each part has a redactor
-    of its own."""
+    """Return a pattern of all forms. Compiling a long key takes 20 ms, so it is done when a secret
+    was found, which is rare."""
     # the longest first, so that all of it goes; and what base64 fills up with
     words = [f"{re.escape(form)}(?:={{1,2}})?" for form in sorted(forms, key=len, reverse=True)]
     return re.compile("|".join(words))
