@@ -1,6 +1,7 @@
 """The rules of the house, read from the code itself."""
 
 import ast
+import functools
 import re
 import sys
 from collections import defaultdict
@@ -17,12 +18,14 @@ DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
 """All of Osiris that devhub may know: it is GitHub, which knows nothing of Osiris."""
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
+parse = functools.cache(ast.parse)  # each rule reads all of the code
+
 
 def imported(source: str) -> set[str]:
     """Every module name a source imports, `from a import b` as a.b; a relative import is an error
     by itself."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -108,7 +111,7 @@ def test_some_things_have_one_knower(thing: str):
 
 def unreadable(place: str, source: str) -> list[str]:
     """What keeps a reader from seeing what a module is for, and how."""
-    tree = ast.parse(source)
+    tree = parse(source)
     found = [] if ast.get_docstring(tree) else [f"{place} has no docstring"]
     if len(source.splitlines()) > 400:
         found.append(f"{place} is too long")
@@ -168,7 +171,7 @@ def badly_named(place: str, source: str) -> list[str]:
         return []
     allowed = one_word_names()
     found = []
-    for node in own_functions(ast.parse(source)):
+    for node in own_functions(parse(source)):
         is_overriding = any(ast.unparse(one).endswith("override") for one in node.decorator_list)
         name = node.name.strip("_")
         if "_" in name or is_overriding:
@@ -182,7 +185,7 @@ def badly_named(place: str, source: str) -> list[str]:
 def headless(place: str, source: str) -> list[str]:
     """Return the docstrings of a module that begin with no verb and no noun."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, documented))
+    nodes = (node for node in ast.walk(parse(source)) if isinstance(node, documented))
     texts = (ast.get_docstring(node) or "" for node in nodes)
     return [f"{place}: {text[:60]}" for text in texts if text.partition(" ")[0] in HEADLESS]
 
@@ -190,7 +193,7 @@ def headless(place: str, source: str) -> list[str]:
 def packed(place: str, source: str) -> list[str]:
     """Return the assignments that do several things at once: a pair of plain values is one."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
             continue
         values = node.value.elts
@@ -233,14 +236,14 @@ def test_most_names_of_functions_have_more_than_one_word():
     names = [
         node.name.strip("_")
         for path in SOURCES
-        for node in own_functions(ast.parse(path.read_text()))
+        for node in own_functions(parse(path.read_text()))
     ]
     assert sum("_" not in name for name in names) <= 0.35 * len(names)
 
 
 def thawed(source: str) -> list[str]:
     """Return the dataclasses of a module that are not frozen."""
-    classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    classes = (node for node in ast.walk(parse(source)) if isinstance(node, ast.ClassDef))
     return [
         node.name
         for node in classes
@@ -259,7 +262,7 @@ def repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the names that several classes have, with the modules they stand in."""
     places = defaultdict(list)
     for place, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parse(source)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(place)
     return {name: found for name, found in places.items() if len(found) > 1}
@@ -280,7 +283,7 @@ def test_only_the_workers_edge_catches_everything():
     broad = {
         place_of(path)
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parse(path.read_text()))
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") == "Exception")
     }
