@@ -49,16 +49,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if _is_long(item) == (part == "long")]
 
 
+_SURROUNDINGS = ("pair", "worker")
+"""Parameters that say where a case runs, and not what it tests."""
+
+
 def _is_long(item: pytest.Item) -> bool:
     """Return whether a case belongs to `make test-long` only.
 
-    These are the cases marked `long`, the second database where the database does not matter, and
-    attacks as the second kind of user.
+    These are the cases marked `long`, the cases of a `first_case` test after its first, the second
+    database where the database does not matter, and attacks as the second kind of user.
     """
     case = getattr(item, "callspec", None)
     params = case.params if case else {}
+    indices = case.indices if case else {}
+    is_later_case = any(index for name, index in indices.items() if name not in _SURROUNDINGS)
     return (
         item.get_closest_marker("long") is not None
+        or (is_later_case and item.get_closest_marker("first_case") is not None)
         or (params.get("pair") == "servers" and item.get_closest_marker("both_pairs") is None)
         or (params.get("worker") == "ordinary" and os.geteuid() == 0)
     )

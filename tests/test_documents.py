@@ -117,6 +117,38 @@ def test_the_example_of_the_repositorys_file_is_a_good_one():
     assert policy != Policy()
 
 
+# ── tests ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_named_tests() -> dict[str, list[tuple[Path, str]]]:
+    """Return the tests that docs/testing.md names for each promise, with their files."""
+    found: dict[str, list[tuple[Path, str]]] = {}
+    promise = ""
+    page = (ROOT / "docs/testing.md").read_text()
+    for promised, files, tests in rows(page, "What attacks each promise"):
+        promise = promised or promise
+        paths = [ROOT / name for name in SPAN.findall(files)]
+        for name in SPAN.findall(tests):
+            [path] = [path for path in paths if f"def {name}(" in path.read_text()]
+            found.setdefault(promise, []).append((path, name))
+    return found
+
+
+NAMED_TESTS = list_named_tests()
+
+
+@pytest.mark.parametrize("promise", NAMED_TESTS)
+def test_every_change_runs_an_attack_on_each_promise(promise: str):
+    """A test with `long` above it is left to `make test-long`."""
+    decorated = {
+        name: re.search(
+            rf"(?:^[@ )\]].*\n)*^(?:async )?def {name}\(", path.read_text(), re.MULTILINE
+        )
+        for path, name in NAMED_TESTS[promise]
+    }
+    assert any(above and "mark.long" not in above[0] for above in decorated.values())
+
+
 # ── commands ──────────────────────────────────────────────────────────────────────────────────────
 
 

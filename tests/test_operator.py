@@ -201,6 +201,7 @@ def test_a_folder_is_found_from_everywhere_and_an_empty_setting_is_none(place: P
     ).osiris_data_dir.is_absolute()
 
 
+@pytest.mark.long
 async def test_a_second_worker_in_the_same_folder_and_a_port_in_use_are_refused(place: Path):
     async with serving(place) as (http, _):
         second = osiris("serve", cwd=place, OSIRIS_DATA_DIR=str(place / "data"), OSIRIS_PORT="0")

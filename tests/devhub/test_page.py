@@ -62,6 +62,7 @@ async def _prepared(env: HubEnvironment) -> None:
     await bot.post("/repos/acme/shop/check-runs", json=run)
 
 
+@pytest.mark.long
 async def test_a_person_reviews_asks_for_changes_approves_marks_ready_and_merges(
     env: HubEnvironment, browser: Browser
 ) -> None:

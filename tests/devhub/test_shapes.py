@@ -98,6 +98,7 @@ async def _conversation(env: HubEnvironment, kit: GitHub):
     return (await rest.pulls.async_get(**OF, pull_number=2)).parsed_data
 
 
+@pytest.mark.long
 async def test_every_webhook_validates_against_githubs_description(
     env: HubEnvironment, kit: GitHub
 ) -> None:

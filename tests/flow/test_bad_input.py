@@ -30,6 +30,7 @@ async def test_an_empty_change_is_said_and_opens_nothing(start: Start):
         assert await env.alice.list_pulls() == []
 
 
+@pytest.mark.long
 async def test_a_review_answered_without_a_change_is_answered_in_words(start: Start):
     answer = run(submit("It is right as it is: see line 2."), when="<review")
     async with start({"runs": [answer, run(*FIX)]}) as env:
@@ -51,6 +52,7 @@ async def test_a_repository_without_tests_gets_a_pull_request_that_says_so(start
         assert "No test was changed or added." in body
 
 
+@pytest.mark.long
 async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
     odd = (
         "touch \"$(printf 'caf\\351.txt')\" 'with space.txt' && head -c 3000 /dev/urandom >"
@@ -68,6 +70,7 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
         assert "README.md" not in names
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
@@ -92,6 +95,7 @@ async def test_work_that_needs_a_person_is_not_pushed(start: Start, command: str
         assert "osiris/" not in env.git("branch", "--list")
 
 
+@pytest.mark.long
 async def test_a_script_that_meets_another_world_fails_loudly(start: Start):
     async with start(
         story(step("read_file", {"contains": "unicorn"}, path="shop.py"), submit())
@@ -178,6 +182,7 @@ async def test_a_token_that_is_refused_is_said_to_the_operator(start: Start):
         assert "This installation has been suspended" in failure.error
 
 
+@pytest.mark.long
 async def test_a_repository_that_is_gone_ends_the_work_and_nothing_waits_for_ever(start: Start):
     async with start(story(BLOCKING_STEP, *FIX)) as env:
 
@@ -215,6 +220,7 @@ async def test_without_a_sandbox_no_run_starts_and_everybody_is_told(start: Star
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
 
 
+@pytest.mark.long
 async def test_no_model_is_a_sentence(start: Start):
     from osiris.agents.models.registry import ModelRegistry
 

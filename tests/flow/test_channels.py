@@ -56,7 +56,6 @@ async def list_issues(env: FlowEnvironment) -> list[dict[str, object]]:
     return [row for row in rows if "pull_request" not in row]
 
 
-@pytest.mark.both_pairs
 async def test_a_request_becomes_a_pull_request_and_its_conversation_is_told(start: Start):
     async with started(start) as (env, chat):
         question = await chat.say("U1", "add subtracts\nadd(1, 2) is -1")
@@ -119,7 +118,6 @@ async def test_a_request_that_starts_nothing_says_so_in_its_conversation(start: 
         assert await env.osiris.read_models.list_tasks() == []
 
 
-@pytest.mark.both_pairs
 @pytest.mark.parametrize("thread", ["", "x" * 256, "a\0b"])
 async def test_a_conversation_that_cannot_be_stored_is_given_up_with_its_reason(
     start: Start, thread: str
@@ -139,6 +137,7 @@ async def test_a_stranger_gets_no_answer(start: Start):
         assert await env.failures() == []
 
 
+@pytest.mark.long
 async def test_a_repository_that_cannot_be_used_can_be_replaced_by_another(start: Start):
     async with started(start) as (env, chat):
         [first] = await chat.say("U1", "add subtracts", repo="acme/unknown")
@@ -157,6 +156,7 @@ async def test_a_message_that_is_delivered_twice_files_one_issue(start: Start):
         assert len(await list_issues(env)) == 1
 
 
+@pytest.mark.long
 async def test_a_request_that_github_cannot_take_now_is_filed_once_later(start: Start):
     async with started(start) as (env, chat):
         down = [True]
@@ -224,6 +224,7 @@ class SpanRecorder(NoTelemetry):
         yield
 
 
+@pytest.mark.long
 async def test_a_request_and_all_that_follows_from_it_share_one_trace(start: Start):
     spans = SpanRecorder()
     async with started(start, telemetry=spans) as (env, chat):

@@ -50,6 +50,7 @@ async def test_a_request_without_an_issue_by_somebody_without_write_access_files
         assert f"{login} has no write access to {REPO}, so no issue was filed" in failure.error
 
 
+@pytest.mark.long
 async def test_a_request_without_an_issue_by_a_writer_becomes_a_pull_request(start: Start):
     async with start() as env:
         await request(env, "bob")
@@ -139,6 +140,7 @@ async def test_stop_ends_the_run_at_once_and_retry_goes_on(start: Start):
         assert env.osiris.sandbox.list_sessions() == []
 
 
+@pytest.mark.long
 async def test_status_and_help_and_an_unknown_command_get_one_answer_each(start: Start):
     async with start() as env:
         issue, _ = await env.bring_to_review()
@@ -160,6 +162,7 @@ async def test_taking_the_label_off_stops_the_work(start: Start):
         assert (await env.task()).reason == "alice withdrew the request"
 
 
+@pytest.mark.long
 async def test_a_command_on_the_pull_request_is_about_its_task(start: Start):
     async with start() as env:
         _, number = await env.bring_to_review()
@@ -168,6 +171,7 @@ async def test_a_command_on_the_pull_request_is_about_its_task(start: Start):
         assert (await env.task()).state == "cancelled"
 
 
+@pytest.mark.long
 async def test_a_task_is_cancelled_and_retried_from_the_command_line(start: Start, command):
     async with start() as env:
         await env.bring_to_review()

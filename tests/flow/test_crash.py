@@ -237,6 +237,7 @@ async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_
         await killing
 
 
+@pytest.mark.long
 async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(place: Path):
     steps = [
         {"call": {"write_file": {"path": "first.txt", "content": "1\n"}}},

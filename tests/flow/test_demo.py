@@ -59,6 +59,7 @@ async def test_the_demo_ends_with_a_merged_pull_request_and_leaves_nothing(place
     assert list_leftovers(place) == []
 
 
+@pytest.mark.long
 async def test_a_demo_that_is_kept_shows_where_to_look_and_leaves_nothing_after_sigterm(
     place: Path,
 ):

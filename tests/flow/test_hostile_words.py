@@ -43,6 +43,7 @@ async def test_no_words_cost_a_worker_its_lease(start: Start):
         assert longest < PATIENCE / 4, place
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", COMMENTS)
 async def test_a_command_is_found_below_hostile_words(start: Start, name: str):
     async with start() as env:

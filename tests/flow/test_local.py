@@ -236,6 +236,7 @@ async def run_at_terminal(
         os.close(outer)
 
 
+@pytest.mark.long
 async def test_a_person_asks_for_changes_leaves_comes_back_and_approves(
     place: Path, user_repository: Path
 ):
@@ -427,6 +428,7 @@ async def test_a_long_request_is_told_whole_and_a_longer_one_refused(
     assert (code, "more than 60000 characters" in err) == (1, True)
 
 
+@pytest.mark.long
 async def test_an_answer_in_the_browser_is_as_good(place: Path, user_repository: Path):
     import httpx
 

@@ -24,6 +24,7 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
         assert (await env.task()).state == "review"
 
 
+@pytest.mark.long
 async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start):
     async with start() as env:
         issue, number = await env.bring_to_review()
@@ -82,6 +83,7 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
             assert piece in briefs[-1]
 
 
+@pytest.mark.long
 async def test_line_comments_alone_start_a_run_and_a_mere_remark_does_not(start: Start):
     async with start() as env:
         _, number = await env.bring_to_review()
@@ -136,6 +138,7 @@ async def test_one_check_run_stands_on_each_head(start: Start):
         ]
 
 
+@pytest.mark.long
 async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: Start):
     async with start() as env:
         issue, number = await env.bring_to_review()
@@ -163,6 +166,7 @@ async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
         assert await env.alice.list_pulls() == []
 
 
+@pytest.mark.long
 async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
     slow = run(BLOCKING_STEP, step("write_file", path="A", content="a"), submit(), when="FIRST")
     quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
@@ -179,6 +183,7 @@ async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Star
         assert (await env.alice.get_pull(number))["commits"] == 3
 
 
+@pytest.mark.long
 async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(
     start: Start, command
 ):
@@ -215,6 +220,7 @@ async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_w
         assert failure.at > 0
 
 
+@pytest.mark.long
 async def test_instructions_are_those_of_the_base_branch_nearest_named_first(start: Start):
     files = {
         **FILES,
@@ -229,6 +235,7 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
             assert f"`{path}`" in body
 
 
+@pytest.mark.long
 async def test_every_line_of_a_journal_is_news(start: Start):
     async with start() as env, asyncio.timeout(30):
         with env.osiris.live_events.subscribe() as news:

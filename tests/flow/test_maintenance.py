@@ -123,6 +123,7 @@ async def inbox_ids(env: FlowEnvironment) -> list[int]:
         return list(await connection.scalars(text("select id from inbox order by id")))
 
 
+@pytest.mark.long
 async def test_people_are_heard_after_a_quiet_month_in_which_every_delivery_was_pruned(
     start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
@@ -181,6 +182,7 @@ async def test_a_task_that_is_taken_up_again_while_others_are_pruned_keeps_all_i
         assert ((await env.task()).state, await env.failures()) == ("review", [])
 
 
+@pytest.mark.long
 async def test_what_is_still_to_be_said_of_an_ended_task_is_said_before_it_is_pruned(
     start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
@@ -215,6 +217,7 @@ async def allow_run_deletion(env: FlowEnvironment) -> None:
         await connection.execute(text("delete from notes"))
 
 
+@pytest.mark.long
 async def test_an_export_whose_removal_failed_is_not_written_twice(
     start: Start, advance_one_month: Callable[[FlowEnvironment], None]
 ):
@@ -236,6 +239,7 @@ async def test_an_export_whose_removal_failed_is_not_written_twice(
         assert_export_contains(export, before[:-1])
 
 
+@pytest.mark.long
 async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being_done(
     start: Start,
     advance_one_month: Callable[[FlowEnvironment], None],
@@ -263,6 +267,7 @@ async def test_a_removal_that_the_database_refuses_keeps_nothing_else_from_being
             await wait_until(is_pruned)
 
 
+@pytest.mark.long
 async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_is_needed(
     start: Start,
 ):
@@ -279,6 +284,7 @@ async def test_repositories_that_were_used_longest_ago_make_room_but_none_that_i
         assert len(await env.alice.send_request("GET", f"/pulls/{number}/commits")) == 2
 
 
+@pytest.mark.long
 async def test_a_repository_with_a_run_under_way_stays(start: Start):
     async with start({"runs": [run(BLOCKING_STEP, submit())]}) as env:
         await env.file_labelled_issue()
@@ -289,6 +295,7 @@ async def test_a_repository_with_a_run_under_way_stays(start: Start):
         await env.wait_until_settled()
 
 
+@pytest.mark.long
 async def test_what_was_put_away_is_removed_once_nobody_needs_it(start: Start):
     async with start() as env:
         await env.bring_to_review()
@@ -387,6 +394,7 @@ async def test_a_repository_that_cannot_be_written_stops_neither_pruning_nor_mak
             await wait_until(is_tidy)
 
 
+@pytest.mark.long
 async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
     async with start() as env:
         await env.bring_to_review()
@@ -396,6 +404,7 @@ async def test_workspaces_that_nobody_comes_back_to_are_removed(start: Start):
         assert not os.path.lexists(left)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's workspaces are images")
 async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: Start):
     async with start() as env:
@@ -414,6 +423,7 @@ async def test_a_workspace_that_cannot_be_removed_keeps_no_other_there(start: St
         assert not stuck.exists()
 
 
+@pytest.mark.long
 async def test_no_lock_of_a_repository_outlives_its_use(start: Start):
     async with start() as env:
         await env.bring_to_review()

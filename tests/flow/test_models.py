@@ -60,6 +60,7 @@ PARALLEL = {
 STORY = {"runs": [run(*ANSWER, when="<review"), run(PARALLEL, *FIX)]}
 
 
+@pytest.mark.first_case
 @every_vendor
 async def test_the_whole_loop_over_a_vendors_own_wire(start: Start, vendor: str):
     async with start(STORY, vendor=vendor) as env:
@@ -154,6 +155,7 @@ async def test_all_that_goes_wrong_in_a_run_costs_no_step_and_doubles_nothing(
         assert await env.failures() == []
 
 
+@pytest.mark.long
 async def test_once_the_key_is_mended_a_retry_goes_on_where_it_stopped(start: Start):
     async with start({"runs": [run(*LONG[:2], *FIX)]}, vendor="anthropic") as env:
         await env.osiris.models.probe_model()
@@ -248,6 +250,7 @@ async def test_a_person_changes_the_model_in_the_middle_of_a_run(
         assert f"Osiris-Model: {task.work.model}" in commit["commit"]["message"]
 
 
+@pytest.mark.long
 async def test_a_model_that_is_not_there_is_refused_with_a_list_of_those_that_are(start: Start):
     async with start(vendor="anthropic", also="openai") as env:
         issue, _pull = await env.bring_to_review()
@@ -279,6 +282,7 @@ async def test_an_outsiders_choice_asks_no_model(start: Start):
         assert (len(env.vendors.requests), (await env.task()).model) == (asked, "")
 
 
+@pytest.mark.long
 async def test_the_repository_says_who_builds(start: Start):
     files = {**FILES, ".github/osiris.yml": f"models:\n  build: openai:{WIRES['openai'].model}\n"}
     async with start(vendor="anthropic", also="openai", files=files) as env:
@@ -286,6 +290,7 @@ async def test_the_repository_says_who_builds(start: Start):
         assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
+@pytest.mark.long
 async def test_a_vendor_that_the_operator_has_not_configured_pauses_the_task(start: Start):
     files = {**FILES, ".github/osiris.yml": "models:\n  build: google:gemini-3-pro-preview\n"}
     async with start(vendor="anthropic", files=files) as env:
@@ -309,6 +314,7 @@ async def test_a_budget_in_dollars_is_held_and_granted_again(start: Start):
         assert "US dollars is spent" in await read_status_comment(env, issue)
 
 
+@pytest.mark.long
 async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_on(start: Start):
     async with start(vendor="openai-compatible", also="openai", more={"osiris_run_usd": 5}) as env:
         issue = await env.file_labelled_issue()
@@ -320,6 +326,7 @@ async def test_a_price_that_is_not_known_cannot_be_held_and_another_model_goes_o
         assert (await env.task()).state == "review"
 
 
+@pytest.mark.long
 async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(start: Start):
     async with start(vendor="anthropic", also="openai") as env:
         await env.osiris.models.probe_model()
@@ -333,6 +340,7 @@ async def test_a_model_chosen_while_the_run_waits_for_another_is_asked_at_once(s
         assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
+@pytest.mark.long
 async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start):
     async with start(vendor="anthropic", also="openai") as env:
         reached = asyncio.Event()
@@ -357,6 +365,7 @@ async def test_a_model_chosen_while_the_run_is_being_set_up_counts(start: Start)
         assert (await env.task()).work.model == f"openai:{WIRES['openai'].model}"
 
 
+@pytest.mark.long
 async def test_a_choice_without_a_name_is_answered_with_what_can_be_said(start: Start):
     async with start(vendor="anthropic") as env:
         issue, _pull = await env.bring_to_review()
@@ -400,6 +409,7 @@ async def test_only_the_chosen_vendors_library_is_loaded():
         assert done.stdout.strip() == str([own])
 
 
+@pytest.mark.long
 async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_back(start: Start):
     async with start(
         {"runs": [run(BLOCKING_STEP, *FIX)]},
@@ -420,6 +430,7 @@ async def test_a_vendor_that_stays_away_halts_the_run_and_it_goes_on_once_it_is_
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
 
 
+@pytest.mark.long
 async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
     async with start(
         {"runs": [run(*LONG[:3], *FIX)]},
@@ -433,6 +444,7 @@ async def test_outages_never_add_up_while_a_run_gets_on(start: Start):
         assert (await env.task()).run == 1
 
 
+@pytest.mark.long
 async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
     broken = {"now": False}
 
@@ -460,6 +472,7 @@ async def test_a_bug_in_a_run_halts_it_and_loses_no_step(start: Start):
         assert (task.state, task.run, task.work.steps) == ("review", 1, 4)
 
 
+@pytest.mark.long
 async def test_calls_that_share_an_id_are_each_done(start: Start):
     class DuplicateIdModel(ScriptedModel):
         async def reply(self, transcript, tools, on_delta=ignore_deltas):

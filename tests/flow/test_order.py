@@ -29,8 +29,6 @@ from tests.flow.conftest import (
 from tests.flow.test_outages import from_osiris
 from tests.flow.test_races import Gate
 
-pytestmark = pytest.mark.both_pairs
-
 SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
 NEW = "acme/store"
 
@@ -41,6 +39,7 @@ async def wait_until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.both_pairs
 async def test_a_stop_overtakes_no_label_whose_look_up_had_to_wait(start: Start):
     async with start(SLOW, timeouts=Timeouts(pauses=(0.5,))) as env:
         broken = ["/issues/1"]
@@ -153,6 +152,7 @@ async def rename_repo(env: FlowEnvironment) -> None:
     env.alice.repo = env.bob.repo = NEW
 
 
+@pytest.mark.long
 async def test_a_repository_renamed_during_a_run_keeps_the_task_going(start: Start):
     async with start({"runs": [run(BLOCKING_STEP, *FIX)]}) as env:
         await env.file_labelled_issue()

@@ -42,9 +42,9 @@ async def run_task_to_merge(env: FlowEnvironment) -> None:
     assert await env.failures() == []
 
 
-@pytest.mark.both_pairs
+@pytest.mark.first_case
 @pytest.mark.parametrize(
-    "after_the_write", [False, True], ids=["before the write", "after it was done"]
+    "after_the_write", [True, False], ids=["after it was done", "before the write"]
 )
 async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_write: bool):
     async with start() as env:
@@ -64,6 +64,7 @@ async def test_every_answer_lost_once_doubles_nothing(start: Start, after_the_wr
         assert len(seen) > 8
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "headers", [{"retry-after": "1"}, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}]
 )
@@ -87,6 +88,7 @@ async def test_a_rate_limit_is_obeyed(start: Start, headers: dict[str, str]):
         assert refused
 
 
+@pytest.mark.long
 async def test_comments_that_came_twice_are_one_again_after_the_next_report(start: Start):
     """A worker that was suspended while sending may complete the request although another worker
     has sent the same."""

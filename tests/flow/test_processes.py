@@ -81,6 +81,7 @@ async def start_playground(
         yield playground
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("what", ["web", "worker"])
 async def test_on_a_database_of_no_version_the_commands_say_what_to_run(
     place: Path, database: str, redis_url: str, what: str
@@ -93,6 +94,7 @@ async def test_on_a_database_of_no_version_the_commands_say_what_to_run(
         assert "Traceback" not in said
 
 
+@pytest.mark.long
 async def test_web_and_worker_do_the_work_and_end_when_they_are_told_to(
     place: Path, postgres: Postgres, migrated: str, redis_url: str
 ):

@@ -153,6 +153,7 @@ async def test_stopped_closed_and_asked_again_the_new_pull_request_tells_the_tru
         assert "| `shop.py` | modified | +1 −1 |" in new["body"]
 
 
+@pytest.mark.long
 async def test_a_stop_waits_for_no_comment_that_github_postpones(start: Start):
     async with start(SLOW) as env:
         issue = await env.file_labelled_issue()
@@ -179,6 +180,7 @@ async def test_a_stop_waits_for_no_comment_that_github_postpones(start: Start):
         await env.wait_until_settled()
 
 
+@pytest.mark.long
 async def test_many_waiting_runs_hide_no_other_work(start: Start):
     async with start(SLOW) as env:
         issues = [await env.alice.file_issue(f"n{i}") for i in range(55)]
@@ -197,6 +199,7 @@ async def test_many_waiting_runs_hide_no_other_work(start: Start):
             await connection.execute(text("update outbox set not_before = null"))
 
 
+@pytest.mark.long
 async def test_a_fact_of_our_own_is_never_lost_because_the_installation_is_suspended(start: Start):
     async with start({"runs": [run(BLOCKING_STEP, *FIX)]}) as env:
         suspended: list[bool] = []
@@ -285,6 +288,7 @@ async def test_a_title_of_a_stranger_mentions_and_closes_nothing(start: Start):
         assert "#99" not in commit["commit"]["message"].partition("\n")[0]
 
 
+@pytest.mark.long
 async def test_an_order_that_cannot_be_read_is_given_up_and_blocks_nobody(start: Start):
     async with start() as env:
         issue, _ = await env.bring_to_review()
@@ -328,6 +332,7 @@ async def test_neither_of_two_reviews_is_lost_when_the_push_between_them_is_refu
         assert "SECOND" in briefs[-1]
 
 
+@pytest.mark.long
 async def test_instructions_below_a_folder_with_an_odd_name_are_read(start: Start):
     async with start() as env:
 
@@ -361,6 +366,7 @@ TRIPPING = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("policy", TRIPPING, ids=TRIPPING.values())
 async def test_a_policy_that_trips_the_yaml_reader_is_a_sentence(start: Start, policy: str):
     async with start(files={**FILES, ".github/osiris.yml": policy}) as env:
@@ -377,6 +383,7 @@ NO_POLICIES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("path", NO_POLICIES, ids=lambda path: NO_POLICIES[path][1])
 async def test_what_cannot_be_a_policy_is_a_sentence(start: Start, path: str):
     content, told = NO_POLICIES[path]
@@ -406,6 +413,7 @@ FORGERIES = {
 }
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize("name", FORGERIES)
 async def test_the_brief_cannot_be_forged_by_the_issue(start: Start, name: str):
     async with start() as env:
@@ -459,6 +467,7 @@ async def test_no_hidden_words_reach_the_model(start: Start):
         assert not set(hidden) - set("x") & set(brief)
 
 
+@pytest.mark.long
 async def test_when_the_draft_mark_cannot_be_taken_off_a_person_is_told(start: Start):
     async with start() as env:
         _, number = await env.bring_to_review()

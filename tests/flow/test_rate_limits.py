@@ -153,6 +153,7 @@ def _list_installation_requests(request_log: RequestLog) -> list[str]:
     ]
 
 
+@pytest.mark.long
 async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start):
     async with start() as env:
         assert env.osiris.reconciler is not None
@@ -173,6 +174,7 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         ]
 
 
+@pytest.mark.long
 async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back(start: Start):
     async with start() as env:
         assert env.osiris.reconciler is not None
@@ -199,6 +201,7 @@ async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Sta
         assert await env.failures() == []
 
 
+@pytest.mark.long
 async def test_every_request_names_the_version_of_rest_that_is_meant(start: Start):
     async with start() as env:
         request_log = log_requests(env)

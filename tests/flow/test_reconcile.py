@@ -171,6 +171,7 @@ async def test_a_merge_that_nobody_told_of_ends_the_task(start_scenario: StartSc
             assert await second.read_models.list_failures() == []
 
 
+@pytest.mark.long
 async def test_a_pull_request_that_was_closed_while_osiris_was_away_is_a_no(
     start_scenario: StartScenario,
 ):
@@ -184,6 +185,7 @@ async def test_a_pull_request_that_was_closed_while_osiris_was_away_is_a_no(
             assert task.reason == "bob closed the pull request without merging it"
 
 
+@pytest.mark.long
 async def test_a_branch_that_was_deleted_closes_its_pull_request_and_so_the_task(
     start_scenario: StartScenario,
 ):
@@ -198,6 +200,7 @@ async def test_a_branch_that_was_deleted_closes_its_pull_request_and_so_the_task
             assert task.reason == "bob closed the pull request without merging it"
 
 
+@pytest.mark.long
 async def test_commits_of_a_person_void_the_approval_of_what_was_there_before(
     start_scenario: StartScenario, place: Path
 ):
@@ -228,6 +231,7 @@ async def test_a_review_that_was_never_delivered_is_answered(start_scenario: Sta
             assert (await wait_until_state(second, "review")).run == 2
 
 
+@pytest.mark.long
 async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(
     start_scenario: StartScenario,
 ):
@@ -259,6 +263,7 @@ async def wait_until_delivered(env: ReconcileEnvironment, event: str) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 async def test_an_approval_and_then_its_dismissal_are_seen(start_scenario: StartScenario):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
@@ -280,6 +285,7 @@ async def test_an_approval_and_then_its_dismissal_are_seen(start_scenario: Start
 # ── changes of the issue ──────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 async def test_an_issue_that_was_dropped_ends_the_task(start_scenario: StartScenario):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
@@ -319,6 +325,7 @@ async def test_a_label_that_was_taken_off_stops_the_work(start_scenario: StartSc
             ).reason == "alice withdrew the request"
 
 
+@pytest.mark.long
 async def test_an_issue_that_was_closed_stops_the_work(start_scenario: StartScenario):
     async with start_scenario(SLOW) as env:
         async with env.run_osiris() as first:
@@ -344,6 +351,7 @@ async def test_a_label_that_was_taken_off_by_who_may_not_steer_stops_nothing(
         assert [line.task.state for line in await osiris.read_models.list_tasks()] == ["running"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", ["unlabelled", "closed"])
 async def test_what_was_told_and_taken_up_again_is_not_told_anew(
     start_scenario: StartScenario, told: str
@@ -369,6 +377,7 @@ async def test_what_was_told_and_taken_up_again_is_not_told_anew(
             assert (line.task.state in ("queued", "running"), line.task.run) == (True, 2)
 
 
+@pytest.mark.long
 async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_on(
     start_scenario: StartScenario,
 ):
@@ -406,6 +415,7 @@ async def record_writes(env: ReconcileEnvironment) -> list[str]:
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
 async def test_an_archived_repository_is_left_alone_until_it_can_be_written_again(
     start_scenario: StartScenario, told: bool
@@ -459,6 +469,7 @@ async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(
         assert (await wait_until_state(osiris, "running")).run == 1
 
 
+@pytest.mark.long
 async def test_a_suspension_while_osiris_was_away_is_seen_and_so_is_its_end(
     start_scenario: StartScenario,
 ):
@@ -476,6 +487,7 @@ async def test_a_suspension_while_osiris_was_away_is_seen_and_so_is_its_end(
             assert not (await wait_until_state(third, "review")).read_only
 
 
+@pytest.mark.long
 async def test_an_app_that_was_taken_off_and_installed_anew_goes_on(start_scenario: StartScenario):
     async with start_scenario() as env, env.run_osiris() as osiris:
         await env.bring_to_review(osiris)
@@ -489,6 +501,7 @@ async def test_an_app_that_was_taken_off_and_installed_anew_goes_on(start_scenar
         await wait_until_state(osiris, "review")
 
 
+@pytest.mark.long
 async def test_a_repository_that_is_gone_is_not_asked_for_over_and_over(
     start_scenario: StartScenario,
 ):
@@ -508,6 +521,7 @@ async def test_a_repository_that_is_gone_is_not_asked_for_over_and_over(
             assert asked == ["/api/v3/repos/acme/shop/installation"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
 async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_request(
     start_scenario: StartScenario, told: bool
@@ -556,6 +570,7 @@ async def wait_until_repo_is(osiris: Osiris, repo: str) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed_there(
     start_scenario: StartScenario,
 ):
@@ -578,6 +593,7 @@ async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed
 # ── deliveries ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 async def test_what_could_not_be_delivered_is_asked_for_in_its_order(start_scenario: StartScenario):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
@@ -611,6 +627,7 @@ def list_delivery_statuses(env: ReconcileEnvironment) -> dict[str, list[int]]:
     return of
 
 
+@pytest.mark.long
 async def test_a_delivery_behind_a_hundred_others_is_found(start_scenario: StartScenario):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
@@ -646,6 +663,7 @@ async def test_what_somebody_else_took_is_asked_for(start_scenario: StartScenari
                     await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(
     start_scenario: StartScenario,
 ):
@@ -732,6 +750,7 @@ def get_installation_caller(env: ReconcileEnvironment) -> Caller:
     return Caller(user=env.playground.app.bot, app=env.playground.app, grant=grant)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answer", [502, 404, 200], ids=["an outage", "gone", "a page of a proxy"])
 async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
     start_scenario: StartScenario, answer: int
@@ -789,6 +808,7 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     await asyncio.sleep(0.05)
 
 
+@pytest.mark.long
 async def test_a_long_pause_that_github_asks_for_ends_the_look(start_scenario: StartScenario):
     async with start_scenario() as env, env.run_osiris() as osiris:
         assert osiris.reconciler is not None

@@ -137,6 +137,7 @@ async def test_killed_while_it_does_steps_again_a_machine_does_them_all_again(
         assert await env.views.list_failures() == []
 
 
+@pytest.mark.long
 async def test_a_machine_that_is_told_to_end_hands_its_run_over_at_once(
     place: Path, pair: dict[str, str]
 ):
@@ -321,6 +322,7 @@ async def test_work_goes_on_while_redis_is_away_or_has_forgotten_everything(
         assert (audit.doubles, audit.losses, audit.done) == ([], [], 3)
 
 
+@pytest.mark.long
 async def test_a_database_that_stops_in_the_middle_parks_nothing(
     place: Path, pair: dict[str, str], postgres: Postgres
 ):

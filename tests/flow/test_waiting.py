@@ -69,6 +69,7 @@ async def test_a_pull_request_that_may_not_be_opened_is_parked_told_once_and_tak
         assert len(await env.list_bot_comments(issue)) == 1
 
 
+@pytest.mark.long
 async def test_a_report_that_could_not_be_made_for_too_long_is_parked_and_taken_up(start: Start):
     async with start(timeouts=Timeouts(pauses=(0.01,), tries=3)) as env:
         refused = refuse_writes(env, "/comments", JSONResponse({"message": "down"}, 502))
@@ -139,6 +140,7 @@ async def test_without_its_database_the_door_says_so_at_once_and_the_delivery_co
         assert pull["draft"]
 
 
+@pytest.mark.long
 async def test_a_machine_too_slow_to_try_its_sandbox_tries_again_and_nobody_hears_of_it(
     start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -190,6 +192,7 @@ async def test_a_run_without_room_waits_for_another_to_end_and_does_not_pause(st
         assert (await env.task()).state == "review"
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     "jump", [-7000, -90000, 90000], ids=["two hours back", "a day back", "a day on"]
 )

@@ -5,6 +5,7 @@ import hmac
 import json
 
 import httpx
+import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -101,6 +102,7 @@ async def test_malformed_json_under_a_good_signature_is_kept_and_shown_as_failed
         assert (code, "bad-3" in out, "not what GitHub sends as issues" in out) == (0, True, True)
 
 
+@pytest.mark.long
 async def test_a_delivery_that_was_given_up_is_taken_up_when_it_is_redelivered(start: Start):
     async with start() as env:
         issue = await env.alice.file_issue("add subtracts")
@@ -175,6 +177,7 @@ async def test_the_same_delivery_sent_again_by_github_changes_nothing(start: Sta
         assert len(await env.alice.list_pulls()) == 1
 
 
+@pytest.mark.long
 async def test_the_doctor_sees_the_app_its_permissions_and_the_last_webhook(
     start: Start, command, place
 ):

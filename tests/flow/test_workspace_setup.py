@@ -68,6 +68,7 @@ def registry(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.shutdown()
 
 
+@pytest.mark.long
 async def test_the_set_up_reaches_the_registry_and_what_it_leaves_serves_the_agent(
     start: Start, registry: None
 ):
@@ -109,6 +110,7 @@ LONG = yaml.safe_dump(
 )
 
 
+@pytest.mark.first_case
 @pytest.mark.parametrize(
     ("workflow", "output"),
     [
@@ -143,6 +145,7 @@ async def test_a_set_up_that_fails_starts_no_run_and_says_which_command_it_was(s
         assert await env.alice.list_pulls() == []
 
 
+@pytest.mark.long
 async def test_what_a_set_up_may_not_reach_is_named_on_the_issue(start: Start):
     files = build_repository(commands={"setup": "curl -sSf https://evil.example/"})
     async with start(files=files) as env:
@@ -167,6 +170,7 @@ async def test_what_an_agent_may_not_reach_is_counted_in_the_pull_request(start:
         assert "blocked: evil.example:443, times: 3" in output[0]
 
 
+@pytest.mark.long
 async def test_a_repository_opens_nothing_that_the_operator_keeps_closed(start: Start):
     files = build_repository(network={"agent": ["api.example.com"]})
     closed = "test ! -e /run/egress && ! curl -sS https://api.example.com/"
@@ -200,6 +204,7 @@ def no_cgroups(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setattr(cgroup, "CGROUPS", place / "none")
 
 
+@pytest.mark.long
 async def test_a_weak_sandbox_is_named_in_every_pull_request(start: Start, no_cgroups: None):
     async with start() as env:
         _, number = await env.bring_to_review()

@@ -272,6 +272,7 @@ def expected_verdicts(work: Work) -> list[str]:
 HEADINGS = ["### What was done", "### Evidence", "### What was not done", "### Cost"]
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(work=hostile_work())
 def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: Work):
@@ -287,6 +288,7 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: Work):
         assert f"\n\n{fixed}" in body
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(work=hostile_work(), words=LONG, state=st.sampled_from(list(State)))
 def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(

@@ -115,6 +115,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_an_ordinary_user_has_the_same_jail(place, mirror):
     """Its own copy of our code: a checkout may lie where only its owner can look."""
     here = place / "ordinary"
