@@ -1,8 +1,8 @@
-"""Attacks on the sandbox. Each has a control: the same attack on an unprotected run succeeds, or
-the attack is broken.
+"""Attacks on the sandbox. Each has a control: the same attack succeeds when it runs without
+protection; otherwise the attack itself is broken.
 
-They go through a worker that runs as root and one that is an ordinary user's. A machine without a
-jail turns them red.
+The attacks run against a worker of root and a worker of an ordinary user. On a machine without a
+working jail they fail.
 """
 
 import os
@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from osiris.core.ports.sandbox import Result, SandboxLimits
-from tests.attacks.worker import CANARY, STALL, Stall
+from tests.attacks.attack import RecordVerdict
+from tests.attacks.worker import CANARY, STALL_LIMIT, Stall
 from tests.conftest import a_place
 
 MIB = 1 << 20
-SMALL = SandboxLimits(
+SMALL_LIMITS = SandboxLimits(
     memory=256 * MIB,
     disk=64 * MIB,
     file_size=48 * MIB,
@@ -32,16 +33,16 @@ SMALL = SandboxLimits(
     processes=100,
     shared_memory=16 * MIB,
 )
-HOUSE = Path(__file__).parents[2]
-ORDINARY = 2000
+CHECKOUT = Path(__file__).parents[2]
+ORDINARY_UID = 2000
 STALLS: list[Stall] = []
 """The longest stall of a worker's event loop in each call of the tests of this process."""
 USERS = ["root", "ordinary"] if os.geteuid() == 0 else ["ordinary"]
 
 
 class MachineClock(threading.Thread):
-    """A thread that only sleeps. How late it wakes is the machine's doing: a virtual machine stands
-    still now and then, which is no stall of the worker that is measured meanwhile."""
+    """A thread that only sleeps, and measures how late it wakes. A virtual machine pauses now and
+    then; such a pause is not a stall of the worker that is measured at the same time."""
 
     _INTERVAL = 0.01  # seconds
 
@@ -56,7 +57,7 @@ class MachineClock(threading.Thread):
             self._longest = max(self._longest, time.monotonic() - began - self._INTERVAL)
 
     def take_longest(self) -> float:
-        """Return the seconds by which it was late at most since the last call."""
+        """Return the longest delay since the last call, in seconds."""
         longest = self._longest
         self._longest = 0.0
         return longest
@@ -66,115 +67,130 @@ CLOCK = MachineClock()
 CLOCK.start()
 
 
-class Attacked:
-    """A worker of user `who` with one session, "s", of a small repository `repo` at `base`."""
+class WorkerUnderAttack:
+    """A worker process of a kind of user (see `USERS`), whose files are below `folder`. Its
+    sessions are checkouts of the repository `repo` at commit `base`."""
 
-    def __init__(self, who: str, place: Path, repo: Path, base: str) -> None:
-        self.who = who
-        self.place = place
+    def __init__(self, user: str, folder: Path, repo: Path, base: str) -> None:
+        self.user = user
+        self.folder = folder
         self.repo = repo
         self.base = base
-        ours, theirs = socket.socketpair()
-        with theirs:
+        our_end, worker_end = socket.socketpair()
+        with worker_end:
             self._process = subprocess.Popen(
-                self._command(place, theirs.fileno()),
+                self._build_command(folder, worker_end.fileno()),
                 env={
                     "PATH": "/usr/bin:/bin",
-                    "PYTHONPATH": self._path(place),
+                    "PYTHONPATH": self._build_python_path(folder),
                     "OSIRIS_CANARY": CANARY,
                 },
-                pass_fds=[theirs.fileno()],
-                cwd=place,
+                pass_fds=[worker_end.fileno()],
+                cwd=folder,
             )
-        self._conn = Connection(ours.detach())
-        self.canary, self.port, self.pid = self._answer()
+        self._connection = Connection(our_end.detach())
+        self.canary, self.port, self.pid = self.receive_result()
 
-    def _command(self, place: Path, fd: int) -> list[str]:
-        """An ordinary user sees our code where it can read it, in a mount namespace of that process
-        alone: a checkout may lie where only its owner can look."""
-        argv = ["/usr/bin/python3", "-m", "tests.attacks.worker", str(fd), str(place / "own")]
-        if self.who == "root" or os.geteuid() != 0:
+    def _build_command(self, folder: Path, fd: int) -> list[str]:
+        """Return the command that starts the worker. An ordinary user may not be allowed to read
+        this checkout, so its process gets a mount namespace in which it can."""
+        argv = ["/usr/bin/python3", "-m", "tests.attacks.worker", str(fd), str(folder / "own")]
+        if self.user == "root" or os.geteuid() != 0:
             return argv
-        binds = f"mount --bind {HOUSE} {place}/house && mount --bind {_packages()} {place}/packages"
-        lower = (
-            f'{binds} && exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups -- "$@"'
+        mount_code = (
+            f"mount --bind {CHECKOUT} {folder}/checkout"
+            f" && mount --bind {_find_packages()} {folder}/packages"
         )
-        return ["unshare", "--mount", "--propagation=private", "bash", "-c", lower, "bash", *argv]
+        become_user = f"setpriv --reuid={ORDINARY_UID} --regid={ORDINARY_UID} --clear-groups"
+        script = f'{mount_code} && exec {become_user} -- "$@"'
+        return ["unshare", "--mount", "--propagation=private", "bash", "-c", script, "bash", *argv]
 
-    def _path(self, place: Path) -> str:
-        ordinary = self.who == "ordinary" and os.geteuid() == 0
-        return f"{place}/house:{place}/packages" if ordinary else f"{HOUSE}:{_packages()}"
+    def _build_python_path(self, folder: Path) -> str:
+        if self.user == "ordinary" and os.geteuid() == 0:
+            return f"{folder}/checkout:{folder}/packages"
+        return f"{CHECKOUT}:{_find_packages()}"
 
-    def ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Have the worker do something; see `worker.AttackedWorker`. What it raised is raised
-        here."""
-        self.tell(method, *args, **options)
-        return self._answer()
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of `worker.WorkerService` in the worker, and return its result or raise
+        its exception."""
+        self.send_call(method, *args, **options)
+        return self.receive_result()
 
-    def tell(self, method: str, *args: Any, **options: Any) -> None:
-        """The same, for a worker that will not answer any more."""
+    def send_call(self, method: str, *args: Any, **options: Any) -> None:
+        """Send a call without waiting for its result, which may never come."""
         CLOCK.take_longest()
-        self._conn.send((method, args, options))
+        self._connection.send((method, args, options))
 
-    def _answer(self) -> Any:
-        error, value, stall = self._conn.recv()
+    def receive_result(self) -> Any:
+        """Return the result of the call that was sent last, or raise its exception. Raise an
+        AssertionError if the call blocked the event loop of the worker for too long."""
+        error, value, stall = self._connection.recv()
         STALLS.append(stall)
         if error:
             raise error
-        assert stall[0] <= STALL + CLOCK.take_longest(), (
+        assert stall[0] <= STALL_LIMIT + CLOCK.take_longest(), (
             f"the worker's event loop stood still for {stall[0]:.2f} s in {stall[1]}"
         )
         return value
 
-    def create(self, name: str, limits: SandboxLimits = SMALL, **more: Any) -> None:
-        self.ask("create", name, str(self.repo), self.base, limits=limits, **more)
+    def create_session(
+        self, name: str, limits: SandboxLimits = SMALL_LIMITS, **options: Any
+    ) -> None:
+        self.call("create_session", name, str(self.repo), self.base, limits=limits, **options)
 
-    def bash(self, script: str, *, name: str = "s", **options: Any) -> Result:
-        """Run a script in the session."""
-        return self.ask("run", name, ["/bin/bash", "-c", script], **options)
+    def destroy_session(self, name: str) -> None:
+        self.call("destroy_session", name)
 
-    def unprotected(self, script: str, **options: Any) -> str:
-        """Run the same script with nothing around it, for the control."""
-        return self.ask("plain", ["/bin/bash", "-c", script], **options).decode(errors="replace")
+    def run_script(self, script: str, *, name: str = "s", **options: Any) -> Result:
+        """Run a shell script in session `name`."""
+        return self.call("run_command", name, ["/bin/bash", "-c", script], **options)
 
-    def naive(self, script: str, **options: Any) -> str:
-        """Run it in the jail of many a blog post, for the control: its own name spaces, and no more
-        than that."""
+    def call_tool(self, tool: str, *, name: str = "s", **args: Any) -> str:
+        """Call a tool of the model in session `name`, and return its answer."""
+        return self.call("call_tool", name, tool, args)
+
+    def run_unprotected(self, script: str, **options: Any) -> str:
+        """Run a shell script as a control, without any protection, and return its output."""
+        output = self.call("run_unprotected", ["/bin/bash", "-c", script], **options)
+        return output.decode(errors="replace")
+
+    def run_in_naive_jail(self, script: str, **options: Any) -> str:
+        """Run a shell script as a control in a jail as many blog posts describe it: it has
+        namespaces of its own, and nothing more."""
         jail = (
             "bwrap --unshare-all --die-with-parent --bind / / --dev /dev --proc /proc --"
             " /bin/bash -c"
         )
-        return self.unprotected(f"{jail} {shlex.quote(script)}", **options)
+        return self.run_unprotected(f"{jail} {shlex.quote(script)}", **options)
 
-    def namespaced(self, script: str, **options: Any) -> str:
-        """Run it as root of new name spaces, for the control: what somebody can do there whom no
-        filter stops."""
-        spaces = (
+    def run_in_namespaces(self, script: str, **options: Any) -> str:
+        """Run a shell script as a control, as root of new namespaces without a filter of system
+        calls."""
+        unshare = (
             "unshare --map-root-user --mount --pid --fork --kill-child --net --uts --ipc"
             " --mount-proc"
         )
-        return self.unprotected(f"{spaces} /bin/bash -c {shlex.quote(script)}", **options)
-
-    def tool(self, tool: str, *, name: str = "s", **args: Any) -> str:
-        return self.ask("tool", name, tool, args)
+        return self.run_unprotected(f"{unshare} /bin/bash -c {shlex.quote(script)}", **options)
 
     def close(self) -> None:
-        self._conn.close()
+        self._connection.close()
         self._process.wait(30)
 
 
-def _packages() -> str:
+def _find_packages() -> str:
     return str(next(Path(sys.prefix).glob("lib/python3*/site-packages")))
 
 
-def _git(*words: str | Path, cwd: Path) -> str:
-    who = ["-c", "user.name=a", "-c", "user.email=a@x", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(["git", *who, *map(str, words)], cwd=cwd, capture_output=True, check=True)
-    return done.stdout.decode().strip()
+def _run_git(*args: str | Path, cwd: Path) -> str:
+    config = ["-c", "user.name=a", "-c", "user.email=a@x", "-c", "init.defaultBranch=main"]
+    argv = ["git", *config, *map(str, args)]
+    completed = subprocess.run(argv, cwd=cwd, capture_output=True, check=True)
+    return completed.stdout.decode().strip()
 
 
-def _repository(place: Path) -> tuple[Path, str]:
-    seed = place / "seed"
+def _make_repository(folder: Path) -> tuple[Path, str]:
+    """Create a small repository, and return its path and its commit."""
+    seed = folder / "seed"
     seed.mkdir()
     for name, text in {
         "README.md": "hello\n",
@@ -183,60 +199,60 @@ def _repository(place: Path) -> tuple[Path, str]:
     }.items():
         (seed / name).parent.mkdir(exist_ok=True)
         (seed / name).write_text(text)
-    _git("init", "-q", cwd=seed)
-    _git("add", "-A", cwd=seed)
-    _git("commit", "-qm", "base", cwd=seed)
-    _git("clone", "-q", "--bare", seed, place / "mirror.git", cwd=place)
-    return place / "mirror.git", _git("rev-parse", "HEAD", cwd=seed)
+    _run_git("init", "-q", cwd=seed)
+    _run_git("add", "-A", cwd=seed)
+    _run_git("commit", "-qm", "base", cwd=seed)
+    _run_git("clone", "-q", "--bare", seed, folder / "mirror.git", cwd=folder)
+    return folder / "mirror.git", _run_git("rev-parse", "HEAD", cwd=seed)
 
 
-def start(who: str, place: Path, repo: Path, base: str) -> Attacked:
-    """A worker whose own folder is in `place`."""
-    for folder in ("own", "house", "packages"):
-        (place / folder).mkdir(exist_ok=True)
-    if who == "ordinary" and os.geteuid() == 0:
-        for folder in (place / "own", repo):
-            subprocess.run(["chown", "-R", f"{ORDINARY}:{ORDINARY}", folder], check=True)
-    return Attacked(who, place, repo, base)
+def start_worker(user: str, folder: Path, repo: Path, base: str) -> WorkerUnderAttack:
+    """Start a worker whose files are below `folder`."""
+    for name in ("own", "checkout", "packages"):
+        (folder / name).mkdir(exist_ok=True)
+    if user == "ordinary" and os.geteuid() == 0:
+        for owned in (folder / "own", repo):
+            subprocess.run(["chown", "-R", f"{ORDINARY_UID}:{ORDINARY_UID}", owned], check=True)
+    return WorkerUnderAttack(user, folder, repo, base)
 
 
 @pytest.fixture(scope="session", params=USERS)
-def worker(request: pytest.FixtureRequest) -> Iterator[Attacked]:
-    """A worker of each kind of user, for all tests of this process; tests that break theirs make
-    one of their own."""
-    with a_place() as place:
-        repo, base = _repository(place)
-        attacked = start(request.param, place, repo, base)
-        yield attacked
-        attacked.close()
+def worker(request: pytest.FixtureRequest) -> Iterator[WorkerUnderAttack]:
+    """Provide a worker of each kind of user to all tests of this process. A test that breaks its
+    worker starts one of its own."""
+    with a_place() as folder:
+        repo, base = _make_repository(folder)
+        worker = start_worker(request.param, folder, repo, base)
+        yield worker
+        worker.close()
 
 
 @pytest.fixture
-def attacked(worker: Attacked) -> Iterator[Attacked]:
-    """A worker with a fresh session "s"."""
-    worker.create("s")
-    yield worker
-    worker.ask("destroy", "s")
+def fresh_session(worker: WorkerUnderAttack) -> Iterator[str]:
+    """Provide a new session "s", the one that methods of the worker use by default."""
+    worker.create_session("s")
+    yield "s"
+    worker.destroy_session("s")
 
 
 @pytest.fixture(scope="session")
-def lasting(worker: Attacked) -> Iterator[Attacked]:
-    """A worker with a session "lasting", for attacks that leave nothing in it."""
-    worker.create("lasting")
-    yield worker
-    worker.ask("destroy", "lasting")
+def shared_session(worker: WorkerUnderAttack) -> Iterator[str]:
+    """Provide a session "shared" to all attacks that leave nothing in it."""
+    worker.create_session("shared")
+    yield "shared"
+    worker.destroy_session("shared")
 
 
 @pytest.fixture
-def verdict(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
-    """Notes for `make attack`, in a few words each: what happened to the attack, and what its
-    control showed."""
+def record_verdict(record_property: Callable[[str, object], None]) -> RecordVerdict:
+    """Provide a function that records for `make attack`, in a few words each, what happened to the
+    attack and what its control showed."""
 
-    def note(held: str, control: str) -> None:
-        record_property("held", str(held))
-        record_property("control", str(control))
+    def record(outcome: str, control_outcome: str) -> None:
+        record_property("held", str(outcome))
+        record_property("control", str(control_outcome))
 
-    return note
+    return record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -251,7 +267,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = []
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
-            said = dict(report.user_properties)
+            properties = dict(report.user_properties)
             file, _, name = report.nodeid.partition("::")
             suite = Path(file).stem.removeprefix("test_")
             mark = "held" if outcome == "passed" else "BROKEN"
@@ -260,8 +276,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                     suite,
                     name.removeprefix("test_"),
                     mark,
-                    said.get("held", "-"),
-                    said.get("control", "-"),
+                    properties.get("held", "-"),
+                    properties.get("control", "-"),
                 )
             )
     for row in sorted(rows):

@@ -1,14 +1,15 @@
-"""An internet of one machine, for a worker that must not meet the real one. Runs a program in it:
+"""Run a program in an internet of one machine, for a worker that must not reach the real one:
 
-    python3 internet.py PEM FOLDER PROGRAM...
+    python3 fake_internet.py PEM FOLDER PROGRAM...
 
-In a network of its own every address leads to the same server. Names are told by their first label,
-which is an address in hex: a0a010203.wild.example is 10.1.2.3; with several of them, each question
-is answered by the next. A name that begins with "silent" gets no answer.
+The program gets a network namespace in which every address leads to the same server. The first
+label of a name holds its address in hex: a0a010203.wild.example is 10.1.2.3. If the label holds
+several addresses, each lookup returns the next one. A name that begins with "silent" gets no
+answer.
 
-The server speaks TLS on port 443 and answers at which address it was reached. What it is told
-stands in FOLDER/told, and the names that were asked for in FOLDER/asked. On port 3128 is a proxy
-that lets everybody through.
+The server speaks TLS on port 443 and tells each caller at which address it was reached. It appends
+what it receives to FOLDER/received, and the names that were looked up to FOLDER/lookups. An open
+proxy listens on port 3128.
 """
 
 import contextlib
@@ -36,60 +37,66 @@ SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 RTM_NEWROUTE = 24
-REQUEST = 1
-CREATE = 0x400
-ACK = 4
-TABLE_LOCAL = 255
-BY_HAND = 4
-OF_THE_HOST = 254
-LOCAL = 2
-OUT = 4
-A, AAAA = 1, 28
+NLM_F_REQUEST = 1
+NLM_F_CREATE = 0x400
+NLM_F_ACK = 4
+RT_TABLE_LOCAL = 255
+RTPROT_STATIC = 4
+RT_SCOPE_HOST = 254
+RTN_LOCAL = 2
+RTA_OIF = 4
+A, AAAA = 1, 28  # types of a DNS record
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-# ── a network of its own ──────────────────────────────────────────────────────────────────────────
+# ── the network namespace ─────────────────────────────────────────────────────────────────────────
 
 
-def enter(folder: Path) -> None:
-    """Be in a network and in a mount namespace of our own, as the user that we are."""
+def enter_namespaces(folder: Path) -> None:
+    """Enter a new network namespace and a new mount namespace, and stay the same user."""
     uid = os.geteuid()
     gid = os.getegid()
-    called(LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET | (CLONE_NEWUSER if uid else 0)))
+    check_result(LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET | (CLONE_NEWUSER if uid else 0)))
     if uid:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    called(LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+    check_result(LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
     for name, text in {
         "resolv.conf": "nameserver 127.0.0.1\n",
         "nsswitch.conf": "hosts: files dns\n",
     }.items():
         (folder / name).write_text(text)
         target = os.path.realpath(f"/etc/{name}")
-        called(LIBC.mount(os.fsencode(folder / name), os.fsencode(target), None, MS_BIND, None))
+        result = LIBC.mount(os.fsencode(folder / name), os.fsencode(target), None, MS_BIND, None)
+        check_result(result)
     start_loopback()
     for family in (socket.AF_INET, socket.AF_INET6):
-        lead_everywhere_to_loopback(family)
+        route_everything_to_loopback(family)
 
 
-def called(result: int) -> None:
+def check_result(result: int) -> None:
+    """Raise the error of the last call of the C library if its result is not 0."""
     if result != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def start_loopback() -> None:
+    """Bring the interface `lo` up."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        told = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
-        flags = struct.unpack("16sH14x", told)[1] | IFF_UP
+        request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack("16sH14x", request)[1] | IFF_UP
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags))
 
 
-def lead_everywhere_to_loopback(family: int) -> None:
-    """As `ip route add local default dev lo` does; see rtnetlink(7)."""
-    route = struct.pack("BBBBBBBBI", family, 0, 0, 0, TABLE_LOCAL, BY_HAND, OF_THE_HOST, LOCAL, 0)
-    body = route + struct.pack("HHi", 8, OUT, socket.if_nametoindex("lo"))
-    head = struct.pack("IHHII", 16 + len(body), RTM_NEWROUTE, REQUEST | CREATE | ACK, 1, 0)
+def route_everything_to_loopback(family: int) -> None:
+    """Add the route that `ip route add local default dev lo` adds; see rtnetlink(7)."""
+    route = struct.pack(
+        "BBBBBBBBI", family, 0, 0, 0, RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0
+    )
+    body = route + struct.pack("HHi", 8, RTA_OIF, socket.if_nametoindex("lo"))
+    flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK
+    head = struct.pack("IHHII", 16 + len(body), RTM_NEWROUTE, flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as link:
         link.sendall(head + body)
         error = struct.unpack("i", link.recv(4096)[16:20])[0]
@@ -97,115 +104,128 @@ def lead_everywhere_to_loopback(family: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
-# ── who answers in it ─────────────────────────────────────────────────────────────────────────────
+# ── the servers ───────────────────────────────────────────────────────────────────────────────────
 
 
-def answer_questions(listening: socket.socket, asked: Path) -> None:
-    """A name server; see RFC 1035, section 4."""
-    times = Counter[bytes]()
+def serve_names(server: socket.socket, lookups: Path) -> None:
+    """Answer DNS questions, and append the names to the file `lookups`; see RFC 1035, section
+    4."""
+    counts = Counter[bytes]()
     while True:
-        question, caller = listening.recvfrom(512)
+        question, caller = server.recvfrom(512)
         end = question.index(0, 12)
         labels = question[12:end]
         kind = question[end + 1 : end + 3]
         first = labels[1 : 1 + labels[0]]
-        with asked.open("ab") as file:
+        with lookups.open("ab") as file:
             file.write(labels[1:] + b"\n")
         if first.startswith(b"silent"):
             continue
-        found = addresses(first, int.from_bytes(kind, "big"))
-        rows = [found[min(times[labels + kind], len(found) - 1)]] if found else []
-        times[labels + kind] += 1
-        head = question[:2] + b"\x81\x80\0\1" + len(rows).to_bytes(2, "big") + b"\0\0\0\0"
+        addresses = decode_addresses(first, int.from_bytes(kind, "big"))
+        records = [addresses[min(counts[labels + kind], len(addresses) - 1)]] if addresses else []
+        counts[labels + kind] += 1
+        head = question[:2] + b"\x81\x80\0\1" + len(records).to_bytes(2, "big") + b"\0\0\0\0"
         body = [
-            b"\xc0\x0c" + kind + b"\0\1\0\0\0\0" + len(row).to_bytes(2, "big") + row for row in rows
+            b"\xc0\x0c" + kind + b"\0\1\0\0\0\0" + len(record).to_bytes(2, "big") + record
+            for record in records
         ]
-        listening.sendto(head + question[12 : end + 5] + b"".join(body), caller)
+        server.sendto(head + question[12 : end + 5] + b"".join(body), caller)
 
 
-def addresses(label: bytes, kind: int) -> list[bytes]:
+def decode_addresses(label: bytes, kind: int) -> list[bytes]:
+    """Return the addresses in a label that fit a DNS record of this type."""
     with contextlib.suppress(ValueError):
-        found = [bytes.fromhex(part) for part in label.decode()[1:].split("-")]
-        return [address for address in found if len(address) == {A: 4, AAAA: 16}.get(kind)]
+        addresses = [bytes.fromhex(part) for part in label.decode()[1:].split("-")]
+        size = {A: 4, AAAA: 16}.get(kind)
+        return [address for address in addresses if len(address) == size]
     return []
 
 
-def answer_callers(listening: socket.socket, pem: Path, told: Path) -> None:
+def serve_tls(server: socket.socket, pem: Path, received: Path) -> None:
+    """Tell each caller at which address it reached this server, and append what it sends to the
+    file `received`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
 
-    def meet(plain: socket.socket) -> None:
-        with plain, context.wrap_socket(plain, server_side=True) as caller, told.open("ab") as file:
-            at = ip_address(caller.getsockname()[0])
-            caller.sendall(f"reached at {getattr(at, 'ipv4_mapped', None) or at}\n".encode())
+    def handle(plain: socket.socket) -> None:
+        with (
+            plain,
+            context.wrap_socket(plain, server_side=True) as caller,
+            received.open("ab") as file,
+        ):
+            address = ip_address(caller.getsockname()[0])
+            address = getattr(address, "ipv4_mapped", None) or address
+            caller.sendall(f"reached at {address}\n".encode())
             while data := caller.recv(1 << 16):
                 file.write(data)
                 file.flush()
 
-    accept(listening, meet)
+    accept_callers(server, handle)
 
 
-def let_through(listening: socket.socket) -> None:
-    """A proxy as nobody should run one."""
+def serve_open_proxy(server: socket.socket) -> None:
+    """Serve as a proxy without any rules."""
 
-    def meet(here: socket.socket) -> None:
-        host, _, port = here.recv(4096).split()[1].decode().rpartition(":")
-        with here, socket.create_connection((host, int(port)), 5) as there:
-            here.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            threading.Thread(target=pass_on, args=(here, there), daemon=True).start()
-            pass_on(there, here)
+    def handle(caller: socket.socket) -> None:
+        host, _, port = caller.recv(4096).split()[1].decode().rpartition(":")
+        with caller, socket.create_connection((host, int(port)), 5) as target:
+            caller.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=copy_stream, args=(caller, target), daemon=True).start()
+            copy_stream(target, caller)
 
-    accept(listening, meet)
+    accept_callers(server, handle)
 
 
-def pass_on(source: socket.socket, sink: socket.socket) -> None:
+def copy_stream(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
 
 
-def accept(listening: socket.socket, meet: Callable[[socket.socket], None]) -> None:
-    def safely(caller: socket.socket) -> None:
+def accept_callers(server: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    """Handle each caller in a thread, for ever."""
+
+    def handle_safely(caller: socket.socket) -> None:
         with contextlib.suppress(OSError, IndexError, ValueError):
-            meet(caller)
+            handle(caller)
 
     while True:
-        threading.Thread(target=safely, args=(listening.accept()[0],), daemon=True).start()
+        threading.Thread(target=handle_safely, args=(server.accept()[0],), daemon=True).start()
 
 
-def serve(pem: Path, folder: Path) -> Callable[[], None]:
-    """Listen; what is returned answers."""
+def listen(pem: Path, folder: Path) -> Callable[[], None]:
+    """Open the servers' sockets, and return the function that serves them for ever."""
     names = socket.socket(type=socket.SOCK_DGRAM)
     names.bind(("127.0.0.1", 53))
     callers = socket.create_server(("::", 443), family=socket.AF_INET6, dualstack_ipv6=True)
     proxy = socket.create_server(("127.0.0.1", 3128))
 
-    def answer() -> None:
+    def serve() -> None:
         threading.Thread(
-            target=answer_callers, args=(callers, pem, folder / "told"), daemon=True
+            target=serve_tls, args=(callers, pem, folder / "received"), daemon=True
         ).start()
-        threading.Thread(target=let_through, args=(proxy,), daemon=True).start()
-        answer_questions(names, folder / "asked")
+        threading.Thread(target=serve_open_proxy, args=(proxy,), daemon=True).start()
+        serve_names(names, folder / "lookups")
 
-    return answer
+    return serve
 
 
-def end_with(process: int) -> None:
-    """End when a process does. The kernel would not do it for one that has become another user:
-    prctl(2)."""
-    select.select([process], [], [])
+def exit_with_process(pidfd: int) -> None:
+    """Wait for the end of a process, then exit. The parent-death signal would not do: the kernel
+    clears it when the process changes its user (prctl(2))."""
+    select.select([pidfd], [], [])
     os._exit(0)
 
 
 def main(pem: str, folder: str, *program: str) -> None:
-    enter(Path(folder))
-    answer = serve(Path(pem), Path(folder))
-    worker = os.pidfd_open(os.getpid())
+    enter_namespaces(Path(folder))
+    serve = listen(Path(pem), Path(folder))
+    pidfd = os.pidfd_open(os.getpid())
     if os.fork() == 0:
-        threading.Thread(target=end_with, args=(worker,), daemon=True).start()
-        answer()
-    os.close(worker)
+        threading.Thread(target=exit_with_process, args=(pidfd,), daemon=True).start()
+        serve()
+    os.close(pidfd)
     os.execvp(program[0], program)
 
 

@@ -1,7 +1,6 @@
-"""Packs as nobody's git makes them: what a collecting sandbox that was taken over could hand to the
-host.
+"""Packs that no git would write, such as a compromised sandbox could hand to the host.
 
-The format: gitformat-pack(5).
+The format is described in gitformat-pack(5).
 """
 
 import hashlib
@@ -17,19 +16,19 @@ BLOB = 3
 TAG = 4
 OFS_DELTA = 6
 REF_DELTA = 7
-NAMES: Final = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
+KIND_NAMES: Final = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
 FILE = "100644"
 PROGRAM = "100755"
 LINK = "120000"
 FOLDER = "40000"
 GITLINK = "160000"
-WHO: Final = b"a <a@x> 1 +0000"
+PERSON: Final = b"a <a@x> 1 +0000"
 _ONE_MIB: Final = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
 class PackObject:
-    """One object of a pack."""
+    """A whole object of a pack."""
 
     kind: int
     content: bytes
@@ -37,26 +36,27 @@ class PackObject:
     @cached_property
     def id(self) -> str:
         return hashlib.sha1(
-            b"%s %d\0%s" % (NAMES[self.kind], len(self.content), self.content)
+            b"%s %d\0%s" % (KIND_NAMES[self.kind], len(self.content), self.content)
         ).hexdigest()
 
-    def packed(self) -> bytes:
-        return _head(self.kind, len(self.content)) + zlib.compress(self.content, 1)
+    def to_bytes(self) -> bytes:
+        return _encode_header(self.kind, len(self.content)) + zlib.compress(self.content, 1)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A file that is packed as large as it is."""
+class StoredBlob:
+    """A file that is stored in a pack without compression."""
 
     content: bytes
 
-    def packed(self) -> bytes:
-        return _head(BLOB, len(self.content)) + zlib.compress(self.content, 0)
+    def to_bytes(self) -> bytes:
+        return _encode_header(BLOB, len(self.content)) + zlib.compress(self.content, 0)
 
 
 @dataclass(frozen=True)
-class Zeros:
-    """A file of so many MiB of zeros; it takes a thousandth of that, and no time to make."""
+class ZeroBlob:
+    """A file of `mib` MiB of zeros, which takes a thousandth of that in a pack, and no time to
+    build."""
 
     mib: int
 
@@ -67,40 +67,40 @@ class Zeros:
             digest.update(_ONE_MIB)
         return digest.hexdigest()
 
-    def packed(self) -> bytes:
-        """One piece of deflate over and over: zlib's format is a head, the pieces, an end, and a
+    def to_bytes(self) -> bytes:
+        """Repeat one deflated piece: zlib's format is a header, the pieces, an end, and a
         checksum."""
         stream = zlib.compressobj(1, zlib.DEFLATED, -15)
         piece = stream.compress(_ONE_MIB) + stream.flush(zlib.Z_FULL_FLUSH)
         checksum = ((self.mib << 20) % 65521) << 16 | 1  # Adler-32 of zeros
         whole = b"\x78\x01" + piece * self.mib + b"\x03\x00" + checksum.to_bytes(4, "big")
-        return _head(BLOB, self.mib << 20) + whole
+        return _encode_header(BLOB, self.mib << 20) + whole
 
 
 @dataclass(frozen=True)
 class PackDelta:
-    """An object that is made from the one named `base` by instructions."""
+    """An object that instructions build from the object with the id `base`."""
 
     base: str
     instructions: bytes
 
-    def packed(self) -> bytes:
-        head = _head(REF_DELTA, len(self.instructions)) + bytes.fromhex(self.base)
+    def to_bytes(self) -> bytes:
+        head = _encode_header(REF_DELTA, len(self.instructions)) + bytes.fromhex(self.base)
         return head + zlib.compress(self.instructions, 1)
 
 
 Entry = tuple[str, str | bytes, "PackObject | str"]
-"""(mode, name, the thing or its id) in a folder."""
+"""(mode, name, the object or its id) in a folder."""
 
 
-def blob(content: bytes) -> PackObject:
+def make_blob(content: bytes) -> PackObject:
     return PackObject(BLOB, content)
 
 
-def tree(*entries: Entry, sort: bool = True) -> PackObject:
+def make_tree(*entries: Entry, sort: bool = True) -> PackObject:
     rows = [
-        (mode, _bytes(name), thing if isinstance(thing, str) else thing.id)
-        for mode, name, thing in entries
+        (mode, _encode_name(name), entry if isinstance(entry, str) else entry.id)
+        for mode, name, entry in entries
     ]
     if sort:
         rows.sort(key=lambda row: row[1] + (b"/" if row[0].endswith(FOLDER) else b""))
@@ -112,24 +112,27 @@ def tree(*entries: Entry, sort: bool = True) -> PackObject:
     )
 
 
-def commit(of: PackObject) -> PackObject:
+def make_commit(target: PackObject) -> PackObject:
     return PackObject(
-        COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (of.id.encode(), WHO, WHO)
+        COMMIT, b"tree %s\nauthor %s\ncommitter %s\n\nmade\n" % (target.id.encode(), PERSON, PERSON)
     )
 
 
-def tag(of: PackObject, name: bytes = b"t") -> PackObject:
+def make_tag(target: PackObject, name: bytes = b"t") -> PackObject:
     return PackObject(
-        TAG, b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (of.id.encode(), name, WHO)
+        TAG,
+        b"object %s\ntype tree\ntag %s\ntagger %s\n\nmade\n" % (target.id.encode(), name, PERSON),
     )
 
 
-def pack(
-    things: Iterable["PackObject | PackDelta | Stored | Zeros"], *, count: int | None = None
+def build_pack(
+    objects: Iterable["PackObject | PackDelta | StoredBlob | ZeroBlob"],
+    *,
+    count: int | None = None,
 ) -> bytes:
-    """A whole pack; `count` is a lie about how many things are in it."""
-    parts = [thing.packed() for thing in things]
-    return sealed(
+    """Return a pack. `count` overrides the number of objects that it states."""
+    parts = [one.to_bytes() for one in objects]
+    return add_checksum(
         b"PACK"
         + (2).to_bytes(4, "big")
         + (len(parts) if count is None else count).to_bytes(4, "big"),
@@ -137,50 +140,57 @@ def pack(
     )
 
 
-def sealed(head: bytes, parts: Sequence[bytes] = ()) -> bytes:
-    """With the checksum at its end."""
+def add_checksum(head: bytes, parts: Sequence[bytes] = ()) -> bytes:
+    """Return the header and the parts with their checksum at the end."""
     whole = head + b"".join(parts)
     return whole + hashlib.sha1(whole).digest()
 
 
-def copies(size: int, times: int) -> bytes:
-    """Instructions of a delta: `times` copies of a base of `size` bytes."""
-    return _varint(size) + _varint(size * times) + (b"\xf0" + size.to_bytes(3, "little")) * times
+def encode_copies(size: int, times: int) -> bytes:
+    """Return instructions of a delta that copy a base of `size` bytes `times` times."""
+    return (
+        _encode_varint(size)
+        + _encode_varint(size * times)
+        + (b"\xf0" + size.to_bytes(3, "little")) * times
+    )
 
 
-def beyond(size: int) -> bytes:
-    """Instructions that copy what lies behind the end of a base of `size` bytes."""
-    return _varint(size) + _varint(64) + b"\x91" + bytes([size]) + b"\x40"
+def encode_copy_beyond_end(size: int) -> bytes:
+    """Return instructions of a delta that copy bytes behind the end of a base of `size` bytes."""
+    return _encode_varint(size) + _encode_varint(64) + b"\x91" + bytes([size]) + b"\x40"
 
 
-def lying_index(thing: PackObject, alias: str, of: bytes) -> bytes:
-    """The index of a pack `of` with one thing, that calls it `alias`."""
+def build_lying_index(pack_object: PackObject, alias: str, pack: bytes) -> bytes:
+    """Return an index of the pack `pack`, which holds one object, that gives the object the id
+    `alias`."""
     first = int(alias[:2], 16)
     fanout = b"".join((1 if byte >= first else 0).to_bytes(4, "big") for byte in range(256))
-    crc = zlib.crc32(thing.packed()).to_bytes(4, "big")
-    return sealed(
+    crc = zlib.crc32(pack_object.to_bytes()).to_bytes(4, "big")
+    return add_checksum(
         b"\xfftOc\0\0\0\2"
         + fanout
         + bytes.fromhex(alias)
         + crc
         + (12).to_bytes(4, "big")
-        + of[-20:]
+        + pack[-20:]
     )
 
 
-def _head(kind: int, size: int) -> bytes:
+def _encode_header(kind: int, size: int) -> bytes:
     first = size & 15
     rest = size >> 4
-    return bytes([(0x80 if rest else 0) | kind << 4 | first]) + (_varint(rest) if rest else b"")
+    return bytes([(0x80 if rest else 0) | kind << 4 | first]) + (
+        _encode_varint(rest) if rest else b""
+    )
 
 
-def _varint(number: int) -> bytes:
-    found = []
+def _encode_varint(number: int) -> bytes:
+    encoded = []
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])
 
 
-def _bytes(name: str | bytes) -> bytes:
+def _encode_name(name: str | bytes) -> bytes:
     return name if isinstance(name, bytes) else name.encode()

@@ -1,9 +1,10 @@
-"""Measures what a call of the host's costs, in a process of its own: memory, stalls of its event
-loop, and processors.
+"""Measures what a function of the host costs, in a separate process: memory, stalls of its event
+loop, and processor time.
 
-    python -m tests.attacks.memory_bounds WORK CPU ARGUMENTS
+    python -m tests.attacks.memory_bounds FUNCTION CPU ARGUMENTS
 
-`WORK` is one of the functions below, and its arguments are JSON. The answer is a `Cost` as JSON.
+`FUNCTION` is the name of one of the functions below, and its arguments are JSON. The answer is a
+`Cost` as JSON.
 """
 
 import asyncio
@@ -22,19 +23,19 @@ from typing import Any
 from osiris.bot.git.repositories import HostRepositories
 from osiris.core.errors import OsirisError
 from osiris.core.ports.sandbox import Export
-from tests.attacks.worker import _most_memory
+from tests.attacks.worker import read_peak_memory, reset_peak_memory
 
 REPO = "acme/shop"
 MIB = 1 << 20
 TICK = 0.005
-LONG = (("import_pack", "_UNPACK"), ("import_pack", "_COUNTING"), ("file_listings", "_LIMITS"))
-"""The limits of what may take long."""
+LIMITS = (("import_pack", "_UNPACK"), ("import_pack", "_COUNTING"), ("file_listings", "_LIMITS"))
+"""(module, name) of the limits of programs that may take long."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call gave, and what it cost: bytes that the process grew by at the most, the longest
-    stall of its loop in seconds (without the time it waited for a processor), and seconds of
+    """The result of a call, and its cost: by how many bytes at most the process grew, the longest
+    stall of its loop in seconds (without the time it waited for a processor), and the seconds of
     processor time of the programs it started."""
 
     answer: Any
@@ -43,92 +44,101 @@ class Cost:
     cpu: float
 
 
-def measure(work: str, *, cpu: int = 0, **arguments: Any) -> Cost:
-    """Do one of the works below in a process of its own, and say what it cost. With `cpu`, what may
-    take some seconds of a processor by itself may only take so many, so that tests need not wait
-    for it."""
-    words = [
+def measure_cost(function: str, *, cpu: int = 0, **arguments: Any) -> Cost:
+    """Run one of the functions below in a separate process, and return its cost. `cpu` lowers the
+    limits of programs that may take long to so many seconds of processor time, so that tests need
+    not wait for them."""
+    argv = [
         sys.executable,
         "-m",
         "tests.attacks.memory_bounds",
-        work,
+        function,
         str(cpu),
         json.dumps(arguments),
     ]
-    house = Path(__file__).parents[2]
-    result = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=100)
+    checkout = Path(__file__).parents[2]
+    result = subprocess.run(argv, cwd=checkout, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     return Cost(**json.loads(result.stdout))
 
 
-# ── the works ─────────────────────────────────────────────────────────────────────────────────────
+# ── the functions to measure ──────────────────────────────────────────────────────────────────────
 
 
-async def fingerprint(place: str, commit: str) -> str:
-    return await HostRepositories(Path(place)).fingerprint_packages(REPO, commit)
+async def fingerprint_packages(folder: str, commit: str) -> str:
+    return await HostRepositories(Path(folder)).fingerprint_packages(REPO, commit)
 
 
-async def instructions(place: str, commit: str) -> Mapping[str, str]:
-    return dict(await HostRepositories(Path(place)).read_instructions(REPO, commit))
+async def read_instructions(folder: str, commit: str) -> Mapping[str, str]:
+    return dict(await HostRepositories(Path(folder)).read_instructions(REPO, commit))
 
 
-async def take(place: str, base: str, tree: str, pack: str) -> Any:
+async def import_pack(folder: str, base: str, tree: str, pack: str) -> Any:
     with Path(pack).open("rb") as file:
-        taken = await HostRepositories(Path(place)).import_pack(
+        imported = await HostRepositories(Path(folder)).import_pack(
             REPO, base, Export(tree=tree, pack=file), ()
         )
-    return [asdict(file) for file in taken.files]
+    return [asdict(file) for file in imported.files]
 
 
-# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
+# ── the measurement ───────────────────────────────────────────────────────────────────────────────
 
 
-async def _watch(stalls: list[float]) -> None:
+async def _watch_loop(stalls: list[float]) -> None:
     while True:
         began = time.monotonic()
-        waited = _waited()
+        waited = _read_wait_time()
         await asyncio.sleep(TICK)
-        stalls.append(time.monotonic() - began - TICK - (_waited() - waited))
+        stalls.append(time.monotonic() - began - TICK - (_read_wait_time() - waited))
 
 
-def _waited() -> float:
-    """Seconds that this thread has waited for a processor."""
+def _read_wait_time() -> float:
+    """Return the seconds that this thread has waited for a processor."""
     return (
         int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1])
         / 1e9
     )
 
 
-async def _measured(work: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]) -> Cost:
+async def _measure_function(
+    function: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
+) -> Cost:
     stalls = [0.0]
-    watch = asyncio.create_task(_watch(stalls))
+    watch = asyncio.create_task(_watch_loop(stalls))
     await asyncio.sleep(0)
-    # the most is counted anew; see proc_pid_clear_refs(5)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _most_memory()
+    reset_peak_memory()
+    before = read_peak_memory()
     try:
         async with asyncio.timeout(60):
-            answer = await work(**arguments)
+            answer = await function(**arguments)
     except (OsirisError, TimeoutError, MemoryError) as error:
         answer = f"{type(error).__name__}: {error}"
-    await asyncio.sleep(0)  # a stall shows when it is over
+    await asyncio.sleep(0)  # a stall is seen when it is over
     await asyncio.sleep(2 * TICK)
     watch.cancel()
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = spent.ru_utime + spent.ru_stime
-    return Cost(answer=answer, growth=_most_memory() - before, stall=max(stalls), cpu=cpu)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Cost(answer=answer, growth=read_peak_memory() - before, stall=max(stalls), cpu=cpu)
 
 
-def _lower(cpu: int) -> None:
-    for part, name in LONG:
-        module = importlib.import_module(f"osiris.bot.git.{part}")
-        setattr(module, name, replace(getattr(module, name), cpu=cpu))
+def _lower_limits(cpu: int) -> None:
+    for name, limit in LIMITS:
+        module = importlib.import_module(f"osiris.bot.git.{name}")
+        setattr(module, limit, replace(getattr(module, limit), cpu=cpu))
+
+
+def main(name: str, cpu: str, arguments: str) -> None:
+    # to protect this machine
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))
+    functions = {
+        function.__name__: function
+        for function in (fingerprint_packages, read_instructions, import_pack)
+    }
+    if int(cpu):
+        _lower_limits(int(cpu))
+    cost = asyncio.run(_measure_function(functions[name], json.loads(arguments)))
+    print(json.dumps(asdict(cost)))
 
 
 if __name__ == "__main__":
-    # for the sake of this machine
-    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))
-    works = {work.__name__: work for work in (fingerprint, instructions, take)}
-    if int(sys.argv[2]):
-        _lower(int(sys.argv[2]))
-    print(json.dumps(asdict(asyncio.run(_measured(works[sys.argv[1]], json.loads(sys.argv[3]))))))
+    main(*sys.argv[1:])

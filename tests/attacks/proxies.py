@@ -1,5 +1,4 @@
-"""A guarded proxy and one that lets everybody through, with a target behind both, and a client of
-bad manners."""
+"""A guarded proxy and an open one with a target behind both, and a client that breaks the rules."""
 
 import asyncio
 import contextlib
@@ -18,69 +17,72 @@ from osiris.tools.sandbox.network.proxy_process import make_listener
 from osiris.tools.sandbox.network.proxy_report import parse_report
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Meet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+ConnectionHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class TargetServer:
-    """A server of 127.0.0.1: what came to it, and how many came."""
+    """A server of 127.0.0.1. `received` is what was sent to it, and `callers` how many connections
+    it got."""
 
     def __init__(self) -> None:
-        self.heard = b""
+        self.received = b""
         self.callers = 0
-        self.port = 0
 
-    async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.callers += 1
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                self.heard += data
+                self.received += data
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\nreached"
                 )
                 if b"Connection: close" in data:
                     break
-        await shut(writer)
+        await close_writer(writer)
 
 
-async def shut(writer: asyncio.StreamWriter) -> None:
+async def close_writer(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
-async def permit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A proxy that lets everybody through, and for which every name leads to this machine."""
+async def forward_anything(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Handle a connection as a proxy that forwards everything, and that resolves every name to this
+    machine."""
     head = await reader.readuntil(b"\r\n\r\n")
     port = int(re.findall(rb":(\d{4,5})", head)[0])
-    there = await asyncio.open_connection("127.0.0.1", port)
+    target = await asyncio.open_connection("127.0.0.1", port)
     try:
-        await passing(head, (reader, writer), there)
+        await connect_streams(head, (reader, writer), target)
     finally:
-        there[1].close()
+        target[1].close()
 
 
-async def passing(head: bytes, here: Stream, there: Stream) -> None:
+async def connect_streams(head: bytes, client: Stream, target: Stream) -> None:
+    """Answer or forward the head of a request, then copy both directions."""
     if head.startswith(b"CONNECT"):
-        here[1].write(b"HTTP/1.1 200 OK\r\n\r\n")
+        client[1].write(b"HTTP/1.1 200 OK\r\n\r\n")
     else:
-        there[1].write(head)
-    await asyncio.gather(pump(here[0], there[1]), pump(there[0], here[1]))
+        target[1].write(head)
+    await asyncio.gather(copy_stream(client[0], target[1]), copy_stream(target[0], client[1]))
 
 
-def kept(meet: Meet, running: set[asyncio.Task[None]]) -> Meet:
-    """The same, with its tasks in `running`: a server that is closed leaves them alone."""
+def track_tasks(handle: ConnectionHandler, running: set[asyncio.Task[None]]) -> ConnectionHandler:
+    """Return a handler that adds its tasks to `running`, because closing a server does not end
+    them."""
 
-    async def meet_(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.add(asyncio.current_task())
         try:
-            await meet(reader, writer)
+            await handle(reader, writer)
         finally:
             writer.close()
 
-    return meet_
+    return handle_tracked
 
 
-async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def copy_stream(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while data := await source.read(1 << 16):
             sink.write(data)
@@ -90,11 +92,9 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyPair:
-    """A guarded proxy and one that lets everybody through, each on a socket, and the target behind
-    both.
+    """A guarded proxy and an open one, each on a socket, and the target behind both.
 
-    The guarded one lets jails to port `tls` of localhost, with TLS, and to its port `plain`,
-    without.
+    The guarded one lets jails reach port `tls` of localhost with TLS, and port `plain` without.
     """
 
     target: TargetServer
@@ -106,81 +106,82 @@ class ProxyPair:
     plain: int
 
     def take_blocked(self) -> list[Blocked]:
-        """What was not let through since this was asked last, as the worker reads it."""
+        """Return what was blocked since the last call, as the worker reads it."""
         return list(parse_report(json.dumps(self.egress.take_report()).encode()).blocked)
 
-    def filled(self, words: str) -> str:
-        """With these ports in it."""
-        return words.replace("@T", str(self.tls)).replace("@P", str(self.plain))
+    def fill_ports(self, text: str) -> str:
+        """Return a text with the ports for @T (with TLS) and @P (without)."""
+        return text.replace("@T", str(self.tls)).replace("@P", str(self.plain))
 
 
-async def everywhere(_host: str, _port: int) -> Sequence[str]:
+async def resolve_to_this_machine(_host: str, _port: int) -> Sequence[str]:
     return ["127.0.0.1"]
 
 
-async def end(running: set[asyncio.Task[None]]) -> None:
+async def cancel_tasks(running: set[asyncio.Task[None]]) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
-async def opening(
-    place: Path,
+async def open_proxies(
+    folder: Path,
     *,
     caps: ProxyLimits | None = None,
-    resolve: ResolveHost = everywhere,
-    meet: Meet | None = None,
-    secure: ssl.SSLContext | None = None,
+    resolve: ResolveHost = resolve_to_this_machine,
+    handle: ConnectionHandler | None = None,
+    tls_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[ProxyPair]:
-    """A wire below `place`; `meet` is what the target does, `secure` makes it speak TLS where it
-    should."""
+    """Start the proxies with their sockets in `folder`, and the target. `handle` replaces what the
+    target does, and `tls_context` makes it speak TLS on its port for TLS."""
     async with contextlib.AsyncExitStack() as stack:
         target = TargetServer()
         running = set()
-        stack.push_async_callback(end, running)
-        answer = kept(meet or target.meet, running)
+        stack.push_async_callback(cancel_tasks, running)
+        handle_tracked = track_tasks(handle or target.handle, running)
         servers = [
-            await asyncio.start_server(answer, "127.0.0.1", 0, ssl=s) for s in (secure, None)
+            await asyncio.start_server(handle_tracked, "127.0.0.1", 0, ssl=context)
+            for context in (tls_context, None)
         ]
-        for server in (
-            *servers,
-            await asyncio.start_unix_server(kept(permit, running), place / "open"),
-        ):
+        open_proxy = await asyncio.start_unix_server(
+            track_tasks(forward_anything, running), folder / "open"
+        )
+        for server in (*servers, open_proxy):
             stack.callback(server.close)
-        at, plain = (server.sockets[0].getsockname()[1] for server in servers)
-        listed = [
-            AllowedHost(host="localhost", port=at, own=True),
+        tls, plain = (server.sockets[0].getsockname()[1] for server in servers)
+        allowed = [
+            AllowedHost(host="localhost", port=tls, own=True),
             AllowedHost(host="localhost", port=plain, own=True, plain=True),
-            AllowedHost(host="*.wild.example", port=at),
+            AllowedHost(host="*.wild.example", port=tls),
         ]
-        egress = EgressProxy(listed, resolve, caps)
-        listener = stack.enter_context(make_listener(place / "guarded", None))
-        stack.callback((place / "guarded").unlink)
+        egress = EgressProxy(allowed, resolve, caps)
+        listener = stack.enter_context(make_listener(folder / "guarded", None))
+        stack.callback((folder / "guarded").unlink)
         await stack.enter_async_context(egress.serve_listener(listener))
         yield ProxyPair(
             target=target,
             egress=egress,
             listener=listener,
-            guarded=place / "guarded",
-            open=place / "open",
-            tls=at,
+            guarded=folder / "guarded",
+            open=folder / "open",
+            tls=tls,
             plain=plain,
         )
 
 
-async def say(path: Path, *words: bytes) -> bytes:
-    """Everything that a proxy answers; each of the words is said when there was an answer to the
-    one before."""
+async def send_messages(path: Path, *messages: bytes) -> bytes:
+    """Send messages to a proxy, each after the answer to the one before, and return all that it
+    answers."""
     reader, writer = await asyncio.open_unix_connection(path)
     answer = b""
     with contextlib.suppress(OSError):
         async with asyncio.timeout(5):
-            for word in words[:-1]:
-                writer.write(word)
+            for message in messages[:-1]:
+                writer.write(message)
                 answer += await reader.read(1 << 16)
-            writer.write(words[-1])
+            writer.write(messages[-1])
             writer.write_eof()
             answer += await reader.read()
-    await shut(writer)
+    await close_writer(writer)
     return answer

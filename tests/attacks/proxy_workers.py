@@ -1,4 +1,5 @@
-"""A worker with other proxies: as they once were, as on an older kernel, or taken over."""
+"""A worker with other proxies: with earlier versions of them, on an older kernel, or with a
+compromised one."""
 
 import contextlib
 import json
@@ -15,8 +16,9 @@ from osiris.tools.sandbox.network.egress_proxy import EgressProxy
 from osiris.tools.sandbox.network.proxy_process import ProxyProcess, make_listener
 from tests.attacks import worker
 
-NO_OPTION = 9999  # of a socket: no kernel has it
+UNKNOWN_OPTION = 9999  # a socket option that no kernel has
 IN_THE_WORKER = ("in the worker", "without limits")
+"""The modes in which the proxy runs in the worker's event loop."""
 LIMITS = [
     *((module, "LONGEST_REASON") for module in (egress_proxy, proxy_report, shell)),
     *((shell, name) for name in ("LONGEST_NAME", "MOST_BLOCKED")),
@@ -24,7 +26,7 @@ LIMITS = [
 
 
 class ProxyInTheWorker(ProxyProcess):
-    """The proxy in the worker's own event loop, for controls. One resolver serves all sessions."""
+    """A proxy in the worker's own event loop, for controls. One resolver serves all sessions."""
 
     resolve = Resolver()
 
@@ -47,30 +49,31 @@ class ProxyInTheWorker(ProxyProcess):
         )
 
 
-class ProxyWorker(worker.AttackedWorker):
-    """A worker that can be told which proxies its next sessions have."""
+class ProxyWorkerService(worker.WorkerService):
+    """The methods of a worker whose next sessions can get other proxies."""
 
-    async def use(self, how: str = "", *, child: str = "") -> None:
+    async def choose_proxy(self, mode: str = "", *, child: str = "") -> None:
         """Choose the proxy of the next sessions.
 
-        `how`: "" as it is, "older kernel", "in the worker", "without limits" (and in the worker).
-        `child`: code that runs in the process in the proxy's place.
+        `mode` is "" for the proxy of Osiris, "older kernel", "in the worker", or "without limits",
+        which is also in the worker. `child` is code that runs in the proxy's process instead of the
+        proxy.
         """
-        for (module, name), value in WITH_LIMITS.items():
-            setattr(module, name, 1 << 40 if how == "without limits" else value)
-        egress_proxy.quote_name = ascii if how == "without limits" else QUOTE_NAME
-        proxy_process.SO_PASSRIGHTS = NO_OPTION if how else SO_PASSRIGHTS
+        for (module, name), value in ORIGINAL_LIMITS.items():
+            setattr(module, name, 1 << 40 if mode == "without limits" else value)
+        egress_proxy.quote_name = ascii if mode == "without limits" else QUOTE_NAME
+        proxy_process.SO_PASSRIGHTS = UNKNOWN_OPTION if mode else SO_PASSRIGHTS
         proxy_process.CHILD = f"# proxy_child\n{child}" if child else CHILD
         proxy_process.START_TIMEOUT = proxy_process.REPORT_TIMEOUT if child else START_TIMEOUT
-        network_access.ProxyProcess = ProxyInTheWorker if how in IN_THE_WORKER else ProxyProcess
+        network_access.ProxyProcess = ProxyInTheWorker if mode in IN_THE_WORKER else ProxyProcess
 
 
-WITH_LIMITS: dict[Any, int] = {(module, name): getattr(module, name) for module, name in LIMITS}
+ORIGINAL_LIMITS: dict[Any, int] = {(module, name): getattr(module, name) for module, name in LIMITS}
 QUOTE_NAME, CHILD = egress_proxy.quote_name, proxy_process.CHILD
 SO_PASSRIGHTS, START_TIMEOUT = proxy_process.SO_PASSRIGHTS, proxy_process.START_TIMEOUT
 
 if __name__ == "__main__":
-    worker.AttackedWorker = ProxyWorker
+    worker.WorkerService = ProxyWorkerService
     worker.main()
     sys.stdout.flush()
-    os._exit(0)  # threads that still look something up are not waited for
+    os._exit(0)  # do not wait for threads that still look up a name

@@ -1,8 +1,8 @@
-"""Hostile commands that want all of the machine. While each goes off, another session goes on
-working.
+"""Hostile commands that try to use up the machine ("bombs"). While each one runs, another session
+continues to work.
 
-The controls take a little more than a session may have, unprotected: no bomb goes off outside of a
-jail.
+The controls use only a little more than a session may have, without protection: no bomb runs
+outside of a jail.
 """
 
 import os
@@ -17,15 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.attack import Attack, each, known, python, won
-from tests.attacks.conftest import MIB, SMALL
-from tests.attacks.test_survivors import kill, living
+from tests.attacks.attack import Attack, complete_script, has_won, parametrize_attacks, quote_python
+from tests.attacks.conftest import MIB, SMALL_LIMITS
+from tests.attacks.test_survivors import find_processes, kill_processes
 
-ALIVE = ("run", ("other", ["/bin/bash", "-c", "sleep 0.05; echo alive"]), {"timeout": 30})
-# seconds that a command of a neighbour may take on a busy machine; alone it takes 0.02
-PATIENCE = 6
-MORE = SMALL.memory // MIB + 64
-FORK = """
+NEIGHBOUR_CALL = (
+    "run_command",
+    ("other", ["/bin/bash", "-c", "sleep 0.05; echo alive"]),
+    {"timeout": 30},
+)
+# seconds that a command of the neighbour may take on a busy machine; alone it takes 0.02
+NEIGHBOUR_TIMEOUT = 6
+MIB_ABOVE_LIMIT = SMALL_LIMITS.memory // MIB + 64
+START_PROCESSES = """
 import os, time
 for n in range({many}):
     try:
@@ -33,7 +37,7 @@ for n in range({many}):
     except OSError as error: print(n, error); break
 else: print("won")
 """
-THREADS = """
+START_THREADS = """
 import threading
 end = threading.Event()
 try:
@@ -42,11 +46,11 @@ try:
 except RuntimeError as error: print(n, error)
 end.set()
 """
-DOUBLE = (
+DOUBLE_PROCESSES = (
     "double() { [ $1 -gt 0 ] && { double $(($1 - 1)) | double $(($1 - 1)) & wait; }; }; double $0;"
     " true"
 )
-OPEN = """
+OPEN_FILES = """
 import os, resource
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -55,23 +59,23 @@ try:
     print("won")
 except OSError as error: print(n, error)
 """
-CRASH = """
+DUMP_CORE = """
 import os, resource, signal
 try: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
 except (ValueError, OSError) as error: print(error)
 if os.fork() == 0: os.kill(os.getpid(), signal.SIGSEGV)
 if os.WCOREDUMP(os.wait()[1]): print("won")
 """
-FILES = (
+CREATE_FILES = (
     "import os\nos.makedirs('many')\ntry:\n  for n in range({many}): open(f'many/{{n}}',"
     " 'x').close()\n  print('won')\n"
 )
-FILES += "except OSError as error: print(n, error)"
+CREATE_FILES += "except OSError as error: print(n, error)"
 
 
-def fill(*folders: str) -> str:
-    """Write more than a disk may hold, in files that are not too large; what was written is taken
-    away again."""
+def fill_folders(*folders: str) -> str:
+    """Return a script that writes more than a disk may hold, in files below the size limit, and
+    removes them."""
     parts = " ".join(f"{folder}/part$n" for folder in folders)
     return (
         f"for n in 1 2 3 4 5 6 7; do for f in {parts}; do head -c 14000000 /dev/zero >$f || full=1;"
@@ -83,38 +87,38 @@ def fill(*folders: str) -> str:
 BOMBS = (
     Attack(
         name="processes",
-        script=python(FORK.format(many=SMALL.processes + 50)),
-        held="refused at the limit",
-        shows="as many could be started",
+        script=quote_python(START_PROCESSES.format(many=SMALL_LIMITS.processes + 50)),
+        outcome="refused at the limit",
+        control_outcome="as many could be started",
     ),
     Attack(
         name="threads",
-        script=python(THREADS.format(many=SMALL.processes + 50)),
-        held="refused at the limit",
-        shows="as many could be started",
+        script=quote_python(START_THREADS.format(many=SMALL_LIMITS.processes + 50)),
+        outcome="refused at the limit",
+        control_outcome="as many could be started",
     ),
     Attack(
         name="processes that double",
         script=(
-            f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & until=$((SECONDS + 2)); while ["
+            f"bash -c {shlex.quote(DOUBLE_PROCESSES)} 12 2>/dev/null & until=$((SECONDS + 2)); while ["
             " $SECONDS -lt $until ]; do found=(/proc/[0-9]*); [ ${#found[@]} -gt 150 ] && echo"
             " won && break; done"
         ),
-        held="refused at the limit",
-        shows="a small tree grew",
-        easier=f"bash -c {shlex.quote(DOUBLE)} 4 && echo won",
+        outcome="refused at the limit",
+        control_outcome="a small tree grew",
+        control_script=f"bash -c {shlex.quote(DOUBLE_PROCESSES)} 4 && echo won",
     ),
     Attack(
         name="open files",
-        script=python(OPEN),
-        held="refused at the limit",
-        shows="as many could be opened",
+        script=quote_python(OPEN_FILES),
+        outcome="refused at the limit",
+        control_outcome="as many could be opened",
     ),
     Attack(
         name="a file of 5 GB with holes",
         script="truncate -s 5G large && echo won; rm -f large",
-        held="file too large",
-        shows="it could be made",
+        outcome="file too large",
+        control_outcome="it could be made",
     ),
     Attack(
         name="a file of 5 GB",
@@ -122,9 +126,9 @@ BOMBS = (
             "head -c 5000000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won;"
             " rm -f large"
         ),
-        held="file too large",
-        shows="a larger one than allowed could be made",
-        easier=(
+        outcome="file too large",
+        control_outcome="a larger one than allowed could be made",
+        control_script=(
             "head -c 68000000 /dev/zero >large; [ $(stat -c %s large) -gt 60000000 ] && echo won;"
             " rm -f large"
         ),
@@ -132,35 +136,35 @@ BOMBS = (
     Attack(
         name="files of all room",
         script="fallocate -l 40M one && fallocate -l 40M two && echo won; rm -f one two",
-        held="no space left",
-        shows="as much could be taken",
+        outcome="no space left",
+        control_outcome="as much could be taken",
     ),
     Attack(
         name="the workspace",
-        script=fill("."),
-        held="no space left",
-        shows="as much could be written",
+        script=fill_folders("."),
+        outcome="no space left",
+        control_outcome="as much could be written",
     ),
     Attack(
         name="/tmp",
-        script=fill("/tmp"),
-        held="no space left",
-        shows="as much could be written",
-        easier=fill("."),
+        script=fill_folders("/tmp"),
+        outcome="no space left",
+        control_outcome="as much could be written",
+        control_script=fill_folders("."),
     ),
     Attack(
         name="the home",
-        script=fill("$HOME"),
-        held="no space left",
-        shows="as much could be written",
-        easier=fill("."),
+        script=fill_folders("$HOME"),
+        outcome="no space left",
+        control_outcome="as much could be written",
+        control_script=fill_folders("."),
     ),
     Attack(
         name="all three folders together",
-        script=fill("/tmp", "$HOME", "."),
-        held="they are one disk, and it is full",
-        shows="as much could be written",
-        easier=fill("."),
+        script=fill_folders("/tmp", "$HOME", "."),
+        outcome="they are one disk, and it is full",
+        control_outcome="as much could be written",
+        control_script=fill_folders("."),
     ),
     Attack(
         name="/dev/shm",
@@ -168,127 +172,130 @@ BOMBS = (
             "head -c 20000000 /dev/zero >/dev/shm/f; [ $(stat -c %s /dev/shm/f) -gt 18000000 ] &&"
             " echo won"
         ),
-        held="no space left",
-        shows="as much could be written",
-        easier=(
+        outcome="no space left",
+        control_outcome="as much could be written",
+        control_script=(
             "head -c 20000000 /dev/zero >f; [ $(stat -c %s f) -gt 18000000 ] && echo won; rm -f f"
         ),
     ),
     Attack(
         name="small files",
-        script=f"{python(FILES.format(many=SMALL.inodes + 100))}; rm -rf many",
-        held="no space left",
-        shows="many could be made",
-        easier=f"{python(FILES.format(many=500))}; rm -rf many",
+        script=f"{quote_python(CREATE_FILES.format(many=SMALL_LIMITS.inodes + 100))}; rm -rf many",
+        outcome="no space left",
+        control_outcome="many could be made",
+        control_script=f"{quote_python(CREATE_FILES.format(many=500))}; rm -rf many",
     ),
     Attack(
         name="higher limits",
         script="for kind in c f n t u; do (ulimit -H -$kind unlimited) && echo won; done",
-        held="no limit can be raised",
-        shows="some could be",
+        outcome="no limit can be raised",
+        control_outcome="some could be",
     ),
 )
 
 
-def beside(attacked, script: str, timeout: float = 20):
-    """Run it in session "s" while session "other" works; what it printed, and what the other's
-    commands came to."""
-    bomb = ("run", ("s", ["/bin/bash", "-c", known(attacked, script)]), {"timeout": timeout})
-    result, others = attacked.ask("beside", bomb, ALIVE)
-    assert {other.output for other in others} == {b"alive\n"}
-    assert max(other.seconds for other in others) < PATIENCE
-    assert attacked.bash("echo alive").output == b"alive\n"
+def run_bomb(worker, script: str, timeout: float = 20):
+    """Run a script in session "s" while session "other" works. Assert that all commands of both
+    sessions still work, and return the result of the script."""
+    argv = ["/bin/bash", "-c", complete_script(worker, script)]
+    bomb = ("run_command", ("s", argv), {"timeout": timeout})
+    result, neighbour_results = worker.call("run_beside", bomb, NEIGHBOUR_CALL)
+    assert {result.output for result in neighbour_results} == {b"alive\n"}
+    assert max(result.seconds for result in neighbour_results) < NEIGHBOUR_TIMEOUT
+    assert worker.run_script("echo alive").output == b"alive\n"
     return result
 
 
 @pytest.fixture
-def neighbour(attacked):
-    attacked.create("other")
-    yield attacked
-    attacked.ask("destroy", "other")
+def neighbour_session(worker, fresh_session):
+    """Provide a session "other" beside session "s"."""
+    worker.create_session("other")
+    yield "other"
+    worker.destroy_session("other")
 
 
 @pytest.fixture(scope="session")
-def controls(worker):
-    """Tries the same script once."""
+def check_control(worker):
+    """Provide a function that asserts that a control succeeds. It tries each script only once."""
     tried = set()
 
-    def attempt(script: str) -> None:
+    def check(script: str) -> None:
         if script not in tried:
-            free = worker.unprotected(known(worker, script))
-            assert won(free), f"the attack itself is broken: {free[-2000:]}"
+            control_output = worker.run_unprotected(complete_script(worker, script))
+            assert has_won(control_output), f"the attack itself is broken: {control_output[-2000:]}"
             tried.add(script)
 
-    return attempt
+    return check
 
 
-@each(*BOMBS)
-def test_bomb(attack, neighbour, controls, verdict):
-    """As many, as much, or as large as it can be."""
-    controls(attack.easier or attack.script)
-    result = beside(neighbour, attack.script)
-    seen = result.output.decode(errors="replace")
-    assert "over" in seen
-    assert not won(seen), seen[-2000:]
-    verdict(attack.held, attack.shows)
+@parametrize_attacks(*BOMBS)
+def test_bomb(attack, worker, neighbour_session, check_control, record_verdict):
+    """The command creates as many or as large things as it can."""
+    check_control(attack.control_script or attack.script)
+    result = run_bomb(worker, attack.script)
+    output = result.output.decode(errors="replace")
+    assert "over" in output
+    assert not has_won(output), output[-2000:]
+    record_verdict(attack.outcome, attack.control_outcome)
 
 
-def _crash() -> str:
+def _dump_core() -> str:
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run(
-            ["/bin/bash", "-c", python(CRASH)], cwd=folder, capture_output=True, text=True
+            ["/bin/bash", "-c", quote_python(DUMP_CORE)], cwd=folder, capture_output=True, text=True
         ).stdout
 
 
-CRASHED = _crash()
-"""The control, tried while tests are collected: a process that had a sandbox once leaves no core
-files any more."""
+CORE_CONTROL_OUTPUT = _dump_core()
+"""The output of the control. It runs while tests are collected, because a process that has had a
+sandbox leaves no core files."""
 
 
-def test_a_core_file(lasting, verdict):
-    assert won(CRASHED), f"the attack itself is broken: {CRASHED}"
-    assert not won(lasting.bash(python(CRASH), name="lasting").output.decode())
-    assert lasting.bash("ls core*", name="lasting").exit_code == 2
-    verdict("none is written", "it was written")
+def test_a_core_file(worker, shared_session, record_verdict):
+    assert has_won(CORE_CONTROL_OUTPUT), f"the attack itself is broken: {CORE_CONTROL_OUTPUT}"
+    assert not has_won(
+        worker.run_script(quote_python(DUMP_CORE), name=shared_session).output.decode()
+    )
+    assert worker.run_script("ls core*", name=shared_session).exit_code == 2
+    record_verdict("none is written", "it was written")
 
 
-def test_the_program_of_the_host_that_takes_core_files(lasting, verdict):
-    """Where core_pattern names a program, the kernel starts it as root of the host, with the
-    agent's data, whatever the limit is: core(5). Only for a limit of one byte it does not:
-    fs/coredump.c."""
-    limit = python("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
-    [others] = [
+def test_the_program_of_the_host_that_takes_core_files(worker, shared_session, record_verdict):
+    """If core_pattern names a program, the kernel starts it as root of the host, with the agent's
+    data, at any limit (core(5)) except a limit of one byte (fs/coredump.c)."""
+    limit = quote_python("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
+    [core_limit] = [
         line
         for line in Path(f"/proc/{os.getppid()}/limits").read_text().splitlines()
         if "core file" in line
     ]
-    assert others.split()[4:6] != ["1", "1"]
-    assert lasting.bash(limit, name="lasting").output == b"(1, 1)\n"
-    verdict("the limit is one byte", "the tests' own is another")
+    assert core_limit.split()[4:6] != ["1", "1"]
+    assert worker.run_script(limit, name=shared_session).output == b"(1, 1)\n"
+    record_verdict("the limit is one byte", "the tests' own is another")
 
 
-MEMORY = {
-    "anonymous memory": f"held = [bytearray(b'x') * (1 << 20) for _ in range({MORE})]",
+MEMORY_BOMBS = {
+    "anonymous memory": f"held = [bytearray(b'x') * (1 << 20) for _ in range({MIB_ABOVE_LIMIT})]",
     "files in memory": (
         "files = [os.memfd_create('x') for _ in range(10)]\n"
-        f"for n in range({MORE}): os.pwrite(files[n % 10], b'x' * (1 << 20), n // 10 << 20)"
+        f"for n in range({MIB_ABOVE_LIMIT}): os.pwrite(files[n % 10], b'x' * (1 << 20), n // 10 << 20)"
     ),
     "System V shared memory": (
         "libc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
-        f"for n in range({MORE // 32}):\n"
+        f"for n in range({MIB_ABOVE_LIMIT // 32}):\n"
         "  one = libc.shmget(0, 32 << 20, 0o1600)\n"
         "  at = libc.shmat(one, None, 0)\n"
         "  libc.shmctl(one, 0, None)\n"
         "  ctypes.memset(at, 1, 32 << 20)"
     ),
     "memory shared by children": (
-        f"held = mmap.mmap(-1, {MORE} << 20)\n"
-        f"for n in range({MORE // 16}):\n"
+        f"held = mmap.mmap(-1, {MIB_ABOVE_LIMIT} << 20)\n"
+        f"for n in range({MIB_ABOVE_LIMIT // 16}):\n"
         "  if not os.fork(): held[n << 24 : n + 1 << 24] = b'x' * (1 << 24); os._exit(0)\n"
-        f"if any([os.wait()[1] for n in range({MORE // 16})]): sys.exit()"
+        f"if any([os.wait()[1] for n in range({MIB_ABOVE_LIMIT // 16})]): sys.exit()"
     ),
     "what sockets hold": (
-        f"held, total = [], 0\nwhile total < {MORE} << 20:\n  pair = socket.socketpair()\n "
+        f"held, total = [], 0\nwhile total < {MIB_ABOVE_LIMIT} << 20:\n  pair = socket.socketpair()\n "
         " held.append(pair)\n  pair[0].setblocking(False)\n  pair[0].setsockopt(socket.SOL_SOCKET,"
         " socket.SO_SNDBUF, 1 << 24)\n  with contextlib.suppress(BlockingIOError):\n    while"
         " True: total += pair[0].send(bytes(60000))"
@@ -304,47 +311,49 @@ for n in range(150):
     if os.fork() == 0: break
 time.sleep(60)
 """
-"""Memory that 150 processes have in common: the kernel walks through it once for each of them when
-they end."""
+"""Memory that 150 processes share: the kernel walks through it once for each of them when they
+end."""
 
 
-def test_a_jail_that_takes_the_kernel_long_to_end(worker, verdict):
-    """The worker's event loop goes on meanwhile: `Attacked` looks at it."""
-    worker.create("heavy", limits=replace(SMALL, memory=1 << 30, processes=200))
+def test_a_jail_that_takes_the_kernel_long_to_end(worker, record_verdict):
+    """Meanwhile the worker's event loop is not blocked: `WorkerUnderAttack` checks that."""
+    worker.create_session("heavy", limits=replace(SMALL_LIMITS, memory=1 << 30, processes=200))
     try:
-        assert worker.ask("cut_off", "heavy", ["/usr/bin/python3", "-c", SLOW_TO_FREE], 150) >= 150
-        assert worker.bash("echo alive", name="heavy").output == b"alive\n"
+        argv = ["/usr/bin/python3", "-c", SLOW_TO_FREE]
+        assert worker.call("cancel_command", "heavy", argv, 150) >= 150
+        assert worker.run_script("echo alive", name="heavy").output == b"alive\n"
     finally:
-        worker.ask("destroy", "heavy")
-    verdict("a thread waits for it", "its end takes the kernel a second")
+        worker.destroy_session("heavy")
+    record_verdict("a thread waits for it", "its end takes the kernel a second")
 
 
-GOES_FIRST = (
+CHECK_OOM_SCORE = (
     "f=/proc/self/oom_score_adj; [ $(cat $f) = 1000 ] && ! (echo 0 >$f) 2>/dev/null && echo goes"
     " first"
 )
 
 
-@pytest.mark.parametrize("name", MEMORY)
-def test_memory_bomb(name, neighbour, verdict):
-    """An ordinary user has no cgroup here, and so no limit: what can be had then is that the jail
-    goes first."""
-    bomb = python(f"import contextlib, ctypes, mmap, os, socket, sys\n{MEMORY[name]}\nprint('won')")
-    assert won(neighbour.unprotected(bomb)), "the attack itself is broken"
-    result = beside(neighbour, bomb)
-    assert neighbour.bash(GOES_FIRST).output == b"goes first\n"
-    if neighbour.who == "ordinary" and won(result.output.decode()):
-        verdict(
+@pytest.mark.parametrize("name", MEMORY_BOMBS)
+def test_memory_bomb(name, worker, neighbour_session, record_verdict):
+    """A worker of an ordinary user has no cgroup here, so its sessions have no memory limit. Then
+    the kernel must at least kill the jail first."""
+    imports = "import contextlib, ctypes, mmap, os, socket, sys"
+    bomb = quote_python(f"{imports}\n{MEMORY_BOMBS[name]}\nprint('won')")
+    assert has_won(worker.run_unprotected(bomb)), "the attack itself is broken"
+    result = run_bomb(worker, bomb)
+    assert worker.run_script(CHECK_OOM_SCORE).output == b"goes first\n"
+    if worker.user == "ordinary" and has_won(result.output.decode()):
+        record_verdict(
             "weak: no limit, but the first to go when the machine has none left",
             "as much could be had",
         )
         return
-    assert not won(result.output.decode())
+    assert not has_won(result.output.decode())
     assert result.out_of_memory
-    verdict("killed at the limit", "as much could be had")
+    record_verdict("killed at the limit", "as much could be had")
 
 
-BUFFERS = {
+BUFFER_BOMBS = {
     "TCP": (
         """
 import socket, time
@@ -383,121 +392,137 @@ for one in pairs:
 """
     ),
 }
-"""They fill what nobody reads; `held` is how many bytes that is."""
-MOST_HELD = 120
-"""MiB. The bound is half of it, and the kernel lets each socket have a little at any time."""
+"""Programs that fill buffers that are never read; `held` is the number of bytes in them."""
+BUFFER_LIMIT = 120
+"""MiB. The limit of a session is half of it, but the kernel always gives each socket a little."""
 
 
-@pytest.mark.parametrize("name", BUFFERS)
-def test_what_buffers_of_a_network_hold(name, neighbour, verdict):
-    """They are one pool of the machine, and in version 1 of cgroups no memory that a cgroup
-    counts."""
-    judged = f"print('held', held >> 20, flush=True)\nif held > {MOST_HELD} << 20: print('won')"
-    bomb = python(f"{BUFFERS[name]}\n{judged}")
-    free = neighbour.unprotected(bomb)
-    assert won(free), f"the attack itself is broken: {free[-2000:]}"
-    result = beside(neighbour, bomb)
-    seen = result.output.decode(errors="replace")
-    if neighbour.who == "ordinary" and won(seen):
-        verdict("weak: no cgroup, so only the machine's pool is a bound", "as much could be held")
+@pytest.mark.parametrize("name", BUFFER_BOMBS)
+def test_what_buffers_of_a_network_hold(name, worker, neighbour_session, record_verdict):
+    """All network buffers come from one pool of the machine. Version 1 of cgroups does not count
+    them as memory of a cgroup."""
+    judgement = (
+        f"print('held', held >> 20, flush=True)\nif held > {BUFFER_LIMIT} << 20: print('won')"
+    )
+    bomb = quote_python(f"{BUFFER_BOMBS[name]}\n{judgement}")
+    control_output = worker.run_unprotected(bomb)
+    assert has_won(control_output), f"the attack itself is broken: {control_output[-2000:]}"
+    result = run_bomb(worker, bomb)
+    output = result.output.decode(errors="replace")
+    if worker.user == "ordinary" and has_won(output):
+        record_verdict(
+            "weak: no cgroup, so only the machine's pool is a bound", "as much could be held"
+        )
         return
-    assert not won(seen), seen
-    assert "held" in seen or result.out_of_memory, seen
-    verdict(
-        f"{' '.join(seen.split()[:2])} MiB, then senders wait", f"{' '.join(free.split()[:2])} MiB"
+    assert not has_won(output), output
+    assert "held" in output or result.out_of_memory, output
+    record_verdict(
+        f"{' '.join(output.split()[:2])} MiB, then senders wait",
+        f"{' '.join(control_output.split()[:2])} MiB",
     )
 
 
-def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(neighbour, verdict):
-    """What the kernel still counts for jails that are gone must not keep the next one from being
-    made."""
-    grows = (
-        f"bash -c {shlex.quote(DOUBLE)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo"
+def test_a_neighbour_of_a_fork_bomb_that_runs_many_short_commands(
+    worker, neighbour_session, record_verdict
+):
+    """The kernel may still count processes of jails that have ended. That must not prevent new
+    jails."""
+    grow_script = (
+        f"bash -c {shlex.quote(DOUBLE_PROCESSES)} 12 2>/dev/null & sleep 3; found=(/proc/[0-9]*); echo"
         " ${#found[@]}"
     )
-    bomb = ("run", ("s", ["/bin/bash", "-c", grows]), {})
-    short = ("run", ("other", ["/bin/echo", "alive"]), {})
-    grown, others = neighbour.ask("beside", bomb, short)
-    assert int(grown.output) > 50, "the attack itself is broken"
-    assert {other.output for other in others} == {b"alive\n"}
-    verdict(f"all of its {len(others)} commands ran", "the bomb grew to its limit")
+    bomb = ("run_command", ("s", ["/bin/bash", "-c", grow_script]), {})
+    short = ("run_command", ("other", ["/bin/echo", "alive"]), {})
+    bomb_result, neighbour_results = worker.call("run_beside", bomb, short)
+    assert int(bomb_result.output) > 50, "the attack itself is broken"
+    assert {result.output for result in neighbour_results} == {b"alive\n"}
+    record_verdict(
+        f"all of its {len(neighbour_results)} commands ran", "the bomb grew to its limit"
+    )
 
 
-def test_processes_of_two_commands_together(attacked, verdict):
-    """Each has fewer than the session may have; they begin when both are there."""
-    meet = (
+def test_processes_of_two_commands_together(worker, fresh_session, record_verdict):
+    """Each command has fewer processes than the session may have. They start when both run."""
+    wait_for_both = (
         "mktemp meet-XXXXXX >/dev/null; until [ $(ls meet-* | wc -l) -ge 2 ]; do sleep 0.01; done"
     )
-    # they stay as long as their shell
-    many = f"{meet}; {python(FORK.format(many=SMALL.processes - 10))}; sleep 0.5"
-    assert won(attacked.unprotected(f"rm -f meet-*; ({many}) & ({many}); wait")), (
+    start_processes = quote_python(START_PROCESSES.format(many=SMALL_LIMITS.processes - 10))
+    # the processes stay as long as their shell
+    script = f"{wait_for_both}; {start_processes}; sleep 0.5"
+    assert has_won(worker.run_unprotected(f"rm -f meet-*; ({script}) & ({script}); wait")), (
         "the attack itself is broken"
     )
-    both = attacked.ask("together", [("run", ("s", ["/bin/bash", "-c", many]), {})] * 2)
-    winners = sum(won(result.output.decode()) for result in both)
-    if attacked.who == "ordinary" and winners == 2:
-        verdict(
+    both = worker.call(
+        "run_together", [("run_command", ("s", ["/bin/bash", "-c", script]), {})] * 2
+    )
+    winners = sum(has_won(result.output.decode()) for result in both)
+    if worker.user == "ordinary" and winners == 2:
+        record_verdict(
             "weak: no cgroup, so each command has the limit for itself", "as many could be started"
         )
         return
     assert winners < 2
-    verdict("they share the session's limit", "as many could be started")
+    record_verdict("they share the session's limit", "as many could be started")
 
 
 # ── the processor ─────────────────────────────────────────────────────────────────────────────────
 
-BUSY = "for n in $(seq 30); do setsid bash -c 'while :; do :; done' & done; wait"
-"""Every process in a session of its own: the kernel shares a processor out to those first."""
-WORK = (
+BUSY_PROCESSES = "for n in $(seq 30); do setsid bash -c 'while :; do :; done' & done; wait"
+"""Each process has a process session of its own, because the kernel first divides a processor
+between those."""
+TIME_LOOP = (
     "import time\nbegan = time.monotonic()\nfor n in range(2_000_000): pass\nprint(time.monotonic()"
     " - began)"
 )
 
 
-def test_busy_processes_leave_a_share_to_others(neighbour, verdict):
-    work = ("run", ("other", ["/usr/bin/python3", "-I", "-S", "-c", WORK]), {})
-    alone = min(float(neighbour.bash(python(WORK)).output) for _ in range(3))
-    result, others = neighbour.ask(
-        "beside", ("run", ("s", ["/bin/bash", "-c", BUSY]), {"timeout": 1.5}), work
+def test_busy_processes_leave_a_share_to_others(worker, neighbour_session, record_verdict):
+    work = ("run_command", ("other", ["/usr/bin/python3", "-I", "-S", "-c", TIME_LOOP]), {})
+    alone = min(float(worker.run_script(quote_python(TIME_LOOP)).output) for _ in range(3))
+    result, neighbour_results = worker.call(
+        "run_beside",
+        ("run_command", ("s", ["/bin/bash", "-c", BUSY_PROCESSES]), {"timeout": 1.5}),
+        work,
     )
     assert result.timed_out
-    among_equals = float(neighbour.bash(f"({BUSY}) & {python(WORK)}").output.split()[0])
+    result_among_equals = worker.run_script(f"({BUSY_PROCESSES}) & {quote_python(TIME_LOOP)}")
+    among_equals = float(result_among_equals.output.split()[0])
     assert among_equals > 5 * alone, "the attack itself is broken"
-    usual = statistics.median(float(other.output) for other in others)
-    if neighbour.who == "root":
+    usual = statistics.median(float(result.output) for result in neighbour_results)
+    if worker.user == "root":
         assert usual < among_equals / 2
-        verdict(
+        record_verdict(
             "a neighbour has its share",
             f"in the same jail it is {among_equals / alone:.0f} times slower",
         )
     else:
-        verdict(
+        record_verdict(
             f"weak: a neighbour was {usual / alone:.0f} times slower, until the time was over",
             "the same",
         )
 
 
-def test_a_command_that_never_ends_has_so_much_of_a_processor(worker, verdict):
-    """`timeout` apart: one that is started again and again has a limit for each."""
+def test_a_command_that_never_ends_has_so_much_of_a_processor(worker, record_verdict):
+    """A limit of processor time for each command, besides its `timeout`."""
     endless = "exec python3 -I -S -c 'while True: pass'"
-    assert worker.unprotected(f"timeout 1.2 bash -c {endless!r}; echo $?").split() == ["124"]
-    worker.create("brief", limits=replace(SMALL, cpu_seconds=1))
-    result = worker.bash(f"({endless}); echo $?", name="brief", timeout=10)
-    worker.ask("destroy", "brief")
+    assert worker.run_unprotected(f"timeout 1.2 bash -c {endless!r}; echo $?").split() == ["124"]
+    worker.create_session("brief", limits=replace(SMALL_LIMITS, cpu_seconds=1))
+    result = worker.run_script(f"({endless}); echo $?", name="brief", timeout=10)
+    worker.destroy_session("brief")
     assert result.output.split()[-1] in (b"137", b"152")  # SIGKILL, SIGXCPU
-    verdict("killed after its second", "it went on")
+    record_verdict("killed after its second", "it went on")
 
 
-# ── what the kernel counts by user ────────────────────────────────────────────────────────────────
+# ── resources that the kernel counts for each user ────────────────────────────────────────────────
 
-COUNTED = {
+COUNTED_RESOURCES = {
     "inotify instances": "libc.inotify_init1(0)",
     "descriptors under way": "give(n)",
     "message queues": "libc.mq_open(b'/%d' % n, 0o102, 0o600, None)",
     "terminals": "terminal()",
 }
-SHARED_BY_AN_ORDINARY_USER = {"descriptors under way", "message queues"}
-TAKE = """
+SHARED_BY_ORDINARY_SESSIONS = {"descriptors under way", "message queues"}
+TAKE_RESOURCES = """
 import array, ctypes, os, socket, sys, time
 libc, pairs = ctypes.CDLL(None), []
 def terminal():
@@ -510,101 +535,111 @@ def give(n):
 def take(one): return next((n for n in range(int(sys.argv[1])) if one(n) < 0), int(sys.argv[1]))
 print(*(take(one) for one in (WAYS)), flush=True)
 time.sleep(float(sys.argv[2]))
-""".replace("WAYS", ", ".join(f"lambda n: {one}" for one in COUNTED.values()))
+""".replace("WAYS", ", ".join(f"lambda n: {one}" for one in COUNTED_RESOURCES.values()))
 
 
 @pytest.fixture(scope="session")
-def counts(worker):
-    """How many of each could be had: by whom nothing is in the way, by a greedy command, by others
-    meanwhile, and by one of them afterwards."""
+def resource_counts(worker):
+    """Provide how many of each resource could be taken: by a control, by a greedy command, by a
+    modest command after it, and by modest commands during it."""
     for name in ("greedy", "modest"):
-        worker.create(name)
+        worker.create_session(name)
     greedy, modest = (
-        ["/usr/bin/python3", "-I", "-S", "-c", TAKE, *words]
-        for words in (("9999", "1"), ("1", "0"))
+        ["/usr/bin/python3", "-I", "-S", "-c", TAKE_RESOURCES, *args]
+        for args in (("9999", "1"), ("1", "0"))
     )
-    free = worker.namespaced(python(TAKE, "3", "0"))
-    taken, others = worker.ask(
-        "beside", ("run", ("greedy", greedy), {}), ("run", ("modest", modest), {})
+    control_output = worker.run_in_namespaces(quote_python(TAKE_RESOURCES, "3", "0"))
+    taken, modest_results = worker.call(
+        "run_beside",
+        ("run_command", ("greedy", greedy), {}),
+        ("run_command", ("modest", modest), {}),
     )
-    for _ in range(200):  # the kernel takes some back a moment after the process is gone
-        if (after := worker.ask("run", "modest", modest)).output.split() == [b"1"] * len(COUNTED):
+    for _ in range(200):  # the kernel frees some only a moment after the process has ended
+        after = worker.call("run_command", "modest", modest)
+        if after.output.split() == [b"1"] * len(COUNTED_RESOURCES):
             break
     for name in ("greedy", "modest"):
-        worker.ask("destroy", name)
-    rows = [[int(word) for word in text.split()] for text in (free, taken.output, after.output)]
-    return *rows, [[int(word) for word in other.output.split()] for other in others]
+        worker.destroy_session(name)
+    rows = [
+        [int(word) for word in text.split()]
+        for text in (control_output, taken.output, after.output)
+    ]
+    return *rows, [[int(word) for word in result.output.split()] for result in modest_results]
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_a_count_of_the_jails_user(name, counts, worker, verdict):
-    """Each session of a root worker has a user of its own. An ordinary user's sessions share what
-    the kernel counts by user, as long as a command holds it; for some of that a session has a limit
-    of its own."""
-    free, taken, after, others = counts
-    which = list(COUNTED).index(name)
-    assert free[which] == 3, "the attack itself is broken"
-    assert 0 < taken[which] < 9999
-    assert after[which] == 1
-    starved = any(other[which] == 0 for other in others)
-    if worker.who == "ordinary" and name in SHARED_BY_AN_ORDINARY_USER:
-        verdict(
-            "weak: others have none while the command runs" if starved else "others have theirs",
+@pytest.mark.parametrize("name", COUNTED_RESOURCES)
+def test_a_count_of_the_jails_user(name, resource_counts, worker, record_verdict):
+    """Each session of a root worker has a user of its own. The sessions of an ordinary user share
+    what the kernel counts for their user, as long as a command holds it. Some of these resources
+    have a limit for each session."""
+    control_counts, taken, after, modest_counts = resource_counts
+    row = list(COUNTED_RESOURCES).index(name)
+    assert control_counts[row] == 3, "the attack itself is broken"
+    assert 0 < taken[row] < 9999
+    assert after[row] == 1
+    is_starved = any(counts[row] == 0 for counts in modest_counts)
+    if worker.user == "ordinary" and name in SHARED_BY_ORDINARY_SESSIONS:
+        record_verdict(
+            "weak: others have none while the command runs" if is_starved else "others have theirs",
             "it counts",
         )
         return
-    assert not starved
-    assert name != "terminals" or taken[which] <= 64
-    verdict(f"{taken[which]} for one session, and others have theirs", "it counts")
+    assert not is_starved
+    assert name != "terminals" or taken[row] <= 64
+    record_verdict(f"{taken[row]} for one session, and others have theirs", "it counts")
 
 
-def test_epoll_watches_are_counted_for_each_session(worker, verdict):
-    """Some gigabytes of memory would be needed to use them up, so the test asks for the user that
-    they are counted by (`epoll_watches` in the kernel's include/linux/sched/user.h). The control:
-    commands of one session have one user."""
+def test_epoll_watches_are_counted_for_each_session(worker, record_verdict):
+    """To use up the epoll watches would need gigabytes of memory. So the test compares the users
+    for which the kernel counts them (`epoll_watches` in include/linux/sched/user.h). The control:
+    commands of one session have the same user."""
     for name in ("one", "another"):
-        worker.create(name)
-    seen = {name: _users_of(worker, name) for name in ("one", "another")}
-    again = _users_of(worker, "one")
+        worker.create_session(name)
+    users = {name: _find_users(worker, name) for name in ("one", "another")}
+    users_again = _find_users(worker, "one")
     for name in ("one", "another"):
-        worker.ask("destroy", name)
-    assert len(again) == 1
-    assert again == seen["one"], "the attack itself is broken"
-    if worker.who == "ordinary":
-        assert seen["one"] == seen["another"]
-        verdict(
+        worker.destroy_session(name)
+    assert len(users_again) == 1
+    assert users_again == users["one"], "the attack itself is broken"
+    if worker.user == "ordinary":
+        assert users["one"] == users["another"]
+        record_verdict(
             "weak: all sessions run as the worker's user", "commands of one session have one user"
         )
         return
-    assert not seen["one"] & seen["another"]
-    assert not (seen["one"] | seen["another"]) & {0, 61000, 61999}
-    verdict("each session has a user of its own", "commands of one session have one user")
+    assert not users["one"] & users["another"]
+    assert not (users["one"] | users["another"]) & {0, 61000, 61999}
+    record_verdict("each session has a user of its own", "commands of one session have one user")
 
 
-def _users_of(worker, name):
-    """The host's users of a command's processes, asked by a file that each of them makes."""
+def _find_users(worker, name):
+    """Return the users, as the host sees them, of the processes of a command."""
     tag = f"osiris-{secrets.token_hex(8)}"
-    worker.tell("run", name, ["/bin/bash", "-c", f"exec -a {tag} sleep 30"], timeout=15)
-    found = set()
+    worker.send_call(
+        "run_command", name, ["/bin/bash", "-c", f"exec -a {tag} sleep 30"], timeout=15
+    )
+    users = set()
     try:
         until = time.monotonic() + 14
-        while not found and time.monotonic() < until:
-            found = {about for pid in living(tag) if (about := _uid(pid)) is not None}
+        while not users and time.monotonic() < until:
+            users = {
+                uid for pid in find_processes(tag) if (uid := _read_user_in_jail(pid)) is not None
+            }
             time.sleep(0.01)
     finally:
-        kill(tag)
-        worker._answer()
-    return found
+        kill_processes(tag)
+        worker.receive_result()
+    return users
 
 
-def _uid(pid):
-    """Of a process that is inside already."""
+def _read_user_in_jail(pid):
+    """Return the user of a process that is already in its jail, else None."""
     try:
-        words = dict(
+        fields = dict(
             line.split(":\t", 1)
             for line in Path(f"/proc/{pid}/status").read_text().splitlines()
             if ":\t" in line
         )
     except OSError:
         return None
-    return int(words["Uid"].split()[0]) if len(words["NSpid"].split()) > 1 else None
+    return int(fields["Uid"].split()[0]) if len(fields["NSpid"].split()) > 1 else None

@@ -1,6 +1,6 @@
-"""The model's file tools against hostile files: what they answer, and that nothing outside of the
-jail is read, written or waited for. The control is what plain open() or a check of realpath() would
-have done in the worker.
+"""The model's file tools against hostile files: what they answer, and that they read and write
+nothing outside of the jail, and wait for nothing. The control is what plain open() does in the
+worker, or open() after a check of realpath().
 """
 
 import time
@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from osiris.tools.sandbox.workspace.file_helper_client import PATIENCE
-from tests.attacks.attack import known, python
-from tests.attacks.conftest import MIB, SMALL
+from tests.attacks.attack import complete_script, quote_python
+from tests.attacks.conftest import MIB, SMALL_LIMITS
 
-PATIENT = 5  # seconds that a tool may take at most, on a busy machine
+ANSWER_TIMEOUT = 5  # seconds that a call of a tool may take on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """`path` leads out when `prepare` was done; the control reads it plainly."""
+    """A path that leads out of the workspace after `prepare` was run; the control reads it with
+    open()."""
 
     name: str
     path: str
@@ -70,32 +71,39 @@ LEAKS = (
     Leak(name="a link to descriptors", path="link/$FD", prepare="ln -sfn /dev/fd link"),
     Leak(name="a folder that is a descriptor", path="/proc/self/fd/$PLACE/private.pem"),
 )
-FIND = """
+FIND_DESCRIPTORS = """
 import os, sys
 at = {os.readlink(f'/proc/self/fd/{n}'): n for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')}
 print(at.get(os.environ['OWN'] + '/private.pem', 3), at.get(os.environ['OWN'], 4))
 """
-PLAIN = "import sys; print(open(sys.argv[1], 'rb').read().decode(errors='replace'))"
+READ_FILE = "import sys; print(open(sys.argv[1], 'rb').read().decode(errors='replace'))"
 
 
-def filled(attacked, text: str) -> str:
-    """The text with the facts in it, for a path that no shell looks at."""
-    file, folder = attacked.unprotected(known(attacked, python(FIND))).split()[:2]
-    facts = {"$OWN": attacked.place / "own", "$WORKER": attacked.pid, "$FD": file, "$PLACE": folder}
-    for name, value in facts.items():
+def fill_variables(worker, text: str) -> str:
+    """Return a text with the values of its variables, for paths that no shell expands."""
+    file, folder = worker.run_unprotected(
+        complete_script(worker, quote_python(FIND_DESCRIPTORS))
+    ).split()[:2]
+    variables = {
+        "$OWN": worker.folder / "own",
+        "$WORKER": worker.pid,
+        "$FD": file,
+        "$PLACE": folder,
+    }
+    for name, value in variables.items():
         text = text.replace(name, str(value))
     return text
 
 
 @pytest.mark.parametrize("leak", LEAKS, ids=[leak.name for leak in LEAKS])
-def test_reading_outside_by(leak, lasting, verdict):
-    path = filled(lasting, leak.path)
-    prepare = filled(lasting, leak.prepare or "true")
-    plain = lasting.unprotected(
-        f"mkdir -p src; {prepare}; {python(PLAIN, path)}; rm -rf link l? src"
+def test_reading_outside_by(leak, worker, shared_session, record_verdict):
+    path = fill_variables(worker, leak.path)
+    prepare = fill_variables(worker, leak.prepare or "true")
+    control_output = worker.run_unprotected(
+        f"mkdir -p src; {prepare}; {quote_python(READ_FILE, path)}; rm -rf link l? src"
     )
-    assert lasting.canary in plain, f"the attack itself is broken: {plain}"
-    lasting.bash(prepare, name="lasting")
+    assert worker.canary in control_output, f"the attack itself is broken: {control_output}"
+    worker.run_script(prepare, name=shared_session)
     for tool, args in (
         ("read_file", {"path": path}),
         ("search", {"path": path, "pattern": "canary|OSIRIS"}),
@@ -103,102 +111,113 @@ def test_reading_outside_by(leak, lasting, verdict):
         ("list_dir", {"path": path}),
         ("edit_file", {"path": path, "old": "canary", "new": "x"}),
     ):
-        assert lasting.canary not in lasting.tool(tool, name="lasting", **args)
-    verdict("not there", "plain open() read the canary")
+        assert worker.canary not in worker.call_tool(tool, name=shared_session, **args)
+    record_verdict("not there", "plain open() read the canary")
 
 
-WAYS = [leak for leak in LEAKS if "private.pem" in leak.path + leak.prepare]
+KEY_LEAKS = [leak for leak in LEAKS if "private.pem" in leak.path + leak.prepare]
 
 
-@pytest.mark.parametrize("leak", WAYS, ids=[leak.name for leak in WAYS])
-def test_writing_outside_by(leak, lasting, verdict):
+@pytest.mark.parametrize("leak", KEY_LEAKS, ids=[leak.name for leak in KEY_LEAKS])
+def test_writing_outside_by(leak, worker, shared_session, record_verdict):
     path, prepare = (
-        filled(lasting, text.replace("private.pem", "plain/mark"))
+        fill_variables(worker, text.replace("private.pem", "plain/mark"))
         for text in (leak.path, leak.prepare)
     )
-    mark = lasting.place / "own/plain/mark"
+    mark = worker.folder / "own/plain/mark"
     prepare = prepare or "true"
-    plain = python("import sys; open(sys.argv[1], 'w').write('won')", path)
-    control = lasting.unprotected(
-        f"mkdir -p src; {prepare}; {plain}; cat {mark}; rm -rf link l? src {mark}"
+    write = quote_python("import sys; open(sys.argv[1], 'w').write('won')", path)
+    control_output = worker.run_unprotected(
+        f"mkdir -p src; {prepare}; {write}; cat {mark}; rm -rf link l? src {mark}"
     )
-    assert control == "won", f"the attack itself is broken: {control}"
-    lasting.bash(prepare, name="lasting")
-    lasting.tool("write_file", name="lasting", path=path, content="one")
-    lasting.tool("edit_file", name="lasting", path=path, old="one", new="two")
+    assert control_output == "won", f"the attack itself is broken: {control_output}"
+    worker.run_script(prepare, name=shared_session)
+    worker.call_tool("write_file", name=shared_session, path=path, content="one")
+    worker.call_tool("edit_file", name=shared_session, path=path, old="one", new="two")
     assert not mark.exists()
-    verdict("nothing outside was written", "plain open() wrote it")
+    record_verdict("nothing outside was written", "plain open() wrote it")
 
 
-# ── files that are none ───────────────────────────────────────────────────────────────────────────
+# ── special files ─────────────────────────────────────────────────────────────────────────────────
 
-HANG = "timeout 0.2 cat {0} >/dev/null; [ $? = 124 ] && echo won"
-RAISE = python(PLAIN, "{0}") + " 2>/dev/null || echo won"
+CHECK_HANG = "timeout 0.2 cat {0} >/dev/null; [ $? = 124 ] && echo won"
+CHECK_ERROR = quote_python(READ_FILE, "{0}") + " 2>/dev/null || echo won"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Odd:
-    """`plain` is what becomes of plain open()."""
+class OddFile:
+    """A path where `prepare` creates a file that is not a regular one. The control is a script that
+    shows what happens to plain open()."""
 
     name: str
     path: str
     prepare: str
-    plain: str = RAISE
+    control: str = CHECK_ERROR
 
 
-ODD = (
-    Odd(name="a FIFO", path="odd", prepare="mkfifo odd", plain=HANG),
-    Odd(
-        name="a FIFO in a folder", path="odd/fifo", prepare="mkdir odd; mkfifo odd/fifo", plain=HANG
+ODD_FILES = (
+    OddFile(name="a FIFO", path="odd", prepare="mkfifo odd", control=CHECK_HANG),
+    OddFile(
+        name="a FIFO in a folder",
+        path="odd/fifo",
+        prepare="mkdir odd; mkfifo odd/fifo",
+        control=CHECK_HANG,
     ),
-    Odd(
+    OddFile(
         name="a link to a FIFO",
         path="odd",
         prepare="rm -f fifo; mkfifo fifo; ln -s fifo odd",
-        plain=HANG,
+        control=CHECK_HANG,
     ),
-    Odd(name="a device without an end", path="odd", prepare="ln -s /dev/zero odd", plain=HANG),
-    Odd(name="a random device", path="odd", prepare="ln -s /dev/urandom odd", plain=HANG),
-    Odd(
+    OddFile(
+        name="a device without an end",
+        path="odd",
+        prepare="ln -s /dev/zero odd",
+        control=CHECK_HANG,
+    ),
+    OddFile(
+        name="a random device", path="odd", prepare="ln -s /dev/urandom odd", control=CHECK_HANG
+    ),
+    OddFile(
         name="a socket",
         path="odd",
-        prepare=python("import socket; socket.socket(socket.AF_UNIX).bind('odd')"),
+        prepare=quote_python("import socket; socket.socket(socket.AF_UNIX).bind('odd')"),
     ),
-    Odd(name="the terminal", path="odd", prepare="ln -s /dev/tty odd"),
-    Odd(name="a folder", path="odd", prepare="mkdir odd"),
-    Odd(name="a file as a folder", path="odd/more", prepare="echo x >odd"),
-    Odd(name="a ring of links", path="odd", prepare="ln -s odd odd"),
-    Odd(
+    OddFile(name="the terminal", path="odd", prepare="ln -s /dev/tty odd"),
+    OddFile(name="a folder", path="odd", prepare="mkdir odd"),
+    OddFile(name="a file as a folder", path="odd/more", prepare="echo x >odd"),
+    OddFile(name="a ring of links", path="odd", prepare="ln -s odd odd"),
+    OddFile(
         name="a link to nothing in a folder of nobody's",
         path="odd",
         prepare="ln -s /proc/nothing odd",
     ),
-    Odd(name="the memory of a process", path="odd", prepare="ln -s /proc/self/mem odd"),
+    OddFile(name="the memory of a process", path="odd", prepare="ln -s /proc/self/mem odd"),
 )
 
 
-@pytest.mark.parametrize("odd", ODD, ids=[odd.name for odd in ODD])
-def test_odd(odd, lasting, verdict):
-    """Every tool answers at once that it cannot be done, and leaves it as it is."""
-    control = lasting.unprotected(
-        f"rm -rf odd; {odd.prepare}; {odd.plain.format(odd.path)}; rm -rf odd fifo"
+@pytest.mark.parametrize("odd", ODD_FILES, ids=[odd.name for odd in ODD_FILES])
+def test_odd(odd, worker, shared_session, record_verdict):
+    """Every tool answers at once with an error, and does not change the file."""
+    control_output = worker.run_unprotected(
+        f"rm -rf odd; {odd.prepare}; {odd.control.format(odd.path)}; rm -rf odd fifo"
     )
-    assert "won" in control, f"the attack itself is broken: {control}"
-    lasting.bash(f"rm -rf odd; {odd.prepare}", name="lasting")
-    before = lasting.bash("stat -c '%F %i' odd", name="lasting").output
+    assert "won" in control_output, f"the attack itself is broken: {control_output}"
+    worker.run_script(f"rm -rf odd; {odd.prepare}", name=shared_session)
+    before = worker.run_script("stat -c '%F %i' odd", name=shared_session).output
     tools = {"read_file": {}, "write_file": {"content": "x"}, "edit_file": {"old": "x", "new": "y"}}
     for tool, args in {**tools, "search": {"pattern": "x"}}.items():
         began = time.monotonic()
-        answer = lasting.tool(tool, name="lasting", path=odd.path, **args)
+        answer = worker.call_tool(tool, name=shared_session, path=odd.path, **args)
         assert answer.startswith(("error: ", "no match"))
-        assert time.monotonic() - began < PATIENT
-    assert "odd" in lasting.tool("list_dir", name="lasting")
-    assert "no match" in lasting.tool("search", name="lasting", pattern="nothing like it")
-    assert lasting.bash("stat -c '%F %i' odd", name="lasting").output == before
-    verdict("said to be none", "plain open() waits or raises")
+        assert time.monotonic() - began < ANSWER_TIMEOUT
+    assert "odd" in worker.call_tool("list_dir", name=shared_session)
+    assert "no match" in worker.call_tool("search", name=shared_session, pattern="nothing like it")
+    assert worker.run_script("stat -c '%F %i' odd", name=shared_session).output == before
+    record_verdict("said to be none", "plain open() waits or raises")
 
 
-NAMES = {
+ODD_NAMES = {
     "a command": "$(echo won)",
     "another command": "x`echo won`",
     "two commands": "x; echo won",
@@ -217,19 +236,19 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is(name, lasting, verdict):
-    """It is a name and nothing more: what was written there is read there."""
-    path = NAMES[name]
-    assert lasting.unprotected("set -- '$(echo won)'; eval echo $1") == "won\n"
-    assert "error" not in lasting.tool(
-        "write_file", name="lasting", path=f"names/{path}", content="its content"
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_is(name, worker, shared_session, record_verdict):
+    """The tools use a name as it is: they read at it what they wrote at it."""
+    path = ODD_NAMES[name]
+    assert worker.run_unprotected("set -- '$(echo won)'; eval echo $1") == "won\n"
+    assert "error" not in worker.call_tool(
+        "write_file", name=shared_session, path=f"names/{path}", content="its content"
     )
-    assert lasting.bash("ls -A names | wc -l; cat names/*", name="lasting").output
-    assert "its content" in lasting.tool("read_file", name="lasting", path=f"names/{path}")
-    found = lasting.bash("ls -A names -1 --zero; rm -rf names", name="lasting").output
-    assert found == path.encode("utf-8", "surrogateescape") + b"\0"
-    verdict("a name and nothing more", "a shell obeys it")
+    assert worker.run_script("ls -A names | wc -l; cat names/*", name=shared_session).output
+    assert "its content" in worker.call_tool("read_file", name=shared_session, path=f"names/{path}")
+    listing = worker.run_script("ls -A names -1 --zero; rm -rf names", name=shared_session).output
+    assert listing == path.encode("utf-8", "surrogateescape") + b"\0"
+    record_verdict("a name and nothing more", "a shell obeys it")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +256,9 @@ def test_a_name_that_is(name, lasting, verdict):
     ["", "x\0y", "x" * 300, "x/" * 1500, "x" * 5000],
     ids=["none", "NUL", "long", "deep", "longer"],
 )
-def test_an_impossible_path(path, lasting, verdict):
-    assert "won" in lasting.unprotected(
-        python("try: open('x\\0y')\nexcept ValueError: print('won')")
+def test_an_impossible_path(path, worker, shared_session, record_verdict):
+    assert "won" in worker.run_unprotected(
+        quote_python("try: open('x\\0y')\nexcept ValueError: print('won')")
     )
     for tool, args in (
         ("read_file", {}),
@@ -247,11 +266,11 @@ def test_an_impossible_path(path, lasting, verdict):
         ("list_dir", {}),
         ("search", {"pattern": "x"}),
     ):
-        assert lasting.tool(tool, name="lasting", path=path, **args)
-    verdict("an answer", "open() raises")
+        assert worker.call_tool(tool, name=shared_session, path=path, **args)
+    record_verdict("an answer", "open() raises")
 
 
-NO_TEXT = {
+HALF_LETTERS = {
     "a path": ("read_file", {"path": "x\ud800"}),
     "a path to write": ("write_file", {"path": "x\ud800", "content": "x"}),
     "a content": ("write_file", {"path": "x", "content": "x\ud800"}),
@@ -262,21 +281,21 @@ NO_TEXT = {
 }
 
 
-@pytest.mark.parametrize("name", NO_TEXT)
-def test_half_a_letter_in(name, lasting, verdict):
-    """JSON can hold one half of a pair of surrogates, which no encoding has a place for."""
-    assert "won" in lasting.unprotected(
-        python("try: open('x\\ud800')\nexcept UnicodeEncodeError: print('won')")
+@pytest.mark.parametrize("name", HALF_LETTERS)
+def test_half_a_letter_in(name, worker, shared_session, record_verdict):
+    """JSON can hold one half of a surrogate pair, which no encoding can represent."""
+    assert "won" in worker.run_unprotected(
+        quote_python("try: open('x\\ud800')\nexcept UnicodeEncodeError: print('won')")
     )
-    tool, args = NO_TEXT[name]
-    assert lasting.tool(tool, name="lasting", **args)
-    verdict("an answer", "open() raises")
+    tool, args = HALF_LETTERS[name]
+    assert worker.call_tool(tool, name=shared_session, **args)
+    record_verdict("an answer", "open() raises")
 
 
 # ── files and patterns that take long ─────────────────────────────────────────────────────────────
 
-LARGE = replace(SMALL, disk=300 * MIB, file_size=200 * MIB)
-HUGE = {
+LARGE_LIMITS = replace(SMALL_LIMITS, disk=300 * MIB, file_size=200 * MIB)
+HUGE_FILES = {
     "one line": "head -c 50000000 /dev/zero | tr '\\0' A >huge; echo >>huge; echo last >>huge",
     "short lines": "yes | head -c 10000000 >huge",
     "a hole": "truncate -s 150M huge",
@@ -286,16 +305,16 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("name", HUGE)
-def test_much_of(name, worker, verdict):
-    worker.create("huge", limits=LARGE)
+@pytest.mark.parametrize("name", HUGE_FILES)
+def test_much_of(name, worker, record_verdict):
+    worker.create_session("huge", limits=LARGE_LIMITS)
     assert (
-        worker.unprotected(
-            python(PLAIN, "/dev/stdin") + " < <(head -c 5000000 /dev/zero) | wc -c"
+        worker.run_unprotected(
+            quote_python(READ_FILE, "/dev/stdin") + " < <(head -c 5000000 /dev/zero) | wc -c"
         ).strip()
         == "5000001"
     )
-    worker.bash(HUGE[name], name="huge", timeout=30)
+    worker.run_script(HUGE_FILES[name], name="huge", timeout=30)
     calls = [
         ("read_file", {"path": "huge"}),
         ("read_file", {"path": "huge", "start": 90_000_000, "lines": 2000}),
@@ -310,10 +329,10 @@ def test_much_of(name, worker, verdict):
         ("search", {"pattern": "x", "path": "huge"}),
     ]:
         began = time.monotonic()
-        assert len(worker.tool(tool, name="huge", **args)) < 25_000
-        assert time.monotonic() - began < 2 * PATIENT
-    worker.ask("destroy", "huge")
-    verdict("a page of it, or a sentence", "plain read() takes all")
+        assert len(worker.call_tool(tool, name="huge", **args)) < 25_000
+        assert time.monotonic() - began < 2 * ANSWER_TIMEOUT
+    worker.destroy_session("huge")
+    record_verdict("a page of it, or a sentence", "plain read() takes all")
 
 
 PATTERNS = {
@@ -325,24 +344,26 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_a_pattern(name, lasting, verdict):
-    """It is stopped when the tool's time is over; that is a moment here."""
+def test_a_pattern(name, worker, shared_session, record_verdict):
+    """The search is stopped at the timeout of the tool, which is short here."""
     code = f"import re; re.search({PATTERNS[name]!r}, 'a' * 40 + '!')"
-    assert lasting.unprotected(f"timeout 0.2 {python(code)}; echo $?") == "124\n"
-    lasting.bash(f"echo '{'a' * 40}!' >pattern", name="lasting")
-    lasting.ask("hurry", 0.3)
+    assert worker.run_unprotected(f"timeout 0.2 {quote_python(code)}; echo $?") == "124\n"
+    worker.run_script(f"echo '{'a' * 40}!' >pattern", name=shared_session)
+    worker.call("set_file_tool_timeout", 0.3)
     try:
-        answer = lasting.tool("search", name="lasting", path="pattern", pattern=PATTERNS[name])
+        answer = worker.call_tool(
+            "search", name=shared_session, path="pattern", pattern=PATTERNS[name]
+        )
     finally:
-        lasting.ask("hurry", PATIENCE)
+        worker.call("set_file_tool_timeout", PATIENCE)
     assert answer.startswith("error: stopped")
-    assert "README.md" in lasting.tool("list_dir", name="lasting")
-    verdict("stopped, and said so", "it would run for hours")
+    assert "README.md" in worker.call_tool("list_dir", name=shared_session)
+    record_verdict("stopped, and said so", "it would run for hours")
 
 
 # ── races ─────────────────────────────────────────────────────────────────────────────────────────
 
-SWAP = """
+SWAP_LINKS = """
 import ctypes, os, sys, time
 own, libc, end = sys.argv[1], ctypes.CDLL(None), time.monotonic() + float(sys.argv[2])
 os.makedirs("race/real", exist_ok=True)
@@ -352,7 +373,7 @@ while time.monotonic() < end:
     for one, other in ((b"race/file", b"race/other"), (b"race/real", b"race/folder")):
         libc.renameat2(-100, one, -100, other, 2)
 """
-CHECKED = """
+CHECK_THEN_OPEN = """
 import os, time
 end, here = time.monotonic() + 0.7, os.path.realpath("race")
 def allowed(path): return os.path.realpath(path).startswith(here + "/")
@@ -364,7 +385,7 @@ while time.monotonic() < end:
 """
 
 
-RACING = {
+RACING_CALLS = {
     "read_file": {"path": "race/file"},
     "search": {"path": "race/file", "pattern": "harm|canary"},
     "list_dir": {"path": "race/real"},
@@ -373,29 +394,28 @@ RACING = {
 }
 
 
-def test_a_race_with_all_tools(attacked, verdict):
-    """A file and a link, and a folder and a link, are swapped all the time while they are at
-    work."""
-    own = str(attacked.place / "own")
-    swap = python(SWAP, own, "0.7")
-    check = python(CHECKED)
+def test_a_race_with_all_tools(worker, fresh_session, record_verdict):
+    """While the tools run, a process swaps a file with a link, and a folder with a link."""
+    own = str(worker.folder / "own")
+    swap = quote_python(SWAP_LINKS, own, "0.7")
+    check = quote_python(CHECK_THEN_OPEN)
     script = (
         f"mkdir race; echo clean >mark; {swap} & {check} | sort -u; wait; cat mark; rm -rf race"
         " mark"
     )
-    leaked, _, written = attacked.unprotected(script).strip().rpartition("\n")
-    assert attacked.canary in leaked, "the attack itself is broken"
+    leaked, _, written = worker.run_unprotected(script).strip().rpartition("\n")
+    assert worker.canary in leaked, "the attack itself is broken"
     assert written.startswith("won"), "the attack itself is broken"
-    using = [("tool", ("s", tool, args), {}) for tool, args in RACING.items()]
+    tool_calls = [("call_tool", ("s", tool, args), {}) for tool, args in RACING_CALLS.items()]
     answers = []
-    for seconds in ("1.5", "6", "24"):  # a busy machine needs longer for so many
-        swapping = ("run", ("s", ["/usr/bin/python3", "-c", SWAP, own, seconds]), {})
-        swapped, more = attacked.ask("beside", swapping, *using)
-        assert swapped.exit_code == 0
-        answers += more
+    for seconds in ("1.5", "6", "24"):  # a busy machine needs longer
+        swap_call = ("run_command", ("s", ["/usr/bin/python3", "-c", SWAP_LINKS, own, seconds]), {})
+        swap_result, more_answers = worker.call("run_beside", swap_call, *tool_calls)
+        assert swap_result.exit_code == 0
+        answers += more_answers
         if len(answers) > 10:
             break
     assert len(answers) > 10
-    assert not any(attacked.canary in answer for answer in answers)
-    assert not (attacked.place / "own/plain/mark").exists()
-    verdict(f"not once in {len(answers)}", "code that checks realpath() leaks and writes")
+    assert not any(worker.canary in answer for answer in answers)
+    assert not (worker.folder / "own/plain/mark").exists()
+    record_verdict(f"not once in {len(answers)}", "code that checks realpath() leaks and writes")

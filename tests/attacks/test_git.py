@@ -1,5 +1,5 @@
-"""Hostile repositories: the agent prepares its workspace for the host's git, and then its work is
-taken."""
+"""Hostile repositories: the agent prepares its workspace for the host's git, and then the host
+imports its work."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from osiris.core.errors import LocalTimeout, OsirisError
-from tests.attacks.conftest import SMALL, USERS, Attacked
+from tests.attacks.conftest import SMALL_LIMITS, USERS, WorkerUnderAttack
 from tests.attacks.git_hosts import (
     PRIVATE,
     AttackerServer,
@@ -23,17 +23,17 @@ from tests.attacks.git_hosts import (
     read_tree,
 )
 from tests.attacks.hostile_repositories import (
-    BROKEN,
+    BAD_ENTRIES,
+    BROKEN_REPOSITORIES,
     COMMANDS,
-    ENTRIES,
-    HIDDEN,
-    OTHERS,
+    FOREIGN_TARGETS,
+    HIDDEN_CHANGES,
+    ODD_WORK,
     PLANTS,
-    WORK,
     Plant,
 )
 
-DONE = {"README.md": ("100644", "hello\nchange\n"), "src/new.txt": ("100644", "new\n")}
+EXPECTED_FILES = {"README.md": ("100644", "hello\nchange\n"), "src/new.txt": ("100644", "new\n")}
 
 
 @pytest.fixture(scope="session")
@@ -42,18 +42,18 @@ def attacker() -> AttackerServer:
 
 
 @pytest.fixture(scope="session")
-def naive_host(worker: Attacked, attacker: AttackerServer) -> NaiveHost:
+def naive_host(worker: WorkerUnderAttack, attacker: AttackerServer) -> NaiveHost:
     return NaiveHost(worker, attacker)
 
 
 @pytest.fixture(scope="session")
-def hardened_host(worker: Attacked) -> HardenedHost:
-    return asyncio.run(HardenedHost.at(worker.place / "careful", worker.repo))
+def hardened_host(worker: WorkerUnderAttack) -> HardenedHost:
+    return asyncio.run(HardenedHost.create(worker.folder / "careful", worker.repo))
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """Who takes the work; and where the attackers listen."""
+    """The hosts that import the work, and the server of the attackers."""
 
     naive_host: NaiveHost
     hardened_host: HardenedHost
@@ -65,29 +65,38 @@ def hosts(naive_host: NaiveHost, hardened_host: HardenedHost, attacker: Attacker
     return Hosts(naive_host, hardened_host, attacker)
 
 
-@pytest.mark.parametrize("name", [*HIDDEN, *BROKEN])
-async def test_a_repository_that_hides_work_or_loses_it(name, attacked, hosts, verdict):
-    await plant_and_take(name, attacked, hosts)
-    verdict("refused in a sentence" if PLANTS[name].refused else "taken whole", PLANTS[name].harm)
+@pytest.mark.parametrize("name", [*HIDDEN_CHANGES, *BROKEN_REPOSITORIES])
+async def test_a_repository_that_hides_work_or_loses_it(
+    name, worker, fresh_session, hosts, record_verdict
+):
+    await plant_and_publish(name, worker, hosts)
+    record_verdict(
+        "refused in a sentence" if PLANTS[name].refusal else "taken whole", PLANTS[name].harm
+    )
 
 
 @pytest.mark.parametrize("worker", USERS[:1], indirect=True)
-@pytest.mark.parametrize("name", [*COMMANDS, *OTHERS, *ENTRIES])
-async def test_a_repository_that_is_after_the_host(name, attacked, hosts, verdict):
-    """With one worker: it is the same host for all of them."""
-    await plant_and_take(name, attacked, hosts)
-    verdict("refused in a sentence" if PLANTS[name].refused else "taken whole", PLANTS[name].harm)
+@pytest.mark.parametrize("name", [*COMMANDS, *FOREIGN_TARGETS, *BAD_ENTRIES])
+async def test_a_repository_that_is_after_the_host(
+    name, worker, fresh_session, hosts, record_verdict
+):
+    """One kind of worker is enough, because all have the same host."""
+    await plant_and_publish(name, worker, hosts)
+    record_verdict(
+        "refused in a sentence" if PLANTS[name].refusal else "taken whole", PLANTS[name].harm
+    )
 
 
-async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
-    """Osiris' host takes what it should, and no harm is done; the other one is harmed."""
+async def plant_and_publish(name: str, worker: WorkerUnderAttack, hosts: Hosts) -> None:
+    """Assert that Osiris' host imports what it should without harm, and that the naive host suffers
+    the harm of the plant."""
     naive_host = hosts.naive_host
     hardened_host = hosts.hardened_host
     attacker = hosts.attacker
     plant = PLANTS[name]
     template = naive_host.template
-    script_env = {"THIEF": str(attacker.port), "STOLEN": stolen()}
-    here = {
+    script_env = {"THIEF": str(attacker.port), "STOLEN": find_private_blob()}
+    host_env = {
         "M": f"{template}/marker",
         "OUT": f"{template}/outside",
         "OTHER": f"{template}/other",
@@ -96,62 +105,61 @@ async def plant_and_take(name: str, attacked: Attacked, hosts: Hosts) -> None:
     before = read_files(template)
     received = attacker.received
     branch = f"bot-{name.encode().hex()}"
-    attacked.bash(build_plant_script(plant, {**script_env, **here}))
-    taken = await hardened_host.publish(attacked, branch)
+    worker.run_script(build_plant_script(plant, {**script_env, **host_env}))
+    result = await hardened_host.publish_work(worker, branch)
     pushed = await read_tree(hardened_host.origin, f"refs/heads/{branch}")
     assert (read_files(template), attacker.received) == (before, received)
-    check(plant, taken, pushed, attacked.canary)
+    check_result(plant, result, pushed, worker.canary)
     assert plant.harm in await naive_host.find_harms(branch, plant, script_env)
 
 
-def check(plant: Plant, taken: Any, pushed: Tree | None, canary: str) -> None:
-    """It was refused in the words of the plant, or everything that the agent did was pushed and
-    nothing else."""
-    if plant.refused:
-        assert isinstance(taken, OsirisError), "it was taken"
-        assert plant.refused in str(taken)
+def check_result(plant: Plant, result: Any, pushed: Tree | None, canary: str) -> None:
+    """Assert that the work was refused as the plant expects, or that all of the agent's work was
+    pushed, and nothing else."""
+    if plant.refusal:
+        assert isinstance(result, OsirisError), "it was taken"
+        assert plant.refusal in str(result)
         assert pushed is None
         return
-    assert not isinstance(taken, OsirisError), taken
-    assert {**pushed, **DONE, **plant.work} == pushed
+    assert not isinstance(result, OsirisError), result
+    assert {**pushed, **EXPECTED_FILES, **plant.expected_files} == pushed
     assert not contains_secret(pushed, canary)
-    changes = {file.path: (file.status, file.additions) for file in taken.files}
+    changes = {file.path: (file.status, file.additions) for file in result.files}
     assert changes["src/new.txt"] == ("added", 1)
     assert changes["README.md"][0] == "modified"
 
 
-def stolen() -> str:
-    """git's name for a file of another repository, which the agent may know."""
+def find_private_blob() -> str:
+    """Return git's id of a file of another repository, which the agent may know."""
     content = PRIVATE.encode()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-@pytest.mark.parametrize("name", WORK)
-async def test_work_that_looks_odd_still_comes_out(name, attacked, hardened_host):
-    script, work = WORK[name]
-    attacked.bash(f"echo change >>README.md; mkdir -p src; echo new >src/new.txt; {script}")
-    taken = await hardened_host.publish(attacked, f"work-{name.encode().hex()}")
-    assert not isinstance(taken, OsirisError), taken
+@pytest.mark.parametrize("name", ODD_WORK)
+async def test_work_that_looks_odd_still_comes_out(name, worker, fresh_session, hardened_host):
+    script, expected_files = ODD_WORK[name]
+    worker.run_script(f"echo change >>README.md; mkdir -p src; echo new >src/new.txt; {script}")
+    result = await hardened_host.publish_work(worker, f"work-{name.encode().hex()}")
+    assert not isinstance(result, OsirisError), result
     pushed = await read_tree(hardened_host.origin, f"refs/heads/work-{name.encode().hex()}")
-    assert {"README.md": DONE["README.md"], **work}.items() <= pushed.items()
+    assert {"README.md": EXPECTED_FILES["README.md"], **expected_files}.items() <= pushed.items()
 
 
 NESTED_PIPE = "mkdir -p sub/.git/objects sub/.git/refs; mkfifo sub/.git/HEAD"
 
 
-def test_a_nested_repository_whose_head_is_a_pipe(attacked, verdict):
-    """git waits for somebody to write into it: where it may only take its time, that is the end of
-    it."""
-    attacked.create("hung", replace(SMALL, export_seconds=1.0))
-    attacked.bash(NESTED_PIPE, name="hung")
+def test_a_nested_repository_whose_head_is_a_pipe(worker, fresh_session, record_verdict):
+    """git waits for a process that writes into the pipe, so the export must end at its timeout."""
+    worker.create_session("hung", replace(SMALL_LIMITS, export_seconds=1.0))
+    worker.run_script(NESTED_PIPE, name="hung")
     began = time.monotonic()
     with pytest.raises(LocalTimeout, match="took too long"):
-        attacked.ask("export", "hung", attacked.base, str(attacked.place / "own/pack"))
+        worker.call("export_work", "hung", worker.base, str(worker.folder / "own/pack"))
     assert time.monotonic() - began < 10
-    assert attacked.bash("rm -r sub; echo well", name="hung").output == b"well\n"
-    attacked.ask("destroy", "hung")
-    free = attacked.unprotected(
+    assert worker.run_script("rm -r sub; echo well", name="hung").output == b"well\n"
+    worker.destroy_session("hung")
+    control_output = worker.run_unprotected(
         f"git init -q hung; cd hung; {NESTED_PIPE}; timeout 0.5 git add -A; echo $?"
     )
-    assert free == "124\n"
-    verdict("ended after its time", "the host's git hung")
+    assert control_output == "124\n"
+    record_verdict("ended after its time", "the host's git hung")

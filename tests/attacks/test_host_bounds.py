@@ -1,8 +1,8 @@
-"""The host's git on a stranger's objects: they take no memory, no time of the event loop and no
-processor without end.
+"""The host's git on objects of a stranger: the memory, the time of the event loop and the processor
+time that they cost are limited.
 
-What a call costs is measured in a process of its own (`memory_bounds.py`); the control is the same
-reading without bounds.
+The cost of a call is measured in a separate process (`memory_bounds.py`). The control reads the
+same objects without limits.
 """
 
 import contextlib
@@ -35,44 +35,47 @@ from tests.attacks.hostile_packs import (
     Entry,
     PackDelta,
     PackObject,
-    Stored,
-    Zeros,
-    blob,
-    pack,
-    tree,
+    StoredBlob,
+    ZeroBlob,
+    build_pack,
+    make_blob,
+    make_tree,
 )
-from tests.attacks.memory_bounds import measure
+from tests.attacks.memory_bounds import Cost, measure_cost
 from tests.conftest import a_place
 
 REPO = "acme/shop"
 MIB = 1 << 20
-README = blob(b"hello\n")
-BASE = tree((FILE, "README.md", README))
-COMMIT = hostile_packs.commit(BASE)
-SOME = 24 * MIB
-"""What a worker may grow by: Python holds some MiB of what it is done with."""
-STALL = 0.25
-"""Seconds that its event loop may stand still: a thread that works beside it holds it up for 5 ms
-now and then."""
+README = make_blob(b"hello\n")
+BASE = make_tree((FILE, "README.md", README))
+COMMIT = hostile_packs.make_commit(BASE)
+GROWTH_LIMIT = 24 * MIB
+"""Bytes by which a worker may grow: Python keeps some MiB that it no longer uses."""
+STALL_LIMIT = 0.25
+"""Seconds for which the event loop may stand still: a busy thread beside it delays it by 5 ms now
+and then."""
 
 
 @pytest.fixture
 async def place(place: Path) -> Path:
-    """A folder with host repositories in `git`, whose mirror has the base."""
+    """Provide a folder with host repositories in `git`, whose mirror has the base."""
     await HostRepositories(place / "git").prepare_repository(REPO)
-    add(place, [README, BASE, COMMIT])
+    add_objects(place, [README, BASE, COMMIT])
     return place
 
 
-def add(place: Path, things: Sequence[PackObject | PackDelta | Stored | Zeros]) -> None:
-    """Put objects into the mirror, as if they had been fetched."""
+def add_objects(
+    place: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
+) -> None:
+    """Add objects to the mirror, as if they had been fetched."""
     mirror = HostRepositories(place / "git").mirror_path(REPO)
     argv = ["git", "-C", str(mirror), "index-pack", "--stdin", "--fix-thin"]
-    subprocess.run(argv, input=pack(things), check=True, capture_output=True)
+    subprocess.run(argv, input=build_pack(objects), check=True, capture_output=True)
 
 
-def listed(place: Path, commit: str, most: int) -> int:
-    """How many bytes git lists for a commit when nobody stops it; for the control, up to `most`."""
+def count_listed_bytes(place: Path, commit: str, limit: int) -> int:
+    """Return how many bytes git lists for a commit without limits, up to `limit`, for the
+    control."""
     argv = [
         "git",
         "-C",
@@ -83,180 +86,204 @@ def listed(place: Path, commit: str, most: int) -> int:
         commit,
     ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as lister:
-        size = len(lister.stdout.read(most))
+        size = len(lister.stdout.read(limit))
         lister.kill()
     return size
 
 
-def put(place: Path, things: Sequence[PackObject | PackDelta | Stored | Zeros]) -> str:
-    """A file with a pack."""
+def write_pack(
+    place: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
+) -> str:
+    """Write a pack with objects to a file, and return its path."""
     with tempfile.NamedTemporaryFile(dir=place, delete=False) as file:
-        file.write(pack(things))
+        file.write(build_pack(objects))
     return file.name
 
 
-def tree_bomb(*leaves: Entry) -> list[PackObject]:
-    """Forty folders, of which each holds the one below it forty times."""
-    found = [tree(*leaves)]
+def build_tree_bomb(*leaves: Entry) -> list[PackObject]:
+    """Return forty nested folders, each of which holds the one below it forty times."""
+    trees = [make_tree(*leaves)]
     for _ in range(40):
-        found.append(tree(*((FOLDER, f"{n:02}", found[-1]) for n in range(40))))
-    return found
+        trees.append(make_tree(*((FOLDER, f"{n:02}", trees[-1]) for n in range(40))))
+    return trees
 
 
-# ── what a repository holds ───────────────────────────────────────────────────────────────────────
+def assert_small(cost: Cost, *, cpu: float | None = None) -> None:
+    """Assert that memory and stalls are below the limits, and processor time below `cpu`."""
+    assert cost.growth < GROWTH_LIMIT, cost
+    assert cost.stall < STALL_LIMIT, cost
+    assert cpu is None or cost.cpu < cpu, cost
 
 
-@pytest.mark.parametrize("leaves", [[(FILE, "go.mod", README)], []], ids=["files", "nothing"])
-async def test_folders_that_hold_each_other_without_end(leaves, place, verdict):
-    """The first lists files for ever, the second only folders, which git looks through for ever."""
-    bomb = tree_bomb(*leaves)
-    root = tree((FILE, "AGENTS.md", blob(b"be kind\n")), (FOLDER, "d", bomb[-1]))
-    commit = hostile_packs.commit(root)
-    add(place, [README, blob(b"be kind\n"), *bomb, root, commit])
-    found = measure("fingerprint", cpu=1, place=f"{place}/git", commit=commit.id)
-    assert found.answer == root.id
-    assert (found.growth < SOME, found.stall < STALL, found.cpu < 4) == (True, True, True), found
-    read = measure("instructions", cpu=1, place=f"{place}/git", commit=commit.id)
-    assert read.answer["AGENTS.md"].startswith("be kind\n")
-    assert "The repository has more files than Osiris searches" in read.answer["AGENTS.md"]
-    assert (read.growth < SOME, read.stall < STALL, read.cpu < 4) == (True, True, True), read
-    assert not leaves or listed(place, commit.id, 160 * MIB) == 160 * MIB
-    verdict("the tree's own id, and the instructions at the root", "git lists without end")
+def measure_import(
+    place: Path,
+    base: PackObject,
+    root: PackObject,
+    objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob],
+    *,
+    cpu: int = 0,
+) -> Cost:
+    """Return the cost of importing the tree `root` from a pack with objects."""
+    return measure_cost(
+        "import_pack",
+        folder=f"{place}/git",
+        base=base.id,
+        tree=root.id,
+        pack=write_pack(place, objects),
+        cpu=cpu,
+    )
 
 
-async def test_instructions_that_are_large(place, verdict):
-    large = Zeros(40)
-    inner = tree((FILE, "AGENTS.md", large))
-    root = tree((FILE, "AGENTS.md", large), *((FOLDER, f"{n:02}", inner) for n in range(19)))
-    commit = hostile_packs.commit(root)
-    add(place, [large, inner, root, commit])
-    found = measure("instructions", place=f"{place}/git", commit=commit.id)
-    text = found.answer["AGENTS.md"]
+# ── hostile repositories ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.first_case
+@pytest.mark.parametrize("leaves", [[], [(FILE, "go.mod", README)]], ids=["nothing", "files"])
+async def test_folders_that_hold_each_other_without_end(leaves, place, record_verdict):
+    """git lists the files of one bomb for ever. The other has only folders, which git searches for
+    ever."""
+    bomb = build_tree_bomb(*leaves)
+    root = make_tree((FILE, "AGENTS.md", make_blob(b"be kind\n")), (FOLDER, "d", bomb[-1]))
+    commit = hostile_packs.make_commit(root)
+    add_objects(place, [README, make_blob(b"be kind\n"), *bomb, root, commit])
+    cost = measure_cost("fingerprint_packages", cpu=1, folder=f"{place}/git", commit=commit.id)
+    assert cost.answer == root.id
+    assert_small(cost, cpu=4)
+    cost = measure_cost("read_instructions", cpu=1, folder=f"{place}/git", commit=commit.id)
+    assert cost.answer["AGENTS.md"].startswith("be kind\n")
+    assert "The repository has more files than Osiris searches" in cost.answer["AGENTS.md"]
+    assert_small(cost, cpu=4)
+    assert not leaves or count_listed_bytes(place, commit.id, 160 * MIB) == 160 * MIB
+    record_verdict("the tree's own id, and the instructions at the root", "git lists without end")
+
+
+async def test_instructions_that_are_large(place, record_verdict):
+    large = ZeroBlob(40)
+    inner = make_tree((FILE, "AGENTS.md", large))
+    root = make_tree((FILE, "AGENTS.md", large), *((FOLDER, f"{n:02}", inner) for n in range(19)))
+    commit = hostile_packs.make_commit(root)
+    add_objects(place, [large, inner, root, commit])
+    cost = measure_cost("read_instructions", folder=f"{place}/git", commit=commit.id)
+    text = cost.answer["AGENTS.md"]
     assert "Only the first 16,000 characters of `AGENTS.md` are shown here" in text
     assert "`00/AGENTS.md`" in text.rpartition("Not shown here")[2]
-    assert (found.growth < SOME, found.stall < STALL) == (True, True), found
-    verdict("the head is read", f"{large.mib} MiB each")
+    assert_small(cost)
+    record_verdict("the head is read", f"{large.mib} MiB each")
 
 
-async def test_names_that_a_pattern_takes_long_for(place, verdict):
-    """Also those that are longer than any file's name can be on a disk."""
+async def test_names_that_a_pattern_takes_long_for(place, record_verdict):
+    """Names may be longer than any disk allows."""
     for length in (255, 4095):
         names = (f"{n:04}" + "requirements" * 400 for n in range(1500 if length == 255 else 400))
-        root = tree(*((FILE, name[:length], README) for name in names))
-        commit = hostile_packs.commit(root)
-        add(place, [root, commit])
-        found = measure("fingerprint", place=f"{place}/git", commit=commit.id)
-        assert found.answer == root.id
-        assert (found.growth < SOME, found.stall < STALL) == (True, True), found
-    verdict("no stall", "a pattern that looks again from each place")
+        root = make_tree(*((FILE, name[:length], README) for name in names))
+        commit = hostile_packs.make_commit(root)
+        add_objects(place, [root, commit])
+        cost = measure_cost("fingerprint_packages", folder=f"{place}/git", commit=commit.id)
+        assert cost.answer == root.id
+        assert_small(cost)
+    record_verdict("no stall", "a pattern that looks again from each place")
 
 
+@pytest.mark.long
 async def test_a_large_honest_repository(place):
     """400,000 files: their lock files still count, and their nested instructions are found."""
-    files = tree(
+    files = make_tree(
         *((FILE, f"a_rather_long_name_of_a_module_{n:04}.py", README) for n in range(1000))
     )
-    locked = tree((FILE, "AGENTS.md", README), (FILE, "uv.lock", README))
-    folders = tree(*((FOLDER, f"package_{n:03}", files) for n in range(399)), (FOLDER, "z", locked))
-    root = tree((FOLDER, "some_folder_of_the_sources", folders))
-    other = tree((FOLDER, "some_folder_of_the_sources", folders), (FILE, "README.md", README))
-    commits = [hostile_packs.commit(root), hostile_packs.commit(other)]
-    add(place, [README, files, locked, folders, root, other, *commits])
-    found = measure("fingerprint", place=f"{place}/git", commit=commits[0].id)
-    assert found.answer not in (root.id, other.id)
-    assert found.answer == await HostRepositories(place / "git").fingerprint_packages(
+    locked = make_tree((FILE, "AGENTS.md", README), (FILE, "uv.lock", README))
+    folders = make_tree(
+        *((FOLDER, f"package_{n:03}", files) for n in range(399)), (FOLDER, "z", locked)
+    )
+    root = make_tree((FOLDER, "some_folder_of_the_sources", folders))
+    other = make_tree((FOLDER, "some_folder_of_the_sources", folders), (FILE, "README.md", README))
+    commits = [hostile_packs.make_commit(root), hostile_packs.make_commit(other)]
+    add_objects(place, [README, files, locked, folders, root, other, *commits])
+    cost = measure_cost("fingerprint_packages", folder=f"{place}/git", commit=commits[0].id)
+    assert cost.answer not in (root.id, other.id)
+    assert cost.answer == await HostRepositories(place / "git").fingerprint_packages(
         REPO, commits[1].id
     )
-    assert (found.growth < SOME, found.stall < STALL) == (True, True), found
-    read = measure("instructions", place=f"{place}/git", commit=commits[0].id)
-    assert read.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
-    assert (read.growth < SOME, read.stall < STALL) == (True, True), read
+    assert_small(cost)
+    cost = measure_cost("read_instructions", folder=f"{place}/git", commit=commits[0].id)
+    assert cost.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
+    assert_small(cost)
 
 
-# ── what a pack holds ─────────────────────────────────────────────────────────────────────────────
+# ── hostile packs ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_link_to_somewhere_very_long(place, verdict):
-    """It is small for a file, and large for what has to be split and looked at."""
-    target = blob(b"a/" * (6 * MIB))
-    made = tree((FILE, "README.md", README), (LINK, "link", target))
-    found = measure(
-        "take", place=f"{place}/git", base=COMMIT.id, tree=made.id, pack=put(place, [target, made])
-    )
-    assert "the target of the link `link` is longer than 4095 bytes" in found.answer
-    assert (found.growth < SOME, found.stall < STALL) == (True, True), found
-    verdict("refused by its length", f"{len(target.content) // MIB} MiB")
+async def test_a_link_to_somewhere_very_long(place, record_verdict):
+    """The target is small for a file, and large for a path that has to be split and checked."""
+    target = make_blob(b"a/" * (6 * MIB))
+    root = make_tree((FILE, "README.md", README), (LINK, "link", target))
+    cost = measure_import(place, COMMIT, root, [target, root])
+    assert "the target of the link `link` is longer than 4095 bytes" in cost.answer
+    assert_small(cost)
+    record_verdict("refused by its length", f"{len(target.content) // MIB} MiB")
 
 
-async def test_files_that_take_a_processor_long_to_unpack(place, verdict):
-    """A pack of 4 MB, of which git takes four GiB of zeros."""
-    good = tree((FILE, "README.md", README), (FILE, "new", README))
-    zeros = [Zeros(1024 + n) for n in range(4)]
-    found = measure(
-        "take",
-        place=f"{place}/git",
-        base=COMMIT.id,
-        tree=good.id,
-        pack=put(place, [*zeros, good]),
-        cpu=2,
-    )
-    assert "git index-pack needed more than 2 seconds of processor time" in found.answer
-    assert found.answer.startswith("Refused: ")
-    assert found.cpu < 4, found
-    verdict("refused after its time", "git unpacks it all")
+@pytest.mark.long
+async def test_files_that_take_a_processor_long_to_unpack(place, record_verdict):
+    """A pack of 4 MB that git unpacks to four GiB of zeros."""
+    good = make_tree((FILE, "README.md", README), (FILE, "new", README))
+    zeros = [ZeroBlob(1024 + n) for n in range(4)]
+    cost = measure_import(place, COMMIT, good, [*zeros, good], cpu=2)
+    assert "git index-pack needed more than 2 seconds of processor time" in cost.answer
+    assert cost.answer.startswith("Refused: ")
+    assert cost.cpu < 4, cost
+    record_verdict("refused after its time", "git unpacks it all")
 
 
-async def test_complaints_without_end(place, verdict):
-    """git complains of each tag, and quotes its name."""
-    good = tree((FILE, "README.md", README), (FILE, "new", README))
-    tags = [hostile_packs.tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
-    found = measure(
-        "take", place=f"{place}/git", base=COMMIT.id, tree=good.id, pack=put(place, [*tags, good])
-    )
-    assert found.growth < SOME, found
-    verdict(
+async def test_complaints_without_end(place, record_verdict):
+    """git complains about each tag, and quotes its name."""
+    good = make_tree((FILE, "README.md", README), (FILE, "new", README))
+    tags = [hostile_packs.make_tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
+    cost = measure_import(place, COMMIT, good, [*tags, good])
+    assert cost.growth < GROWTH_LIMIT, cost
+    record_verdict(
         "the beginning and the end are kept",
         f"{sum(len(tag.content) for tag in tags) // MIB} MiB of complaints",
     )
 
 
-async def test_lines_that_take_long_to_count(place, verdict):
-    """The work is taken, and not counted; no git goes on."""
+@pytest.mark.long
+async def test_lines_that_take_long_to_count(place, record_verdict):
+    """The work is imported, its lines are not counted, and no git continues to run."""
     numbers = random.Random(1)
     lines = [bytes(numbers.choices(b"ab\n", k=1_000_000)) for _ in range(4)]
-    old = [blob(text[:900_000] + b"%d\n" % n) for text in lines for n in range(8)]
-    new = [blob(text[100_000:] + b"%d\n" % n) for text in reversed(lines) for n in range(8)]
+    old = [make_blob(text[:900_000] + b"%d\n" % n) for text in lines for n in range(8)]
+    new = [make_blob(text[100_000:] + b"%d\n" % n) for text in reversed(lines) for n in range(8)]
     before, after = (
-        tree(*((FILE, f"{n:03}", file) for n, file in enumerate(files))) for files in (old, new)
+        make_tree(*((FILE, f"{n:03}", file) for n, file in enumerate(files)))
+        for files in (old, new)
     )
-    commit = hostile_packs.commit(before)
-    add(place, [*old, before, commit])
-    found = measure(
-        "take",
-        place=f"{place}/git",
-        base=commit.id,
-        tree=after.id,
-        pack=put(place, [*new, after]),
-        cpu=2,
-    )
-    assert [file["additions"] for file in found.answer] == [None] * len(new)
-    assert {file["counted"] for file in found.answer} == {False}
-    assert found.cpu < 9, found
-    assert running_in(place) == []
-    verdict("taken, and not counted", "git counts for a long time")
+    commit = hostile_packs.make_commit(before)
+    add_objects(place, [*old, before, commit])
+    cost = measure_import(place, commit, after, [*new, after], cpu=2)
+    assert [file["additions"] for file in cost.answer] == [None] * len(new)
+    assert {file["counted"] for file in cost.answer} == {False}
+    assert cost.cpu < 9, cost
+    assert find_processes_in(place) == []
+    record_verdict("taken, and not counted", "git counts for a long time")
 
 
 async def test_what_was_not_counted_is_said(place):
-    """A file is binary by what is in it, and not counted by its size."""
-    text = blob(b"a line\n" * (MIB // 6))
-    binary = blob(b"\0\1\2")
-    made = tree((FILE, "binary", binary), (FILE, "large.txt", text), (FILE, "new.txt", README))
-    with Path(put(place, [text, binary, made])).open("rb") as file:
-        taken = await HostRepositories(place / "git").import_pack(
-            REPO, COMMIT.id, Export(tree=made.id, pack=file), ()
+    """A file is binary because of its content, and not counted because of its size."""
+    text = make_blob(b"a line\n" * (MIB // 6))
+    binary = make_blob(b"\0\1\2")
+    root = make_tree((FILE, "binary", binary), (FILE, "large.txt", text), (FILE, "new.txt", README))
+    with Path(write_pack(place, [text, binary, root])).open("rb") as file:
+        imported = await HostRepositories(place / "git").import_pack(
+            REPO, COMMIT.id, Export(tree=root.id, pack=file), ()
         )
     work = Work(
-        summary="s", files=taken.files, commands=(), instructions=(), model="m", steps=1, seconds=1
+        summary="s",
+        files=imported.files,
+        commands=(),
+        instructions=(),
+        model="m",
+        steps=1,
+        seconds=1,
     )
     rows = [row for row in comments.format_evidence(work).splitlines() if "| added |" in row]
     assert rows == [
@@ -266,37 +293,37 @@ async def test_what_was_not_counted_is_said(place):
     ]
 
 
-def running_in(place: Path) -> list[str]:
-    """The programs that work in a folder."""
-    found = []
+def find_processes_in(place: Path) -> list[str]:
+    """Return the names of the processes that use the host repositories in a folder."""
+    names = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-            if f"{place}/git".encode() in words:
-                found.append((process / "comm").read_text())
-    return found
+            text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            if f"{place}/git".encode() in text:
+                names.append((process / "comm").read_text())
+    return names
 
 
-# ── what goes on for long ─────────────────────────────────────────────────────────────────────────
+# ── long runs, and fetches that fail again and again ──────────────────────────────────────────────
 
 
-class Workspace:
-    """A session whose files are other ones, of 8 MiB, each time they are taken."""
+class FakeSession:
+    """A session that has another file of 8 MiB at each export."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
 
     async def export(self, base: str) -> Export:
-        large = Stored(next(self._numbers).to_bytes(4, "big") * (2 * MIB))
-        made = tree((FILE, "README.md", README), (FILE, "large", blob(large.content)))
-        file = tempfile.TemporaryFile()  # noqa: SIM115  (whoever gets the export closes it)
-        file.write(pack([large, made]))
+        large = StoredBlob(next(self._numbers).to_bytes(4, "big") * (2 * MIB))
+        root = make_tree((FILE, "README.md", README), (FILE, "large", make_blob(large.content)))
+        file = tempfile.TemporaryFile()  # noqa: SIM115  (the receiver of the export closes it)
+        file.write(build_pack([large, root]))
         file.seek(0)
-        return Export(tree=made.id, pack=file)
+        return Export(tree=root.id, pack=file)
 
 
 class FakeCheckpointStorage:
-    """Where files are put away, and where nothing is taken from."""
+    """A storage to which checkpoints are only saved."""
 
     async def save(self, repo: str, run: str, tree: str, base: str, before: str) -> str:
         return tree
@@ -310,13 +337,13 @@ class FakeTranscripts:
 
 
 class FakeSandbox:
-    """It has the session already."""
+    """A sandbox that already has the session."""
 
     def list_sessions(self) -> list[str]:
         return ["run"]
 
-    async def create(self, name: str, plan: Any) -> tuple[Workspace, bool]:
-        return Workspace(), False
+    async def create(self, name: str, plan: Any) -> tuple[FakeSession, bool]:
+        return FakeSession(), False
 
 
 class FakeRecorder:
@@ -329,27 +356,29 @@ class FakePlan:
     files: str = ""
 
 
-async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, verdict):
-    """In half an hour; each minute's files would be 240 MiB, here and on GitHub."""
+@pytest.mark.long
+async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, record_verdict):
+    """The run takes half an hour. To save the files each minute would be 240 MiB, here and on
+    GitHub."""
     repositories = HostRepositories(place / "git")
     now = [0.0]
-    shelf = Checkpoints(
+    checkpoints = Checkpoints(
         RunLocation(repo=REPO, ref="1-1", run="run"),
         FakeCheckpointStorage(),
         repositories,
         FakeTranscripts(),
         clock=lambda: now[0],
     )
-    begun = ResumedRun(base=COMMIT.id, seconds=0, here=True, checkpoint=None)
-    session, _ = await shelf.open_session(FakeSandbox(), begun, FakePlan())
+    resumed_run = ResumedRun(base=COMMIT.id, seconds=0, here=True, checkpoint=None)
+    session, _ = await checkpoints.open_session(FakeSandbox(), resumed_run, FakePlan())
     while now[0] < 1800:
         now[0] += 10
-        await shelf.save_if_due(session, FakeRecorder())
-    packs_there = list((repositories.repository_path(REPO) / "objects/pack").glob("*.pack"))
-    size = sum(file.stat().st_size for file in packs_there)
-    assert len(packs_there) > 5
+        await checkpoints.save_if_due(session, FakeRecorder())
+    packs = list((repositories.repository_path(REPO) / "objects/pack").glob("*.pack"))
+    size = sum(file.stat().st_size for file in packs)
+    assert len(packs) > 5
     assert size < 1800 * (64 << 10)
-    verdict(f"{size // MIB} MiB", "240 MiB")
+    record_verdict(f"{size // MIB} MiB", "240 MiB")
 
 
 class FakeAppAuth:
@@ -365,7 +394,7 @@ async def no_pause() -> None:
 
 
 async def test_what_killed_fetches_left_is_removed(place):
-    """Else each try of a fetch that is never finished adds what it got to the disk."""
+    """Otherwise each attempt of a fetch that never completes would leave its data on the disk."""
     repositories = HostRepositories(place / "git")
     origin = place / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
@@ -374,28 +403,32 @@ async def test_what_killed_fetches_left_is_removed(place):
         check=True,
         capture_output=True,
     )
-    other = hostile_packs.commit(tree((FILE, "README.md", blob(b"other\n"))))
-    for thing in (blob(b"other\n"), tree((FILE, "README.md", blob(b"other\n"))), other):
-        with packed([thing]) as file:
+    other = hostile_packs.make_commit(make_tree((FILE, "README.md", make_blob(b"other\n"))))
+    for one in (
+        make_blob(b"other\n"),
+        make_tree((FILE, "README.md", make_blob(b"other\n"))),
+        other,
+    ):
+        with open_pack([one]) as file:
             await run_git(origin, "index-pack", "--stdin", stdin=file)
     await run_git(origin, "update-ref", "refs/heads/main", other.id)
     await run_git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
-    left = repositories.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
-    left.write_bytes(bytes(100))
+    partial_pack = repositories.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
+    partial_pack.write_bytes(bytes(100))
     remotes = RemoteRepositories(repositories, FakeAppAuth(), f"file://{place}/origins", no_pause)
     assert (await remotes.fetch_checkout(REPO, "bot")).commit == other.id
-    assert not left.exists()
+    assert not partial_pack.exists()
 
 
 @contextlib.contextmanager
-def packed(things: Sequence[PackObject]) -> Iterator[Any]:
+def open_pack(objects: Sequence[PackObject]) -> Iterator[Any]:
     with tempfile.TemporaryFile() as file:
-        file.write(pack(things))
+        file.write(build_pack(objects))
         file.seek(0)
         yield file
 
 
-# ── a person's own repository, which may be the clone of a stranger's ─────────────────────────────
+# ── a person's own repository, which may be a clone of a stranger's ───────────────────────────────
 
 
 def test_a_file_of_a_clone_that_is_large(place_of_clone):
@@ -409,13 +442,13 @@ def test_a_file_of_a_clone_that_is_large(place_of_clone):
 
 @pytest.fixture
 def place_of_clone() -> Iterator[tuple[Path, str]]:
-    """A repository with a large file, and its commit."""
+    """Provide a repository with a large file, and its commit."""
     with a_place() as clone:
-        root = tree((FILE, "README.md", README), (FILE, "large", large := Zeros(8)))
-        commit = hostile_packs.commit(root)
+        root = make_tree((FILE, "README.md", README), (FILE, "large", large := ZeroBlob(8)))
+        commit = hostile_packs.make_commit(root)
         subprocess.run(["git", "init", "-q", clone], check=True)
         argv = ["git", "-C", str(clone), "index-pack", "--stdin"]
         subprocess.run(
-            argv, input=pack([README, large, root, commit]), check=True, capture_output=True
+            argv, input=build_pack([README, large, root, commit]), check=True, capture_output=True
         )
         yield clone, commit.id

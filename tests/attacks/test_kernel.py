@@ -1,8 +1,8 @@
-"""Hostile commands that turn to the kernel: system calls, sockets, devices, settings, privileges.
+"""Hostile commands that use the kernel: system calls, sockets, devices, settings, privileges.
 
-The numbers are those of x86_64. All rows are asked in one run, each in a process of its own, which
-can harm nothing outside of the jail: the control asks the same of the machine itself, with
-arguments that are wrong in the end.
+The numbers are those of x86_64. One run asks all questions, each in a process of its own. The
+control asks the same questions on the machine itself, so the arguments are such that the kernel
+rejects them in the end, and nothing is harmed.
 """
 
 import json
@@ -10,30 +10,30 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.attacks.attack import Attack, each, judge, python, won
+from tests.attacks.attack import Attack, has_won, judge_attack, parametrize_attacks, quote_python
 
 REFUSED = {"EPERM", "ENOSYS"}
 ABSENT = {"ENOENT", "EROFS", "EACCES", "EPERM"}
 NO_FAMILY = {"EAFNOSUPPORT", "EPERM"}
 
-ASK = r"""
+ASK_KERNEL = r"""
 import ctypes, errno, fcntl, json, mmap, os, stat, sys, termios
 libc = ctypes.CDLL(None, use_errno=True)
 BUFFER, NOWHERE, HERE, SIGCHLD = ctypes.create_string_buffer(4096), b"/nowhere", os.getpid(), 17
 
-def call(number, *words):
-    long = [ctypes.c_long(word) if isinstance(word, int) else word for word in words]
+def call(number, *arguments):
+    longs = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     ctypes.set_errno(0)
-    done = libc.syscall(ctypes.c_long(number), *long)
-    if done == -1: raise OSError(ctypes.get_errno(), "")
-    return done
+    result = libc.syscall(ctypes.c_long(number), *longs)
+    if result == -1: raise OSError(ctypes.get_errno(), "")
+    return result
 
 def clone(flags):
     if call(56, flags | SIGCHLD, 0, 0, 0, 0) == 0: os._exit(0)
 
 def clone3(flags):
-    words = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, SIGCHLD)
-    if call(435, words, 88) == 0: os._exit(0)
+    arguments = (ctypes.c_uint64 * 11)(flags, 0, 0, 0, SIGCHLD)
+    if call(435, arguments, 88) == 0: os._exit(0)
 
 def terminal():
     ours, theirs = os.openpty()
@@ -68,36 +68,39 @@ for name, code in json.loads(sys.argv[1]).items():
         os.write(theirs, answer(code).encode())
         os._exit(0)
     os.close(theirs)
-    how = os.waitpid(child, 0)[1]
-    said = os.read(ours, 99).decode() or f"signal {how & 127}"
+    status = os.waitpid(child, 0)[1]
+    reply = os.read(ours, 99).decode() or f"signal {status & 127}"
     os.close(ours)
-    print(name, said, sep=": ", flush=True)
+    print(name, reply, sep=": ", flush=True)
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelQuestion:
-    """A question to the kernel. `rootly`: it is closed to ordinary users everywhere, so theirs has
-    no other control than that the kernel knows the question."""
+    """A question to the kernel: code that succeeds or raises an OSError. With `root_only` the
+    kernel refuses it to all ordinary users. Then the control of an ordinary user's worker is only
+    that the kernel knows the question."""
 
     name: str
     code: str
     refused: frozenset[str] | set[str] = frozenset(REFUSED)
-    rootly: bool = False
+    root_only: bool = False
 
 
-def calls(*rows: str) -> list[KernelQuestion]:
-    """Rows of a name, a number and arguments; `root` behind a name: only the machine's root is
-    asked in earnest."""
-    found = []
+def parse_calls(*rows: str) -> list[KernelQuestion]:
+    """Return the questions for system calls, each given as a name, a number and arguments. " root"
+    after a name stands for `root_only`."""
+    questions = []
     for row in rows:
-        name, _, words = row.partition(": ")
-        plain = name.removesuffix(" root")
-        found.append(KernelQuestion(name=plain, code=f"call({words})", rootly=plain != name))
-    return found
+        name, _, arguments = row.partition(": ")
+        call = name.removesuffix(" root")
+        questions.append(
+            KernelQuestion(name=call, code=f"call({arguments})", root_only=call != name)
+        )
+    return questions
 
 
-MOUNTS = calls(
+MOUNT_CALLS = parse_calls(
     "mount a tmpfs: 165, b'x', b'/dev/shm', b'tmpfs', 0, 0",
     "mount to bind: 165, b'/usr', b'/dev/shm', 0, 4096, 0",
     "umount2: 166, NOWHERE, 0xff00",
@@ -114,7 +117,7 @@ MOUNTS = calls(
     "listmount: 458, 0, BUFFER, 0, 0",
     "open_tree_attr: 467, -1, b'', 0x1000, BUFFER, 32",
 )
-OTHERS = calls(
+PROCESS_CALLS = parse_calls(
     "ptrace to be traced: 101, 0, 0, 0, 0",
     "ptrace process 1: 101, 0x4206, 1, 0, 0",
     "process_vm_readv: 310, HERE, BUFFER, 0, BUFFER, 0, 0",
@@ -136,7 +139,7 @@ OTHERS = calls(
     "lsm_set_self_attr: 460, 0, BUFFER, 0, 0",
     "lsm_list_modules: 461, BUFFER, BUFFER, 0",
 )
-MACHINE = calls(
+MACHINE_CALLS = parse_calls(
     "bpf: 321, 0, BUFFER, 64",
     "perf_event_open: 298, BUFFER, 0, -1, -1, 0",
     "userfaultfd: 323, 1",
@@ -176,7 +179,7 @@ MACHINE = calls(
     "remap_file_pages: 216, 0, 0, 0, 0, 0",
     "vmsplice: 278, -1, BUFFER, 0, 0",
 )
-COUNTED_FOR_THE_MACHINE = calls(
+AIO_CALLS = parse_calls(
     "io_setup: 206, 1, BUFFER",
     "io_destroy: 207, 0",
     "io_submit: 209, 0, 0, 0",
@@ -184,21 +187,29 @@ COUNTED_FOR_THE_MACHINE = calls(
     "io_getevents: 208, 0, 0, 0, BUFFER, 0",
     "io_pgetevents: 333, 0, 0, 0, BUFFER, 0, 0",
 )
-SPACES = {"NEWNS": 0x20000, "NEWCGROUP": 0x2000000, "NEWUTS": 0x4000000, "NEWIPC": 0x8000000}
-SPACES |= {"NEWUSER": 0x10000000, "NEWPID": 0x20000000, "NEWNET": 0x40000000}
+NAMESPACE_FLAGS = {
+    "NEWNS": 0x20000,
+    "NEWCGROUP": 0x2000000,
+    "NEWUTS": 0x4000000,
+    "NEWIPC": 0x8000000,
+}
+NAMESPACE_FLAGS |= {"NEWUSER": 0x10000000, "NEWPID": 0x20000000, "NEWNET": 0x40000000}
 NAMESPACES = [
-    *(KernelQuestion(name=f"clone {name}", code=f"clone({flag})") for name, flag in SPACES.items()),
+    *(
+        KernelQuestion(name=f"clone {name}", code=f"clone({flag})")
+        for name, flag in NAMESPACE_FLAGS.items()
+    ),
     *(
         KernelQuestion(name=f"clone3 {name}", code=f"clone3({flag})")
-        for name, flag in SPACES.items()
+        for name, flag in NAMESPACE_FLAGS.items()
     ),
     *(
         KernelQuestion(name=f"unshare {name}", code=f"call(272, {flag})")
-        for name, flag in SPACES.items()
+        for name, flag in NAMESPACE_FLAGS.items()
     ),
     KernelQuestion(name="unshare NEWTIME", code="call(272, 0x80)"),
     KernelQuestion(
-        name="clone NEWUSER with high bits", code=f"clone({1 << 40 | SPACES['NEWUSER']})"
+        name="clone NEWUSER with high bits", code=f"clone({1 << 40 | NAMESPACE_FLAGS['NEWUSER']})"
     ),
     *(
         KernelQuestion(
@@ -250,7 +261,7 @@ SOCKETS = [
     KernelQuestion(name="a pair of vsocks", code="call(53, 40, 1, 0, BUFFER)", refused=NO_FAMILY),
     KernelQuestion(name="a raw socket", code="call(41, 2, 3, 1)", refused=NO_FAMILY),
 ]
-SHAPES = [
+ODD_CALLS = [
     KernelQuestion(name="TIOCSTI", code="call(16, terminal(), 0x5412, b'x')"),
     KernelQuestion(
         name="TIOCSTI with high bits", code="call(16, terminal(), 1 << 32 | 0x5412, b'x')"
@@ -272,7 +283,9 @@ SHAPES = [
 SYSTEM = "/proc/sys"
 SETTINGS = [
     *(
-        KernelQuestion(name=f"writing {path}", code=f"write({path!r})", refused=ABSENT, rootly=True)
+        KernelQuestion(
+            name=f"writing {path}", code=f"write({path!r})", refused=ABSENT, root_only=True
+        )
         for path in (
             "/proc/sysrq-trigger",
             *(
@@ -301,7 +314,9 @@ SETTINGS = [
         )
     ),
     *(
-        KernelQuestion(name=f"reading {path}", code=f"read({path!r})", refused=ABSENT, rootly=True)
+        KernelQuestion(
+            name=f"reading {path}", code=f"read({path!r})", refused=ABSENT, root_only=True
+        )
         for path in ("/proc/kcore", "/proc/kpagecount", "/proc/vmallocinfo", "/proc/timer_list")
     ),
     *(
@@ -309,9 +324,9 @@ SETTINGS = [
             name=f"opening {path}",
             code=f"os.close(os.open({path!r}, os.O_NONBLOCK | os.O_NOCTTY))",
             refused=ABSENT,
-            rootly=rootly,
+            root_only=root_only,
         )
-        for path, rootly in (
+        for path, root_only in (
             *(
                 (f"/dev/{name}", True)
                 for name in ("kmsg", "mem", "loop-control", "net/tun", "fuse", "kvm", "vsock")
@@ -330,75 +345,100 @@ PRIVILEGES = [
     KernelQuestion(name="to be user 0", code="os.setuid(0)", refused={"EPERM", "EINVAL"}),
     KernelQuestion(name="to be group 0", code="os.setgid(0)", refused={"EPERM", "EINVAL"}),
     KernelQuestion(
-        name="to have group 0", code="os.setgroups([0])", refused={"EPERM", "EINVAL"}, rootly=True
+        name="to have group 0",
+        code="os.setgroups([0])",
+        refused={"EPERM", "EINVAL"},
+        root_only=True,
     ),
     KernelQuestion(
-        name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", rootly=True
+        name="a device of memory", code="node(stat.S_IFCHR, os.makedev(1, 3))", root_only=True
     ),
     KernelQuestion(
-        name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", rootly=True
+        name="a device of a disk", code="node(stat.S_IFBLK, os.makedev(7, 250))", root_only=True
     ),
     KernelQuestion(
-        name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, rootly=True
+        name="a higher priority", code="os.nice(-5)", refused={"EPERM", "EACCES"}, root_only=True
     ),
     KernelQuestion(
         name="real time",
         code="os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
-        rootly=True,
+        root_only=True,
     ),
-    KernelQuestion(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", rootly=True),
+    KernelQuestion(name="real time of a disk", code="call(251, 1, 0, 1 << 13)", root_only=True),
 ]
 FLUSHES = [
     KernelQuestion(name="syncfs of nothing", code="call(306, -1)", refused={"done"}),
 ]
-ROWS = [
-    *MOUNTS,
-    *OTHERS,
-    *MACHINE,
-    *COUNTED_FOR_THE_MACHINE,
+QUESTIONS = [
+    *MOUNT_CALLS,
+    *PROCESS_CALLS,
+    *MACHINE_CALLS,
+    *AIO_CALLS,
     *FLUSHES,
     *NAMESPACES,
     *SOCKETS,
-    *SHAPES,
+    *ODD_CALLS,
     *SETTINGS,
     *PRIVILEGES,
 ]
-NOT_HERE = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENODEV", "ENXIO"}
+UNKNOWN_TO_KERNEL = {
+    "ENOSYS",
+    "EAFNOSUPPORT",
+    "EPROTONOSUPPORT",
+    "ESOCKTNOSUPPORT",
+    "ENODEV",
+    "ENXIO",
+}
 
 
 @pytest.fixture(scope="session")
 def answers(worker):
-    """What the kernel says to all rows, by name: (in the jail, [in each of the controls])."""
-    worker.create("kernel")
-    asking = python(ASK, json.dumps({row.name: row.code for row in ROWS}))
-    said = [worker.bash(asking, name="kernel", timeout=60).output.decode()]
-    said += [getattr(worker, control)(asking) for control in ("unprotected", "namespaced", "naive")]
-    worker.ask("destroy", "kernel")
-    inside, *outside = (
-        dict(line.split(": ", 1) for line in text.splitlines() if ": " in line) for text in said
+    """Provide the kernel's answers to all questions, by name: (in the jail, [in each of the
+    controls])."""
+    worker.create_session("kernel")
+    command = quote_python(
+        ASK_KERNEL, json.dumps({question.name: question.code for question in QUESTIONS})
     )
-    return inside, outside
+    outputs = [
+        worker.run_script(command, name="kernel", timeout=60).output.decode(),
+        worker.run_unprotected(command),
+        worker.run_in_namespaces(command),
+        worker.run_in_naive_jail(command),
+    ]
+    worker.destroy_session("kernel")
+    answers, *control_answers = (
+        dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
+        for output in outputs
+    )
+    return answers, control_answers
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_asking_for(row, answers, worker, verdict):
-    inside, outside = answers
-    free = [said[row.name] for said in outside]
-    assert inside[row.name] in row.refused, inside[row.name]
-    verdict(inside[row.name], _control(row, free, worker.who))
+@pytest.mark.parametrize("question", QUESTIONS, ids=[question.name for question in QUESTIONS])
+def test_asking_for(question, answers, worker, record_verdict):
+    jail_answers, control_answers = answers
+    answer = jail_answers[question.name]
+    assert answer in question.refused, answer
+    record_verdict(
+        answer,
+        _judge_control(
+            question, [by_name[question.name] for by_name in control_answers], worker.user
+        ),
+    )
 
 
-def _control(row, free, who):
-    reached = [said for said in free if said not in row.refused | NOT_HERE]
+def _judge_control(question, answers, user):
+    """Assert that the controls show that the kernel knows the question, as far as this machine can,
+    and return that as the control's outcome."""
+    reached = [answer for answer in answers if answer not in question.refused | UNKNOWN_TO_KERNEL]
     if reached:
         return f"reached the kernel: {reached[0]}"
-    if row.rootly and who == "ordinary":
+    if question.root_only and user == "ordinary":
         return "closed to an ordinary user"
-    assert set(free) & {*NOT_HERE, "ENOENT"}, f"the attack itself is broken: {free}"
+    assert set(answers) & {*UNKNOWN_TO_KERNEL, "ENOENT"}, f"the attack itself is broken: {answers}"
     return "not in this kernel"
 
 
-FLUSH = """
+COUNT_DIRTY_PAGES = """
 import ctypes, os, sys
 libc, place = ctypes.CDLL(None, use_errno=True), sys.argv[1]
 
@@ -424,27 +464,30 @@ if by_sync == 0: print("won")
 """
 
 
-def test_sync_writes_out_nothing_and_fsync_does(lasting, worker, verdict):
-    """What is still dirty after a flush: all others of the machine would wait for one of all its
-    disks.
+def test_sync_writes_out_nothing_and_fsync_does(shared_session, worker, record_verdict):
+    """The script counts the pages that are still dirty after a flush. A real sync would flush all
+    disks, and everything else on the machine would wait for it.
 
-    A kernel may write pages out at any time, so it is tried some times, and the most counts.
+    A kernel may write pages at any time, so the script tries several times, and the highest count
+    decides.
     """
-    free = worker.unprotected(python(FLUSH, "."))
-    assert won(free), f"the attack itself is broken: {free}"
-    seen = lasting.bash(python(FLUSH, "/tmp"), name="lasting").output.decode()
-    if worker.who == "ordinary":  # its files are in memory, which is written out nowhere
-        assert seen.startswith("dirty"), seen
-        verdict("answered, and nothing done", "its files lie in memory: see syncfs")
+    control_output = worker.run_unprotected(quote_python(COUNT_DIRTY_PAGES, "."))
+    assert has_won(control_output), f"the attack itself is broken: {control_output}"
+    output = worker.run_script(
+        quote_python(COUNT_DIRTY_PAGES, "/tmp"), name=shared_session
+    ).output.decode()
+    if worker.user == "ordinary":  # its files are in memory, and are never written to a disk
+        assert output.startswith("dirty"), output
+        record_verdict("answered, and nothing done", "its files lie in memory: see syncfs")
         return
-    assert not won(seen), seen
-    assert seen.split()[2] == "0", seen
-    verdict("answered, and nothing done", "all was written out")
+    assert not has_won(output), output
+    assert output.split()[2] == "0", output
+    record_verdict("answered, and nothing done", "all was written out")
 
 
-# ── what a process has ────────────────────────────────────────────────────────────────────────────
+# ── what a process may use ────────────────────────────────────────────────────────────────────────
 
-SU = """
+START_SU = """
 import subprocess, time
 one = subprocess.Popen(["/usr/bin/su"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 for _ in range(200):
@@ -454,38 +497,38 @@ for _ in range(200):
 if status.split("Uid:")[1].split()[1] == "0": print("won")
 one.kill()
 """
-WRITABLE = """awk '$6 ~ /^rw/ && $5 !~ "^/(tmp|home/agent|workspace|dev/[a-z]+)$" {print "won", $5}' /proc/self/mountinfo"""
-KEEP = """f=/proc/sys/kernel/core_pattern; v=$(cat $f); (echo "$v" >$f) && echo won"""
-BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+FIND_WRITABLE_MOUNTS = """awk '$6 ~ /^rw/ && $5 !~ "^/(tmp|home/agent|workspace|dev/[a-z]+)$" {print "won", $5}' /proc/self/mountinfo"""
+WRITE_CORE_PATTERN = """f=/proc/sys/kernel/core_pattern; v=$(cat $f); (echo "$v" >$f) && echo won"""
+BECOME_ORDINARY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 
 
-@each(
+@parametrize_attacks(
     Attack(
         name="the host's core_pattern written",
-        script=KEEP,
-        held="permission denied",
-        shows="a naive jail of root's wrote it",
-        control="naive",
-        ordinary="echo core >pattern && echo won",
+        script=WRITE_CORE_PATTERN,
+        outcome="permission denied",
+        control_outcome="a naive jail of root's wrote it",
+        control="run_in_naive_jail",
+        ordinary_control_script="echo core >pattern && echo won",
     ),
     Attack(
         name="a program of the system with a setuid bit",
-        script=python(SU),
-        held="the bit does nothing",
-        shows="su was root",
-        easier=f'$([ "$(id -u)" = 0 ] && echo {BECOME}) {python(SU)}',
+        script=quote_python(START_SU),
+        outcome="the bit does nothing",
+        control_outcome="su was root",
+        control_script=f'$([ "$(id -u)" = 0 ] && echo {BECOME_ORDINARY}) {quote_python(START_SU)}',
     ),
     Attack(
         name="a capability",
         script="grep Cap /proc/self/status | grep -qv 0000000000000000 && echo won",
-        held="all five sets are empty",
-        shows="some are left",
+        outcome="all five sets are empty",
+        control_outcome="some are left",
     ),
     Attack(
         name="a process that may gain privileges",
         script="grep -E 'NoNewPrivs:.0|Seccomp:.[01]' /proc/self/status && echo won",
-        held="no new privileges, and a filter",
-        shows="it may",
+        outcome="no new privileges, and a filter",
+        control_outcome="it may",
     ),
     Attack(
         name="a device besides those of every jail",
@@ -493,30 +536,32 @@ BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
             "ls /dev | grep -vxE 'core|fd|full|null|ptmx|pts|u?random|shm|std(in|out|err)|tty|zero'"
             " && echo won"
         ),
-        held="there is none",
-        shows="there are others",
-        easier="touch dev-x; (ls /dev; ls) | grep -vxE 'null|zero|full|tty' && echo won",
+        outcome="there is none",
+        control_outcome="there are others",
+        control_script="touch dev-x; (ls /dev; ls) | grep -vxE 'null|zero|full|tty' && echo won",
     ),
     Attack(
         name="the controlling terminal",
         script="(: >/dev/tty) && echo won; tty -s && echo won",
-        held="there is none",
-        shows="one can be had",
-        easier=python("import pty; pty.spawn(['/bin/bash', '-c', '(: >/dev/tty) && echo won'])"),
+        outcome="there is none",
+        control_outcome="one can be had",
+        control_script=quote_python(
+            "import pty; pty.spawn(['/bin/bash', '-c', '(: >/dev/tty) && echo won'])"
+        ),
     ),
     Attack(
         name="a writable mount besides the session's",
-        script=WRITABLE,
-        held="all others are read-only",
-        shows="a naive jail has some",
-        control="naive",
+        script=FIND_WRITABLE_MOUNTS,
+        outcome="all others are read-only",
+        control_outcome="a naive jail has some",
+        control="run_in_naive_jail",
     ),
     Attack(
         name="the addresses of the kernel",
         script="grep -qv '^0000000000000000' /proc/kallsyms && echo won",
-        held="all are zero",
-        shows="they can be read",
-        ordinary="grep -q '^0000000000000000' /proc/kallsyms && echo won",
+        outcome="all are zero",
+        control_outcome="they can be read",
+        ordinary_control_script="grep -q '^0000000000000000' /proc/kallsyms && echo won",
     ),
     Attack(
         name="a jail in the jail",
@@ -524,9 +569,9 @@ BECOME = "setpriv --reuid=65534 --regid=65534 --clear-groups"
             "bwrap --unshare-all --ro-bind / / /bin/echo won; unshare -r echo won; nsenter -t 1 -m"
             " echo won"
         ),
-        held="operation not permitted",
-        shows="it could be made",
+        outcome="operation not permitted",
+        control_outcome="it could be made",
     ),
 )
-def test_getting(attack, lasting, verdict):
-    judge(attack, lasting, verdict, name="lasting")
+def test_getting(attack, worker, shared_session, record_verdict):
+    judge_attack(attack, worker, record_verdict, name=shared_session)

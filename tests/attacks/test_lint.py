@@ -1,13 +1,13 @@
-"""The host keeps away from workspaces: who may touch a session's disk, start a program or say `git`
-stands here.
+"""The host keeps away from workspaces: the lists of the code that may touch a session's disk, start
+a program, or run git.
 
-It is read from the code, so a new way there is seen when it is written, and not when it is
-attacked.
+The tests read the code, so they find a new access when it is written, and not when it is attacked.
 """
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,18 +19,18 @@ SOURCES = {
     if "sample" not in path.parts
 }
 
-PLACES = {"host_path", "host_only", "below", "folder", "work", "home", "tmp", "disk"}
-"""What the folders of a session are called in osiris/tools."""
+SESSION_FOLDERS = {"host_path", "host_only", "below", "folder", "work", "home", "tmp", "disk"}
+"""Names of the folders of a session in osiris/tools."""
 FILE_CALLS = re.compile(
     r"open|(?:read|write)_(?:text|bytes)|walk|listdir|scandir|iterdir|r?glob|l?stat|exists|is_(?:file|dir|symlink|mount)"
     r"|chmod|chown|utime|mkdir|makedirs|rmdir|rmtree|unlink|remove|rename|replace|move|touch|truncate|resolve|realpath"
     r"|symlink|link|readlink|copy2?|copyfile|copytree"
 )
-TOUCHES: Mapping[str, str] = {
+FILE_ACCESS: Mapping[str, str] = {
     "tools/sandbox/disks/disk:get_private_path": (
-        "a /usr, an /etc or a devpts of the session's, where nobody can write"
+        "a /usr, an /etc or a devpts of the session, where no process can write"
     ),
-    "tools/sandbox/disks/disk:_make_folders": "makes the folders, before anybody was there",
+    "tools/sandbox/disks/disk:_make_folders": "creates the folders, before any command has run",
     "tools/sandbox/disks/disk:finalize": "`host_only`, which no jail sees",
     "tools/sandbox/disks/disk:seal": "`host_only`",
     "tools/sandbox/disks/disk:is_sealed": "`host_only`",
@@ -39,53 +39,53 @@ TOUCHES: Mapping[str, str] = {
     "tools/sandbox/disks/disk:restore_permissions": (
         "a folder in one of ours, so it is never a link"
     ),
-    "tools/sandbox/disks/disk:probe_size_limit": "a disk of its own, to try the limits",
+    "tools/sandbox/disks/disk:probe_size_limit": "a separate disk, to try the limits",
     "tools/sandbox/disks/tmpfs_disk:create": "where the disk is mounted",
     "tools/sandbox/disks/tmpfs_disk:remove": "where the disk was mounted",
-    "tools/sandbox/disks/image_disk:create_over": "makes folders, before anybody was there",
+    "tools/sandbox/disks/image_disk:create_over": "creates folders, before any command has run",
     "tools/sandbox/disks/image_disk:find_sealed": "whether it is mounted",
     "tools/sandbox/disks/image_disk:remove": "where the disk was mounted",
     "tools/sandbox/disks/image_disk:reserve_paths": "where the disk is mounted",
     "tools/sandbox/disks/image_disk:_make_image": "the image itself",
     "tools/sandbox/disks/image_disk:_map_owner": (
-        "the owner of a checkout that nothing is written to any more"
+        "the owner of a checkout that no process writes to any more"
     ),
     "tools/sandbox/disks/image_disk:_mount_private": "where /usr, /etc and a devpts are mounted",
     "tools/sandbox/disks/image_disk:probe_separate_users": (
-        "disks of its own, to try what the kernel can"
+        "separate disks, to try what the kernel can do"
     ),
     "tools/sandbox/disks/image_disk:_mount_image": "where the disk is mounted",
     "tools/sandbox/disks/image_disk:_mount_overlay": "`host_only`, and whether it is mounted",
     "tools/sandbox/workspace/checkout:check_out": "`host_only`",
     "tools/sandbox/workspace/checkout:copy_index": "`host_only`",
     "tools/sandbox/session:build_read_only_spec": "`host_only`",
-    "tools/sandbox/session:_write_output": "/tmp/outputs, by descriptors that follow no link",
+    "tools/sandbox/session:_write_output": "/tmp/outputs, through descriptors that follow no link",
     "tools/sandbox/session:_change_owner": "the same",
 }
-STARTS = re.compile(
+START_FUNCTIONS = re.compile(
     r"subprocess\.(?:run|Popen|call|check_call|check_output|getoutput)|asyncio\.create_subprocess_(?:exec|shell)"
     r"|os\.(?:system|popen|posix_spawnp?|fork|forkpty|exec\w+|spawn\w+)|pty\.(?:spawn|fork)"
 )
-STARTERS: Mapping[str, str] = {
-    "bot/git/subprocesses": "git on repositories that no sandbox sees",
+PROGRAM_STARTS: Mapping[str, str] = {
+    "bot/git/subprocesses": "git in repositories that no sandbox sees",
     "tools/sandbox/jail/process": "every jail",
-    "tools/sandbox/probes/attempt": "what a machine can do",
+    "tools/sandbox/probes/attempt": "tries what the machine can do",
     "tools/sandbox/guest/proxy_bridge": "inside a jail",
     "tools/sandbox/disks/disk": "mkfs, mount and umount",
     "tools/sandbox/disks/tmpfs_disk": "the holder of a disk",
-    "tools/sandbox/disks/mounts": "umount, and a process that a user namespace is made with",
+    "tools/sandbox/disks/mounts": "umount, and a process that creates a user namespace",
     "tools/sandbox/jail/jail_etc": "compiles our own helpers",
-    "tools/sandbox/network/proxy_process": "the proxy of a session, with nothing of the worker's",
+    "tools/sandbox/network/proxy_process": "the proxy of a session, without any secret of the worker",
     "tools/sandbox/network/package_registries": (
-        "asks this machine's package tools, in a folder of its own"
+        "runs the package tools of this machine, in a separate folder"
     ),
     "local/repository": "the person's own repository",
     "devhub/git_http": "the make-believe GitHub",
     "devhub/git_repository": "the make-believe GitHub",
     "playground/demo": "the demo",
 }
-SAYS_GIT: Mapping[str, str] = {
-    "bot/git/runner": "on repositories that no sandbox sees",
+GIT_COMMANDS: Mapping[str, str] = {
+    "bot/git/runner": "in repositories that no sandbox sees",
     "factories": "the name of a folder",
     "tools/sandbox/workspace/checkout": "a script for a jail",
     "tools/sandbox/workspace/export": "a script for a jail",
@@ -97,25 +97,25 @@ SAYS_GIT: Mapping[str, str] = {
     "devhub/routes/code": "the make-believe GitHub",
     "playground/demo": "the demo",
 }
-INSIDES = re.compile(
+SESSION_MODULES = re.compile(
     r"osiris\.tools\.sandbox\.(?:session|disks\.(?!mounts)\w+|jail\.(?:process|bwrap_arguments|descriptors|first_program|jail_user)|workspace\.\w+)"
 )
-"""Modules that know where a session's files are; nobody else's business."""
-GIT = re.compile(
+"""Modules that know where a session's files are; code outside of osiris/tools may not use them."""
+GIT_CALL = re.compile(
     r"(?m)\A(?:\S*/)?git\Z|^[^#\n]*(?:^|[|(;&!=`{] *)(?:\S*/)?git -|\A(?:\S*/)?git [a-z-]+ |^ *git"
     r" .*\n"
 )
 
 
-def touches(place: str, source: str) -> Iterator[str]:
-    """Functions that speak of a session's folder and do something with files."""
-    if not place.startswith("tools/"):
+def find_file_access(module_path: str, source: str) -> Iterator[str]:
+    """Yield the functions that use a folder of a session, and that call functions for files."""
+    if not module_path.startswith("tools/"):
         return
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            named = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-            if named & PLACES and any(_is_file_call(part) for part in ast.walk(node)):
-                yield f"{place}:{node.name}"
+            attributes = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+            if attributes & SESSION_FOLDERS and any(_is_file_call(part) for part in ast.walk(node)):
+                yield f"{module_path}:{node.name}"
 
 
 def _is_file_call(node: ast.AST) -> bool:
@@ -126,30 +126,31 @@ def _is_file_call(node: ast.AST) -> bool:
     return isinstance(node.func, ast.Name) and node.func.id == "open"
 
 
-def starts(place: str, source: str) -> Iterator[str]:
-    """Places where a program is started."""
+def find_program_starts(module_path: str, source: str) -> Iterator[str]:
+    """Yield the module if it starts a program."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
-            words = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            words = [f"{node.value.id}.{node.attr}"]
+            names = [f"{node.value.id}.{node.attr}"]
         else:
             continue
-        if any(STARTS.fullmatch(word) for word in words):
-            yield place
+        if any(START_FUNCTIONS.fullmatch(name) for name in names):
+            yield module_path
 
 
-def says_git(place: str, source: str) -> Iterator[str]:
-    """Texts that start git: a list of words that begins with it, or a line of a script."""
+def find_git_commands(module_path: str, source: str) -> Iterator[str]:
+    """Yield the module if a string in it runs git: as the first of a command's arguments, or in a
+    line of a script."""
     tree = ast.parse(source)
-    told = {id(node.body[0].value) for node in ast.walk(tree) if _has_docstring(node)}
+    docstrings = {id(node.body[0].value) for node in ast.walk(tree) if _has_docstring(node)}
     texts = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    if any(GIT.search(node.value) for node in texts if id(node) not in told):
-        yield place
+    if any(GIT_CALL.search(node.value) for node in texts if id(node) not in docstrings):
+        yield module_path
 
 
 def _has_docstring(node: ast.AST) -> bool:
@@ -157,33 +158,36 @@ def _has_docstring(node: ast.AST) -> bool:
     return isinstance(body, list) and bool(body) and isinstance(body[0], ast.Expr)
 
 
-def intrusions(place: str, source: str) -> Iterator[str]:
-    """Modules outside of osiris/tools that know where a session's files are."""
+def find_intrusions(module_path: str, source: str) -> Iterator[str]:
+    """Yield the imports, outside of osiris/tools, of modules that know where a session's files
+    are."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom) and not place.startswith("tools/"):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not module_path.startswith("tools/"):
             module = getattr(node, "module", None) or ""
-            named = {
+            names = {
                 module,
                 *(alias.name for alias in node.names),
                 *(f"{module}.{a.name}" for a in node.names),
             }
-            yield from (f"{place}: {name}" for name in named if INSIDES.fullmatch(name))
+            yield from (
+                f"{module_path}: {name}" for name in names if SESSION_MODULES.fullmatch(name)
+            )
 
 
-RUNNERS: Mapping[str, str] = {"bot/git/runner": "sets the limits"}
-"""Modules that may use `bot/git/subprocesses`."""
-ENDLESS = re.compile(
+SUBPROCESS_USERS: Mapping[str, str] = {"bot/git/runner": "sets the limits"}
+"""Modules that may import `bot/git/subprocesses`."""
+NO_LIMIT = re.compile(
     r"(?:math\.)?inf|float\(.*|sys\.maxsize|resource\.RLIM_INFINITY|None|-1|0|False"
 )
-BOUNDS = {"timeout", "most", "limits", "seconds", "cpu", "memory", "output", "file_size"}
-"""What the bounds of git and of the programs of the host are called."""
-HOST = ("bot/", "local/repository")
-"""Where git works, on the host, on what strangers made."""
+LIMIT_NAMES = {"timeout", "most", "limits", "seconds", "cpu", "memory", "output", "file_size"}
+"""Names of the limits of git and of other programs of the host."""
+HOST_MODULES = ("bot/", "local/repository")
+"""Modules that run git on the host, on objects of strangers."""
 
 
-def runs(place: str, source: str) -> Iterator[str]:
-    """Modules that use `bot/git/subprocesses`: git has limits because only one of them starts
-    it."""
+def find_subprocess_users(module_path: str, source: str) -> Iterator[str]:
+    """Yield the module if it imports `bot/git/subprocesses`: git has limits because only one module
+    starts it."""
     for node in ast.walk(ast.parse(source)):
         module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
         names = (
@@ -191,120 +195,139 @@ def runs(place: str, source: str) -> Iterator[str]:
             if isinstance(node, ast.Import | ast.ImportFrom)
             else set()
         )
-        whole = {*names, *(f"{module}.{name}" for name in names), str(module)}
-        if place != "bot/git/subprocesses" and "osiris.bot.git.subprocesses" in whole:
-            yield place
+        full_names = {*names, *(f"{module}.{name}" for name in names), str(module)}
+        if module_path != "bot/git/subprocesses" and "osiris.bot.git.subprocesses" in full_names:
+            yield module_path
 
 
-def unbounded(place: str, source: str) -> Iterator[str]:
-    """Calls on the host that turn a bound off, have none, or take all that a program prints."""
-    if not place.startswith(HOST):
+def find_unlimited_calls(module_path: str, source: str) -> Iterator[str]:
+    """Yield the calls on the host that turn a limit off, that have none, or that read all that a
+    program prints."""
+    if not module_path.startswith(HOST_MODULES):
         return
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             yield from (
-                f"{place}:{node.lineno}: {why}" for why in _lacks(ast.unparse(node.func), node)
+                f"{module_path}:{node.lineno}: {reason}"
+                for reason in _find_missing_limits(ast.unparse(node.func), node)
             )
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield from (
-                f"{place}:{node.name}: {name} may be None" for name in _optional_bounds(node)
+                f"{module_path}:{node.name}: {name} may be None"
+                for name in _find_optional_limits(node)
             )
 
 
-def _lacks(name: str, call: ast.Call) -> Iterator[str]:
-    words = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
-    bounded = name in {"git", "_git", "GitLimits", "replace", "subprocesses.run"}
+def _find_missing_limits(name: str, call: ast.Call) -> Iterator[str]:
+    options = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+    sets_limits = name in {"git", "_git", "GitLimits", "replace", "subprocesses.run"}
     yield from (
-        f"{word}={value}" for word, value in words.items() if bounded and _is_off(word, value)
+        f"{option}={value}"
+        for option, value in options.items()
+        if sets_limits and _is_off(option, value)
     )
-    if name == "subprocesses.run" and not {"timeout", "most"} <= set(words):
+    if name == "subprocesses.run" and not {"timeout", "most"} <= set(options):
         yield "no bounds"
-    takes_all = name.startswith("subprocess.") and name != "subprocess.Popen"
-    if takes_all or name.endswith(".communicate") or "capture_output" in words:
+    reads_all = name.startswith("subprocess.") and name != "subprocess.Popen"
+    if reads_all or name.endswith(".communicate") or "capture_output" in options:
         yield "takes all that is printed"
     if name.endswith("stdout.read") and not call.args:
         yield "reads to the end"
 
 
-def _is_off(word: str, value: str) -> bool:
-    return word in BOUNDS and ENDLESS.fullmatch(value) is not None
+def _is_off(option: str, value: str) -> bool:
+    return option in LIMIT_NAMES and NO_LIMIT.fullmatch(value) is not None
 
 
-def _optional_bounds(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+def _find_optional_limits(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
     arguments = [*function.args.args, *function.args.kwonlyargs]
-    typed = {arg.arg: ast.unparse(arg.annotation) for arg in arguments if arg.annotation}
-    yield from (name for name, kind in typed.items() if name in BOUNDS and "None" in kind)
+    types = {arg.arg: ast.unparse(arg.annotation) for arg in arguments if arg.annotation}
+    yield from (name for name, kind in types.items() if name in LIMIT_NAMES and "None" in kind)
 
 
-RULES = {
-    touches: set(TOUCHES),
-    starts: set(STARTERS),
-    says_git: set(SAYS_GIT),
-    intrusions: set(),
-    runs: set(RUNNERS),
-    unbounded: set(),
+@dataclass(frozen=True)
+class Rule:
+    """A function that finds code of one kind in a module's source, and the code of that kind that
+    is allowed."""
+
+    find: Callable[[str, str], Iterator[str]]
+    allowed: Set[str]
+
+
+RULES: Mapping[str, Rule] = {
+    "touches": Rule(find_file_access, FILE_ACCESS.keys()),
+    "starts": Rule(find_program_starts, PROGRAM_STARTS.keys()),
+    "says_git": Rule(find_git_commands, GIT_COMMANDS.keys()),
+    "intrusions": Rule(find_intrusions, frozenset()),
+    "runs": Rule(find_subprocess_users, SUBPROCESS_USERS.keys()),
+    "unbounded": Rule(find_unlimited_calls, frozenset()),
 }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", RULES)
 def test_the_host_keeps_away_from_workspaces(rule):
-    """What is listed is there, and nothing else is."""
-    assert {found for place, source in SOURCES.items() for found in rule(place, source)} == RULES[
-        rule
-    ]
+    """The code contains what is listed, and nothing else of that kind."""
+    find = RULES[rule].find
+    assert {
+        code for module_path, source in SOURCES.items() for code in find(module_path, source)
+    } == RULES[rule].allowed
 
 
 @pytest.mark.parametrize(
-    ("rule", "place", "planted"),
+    ("rule", "module_path", "planted"),
     [
         (
-            touches,
+            "touches",
             "tools/toolbox",
             "def f(session):\n    return (session.disk.work / 'README.md').read_text()",
         ),
         (
-            touches,
+            "touches",
             "tools/files",
             "def f(resources):\n    return os.listdir(resources.disk.host_path)",
         ),
         (
-            touches,
+            "touches",
             "tools/sandbox/session",
             "async def f(self):\n    with open(self._resources.spec.home) as file: ...",
         ),
-        (touches, "tools/shell", "def f(disk):\n    shutil.rmtree(disk.folder / 'work')"),
-        (starts, "tools/toolbox", "import subprocess\nsubprocess.run(['ls'])"),
-        (starts, "agents/loop", "from subprocess import Popen\nPopen(['ls'])"),
-        (starts, "agents/runner", "import asyncio\nasyncio.create_subprocess_exec('ls')"),
-        (starts, "bot/github/effect_handlers", "import os\nstart = os.system\nstart('ls')"),
-        (says_git, "tools/sandbox/session", "run(['git', '-C', work, 'add', '-A'])"),
-        (says_git, "tools/sandbox/session", "run(['/usr/bin/git', 'status'])"),
-        (says_git, "agents/runner", "run(f'cd {work} && git -C . status')"),
-        (says_git, "agents/runner", "SCRIPT = '''\nset -e\ngit add -A\n'''"),
-        (says_git, "agents/runner", "run('git status '.split())"),
-        (intrusions, "agents/runner", "from osiris.tools.sandbox.disks.disk import Disk"),
-        (intrusions, "bot/git/runner", "from osiris.tools.sandbox import session"),
-        (intrusions, "bootstrap", "import osiris.tools.sandbox.disks.image_disk"),
-        (runs, "bot/git/remote", "from osiris.bot.git import subprocesses"),
-        (runs, "agents/runner", "from osiris.bot.git.subprocesses import run"),
-        (runs, "bootstrap", "import osiris.bot.git.subprocesses"),
-        (unbounded, "bot/git/repositories", "git(repo, 'ls-tree', limits=None)"),
+        ("touches", "tools/shell", "def f(disk):\n    shutil.rmtree(disk.folder / 'work')"),
+        ("starts", "tools/toolbox", "import subprocess\nsubprocess.run(['ls'])"),
+        ("starts", "agents/loop", "from subprocess import Popen\nPopen(['ls'])"),
+        ("starts", "agents/runner", "import asyncio\nasyncio.create_subprocess_exec('ls')"),
+        ("starts", "bot/github/effect_handlers", "import os\nstart = os.system\nstart('ls')"),
+        ("says_git", "tools/sandbox/session", "run(['git', '-C', work, 'add', '-A'])"),
+        ("says_git", "tools/sandbox/session", "run(['/usr/bin/git', 'status'])"),
+        ("says_git", "agents/runner", "run(f'cd {work} && git -C . status')"),
+        ("says_git", "agents/runner", "SCRIPT = '''\nset -e\ngit add -A\n'''"),
+        ("says_git", "agents/runner", "run('git status '.split())"),
+        ("intrusions", "agents/runner", "from osiris.tools.sandbox.disks.disk import Disk"),
+        ("intrusions", "bot/git/runner", "from osiris.tools.sandbox import session"),
+        ("intrusions", "bootstrap", "import osiris.tools.sandbox.disks.image_disk"),
+        ("runs", "bot/git/remote", "from osiris.bot.git import subprocesses"),
+        ("runs", "agents/runner", "from osiris.bot.git.subprocesses import run"),
+        ("runs", "bootstrap", "import osiris.bot.git.subprocesses"),
+        ("unbounded", "bot/git/repositories", "git(repo, 'ls-tree', limits=None)"),
         (
-            unbounded,
+            "unbounded",
             "bot/git/repositories",
             "git(repo, 'ls-tree', limits=GitLimits(output=float('inf')))",
         ),
-        (unbounded, "bot/git/import_pack", "replace(_IMPORT, cpu=math.inf)"),
-        (unbounded, "bot/git/import_pack", "_git(desk, 'ls-tree', timeout=None)"),
-        (unbounded, "bot/git/remote", "GitLimits(file_size=sys.maxsize)"),
-        (unbounded, "bot/git/runner", "subprocesses.run(argv, env=env)"),
-        (unbounded, "bot/git/runner", "subprocesses.run(argv, env=env, timeout=3, most=None)"),
-        (unbounded, "bot/git/subprocesses", "async def run(argv, *, most: int | None = None): ..."),
-        (unbounded, "local/repository", "subprocess.run(['git'], capture_output=True)"),
-        (unbounded, "local/repository", "process.communicate()"),
-        (unbounded, "local/repository", "process.stdout.read()"),
+        ("unbounded", "bot/git/import_pack", "replace(_IMPORT, cpu=math.inf)"),
+        ("unbounded", "bot/git/import_pack", "_git(desk, 'ls-tree', timeout=None)"),
+        ("unbounded", "bot/git/remote", "GitLimits(file_size=sys.maxsize)"),
+        ("unbounded", "bot/git/runner", "subprocesses.run(argv, env=env)"),
+        ("unbounded", "bot/git/runner", "subprocesses.run(argv, env=env, timeout=3, most=None)"),
+        (
+            "unbounded",
+            "bot/git/subprocesses",
+            "async def run(argv, *, most: int | None = None): ...",
+        ),
+        ("unbounded", "local/repository", "subprocess.run(['git'], capture_output=True)"),
+        ("unbounded", "local/repository", "process.communicate()"),
+        ("unbounded", "local/repository", "process.stdout.read()"),
     ],
 )
-def test_a_planted_way_there_is_found(rule, place, planted, verdict):
-    assert list(rule(place, planted)) != []
-    verdict("found", "it was planted")
+def test_a_planted_way_there_is_found(rule, module_path, planted, record_verdict):
+    assert list(RULES[rule].find(module_path, planted)) != []
+    record_verdict("found", "it was planted")

@@ -1,4 +1,5 @@
-"""Hostile connections: what a jail says to its only way out, to get to where it may not."""
+"""Hostile connections: what a jail sends to the proxy, its only network access, to reach hosts that
+it may not."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ import pytest
 
 from osiris.core.work import Blocked
 from tests.attacks import tls
-from tests.attacks.proxies import ProxyPair, opening, say, shut
+from tests.attacks.proxies import ProxyPair, close_writer, open_proxies, send_messages
 from tests.attacks.worker import CANARY
 
 SECRET = CANARY.encode()
@@ -22,9 +23,9 @@ ONLY = "only CONNECT, and GET of a mirror, are let through"
 
 
 @pytest.fixture
-async def wire(place: Path) -> AsyncIterator[ProxyPair]:
-    async with opening(place) as made:
-        yield made
+async def proxies(place: Path) -> AsyncIterator[ProxyPair]:
+    async with open_proxies(place) as proxies:
+        yield proxies
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────
@@ -32,85 +33,85 @@ async def wire(place: Path) -> AsyncIterator[ProxyPair]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyCase:
-    """What is said, and what is noted of it. @T is the port with TLS, @P that without."""
+    """A request, and what the proxy reports of it. @T is the port with TLS, @P the one without."""
 
-    first: str
+    request: str
     reason: str
     host: str = "?"
     port: str = "0"
 
 
-def connect(to: str, reason: str, host: str = "?", port: str = "0") -> ProxyCase:
+def build_connect(target: str, reason: str, host: str = "?", port: str = "0") -> ProxyCase:
     return ProxyCase(
-        first=f"CONNECT {to} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n",
+        request=f"CONNECT {target} HTTP/1.1\r\nHost: localhost:@T\r\n\r\n",
         reason=reason,
         host=host,
         port=port,
     )
 
 
-def other(host: str) -> ProxyCase:
-    """A host that is none of the list."""
-    return connect(f"{host}:@T", NOT_LISTED, host.lower(), "@T")
+def build_unlisted(host: str) -> ProxyCase:
+    """Build a request for a host that is not on the list."""
+    return build_connect(f"{host}:@T", NOT_LISTED, host.lower(), "@T")
 
 
-def nobody(host: str) -> ProxyCase:
-    """Something that is no host at all."""
-    return connect(f"{host}:@T", NO_HOST)
+def build_non_host(host: str) -> ProxyCase:
+    """Build a request for something that is not a host."""
+    return build_connect(f"{host}:@T", NO_HOST)
 
 
-def get(
+def build_get(
     url: str, *headers: str, reason: str, host: str = "?", port: str = "0", method: str = "GET"
 ) -> ProxyCase:
-    first = "\r\n".join([f"{method} {url} HTTP/1.1", *headers, "", ""])
-    return ProxyCase(first=first, reason=reason, host=host, port=port)
+    request = "\r\n".join([f"{method} {url} HTTP/1.1", *headers, "", ""])
+    return ProxyCase(request=request, reason=reason, host=host, port=port)
 
 
 REQUESTS = {
-    "another host": other("other.example"),
-    "another port": connect("localhost:@P", NOT_LISTED, "localhost", "@P"),
-    "plain http to a host of TLS": get(
+    "another host": build_unlisted("other.example"),
+    "another port": build_connect("localhost:@P", NOT_LISTED, "localhost", "@P"),
+    "plain http to a host of TLS": build_get(
         "http://localhost:@T/", reason=NOT_LISTED, host="localhost", port="@T"
     ),
-    "an address": other("127.0.0.1"),
-    "an address as one number": other("2130706433"),
-    "an address in hex": other("0x7f000001"),
-    "an address in octal": other("0177.0.0.1"),
-    "an address of IPv6": nobody("[::1]"),
-    "an address of IPv4 in IPv6": nobody("[::ffff:127.0.0.1]"),
-    "an ending": other("localhost.evil.example"),
-    "a beginning": other("evillocalhost"),
-    "the name of a wildcard itself": other("wild.example"),
-    "a wildcard without its dot": other("xwild.example"),
-    "a wildcard in the middle": other("x.wild.example.evil.example"),
-    "two dots at the end": nobody("localhost.."),
-    "a dot at the beginning": nobody(".wild.example"),
-    "a star": nobody("*.wild.example"),
-    "punycode": other("xn--lcalhost-55g"),
-    "another alphabet": nobody("l\u043ecalhost".encode().decode("latin-1")),
-    "a user before the host": nobody("localhost@evil.example"),
-    "a host as the user": nobody("localhost:@T@evil.example"),
-    "a user before the host, without TLS": get("http://u@localhost:@P/", reason=NO_HOST),
-    "a host as the user, without TLS": get(
+    "an address": build_unlisted("127.0.0.1"),
+    "an address as one number": build_unlisted("2130706433"),
+    "an address in hex": build_unlisted("0x7f000001"),
+    "an address in octal": build_unlisted("0177.0.0.1"),
+    "an address of IPv6": build_non_host("[::1]"),
+    "an address of IPv4 in IPv6": build_non_host("[::ffff:127.0.0.1]"),
+    "an ending": build_unlisted("localhost.evil.example"),
+    "a beginning": build_unlisted("evillocalhost"),
+    "the name of a wildcard itself": build_unlisted("wild.example"),
+    "a wildcard without its dot": build_unlisted("xwild.example"),
+    "a wildcard in the middle": build_unlisted("x.wild.example.evil.example"),
+    "two dots at the end": build_non_host("localhost.."),
+    "a dot at the beginning": build_non_host(".wild.example"),
+    "a star": build_non_host("*.wild.example"),
+    "punycode": build_unlisted("xn--lcalhost-55g"),
+    "another alphabet": build_non_host("l\u043ecalhost".encode().decode("latin-1")),
+    "a user before the host": build_non_host("localhost@evil.example"),
+    "a host as the user": build_non_host("localhost:@T@evil.example"),
+    "a user before the host, without TLS": build_get("http://u@localhost:@P/", reason=NO_HOST),
+    "a host as the user, without TLS": build_get(
         "http://localhost:@P@evil.example:@P/", reason="it names no port"
     ),
-    "a NUL in the host": nobody("localhost\0.evil.example"),
-    "a percent sign in the host": nobody("localhost%00.evil.example"),
-    "a path in the host": nobody("evil.example/localhost"),
-    "a backslash in the host": nobody("evil.example\\localhost"),
-    "a line break in the host": connect("localhost\r\nX: .evil.example:@T", NO_HTTP),
-    "a bare line feed in the host": connect("localhost\n.evil.example:@T", NO_HOST),
-    "a tab in the address": get("http://local\thost:@P/", reason=NO_ADDRESS),
-    "no host": nobody(""),
-    "no port": connect("localhost", NO_HOST),
-    "a port that is none": connect("localhost:@Tx", "it names no port", "?"),
-    "a port in other digits": connect(
+    "a NUL in the host": build_non_host("localhost\0.evil.example"),
+    "a percent sign in the host": build_non_host("localhost%00.evil.example"),
+    "a path in the host": build_non_host("evil.example/localhost"),
+    "a backslash in the host": build_non_host("evil.example\\localhost"),
+    "a line break in the host": build_connect("localhost\r\nX: .evil.example:@T", NO_HTTP),
+    "a bare line feed in the host": build_connect("localhost\n.evil.example:@T", NO_HOST),
+    "a tab in the address": build_get("http://local\thost:@P/", reason=NO_ADDRESS),
+    "no host": build_non_host(""),
+    "no port": build_connect("localhost", NO_HOST),
+    "a port that is none": build_connect("localhost:@Tx", "it names no port", "?"),
+    "a port in other digits": build_connect(
         "localhost:\u0664\u0664\u0663".encode().decode("latin-1"), "it names no port"
     ),
-    "another method": get("http://localhost:@P/", reason=ONLY, method="POST"),
-    "another scheme": get("ftp://localhost:@P/", reason=NO_ADDRESS),
-    "no scheme": get("/", "Host: localhost:@P", reason=NO_ADDRESS),
-    "another host than the header says": get(
+    "another method": build_get("http://localhost:@P/", reason=ONLY, method="POST"),
+    "another scheme": build_get("ftp://localhost:@P/", reason=NO_ADDRESS),
+    "no scheme": build_get("/", "Host: localhost:@P", reason=NO_ADDRESS),
+    "another host than the header says": build_get(
         "http://evil.example:@P/",
         "Host: localhost:@P",
         reason=NOT_LISTED,
@@ -118,81 +119,90 @@ REQUESTS = {
         port="@P",
     ),
     "HTTP of another kind": ProxyCase(
-        first="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP
+        request="CONNECT localhost:@T HTTP/2.0\r\n\r\n", reason=NO_HTTP
     ),
-    "a request in two halves": get(
+    "a request in two halves": build_get(
         "http://localhost:@P/", "Content-Length: 5", "Transfer-Encoding: chunked", reason=GARBLED
     ),
-    "a header with a space before its colon": get(
+    "a header with a space before its colon": build_get(
         "http://localhost:@P/", "Transfer-Encoding : x", reason=GARBLED
     ),
-    "a header that goes on": get(
+    "a header that goes on": build_get(
         "http://localhost:@P/", "X: 1", " Host: evil.example", reason=GARBLED
     ),
-    "a header with a bare line feed": get(
+    "a header with a bare line feed": build_get(
         "http://localhost:@P/", "X: 1\nHost: evil.example", reason=GARBLED
     ),
-    "a header with a bare return": get(
+    "a header with a bare return": build_get(
         "http://localhost:@P/", "X: 1\rHost: evil.example", reason=GARBLED
     ),
 }
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_a_request_for_what_may_not_be_reached(name, wire, verdict):
-    row = REQUESTS[name]
-    first = wire.filled(row.first).encode("latin-1")
-    answer = await say(wire.guarded, first, SECRET)
-    noted = Blocked(host=row.host, port=int(wire.filled(row.port)), times=1, reason=row.reason)
-    assert wire.take_blocked() == [noted]
+async def test_a_request_for_what_may_not_be_reached(name, proxies, record_verdict):
+    case = REQUESTS[name]
+    request = proxies.fill_ports(case.request).encode("latin-1")
+    answer = await send_messages(proxies.guarded, request, SECRET)
+    port = int(proxies.fill_ports(case.port))
+    blocked = Blocked(host=case.host, port=port, times=1, reason=case.reason)
+    assert proxies.take_blocked() == [blocked]
     assert answer.startswith(b"HTTP/1.1 403 ")
-    assert (wire.target.heard, wire.target.callers) == (b"", 0)
-    await say(wire.open, first, SECRET)
-    assert SECRET in wire.target.heard
-    verdict(row.reason, "an open proxy let it through")
+    assert (proxies.target.received, proxies.target.callers) == (b"", 0)
+    await send_messages(proxies.open, request, SECRET)
+    assert SECRET in proxies.target.received
+    record_verdict(case.reason, "an open proxy let it through")
 
 
 # ── TLS ───────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TLS = "it speaks no TLS"
 NO_NAME = "its TLS hello names no host"
-HELLO = tls.hello("localhost")
-STARTS: dict[str, tuple[bytes, str]] = {
+HELLO = tls.make_hello("localhost")
+TUNNEL_STARTS: dict[str, tuple[bytes, str]] = {
     "a hello for another host": (
-        tls.hello("evil.example"),
+        tls.make_hello("evil.example"),
         "its TLS hello names another host: 'evil.example'",
     ),
-    "a hello for nobody": (tls.hello(None), NO_NAME),
+    "a hello for nobody": (tls.make_hello(None), NO_NAME),
     "a hello that hides the host": (
-        tls.extended(HELLO, tls.ENCRYPTED_HELLO, b"\0" * 40),
+        tls.add_extension(HELLO, tls.ENCRYPTED_HELLO, b"\0" * 40),
         "its TLS hello hides the host",
     ),
     "a hello that names two hosts": (
-        tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"localhost", b"evil.example")),
+        tls.add_extension(
+            tls.make_hello(None),
+            tls.SERVER_NAME,
+            tls.encode_server_names(b"localhost", b"evil.example"),
+        ),
         "its TLS hello names more than one host",
     ),
     "a hello that names hosts twice": (
-        tls.extended(HELLO, tls.SERVER_NAME, tls.named(b"evil.example")),
+        tls.add_extension(HELLO, tls.SERVER_NAME, tls.encode_server_names(b"evil.example")),
         NO_NAME,
     ),
     "a hello that names a host with a NUL": (
-        tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"localhost\0.evil.example")),
+        tls.add_extension(
+            tls.make_hello(None),
+            tls.SERVER_NAME,
+            tls.encode_server_names(b"localhost\0.evil.example"),
+        ),
         "its TLS hello names another host: 'localhost\\x00.evil.example'",
     ),
     "a hello with an empty name": (
-        tls.extended(tls.hello(None), tls.SERVER_NAME, tls.named(b"")),
+        tls.add_extension(tls.make_hello(None), tls.SERVER_NAME, tls.encode_server_names(b"")),
         NO_NAME,
     ),
     "a hello whose lengths are wrong": (
-        tls.in_records(b"\x01\0\0\x28" + HELLO[9:49], 64),
+        tls.split_records(b"\x01\0\0\x28" + HELLO[9:49], 64),
         "its TLS hello is garbled",
     ),
     "a hello in one-byte records for another host": (
-        tls.in_records(tls.hello("evil.example")[5:], 1),
+        tls.split_records(tls.make_hello("evil.example")[5:], 1),
         "its TLS hello names another host: 'evil.example'",
     ),
     "a message that is no hello": (
-        tls.in_records(b"\x02" + HELLO[6:], 1 << 14),
+        tls.split_records(b"\x02" + HELLO[6:], 1 << 14),
         "its TLS begins with no client's hello",
     ),
     "a record that is empty": (
@@ -206,34 +216,35 @@ STARTS: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", STARTS)
-async def test_a_tunnel_that_holds_something_else(name, wire, verdict):
-    start, reason = STARTS[name]
-    first = wire.filled("CONNECT localhost:@T HTTP/1.1\r\n\r\n").encode()
-    answer = await say(wire.guarded, first, start + SECRET)
-    noted = Blocked(host="localhost", port=wire.tls, times=1, reason=reason)
-    assert wire.take_blocked() == [noted]
+@pytest.mark.parametrize("name", TUNNEL_STARTS)
+async def test_a_tunnel_that_holds_something_else(name, proxies, record_verdict):
+    start, reason = TUNNEL_STARTS[name]
+    request = proxies.fill_ports("CONNECT localhost:@T HTTP/1.1\r\n\r\n").encode()
+    answer = await send_messages(proxies.guarded, request, start + SECRET)
+    blocked = Blocked(host="localhost", port=proxies.tls, times=1, reason=reason)
+    assert proxies.take_blocked() == [blocked]
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\x15\x03\x01\0\2\2\x31")  # an alert: access denied
-    assert wire.target.heard == b""
-    await say(wire.open, first, start + SECRET)
-    assert wire.target.heard == start + SECRET
-    verdict(reason, "an open proxy let it through")
+    assert proxies.target.received == b""
+    await send_messages(proxies.open, request, start + SECRET)
+    assert proxies.target.received == start + SECRET
+    record_verdict(reason, "an open proxy let it through")
 
 
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tls.certify(tmp_path_factory.mktemp("tls"), ["localhost"])
+    return tls.make_certificate(tmp_path_factory.mktemp("tls"), ["localhost"])
 
 
-@pytest.mark.parametrize("most", [1 << 14, 100, 1])
+@pytest.mark.parametrize("record_size", [1 << 14, 100, 1])
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
-async def test_a_host_that_may_be_reached(host, most, pem, place):
-    """However it is written, and in however many records its hello comes."""
-    async with opening(place, secure=tls.server(pem)) as wire:
-        reader, writer = await asyncio.open_unix_connection(wire.guarded)
-        writer.write(wire.filled(f"CONNECT {host}:@T HTTP/1.1\r\n\r\n").encode())
+async def test_a_host_that_may_be_reached(host, record_size, pem, place):
+    """The spelling of the host does not matter, nor the number of records of the hello."""
+    async with open_proxies(place, tls_context=tls.make_server_context(pem)) as proxies:
+        reader, writer = await asyncio.open_unix_connection(proxies.guarded)
+        writer.write(proxies.fill_ports(f"CONNECT {host}:@T HTTP/1.1\r\n\r\n").encode())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-        assert (await tls.ask(reader, writer, pem, "localhost", most=most)).endswith(b"reached")
-        await shut(writer)
-        assert wire.take_blocked() == []
+        answer = await tls.send_get(reader, writer, pem, "localhost", record_size=record_size)
+        assert answer.endswith(b"reached")
+        await close_writer(writer)
+        assert proxies.take_blocked() == []

@@ -1,5 +1,5 @@
-"""Races: a process of the agent is still at work while the host takes something, and swaps it for
-something else."""
+"""Races: while the host exports or writes files, a process of the agent swaps them for something
+else."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.git.runner import run_git
 from osiris.core.errors import Refused
 from osiris.core.ports.sandbox import Export
-from tests.attacks.attack import python
-from tests.attacks.conftest import Attacked
+from tests.attacks.attack import quote_python
+from tests.attacks.conftest import WorkerUnderAttack
 from tests.attacks.git_hosts import REPO, HardenedHost
 
-FILES, TAKES = 100, 4
-SWAP = """
+FILE_COUNT, EXPORT_COUNT = 100, 4
+SWAP_FILES = """
 import ctypes, os, sys, time
 there, secret, number, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 exchange, aside = ctypes.CDLL(None).renameat2, there + "/.git/swapped"
@@ -47,16 +47,18 @@ print("secrets", secrets)
 
 
 @pytest.fixture
-async def hardened_host(place: Path, attacked: Attacked) -> HardenedHost:
-    return await HardenedHost.at(place, attacked.repo)
+async def hardened_host(place: Path, worker: WorkerUnderAttack) -> HardenedHost:
+    return await HardenedHost.create(place, worker.repo)
 
 
-def swapping(there: str, attacked: Attacked, seconds: float) -> str:
-    return python(SWAP, there, str(attacked.place / "own/private.pem"), str(FILES), str(seconds))
+def build_swap_command(folder: str, worker: WorkerUnderAttack, seconds: float) -> str:
+    """Return a shell command that swaps files in a folder with links to the worker's key."""
+    key = str(worker.folder / "own/private.pem")
+    return quote_python(SWAP_FILES, folder, key, str(FILE_COUNT), str(seconds))
 
 
-async def take_over(repositories: HostRepositories, base: str, tree: str, pack: Path) -> str:
-    """Why it was refused."""
+async def import_pack(repositories: HostRepositories, base: str, tree: str, pack: Path) -> str:
+    """Import a pack, and return why it was refused; "" if it was not."""
     try:
         with pack.open("rb") as file:
             await repositories.import_pack(REPO, base, Export(tree=tree, pack=file), ())
@@ -65,52 +67,56 @@ async def take_over(repositories: HostRepositories, base: str, tree: str, pack: 
     return ""
 
 
-async def test_files_that_become_links_while_the_work_is_taken(attacked, hardened_host, verdict):
-    own = attacked.place / "own"
-    packs = [own / f"pack-{number}" for number in range(TAKES)]
-    *takes, last = [
-        ("together", ([("export", ("s", attacked.base, str(pack)), {})],), {}) for pack in packs
+async def test_files_that_become_links_while_the_work_is_taken(
+    worker, fresh_session, hardened_host, record_verdict
+):
+    own = worker.folder / "own"
+    packs = [own / f"pack-{number}" for number in range(EXPORT_COUNT)]
+    *export_calls, last_call = [
+        ("run_together", ([("export_work", ("s", worker.base, str(pack)), {})],), {})
+        for pack in packs
     ]
-    swap = ("run", ("s", ["bash", "-c", swapping("/workspace", attacked, 1.0)]), {})
-    result, given = attacked.ask("beside", swap, *takes)
-    # when all is quiet again, for that cannot fail
-    given.append(attacked.ask("together", *last[1]))
-    assert int(result.output.decode().rpartition("swaps ")[2]) > FILES
-    errors = [str(take) for [take] in given if isinstance(take, Exception)]
-    assert all("could not be taken out of the sandbox" in words for words in errors), errors
+    swap_command = build_swap_command("/workspace", worker, 1.0)
+    swap_call = ("run_command", ("s", ["bash", "-c", swap_command]), {})
+    swap_result, exports = worker.call("run_beside", swap_call, *export_calls)
+    # the last export runs when the swapping has ended, so it cannot fail
+    exports.append(worker.call("run_together", *last_call[1]))
+    assert int(swap_result.output.decode().rpartition("swaps ")[2]) > FILE_COUNT
+    errors = [str(export) for [export] in exports if isinstance(export, Exception)]
+    assert all("could not be taken out of the sandbox" in error for error in errors), errors
     trees = [
-        (take, pack)
-        for [take], pack in zip(given[-TAKES:], packs, strict=True)
-        if isinstance(take, str)
+        (export, pack)
+        for [export], pack in zip(exports[-EXPORT_COUNT:], packs, strict=True)
+        if isinstance(export, str)
     ]
     assert trees
-    errors = [
-        await take_over(hardened_host.repositories, attacked.base, tree, pack)
+    refusals = [
+        await import_pack(hardened_host.repositories, worker.base, tree, pack)
         for tree, pack in trees
     ]
-    everything = await run_git(
+    objects = await run_git(
         hardened_host.repositories.repository_path(REPO),
         "cat-file",
         "--batch-all-objects",
         "--batch",
     )
-    assert attacked.canary.encode() not in everything
-    assert all(words == "" or "leaves the repository" in words for words in errors)
-    verdict(f"{len(given)} takes, no secret", race(attacked))
+    assert worker.canary.encode() not in objects
+    assert all(refusal == "" or "leaves the repository" in refusal for refusal in refusals)
+    record_verdict(f"{len(exports)} takes, no secret", run_control(worker))
 
 
-def race(attacked: Attacked) -> str:
-    """A host that looks first and reads then, in the same swapping; what happens to it."""
-    there = f"{attacked.place}/own/plain/raced"
-    read = python(CHECK_THEN_READ, there, str(FILES), "5")
-    output = attacked.unprotected(
-        f"mkdir -p {there}; {swapping(there, attacked, 5.0)} & {read}; kill %1"
-    )
+def run_control(worker: WorkerUnderAttack) -> str:
+    """Assert that a host that checks a path and then reads it reads the secret during the same
+    swapping, and return that as the control's outcome."""
+    folder = f"{worker.folder}/own/plain/raced"
+    swap = build_swap_command(folder, worker, 5.0)
+    read = quote_python(CHECK_THEN_READ, folder, str(FILE_COUNT), "5")
+    output = worker.run_unprotected(f"mkdir -p {folder}; {swap} & {read}; kill %1")
     assert int(output.rpartition("secrets ")[2]) > 0
     return "realpath() and open() read the secret"
 
 
-# ── what the host writes ──────────────────────────────────────────────────────────────────────────
+# ── files that the host writes ────────────────────────────────────────────────────────────────────
 
 SWAP_FOLDER = """
 import ctypes, os, sys, time
@@ -124,7 +130,7 @@ while time.monotonic() < until:
     swaps += 1
 print("swaps", swaps)
 """
-WRITE = """
+CHECK_THEN_WRITE = """
 import os, sys, time
 folder, until = sys.argv[1], time.monotonic() + 5
 while time.monotonic() < until and not os.listdir(sys.argv[2]):
@@ -136,24 +142,24 @@ while time.monotonic() < until and not os.listdir(sys.argv[2]):
 """
 
 
-def test_a_folder_that_becomes_a_link_while_the_host_writes_into_it(attacked, verdict):
-    """The host puts long outputs where the agent finds them."""
-    target = attacked.place / "own/target"
-    folder = f"{attacked.place}/own/plain/folder"
-    attacked.unprotected(f"rm -rf {target} {folder}*; mkdir -m 777 {target}")
-    swap = (
-        "run",
-        ("s", ["bash", "-c", python(SWAP_FOLDER, "/tmp/outputs", str(target), "1.0")]),
-        {},
-    )
-    writes = ("run", ("s", ["echo", "kept"]), {"keep_as": "kept"})
-    result, given = attacked.ask("beside", swap, writes)
-    assert int(result.output.decode().rpartition("swaps ")[2]) > 1000
-    assert len(given) > 3
+def test_a_folder_that_becomes_a_link_while_the_host_writes_into_it(
+    worker, fresh_session, record_verdict
+):
+    """The host writes long outputs to a folder that the agent can read."""
+    target = worker.folder / "own/target"
+    folder = f"{worker.folder}/own/plain/folder"
+    worker.run_unprotected(f"rm -rf {target} {folder}*; mkdir -m 777 {target}")
+    swap = quote_python(SWAP_FOLDER, "/tmp/outputs", str(target), "1.0")
+    swap_call = ("run_command", ("s", ["bash", "-c", swap]), {})
+    write_call = ("run_command", ("s", ["echo", "kept"]), {"keep_as": "kept"})
+    swap_result, write_results = worker.call("run_beside", swap_call, write_call)
+    assert int(swap_result.output.decode().rpartition("swaps ")[2]) > 1000
+    assert len(write_results) > 3
     assert list(target.iterdir()) == []
-    swap_here = python(SWAP_FOLDER, folder, str(target), "5.0")
-    attacked.unprotected(
-        f"mkdir {folder}; {swap_here} & {python(WRITE, folder, str(target))}; kill %1"
-    )
+    control_swap = quote_python(SWAP_FOLDER, folder, str(target), "5.0")
+    control_write = quote_python(CHECK_THEN_WRITE, folder, str(target))
+    worker.run_unprotected(f"mkdir {folder}; {control_swap} & {control_write}; kill %1")
     assert [path.name for path in target.iterdir()] == ["kept"]
-    verdict(f"{len(given)} writes, none outside", "realpath() and open() wrote outside")
+    record_verdict(
+        f"{len(write_results)} writes, none outside", "realpath() and open() wrote outside"
+    )

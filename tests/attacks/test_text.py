@@ -1,8 +1,8 @@
-"""Hostile text for everything that reads it on the host: it takes time in proportion to the text,
-whatever is in it.
+"""Hostile text for everything that reads untrusted text on the host: each reader must take time in
+proportion to the length of the text, whatever its content.
 
-Time is that of the processor, and is compared with itself at half the size, or with a plain search
-of the same text in the same run, so that no machine is too slow for these tests.
+The tests measure processor time. They compare it with the time for a part of the text, or for a
+plain search of the same text in the same run, so that no machine is too slow for them.
 """
 
 import ast
@@ -32,7 +32,7 @@ from osiris.tools.sandbox.network.proxy_request import parse_request
 from osiris.tools.sandbox.network.tls_client_hello import ProtocolRejected
 
 SIZE = 1 << 18  # characters
-GITHUB = 1 << 16  # characters that GitHub takes in an issue or a comment
+GITHUB_LIMIT = 1 << 16  # characters that GitHub accepts in an issue or a comment
 PIECES = [
     *(
         "\r",
@@ -113,137 +113,163 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "a path": lambda text: escape_path(text.encode("utf-8", "surrogateescape")),
 }
 SIZES = {"commands of a comment that has one": 1 << 14}
-SIZES |= {name: GITHUB for name in READERS if name.startswith(("words", "a title", "a quotation"))}
-"""Characters for those that are slow, and read only what GitHub has taken."""
-EXPECTED = (OsirisError, ProtocolRejected)
+SIZES |= {
+    name: GITHUB_LIMIT for name in READERS if name.startswith(("words", "a title", "a quotation"))
+}
+"""Characters for readers that are slow, and that read only text that GitHub has accepted."""
+SLOW_READERS = {
+    "showing what is hidden",
+    "commands of a comment that has one",
+    "words for a commit",
+    "a title",
+    "a quotation",
+    "a path",
+}
+"""Each takes seconds for all texts; `make test-long` reads them."""
+EXPECTED_ERRORS = (OsirisError, ProtocolRejected)
 
 
-def seconds(read: Callable[[str], object], text: str) -> float:
-    """The processor's time to read a text."""
+def measure_seconds(read: Callable[[str], object], text: str) -> float:
+    """Return the processor time to read a text, in seconds."""
     began = time.thread_time()
-    with suppress(*EXPECTED):
+    with suppress(*EXPECTED_ERRORS):
         read(text)
     return time.thread_time() - began
 
 
 def takes_linear_time(read: Callable[[str], object], text: str) -> bool:
-    """Whether reading all of a text takes less than eight times the time of its quarter: quadratic
-    time is sixteen times as much. It is asked up to three times, and about a short part first, for
-    what is much too slow must not be waited for."""
+    """Return whether to read a text takes at most eight times as long as to read its first quarter;
+    a reader of quadratic time takes sixteen times as long. A short part is tried first, because a
+    reader that is much too slow would take too long for the whole text. Each part has three
+    attempts."""
     return all(
         any(_is_linear(read, text[:size]) for _ in range(3)) for size in (1 << 14, len(text))
     )
 
 
 def _is_linear(read: Callable[[str], object], text: str) -> bool:
-    return seconds(read, text) <= 8 * seconds(read, text[: len(text) // 4]) + 0.005
+    quarter = text[: len(text) // 4]
+    return measure_seconds(read, text) <= 8 * measure_seconds(read, quarter) + 0.005
 
 
 @functools.cache
-def sees_quadratic_time() -> bool:
-    return not takes_linear_time(lambda text: re.sub(r"\r+\n", "", text), "\r" * GITHUB)
+def detects_quadratic_time() -> bool:
+    """Return whether the measurement finds a pattern of quadratic time on this machine."""
+    return not takes_linear_time(lambda text: re.sub(r"\r+\n", "", text), "\r" * GITHUB_LIMIT)
 
 
-def mixtures() -> Iterator[str]:
-    drawn = random.Random(7)
+def generate_mixtures() -> Iterator[str]:
+    """Yield texts that mix several pieces at random."""
+    generator = random.Random(7)
     for _ in range(5):
-        some = drawn.sample(PIECES, 6)
-        yield "".join(drawn.choices(some, k=SIZE))
+        pieces = generator.sample(PIECES, 6)
+        yield "".join(generator.choices(pieces, k=SIZE))
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_text_is_read_in_linear_time(name, verdict):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in SLOW_READERS else ())
+        for name in READERS
+    ],
+)
+def test_text_is_read_in_linear_time(name, record_verdict):
     size = SIZES.get(name, SIZE)
-    texts = [text[:size] for text in (*(piece * SIZE for piece in PIECES), *mixtures())]
+    texts = [text[:size] for text in (*(piece * SIZE for piece in PIECES), *generate_mixtures())]
     slow = [text[:12] for text in texts if not takes_linear_time(READERS[name], text)]
     assert slow == []
-    assert sees_quadratic_time(), "the measure is broken"
-    verdict(f"{len(texts)} texts of {size >> 10} KiB", "a quadratic pattern is seen")
+    assert detects_quadratic_time(), "the measure is broken"
+    record_verdict(f"{len(texts)} texts of {size >> 10} KiB", "a quadratic pattern is seen")
 
 
 # ── every regular expression ──────────────────────────────────────────────────────────────────────
 
 ROOT = Path(__file__).parents[2] / "osiris"
-NOT_STRANGERS: Mapping[str, str] = {
+TRUSTED_TEXT: Mapping[str, str] = {
     "config/settings": "the operator's settings",
-    "console": "the operator's words",
+    "console": "text of the operator",
     "playground": "ours",
     "devhub": "the make-believe GitHub",
-    "local": "the words of the person at the terminal",
+    "local": "text of the person at the terminal",
     "queue/migrations": "ours",
     "tools/sandbox/guest/file_helper": "runs in the jail",
-    "tools/sandbox/disks/mounts": "the kernel's words",
-    "tools/sandbox/jail/process": "bubblewrap's words",
-    "tools/sandbox/network/package_registries": "the words of the machine's own tools",
+    "tools/sandbox/disks/mounts": "text of the kernel",
+    "tools/sandbox/jail/process": "text of bubblewrap",
+    "tools/sandbox/network/package_registries": "text of this machine's own tools",
 }
-LENGTH = 1 << 14
-USES = {"match": "match", "fullmatch": "fullmatch"}
-USES |= dict.fromkeys(("search", "sub", "subn", "split", "findall", "finditer"), "search")
-"""What a pattern is used for, and how it is asked here: a search begins at every character."""
+PATTERN_TEXT_SIZE = 1 << 14
+MEASURED_METHODS = {"match": "match", "fullmatch": "fullmatch"}
+MEASURED_METHODS |= dict.fromkeys(
+    ("search", "sub", "subn", "split", "findall", "finditer"), "search"
+)
+"""Method of a pattern -> the method that the test measures in its place: a search begins at every
+character."""
 
 
-def patterns() -> Iterator[tuple[str, str, int, str]]:
-    """(place, pattern, flags, method) of all that are written in the code, or compiled when it is
-    loaded."""
+def find_patterns() -> Iterator[tuple[str, str, int, str]]:
+    """Yield (module, pattern, flags, method) of all patterns that the code passes to `re`, or
+    compiles when it is imported."""
     for path in sorted(ROOT.rglob("*.py")):
-        place = str(path.relative_to(ROOT).with_suffix(""))
-        if not any(place == name or place.startswith(f"{name}/") for name in NOT_STRANGERS):
+        module = str(path.relative_to(ROOT).with_suffix(""))
+        if not any(module == name or module.startswith(f"{name}/") for name in TRUSTED_TEXT):
             source = path.read_text()
-            yield from ((place, *found) for found in {*_written(source), *_compiled(place, source)})
+            patterns = {*_find_written(source), *_find_compiled(module, source)}
+            yield from ((module, *pattern) for pattern in patterns)
 
 
-def _written(source: str) -> Iterator[tuple[str, int, str]]:
+def _find_written(source: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (pattern, flags, method) of calls such as `re.search("pattern", text)`."""
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
             continue
-        of_re = isinstance(node.func.value, ast.Name) and node.func.value.id == "re"
+        is_call_of_re = isinstance(node.func.value, ast.Name) and node.func.value.id == "re"
         first = node.args[0]
         if (
-            of_re
-            and node.func.attr in USES
+            is_call_of_re
+            and node.func.attr in MEASURED_METHODS
             and isinstance(first, ast.Constant)
             and isinstance(first.value, str)
         ):
-            yield first.value, 0, USES[node.func.attr]
+            yield first.value, 0, MEASURED_METHODS[node.func.attr]
 
 
-def _compiled(place: str, source: str) -> Iterator[tuple[str, int, str]]:
-    module = (
-        importlib.import_module(f"osiris.{place.replace('/', '.')}")
-        if place != "__main__"
-        else None
-    )
-    for name, value in vars(module).items() if module else ():
+def _find_compiled(module_path: str, source: str) -> Iterator[tuple[str, int, str]]:
+    """Yield (pattern, flags, method) of the compiled patterns of a module."""
+    if module_path == "__main__":
+        return
+    module = importlib.import_module(f"osiris.{module_path.replace('/', '.')}")
+    for name, value in vars(module).items():
         if isinstance(value, re.Pattern):
             text = (
                 value.pattern if isinstance(value.pattern, str) else value.pattern.decode("latin-1")
             )
-            used = {
-                USES[use] for use in re.findall(rf"\b{name}\.(\w+)\(", source) if use in USES
-            } or {"search"}
+            calls = re.findall(rf"\b{name}\.(\w+)\(", source)
+            methods = {MEASURED_METHODS[call] for call in calls if call in MEASURED_METHODS} or {
+                "search"
+            }
             flags = value.flags & (re.IGNORECASE | re.MULTILINE | re.DOTALL)
-            yield from ((text, flags, use) for use in used)
+            yield from ((text, flags, method) for method in methods)
 
 
-def words_of(pattern: str, flags: int) -> list[str]:
-    """Short words that a pattern can begin, go on and end with: its literals, one of each of its
-    sets, and pairs."""
-    atoms = list(dict.fromkeys(_atoms(parser.parse(pattern, flags))))
+def build_words(pattern: str, flags: int) -> list[str]:
+    """Return short words that a pattern can begin, continue and end with: its literals, one
+    character of each of its sets, and pairs of these."""
+    atoms = list(dict.fromkeys(_list_literals(parser.parse(pattern, flags))))
     runs = [
         "".join(run)
-        for whole, run in itertools.groupby(_literals(parser.parse(pattern, flags)), bool)
+        for whole, run in itertools.groupby(_walk_literals(parser.parse(pattern, flags)), bool)
         if whole
     ]
     pairs = [a + b for a, b in itertools.product(atoms[:7], repeat=2) if a != b]
     return list(dict.fromkeys(["\n", " ", *runs, *atoms[:20], *pairs]))
 
 
-def _atoms(parsed: object) -> Iterator[str]:
-    return (atom for atom in _literals(parsed) if atom)
+def _list_literals(parsed: object) -> Iterator[str]:
+    return (atom for atom in _walk_literals(parsed) if atom)
 
 
-def _literals(parsed: object) -> Iterator[str]:
-    """The characters of a parsed pattern; "" where a literal run ends."""
+def _walk_literals(parsed: object) -> Iterator[str]:
+    """Yield the characters of a parsed pattern, and "" where a run of literals ends."""
     for code, value in parsed:
         match code:
             case codes.LITERAL:
@@ -251,23 +277,24 @@ def _literals(parsed: object) -> Iterator[str]:
             case codes.NOT_LITERAL:
                 yield from ("", "a" if value != ord("a") else "b", "")
             case codes.IN:
-                yield from ("", *_samples(value), "")
+                yield from ("", *_sample_set(value), "")
             case codes.ANY:
                 yield from ("", "x", "")
             case codes.BRANCH:
                 for branch in value[1]:
-                    yield from ("", *_literals(branch), "")
+                    yield from ("", *_walk_literals(branch), "")
             case codes.SUBPATTERN:
-                yield from ("", *_literals(value[3]), "")
+                yield from ("", *_walk_literals(value[3]), "")
             case codes.ATOMIC_GROUP:
-                yield from ("", *_literals(value), "")
+                yield from ("", *_walk_literals(value), "")
             case codes.MAX_REPEAT | codes.MIN_REPEAT | codes.POSSESSIVE_REPEAT:
-                yield from ("", *_literals(value[2]), "")
+                yield from ("", *_walk_literals(value[2]), "")
             case codes.ASSERT | codes.ASSERT_NOT:
-                yield from ("", *_literals(value[1]), "")
+                yield from ("", *_walk_literals(value[1]), "")
 
 
-def _samples(items: list) -> Iterator[str]:
+def _sample_set(items: list) -> Iterator[str]:
+    """Yield some characters of a parsed set, such as [a-z_]."""
     kinds = {codes.CATEGORY_DIGIT: "7", codes.CATEGORY_SPACE: " ", codes.CATEGORY_WORD: "w"}
     if (codes.NEGATE, None) in items:
         yield next(letter for letter in "ax0-" if not re.search(f"[{letter}]", str(items[1:])))
@@ -281,55 +308,60 @@ def _samples(items: list) -> Iterator[str]:
             yield kinds.get(value, "%")
 
 
-def slowest(pattern: str, flags: int, method: str) -> tuple[float, str]:
-    """How many times longer than a plain search of the same text the pattern takes at worst, and
-    for which word.
+def find_slowest_word(pattern: str, flags: int, method: str) -> tuple[float, str]:
+    """Return how many times as long as a plain search of the same text the pattern takes at worst,
+    and the word of that text.
 
-    The texts grow from a few characters, for a pattern of exponential time must not be waited for.
+    The texts grow from a few characters, because a pattern of exponential time would take too long
+    for a long one.
     """
-    asked = getattr(re.compile(pattern, flags), method)
-    plain = re.compile("[q-z]\x01")
+    run_pattern = getattr(re.compile(pattern, flags), method)
+    plain_pattern = re.compile("[q-z]\x01")
     worst = (0.0, "")
-    for word in words_of(pattern, flags):
-        usual = max(seconds(plain.search, (word * LENGTH)[:LENGTH]), 1e-5)
-        for size in (16, 24, 28, 256, 2048, LENGTH):
+    for word in build_words(pattern, flags):
+        plain_time = max(
+            measure_seconds(plain_pattern.search, (word * PATTERN_TEXT_SIZE)[:PATTERN_TEXT_SIZE]),
+            1e-5,
+        )
+        for size in (16, 24, 28, 256, 2048, PATTERN_TEXT_SIZE):
             text = (word * size)[:size] + "\x00"
-            taken = seconds(asked, text)
-            if taken > TOO_SLOW * usual:
-                taken = min(seconds(asked, text), taken)
-            worst = max(worst, (taken / usual, word))
+            pattern_time = measure_seconds(run_pattern, text)
+            if pattern_time > TOO_SLOW * plain_time:
+                pattern_time = min(measure_seconds(run_pattern, text), pattern_time)
+            worst = max(worst, (pattern_time / plain_time, word))
             if worst[0] > TOO_SLOW:
                 return worst
     return worst
 
 
 TOO_SLOW = 500.0
-ROWS = sorted(set(patterns()))
+PATTERNS = sorted(set(find_patterns()))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]}-{n}" for n, row in enumerate(ROWS)])
-def test_a_regular_expression_takes_linear_time(row, verdict):
-    place, pattern, flags, method = row
-    times, word = slowest(pattern, flags, method)
-    assert times <= TOO_SLOW, (
-        f"{place}: {pattern} takes {times:.0f} times a plain search of {word!r}"
+@pytest.mark.parametrize("row", PATTERNS, ids=[f"{row[0]}-{n}" for n, row in enumerate(PATTERNS)])
+def test_a_regular_expression_takes_linear_time(row, record_verdict):
+    module, pattern, flags, method = row
+    factor, word = find_slowest_word(pattern, flags, method)
+    assert factor <= TOO_SLOW, (
+        f"{module}: {pattern} takes {factor:.0f} times a plain search of {word!r}"
     )
-    verdict("in proportion to the text", "the planted ones are found")
+    record_verdict("in proportion to the text", "the planted ones are found")
 
 
-PLANTED = [r"\r+\n", r"\bsk-(?=[\w-]*\d)[\w-]{20,}", r"(?:a+)+b", r".*requirements.*\.txt"]
+SLOW_PATTERNS = [r"\r+\n", r"\bsk-(?=[\w-]*\d)[\w-]{20,}", r"(?:a+)+b", r".*requirements.*\.txt"]
 
 
-@pytest.mark.parametrize("pattern", PLANTED)
-def test_a_planted_slow_pattern_is_found(pattern, verdict):
-    assert slowest(pattern, 0, "search")[0] > TOO_SLOW
-    verdict("found", "it was planted")
+@pytest.mark.first_case
+@pytest.mark.parametrize("pattern", SLOW_PATTERNS)
+def test_a_planted_slow_pattern_is_found(pattern, record_verdict):
+    assert find_slowest_word(pattern, 0, "search")[0] > TOO_SLOW
+    record_verdict("found", "it was planted")
 
 
 def test_all_that_is_left_out_is_there():
-    """A place that has gone must not stay on the list."""
+    """A module that no longer exists must not stay on the list."""
     assert [
         name
-        for name in NOT_STRANGERS
+        for name in TRUSTED_TEXT
         if not ((ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file())
     ] == []

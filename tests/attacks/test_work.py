@@ -1,5 +1,5 @@
-"""Real work must pass in the profile that stops the attacks: the tools of the trade, on projects
-that need no parts."""
+"""Real work must succeed in the sandbox that stops the attacks: common development tools, on
+projects without dependencies."""
 
 import shlex
 from dataclasses import dataclass, field, replace
@@ -7,21 +7,22 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from osiris.core.ports.sandbox import GIB
-from tests.attacks.attack import python
-from tests.attacks.conftest import MIB, SMALL
+from tests.attacks.attack import quote_python
+from tests.attacks.conftest import MIB, SMALL_LIMITS
 
-ROOMY = replace(
-    SMALL, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=256, file_size=512 * MIB
+WORK_LIMITS = replace(
+    SMALL_LIMITS, memory=2 * GIB, disk=1 * GIB, inodes=100_000, processes=256, file_size=512 * MIB
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkCase:
-    """`files` are written first; `script` must end well and say `says`."""
+    """A piece of work: the test writes `files`, then `script` must succeed and print
+    `expected_output`."""
 
     name: str
     script: str
-    says: str
+    expected_output: str
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -158,11 +159,11 @@ LETTERS = (
     'locale charmap; [ "$(printf "ä€𝄞" | wc -m)" = 3 ] && mkdir "ä€𝄞" && touch "ä€𝄞/ß" && ls ä* &&'
     " echo letters work"
 )
-WORKS = (
+WORK_CASES = (
     WorkCase(
         name="pytest",
         script="python3 -m pytest -q",
-        says="2 passed",
+        expected_output="2 passed",
         files={
             "test_sum.py": (
                 "def test_sum(tmp_path):\n    assert 40 + 2 == 42\ndef test_two(capfd): pass\n"
@@ -172,48 +173,53 @@ WORKS = (
     WorkCase(
         name="a server and its client",
         script="python3 -m unittest",
-        says="OK",
+        expected_output="OK",
         files={"test_it.py": SERVER_TEST},
     ),
     WorkCase(
         name="both localhosts",
         script="python3 two.py",
-        says="lo is up True",
+        expected_output="lo is up True",
         files={"two.py": TWO_LOCALHOSTS},
     ),
     WorkCase(
         name="pools of processes",
         script="python3 pool.py",
-        says="pools work",
+        expected_output="pools work",
         files={"pool.py": POOL},
     ),
     WorkCase(
-        name="watching files", script="python3 watch.py", says="new-file", files={"watch.py": WATCH}
+        name="watching files",
+        script="python3 watch.py",
+        expected_output="new-file",
+        files={"watch.py": WATCH},
     ),
     WorkCase(
         name="a terminal of python's",
         script="python3 terminal.py",
-        says="heard hello",
+        expected_output="heard hello",
         files={"terminal.py": TERMINAL},
     ),
     WorkCase(
-        name="a terminal of script's", script="script -qec 'tty -s && echo typed' log", says="typed"
+        name="a terminal of script's",
+        script="script -qec 'tty -s && echo typed' log",
+        expected_output="typed",
     ),
     WorkCase(
         name="threads, locks, a database",
         script="python3 all.py",
-        says="True alarm (1,)",
+        expected_output="True alarm (1,)",
         files={"all.py": THREADS},
     ),
     WorkCase(
         name="a virtual environment",
         script="python3 -m venv --without-pip v && v/bin/python -c 'import sys; print(sys.prefix)'",
-        says="/v",
+        expected_output="/v",
     ),
     WorkCase(
         name="npm test",
         script="npm test --silent",
-        says="pass 2",
+        expected_output="pass 2",
         files={
             "package.json": '{"name": "x", "scripts": {"test": "node --test"}}',
             "it.test.js": NODE_FETCH,
@@ -222,25 +228,25 @@ WORKS = (
     WorkCase(
         name="make and gcc",
         script="make -s test",
-        says="42",
+        expected_output="42",
         files={"Makefile": MAKEFILE, "sum.c": SUM_C},
     ),
     WorkCase(
         name="go test",
         script="go test -count=1 -vet=off ./...",
-        says="ok",
+        expected_output="ok",
         files={"go.mod": "module sum\n\ngo 1.19\n", "sum_test.go": GO_TEST},
     ),
     WorkCase(
         name="cargo test",
         script="cargo test -q --offline",
-        says="2 passed",
+        expected_output="2 passed",
         files={
             "Cargo.toml": '[package]\nname = "sum"\nversion = "0.1.0"\nedition = "2021"\n',
             "src/lib.rs": RUST,
         },
     ),
-    WorkCase(name="git", script=GIT, says="git works", files={"README": "hello\n"}),
+    WorkCase(name="git", script=GIT, expected_output="git works", files={"README": "hello\n"}),
     WorkCase(
         name="git in the clone of the mirror",
         script=(
@@ -248,48 +254,61 @@ WORKS = (
             " commit -qam two && git switch -qc topic && git rev-list --count topic && git blame"
             " README.md"
         ),
-        says="more",
+        expected_output="more",
     ),
-    WorkCase(name="streams and shells", script=STREAMS, says="streams work"),
-    WorkCase(name="letters", script=LETTERS, says="letters work"),
+    WorkCase(name="streams and shells", script=STREAMS, expected_output="streams work"),
+    WorkCase(name="letters", script=LETTERS, expected_output="letters work"),
 )
+SLOW_BUILDS = {"npm test", "go test", "cargo test"}
+"""Left to `make test-long`: each compiles for seconds."""
 
 
 @pytest.fixture(scope="session")
-def workshop(worker):
-    """A session that is large enough, with what the tools keep for the next run."""
-    worker.create("work", limits=ROOMY)
-    yield worker
-    worker.ask("destroy", "work")
+def work_session(worker):
+    """Provide a session "work" with higher limits. It keeps the caches of the tools between the
+    tests."""
+    worker.create_session("work", limits=WORK_LIMITS)
+    yield "work"
+    worker.destroy_session("work")
 
 
-@pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
-def test_it_works(work, workshop, verdict):
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(work, id=work.name, marks=pytest.mark.long if work.name in SLOW_BUILDS else ())
+        for work in WORK_CASES
+    ],
+)
+def test_it_works(work, worker, work_session, record_verdict):
     lines = [f"cd $(mktemp -d -p . {shlex.quote(work.name.split()[0])}.XXXX)"]
     for name, text in work.files.items():
         lines += [f"mkdir -p $(dirname {name})", f"printf %s {shlex.quote(text)} >{name}"]
     lines += ["git init -q . 2>/dev/null", f"( {work.script} )"]
-    result = workshop.bash("\n".join(lines), name="work", timeout=120)
-    said = result.output.decode(errors="replace")
-    assert result.exit_code == 0, said[-3000:]
-    assert work.says in said
-    verdict(f"it works, in {result.seconds:.1f} s", "the other suites")
+    result = worker.run_script("\n".join(lines), name=work_session, timeout=120)
+    output = result.output.decode(errors="replace")
+    assert result.exit_code == 0, output[-3000:]
+    assert work.expected_output in output
+    record_verdict(f"it works, in {result.seconds:.1f} s", "the other suites")
 
 
-def test_a_server_on_localhost_would_hang_without_its_interface(workshop, verdict):
-    """A new name space has `lo`, but down; bubblewrap brings it up."""
-    up = python(
+def test_a_server_on_localhost_would_hang_without_its_interface(
+    worker, work_session, record_verdict
+):
+    """In a new network namespace the interface `lo` is down; bubblewrap brings it up."""
+    show_state = quote_python(
         "import fcntl, socket, struct\n"
         "flags = fcntl.ioctl(socket.socket(), 0x8913, struct.pack('256s', b'lo'))[16]\n"
         "print('up' if flags & 1 else 'down')"
     )
-    assert workshop.unprotected(f"unshare --user --map-root-user --net {up}") == "down\n"
-    assert workshop.bash(up, name="work").output == b"up\n"
-    asks = python(
+    assert worker.run_unprotected(f"unshare --user --map-root-user --net {show_state}") == "down\n"
+    assert worker.run_script(show_state, name=work_session).output == b"up\n"
+    connect = quote_python(
         "import socket\none = socket.create_server(('127.0.0.1', 0))\ntry:"
         " socket.create_connection(one.getsockname(), 2); print('connected')\nexcept OSError as e:"
         " print(e)"
     )
-    assert "unreachable" in workshop.unprotected(f"unshare --user --map-root-user --net {asks}")
-    assert workshop.bash(asks, name="work").output == b"connected\n"
-    verdict("lo is up", "unshare alone leaves it down")
+    assert "unreachable" in worker.run_unprotected(
+        f"unshare --user --map-root-user --net {connect}"
+    )
+    assert worker.run_script(connect, name=work_session).output == b"connected\n"
+    record_verdict("lo is up", "unshare alone leaves it down")

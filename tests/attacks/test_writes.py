@@ -1,5 +1,5 @@
-"""Hostile commands that write where nothing of theirs should be: the system, the mirror, the host;
-or leave a ruin."""
+"""Hostile commands that write where they must not (the system, the mirror, the host), or that
+damage their own session."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.attack import Attack, judge, python
-from tests.attacks.conftest import SMALL
+from tests.attacks.attack import Attack, judge_attack, quote_python
+from tests.attacks.conftest import SMALL_LIMITS
 
 FOLDERS = (
     *(
@@ -56,41 +56,45 @@ FILES = (
         "/bin/sh",
     ),
 )
-WRITE = "(mkdir -p {0} && echo x >{0}/osiris-marker) && echo won; rm -f {0}/osiris-marker"
-CHANGE = "; ".join(
+CREATE_MARKER = "(mkdir -p {0} && echo x >{0}/osiris-marker) && echo won; rm -f {0}/osiris-marker"
+CHANGE_FILE = "; ".join(
     f"({way}) && echo won" for way in (": >>{0}", "chmod u+w {0}", "ln -f {0} hard", "mv {0} {0}-2")
 )
-CHANGE += "; rm -f hard some-2"
+CHANGE_FILE += "; rm -f hard some-2"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_file_in(folder, lasting, verdict):
+def test_a_file_in(folder, worker, shared_session, record_verdict):
     attack = Attack(
-        name=folder, script=WRITE.format(folder), held="", shows="", easier=WRITE.format("made")
+        name=folder,
+        script=CREATE_MARKER.format(folder),
+        outcome="",
+        control_outcome="",
+        control_script=CREATE_MARKER.format("made"),
     )
-    judge(attack, lasting, verdict, name="lasting")
-    assert not os.path.exists(f"{folder}/osiris-marker")  # which is False where we may not look
-    verdict("read-only, or not there", "the same in an own folder works")
+    judge_attack(attack, worker, record_verdict, name=shared_session)
+    assert not os.path.exists(f"{folder}/osiris-marker")  # False where we have no access
+    record_verdict("read-only, or not there", "the same in an own folder works")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_another_content_of(file, lasting, verdict):
-    """Also another mode, another name, and a hard link to it in a folder of its own."""
+def test_another_content_of(file, worker, shared_session, record_verdict):
+    """The attack also tries another mode, another name, and a hard link to the file."""
     attack = Attack(
         name=file,
-        script=CHANGE.format(file),
-        held="",
-        shows="",
-        easier=f"echo x >some; {CHANGE.format('some')}",
+        script=CHANGE_FILE.format(file),
+        outcome="",
+        control_outcome="",
+        control_script=f"echo x >some; {CHANGE_FILE.format('some')}",
     )
-    judge(attack, lasting, verdict, name="lasting")
-    verdict("read-only", "the same with an own file works")
+    judge_attack(attack, worker, record_verdict, name=shared_session)
+    record_verdict("read-only", "the same with an own file works")
 
 
 # ── the mirror ────────────────────────────────────────────────────────────────────────────────────
 
 GIT = "GIT_CONFIG_GLOBAL=/dev/null git -c safe.directory='*' -c user.name=a -c user.email=a@x"
-IN_MIRROR = {
+MIRROR_CHANGES = {
     "a new branch": f"{GIT} -C $B update-ref refs/heads/evil HEAD && echo won",
     "a branch that points elsewhere": f"{GIT} -C $B symbolic-ref HEAD refs/heads/evil && echo won",
     "a push": (
@@ -108,7 +112,7 @@ IN_MIRROR = {
     "modes": "chmod -R u+w $B && echo won",
     "times": "touch -d 2001-01-01 $B/HEAD && echo won",
     "extended attributes": (
-        python("import os, sys; os.setxattr(sys.argv[1], 'user.x', b'x'); print('won')")
+        quote_python("import os, sys; os.setxattr(sys.argv[1], 'user.x', b'x'); print('won')")
         + " $B/HEAD"
     ),
     "a hard link to it": "ln $B/HEAD hard && echo won; rm -f hard",
@@ -117,68 +121,70 @@ IN_MIRROR = {
 }
 
 
-@pytest.mark.parametrize("name", IN_MIRROR)
-def test_the_mirror(name, lasting, verdict):
-    before = _digest(lasting.repo)
-    script = IN_MIRROR[name]
+@pytest.mark.parametrize("name", MIRROR_CHANGES)
+def test_the_mirror(name, worker, shared_session, record_verdict):
+    before = _compute_digest(worker.repo)
+    script = MIRROR_CHANGES[name]
     attack = Attack(
         name=name,
         script=f"B=/base.git; {script}",
-        held="it is read-only",
-        shows="done in a copy of it",
-        easier=(
+        outcome="it is read-only",
+        control_outcome="done in a copy of it",
+        control_script=(
             f"{GIT} clone -q --bare --no-hardlinks $OWN/../mirror.git copy; B=$PWD/copy; {script};"
             " rm -rf copy*"
         ),
     )
-    judge(attack, lasting, verdict, name="lasting")
-    assert _digest(lasting.repo) == before
+    judge_attack(attack, worker, record_verdict, name=shared_session)
+    assert _compute_digest(worker.repo) == before
 
 
-def _digest(folder: Path) -> str:
-    """Of all that is in it: names, contents, modes and times."""
-    found = hashlib.sha256()
+def _compute_digest(folder: Path) -> str:
+    """Return a digest of a folder: of its names, contents, modes and times."""
+    digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         info = path.lstat()
         content = path.read_bytes() if path.is_file() else b""
-        found.update(
+        digest.update(
             repr((str(path), info.st_mode, info.st_mtime_ns, info.st_nlink, content)).encode()
         )
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-# ── what is left ──────────────────────────────────────────────────────────────────────────────────
+# ── files that a command leaves ───────────────────────────────────────────────────────────────────
 
 
-def test_a_program_with_a_setuid_bit_for_the_host(attacked, verdict):
-    """Whoever else is on this machine finds it harmless, or does not find it."""
-    leave = "cp /usr/bin/id evil; chmod 6755 evil"
-    if attacked.who == "root":
+def test_a_program_with_a_setuid_bit_for_the_host(worker, fresh_session, record_verdict):
+    """For other users of this machine the program is harmless, or invisible."""
+    make_program = "cp /usr/bin/id evil; chmod 6755 evil"
+    if worker.user == "root":
         become = "setpriv --reuid=65534 --regid=65534 --clear-groups"
-        attacked.unprotected(f"{leave}; chmod 711 .. .")
-        assert "euid=0" in attacked.unprotected(f"{become} {attacked.place}/own/plain/evil")
-        attacked.bash(leave)
-        seen = attacked.unprotected(
-            f"{become} {attacked.place}/own/sandboxes/s/work/evil; rm -f evil"
+        worker.run_unprotected(f"{make_program}; chmod 711 .. .")
+        assert "euid=0" in worker.run_unprotected(f"{become} {worker.folder}/own/plain/evil")
+        worker.run_script(make_program)
+        output = worker.run_unprotected(
+            f"{become} {worker.folder}/own/sandboxes/s/work/evil; rm -f evil"
         )
-        assert "uid=65534" in seen
-        assert "euid" not in seen
+        assert "uid=65534" in output
+        assert "euid" not in output
     else:
-        attacked.bash(leave)
-        assert attacked.unprotected(f"{leave}; ls evil; rm evil") == "evil\n"
-        assert attacked.unprotected(f"ls -A {attacked.place}/own/sandboxes/s") == ""
-    assert attacked.bash("stat -c %a evil").output == b"6755\n"
-    verdict("its disk is mounted nosuid, or not seen", "a program of the worker's got its bits")
+        worker.run_script(make_program)
+        assert worker.run_unprotected(f"{make_program}; ls evil; rm evil") == "evil\n"
+        assert worker.run_unprotected(f"ls -A {worker.folder}/own/sandboxes/s") == ""
+    assert worker.run_script("stat -c %a evil").output == b"6755\n"
+    record_verdict(
+        "its disk is mounted nosuid, or not seen", "a program of the worker's got its bits"
+    )
 
 
-DEEP = """
+NEST_FOLDERS = """
 import os
 for n in range({deep}): os.mkdir("d" * 40); os.chdir("d" * 40)
 """
-TREES = {
-    "10,000 folders in one another": python(DEEP.format(deep=10_000)),
+HARD_TREES = {
+    "10,000 folders in one another": quote_python(NEST_FOLDERS.format(deep=10_000)),
     "folders that nobody may read": "mkdir -p a/b/c && touch a/b/c/d && chmod 000 a/b/c a/b a",
-    "names of all bytes": python(
+    "names of all bytes": quote_python(
         "import os\nfor n in range(1, 256):\n"
         "  for name in (bytes([n]), b'x' + bytes([n, n]) + b'\\x1b[2J'): \n"
         "    if n not in b'/.': open(b'./' + name, 'x').close()"
@@ -187,12 +193,14 @@ TREES = {
     "the longest names": "for n in 1 2 3; do touch $(printf '%0255d' $n); done",
     "sockets, FIFOs and holes": (
         "mkfifo pipe; truncate -s 40M hole; "
-        + python("import socket; socket.socket(socket.AF_UNIX).bind('socket')")
+        + quote_python("import socket; socket.socket(socket.AF_UNIX).bind('socket')")
     ),
 }
-BROKEN_BY = {
-    "10,000 folders in one another": python(
-        "import os, subprocess\n" + DEEP.format(deep=200) + "try: os.stat(('d' * 40 + '/') * 200)\n"
+TREE_CONTROLS = {
+    "10,000 folders in one another": quote_python(
+        "import os, subprocess\n"
+        + NEST_FOLDERS.format(deep=200)
+        + "try: os.stat(('d' * 40 + '/') * 200)\n"
         "except OSError as error: print('won' if error.errno == 36 else error)"
     ),
     "folders that nobody may read": "mkdir -p q && chmod 000 q; $LOW ls q || echo won",
@@ -206,38 +214,40 @@ BROKEN_BY = {
 }
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_a_tree_that_is_hard_to_take(name, worker, verdict):
-    """The file tools answer, the next command runs, and the session can be thrown away."""
+@pytest.mark.parametrize("name", HARD_TREES)
+def test_a_tree_that_is_hard_to_take(name, worker, record_verdict):
+    """The file tools answer, the next command runs, and the session can be destroyed."""
     low = 'LOW="$([ $(id -u) = 0 ] && echo setpriv --reuid=65534 --clear-groups)"'
-    control = worker.unprotected(
-        f"cd $(mktemp -d); {low}; {BROKEN_BY[name]}; chmod 700 *; rm -rf $PWD"
+    control_output = worker.run_unprotected(
+        f"cd $(mktemp -d); {low}; {TREE_CONTROLS[name]}; chmod 700 *; rm -rf $PWD"
     )
-    assert "won" in control, control
-    worker.create("tree", limits=replace(SMALL, inodes=12_000))
-    assert worker.bash(TREES[name], name="tree").exit_code == 0
+    assert "won" in control_output, control_output
+    worker.create_session("tree", limits=replace(SMALL_LIMITS, inodes=12_000))
+    assert worker.run_script(HARD_TREES[name], name="tree").exit_code == 0
     for tool, args in (
         ("list_dir", {}),
         ("search", {"pattern": "hello"}),
         ("read_file", {"path": "README.md"}),
     ):
-        answer = worker.tool(tool, name="tree", **args)
+        answer = worker.call_tool(tool, name="tree", **args)
         assert "README.md" in answer
         assert all(letter.isprintable() or letter in "\n\t" for letter in answer)
-    assert worker.tool("run_command", name="tree", command="echo alive").startswith("exit code 0")
-    worker.ask("destroy", "tree")
-    assert not any(Path(worker.place / "own/sandboxes").glob("tree*"))
-    verdict("listed, searched and thrown away", "naive code stumbles")
+    assert worker.call_tool("run_command", name="tree", command="echo alive").startswith(
+        "exit code 0"
+    )
+    worker.destroy_session("tree")
+    assert not any(Path(worker.folder / "own/sandboxes").glob("tree*"))
+    record_verdict("listed, searched and thrown away", "naive code stumbles")
 
 
-RUINS = {
+DAMAGES = {
     "a workspace that nobody may enter": "chmod 000 /workspace",
     "a temporary folder that nobody may enter": "chmod 000 /tmp",
     "a home that nobody may enter": "chmod 000 ~",
     "nothing left": "rm -rf /workspace /tmp ~",
     "no git": "rm -rf .git && ln -s / .git",
     "a full disk": "cat /dev/zero >one; cat /dev/zero >two; cat /dev/zero >three",
-    "a disk without a file to spare": python(
+    "a disk without a file to spare": quote_python(
         "n = 0\nwhile True: open(f'f{n}', 'x').close(); n += 1"
     ),
     "python modules of the same name": (
@@ -252,16 +262,16 @@ RUINS = {
 }
 
 
-@pytest.mark.parametrize("name", RUINS)
-def test_a_ruin(name, attacked, verdict):
-    """What an agent did to its own session gets an answer, and is no trouble of this machine that
-    is tried again."""
-    attacked.bash(RUINS[name])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_ruin(name, worker, fresh_session, record_verdict):
+    """When an agent has damaged its own session, the tools answer; they do not report an error of
+    this machine, after which the run would be tried again."""
+    worker.run_script(DAMAGES[name])
     for tool, args in (
         ("read_file", {"path": "x"}),
         ("write_file", {"path": "x", "content": "y"}),
         ("list_dir", {}),
     ):
-        assert attacked.tool(tool, **args)
-    assert attacked.tool("run_command", command="echo alive").endswith("alive")
-    verdict("the next command runs", "a ruin for itself alone")
+        assert worker.call_tool(tool, **args)
+    assert worker.call_tool("run_command", command="echo alive").endswith("alive")
+    record_verdict("the next command runs", "a ruin for itself alone")

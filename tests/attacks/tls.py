@@ -1,4 +1,4 @@
-"""TLS as a client of bad manners speaks it, and certificates for a host that is ours."""
+"""TLS of a client that breaks the rules, and certificates for our own host."""
 
 import asyncio
 import datetime
@@ -12,112 +12,114 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-SERVER_NAME, ENCRYPTED_HELLO = 0, 0xFE0D
-FROM = datetime.datetime(2020, 1, 1)
-UNTIL = datetime.datetime(2050, 1, 1)
+SERVER_NAME, ENCRYPTED_HELLO = 0, 0xFE0D  # types of an extension of the hello
+VALID_FROM = datetime.datetime(2020, 1, 1)
+VALID_UNTIL = datetime.datetime(2050, 1, 1)
 
 
-def certify(place: Path, hosts: Sequence[str]) -> Path:
-    """A certificate for some hosts, signed by itself, with its key; one file for both sides."""
+def make_certificate(folder: Path, hosts: Sequence[str]) -> Path:
+    """Create a self-signed certificate for hosts. Return a file with it and its key, for servers
+    and clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of the tests")])
-    made = (
-        x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), FROM, UNTIL
-        )
-        .add_extension(
+    serial = x509.random_serial_number()
+    builder = x509.CertificateBuilder(name, name, key.public_key(), serial, VALID_FROM, VALID_UNTIL)
+    certificate = (
+        builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    form = (
+    key_format = (
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    file = place / "both.pem"
-    file.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
+    file = folder / "both.pem"
+    file.write_bytes(
+        key.private_bytes(*key_format) + certificate.public_bytes(serialization.Encoding.PEM)
+    )
     file.chmod(0o644)
     return file
 
 
-def server(pem: Path) -> ssl.SSLContext:
+def make_server_context(pem: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     return context
 
 
-def client(pem: Path) -> ssl.SSLContext:
+def make_client_context(pem: Path) -> ssl.SSLContext:
     return ssl.create_default_context(
         cadata=pem.read_text().partition("-----END PRIVATE KEY-----")[2]
     )
 
 
-def hello(host: str | None) -> bytes:
-    """The first record of a client that wants `host`; None: it does not say whom."""
+def make_hello(host: str | None) -> bytes:
+    """Return the hello of a client, in one record. With None it names no host."""
     context = ssl.create_default_context()
     context.check_hostname = False
-    out = ssl.MemoryBIO()
-    talk = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=host)
+    outgoing = ssl.MemoryBIO()
+    connection = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=host)
     try:
-        talk.do_handshake()
+        connection.do_handshake()
     except ssl.SSLWantReadError:
-        return out.read()
-    raise AssertionError("it was answered by nobody")
+        return outgoing.read()
+    raise AssertionError("the handshake was complete without a server")
 
 
-def extended(record: bytes, kind: int, body: bytes) -> bytes:
-    """A hello with one extension more."""
-    inner = record[9:]
-    # version and random bytes; session, cipher suites and compression have a length each
-    at = 2 + 32
+def add_extension(record: bytes, kind: int, body: bytes) -> bytes:
+    """Return a hello with one more extension."""
+    message = record[9:]
+    # version and random bytes; then session, cipher suites and compression, each with its length
+    position = 2 + 32
     for size in (1, 2, 1):
-        at += size + int.from_bytes(inner[at : at + size], "big")
-    more = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
-    block = inner[at + 2 :] + more
-    inner = inner[:at] + len(block).to_bytes(2, "big") + block
-    return in_records(b"\x01" + len(inner).to_bytes(3, "big") + inner, 1 << 14)
+        position += size + int.from_bytes(message[position : position + size], "big")
+    extension = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
+    extensions = message[position + 2 :] + extension
+    message = message[:position] + len(extensions).to_bytes(2, "big") + extensions
+    return split_records(b"\x01" + len(message).to_bytes(3, "big") + message, 1 << 14)
 
 
-def named(*hosts: bytes) -> bytes:
-    """The body of an extension that names these hosts."""
+def encode_server_names(*hosts: bytes) -> bytes:
+    """Return the body of an extension that names these hosts."""
     rows = b"".join(b"\0" + len(host).to_bytes(2, "big") + host for host in hosts)
     return len(rows).to_bytes(2, "big") + rows
 
 
-def in_records(message: bytes, most: int) -> bytes:
-    """A message of the handshake in records of at most so many bytes."""
-    parts = [message[at : at + most] for at in range(0, len(message), most)]
+def split_records(message: bytes, record_size: int) -> bytes:
+    """Return a message of the handshake in records of at most `record_size` bytes."""
+    parts = [message[start : start + record_size] for start in range(0, len(message), record_size)]
     return b"".join(b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part for part in parts)
 
 
-async def ask(
+async def send_get(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     pem: Path,
     host: str,
     *,
-    most: int = 1 << 14,
+    record_size: int = 1 << 14,
 ) -> bytes:
-    """What a host answers to a GET; the hello comes in records of at most so many bytes."""
-    came = ssl.MemoryBIO()
-    goes = ssl.MemoryBIO()
-    talk = client(pem).wrap_bio(came, goes, server_hostname=host)
+    """Send a GET to a host by TLS, and return its answer. The hello is sent in records of at most
+    `record_size` bytes."""
+    incoming = ssl.MemoryBIO()
+    outgoing = ssl.MemoryBIO()
+    connection = make_client_context(pem).wrap_bio(incoming, outgoing, server_hostname=host)
 
-    async def until_done(step: Callable[[], Any]) -> Any:
+    async def complete_step(step: Callable[[], Any]) -> Any:
         while True:
             try:
                 return step()
             except ssl.SSLWantReadError:
-                data = goes.read()
-                writer.write(
-                    in_records(data[5:], most) if data[:1] + data[5:6] == b"\x16\x01" else data
-                )
+                data = outgoing.read()
+                is_hello = data[:1] + data[5:6] == b"\x16\x01"
+                writer.write(split_records(data[5:], record_size) if is_hello else data)
                 if not (data := await reader.read(1 << 16)):
-                    raise EOFError("the host said nothing more") from None
-                came.write(data)
+                    raise EOFError("the host closed the connection") from None
+                incoming.write(data)
 
-    await until_done(talk.do_handshake)
-    talk.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-    return bytes(await until_done(lambda: talk.read(1 << 16)))
+    await complete_step(connection.do_handshake)
+    connection.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    return bytes(await complete_step(lambda: connection.read(1 << 16)))
