@@ -55,8 +55,13 @@ class WebhookSender:
         self._world = world
         self._observers = observers
         self.interceptors: list[DeliveryInterceptor] = []
+        # no connection is kept: a receiver may close it at the moment of the next delivery, which
+        # is sent only once
         self._client = httpx.AsyncClient(
-            timeout=TIMEOUT, trust_env=False, verify=create_tls_context()
+            timeout=TIMEOUT,
+            trust_env=False,
+            verify=create_tls_context(),
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
         self._queues: dict[int, asyncio.Queue[Delivery]] = {}
         self._senders: dict[int, asyncio.Task[None]] = {}
