@@ -11,12 +11,15 @@ _markdown = MarkdownIt("commonmark")
 _MOST = 20_000  # characters of a comment that are read: hostile Markdown takes up to 0.1 ms each
 _MOST_REST = 300  # characters of what follows a command
 KNOWN = ("stop", "retry", "model", "status", "help")
+_STARTING = ("", "retry")  # commands that start work
+_PUNCTUATION = " \t,.:;!-–—"
+_STOP = re.compile(r"\bstop", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class UserCommand:
     """A command in a comment. `name` is "" for the bare `/osiris`, `rest` is the rest of the line;
-    `known` is False for an unknown word."""
+    `known` is False for words that are no command."""
 
     name: str
     known: bool = True
@@ -32,7 +35,10 @@ def find_command(text: str, bot: str) -> UserCommand | None:
     can take long, so callers must not run it in the event loop.
     """
     name = re.escape(bot.removesuffix("[bot]"))
-    address = re.compile(rf"(?:/osiris|@{name}(?:\[bot\])?)(?![\w/-])[ \t]*([^\n]*)", re.IGNORECASE)
+    # neither a longer name or path, nor "@osiris's last pull request"
+    address = re.compile(
+        rf"(?:/osiris|@{name}(?:\[bot\])?+)(?![\w/-]|['’]\w)([^\n]*)", re.IGNORECASE
+    )
     text = text[:_MOST].replace("\r\n", "\n").replace("\r", "\n")
     if not re.search(rf"^[ \t]*{address.pattern}", text, re.IGNORECASE | re.MULTILINE):
         return None
@@ -45,14 +51,17 @@ def find_command(text: str, bot: str) -> UserCommand | None:
 def _parse_command(words: str) -> UserCommand:
     """Return the command in the words after an address.
 
-    A word in code, bold or quotes is an unknown command, not a bare one: a bare command would start
-    work that somebody wanted stopped.
+    A bare command starts work, so it has nothing but punctuation behind it. Words that are unclear
+    (another word first, a word in code, bold or quotes, an emoji, "retry, no, stop") are an unknown
+    command, which is answered with help.
     """
+    words = words.lstrip(_PUNCTUATION)
     word, *rest = re.split(r"[^\w-]", words, maxsplit=1)
-    if not word and re.search(r"[\w\0]", words):
+    name = word.lower()
+    is_known = name in KNOWN or not words
+    if not is_known or (name in _STARTING and _STOP.search(words)):
         return UserCommand(words.replace("\0", "*")[:_MOST_REST], known=False)
-    rest_of_line = "".join(rest).strip()[:_MOST_REST]
-    return UserCommand(word.lower(), known=not word or word.lower() in KNOWN, rest=rest_of_line)
+    return UserCommand(name, rest="".join(rest).strip()[:_MOST_REST])
 
 
 def _read_lines(text: str) -> Iterator[str]:
