@@ -24,6 +24,10 @@ WEAKNESS_ROOM: Final = 1_000
 PATHS_ROOM: Final = 5_000
 MOST_EVIDENCE: Final = 54_000  # characters in total
 _TEST: Final = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
+_TEST_NAME: Final = re.compile(r"[a-z0-9](?:Tests?|Spec)\.|[_.-]spec\.|\.cy\.[jt]s")
+_CODE: Final = re.compile(
+    r"\.(?:rb|cr|[cm]?[jt]sx?|vue|py|php|lua|exs?|clj[cs]?|scala|groovy|kts?|java|cs|swift|hs|dart)$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +81,22 @@ def write_not_done(work: Work) -> str:
         lines.append("- The last command that was run did not succeed.")
     if work.commands and work.edited_last:
         lines.append("- Files were changed after the last command had run.")
-    if not any(_TEST.search(file.path) for file in work.files):
+    if not any(_is_test(file.path) for file in work.files):
         lines.append("- No test was changed or added.")
     return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
+
+
+def _is_test(path: str) -> bool:
+    """Return whether a path is that of a test, by the conventions of the usual test runners.
+
+    A specification such as `docs/spec/format.md` or `api.spec.yaml` is none.
+    """
+    if _TEST.search(path):
+        return True
+    *folders, name = path.split("/")
+    if not _CODE.search(name):
+        return False
+    return not {"spec", "specs"}.isdisjoint(folders) or bool(_TEST_NAME.search(name))
 
 
 def format_duration(seconds: float) -> str:
