@@ -1,4 +1,4 @@
-"""Each vendor's own library against a server that speaks its wire: what a model is asked, and all
+"""Model vendors: each vendor's own library against a server that imitates its API, with everything
 that can go wrong."""
 
 import contextlib
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 
-from fake_vendors.request_shapes import misfits
-from fake_vendors.server import WIRES, Vendors, serving
+from fake_vendors.request_shapes import find_misfits
+from fake_vendors.server import VENDOR_APIS, Vendors, serve_vendors
 from fake_vendors.troubles import (
     BadArguments,
     BreakMidway,
@@ -53,20 +53,31 @@ BEGIN = [
     Message(role="user", text="The brief."),
 ]
 
-every_vendor = pytest.mark.parametrize("vendor", tuple(WIRES))
+SHORT_PATIENCE = 5  # seconds; a busy machine needs one or two for a reply
+
+every_vendor = pytest.mark.parametrize("vendor", tuple(VENDOR_APIS))
 
 
-def create_registry(vendors: Vendors, vendor: str, model: str = "", **how: Any) -> ModelRegistry:
-    environ = vendors.environ(vendor)
+def create_registry(
+    vendors: Vendors, vendor: str, model: str = "", **options: Any
+) -> ModelRegistry:
+    environ = vendors.build_environ(vendor)
     name = vendor.upper().replace("-", "_")
-    access = Access(key=how.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"])
+    access = Access(
+        key=options.pop("key", environ[f"{name}_API_KEY"]), url=environ[f"{name}_BASE_URL"]
+    )
     return ModelRegistry(
-        model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 2.0, **how}
+        model or environ["OSIRIS_MODEL"], {vendor: access}, **{"patience": 30.0, **options}
     )
 
 
+def list_hang_options(trouble: Trouble) -> dict[str, Any]:
+    """Return the options of a registry that does not wait long for a reply that never comes."""
+    return {"patience": SHORT_PATIENCE} if isinstance(trouble, Hang | HangMidway) else {}
+
+
 class Conversation:
-    """A conversation that goes on as a run's does; it is stored as JSON between any two steps."""
+    """A conversation that continues as a run does; between two steps it is stored as JSON."""
 
     def __init__(self, vendors: Vendors, registry: ModelRegistry) -> None:
         self.vendors = vendors
@@ -74,12 +85,12 @@ class Conversation:
         self.transcript = list(BEGIN)
         self.deltas = list[tuple[DeltaKind, str]]()
 
-    async def step(self, *troubles: Trouble) -> Message:
+    async def take_step(self, *troubles: Trouble) -> Message:
         self.vendors.troubles[:] = troubles
         self.deltas.clear()
         stored = [
-            serialization.load_message(json.loads(json.dumps(serialization.dump_message(m))))
-            for m in self.transcript
+            serialization.load_message(json.loads(json.dumps(serialization.dump_message(message))))
+            for message in self.transcript
         ]
         model = await self.registry.select()
         reply = await model.reply(
@@ -92,13 +103,13 @@ class Conversation:
         return reply
 
     def list_deltas(self, kind: DeltaKind) -> str:
-        return "".join(text for of, text in self.deltas if of == kind)
+        return "".join(text for delta_kind, text in self.deltas if delta_kind == kind)
 
 
 @contextlib.asynccontextmanager
-async def start_conversation(vendor: str, **how: Any) -> AsyncIterator[Conversation]:
-    async with serving(SCRIPT) as vendors:
-        registry = create_registry(vendors, vendor, **how)
+async def start_conversation(vendor: str, **options: Any) -> AsyncIterator[Conversation]:
+    async with serve_vendors(SCRIPT) as vendors:
+        registry = create_registry(vendors, vendor, **options)
         await registry.probe_model()
         yield Conversation(vendors, registry)
         await registry.close()
@@ -107,27 +118,27 @@ async def start_conversation(vendor: str, **how: Any) -> AsyncIterator[Conversat
 @every_vendor
 async def test_a_reply_comes_in_pieces_and_goes_back_as_the_vendor_said_it(vendor: str):
     async with start_conversation(vendor) as conversation:
-        first = await conversation.step()
+        first = await conversation.take_step()
         assert (first.text, first.end, first.model) == (
             BOTH["say"],
             "",
-            conversation.vendors.environ(vendor)["OSIRIS_MODEL"],
+            conversation.vendors.build_environ(vendor)["OSIRIS_MODEL"],
         )
         assert {call.name: dict(call.args) for call in first.calls} == BOTH["call"]
         assert conversation.list_deltas("text") == first.text
         assert all(call.name in conversation.list_deltas("call") for call in first.calls)
-        # which shows its thoughts to verified organisations only
+        # OpenAI shows its thoughts to verified organisations only
         assert conversation.list_deltas("thinking") or vendor == "openai"
         assert len([kind for kind, _ in conversation.deltas if kind == "text"]) > 1
-        await conversation.step()  # the server insists on every signature, verbatim
-        await conversation.step()
+        await conversation.take_step()  # the server requires every signature, verbatim
+        await conversation.take_step()
 
 
 @every_vendor
 async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: str):
     async with start_conversation(vendor) as conversation:
-        first = await conversation.step()
-        second = await conversation.step()
+        first = await conversation.take_step()
+        second = await conversation.take_step()
         assert 0 < first.usage.output < first.usage.input
         assert second.usage.cached > 0.8 * first.usage.input
         if vendor == "openai-compatible":
@@ -140,52 +151,52 @@ async def test_tokens_are_counted_and_priced_as_far_as_a_price_is_known(vendor: 
 async def test_what_was_said_before_is_asked_again_byte_by_byte(vendor: str):
     async with start_conversation(vendor) as conversation:
         for _ in range(4):
-            await conversation.step()
-        bodies = [asked.body for asked in conversation.vendors.requests[1:]]
+            await conversation.take_step()
+        bodies = [request.body for request in conversation.vendors.requests[1:]]
         for field in ("messages", "input", "contents"):
             parts = [
-                [_without_cache_marks(part) for part in body.get(field, [])] for body in bodies
+                [_dump_without_cache_marks(part) for part in body.get(field, [])] for body in bodies
             ]
             for earlier, later in pairwise(parts):
                 assert later[: len(earlier)] == earlier
 
 
-def _without_cache_marks(part: Any) -> str:
-    """Without the marks that say up to where a cache is to be written: they move on, and are no
-    content."""
+def _dump_without_cache_marks(part: Any) -> str:
+    """Return a part as JSON, without the marks for the cache. They move on with each request, and
+    are not content."""
     if isinstance(part, dict):
         part = {
-            key: _without_cache_marks(value)
+            key: _dump_without_cache_marks(value)
             for key, value in part.items()
             if key != "cache_control"
         }
     elif isinstance(part, list):
-        part = [_without_cache_marks(value) for value in part]
+        part = [_dump_without_cache_marks(value) for value in part]
     return json.dumps(part)
 
 
 @every_vendor
 @pytest.mark.parametrize(
-    ("trouble", "words"),
+    ("trouble", "message"),
     [
         (Status(429, retry_after=7), "asks for a pause"),
         (Status(500), "has trouble"),
         (Status(503), "has trouble"),
         (Status(529), "has trouble"),
-        (Hang(), "said nothing for 2 s and was cut off"),
+        (Hang(), f"said nothing for {SHORT_PATIENCE} s and was cut off"),
     ],
 )
-async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, words: str):
-    async with start_conversation(vendor) as conversation:
-        asked = len(conversation.vendors.requests)
-        with pytest.raises(Unavailable, match=words) as outage:
-            await conversation.step(trouble)
+async def test_what_may_pass_is_waited_for(vendor: str, trouble: Trouble, message: str):
+    async with start_conversation(vendor, **list_hang_options(trouble)) as conversation:
+        request_count = len(conversation.vendors.requests)
+        with pytest.raises(Unavailable, match=message) as outage:
+            await conversation.take_step(trouble)
         assert (
-            len(conversation.vendors.requests) == asked + 1
-        )  # no library tries again behind our back
+            len(conversation.vendors.requests) == request_count + 1
+        )  # no library retries by itself
         if isinstance(trouble, Status) and trouble.code == 429 and vendor != "google":
             assert outage.value.retry_in == 7
-        await conversation.step()
+        await conversation.take_step()
 
 
 @every_vendor
@@ -201,48 +212,48 @@ async def test_a_vendor_that_is_not_there_is_waited_for(vendor: str):
 @every_vendor
 @pytest.mark.parametrize("trouble", [BreakMidway(), HangMidway()])
 async def test_a_stream_that_breaks_is_asked_for_once_more(vendor: str, trouble: Trouble):
-    async with start_conversation(vendor) as conversation:
-        reply = await conversation.step(trouble)
+    async with start_conversation(vendor, **list_hang_options(trouble)) as conversation:
+        reply = await conversation.take_step(trouble)
         assert {call.name: dict(call.args) for call in reply.calls} == BOTH["call"]
         kinds = [kind for kind, _ in conversation.deltas]
         assert kinds.count("restart") == 1
-        after = "".join(
+        text_after_restart = "".join(
             text for kind, text in conversation.deltas[kinds.index("restart") :] if kind == "text"
         )
-        assert after == BOTH["say"]
-        await conversation.step()
+        assert text_after_restart == BOTH["say"]
+        await conversation.take_step()
 
 
 @every_vendor
 async def test_a_stream_that_breaks_twice_is_waited_for(vendor: str):
     async with start_conversation(vendor) as conversation:
         with pytest.raises(Unavailable, match=r"broke off"):
-            await conversation.step(BreakMidway(), BreakMidway())
-        await conversation.step()
+            await conversation.take_step(BreakMidway(), BreakMidway())
+        await conversation.take_step()
 
 
 @every_vendor
 async def test_arguments_that_cannot_be_read_are_no_call(vendor: str):
     async with start_conversation(vendor) as conversation:
-        reply = await conversation.step(BadArguments("read_file", '{"path": '))
+        reply = await conversation.take_step(BadArguments("read_file", '{"path": '))
         [call] = reply.calls
-        # arguments are objects on its wire: these can be read, and the tool will complain
+        # Google sends arguments as objects: these can be parsed, and the tool refuses them
         if vendor == "google":
             assert (call.broken, "path" in call.args) == ("", False)
         else:
             assert "not a JSON object" in call.broken
-        await conversation.step()
+        await conversation.take_step()
 
 
 @every_vendor
 async def test_a_call_that_was_cut_is_no_call(vendor: str):
     async with start_conversation(vendor) as conversation:
-        reply = await conversation.step(CutInCall("read_file", '{"path": "a'))
+        reply = await conversation.take_step(CutInCall("read_file", '{"path": "a'))
         assert reply.end == "cut"
         assert ["cut at its greatest length" in call.broken for call in reply.calls] in ([True], [])
         if not reply.calls:
             conversation.transcript.append(Message(role="user", text="Go on."))
-        await conversation.step()
+        await conversation.take_step()
 
 
 @every_vendor
@@ -259,11 +270,11 @@ async def test_a_reply_that_does_nothing_can_be_answered(
     vendor: str, trouble: Trouble, end: str, calls: int
 ):
     async with start_conversation(vendor) as conversation:
-        reply = await conversation.step(trouble)
+        reply = await conversation.take_step(trouble)
         assert (reply.end, len(reply.calls)) == (end, calls)
         if not calls:
             conversation.transcript.append(Message(role="user", text="Use a tool."))
-        await conversation.step()
+        await conversation.take_step()
 
 
 @every_vendor
@@ -271,9 +282,9 @@ async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_fo
     vendor: str,
 ):
     async with start_conversation(vendor) as conversation:
-        await conversation.step(ContextFull())
+        await conversation.take_step(ContextFull())
         with pytest.raises(RunEnded) as end:
-            await conversation.step(ContextFull(), ContextFull())
+            await conversation.take_step(ContextFull(), ContextFull())
         assert "no longer fits into the window of" in end.value.outcome.reason
         assert isinstance(end.value.outcome, Halted)
 
@@ -290,34 +301,36 @@ async def test_a_conversation_that_is_too_long_is_sent_by_half_and_then_waits_fo
 async def test_what_will_not_pass_halts_the_run(vendor: str, trouble: Trouble, reason: str):
     async with start_conversation(vendor) as conversation:
         with pytest.raises(RunEnded) as end:
-            await conversation.step(trouble)
-        name = conversation.vendors.environ(vendor)["OSIRIS_MODEL"].partition(":")[2]
+            await conversation.take_step(trouble)
+        name = conversation.vendors.build_environ(vendor)["OSIRIS_MODEL"].partition(":")[2]
         assert end.value.outcome == Halted(reason=reason.format(vendor, name))
 
 
 @every_vendor
 @pytest.mark.parametrize(
-    ("model", "words"), [("missing", "there is no model"), ("toolless", "tools")]
+    ("model", "message"), [("missing", "there is no model"), ("toolless", "tools")]
 )
 async def test_a_model_that_cannot_do_the_work_is_refused_by_a_probe(
-    vendor: str, model: str, words: str
+    vendor: str, model: str, message: str
 ):
-    async with serving(SCRIPT) as vendors:
+    async with serve_vendors(SCRIPT) as vendors:
         registry = create_registry(vendors, vendor, f"{vendor}:{model}")
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(Refused, match=message):
             await registry.probe_model()
-        assert words in await registry.why_unavailable(f"{vendor}:{model}")
+        assert message in await registry.why_unavailable(f"{vendor}:{model}")
         with pytest.raises(RunEnded) as end:
             await (await registry.select()).reply(BEGIN, TOOLS)
         assert isinstance(end.value.outcome, Halted)
         await registry.close()
 
 
-@pytest.mark.parametrize("vendor", [vendor for vendor in WIRES if vendor != "openai-compatible"])
+@pytest.mark.parametrize(
+    "vendor", [vendor for vendor in VENDOR_APIS if vendor != "openai-compatible"]
+)
 async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.LogCaptureFixture):
     caplog.set_level("DEBUG")
     key = "sk-wrong-canary-0123456789abcdef"
-    async with serving(SCRIPT) as vendors:
+    async with serve_vendors(SCRIPT) as vendors:
         registry = create_registry(vendors, vendor, key=key)
         with pytest.raises(Refused, match="the model refused the key") as refused:
             await registry.probe_model()
@@ -329,31 +342,44 @@ async def test_a_wrong_key_is_said_without_the_key(vendor: str, caplog: pytest.L
 
 async def test_words_of_a_vendor_are_shown_without_secrets():
     async with start_conversation(
-        "anthropic", hide=lambda words: words.replace("s3cret", "***")
+        "anthropic", hide=lambda text: text.replace("s3cret", "***")
     ) as conversation:
         with pytest.raises(RunEnded) as end:
-            await conversation.step(Status(400, "your key s3cret is odd"))
+            await conversation.take_step(Status(400, "your key s3cret is odd"))
         assert "your key *** is odd" in end.value.outcome.reason
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "message"),
     [
         ("", "no model is configured"),
         ("nobody:x", "there is no model 'nobody:x' here; configured are: anthropic:…"),
         ("anthropic:", "there is no model 'anthropic:' here"),
-        ("scripted:/etc/passwd", "there is no model 'scripted:/etc/passwd' here"),
+        (
+            "openai:gpt-5",
+            "because OPENAI_API_KEY is not set; configured are: anthropic:…",
+        ),
+        (
+            "openai-compatible:x",
+            "because OPENAI_COMPATIBLE_BASE_URL is not set; configured are: anthropic:…",
+        ),
     ],
 )
-async def test_what_is_not_configured_is_refused_with_what_is(model: str, words: str):
+async def test_what_is_not_configured_is_refused_with_what_is(model: str, message: str):
     with pytest.raises(Refused) as refused:
-        await ModelRegistry("", {"anthropic": Access(key="k")}).select(model)
-    assert words in str(refused.value)
+        # the model that was asked for, and may lack its key, is the operator's own
+        await ModelRegistry(model, {"anthropic": Access(key="k")}).select()
+    assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("order", [tuple(WIRES), tuple(reversed(WIRES))])
+async def test_only_the_operator_chooses_a_script():
+    with pytest.raises(Refused, match="there is no model 'scripted:/etc/passwd' here"):
+        await ModelRegistry("", {"anthropic": Access(key="k")}).select("scripted:/etc/passwd")
+
+
+@pytest.mark.parametrize("order", [tuple(VENDOR_APIS), tuple(reversed(VENDOR_APIS))])
 async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
-    async with serving(SCRIPT) as vendors:
+    async with serve_vendors(SCRIPT) as vendors:
         transcript: list[Message] = list(BEGIN)
         for vendor in order:
             registry = create_registry(vendors, vendor)
@@ -363,20 +389,20 @@ async def test_a_conversation_goes_on_at_another_vendor(order: tuple[str, ...]):
                 *(Message(role="tool", text="done", call=call.id) for call in reply.calls),
             ]
             await registry.close()
-        assert [misfits(asked) for asked in vendors.requests] == [[]] * 8
+        assert [find_misfits(request) for request in vendors.requests] == [[]] * 8
 
 
 async def test_ids_and_names_that_one_vendor_makes_up_go_to_no_other():
     call = ToolCall(id="functions.read_file:0", name="read file<|x|>", args={"path": "a"})
-    said = Message(
+    reply = Message(
         role="assistant",
         text="",
         calls=(call,),
         model="openai-compatible:kimi",
         state={"kind": "response"},
     )
-    transcript = [*BEGIN, said, Message(role="tool", text="no such tool", call=call.id)]
-    async with serving({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
+    transcript = [*BEGIN, reply, Message(role="tool", text="no such tool", call=call.id)]
+    async with serve_vendors({"runs": [{"steps": [ONE, ONE]}]}) as vendors:
         registry = create_registry(vendors, "anthropic")
         await (await registry.select()).reply(transcript, TOOLS)
         sent = json.dumps(vendors.requests[-1].body["messages"])
@@ -401,14 +427,14 @@ async def test_half_a_character_poisons_nothing():
 
 @pytest.mark.parametrize("vendor", ["anthropic", "openai", "google"])
 def test_counts_that_cannot_be_right_have_no_price(vendor: str):
-    model = WIRES[vendor].model
+    model = VENDOR_APIS[vendor].model
     assert price_usage(vendor, model, "", Usage(input=10, cached=500, output=1), 700).usd is None
 
 
 async def test_a_pause_that_a_vendor_wants_is_bounded():
     async with start_conversation("anthropic") as conversation:
         with pytest.raises(Unavailable) as outage:
-            await conversation.step(Status(429, retry_after=900_000))
+            await conversation.take_step(Status(429, retry_after=900_000))
         assert outage.value.retry_in == LONGEST_PAUSE
 
 
@@ -426,14 +452,14 @@ async def test_a_reply_that_ends_for_a_reason_of_the_servers_own_is_taken():
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         row = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-        told = [
+        frames = [
             f"data: {json.dumps({**row, 'choices': [{'index': 0, **chunk}]})}\n\n"
             for chunk in chunks
         ]
         head = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send(
-            {"type": "http.response.body", "body": "".join([*told, "data: [DONE]\n\n"]).encode()}
+            {"type": "http.response.body", "body": "".join([*frames, "data: [DONE]\n\n"]).encode()}
         )
 
     listener = socket.create_server(("127.0.0.1", 0))

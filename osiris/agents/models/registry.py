@@ -40,11 +40,13 @@ class Access:
 class Vendor:
     """A vendor of models.
 
-    `make` creates a model of the model library; `pricing_id` is the vendor's name in the price
-    list; `window` is the context window, in tokens, of a model that is not in that list.
+    `make` creates a model of the model library; `setting` is the operator's setting that configures
+    the vendor; `pricing_id` is the vendor's name in the price list; `window` is the context window,
+    in tokens, of a model that is not in that list.
     """
 
     make: Callable[[str, Access, Any], "Model"]
+    setting: str
     url: str
     pricing_id: str
     window: int
@@ -195,6 +197,7 @@ def _move_to_extra(params: dict[str, Any], name: str) -> dict[str, Any]:
 VENDORS: Mapping[str, Vendor] = {
     "anthropic": Vendor(
         make=_make_anthropic,
+        setting="ANTHROPIC_API_KEY",
         url="https://api.anthropic.com",
         pricing_id="anthropic",
         window=200_000,
@@ -202,6 +205,7 @@ VENDORS: Mapping[str, Vendor] = {
     ),
     "openai": Vendor(
         make=_make_openai,
+        setting="OPENAI_API_KEY",
         url="https://api.openai.com/v1",
         pricing_id="openai",
         window=128_000,
@@ -210,13 +214,19 @@ VENDORS: Mapping[str, Vendor] = {
     ),
     "google": Vendor(
         make=_make_google,
+        setting="GOOGLE_API_KEY",
         url="https://generativelanguage.googleapis.com",
         pricing_id="google",
         window=1_000_000,
         settings={"thinking": True},
     ),
     "openai-compatible": Vendor(
-        make=_make_compatible, url="", pricing_id="", window=32_000, settings={}
+        make=_make_compatible,
+        setting="OPENAI_COMPATIBLE_BASE_URL",
+        url="",
+        pricing_id="",
+        window=32_000,
+        settings={},
     ),
 }
 
@@ -277,6 +287,11 @@ class ModelRegistry:
             )
         if vendor == "scripted" and model in (self._own, self._second):
             return  # a file of the operator: nobody else may choose one
+        if vendor in VENDORS and vendor not in self._access:
+            raise Refused(
+                f"the model {model[:100]!r} cannot be used here, because"
+                f" {VENDORS[vendor].setting} is not set; configured are: {self._list_choices()}"
+            )
         if vendor not in self._access or not _NAME.fullmatch(model):
             raise Refused(
                 f"there is no model {model[:100]!r} here; configured are: {self._list_choices()}"
@@ -311,7 +326,11 @@ class ModelRegistry:
             await client.aclose()
 
     def _list_choices(self) -> str:
-        own = [model for model in (self._own, self._second) if model]
+        own = [
+            model
+            for model in (self._own, self._second)
+            if model.partition(":")[0] in (*self._access, "scripted")
+        ]
         return (
             ", ".join(dict.fromkeys([*own, *(f"{vendor}:…" for vendor in self._access)])) or "none"
         )
