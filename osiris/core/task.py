@@ -95,6 +95,7 @@ MOVES: dict[tuple[State, type[e.TaskEvent]], State | Back] = {
     (State.FAILED, e.TaskRequested): State.QUEUED,
     (State.CANCELLED, e.TaskRequested): State.QUEUED,
     (State.REJECTED, e.TaskRequested): State.QUEUED,
+    (State.DONE, e.TaskRequested): State.QUEUED,
     (State.REJECTED, e.PullReopened): State.REVIEW,
 }
 
@@ -105,7 +106,8 @@ class Task:
 
     `before` is the state a halted task returns to; `run` numbers the runs from 1; `budget_grants`
     is how often the current run is given its budget; `model` is what `model_by` chose, "" when
-    nobody chose; `generation` counts how often work started again after a rejection; `reviews` is
+    nobody chose; `generation` counts how often work started again after a rejection
+    or a merge; `reviews` is
     what the current run works on and `waiting` what came meanwhile; `seen_reviews` names the
     reviews that were recorded; `approved` is the commit a person approved; `read_only` is True
     while nothing can be written in the repository; `subscribers` are the conversations that are

@@ -1,4 +1,4 @@
-"""One of each event, for tests that try them all."""
+"""Examples of events, one of each kind, for tests."""
 
 from osiris.core import events as e
 from osiris.core.work import CommandRan, FileChange, Work
@@ -6,7 +6,7 @@ from osiris.core.work import CommandRan, FileChange, Work
 ISSUE = e.IssueRef("acme/shop", 7)
 OWNER = e.Actor("alice", e.Role.MAINTAIN)
 OUTSIDER = e.Actor("mallory", e.Role.READ)
-SAID = e.SourceRef("comment", "42")
+SOURCE = e.SourceRef("comment", "42")
 WORK = Work(
     summary="Done.",
     files=(FileChange(path="a.py", status="modified", additions=1, deletions=1),),
@@ -19,44 +19,45 @@ WORK = Work(
 REVIEW = e.Review(by="bob", text="A test, please.")
 
 
-def asked(
-    kind: type[e.Ask], actor: e.Actor = OWNER, said: e.SourceRef | None = None, **more: object
+def create_ask(
+    kind: type[e.Ask], actor: e.Actor = OWNER, said: e.SourceRef | None = None, **fields: object
 ) -> e.Ask:
-    return kind(issue=ISSUE, actor=actor, said=said, **more)
+    return kind(issue=ISSUE, actor=actor, said=said, **fields)
 
 
-def requested(actor: e.Actor = OWNER, said: e.SourceRef | None = None) -> e.Ask:
-    return asked(e.TaskRequested, actor, said, title="Fix the cart!", body="It loses items.")
+def create_request(actor: e.Actor = OWNER, said: e.SourceRef | None = None) -> e.Ask:
+    return create_ask(e.TaskRequested, actor, said, title="Fix the cart!", body="It loses items.")
 
 
-def patch_ready(run: int = 1) -> e.PatchReady:
+def create_patch_ready(run: int = 1) -> e.PatchReady:
     return e.PatchReady(
         issue=ISSUE, run=run, tree="t" * 40, base="b" * 40, at=1_700_000_000, work=WORK
     )
 
 
-def approved(commit: str = "h1", head: str = "h1") -> e.Ask:
-    return asked(e.Approved, commit=commit, head=head, pull=9)
+def create_approval(commit: str = "h1", head: str = "h1") -> e.Ask:
+    return create_ask(e.Approved, commit=commit, head=head, pull=9)
 
 
-def one_of_each(run: int = 1) -> list[e.TaskEvent]:
-    """Every kind of event about a task; the facts of a run are those of run number `run`."""
+def list_events(run: int = 1) -> list[e.TaskEvent]:
+    """Return one event about a task of each kind. The facts of a run are those of run number
+    `run`."""
     return [
-        requested(),
-        asked(e.PlanApproved),
-        asked(e.Answered, text="the big one"),
-        asked(e.ChangesRequested, review=REVIEW),
-        approved(),
-        asked(e.StopRequested),
-        asked(e.RetryRequested),
-        asked(e.ModelChosen, model="openai:gpt-5"),
-        asked(e.StatusAsked),
-        asked(e.HelpAsked),
+        create_request(),
+        create_ask(e.PlanApproved),
+        create_ask(e.Answered, text="the big one"),
+        create_ask(e.ChangesRequested, review=REVIEW),
+        create_approval(),
+        create_ask(e.StopRequested),
+        create_ask(e.RetryRequested),
+        create_ask(e.ModelChosen, model="openai:gpt-5"),
+        create_ask(e.StatusAsked),
+        create_ask(e.HelpAsked),
         e.PlanningStarted(issue=ISSUE, run=run),
         e.RunStarted(issue=ISSUE, run=run),
         e.PlanReady(issue=ISSUE, run=run, plan="first this"),
         e.QuestionAsked(issue=ISSUE, run=run, question="Which cart?"),
-        patch_ready(run),
+        create_patch_ready(run),
         e.NothingToChange(issue=ISSUE, run=run, summary="It is right as it is."),
         e.RunFailed(issue=ISSUE, run=run, reason="the tests hang"),
         e.BudgetSpent(issue=ISSUE, run=run, reason="the budget of 60 steps is spent"),

@@ -1,4 +1,4 @@
-"""A mapping that forgets what was set longest ago."""
+"""The bounded dict: it removes the entries that were set longest ago."""
 
 from osiris.core.bounded_dict import BoundedDict
 

@@ -1,4 +1,4 @@
-"""The environment that keeps git from every setting but the repository's own."""
+"""The environment of git: only the settings of the repository itself apply."""
 
 import subprocess
 

@@ -1,5 +1,5 @@
-"""Secrets in words, and words that are none. The secrets are made up, and put together so that no
-scanner takes them for real ones."""
+"""Redaction of secrets, and texts that only look like secrets. The secrets are invented, and put
+together so that no scanner reports them."""
 
 import base64
 
@@ -64,7 +64,7 @@ def test_a_header_keeps_its_name():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
         "sk-folding-cube-with-many-words is a class of CSS",
         "ghost_writer and github_path",
@@ -74,16 +74,16 @@ def test_a_header_keeps_its_name():
         "commit 0123456789abcdef0123456789abcdef01234567",
     ],
 )
-def test_what_only_looks_a_little_like_one_stays(words: str):
-    assert Redactor()(words) == words
+def test_what_only_looks_a_little_like_one_stays(text: str):
+    assert Redactor()(text) == text
 
 
 def test_a_known_secret_is_hidden_in_whatever_way_it_is_written():
     secret = 'hunter22/"x" y'
     hide = Redactor([secret, "hunter22", "short"])
     encoded = base64.b64encode(secret.encode()).decode()
-    words = f'{secret} | hunter22/\\"x\\" y | hunter22%2F%22x%22%20y | {encoded} | hunter22 | short'
-    assert hide(words) == "*** | *** | *** | *** | *** | short"
+    text = f'{secret} | hunter22/\\"x\\" y | hunter22%2F%22x%22%20y | {encoded} | hunter22 | short'
+    assert hide(text) == "*** | *** | *** | *** | *** | short"
 
 
 def test_every_text_within_a_value_is_redacted():
@@ -95,12 +95,12 @@ def test_every_text_within_a_value_is_redacted():
 
 
 def test_a_result_knows_that_its_output_was_cut():
-    told = {
+    fields = {
         "exit_code": 0,
         "output": b"ab",
         "timed_out": False,
         "out_of_memory": False,
         "seconds": 0.1,
     }
-    assert Result(total=3, **told).truncated
-    assert not Result(total=2, **told).truncated
+    assert Result(total=3, **fields).truncated
+    assert not Result(total=2, **fields).truncated

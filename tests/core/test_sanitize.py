@@ -1,4 +1,4 @@
-"""What is taken out of strangers' text, what of it is shown, and what stays."""
+"""Untrusted text: what is removed from it, what is shown, and what stays."""
 
 import pytest
 

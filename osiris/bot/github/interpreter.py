@@ -24,7 +24,7 @@ from osiris.bot.github.webhook_payloads import (
 from osiris.core import events as e
 from osiris.core.errors import Refused
 from osiris.core.ports.storage import Tasks
-from osiris.core.task import Task
+from osiris.core.task import State, Task
 
 
 class GitHubInterpreter:
@@ -156,7 +156,14 @@ class GitHubInterpreter:
             return e.ModelChosen(
                 issue=issue, actor=actor, said=said, model=command.rest, trouble=trouble
             )
+        if command == commands.UserCommand("") and await self._is_merged(issue, webhook_event):
+            return e.StatusAsked(issue=issue, actor=actor, said=said)
         return _interpret_command(command, issue, actor, said, webhook_event)
+
+    async def _is_merged(self, issue: e.IssueRef, webhook_event: Commented) -> bool:
+        """Return whether the work on an issue is merged and the issue was not opened again."""
+        task = None if webhook_event.is_open else await self._tasks.get(issue)
+        return task is not None and task.state is State.DONE
 
     async def _find_issue(self, webhook_event: Commented) -> e.IssueRef | None:
         """Return the issue of the task that a comment is about. A pull request of Osiris counts as
@@ -204,8 +211,10 @@ def _interpret_command(
     said: e.SourceRef,
     webhook_event: Commented,
 ) -> e.Event | None:
+    if not command.known:
+        return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)
     match command:
-        case commands.UserCommand(name="", known=True):
+        case commands.UserCommand(name=""):
             if webhook_event.on_pull:
                 return e.StatusAsked(issue=issue, actor=actor, said=said)
             return e.TaskRequested(
@@ -221,7 +230,5 @@ def _interpret_command(
             return e.RetryRequested(issue=issue, actor=actor, said=said)
         case commands.UserCommand(name="status"):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
-        # `model` without a name, or with Markdown in the name
-        case commands.UserCommand(name="help" | "model"):
-            return e.HelpAsked(issue=issue, actor=actor, said=said)
-    return e.HelpAsked(issue=issue, actor=actor, said=said, unknown=command.name)
+    # `help`, or `model` without a name or with Markdown in the name
+    return e.HelpAsked(issue=issue, actor=actor, said=said)

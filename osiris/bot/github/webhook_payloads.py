@@ -35,6 +35,7 @@ class _Issue(BaseModel):
     number: int
     title: str
     body: str | None = None
+    state: str = "open"
     state_reason: str | None = None
     pull_request: object | None = None
 
@@ -124,6 +125,7 @@ class Commented(WebhookEvent):
 
     number: int
     on_pull: bool
+    is_open: bool
     title: str
     body: str
     comment: int
@@ -266,6 +268,7 @@ def _parse_event(
                 **common,
                 number=issue.number,
                 on_pull=issue.pull_request is not None,
+                is_open=issue.state == "open",
                 title=issue.title,
                 body=issue.body or "",
                 comment=comment.id,

@@ -30,8 +30,6 @@ def decide_without_move(task: Task, event: e.TaskEvent) -> tuple[Task, list[Effe
             return task, [_reply_help(event)]
         case e.ModelChosen() if task.state is not State.DONE:
             return _choose_model(task, event)
-        case e.TaskRequested(said=None) if task.state is State.DONE:
-            return task, [Reply(issue=task.issue, topic=Topic.STATUS, dedup_key="status:done")]
         case e.Ask(said=e.SourceRef(kind="comment", id=id)):
             status = Reply(issue=task.issue, topic=Topic.STATUS, dedup_key=f"status:{id}")
             return task, [*requeue_parked(event), status]

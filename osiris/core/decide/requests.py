@@ -34,9 +34,9 @@ def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
 
 
 def restart_task(was: Task, task: Task) -> Task:
-    """Return a task that ended with a new run: on the same branch, or after a rejection on a new
-    one, so that no branch is ever forced."""
-    if was.state is not State.REJECTED:
+    """Return a task that ended with a new run: on the same branch, or after a rejection or a merge
+    on a new one, so that no branch is ever forced."""
+    if was.state not in (State.REJECTED, State.DONE):
         return start_round(task, *task.reviews, *task.waiting)
     generation = task.generation + 1
     branch = branch_name(task.issue.number, task.title, generation)
