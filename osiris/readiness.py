@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from osiris.agents.models.registry import ModelRegistry
 from osiris.bot.github.app_auth import AppAuth
+from osiris.bot.github.channel import USE_JSON
 from osiris.config.settings import Settings
 from osiris.core.errors import OsirisError, Refused, Unavailable
 from osiris.core.ports.sandbox import Probe, Sandbox
@@ -104,6 +105,7 @@ async def probe_github(
         return []
     try:
         app = await auth.read_app()
+        content_type = await auth.read_webhook_content_type()
         delivery = await auth.read_last_delivery()
     except OsirisError as error:
         fix = "compare GITHUB_APP_ID, the private key and GITHUB_API_URL with the App's page"
@@ -128,6 +130,12 @@ async def probe_github(
             ok=not missing_events,
             detail=", ".join(missing_events),
             fix="subscribe to them on the App's page",
+        ),
+        Probe(
+            name="webhook format",
+            ok=content_type == "json",
+            detail="" if content_type == "json" else f"the App sends {content_type or 'none'}",
+            fix=USE_JSON,
         ),
         _probe_webhooks(delivery),
     ]

@@ -284,7 +284,7 @@ class Repo(Resource):
 
 @dataclass(kw_only=True, eq=False)
 class App(Resource):
-    """A GitHub App; `bot` is the account it acts as."""
+    """A GitHub App; `bot` is the account it acts as. Its webhooks are sent as "json" or "form"."""
 
     kind = "A"
     slug: str
@@ -294,6 +294,7 @@ class App(Resource):
     client_id: str
     webhook_url: str
     webhook_secret: str
+    webhook_content_type: str = "json"
     permissions: Mapping[str, str]
     events: tuple[str, ...]
     created: float

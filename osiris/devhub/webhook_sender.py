@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -202,11 +203,12 @@ class WebhookSender:
     async def _post_webhook(self, delivery: Delivery) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        delivery.request_headers = _build_headers(delivery)
+        content = _encode_body(delivery)
+        delivery.request_headers = _build_headers(delivery, content)
         delivery.delivered = self._world.now()
         try:
             answer = await self._client.post(
-                delivery.app.webhook_url, content=delivery.body, headers=delivery.request_headers
+                delivery.app.webhook_url, content=content, headers=delivery.request_headers
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             delivery.status_code = 502
@@ -244,11 +246,19 @@ def sign_body(algorithm: str, secret: str, body: bytes) -> str:
     return f"{algorithm}={hmac.new(secret.encode(), body, getattr(hashlib, algorithm)).hexdigest()}"
 
 
-def _build_headers(delivery: Delivery) -> dict[str, str]:
+def _encode_body(delivery: Delivery) -> bytes:
+    """Return the payload as the app's webhook sends it: as JSON, or as the field of a form."""
+    if delivery.app.webhook_content_type == "form":
+        return urlencode({"payload": delivery.body.decode()}).encode()
+    return delivery.body
+
+
+def _build_headers(delivery: Delivery, content: bytes) -> dict[str, str]:
     app = delivery.app
+    is_form = app.webhook_content_type == "form"
     headers = {
         "Accept": "*/*",
-        "Content-Type": "application/json",
+        "Content-Type": "application/x-www-form-urlencoded" if is_form else "application/json",
         "User-Agent": "GitHub-Hookshot/devhub",
         "X-GitHub-Delivery": delivery.guid,
         "X-GitHub-Event": delivery.event,
@@ -257,6 +267,6 @@ def _build_headers(delivery: Delivery) -> dict[str, str]:
         "X-GitHub-Hook-Installation-Target-Type": "integration",
     }
     if app.webhook_secret:
-        headers["X-Hub-Signature"] = sign_body("sha1", app.webhook_secret, delivery.body)
-        headers["X-Hub-Signature-256"] = sign_body("sha256", app.webhook_secret, delivery.body)
+        headers["X-Hub-Signature"] = sign_body("sha1", app.webhook_secret, content)
+        headers["X-Hub-Signature-256"] = sign_body("sha256", app.webhook_secret, content)
     return headers

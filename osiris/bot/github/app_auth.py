@@ -120,6 +120,11 @@ class AppAuth:
         deliveries = await self._request_json("GET", "/app/hook/deliveries?per_page=1")
         return deliveries[0] if deliveries else None
 
+    async def read_webhook_content_type(self) -> str:
+        """Return the format of the App's webhooks: "json", or "form"."""
+        config: dict[str, Any] = await self._request_json("GET", "/app/hook/config")
+        return str(config.get("content_type", ""))
+
     async def list_attempts(self, cursor: str = "") -> tuple[list[DeliveryAttempt], str]:
         """Return a page of delivery attempts, newest first, and the cursor of the next page, ""
         after the last."""

@@ -10,9 +10,16 @@ from osiris.bot.github.interpreter import GitHubInterpreter
 from osiris.bot.github.webhook_payloads import read_ordering_key
 from osiris.core.errors import Refused
 from osiris.core.events import Address, Event, IssueRef
-from osiris.core.ports.channels import BadHeaders, BadSignature, VerifiedDelivery
+from osiris.core.ports.channels import (
+    BadContentType,
+    BadHeaders,
+    BadSignature,
+    VerifiedDelivery,
+)
 
 NAME = "github"
+_FORM = "application/x-www-form-urlencoded"
+USE_JSON = "set its content type to application/json, on the App's page below Webhook"
 
 
 class GitHubReceiver:
@@ -39,6 +46,8 @@ class GitHubReceiver:
         kind = headers.get("x-github-event", "")
         if not id or not kind:
             raise BadHeaders("X-GitHub-Delivery or X-GitHub-Event is missing")
+        if headers.get("content-type", "").partition(";")[0].strip().lower() == _FORM:
+            raise BadContentType(f"the webhook sends forms, which are not read here; {USE_JSON}")
         return VerifiedDelivery(id=id, kind=kind, body=body)
 
     def ordering_key(self, delivery: VerifiedDelivery) -> str:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from osiris.bot.web.metrics import CONTENT_TYPE_LATEST, render_metrics
 from osiris.core.errors import Refused, Unavailable
-from osiris.core.ports.channels import BadHeaders, BadSignature, Receiver
+from osiris.core.ports.channels import BadContentType, BadHeaders, BadSignature, Receiver
 from osiris.core.ports.sandbox import Probe
 from osiris.core.ports.storage import Inbox, MetricSample
 
@@ -108,6 +108,8 @@ class _WebhookEndpoint:
             return _build_problem(401, "the signature does not fit the body and the secret")
         except BadHeaders as error:
             return _build_problem(400, str(error))
+        except BadContentType as error:
+            return _build_problem(415, str(error))
         except Refused as missing:
             return _build_problem(503, str(missing))
         ordering_key = self._receiver.ordering_key(delivery)

@@ -15,6 +15,11 @@ class BadHeaders(Exception):
     """A header that the channel always sends is missing or malformed; the text names it."""
 
 
+class BadContentType(Exception):
+    """The channel is configured to send another format than Osiris reads; the text says how to
+    change that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedDelivery:
     """A verified delivery. `id` identifies it within its channel: a second delivery with the same
@@ -47,7 +52,8 @@ class Receiver(Protocol):
     def verify(self, headers: Mapping[str, str], body: bytes) -> VerifiedDelivery:
         """Return the delivery if its sender is proven; header names are in lower case.
 
-        Raises BadSignature, then BadHeaders; Refused while the channel is not configured.
+        Raises BadSignature, then BadHeaders or BadContentType; Refused while the channel is not
+        configured.
         """
 
     def ordering_key(self, delivery: VerifiedDelivery) -> str:

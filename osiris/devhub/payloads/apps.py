@@ -2,7 +2,7 @@
 
 import json
 
-from osiris.devhub.models import CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
+from osiris.devhub.models import App, CheckRun, CheckSuite, Delivery, Installation, Pull, Repo
 from osiris.devhub.payloads import code, issues
 from osiris.devhub.payloads.issues import (
     Json,
@@ -149,6 +149,15 @@ def build_check_suite(world: World, suite: CheckSuite) -> Json:
             "author": {"name": commit.author.name, "email": commit.author.email},
             "committer": {"name": commit.committer.name, "email": commit.committer.email},
         },
+    }
+
+
+def build_webhook_config(app: App) -> Json:
+    return {
+        "content_type": app.webhook_content_type,
+        "insecure_ssl": "0",
+        "url": app.webhook_url,
+        **({"secret": "********"} if app.webhook_secret else {}),
     }
 
 

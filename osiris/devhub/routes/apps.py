@@ -99,6 +99,11 @@ async def list_installation_repositories(call: ApiRequest) -> Response:
 # ── deliveries ──
 
 
+@table.route("GET", "/app/hook/config")
+async def get_webhook_config(call: ApiRequest) -> Response:
+    return build_response(apps.build_webhook_config(call.app))
+
+
 @table.route("GET", "/app/hook/deliveries")
 async def list_deliveries(call: ApiRequest) -> Response:
     """List deliveries, newest first; `cursor` is the id of the last one seen."""
