@@ -1,1 +1,2 @@
-"""What Osiris costs, each figure beside another side measured in the same run: `make bench`."""
+"""Benchmarks of Osiris, each figure beside a comparison that is measured in the same run: `make
+bench`."""

@@ -1,8 +1,8 @@
-"""`python -m bench [--quick] [--only NAME] [--strict]`: a table to read, and the same figures in
-build/bench.json.
+"""`python -m bench [--quick] [--only NAME] [--strict]`: print a table, and write the same figures
+to build/bench.json.
 
-It ends with the table whatever a measure does. Exit 1 when a measure failed; with `--strict` also
-when a target was missed.
+The table is printed even if a measurement fails; then the exit code is 1. With `--strict` it is
+also 1 if a target is missed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from bench import (
     webhooks,
     workspace,
 )
-from bench.row import BenchmarkRow, middle
+from bench.row import BenchmarkRow, compute_median
 
 OUT = Path(__file__).parent.parent / "build/bench.json"
 MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[BenchmarkRow]]]] = {
@@ -47,15 +47,15 @@ MEASURES: Mapping[str, Callable[..., Coroutine[Any, Any, list[BenchmarkRow]]]] =
     "memory": memory.measure,
     "model": model.measure,
     "prompt": prompt.measure,
-    "lives": machines.tasks_per_minute,
-    "takeover": machines.takeover,
-    "runs": machines.runs,
+    "lives": machines.measure_task_rate,
+    "takeover": machines.measure_takeover,
+    "runs": machines.measure_run_memory,
     "history": history.measure,
 }
 
 
 def main() -> int:
-    asked = _arguments()
+    arguments = _parse_arguments()
     logging.disable(logging.WARNING)
     console = Console(
         soft_wrap=not sys.stdout.isatty(),
@@ -65,10 +65,10 @@ def main() -> int:
     rows: list[BenchmarkRow] = []
     failures: list[str] = []
     try:
-        for name in asked.only or MEASURES:
+        for name in arguments.only or MEASURES:
             began = time.monotonic()
             try:
-                rows += uvloop.run(MEASURES[name](quick=asked.quick))
+                rows += uvloop.run(MEASURES[name](quick=arguments.quick))
             except Exception as error:
                 logging.debug("%s", name, exc_info=True)
                 failures.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
@@ -76,13 +76,13 @@ def main() -> int:
             print(f"bench: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     except KeyboardInterrupt:
         failures.append(f"{name}: interrupted, and what follows it was not measured")
-    _write(rows, failures, quick=asked.quick)
-    _show(console, rows, failures)
-    missed = [row.name for row in rows if row.met is False]
-    return 1 if failures or (asked.strict and missed) else 0
+    _write_report(rows, failures, quick=arguments.quick)
+    _print_table(console, rows, failures)
+    missed = [row.name for row in rows if row.is_met is False]
+    return 1 if failures or (arguments.strict and missed) else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument(
@@ -92,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool) -> None:
+def _write_report(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool) -> None:
     machine = {
         "python": platform.python_version(),
         "kernel": platform.release(),
@@ -107,13 +107,13 @@ def _write(rows: Sequence[BenchmarkRow], failures: Sequence[str], *, quick: bool
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(
         json.dumps(
-            {**report, "rows": [row.figures() for row in rows], "failures": failures}, indent=2
+            {**report, "rows": [row.build_report() for row in rows], "failures": failures}, indent=2
         )
         + "\n"
     )
 
 
-def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str]) -> None:
+def _print_table(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str]) -> None:
     table = Table("WHAT", box=None, pad_edge=False)
     for title in ("P50", "P99"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -123,18 +123,22 @@ def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str
     table.add_column("TARGET")
     table.add_column("MET")
     for row in rows:
-        met = {True: Text("yes", style="green"), False: Text("NO", style="red"), None: Text("")}[
-            row.met
-        ]
+        met_text = {
+            True: Text("yes", style="green"),
+            False: Text("NO", style="red"),
+            None: Text(""),
+        }[row.is_met]
         table.add_row(
             row.what,
-            _figure(row.p50, row.unit),
-            "" if row.unit in ("/s", "/min", "MiB", "tokens") else _figure(row.p99, row.unit),
+            _format_figure(row.p50, row.unit),
+            ""
+            if row.unit in ("/s", "/min", "MiB", "tokens")
+            else _format_figure(row.p99, row.unit),
             row.other,
-            _figure(middle(row.theirs), row.unit),
+            _format_figure(compute_median(row.theirs), row.unit),
             f"{row.ratio:.2f}",
-            row.wanted(),
-            met,
+            row.describe_target(),
+            met_text,
         )
     console.print(table)
     for row in rows:
@@ -142,12 +146,12 @@ def _show(console: Console, rows: Sequence[BenchmarkRow], failures: Sequence[str
             console.print(Text(f"{row.name}: {row.note}", style="dim"))
     for failure in failures:
         console.print(Text(f"not measured: {failure}", style="red"))
-    if missed := [row.name for row in rows if row.met is False]:
+    if missed := [row.name for row in rows if row.is_met is False]:
         console.print(Text(f"missed: {', '.join(missed)}", style="red"))
     console.print(Text(f"all figures: {OUT}", style="dim"))
 
 
-def _figure(value: float, unit: str) -> str:
+def _format_figure(value: float, unit: str) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:.{digits}f} {unit}".replace(" /", "/")
 

@@ -1,4 +1,4 @@
-"""The other side of the memory: python with uvicorn and FastAPI, and one route."""
+"""The comparison for memory: Python with uvicorn, FastAPI and one route."""
 
 import os
 

@@ -1,5 +1,5 @@
-"""The other side of the door: an ASGI app that checks the signature, commits one row, and answers.
-Nothing else."""
+"""The comparison for webhooks: an ASGI app that checks the signature, commits one row and
+answers."""
 
 import hashlib
 import hmac
@@ -31,15 +31,15 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     status = 401
     if hmac.compare_digest(f"sha256={digest}".encode(), headers.get(b"x-hub-signature-256", b"")):
         row = (headers[b"x-github-delivery"].decode(), headers[b"x-github-event"].decode(), body)
-        # commits by itself
+        # in autocommit mode, this is one transaction
         DATABASE.execute("INSERT INTO inbox (delivery, kind, body) VALUES (?, ?, ?)", row)
         status = 202
     answer = b'{"ok":true}'
-    lengths = [
+    answer_headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(answer)).encode()),
     ]
-    await send({"type": "http.response.start", "status": status, "headers": lengths})
+    await send({"type": "http.response.start", "status": status, "headers": answer_headers})
     await send({"type": "http.response.body", "body": answer})
 
 

@@ -1,4 +1,4 @@
-"""Row 3: from the webhook until the model is asked for the first time."""
+"""The time from a webhook until the first request to the model."""
 
 import asyncio
 import shutil
@@ -6,7 +6,14 @@ import sys
 import time
 from asyncio.subprocess import Process
 
-from bench.process import HERE, PATIENCE, a_place, environment, run_checked, running
+from bench.process import (
+    BENCH_FOLDER,
+    TIMEOUT,
+    build_environ,
+    create_bench_folder,
+    run_checked,
+    start_process,
+)
 from bench.row import BenchmarkRow, Threshold
 from osiris.core.errors import Refused
 from osiris.playground.environment import Environment, start_environment
@@ -19,29 +26,31 @@ _WARM_UP = 2
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    """Osiris is a process of its own; the hub is in this one, and says when it sent each
+    """Run Osiris as a separate process. The hub runs in this process, and records when it sent each
     webhook."""
     files = {f"shop/part_{n % 10}/file_{n}.py": f"NUMBER = {n}\n" * (20 + n) for n in range(100)}
     ours: list[float] = []
     theirs: list[float] = []
-    with a_place() as place:
+    with create_bench_folder() as folder:
         async with start_environment(
-            place, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none"
+            folder, repo=REPO, files=files, people={"alice": "maintain"}, model="scripted:none"
         ) as playground:
-            argv = [sys.executable, str(HERE / "timed_osiris.py")]
+            argv = [sys.executable, str(BENCH_FOLDER / "timed_osiris.py")]
             port = playground.settings.osiris_port
             async with (
-                running(argv, environment(playground.settings), place, port=port) as osiris,
+                start_process(
+                    argv, build_environ(playground.settings), folder, port=port
+                ) as osiris,
                 playground.get_person("alice") as alice,
             ):
                 store = Store(connect(playground.settings.database))
                 for number in range(_WARM_UP + (4 if quick else 15)):
-                    took = await _issue(playground, alice, osiris)
-                    cloned = await _clone(playground, number)
-                    await _rest(playground, store)
+                    osiris_seconds = await _measure_first_request(playground, alice, osiris)
+                    clone_seconds = await _measure_clone(playground, number)
+                    await _wait_until_settled(playground, store)
                     if number >= _WARM_UP:
-                        ours.append(took * 1e3)
-                        theirs.append(cloned * 1e3)
+                        ours.append(osiris_seconds * 1e3)
+                        theirs.append(clone_seconds * 1e3)
     row = BenchmarkRow(
         name="first",
         what="webhook sent → model asked, warm, 100 files",
@@ -58,36 +67,36 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     return [row]
 
 
-async def _issue(playground: Environment, alice: Person, osiris: Process) -> float:
+async def _measure_first_request(playground: Environment, alice: Person, osiris: Process) -> float:
     issue = await alice.file_issue("Look", "Only look.")
     await alice.add_label(issue)
     if osiris.stdout is None:
         raise Refused("Osiris has no output")
-    asked = float(await asyncio.wait_for(osiris.stdout.readline(), PATIENCE))
-    sent = [
-        d.delivered
-        for d in playground.app.deliveries
-        if (d.event, d.action) == ("issues", "labeled")
+    requested_at = float(await asyncio.wait_for(osiris.stdout.readline(), TIMEOUT))
+    sent_times = [
+        delivery.delivered
+        for delivery in playground.app.deliveries
+        if (delivery.event, delivery.action) == ("issues", "labeled")
     ]
-    if sent[-1] is None:
+    if sent_times[-1] is None:
         raise Refused("the hub does not know when it sent the webhook")
-    return asked - sent[-1]
+    return requested_at - sent_times[-1]
 
 
-async def _clone(playground: Environment, number: int) -> float:
-    place = playground.settings.osiris_data_dir.parent / f"clone-{number}"
+async def _measure_clone(playground: Environment, number: int) -> float:
+    folder = playground.settings.osiris_data_dir.parent / f"clone-{number}"
     began = time.perf_counter()
     await asyncio.to_thread(
-        run_checked, ["git", "clone", "-q", f"{playground.hub.url}/{REPO}.git", place]
+        run_checked, ["git", "clone", "-q", f"{playground.hub.url}/{REPO}.git", folder]
     )
-    took = time.perf_counter() - began
-    shutil.rmtree(place)
-    return took
+    seconds = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return seconds
 
 
-async def _rest(playground: Environment, store: Store) -> None:
-    """Wait until the run is over and everything about it is said."""
-    async with asyncio.timeout(PATIENCE):
+async def _wait_until_settled(playground: Environment, store: Store) -> None:
+    """Wait until the run and all texts about it are finished."""
+    async with asyncio.timeout(TIMEOUT):
         while True:
             await playground.hub.wait_until_sent()
             if await store.next_due() is None:

@@ -1,5 +1,5 @@
-"""Rows of several processes: lives a minute, how soon another worker takes over, what a run holds
-in memory."""
+"""Benchmarks with several processes: tasks a minute, the time until another worker takes over, and
+the memory of a run."""
 
 import asyncio
 import random
@@ -19,52 +19,64 @@ from osiris.core.errors import Refused
 from osiris.queue.database import connect, migrate_schema
 from osiris.queue.outbox_queries import RUNS
 from osiris.queue.tables import InboxRow, OutboxRow, RunRow, StepRow
-from tests.conftest import a_place
-from tests.flow.conftest import run, step, submit
+from tests.conftest import create_test_folder
+from tests.flow.conftest import build_run, build_step, build_submit_step
 from tests.flow.support.cluster import DEFAULT_TIMEOUTS, Cluster, Machine, start_cluster, wait_until
-from tests.flow.support.consistency_audit import TaskAuditor, name_of, run_tasks, story
-from tests.servers import Postgres, Redis, running_postgres, running_redis
+from tests.flow.support.consistency_audit import (
+    TaskAuditor,
+    build_tasks_script,
+    format_task_name,
+    run_tasks,
+)
+from tests.servers import Postgres, Redis, start_postgres, start_redis
 
-_MANY = 50
-_LONG_STORY = {"runs": [run(step("run_command", command="sleep 100"), submit())]}
+_RUN_COUNT = 50
+_LONG_SCRIPT = {
+    "runs": [build_run(build_step("run_command", command="sleep 100"), build_submit_step())]
+}
 
 
 @asynccontextmanager
 async def _start_empty_cluster(
-    postgres: Postgres, redis: Redis, name: str, script: dict[str, Any], **how: Any
+    postgres: Postgres, redis: Redis, name: str, script: dict[str, Any], **options: Any
 ) -> AsyncIterator[Cluster]:
-    """A web process and workers on an empty database, with the patience of operators."""
+    """Start a web process and workers on an empty database, with the default timeouts."""
     postgres.create(name)
-    await migrate_schema(engine := connect(postgres.url(name)))
+    await migrate_schema(engine := connect(postgres.build_url(name)))
     await engine.dispose()
     redis.flush()
-    more = {"database_url": postgres.url(name), "redis_url": redis.url, **how.pop("more", {})}
-    with a_place() as place:
-        async with start_cluster(place, more, script, timeouts=DEFAULT_TIMEOUTS, **how) as env:
+    more = {
+        "database_url": postgres.build_url(name),
+        "redis_url": redis.url,
+        **options.pop("more", {}),
+    }
+    with create_test_folder() as folder:
+        async with start_cluster(folder, more, script, timeouts=DEFAULT_TIMEOUTS, **options) as env:
             env.playground.hub.rates.limit = 10**9
             yield env
     postgres.drop(name)
 
 
-# ── whole lives ───────────────────────────────────────────────────────────────────────────────────
+# ── whole tasks ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def tasks_per_minute(*, quick: bool) -> list[BenchmarkRow]:
-    """Rounds of one worker and of two take turns."""
+async def measure_task_rate(*, quick: bool) -> list[BenchmarkRow]:
+    """Measure rounds of one worker and of two workers in turn."""
     tasks = 6 if quick else 24
     rates = dict[int, list[list[float]]]()
     durations = dict[str, list[float]]()
-    with running_postgres() as postgres, running_redis() as redis:
+    with start_postgres() as postgres, start_redis() as redis:
         for number in range(1 if quick else 3):
             for workers in (1, 2):
-                rate, times = await _measure_rate(
+                rate, durations_by_kind = await _measure_rate(
                     postgres, redis, f"lives_{number}_{workers}", tasks, workers
                 )
                 rates.setdefault(workers, []).append([rate])
-                for what, seconds in times.items():
-                    durations.setdefault(what, []).extend(seconds)
-    where = ", ".join(
-        f"{what} {statistics.median(some) * 1e3:.0f}" for what, some in sorted(durations.items())
+                for kind, seconds in durations_by_kind.items():
+                    durations.setdefault(kind, []).extend(seconds)
+    order_times = ", ".join(
+        f"{kind} {statistics.median(samples) * 1e3:.0f}"
+        for kind, samples in sorted(durations.items())
     )
     return [
         BenchmarkRow(
@@ -76,7 +88,7 @@ async def tasks_per_minute(*, quick: bool) -> list[BenchmarkRow]:
             theirs=rates[1],
             note=(
                 "hub, people, PostgreSQL and Redis are on the same cores; median ms from order to"
-                f" done: {where}"
+                f" done: {order_times}"
             ),
         )
     ]
@@ -85,33 +97,33 @@ async def tasks_per_minute(*, quick: bool) -> list[BenchmarkRow]:
 async def _measure_rate(
     postgres: Postgres, redis: Redis, database: str, tasks: int, workers: int
 ) -> tuple[float, Mapping[str, Sequence[float]]]:
-    names = [name_of(number) for number in range(tasks)]
+    names = [format_task_name(number) for number in range(tasks)]
     async with _start_empty_cluster(
-        postgres, redis, database, story(tasks), workers=workers
+        postgres, redis, database, build_tasks_script(tasks), workers=workers
     ) as env:
         began = time.monotonic()
         unfinished = await run_tasks(env, names, at_once=8)
         await env.wait_until_settled()
         rate = tasks / (time.monotonic() - began) * 60
-        audit = await TaskAuditor(env, names, reviewed=True).count()
-        if wrong := [*unfinished, *audit.doubles, *audit.losses]:
-            raise Refused(f"the lives did not end well: {wrong[:3]}")
+        audit = await TaskAuditor(env, names, has_review=True).audit_tasks()
+        if errors := [*unfinished, *audit.doubles, *audit.losses]:
+            raise Refused(f"tasks did not end as expected: {errors[:3]}")
         return rate, await _measure_durations(env)
 
 
 async def _measure_durations(env: Cluster) -> Mapping[str, Sequence[float]]:
-    """The seconds that each kind of order took from its decision to its end, that a decision
-    waited, and a run took."""
+    """Return the seconds from the decision of each kind of order to its end, the seconds that a
+    decision waited, and those of a run."""
     durations = defaultdict[str, list[float]](list)
     async with env.engine.connect() as connection:
         handled = dict(
             (await connection.execute(select(InboxRow.id, InboxRow.handled))).tuples().all()
         )
-        for key, kind, done in await connection.execute(
+        for key, kind, done_at in await connection.execute(
             select(OutboxRow.key, OutboxRow.kind, OutboxRow.done)
         ):
-            if done and (decided := handled.get(int(key.partition(".")[0]))):
-                durations[kind].append(done - decided)
+            if done_at and (decided_at := handled.get(int(key.partition(".")[0]))):
+                durations[kind].append(done_at - decided_at)
         waits = await connection.execute(
             select(InboxRow.handled - InboxRow.received).where(InboxRow.handled.is_not(None))
         )
@@ -119,123 +131,131 @@ async def _measure_durations(env: Cluster) -> Mapping[str, Sequence[float]]:
         runs = await connection.execute(
             select(RunRow.ended - RunRow.started).where(RunRow.ended.is_not(None))
         )
-        durations["run"].extend(took for (took,) in runs)
+        durations["run"].extend(seconds for (seconds,) in runs)
     return durations
 
 
-# ── taking over ───────────────────────────────────────────────────────────────────────────────────
+# ── takeovers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def takeover(*, quick: bool) -> list[BenchmarkRow]:
-    """A run waits in a command; its worker dies or is told to end; until the other has the run."""
+async def measure_takeover(*, quick: bool) -> list[BenchmarkRow]:
+    """Measure how long it takes until another worker has a run, after its worker was killed or told
+    to end while the run waits in a command."""
     rounds = 1 if quick else 5
     rng = random.Random(3)
     killed = list[list[float]]()
     ended = list[list[float]]()
-    again = list[list[float]]()
-    with running_postgres() as postgres, running_redis() as redis:
-        for number in range(rounds):
-            for how, took in (("kill", killed), ("end", ended), ("again", again)):
+    restarted = list[list[float]]()
+    with start_postgres() as postgres, start_redis() as redis:
+        for round_number in range(rounds):
+            for ending, samples in (("kill", killed), ("end", ended), ("again", restarted)):
                 async with _start_empty_cluster(
-                    postgres, redis, f"over_{number}_{how}", _LONG_STORY, workers=1
+                    postgres, redis, f"over_{round_number}_{ending}", _LONG_SCRIPT, workers=1
                 ) as env:
-                    took.append([await _measure_takeover(env, how, rng.uniform(0, 3))])
+                    samples.append([await _measure_takeover(env, ending, rng.uniform(0, 3))])
     targets = {"kill": (killed, 30.0, "kill -9"), "end": (ended, 2.0, "SIGTERM")}
     return [
         BenchmarkRow(
-            name=f"takeover-{how}",
-            what=f"{word} of a worker → another goes on with its run",
+            name=f"takeover-{ending}",
+            what=f"{signal_name} of a worker → another goes on with its run",
             unit="s",
-            ours=took,
+            ours=samples,
             other="kill -9, begun again in its folder",
-            theirs=again,
-            target=Threshold(p50=most),
+            theirs=restarted,
+            target=Threshold(p50=max_seconds),
             note=(
                 "from the signal; SIGTERM's time holds the putting away of its files"
-                if how == "end"
+                if ending == "end"
                 else ""
             ),
         )
-        for how, (took, most, word) in targets.items()
+        for ending, (samples, max_seconds, signal_name) in targets.items()
     ]
 
 
-async def _measure_takeover(env: Cluster, how: str, rest: float) -> float:
-    """The seconds until the run has another lease. `rest` lets beats and signals fall at any
-    distance."""
-    [first] = env.workers
+async def _measure_takeover(env: Cluster, ending: str, rest: float) -> float:
+    """Return the seconds until the run has another lease. `rest` is a pause before the signal, so
+    that the signal falls at any time between two heartbeats."""
+    [worker] = env.workers
     await env.file_labelled_issue()
     await env.wait_for_replies(1)
-    if how != "again":
+    if ending != "again":
         await env.wait_until_ready(env.start_worker())
-    previous = await env.scalar(select(RunRow.lease))
+    previous = await env.query_scalar(select(RunRow.lease))
     await asyncio.sleep(rest)
     began = time.monotonic()
-    if how == "end":
-        ending = asyncio.create_task(first.stop())
+    if ending == "end":
+        stop_task = asyncio.create_task(worker.stop())
     else:
-        await asyncio.to_thread(first.restart if how == "again" else first.kill)
-        ending = None
+        await asyncio.to_thread(worker.restart if ending == "again" else worker.kill)
+        stop_task = None
 
     async def is_taken_over() -> bool:
-        return await env.scalar(select(RunRow.lease)) != previous
+        return await env.query_scalar(select(RunRow.lease)) != previous
 
     await wait_until(is_taken_over, within=60)
-    took = time.monotonic() - began
-    if ending is not None:
-        await ending
-    return took
+    seconds = time.monotonic() - began
+    if stop_task is not None:
+        await stop_task
+    return seconds
 
 
 # ── many runs ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def runs(*, quick: bool) -> list[BenchmarkRow]:
-    """What a worker holds with one run and with many, each waiting in a command."""
-    each = list[list[float]]()
-    first = list[list[float]]()
-    with running_postgres() as postgres, running_redis() as redis:
+async def measure_run_memory(*, quick: bool) -> list[BenchmarkRow]:
+    """Measure the memory of a worker with one run and with many, each waiting in a command."""
+    memory_of_each = list[list[float]]()
+    memory_of_first = list[list[float]]()
+    with start_postgres() as postgres, start_redis() as redis:
         for number in range(1 if quick else 3):
             # 50 disks must fit on any machine
-            more = {"osiris_runs": _MANY, "osiris_sandbox_disk_gib": 0.1}
+            more = {"osiris_runs": _RUN_COUNT, "osiris_sandbox_disk_gib": 0.1}
             async with _start_empty_cluster(
-                postgres, redis, f"runs_{number}", _LONG_STORY, workers=1, more=more
+                postgres, redis, f"runs_{number}", _LONG_SCRIPT, workers=1, more=more
             ) as env:
                 [worker] = env.workers
                 await env.file_labelled_issue("run 0")
-                one = await _measure_memory(env, worker, 1)
-                for n in range(1, _MANY):
+                memory_with_one = await _measure_memory(env, worker, 1)
+                for n in range(1, _RUN_COUNT):
                     await env.file_labelled_issue(f"run {n}")
-                first.append([one])
-                each.append([(await _measure_memory(env, worker, _MANY) - one) / (_MANY - 1)])
+                memory_of_first.append([memory_with_one])
+                memory_of_each.append(
+                    [
+                        (await _measure_memory(env, worker, _RUN_COUNT) - memory_with_one)
+                        / (_RUN_COUNT - 1)
+                    ]
+                )
     return [
         BenchmarkRow(
             name="runs",
-            what=f"memory of one more run at once, of {_MANY} in one worker",
+            what=f"memory of one more run at once, of {_RUN_COUNT} in one worker",
             unit="MiB",
-            ours=each,
+            ours=memory_of_each,
             other="the worker with one run",
-            theirs=first,
+            theirs=memory_of_first,
             target=Threshold(p50=8),
             note="resident memory of the worker; jails are processes of their own",
         )
     ]
 
 
-async def _measure_memory(env: Cluster, worker: Machine, many: int) -> float:
-    """Resident MiB of the worker once so many runs are in their command and nothing else is under
-    way."""
+async def _measure_memory(env: Cluster, worker: Machine, count: int) -> float:
+    """Return the resident memory of the worker in MiB, once `count` runs are in their command and
+    no other work is in progress."""
 
-    async def under_way() -> bool:
-        said = select(func.count()).select_from(StepRow).where(StepRow.seq == 2)
-        others = select(func.count()).where(
+    async def is_reached() -> bool:
+        replies = select(func.count()).select_from(StepRow).where(StepRow.seq == 2)
+        other_orders = select(func.count()).where(
             OutboxRow.not_before.is_not(None), OutboxRow.lane != RUNS
         )
-        return await env.scalar(said) == many and await env.scalar(others) == 0
+        return (
+            await env.query_scalar(replies) == count and await env.query_scalar(other_orders) == 0
+        )
 
-    await wait_until(under_way, within=90, every=0.2)
+    await wait_until(is_reached, within=90, every=0.2)
     await asyncio.sleep(2)
-    found = re.search(
+    match = re.search(
         r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE
     )
-    return int(found[1]) / 1024 if found else float("nan")
+    return int(match[1]) / 1024 if match else float("nan")

@@ -1,4 +1,4 @@
-"""Row 7: what an idle web process holds in memory."""
+"""The memory of an idle web process."""
 
 import asyncio
 import re
@@ -6,36 +6,50 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization as form
+from cryptography.hazmat.primitives import serialization as key_formats
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bench.process import HERE, a_place, environment, osiris_command, running
+from bench.process import (
+    BENCH_FOLDER,
+    build_environ,
+    create_bench_folder,
+    find_osiris_command,
+    start_process,
+)
 from bench.row import BenchmarkRow, Threshold
 from osiris.config.settings import Settings
 from osiris.playground.environment import find_free_port
 
-_IDLE = 3.0  # seconds
+_IDLE_SECONDS = 3.0  # seconds
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
     ours = []
     theirs = []
-    with a_place() as place:
-        script = place / "script.yml"
+    with create_bench_folder() as folder:
+        script = folder / "script.yml"
         script.write_text("runs: [{steps: [{call: {list_dir: {}}}]}]\n")
         for number in range(1 if quick else 3):
-            settings = _settings(place / f"data-{number}", script)
+            settings = _create_settings(folder / f"data-{number}", script)
             port = settings.osiris_port
             ours.append(
-                [await _held([*osiris_command(), "serve"], environment(settings), place, port)]
+                [
+                    await _measure_memory(
+                        [*find_osiris_command(), "serve"], build_environ(settings), folder, port
+                    )
+                ]
             )
             env = {"BARE_PORT": str(port := find_free_port())}
             theirs.append(
-                [await _held([sys.executable, str(HERE / "bare_web.py")], env, place, port)]
+                [
+                    await _measure_memory(
+                        [sys.executable, str(BENCH_FOLDER / "bare_web.py")], env, folder, port
+                    )
+                ]
             )
     row = BenchmarkRow(
         name="memory",
-        what=f"osiris serve, idle for {_IDLE:.0f} s, resident",
+        what=f"osiris serve, idle for {_IDLE_SECONDS:.0f} s, resident",
         unit="MiB",
         ours=ours,
         other="python with uvicorn and FastAPI",
@@ -45,10 +59,12 @@ async def measure(*, quick: bool) -> list[BenchmarkRow]:
     return [row]
 
 
-def _settings(data: Path, script: Path) -> Settings:
+def _create_settings(data: Path, script: Path) -> Settings:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(
-        form.Encoding.PEM, form.PrivateFormat.TraditionalOpenSSL, form.NoEncryption()
+        key_formats.Encoding.PEM,
+        key_formats.PrivateFormat.TraditionalOpenSSL,
+        key_formats.NoEncryption(),
     ).decode()
     return Settings(
         github_app_id="1",
@@ -62,9 +78,11 @@ def _settings(data: Path, script: Path) -> Settings:
     )
 
 
-async def _held(argv: Sequence[str], env: Mapping[str, str], place: Path, port: int) -> float:
-    async with running(argv, env, place, port=port) as process:
-        await asyncio.sleep(_IDLE)
+async def _measure_memory(
+    argv: Sequence[str], env: Mapping[str, str], folder: Path, port: int
+) -> float:
+    async with start_process(argv, env, folder, port=port) as process:
+        await asyncio.sleep(_IDLE_SECONDS)
         status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) / 1024 if found else float("nan")
+    match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) / 1024 if match else float("nan")

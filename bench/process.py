@@ -1,4 +1,4 @@
-"""Processes of the benchmark: Osiris or another program, started, waited for, and ended."""
+"""Processes of the benchmarks: they are started, waited for and ended."""
 
 import asyncio
 import contextlib
@@ -20,62 +20,64 @@ from osiris.config.settings import Settings
 from osiris.core.errors import Refused
 from osiris.tools.sandbox.disks.mounts import unmount_below
 
-HERE = Path(__file__).parent
-BUILD = HERE.parent / "build/bench"
-PATIENCE = 30.0  # seconds
+BENCH_FOLDER = Path(__file__).parent
+BUILD_FOLDER = BENCH_FOLDER.parent / "build/bench"
+TIMEOUT = 30.0  # seconds
 
 
 @contextlib.contextmanager
-def a_place() -> Iterator[Path]:
-    """A folder on this machine's disk that the sandbox's user may pass through; gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="osiris-bench-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder)
-        place.chmod(0o711)
+def create_bench_folder() -> Iterator[Path]:
+    """Create a folder on this machine's disk that the sandbox's user can pass through, and remove
+    it at the end."""
+    with tempfile.TemporaryDirectory(prefix="osiris-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o711)
         try:
-            yield place
+            yield folder
         finally:
-            unmount_below(place)
+            unmount_below(folder)
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as the environment of a process, which is where `osiris serve` reads them."""
-    given = {}
+def build_environ(settings: Settings) -> dict[str, str]:
+    """Return the settings as environment variables, which `osiris serve` reads."""
+    values = {}
     for name in Settings.model_fields:
         match getattr(settings, name):
             case SecretStr() as secret:
-                given[name.upper()] = secret.get_secret_value()
+                values[name.upper()] = secret.get_secret_value()
             case tuple() as folders:
-                given[name.upper()] = ":".join(map(str, folders))
+                values[name.upper()] = ":".join(map(str, folders))
             case None:
                 pass
             case value:
-                given[name.upper()] = str(value)
-    return {name: value for name, value in given.items() if value} | {"PATH": os.environ["PATH"]}
+                values[name.upper()] = str(value)
+    return {name: value for name, value in values.items() if value} | {"PATH": os.environ["PATH"]}
 
 
 @contextlib.asynccontextmanager
-async def running(
-    argv: Sequence[str], env: Mapping[str, str], place: Path, *, port: int
+async def start_process(
+    argv: Sequence[str], env: Mapping[str, str], folder: Path, *, port: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that listens on `port`, from when it answers until the block ends."""
-    log = place / f"log-{port}"
-    with log.open("wb") as said:
+    """Start a process that listens on `port`, yield it when it answers, and end it when the block
+    ends."""
+    log = folder / f"log-{port}"
+    with log.open("wb") as log_file:
         process = await asyncio.create_subprocess_exec(
-            *argv, env=dict(env), cwd=place, stdout=asyncio.subprocess.PIPE, stderr=said
+            *argv, env=dict(env), cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=log_file
         )
     try:
-        await _answers(port, process, log)
+        await _wait_until_listening(port, process, log)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), PATIENCE)
+        await asyncio.wait_for(process.wait(), TIMEOUT)
 
 
-async def _answers(port: int, process: asyncio.subprocess.Process, log: Path) -> None:
-    until = time.monotonic() + PATIENCE
+async def _wait_until_listening(port: int, process: asyncio.subprocess.Process, log: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
     async with httpx.AsyncClient(trust_env=False) as http:
-        while time.monotonic() < until and process.returncode is None:
+        while time.monotonic() < deadline and process.returncode is None:
             with contextlib.suppress(httpx.HTTPError):
                 await http.get(f"http://127.0.0.1:{port}/healthz")
                 return
@@ -85,14 +87,14 @@ async def _answers(port: int, process: asyncio.subprocess.Process, log: Path) ->
     )
 
 
-def osiris_command() -> list[str]:
-    """The command as it is installed beside this python."""
+def find_osiris_command() -> list[str]:
+    """Return the command that is installed beside this Python."""
     installed = Path(sys.executable).with_name("osiris")
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "osiris"]
 
 
 async def run_json_job(argv: Sequence[str], job: Any, env: Mapping[str, str] | None = None) -> Any:
-    """Give a process a job in JSON, and read its answer in JSON."""
+    """Give a process a job in JSON, and return its answer in JSON."""
     process = await asyncio.create_subprocess_exec(
         *argv, env=None if env is None else dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -102,14 +104,13 @@ async def run_json_job(argv: Sequence[str], job: Any, env: Mapping[str, str] | N
     return json.loads(out)
 
 
-def run_checked(argv: Sequence[str | Path], **how: Any) -> str:
-    """Run to the end. Raises Refused when it fails."""
+def run_checked(argv: Sequence[str | Path], **options: Any) -> str:
+    """Run a command to its end, and return its output. Raise Refused if it fails."""
     result = subprocess.run(
-        [str(word) for word in argv], capture_output=True, text=True, check=False, **how
+        [str(word) for word in argv], capture_output=True, text=True, check=False, **options
     )
     if result.returncode:
-        words = result.stderr.strip().splitlines()
-        raise Refused(
-            f"{' '.join(map(str, argv[:4]))} failed: {words[-1] if words else result.returncode}"
-        )
+        error_lines = result.stderr.strip().splitlines()
+        reason = error_lines[-1] if error_lines else result.returncode
+        raise Refused(f"{' '.join(map(str, argv[:4]))} failed: {reason}")
     return result.stdout

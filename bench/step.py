@@ -1,4 +1,4 @@
-"""Row 4: what one agent step costs beyond the model and the command, early and late in a run."""
+"""The cost of an agent step in addition to the model and the command, early and late in a run."""
 
 import asyncio
 import statistics
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from bench.process import BUILD, HERE, a_place, run_checked, run_json_job
+from bench.process import BENCH_FOLDER, BUILD_FOLDER, create_bench_folder, run_checked, run_json_job
 from bench.row import BenchmarkRow, Threshold
 from osiris.agents import briefing
 from osiris.agents.runner import RunDependencies, Runner, run_name
@@ -34,23 +34,23 @@ from osiris.queue.leases import INBOX
 from osiris.queue.locks import NamedLocks
 from osiris.tools.toolbox import SessionTools
 
-MINI = "mini-swe-agent==2.4.6"
+MINI_REQUIREMENT = "mini-swe-agent==2.4.6"
 REPO = "acme/shop"
-_PLACES = (50, 200)
-_AROUND = 5  # steps before and after a place that count for it
+_STEPS = (50, 200)
+_STEPS_AROUND = 5  # steps before and after a step that count for it
 _NOISE = 1.05
 
 
-class Scripted:
-    """A model that answers at once; `spans` is the time between an answer of its and the next
-    question."""
+class InstantModel:
+    """A model that answers at once. `durations` are the times between its answers and the next
+    requests."""
 
     is_priced = True
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._left = 0.0
-        self.spans: list[float] = []
+        self._answered_at = 0.0
+        self.durations: list[float] = []
 
     async def select(self, model: str) -> LanguageModel:
         return self
@@ -61,72 +61,75 @@ class Scripted:
         tools: Sequence[ToolSpec],
         on_delta: OnDelta = ignore_deltas,
     ) -> Message:
-        if self._left:
-            self.spans.append(time.perf_counter() - self._left)
-        is_last = len(self.spans) == self._steps
+        if self._answered_at:
+            self.durations.append(time.perf_counter() - self._answered_at)
+        is_last = len(self.durations) == self._steps
         call = (
             ("submit", {"summary": "Nothing."}) if is_last else ("run_command", {"command": "true"})
         )
-        answer = ToolCall(id=f"call-{len(self.spans)}", name=call[0], args=call[1])
-        self._left = time.perf_counter()
+        answer = ToolCall(id=f"call-{len(self.durations)}", name=call[0], args=call[1])
+        self._answered_at = time.perf_counter()
         return Message(role="assistant", text="On with it.", calls=(answer,))
 
 
 async def measure(*, quick: bool) -> list[BenchmarkRow]:
-    """Each round is a run of ours and one of mini-swe-agent, with the bare command measured in
-    between."""
-    python = await asyncio.to_thread(mini)
-    ours: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
-    theirs: dict[int, list[list[float]]] = {at: [] for at in _PLACES}
-    bare = []
-    with a_place() as place:
-        bench = await Bench.at(place)
+    """Each round is a run of Osiris and one of mini-swe-agent; between them, the bare command is
+    measured."""
+    python = await asyncio.to_thread(install_mini)
+    ours: dict[int, list[list[float]]] = {step: [] for step in _STEPS}
+    theirs: dict[int, list[list[float]]] = {step: [] for step in _STEPS}
+    command_seconds = []
+    with create_bench_folder() as folder:
+        benchmark = await RunBenchmark.create(folder)
         for number in range(1, (2 if quick else 5) + 1):
-            bare.append(command := await asyncio.to_thread(_command))
-            order = order_of(number)
-            spans = await bench.run(order)
-            other = await _their_run(python, place, order)
-            for at in _PLACES:
-                around = slice(at - 1 - _AROUND, at + _AROUND)
-                ours[at].append([(span - command) * 1e3 for span in spans[around]])
-                theirs[at].append([(span - command) * 1e3 for span in other[around]])
-        await bench.osiris.store.close()
-    early = statistics.median(statistics.median(samples) for samples in ours[_PLACES[0]])
+            command_seconds.append(command := await asyncio.to_thread(_measure_command))
+            order = build_order(number)
+            durations = await benchmark.run_order(order)
+            mini_durations = await _run_mini(python, folder, order)
+            for step in _STEPS:
+                window = slice(step - 1 - _STEPS_AROUND, step + _STEPS_AROUND)
+                ours[step].append([(duration - command) * 1e3 for duration in durations[window]])
+                theirs[step].append(
+                    [(duration - command) * 1e3 for duration in mini_durations[window]]
+                )
+        await benchmark.osiris.store.close()
+    early_median = statistics.median(statistics.median(samples) for samples in ours[_STEPS[0]])
     targets = {
-        _PLACES[0]: Threshold(p50=12),
-        _PLACES[1]: Threshold(p50=round(min(12, early * _NOISE), 2)),
+        _STEPS[0]: Threshold(p50=12),
+        _STEPS[1]: Threshold(p50=round(min(12, early_median * _NOISE), 2)),
     }
     note = (
-        f"a step minus a bare `bash -c true` ({statistics.median(bare) * 1e3:.1f} ms) on both"
-        " sides; the model answers at once, so that the next jail's set-up, which else happens"
-        " while it thinks, counts in full"
+        f"a step minus a bare `bash -c true` ({statistics.median(command_seconds) * 1e3:.1f} ms)"
+        " on both sides; the model answers at once, so that the next jail's set-up, which else"
+        " happens while it thinks, counts in full"
     )
     return [
         BenchmarkRow(
-            name=f"step-{at}",
-            what=f"one agent step's own cost, at step {at}",
+            name=f"step-{step}",
+            what=f"one agent step's own cost, at step {step}",
             unit="ms",
-            ours=ours[at],
+            ours=ours[step],
             other="mini-swe-agent 2.4.6, bubblewrap, trajectory file",
-            theirs=theirs[at],
-            target=targets[at],
+            theirs=theirs[step],
+            target=targets[step],
             note=(
                 note
-                if at == _PLACES[0]
-                else f"the target is step {_PLACES[0]}'s figure and 5 % for noise, at most 12"
+                if step == _STEPS[0]
+                else f"the target is step {_STEPS[0]}'s figure and 5 % for noise, at most 12"
             ),
         )
-        for at in _PLACES
+        for step in _STEPS
     ]
 
 
-def mini() -> Path:
-    """The python of an environment with mini-swe-agent, made when it is not there yet."""
-    place = BUILD / "mini"
-    python = place / "bin/python"
-    marker = place / f".{MINI}"
+def install_mini() -> Path:
+    """Return the Python of an environment with mini-swe-agent, and create the environment first if
+    it is missing."""
+    folder = BUILD_FOLDER / "mini"
+    python = folder / "bin/python"
+    marker = folder / f".{MINI_REQUIREMENT}"
     if not marker.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
+        BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
         run_checked(
             [
                 find_uv_bin(),
@@ -136,17 +139,19 @@ def mini() -> Path:
                 "--clear",
                 "--python",
                 "/usr/bin/python3",
-                place,
+                folder,
             ]
         )
-        run_checked([find_uv_bin(), "pip", "install", "--quiet", "--python", place, MINI])
+        run_checked(
+            [find_uv_bin(), "pip", "install", "--quiet", "--python", folder, MINI_REQUIREMENT]
+        )
         marker.touch()
     return python
 
 
-def _command() -> float:
-    """The command itself, outside any sandbox: the median of 40."""
-    took = []
+def _measure_command() -> float:
+    """Return the seconds of the command outside of a sandbox: the median of 40."""
+    seconds = []
     for _ in range(40):
         began = time.perf_counter()
         subprocess.run(
@@ -156,11 +161,11 @@ def _command() -> float:
             stderr=subprocess.STDOUT,
             check=True,
         )
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
-def order_of(number: int) -> StartRun:
+def build_order(number: int) -> StartRun:
     issue = IssueRef(REPO, 1)
     purpose = Purpose.BUILD
     return StartRun(
@@ -176,8 +181,8 @@ def order_of(number: int) -> StartRun:
     )
 
 
-class Bench:
-    """A run of ours with everything real but the model; the runner gets a new one each time."""
+class RunBenchmark:
+    """Runs of Osiris in which only the model is not real. Each run gets a new runner."""
 
     def __init__(self, osiris: Osiris, repositories: HostRepositories, checkout: Checkout) -> None:
         self.osiris = osiris
@@ -185,25 +190,27 @@ class Bench:
         self._checkout = checkout
 
     @classmethod
-    async def at(cls, place: Path) -> "Bench":
-        """The database on SQLite, the sandbox, the mirror, and a task to run on."""
-        settings = Settings(osiris_data_dir=place / "osiris", osiris_sandbox="weak")
+    async def create(cls, folder: Path) -> "RunBenchmark":
+        """Prepare a database on SQLite, the sandbox, the mirror, and a task."""
+        settings = Settings(osiris_data_dir=folder / "osiris", osiris_sandbox="weak")
         await prepare_storage(settings, (osiris := build_osiris(settings)).engine)
         repositories = HostRepositories(settings.osiris_data_dir / "git")
         await repositories.prepare_repository(REPO)
-        commit = await asyncio.to_thread(_commit, place, repositories.mirror_path(REPO))
+        commit = await asyncio.to_thread(_push_commit, folder, repositories.mirror_path(REPO))
         actor = Actor("alice", Role.ADMIN)
-        asked = TaskRequested(issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look.")
+        request = TaskRequested(
+            issue=IssueRef(REPO, 1), actor=actor, title="Look", body="Only look."
+        )
         await osiris.lease.acquire()
         await NamedLocks(osiris.engine, osiris.lease).acquire(INBOX)
-        await osiris.inbox.accept_fact("bench", asked)
+        await osiris.inbox.accept_fact("bench", request)
         [row] = await osiris.store.list_due(1)
-        await osiris.store.decide(row.id, asked, Policy())
+        await osiris.store.decide(row.id, request, Policy())
         return cls(osiris, repositories, Checkout(commit=commit, trusted=commit))
 
-    async def run(self, order: StartRun) -> list[float]:
-        """The seconds of each step."""
-        model = Scripted(_PLACES[-1] + _AROUND)
+    async def run_order(self, order: StartRun) -> list[float]:
+        """Return the seconds of each step."""
+        model = InstantModel(_STEPS[-1] + _STEPS_AROUND)
         runner = Runner(
             select_model=model.select,
             dependencies=RunDependencies(
@@ -214,32 +221,37 @@ class Bench:
             live_events=self.osiris.live_events,
         )
         fact = await runner.run(order, self._checkout, Policy())
-        await runner.stop_run(order.issue, order.run)
+        await runner.stop_run(order.issue, order.run_order)
         if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
             raise Refused(f"the run did not end as it should: {fact}")
-        stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run))
+        stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run_order))
         codes = [message.ran.exit_code for message in stored if message.ran]
-        if codes != [0] * len(model.spans):
-            raise Refused(f"{len(codes)} commands of {len(model.spans)} are in the database")
-        return model.spans
+        if codes != [0] * len(model.durations):
+            raise Refused(f"{len(codes)} commands of {len(model.durations)} are in the database")
+        return model.durations
 
 
-async def _their_run(python: Path, place: Path, order: StartRun) -> list[float]:
+async def _run_mini(python: Path, folder: Path, order: StartRun) -> list[float]:
     system, user = (message.text for message in briefing.build_messages(order, {}))
-    job = {"place": str(place), "steps": _PLACES[-1] + _AROUND, "system": system, "brief": user}
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "MSWEA_SILENT_STARTUP": "1"}
-    result = await run_json_job([str(python), str(HERE / "mini_side.py")], job, env)
+    job = {
+        "place": str(folder),
+        "steps": _STEPS[-1] + _STEPS_AROUND,
+        "system": system,
+        "brief": user,
+    }
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "MSWEA_SILENT_STARTUP": "1"}
+    result = await run_json_job([str(python), str(BENCH_FOLDER / "mini_side.py")], job, env)
     if result["codes"] != [0]:
         raise Refused(f"mini-swe-agent's commands ended with {result['codes']}")
-    return [float(span) for span in result["took"]]
+    return [float(duration) for duration in result["took"]]
 
 
-def _commit(place: Path, mirror: Path) -> str:
-    work = place / "seed"
+def _push_commit(folder: Path, mirror: Path) -> str:
+    work = folder / "seed"
     run_checked(["git", "init", "-q", work])
     (work / "README.md").write_text("shop\n")
-    who = ["-c", "user.name=alice", "-c", "user.email=alice@example.org"]
+    identity = ["-c", "user.name=alice", "-c", "user.email=alice@example.org"]
     run_checked(["git", "-C", work, "add", "-A"])
-    run_checked(["git", "-C", work, *who, "commit", "-qm", "Begin"])
+    run_checked(["git", "-C", work, *identity, "commit", "-qm", "Begin"])
     run_checked(["git", "-C", work, "push", "-q", mirror, "HEAD:refs/heads/main"])
     return run_checked(["git", "-C", work, "rev-parse", "HEAD"]).strip()

@@ -1,4 +1,4 @@
-"""An Osiris process whose model prints the time of each request and submits nothing."""
+"""An Osiris process whose model prints the time of each request and submits without changes."""
 
 import time
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ from osiris.runtime import serve
 
 
 class TimestampModel:
+    """A model that prints the time of each request."""
+
     is_priced = True
 
     async def reply(

@@ -1,1 +1,1 @@
-"""The long forms of the crash tests: `make torture` counts what is lost and what is doubled."""
+"""Long forms of the crash tests: `make torture` counts what is lost and what is done twice."""

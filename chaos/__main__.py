@@ -20,7 +20,7 @@ from chaos.parts import PARTS, TortureOptions, run_part
 from tests.flow.support.consistency_audit import TaskAudit
 
 OUT = Path(__file__).parent.parent / "build/torture.json"
-MANY = 200
+DEFAULT_TASKS = 200
 COLUMNS = (
     "tasks",
     "done",
@@ -39,8 +39,8 @@ COLUMNS = (
 
 
 def main() -> int:
-    """Return 1 when anything was lost, duplicated or requested again."""
-    options, parts_to_run = _arguments()
+    """Return 1 if anything was lost, done twice or requested again."""
+    options, parts_to_run = _parse_arguments()
     logging.disable(logging.WARNING)
     print(f"torture: seed {options.seed}", flush=True)
     audits: dict[str, TaskAudit] = {}
@@ -49,12 +49,12 @@ def main() -> int:
         for error in (*audit.doubles, *audit.losses):
             print(f"torture: {name}: {error}", file=sys.stderr, flush=True)
         print(f"torture: {name} took {audit.seconds:.0f} s", flush=True)
-        _write(audits, options)
-    _show(audits)
+        _write_report(audits, options)
+    _print_table(audits)
     return int(any(audit.doubles or audit.losses or audit.repeated for audit in audits.values()))
 
 
-def _arguments() -> tuple[TortureOptions, list[str]]:
+def _parse_arguments() -> tuple[TortureOptions, list[str]]:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument(
@@ -67,10 +67,10 @@ def _arguments() -> tuple[TortureOptions, list[str]]:
         "--seed", type=int, default=secrets.randbelow(10**6), help="the seed of all random choices"
     )
     parser.add_argument(
-        "--tasks", type=int, default=MANY, help="tasks to run while workers are killed"
+        "--tasks", type=int, default=DEFAULT_TASKS, help="tasks to run while workers are killed"
     )
     parser.add_argument(
-        "--examples", type=int, default=MANY, help="tasks to run against a hostile GitHub"
+        "--examples", type=int, default=DEFAULT_TASKS, help="tasks to run against a hostile GitHub"
     )
     args = parser.parse_args()
     share = 10 if args.quick else 1
@@ -85,14 +85,14 @@ def _arguments() -> tuple[TortureOptions, list[str]]:
     return options, args.only or list(PARTS)
 
 
-def _write(audits: Mapping[str, TaskAudit], options: TortureOptions) -> None:
+def _write_report(audits: Mapping[str, TaskAudit], options: TortureOptions) -> None:
     machine = {
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
     }
     finished_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    parts = {name: audit.figures() for name, audit in audits.items()}
+    parts = {name: audit.list_counts() for name, audit in audits.items()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "at": finished_at,
@@ -109,16 +109,16 @@ def _is_whole(audits: Mapping[str, TaskAudit], options: TortureOptions) -> bool:
     return (
         audits.keys() == PARTS.keys()
         and options.limit is None
-        and min(options.tasks, options.examples) >= MANY
+        and min(options.tasks, options.examples) >= DEFAULT_TASKS
     )
 
 
-def _show(audits: Mapping[str, TaskAudit]) -> None:
+def _print_table(audits: Mapping[str, TaskAudit]) -> None:
     table = Table("PART", box=None, pad_edge=False)
     for title in (*COLUMNS, "seconds"):
         table.add_column(title.upper(), justify="right", no_wrap=True)
     for name, audit in audits.items():
-        figures = audit.figures()
+        figures = audit.list_counts()
         table.add_row(name, *(str(figures[column]) for column in COLUMNS), f"{audit.seconds:.0f}")
     console = Console(
         soft_wrap=not sys.stdout.isatty(),

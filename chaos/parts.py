@@ -13,11 +13,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fake_vendors import server as loopback
+from fake_vendors.server import serve_vendors
 from osiris.bootstrap import Timeouts
 from osiris.queue.database import connect, migrate_schema
-from tests.conftest import a_place
-from tests.flow.conftest import settings_of
+from tests.conftest import create_test_folder
+from tests.flow.conftest import get_vendor_settings
 from tests.flow.support.cluster import Cluster, start_cluster
 from tests.flow.support.consistency_audit import (
     TakeoverCounter,
@@ -25,11 +25,11 @@ from tests.flow.support.consistency_audit import (
     TaskAuditor,
     WorkerFreezer,
     WorkerKiller,
+    build_tasks_script,
     count_requests,
-    name_of,
+    format_task_name,
     run_concurrently,
     run_tasks,
-    story,
 )
 from tests.flow.support.crash_points import CallOccurrence, run_with_crashes
 from tests.flow.support.hostile_github import (
@@ -39,7 +39,7 @@ from tests.flow.support.hostile_github import (
     run_with_faults,
 )
 from tests.flow.test_crash import EXPECTED
-from tests.servers import running_postgres, running_redis
+from tests.servers import start_postgres, start_redis
 
 TIMEOUTS = Timeouts(pauses=(0.05,), lease=3.0)
 DETAILS = Path(__file__).parent.parent / "build/torture"
@@ -58,28 +58,28 @@ class TortureOptions:
     examples: int
 
 
-def _print(words: str) -> None:
-    print(f"torture: {words}", flush=True)
+def _print_progress(message: str) -> None:
+    print(f"torture: {message}", flush=True)
 
 
 # ── kill -9 at every external call ────────────────────────────────────────────────────────────────
 
 
-async def crash(options: TortureOptions) -> TaskAudit:
+async def kill_at_call_sites(options: TortureOptions) -> TaskAudit:
     """For each call site of an external call, run two tasks: in one the process is killed at the
     first call, in the other at a randomly chosen later one."""
     rng = random.Random(options.seed)
     call_counts = await _count_call_sites()
-    first = [CallOccurrence(place, 1) for place in call_counts]
+    first = [CallOccurrence(call_site, 1) for call_site in call_counts]
     later = [
-        CallOccurrence(place, rng.randint(2, times))
-        for place, times in call_counts.items()
+        CallOccurrence(call_site, rng.randint(2, times))
+        for call_site, times in call_counts.items()
         if times > 1
     ]
     occurrences = [*first, *later]
     if options.limit is not None and options.limit < len(occurrences):
         occurrences = rng.sample(occurrences, options.limit)
-    _print(
+    _print_progress(
         f"crash: {call_counts.total()} external calls at {len(call_counts)} call sites in a whole"
         f" task, killed at {len(occurrences)} of them"
     )
@@ -91,8 +91,8 @@ async def crash(options: TortureOptions) -> TaskAudit:
 
 async def _count_call_sites() -> Counter[str]:
     """Return the call sites of the external calls of an undisturbed task, and their counts."""
-    with a_place() as place:
-        await run_with_crashes(place, [call_sites := place / "places"])
+    with create_test_folder() as folder:
+        await run_with_crashes(folder, [call_sites := folder / "places"])
         return Counter(call_sites.read_text().splitlines())
 
 
@@ -103,16 +103,16 @@ async def _run_crashes(occurrences: Iterator[CallOccurrence], audit: TaskAudit) 
         _add_result(audit, result, EXPECTED, f"{occurrence}")
         audit.kills += crash_count
         if audit.tasks % 50 == 0:
-            _print(
+            _print_progress(
                 f"crash: {audit.tasks} tasks,"
                 f" {len(audit.losses) + len(audit.doubles)} of them with another result"
             )
 
 
 async def _run_once(occurrence: CallOccurrence) -> tuple[Mapping[str, Any], int]:
-    with a_place() as place:
+    with create_test_folder() as folder:
         try:
-            result, processes = await run_with_crashes(place, [occurrence])
+            result, processes = await run_with_crashes(folder, [occurrence])
         except (AssertionError, TimeoutError, ValueError, KeyError) as error:
             return {"ended with": f"{type(error).__name__}: {error}"}, 0
     return result, processes.crash_count
@@ -133,18 +133,18 @@ def _add_result(
         name: result.get(name) for name in expected if result.get(name) != expected[name]
     }
     if differences:
-        more = any(
-            _size(result.get(name)) > _size(expected[name])
+        has_doubles = any(
+            _count_items(result.get(name)) > _count_items(expected[name])
             for name in ("pulls", "commits", "comments")
         )
         message = f"{what}: {result if 'ended with' in result else differences}"
-        (audit.doubles if more else audit.losses).append(message)
-        _print(message)
+        (audit.doubles if has_doubles else audit.losses).append(message)
+        _print_progress(message)
 
 
-def _size(value: Any) -> int:
+def _count_items(value: Any) -> int:
     if isinstance(value, list):
-        return sum(map(_size, value)) if value and isinstance(value[0], int) else len(value)
+        return sum(map(_count_items, value)) if value and isinstance(value[0], int) else len(value)
     return value if isinstance(value, int) else 0
 
 
@@ -152,13 +152,13 @@ def _size(value: Any) -> int:
 
 
 @contextmanager
-def servers() -> Iterator[dict[str, str]]:
-    """A PostgreSQL with an empty database of this version, and a Redis."""
+def start_servers() -> Iterator[dict[str, str]]:
+    """Run a PostgreSQL with an empty database, and a Redis. Yield the settings that use them."""
     with ExitStack() as stack:
-        postgres = stack.enter_context(running_postgres())
-        redis = stack.enter_context(running_redis())
+        postgres = stack.enter_context(start_postgres())
+        redis = stack.enter_context(start_redis())
         postgres.create("torture")
-        yield {"database_url": postgres.url("torture"), "redis_url": redis.url}
+        yield {"database_url": postgres.build_url("torture"), "redis_url": redis.url}
 
 
 async def _migrate(url: str) -> None:
@@ -172,23 +172,23 @@ async def _run_cluster(
     inject_faults: Callable[[Cluster], Coroutine[Any, Any, None]],
 ) -> TaskAudit:
     """Run tasks on two workers while faults are injected."""
-    names = [name_of(number) for number in range(tasks)]
-    with servers() as pair, a_place() as place:
+    names = [format_task_name(number) for number in range(tasks)]
+    with start_servers() as pair, create_test_folder() as folder:
         await _migrate(pair["database_url"])
-        script = story(tasks)
-        async with loopback.serving(script) as vendors:
-            model = settings_of(vendors, "anthropic")
+        script = build_tasks_script(tasks)
+        async with serve_vendors(script) as vendors:
+            model = get_vendor_settings(vendors, "anthropic")
             async with start_cluster(
-                place, pair, script, timeouts=TIMEOUTS, workers=2, model=model
+                folder, pair, script, timeouts=TIMEOUTS, workers=2, model=model
             ) as env:
                 env.playground.hub.rates.limit = 10**9  # GitHub's rate limits are not tested here
                 takeovers = TakeoverCounter(env)
-                async with run_concurrently(takeovers.watch()):
+                async with run_concurrently(takeovers.record_leases()):
                     async with run_concurrently(inject_faults(env)):
                         unfinished = await run_tasks(env, names, at_once=_AT_ONCE)
                     if not unfinished:
                         await env.wait_until_settled()
-                    audit = await TaskAuditor(env, names, reviewed=True).count()
+                    audit = await TaskAuditor(env, names, has_review=True).audit_tasks()
                     audit.losses += unfinished
                     await _write_details(env, [*audit.doubles, *audit.losses])
                 await count_requests(env, vendors, audit)
@@ -198,7 +198,7 @@ async def _run_cluster(
 
 async def _write_details(env: Cluster, errors: Sequence[str]) -> None:
     """Write the history of each task with a wrong result, and the logs of the machines."""
-    for name in {message[: len(name_of(0))] for message in errors}:
+    for name in {message[: len(format_task_name(0))] for message in errors}:
         DETAILS.mkdir(parents=True, exist_ok=True)
         (DETAILS / f"{name}.txt").write_text(
             "\n".join(await env.describe_task(f"Make {name}")) + "\n"
@@ -207,7 +207,7 @@ async def _write_details(env: Cluster, errors: Sequence[str]) -> None:
         shutil.copy(machine.log, DETAILS)
 
 
-async def machines(options: TortureOptions) -> TaskAudit:
+async def kill_workers(options: TortureOptions) -> TaskAudit:
     """Kill workers and the web process with SIGKILL at random moments."""
     killers: list[WorkerKiller] = []
 
@@ -220,13 +220,13 @@ async def machines(options: TortureOptions) -> TaskAudit:
     return audit
 
 
-async def frozen(options: TortureOptions) -> TaskAudit:
+async def freeze_workers(options: TortureOptions) -> TaskAudit:
     """Freeze each worker until another has taken over its work, then thaw it."""
     freezers: list[WorkerFreezer] = []
 
     async def inject_faults(env: Cluster) -> None:
         freezers.append(freezer := WorkerFreezer(env, random.Random(options.seed)))
-        await freezer.freeze()
+        await freezer.freeze_workers()
 
     audit = await _run_cluster(options, max(4, options.tasks // 4), inject_faults)
     audit.freezes = sum(freezer.freezes for freezer in freezers)
@@ -236,7 +236,8 @@ async def frozen(options: TortureOptions) -> TaskAudit:
 # ── a hostile GitHub ──────────────────────────────────────────────────────────────────────────────
 
 
-async def enemy(options: TortureOptions) -> TaskAudit:
+async def run_against_hostile_github(options: TortureOptions) -> TaskAudit:
+    """Run tasks against a GitHub with random faults."""
     return await asyncio.to_thread(_run_fault_plans, options)
 
 
@@ -253,9 +254,9 @@ def _run_fault_plans(options: TortureOptions) -> TaskAudit:
     )
     @given(plan=fault_plans)
     def run_plan(plan: FaultPlan) -> None:
-        with a_place() as place:
+        with create_test_folder() as folder:
             try:
-                result, faults = asyncio.run(run_with_faults(place, plan))
+                result, faults = asyncio.run(run_with_faults(folder, plan))
             except (AssertionError, TimeoutError) as error:
                 result = {"ended with": f"{type(error).__name__}: {error}"}
                 faults = [repr(plan)]
@@ -267,10 +268,10 @@ def _run_fault_plans(options: TortureOptions) -> TaskAudit:
 
 
 PARTS: Mapping[str, Callable[[TortureOptions], Coroutine[Any, Any, TaskAudit]]] = {
-    "machines": machines,
-    "frozen": frozen,
-    "crash": crash,
-    "enemy": enemy,
+    "machines": kill_workers,
+    "frozen": freeze_workers,
+    "crash": kill_at_call_sites,
+    "enemy": run_against_hostile_github,
 }
 
 

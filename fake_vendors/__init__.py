@@ -1,2 +1,2 @@
-"""Model vendors on this machine: small servers that speak their wires and follow a script, for
-tests and measures."""
+"""Fake model vendors: small servers on this machine that imitate the vendors' APIs and follow a
+script, for tests and benchmarks."""

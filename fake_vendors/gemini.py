@@ -1,24 +1,24 @@
-"""Google's wire: the Gemini API's generateContent and streamGenerateContent."""
+"""Google's Gemini API: generateContent and streamGenerateContent."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fake_vendors.wire import (
-    Counts,
     ModelReply,
     ModelRequest,
     ReplyRecord,
+    TokenCounts,
     VendorError,
-    answered,
-    call_of,
-    canonical,
-    compact,
-    listed,
-    pieces,
-    said,
-    text_of,
-    transcript,
+    build_answer,
+    build_call,
+    build_transcript,
+    build_turn,
+    dump_canonical,
+    dump_compact,
+    extract_text,
+    read_list,
+    split_text,
 )
 from osiris.core.ports.models import Message
 
@@ -50,200 +50,234 @@ class Gemini:
     call_prefix = ""
     answers_anywhere = False
 
-    def serves(self, path: str) -> bool:
+    def matches_path(self, path: str) -> bool:
         return _PATH.fullmatch(path) is not None
 
-    def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
+    def accepts_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return self.key in (headers.get("x-goog-api-key"), query.get("key"))
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
-        model, verb = path.rpartition("/")[2].split(":")
-        contents = listed(body, "contents")
-        tools = listed(body, "tools")
+    def parse_request(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
+        model, method = path.rpartition("/")[2].split(":")
+        contents = read_list(body, "contents")
+        tools = read_list(body, "tools")
         system = body.get("systemInstruction") or {}
-        heard = [Message(role="system", text=text_of(system.get("parts")))]
+        messages = [Message(role="system", text=extract_text(system.get("parts")))]
         for number, content in enumerate(contents):
-            heard += _read(content, number, heard[-1])
-        offered = [function for tool in tools for function in tool.get("functionDeclarations", ())]
+            messages += _read_content(content, number, messages[-1])
+        functions = [
+            function for tool in tools for function in tool.get("functionDeclarations", ())
+        ]
         return ModelRequest(
             model=model,
-            stream=verb == "streamGenerateContent",
+            stream=method == "streamGenerateContent",
             body=body,
-            transcript=transcript(heard),
-            tools={str(tool.get("name")): _schema(tool) for tool in offered},
-            blocks=[canonical(part) for part in [*tools, system, *_parts(contents)]],
+            transcript=build_transcript(messages),
+            tools={str(tool.get("name")): _get_schema(tool) for tool in functions},
+            blocks=[dump_canonical(part) for part in [*tools, system, *_list_parts(contents)]],
         )
 
-    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
+    def build_record(self, request: ModelRequest, reply: ModelReply) -> ReplyRecord:
         states = {"thoughtSignature": reply.state} if reply.thinking and reply.calls else {}
         return ReplyRecord(
             keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states
         )
 
-    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
-        parts = [part for parts in _said(ask, reply, most=1) for part in parts]
-        return self._chunk(ask, reply, parts, counts, last=True)
+    def build_body(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Mapping[str, Any]:
+        parts = [part for parts in _build_parts(request, reply, max_pieces=1) for part in parts]
+        return self._build_chunk(request, reply, parts, counts, is_last=True)
 
-    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
-        for parts in _said(ask, reply, most=4):
-            yield f"data: {compact(self._chunk(ask, reply, parts, counts, last=False))}\r\n\r\n"
-        yield f"data: {compact(self._chunk(ask, reply, [], counts, last=True))}\r\n\r\n"
+    def build_frames(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Iterator[str]:
+        for parts in _build_parts(request, reply, max_pieces=4):
+            chunk = self._build_chunk(request, reply, parts, counts, is_last=False)
+            yield f"data: {dump_compact(chunk)}\r\n\r\n"
+        last_chunk = self._build_chunk(request, reply, [], counts, is_last=True)
+        yield f"data: {dump_compact(last_chunk)}\r\n\r\n"
 
-    def _chunk(
+    def _build_chunk(
         self,
-        ask: ModelRequest,
+        request: ModelRequest,
         reply: ModelReply,
         parts: Sequence[Mapping[str, Any]],
-        counts: Counts,
+        counts: TokenCounts,
         *,
-        last: bool,
+        is_last: bool,
     ) -> dict[str, Any]:
         candidate: dict[str, Any] = {"content": {"role": "model"}, "index": 0}
         if parts:
             candidate["content"]["parts"] = list(parts)
-        if last:
+        if is_last:
             candidate["finishReason"] = {"": "STOP", "cut": "MAX_TOKENS", "refused": "SAFETY"}[
                 reply.end
             ]
         return {
             "candidates": [candidate],
-            "usageMetadata": _usage(counts),
-            "modelVersion": ask.model,
+            "usageMetadata": _build_usage(counts),
+            "modelVersion": request.model,
             "responseId": reply.id,
         }
 
-    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+    def build_key_error(self, headers: Mapping[str, str]) -> VendorError:
         return VendorError(
             400, "API key not valid. Please pass a valid API key.", "API_KEY_INVALID"
         )
 
-    def no_model(self, model: str) -> VendorError:
-        there = "Call ListModels to see the list of available models and their supported methods."
+    def build_model_error(self, model: str) -> VendorError:
+        advice = "Call ListModels to see the list of available models and their supported methods."
         sentence = (
             f"models/{model} is not found for API version v1beta, or is not supported for"
             " generateContent."
         )
-        return VendorError(404, f"{sentence} {there}")
+        return VendorError(404, f"{sentence} {advice}")
 
-    def full(self) -> VendorError:
+    def build_context_error(self) -> VendorError:
         return VendorError(
             400,
             "The input token count (1100000) exceeds the maximum number of tokens allowed"
             " (1048576).",
         )
 
-    def error(self, denied: VendorError) -> Mapping[str, Any]:
-        status, sentence = _ERRORS.get(denied.status, ("UNKNOWN", "Unknown error."))
-        if denied.error and denied.error.isupper() and denied.error != "API_KEY_INVALID":
-            status = denied.error
-        error = {"code": denied.status, "message": denied.sentence or sentence, "status": status}
-        details = list(_details(denied))
+    def build_error_body(self, vendor_error: VendorError) -> Mapping[str, Any]:
+        status, sentence = _ERRORS.get(vendor_error.status, ("UNKNOWN", "Unknown error."))
+        if (
+            vendor_error.error
+            and vendor_error.error.isupper()
+            and vendor_error.error != "API_KEY_INVALID"
+        ):
+            status = vendor_error.error
+        error = {
+            "code": vendor_error.status,
+            "message": vendor_error.sentence or sentence,
+            "status": status,
+        }
+        details = list(_build_details(vendor_error))
         return {"error": {**error, "details": details} if details else error}
 
 
-def _details(denied: VendorError) -> Iterator[dict[str, Any]]:
-    if denied.error == "API_KEY_INVALID":
+def _build_details(vendor_error: VendorError) -> Iterator[dict[str, Any]]:
+    if vendor_error.error == "API_KEY_INVALID":
         info = {
-            "reason": denied.error,
+            "reason": vendor_error.error,
             "domain": "googleapis.com",
             "metadata": {"service": _SERVICE},
         }
         yield {"@type": f"{_RPC}.ErrorInfo", **info}
-    if "PerDay" in denied.error:
+    if "PerDay" in vendor_error.error:
         violation = {
             "quotaMetric": f"{_SERVICE}/generate_content_requests",
-            "quotaId": denied.error,
+            "quotaId": vendor_error.error,
         }
         yield {"@type": f"{_RPC}.QuotaFailure", "violations": [violation]}
-    if denied.retry_after is not None:
-        yield {"@type": f"{_RPC}.RetryInfo", "retryDelay": f"{denied.retry_after:g}s"}
+    if vendor_error.retry_after is not None:
+        yield {"@type": f"{_RPC}.RetryInfo", "retryDelay": f"{vendor_error.retry_after:g}s"}
 
 
-def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return (
-        _either(tool, "parametersJsonSchema", "parameters_json_schema")
+        _get_either(tool, "parametersJsonSchema", "parameters_json_schema")
         or tool.get("parameters")
         or {}
     )
 
 
-def _either(value: Mapping[str, Any], camel: str, snake: str) -> Any:
-    """A field by either of its names: Google takes both, and its SDK sends both."""
+def _get_either(value: Mapping[str, Any], camel: str, snake: str) -> Any:
+    """Return a field by either of its names: Google accepts both, and its SDK sends both."""
     return value.get(camel) or value.get(snake)
 
 
-def _parts(contents: Iterable[Mapping[str, Any]]) -> Iterator[list[Any]]:
+def _list_parts(contents: Iterable[Mapping[str, Any]]) -> Iterator[list[Any]]:
     for content in contents:
         for part in content.get("parts") or ():
             yield [content.get("role"), part]
 
 
-def _read(content: Mapping[str, Any], number: int, before: Message) -> Iterator[Message]:
-    parts = listed(content, "parts")
+def _read_content(content: Mapping[str, Any], number: int, previous: Message) -> Iterator[Message]:
+    parts = read_list(content, "parts")
     if not parts:
         raise VendorError(400, f"contents[{number}].parts must not be empty.")
     match content.get("role", "user"):
         case "model":
-            yield _turn(parts, number)
+            yield _read_turn(parts, number)
         case "user" | "function":
-            open_calls = [(call.name, call.id) for call in before.calls]
+            open_calls = [(call.name, call.id) for call in previous.calls]
             for part in parts:
                 if answer := part.get("functionResponse"):
-                    yield _answer(answer, open_calls)
+                    yield _read_answer(answer, open_calls)
                 else:
                     yield Message(role="user", text=str(part.get("text", "")))
         case role:
             raise VendorError(400, f"Please use a valid role: user, model. {role!r} is none.")
 
 
-def _answer(answer: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> Message:
-    """Without an id it is the answer to the first open call of its name."""
-    named = [id for name, id in open_calls if name == answer.get("name")]
-    call = str(answer.get("id") or (named[0] if named else answer.get("name")))
+def _read_answer(answer: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> Message:
+    """Read an answer. Without an id, it belongs to the first open call of its name."""
+    ids_of_name = [id for name, id in open_calls if name == answer.get("name")]
+    call = str(answer.get("id") or (ids_of_name[0] if ids_of_name else answer.get("name")))
     open_calls[:] = [(name, id) for name, id in open_calls if id != call]
     response = answer.get("response")
     values = list(response.values()) if isinstance(response, dict) else [response]
-    alone = values[0] if len(values) == 1 else None
-    return answered(call, alone if isinstance(alone, str) else canonical(response))
-
-
-def _turn(parts: Sequence[Mapping[str, Any]], number: int) -> Message:
-    calls = [part["functionCall"] for part in parts if part.get("functionCall")]
-    signed = [_plain(part["thoughtSignature"]) for part in parts if part.get("thoughtSignature")]
-    named = [(str(call.get("id") or f"{number}-{at}"), call) for at, call in enumerate(calls)]
-    return said(
-        "".join(
-            str(part["text"]) for part in parts if part.get("text") and not part.get("thought")
-        ),
-        [call_of(id, str(call.get("name")), call.get("args")) for id, call in named],
-        keys=signed,
-        states=[_plain(part.get("thoughtSignature")) for part in parts if part.get("functionCall")],
+    single_value = values[0] if len(values) == 1 else None
+    return build_answer(
+        call, single_value if isinstance(single_value, str) else dump_canonical(response)
     )
 
 
-def _plain(signature: Any) -> str:
-    """Bytes may come in either alphabet of base64."""
+def _read_turn(parts: Sequence[Mapping[str, Any]], number: int) -> Message:
+    calls = [part["functionCall"] for part in parts if part.get("functionCall")]
+    signatures = [
+        _normalize_signature(part["thoughtSignature"])
+        for part in parts
+        if part.get("thoughtSignature")
+    ]
+    calls_by_id = [
+        (str(call.get("id") or f"{number}-{index}"), call) for index, call in enumerate(calls)
+    ]
+    return build_turn(
+        "".join(
+            str(part["text"]) for part in parts if part.get("text") and not part.get("thought")
+        ),
+        [build_call(id, str(call.get("name")), call.get("args")) for id, call in calls_by_id],
+        keys=signatures,
+        states=[
+            _normalize_signature(part.get("thoughtSignature"))
+            for part in parts
+            if part.get("functionCall")
+        ],
+    )
+
+
+def _normalize_signature(signature: Any) -> str:
+    """Return a signature in one alphabet of base64: the bytes may come in either."""
     return str(signature).replace("-", "+").replace("_", "/")
 
 
-def _said(ask: ModelRequest, reply: ModelReply, most: int) -> Iterator[list[dict[str, Any]]]:
-    """The parts of the reply, as many at a time as one chunk has."""
-    thinking = (ask.body.get("generationConfig") or {}).get("thinkingConfig") or {}
-    if _either(thinking, "includeThoughts", "include_thoughts"):
-        for piece in pieces(reply.thinking, most):
+def _build_parts(
+    request: ModelRequest, reply: ModelReply, max_pieces: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Return the parts of the reply, grouped by chunk."""
+    thinking = (request.body.get("generationConfig") or {}).get("thinkingConfig") or {}
+    if _get_either(thinking, "includeThoughts", "include_thoughts"):
+        for piece in split_text(reply.thinking, max_pieces):
             yield [{"text": piece, "thought": True}]
-    for piece in pieces(reply.text, most):
+    for piece in split_text(reply.text, max_pieces):
         yield [{"text": piece}]
     for number, call in enumerate(reply.calls):
         part: dict[str, Any] = {
-            "functionCall": {"id": call.id, "name": call.name, "args": dict(reply.arguments(call))}
+            "functionCall": {
+                "id": call.id,
+                "name": call.name,
+                "args": dict(reply.parse_arguments(call)),
+            }
         }
         yield (
             [{**part, "thoughtSignature": reply.state}] if reply.thinking and not number else [part]
         )
 
 
-def _usage(counts: Counts) -> dict[str, Any]:
+def _build_usage(counts: TokenCounts) -> dict[str, Any]:
     usage = {
         "promptTokenCount": counts.input,
         "candidatesTokenCount": counts.output,

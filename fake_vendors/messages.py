@@ -1,24 +1,24 @@
-"""Anthropic's wire: the Messages API."""
+"""Anthropic's Messages API."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fake_vendors.wire import (
-    Counts,
     ModelReply,
     ModelRequest,
     ReplyRecord,
+    TokenCounts,
     VendorError,
     WireToolCall,
-    answered,
-    call_of,
-    canonical,
-    compact,
-    listed,
-    pieces,
-    said,
-    text_of,
-    transcript,
+    build_answer,
+    build_call,
+    build_transcript,
+    build_turn,
+    dump_canonical,
+    dump_compact,
+    extract_text,
+    read_list,
+    split_text,
 )
 from osiris.core.ports.models import Message
 
@@ -36,7 +36,7 @@ _ERRORS = {
     504: ("timeout_error", "The request timed out."),
     529: ("overloaded_error", "Overloaded"),
 }
-_MOST_MARKS = 4
+_MAX_CACHE_MARKS = 4
 
 
 class Messages:
@@ -46,117 +46,132 @@ class Messages:
     call_prefix = "toolu_"
     answers_anywhere = False
 
-    def serves(self, path: str) -> bool:
+    def matches_path(self, path: str) -> bool:
         return path == "/anthropic/v1/messages"
 
-    def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
+    def accepts_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return self.key in (
             headers.get("x-api-key"),
             headers.get("authorization", "").removeprefix("Bearer "),
         )
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
+    def parse_request(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if not isinstance(body.get("max_tokens"), int):
             raise VendorError(400, "max_tokens: Field required")
-        messages = listed(body, "messages")
+        messages = read_list(body, "messages")
         system = body.get("system") or []
-        system = _blocks({"content": system}) if system else []
-        tools = listed(body, "tools")
-        heard = [Message(role="system", text="\n\n".join(block["text"] for block in system))]
+        system = _list_blocks({"content": system}) if system else []
+        tools = read_list(body, "tools")
+        transcript_messages = [
+            Message(role="system", text="\n\n".join(block["text"] for block in system))
+        ]
         for message in messages:
-            heard += _read(message)
-        blocks, marks = _prompt(tools, system, messages, automatic=bool(body.get("cache_control")))
+            transcript_messages += _read_message(message)
+        blocks, marks = _list_prompt_blocks(
+            tools, system, messages, marks_end=bool(body.get("cache_control"))
+        )
         return ModelRequest(
             model=str(body.get("model")),
             stream=bool(body.get("stream")),
             body=body,
-            transcript=transcript(heard),
+            transcript=build_transcript(transcript_messages),
             tools={str(tool.get("name")): tool.get("input_schema") or {} for tool in tools},
             blocks=blocks,
             marks=marks,
         )
 
-    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
+    def build_record(self, request: ModelRequest, reply: ModelReply) -> ReplyRecord:
         thinking = [
-            canonical(block) for block in _content(ask, reply) if block["type"] == "thinking"
+            dump_canonical(block)
+            for block in _build_content(request, reply)
+            if block["type"] == "thinking"
         ]
         states = {"thinking block with its signature": thinking[0]} if thinking else {}
         return ReplyRecord(
             keys=frozenset([reply.state, *(call.id for call in reply.calls)]), states=states
         )
 
-    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
+    def build_body(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Mapping[str, Any]:
         return {
             "id": f"msg_{reply.id}",
             "type": "message",
             "role": "assistant",
-            "model": ask.model,
-            "content": _content(ask, reply),
-            "usage": _usage(counts),
-            **_stop(reply),
+            "model": request.model,
+            "content": _build_content(request, reply),
+            "usage": _build_usage(counts),
+            **_build_stop(reply),
         }
 
-    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
-        for event in self._events(ask, reply, counts):
-            yield f"event: {event['type']}\ndata: {compact(event)}\n\n"
+    def build_frames(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Iterator[str]:
+        for event in self._build_events(request, reply, counts):
+            yield f"event: {event['type']}\ndata: {dump_compact(event)}\n\n"
 
-    def _events(
-        self, ask: ModelRequest, reply: ModelReply, counts: Counts
+    def _build_events(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
     ) -> Iterator[dict[str, Any]]:
-        begun: dict[str, Any] = {
+        started_message: dict[str, Any] = {
             "content": [],
             "stop_reason": None,
-            "usage": {**_usage(counts), "output_tokens": 1},
+            "usage": {**_build_usage(counts), "output_tokens": 1},
         }
-        yield {"type": "message_start", "message": {**self.whole(ask, reply, counts), **begun}}
+        yield {
+            "type": "message_start",
+            "message": {**self.build_body(request, reply, counts), **started_message},
+        }
         yield {"type": "ping"}
         calls = iter(reply.calls)
-        for index, block in enumerate(_content(ask, reply)):
-            started, deltas = _streamed(block, calls)
-            yield {"type": "content_block_start", "index": index, "content_block": started}
+        for index, block in enumerate(_build_content(request, reply)):
+            started_block, deltas = _split_block(block, calls)
+            yield {"type": "content_block_start", "index": index, "content_block": started_block}
             for delta in deltas:
                 yield {"type": "content_block_delta", "index": index, "delta": delta}
             yield {"type": "content_block_stop", "index": index}
-        yield {"type": "message_delta", "delta": _stop(reply), "usage": _usage(counts)}
+        yield {"type": "message_delta", "delta": _build_stop(reply), "usage": _build_usage(counts)}
         yield {"type": "message_stop"}
 
-    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+    def build_key_error(self, headers: Mapping[str, str]) -> VendorError:
         return VendorError(401, "invalid x-api-key")
 
-    def no_model(self, model: str) -> VendorError:
+    def build_model_error(self, model: str) -> VendorError:
         return VendorError(404, f"model: {model}")
 
-    def full(self) -> VendorError:
+    def build_context_error(self) -> VendorError:
         return VendorError(400, "prompt is too long: 208310 tokens > 200000 maximum")
 
-    def error(self, denied: VendorError) -> Mapping[str, Any]:
-        name, sentence = _ERRORS.get(denied.status, ("api_error", "Internal server error"))
-        error = {"type": denied.error or name, "message": denied.sentence or sentence}
+    def build_error_body(self, vendor_error: VendorError) -> Mapping[str, Any]:
+        name, sentence = _ERRORS.get(vendor_error.status, ("api_error", "Internal server error"))
+        error = {"type": vendor_error.error or name, "message": vendor_error.sentence or sentence}
         return {"type": "error", "error": error, "request_id": "req_loopback"}
 
 
-def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _list_blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content")
     return (
         [{"type": "text", "text": content}]
         if isinstance(content, str)
-        else listed(message, "content")
+        else read_list(message, "content")
     )
 
 
-def _read(message: Mapping[str, Any]) -> Iterator[Message]:
-    blocks = _blocks(message)
+def _read_message(message: Mapping[str, Any]) -> Iterator[Message]:
+    blocks = _list_blocks(message)
     match message.get("role"):
         case "assistant":
-            yield _turn(blocks)
+            yield _read_turn(blocks)
         case "user":
             for block in blocks:
                 if block.get("type") == "tool_result":
-                    yield answered(str(block.get("tool_use_id")), text_of(block.get("content")))
+                    yield build_answer(
+                        str(block.get("tool_use_id")), extract_text(block.get("content"))
+                    )
                 else:
                     yield Message(role="user", text=str(block.get("text", "")))
         case "system":
-            yield Message(role="system", text=text_of(blocks))
+            yield Message(role="system", text=extract_text(blocks))
         case role:
             raise VendorError(
                 400,
@@ -164,7 +179,7 @@ def _read(message: Mapping[str, Any]) -> Iterator[Message]:
             )
 
 
-def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
+def _read_turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
     thoughts = [block for block in blocks if block.get("type") == "thinking"]
     uses = [block for block in blocks if block.get("type") == "tool_use"]
     for use in uses:
@@ -172,41 +187,42 @@ def _turn(blocks: Iterable[Mapping[str, Any]]) -> Message:
             raise VendorError(
                 400, f"tool_use.input of {use.get('id')}: Input should be a valid dictionary"
             )
-    return said(
+    return build_turn(
         "".join(str(block.get("text")) for block in blocks if block.get("type") == "text"),
-        [call_of(str(use.get("id")), str(use.get("name")), use["input"]) for use in uses],
+        [build_call(str(use.get("id")), str(use.get("name")), use["input"]) for use in uses],
         keys=[str(block.get("signature")) for block in thoughts],
-        states=map(canonical, thoughts),
+        states=map(dump_canonical, thoughts),
     )
 
 
-def _prompt(
+def _list_prompt_blocks(
     tools: Iterable[Mapping[str, Any]],
     system: Iterable[Mapping[str, Any]],
     messages: Iterable[Mapping[str, Any]],
     *,
-    automatic: bool,
+    marks_end: bool,
 ) -> tuple[list[str], list[int]]:
-    """The prompt's blocks in the order of the cache, and where the marked prefixes end."""
+    """Return the blocks of the prompt in the order of the cache, and where the marked prefixes
+    end."""
     parts = [("tool", tool) for tool in tools] + [("system", block) for block in system]
     parts += [
-        (str(message.get("role")), block) for message in messages for block in _blocks(message)
+        (str(message.get("role")), block) for message in messages for block in _list_blocks(message)
     ]
-    marks = [at for at, (_, block) in enumerate(parts, 1) if block.get("cache_control")]
-    marks += [len(parts)] if automatic else []
-    if len(marks) > _MOST_MARKS:
+    marks = [end for end, (_, block) in enumerate(parts, 1) if block.get("cache_control")]
+    marks += [len(parts)] if marks_end else []
+    if len(marks) > _MAX_CACHE_MARKS:
         raise VendorError(
             400, f"A maximum of 4 blocks with cache_control may be provided. Found {len(marks)}."
         )
-    bare = [
+    unmarked = [
         [role, {name: block[name] for name in block if name != "cache_control"}]
         for role, block in parts
     ]
-    return [canonical(part) for part in bare], marks
+    return [dump_canonical(part) for part in unmarked], marks
 
 
-def _content(ask: ModelRequest, reply: ModelReply) -> list[dict[str, Any]]:
-    thinking = ask.body.get("thinking") or {}
+def _build_content(request: ModelRequest, reply: ModelReply) -> list[dict[str, Any]]:
+    thinking = request.body.get("thinking") or {}
     content: list[dict[str, Any]] = []
     if reply.thinking and thinking.get("type", "disabled") != "disabled":
         shown = "" if thinking.get("display") == "omitted" else reply.thinking
@@ -215,34 +231,40 @@ def _content(ask: ModelRequest, reply: ModelReply) -> list[dict[str, Any]]:
         content.append({"type": "text", "text": reply.text})
     for call in reply.calls:
         content.append(
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": reply.arguments(call)}
+            {
+                "type": "tool_use",
+                "id": call.id,
+                "name": call.name,
+                "input": reply.parse_arguments(call),
+            }
         )
     return content
 
 
-def _streamed(
+def _split_block(
     block: Mapping[str, Any], calls: Iterator[WireToolCall]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A block as it begins, and what is added to it."""
+    """Return a block as it begins, and the deltas that complete it."""
     match block["type"]:
         case "thinking":
             deltas = [
-                {"type": "thinking_delta", "thinking": piece} for piece in pieces(block["thinking"])
+                {"type": "thinking_delta", "thinking": piece}
+                for piece in split_text(block["thinking"])
             ]
-            seal = {"type": "signature_delta", "signature": block["signature"]}
-            return {**block, "thinking": "", "signature": ""}, [*deltas, seal]
+            signature_delta = {"type": "signature_delta", "signature": block["signature"]}
+            return {**block, "thinking": "", "signature": ""}, [*deltas, signature_delta]
         case "text":
             return {**block, "text": ""}, [
-                {"type": "text_delta", "text": piece} for piece in pieces(block["text"])
+                {"type": "text_delta", "text": piece} for piece in split_text(block["text"])
             ]
         case _:
-            told = ["", *pieces(next(calls).arguments)]
+            pieces = ["", *split_text(next(calls).arguments)]
             return {**block, "input": {}}, [
-                {"type": "input_json_delta", "partial_json": piece} for piece in told
+                {"type": "input_json_delta", "partial_json": piece} for piece in pieces
             ]
 
 
-def _stop(reply: ModelReply) -> dict[str, Any]:
+def _build_stop(reply: ModelReply) -> dict[str, Any]:
     reason = "tool_use" if reply.calls else "end_turn"
     if reply.end:
         reason = "max_tokens" if reply.end == "cut" else "refusal"
@@ -252,7 +274,7 @@ def _stop(reply: ModelReply) -> dict[str, Any]:
     return stop
 
 
-def _usage(counts: Counts) -> dict[str, Any]:
+def _build_usage(counts: TokenCounts) -> dict[str, Any]:
     return {
         "input_tokens": counts.input - counts.cached - counts.written,
         "cache_read_input_tokens": counts.cached,

@@ -1,4 +1,4 @@
-"""What the vendors said, and whether it comes back to them as they said it."""
+"""The replies that vendors sent, and whether clients send them back unchanged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,104 +12,113 @@ from osiris.core.ports.models import Message
 class _Turn:
     vendor: str
     reply: ModelReply
-    kept: ReplyRecord
-    scripted: bool
+    record: ReplyRecord
+    is_scripted: bool
 
 
-class Ledger:
-    """Every turn of every vendor. What another vendor said is nobody's secret: it may come without
-    its state."""
+class ReplyLog:
+    """Every turn of every vendor. A turn of another vendor may come without its state: no vendor
+    can verify it."""
 
     def __init__(self) -> None:
         self._turns: dict[str, _Turn] = {}
-        self._asides: set[str] = set()
+        self._unscripted_texts: set[str] = set()
         self._answers: dict[str, Message] = {}
 
-    def issue(self, vendor: str, reply: ModelReply, kept: ReplyRecord, *, scripted: bool) -> None:
-        """Remember a reply; one that is not `scripted` took the place of one that is."""
-        turn = _Turn(vendor=vendor, reply=reply, kept=kept, scripted=scripted)
-        self._turns.update(dict.fromkeys(kept.keys, turn))
-        if not scripted and not reply.calls:
-            self._asides.add(reply.text.strip())
+    def add_reply(
+        self, vendor: str, reply: ModelReply, record: ReplyRecord, *, is_scripted: bool
+    ) -> None:
+        """Remember a reply. A reply that is not scripted was sent in place of a scripted one."""
+        turn = _Turn(vendor=vendor, reply=reply, record=record, is_scripted=is_scripted)
+        self._turns.update(dict.fromkeys(record.keys, turn))
+        if not is_scripted and not reply.calls:
+            self._unscripted_texts.add(reply.text.strip())
 
-    def verify(self, vendor: str, transcript: Sequence[Message], *, anywhere: bool) -> None:
-        """Raises Denied, saying what is missing, when a turn of this vendor or an answer to any
-        call is not whole."""
+    def verify_transcript(
+        self, vendor: str, transcript: Sequence[Message], *, allows_distance: bool
+    ) -> None:
+        """Raise VendorError, which names the missing part, if a turn of this vendor or an answer to
+        any call is incomplete."""
         for message in transcript:
             if message.role == "assistant":
-                for turn in self._turns_of(message):
+                for turn in self._find_turns(message):
                     if turn.vendor == vendor:
-                        _compare(turn, message)
-        (_answered_anywhere if anywhere else _answered_at_once)(transcript)
+                        _compare_turn(turn, message)
+        (_check_answers if allows_distance else _check_adjacent_answers)(transcript)
 
-    def scripted(self, transcript: Sequence[Message]) -> list[Message]:
-        """The transcript without the turns that no script has, and without the answers to them.
+    def list_scripted(self, transcript: Sequence[Message]) -> list[Message]:
+        """Return the transcript without the turns that are not in a script, and without the answers
+        to them.
 
-        An answer is the one that first came: a client may leave older ones out to make room.
+        Of several versions of an answer, the first is returned: a client may shorten older answers
+        to save space.
         """
-        gone: set[str] = set()
-        found = []
+        removed_calls: set[str] = set()
+        messages = []
         for message in transcript:
-            if message.role == "assistant" and self._is_aside(message):
-                gone.update(call.id for call in message.calls)
-            elif message.call not in gone:
-                found.append(self._first(message))
-        return found
+            if message.role == "assistant" and self._is_unscripted(message):
+                removed_calls.update(call.id for call in message.calls)
+            elif message.call not in removed_calls:
+                messages.append(self._get_first_answer(message))
+        return messages
 
-    def _first(self, message: Message) -> Message:
-        """Only our own ids are unique over all conversations."""
+    def _get_first_answer(self, message: Message) -> Message:
+        """Return the first version of an answer. Only the ids of these servers are unique over all
+        conversations."""
         return (
             self._answers.setdefault(message.call, message)
             if message.call in self._turns
             else message
         )
 
-    def _turns_of(self, message: Message) -> list[_Turn]:
-        found = {id(turn): turn for key in _keys(message) if (turn := self._turns.get(key))}
-        return list(found.values())
+    def _find_turns(self, message: Message) -> list[_Turn]:
+        turns = {id(turn): turn for key in _list_keys(message) if (turn := self._turns.get(key))}
+        return list(turns.values())
 
-    def _is_aside(self, message: Message) -> bool:
-        turns = self._turns_of(message)
+    def _is_unscripted(self, message: Message) -> bool:
+        turns = self._find_turns(message)
         if turns:
-            return not any(turn.scripted for turn in turns)
-        return not message.calls and message.text.strip() in self._asides
+            return not any(turn.is_scripted for turn in turns)
+        return not message.calls and message.text.strip() in self._unscripted_texts
 
 
-def _keys(message: Message) -> list[str]:
+def _list_keys(message: Message) -> list[str]:
     return [*message.state["keys"], *(call.id for call in message.calls)]
 
 
-def _compare(turn: _Turn, message: Message) -> None:
-    which = turn.reply.calls[0].id if turn.reply.calls else turn.reply.id
-    for name, state in turn.kept.states.items():
+def _compare_turn(turn: _Turn, message: Message) -> None:
+    turn_id = turn.reply.calls[0].id if turn.reply.calls else turn.reply.id
+    for name, state in turn.record.states.items():
         if state not in message.state["states"]:
             raise VendorError(
-                400, f"the {name} of the assistant's turn {which} is missing, or is not what it was"
+                400,
+                f"the {name} of the assistant's turn {turn_id} is missing, or is not what it was",
             )
-    there = {call.id for call in message.calls}
+    call_ids = {call.id for call in message.calls}
     for call in turn.reply.calls:
-        if call.id not in there:
+        if call.id not in call_ids:
             raise VendorError(
-                400, f"the tool call {call.id} of the assistant's turn {which} is missing"
+                400, f"the tool call {call.id} of the assistant's turn {turn_id} is missing"
             )
 
 
-def _answered_at_once(transcript: Sequence[Message]) -> None:
-    """Raises Denied when a call is not answered once, before anything else is said, or an answer
-    has no call."""
-    for at, message in enumerate(transcript):
+def _check_adjacent_answers(transcript: Sequence[Message]) -> None:
+    """Raise VendorError if a call is not answered exactly once before any other message, or if an
+    answer has no call."""
+    for index, message in enumerate(transcript):
         if message.role == "assistant":
-            answers = takewhile(lambda later: later.role == "tool", transcript[at + 1 :])
-            _fit([call.id for call in message.calls], [answer.call for answer in answers])
-        elif message.role == "tool" and transcript[at - 1].role not in ("assistant", "tool"):
+            answers = takewhile(lambda later: later.role == "tool", transcript[index + 1 :])
+            _compare_calls([call.id for call in message.calls], [answer.call for answer in answers])
+        elif message.role == "tool" and transcript[index - 1].role not in ("assistant", "tool"):
             raise VendorError(
                 400,
                 f"the answer to the tool call {message.call} does not stand right behind the call",
             )
 
 
-def _answered_anywhere(transcript: Sequence[Message]) -> None:
-    """Raises Denied when a call is not answered once, or an answer has no call before it."""
+def _check_answers(transcript: Sequence[Message]) -> None:
+    """Raise VendorError if a call is not answered exactly once, or if an answer has no call before
+    it."""
     calls: list[str] = []
     answers: list[str] = []
     for message in transcript:
@@ -120,10 +129,10 @@ def _answered_anywhere(transcript: Sequence[Message]) -> None:
                     400, f"No tool call found for function call output with call_id {message.call}."
                 )
             answers.append(message.call)
-    _fit(calls, answers)
+    _compare_calls(calls, answers)
 
 
-def _fit(calls: Sequence[str], answers: Sequence[str]) -> None:
+def _compare_calls(calls: Sequence[str], answers: Sequence[str]) -> None:
     for call in calls:
         if (times := answers.count(call)) != 1:
             raise VendorError(

@@ -1,24 +1,24 @@
-"""OpenAI's wire: the Responses API, stateless."""
+"""OpenAI's Responses API, without stored state."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 from fake_vendors.wire import (
-    Counts,
     ModelReply,
     ModelRequest,
     ReplyRecord,
+    TokenCounts,
     VendorError,
-    answered,
-    call_of,
-    canonical,
-    compact,
-    listed,
-    pieces,
-    said,
-    text_of,
-    transcript,
+    build_answer,
+    build_call,
+    build_transcript,
+    build_turn,
+    dump_canonical,
+    dump_compact,
+    extract_text,
+    read_list,
+    split_text,
 )
 from osiris.core.ports.models import Message
 
@@ -39,7 +39,7 @@ _ERRORS = {
         "The engine is currently overloaded, please try again later",
     ),
 }
-_OWN = ("reasoning", "function_call", "assistant")
+_ASSISTANT_KINDS = ("reasoning", "function_call", "assistant")
 
 
 class ResponsesApi:
@@ -49,39 +49,39 @@ class ResponsesApi:
     call_prefix = "call_"
     answers_anywhere = True
 
-    def serves(self, path: str) -> bool:
+    def matches_path(self, path: str) -> bool:
         return path == "/openai/v1/responses"
 
-    def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
+    def accepts_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         return headers.get("authorization") == f"Bearer {self.key}"
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
+    def parse_request(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
         if body.get("previous_response_id"):
             raise VendorError(
                 400, f"Previous response with id {body['previous_response_id']!r} not found."
             )
-        given = body.get("input")
+        input_value = body.get("input")
         items = (
-            [{"role": "user", "content": given}]
-            if isinstance(given, str)
-            else listed(body, "input")
+            [{"role": "user", "content": input_value}]
+            if isinstance(input_value, str)
+            else read_list(body, "input")
         )
-        tools = listed(body, "tools")
+        tools = read_list(body, "tools")
         system = str(body.get("instructions") or "")
-        heard = [Message(role="system", text=system)] if system else []
-        for own, group in groupby(items, lambda item: _kind(item) in _OWN):
+        messages = [Message(role="system", text=system)] if system else []
+        for is_assistant, group in groupby(items, lambda item: _get_kind(item) in _ASSISTANT_KINDS):
             part = list(group)
-            heard += [_turn(part)] if own else map(_read, part)
+            messages += [_read_turn(part)] if is_assistant else map(_read_item, part)
         return ModelRequest(
             model=str(body.get("model")),
             stream=bool(body.get("stream")),
             body=body,
-            transcript=transcript(heard),
+            transcript=build_transcript(messages),
             tools={str(tool.get("name")): tool.get("parameters") or {} for tool in tools},
-            blocks=[canonical(part) for part in [*tools, system, *items]],
+            blocks=[dump_canonical(part) for part in [*tools, system, *items]],
         )
 
-    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord:
+    def build_record(self, request: ModelRequest, reply: ModelReply) -> ReplyRecord:
         keys = [
             f"msg_{reply.id}",
             f"rs_{reply.id}",
@@ -89,20 +89,22 @@ class ResponsesApi:
             *(call.id for call in reply.calls),
         ]
         states = {}
-        if reply.thinking and _seals(ask):
+        if reply.thinking and _includes_encrypted(request):
             states["reasoning item with its encrypted_content"] = reply.state
-        elif reply.thinking and ask.body.get("store") is not False:
+        elif reply.thinking and request.body.get("store") is not False:
             states["reasoning item"] = f"rs_{reply.id}"
         return ReplyRecord(keys=frozenset(keys), states=states)
 
-    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
+    def build_body(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Mapping[str, Any]:
         return {
             "id": f"resp_{reply.id}",
             "object": "response",
             "created_at": 1,
             "status": "incomplete" if reply.end == "cut" else "completed",
-            "model": ask.model,
-            "output": list(_items(ask, reply)),
+            "model": request.model,
+            "output": list(_build_items(request, reply)),
             "parallel_tool_calls": True,
             "tool_choice": "auto",
             "tools": [],
@@ -112,67 +114,72 @@ class ResponsesApi:
             "metadata": {},
             "temperature": 1.0,
             "top_p": 1.0,
-            "usage": _usage(counts),
+            "usage": _build_usage(counts),
         }
 
-    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
-        for number, (kind, fields) in enumerate(self._events(ask, reply, counts)):
+    def build_frames(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Iterator[str]:
+        for number, (kind, fields) in enumerate(self._build_events(request, reply, counts)):
             event = {"type": kind, "sequence_number": number, **fields}
-            yield f"event: {kind}\ndata: {compact(event)}\n\n"
+            yield f"event: {kind}\ndata: {dump_compact(event)}\n\n"
 
-    def _events(
-        self, ask: ModelRequest, reply: ModelReply, counts: Counts
+    def _build_events(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        whole = self.whole(ask, reply, counts)
-        begun = {
-            **whole,
+        response = self.build_body(request, reply, counts)
+        started_response = {
+            **response,
             "status": "in_progress",
             "output": [],
             "usage": None,
             "incomplete_details": None,
         }
-        yield "response.created", {"response": begun}
-        yield "response.in_progress", {"response": begun}
-        for index, item in enumerate(_items(ask, reply)):
+        yield "response.created", {"response": started_response}
+        yield "response.in_progress", {"response": started_response}
+        for index, item in enumerate(_build_items(request, reply)):
             at = {"item_id": item["id"], "output_index": index}
-            yield "response.output_item.added", {"output_index": index, "item": _begun(item)}
+            yield (
+                "response.output_item.added",
+                {"output_index": index, "item": _build_started_item(item)},
+            )
             match item["type"]:
                 case "reasoning":
-                    yield from _reasoning(item, at)
+                    yield from _build_reasoning_events(item, at)
                 case "message":
-                    yield from _message(item, at)
+                    yield from _build_message_events(item, at)
                 case _:
-                    yield from _call(item, at)
+                    yield from _build_call_events(item, at)
             yield "response.output_item.done", {"output_index": index, "item": item}
-        yield f"response.{whole['status']}", {"response": whole}
+        yield f"response.{response['status']}", {"response": response}
 
-    def no_key(self, headers: Mapping[str, str]) -> VendorError:
+    def build_key_error(self, headers: Mapping[str, str]) -> VendorError:
         key = headers.get("authorization", "").removeprefix("Bearer ")
         shown = f"{key[:8]}{'*' * max(0, len(key) - 12)}{key[-4:]}"
-        where = "You can find your API key at https://platform.openai.com/account/api-keys."
-        return VendorError(401, f"Incorrect API key provided: {shown}. {where}", "invalid_api_key")
+        advice = "You can find your API key at https://platform.openai.com/account/api-keys."
+        return VendorError(401, f"Incorrect API key provided: {shown}. {advice}", "invalid_api_key")
 
-    def no_model(self, model: str) -> VendorError:
+    def build_model_error(self, model: str) -> VendorError:
         return VendorError(
             404,
             f"The model `{model}` does not exist or you do not have access to it.",
             "model_not_found",
         )
 
-    def full(self) -> VendorError:
+    def build_context_error(self) -> VendorError:
         sentence = (
             "Your input exceeds the context window of this model. Please adjust your input and try"
             " again."
         )
         return VendorError(400, sentence, "context_length_exceeded")
 
-    def error(self, denied: VendorError) -> Mapping[str, Any]:
+    def build_error_body(self, vendor_error: VendorError) -> Mapping[str, Any]:
         kind, code, sentence = _ERRORS.get(
-            denied.status,
+            vendor_error.status,
             ("server_error", None, "The server had an error while processing your request."),
         )
-        if denied.error:
-            code = denied.error
+        if vendor_error.error:
+            code = vendor_error.error
         if code == "insufficient_quota":
             kind = code
             sentence = (
@@ -180,7 +187,7 @@ class ResponsesApi:
             )
         return {
             "error": {
-                "message": denied.sentence or sentence,
+                "message": vendor_error.sentence or sentence,
                 "type": kind,
                 "param": None,
                 "code": code,
@@ -188,50 +195,54 @@ class ResponsesApi:
         }
 
 
-def _kind(item: Mapping[str, Any]) -> str:
-    """An item's type; of a message, whose it is."""
+def _get_kind(item: Mapping[str, Any]) -> str:
+    """Return the type of an item; for a message, its role."""
     kind = str(item.get("type") or "message")
     return str(item.get("role")) if kind == "message" else kind
 
 
-def _read(item: Mapping[str, Any]) -> Message:
-    match _kind(item):
+def _read_item(item: Mapping[str, Any]) -> Message:
+    match _get_kind(item):
         case "function_call_output":
-            return answered(str(item.get("call_id")), text_of(item.get("output")))
+            return build_answer(str(item.get("call_id")), extract_text(item.get("output")))
         case "user":
-            return Message(role="user", text=text_of(item.get("content")))
+            return Message(role="user", text=extract_text(item.get("content")))
         case "system" | "developer":
-            return Message(role="system", text=text_of(item.get("content")))
+            return Message(role="system", text=extract_text(item.get("content")))
         case kind:
             raise VendorError(400, f"Invalid value: {kind!r} in the input.")
 
 
-def _turn(items: Iterable[Mapping[str, Any]]) -> Message:
-    """What the assistant said between two things it was told."""
-    calls = [item for item in items if _kind(item) == "function_call"]
-    thoughts = [item for item in items if _kind(item) == "reasoning"]
-    sealed = [str(item["encrypted_content"]) for item in thoughts if item.get("encrypted_content")]
-    return said(
-        "".join(text_of(item.get("content")) for item in items if _kind(item) == "assistant"),
+def _read_turn(items: Iterable[Mapping[str, Any]]) -> Message:
+    """Read the items that the assistant wrote between two inputs."""
+    calls = [item for item in items if _get_kind(item) == "function_call"]
+    thoughts = [item for item in items if _get_kind(item) == "reasoning"]
+    encrypted = [
+        str(item["encrypted_content"]) for item in thoughts if item.get("encrypted_content")
+    ]
+    return build_turn(
+        "".join(
+            extract_text(item.get("content")) for item in items if _get_kind(item) == "assistant"
+        ),
         [
-            call_of(str(call.get("call_id")), str(call.get("name")), call.get("arguments"))
+            build_call(str(call.get("call_id")), str(call.get("name")), call.get("arguments"))
             for call in calls
         ],
-        keys=[str(item["id"]) for item in items if item.get("id")] + sealed,
-        states=[str(item.get("id")) for item in thoughts] + sealed,
+        keys=[str(item["id"]) for item in items if item.get("id")] + encrypted,
+        states=[str(item.get("id")) for item in thoughts] + encrypted,
     )
 
 
-def _seals(ask: ModelRequest) -> bool:
-    return "reasoning.encrypted_content" in (ask.body.get("include") or ())
+def _includes_encrypted(request: ModelRequest) -> bool:
+    return "reasoning.encrypted_content" in (request.body.get("include") or ())
 
 
-def _items(ask: ModelRequest, reply: ModelReply) -> Iterator[dict[str, Any]]:
+def _build_items(request: ModelRequest, reply: ModelReply) -> Iterator[dict[str, Any]]:
     if reply.thinking:
-        shown = (ask.body.get("reasoning") or {}).get("summary")
+        shown = (request.body.get("reasoning") or {}).get("summary")
         summary = [{"type": "summary_text", "text": reply.thinking}] if shown else []
-        sealed = {"encrypted_content": reply.state} if _seals(ask) else {}
-        yield {"type": "reasoning", "id": f"rs_{reply.id}", "summary": summary, **sealed}
+        encrypted = {"encrypted_content": reply.state} if _includes_encrypted(request) else {}
+        yield {"type": "reasoning", "id": f"rs_{reply.id}", "summary": summary, **encrypted}
     if reply.text:
         part = {"type": "output_text", "text": reply.text, "annotations": [], "logprobs": []}
         part = {"type": "refusal", "refusal": reply.text} if reply.end == "refused" else part
@@ -253,42 +264,44 @@ def _items(ask: ModelRequest, reply: ModelReply) -> Iterator[dict[str, Any]]:
         }
 
 
-def _begun(item: Mapping[str, Any]) -> dict[str, Any]:
+def _build_started_item(item: Mapping[str, Any]) -> dict[str, Any]:
     empty: dict[str, Any] = {"reasoning": {"summary": []}, "message": {"content": []}}.get(
         item["type"], {"arguments": ""}
     )
     return {**item, **empty, **({} if item["type"] == "reasoning" else {"status": "in_progress"})}
 
 
-def _reasoning(
+def _build_reasoning_events(
     item: Mapping[str, Any], at: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for index, part in enumerate(item["summary"]):
-        here = {**at, "summary_index": index}
-        yield "response.reasoning_summary_part.added", {**here, "part": {**part, "text": ""}}
-        for piece in pieces(part["text"]):
-            yield "response.reasoning_summary_text.delta", {**here, "delta": piece}
-        yield "response.reasoning_summary_text.done", {**here, "text": part["text"]}
-        yield "response.reasoning_summary_part.done", {**here, "part": part}
+        position = {**at, "summary_index": index}
+        yield "response.reasoning_summary_part.added", {**position, "part": {**part, "text": ""}}
+        for piece in split_text(part["text"]):
+            yield "response.reasoning_summary_text.delta", {**position, "delta": piece}
+        yield "response.reasoning_summary_text.done", {**position, "text": part["text"]}
+        yield "response.reasoning_summary_part.done", {**position, "part": part}
 
 
-def _message(
+def _build_message_events(
     item: Mapping[str, Any], at: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     [part] = item["content"]
     name = "refusal" if part["type"] == "refusal" else "text"
     kind = "refusal" if name == "refusal" else "output_text"
     more: dict[str, Any] = {} if name == "refusal" else {"logprobs": []}
-    here = {**at, "content_index": 0}
-    yield "response.content_part.added", {**here, "part": {**part, name: ""}}
-    for piece in pieces(part[name]):
-        yield f"response.{kind}.delta", {**here, "delta": piece, **more}
-    yield f"response.{kind}.done", {**here, name: part[name], **more}
-    yield "response.content_part.done", {**here, "part": part}
+    position = {**at, "content_index": 0}
+    yield "response.content_part.added", {**position, "part": {**part, name: ""}}
+    for piece in split_text(part[name]):
+        yield f"response.{kind}.delta", {**position, "delta": piece, **more}
+    yield f"response.{kind}.done", {**position, name: part[name], **more}
+    yield "response.content_part.done", {**position, "part": part}
 
 
-def _call(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for piece in pieces(item["arguments"]):
+def _build_call_events(
+    item: Mapping[str, Any], at: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for piece in split_text(item["arguments"]):
         yield "response.function_call_arguments.delta", {**at, "delta": piece}
     yield (
         "response.function_call_arguments.done",
@@ -296,7 +309,7 @@ def _call(item: Mapping[str, Any], at: Mapping[str, Any]) -> Iterator[tuple[str,
     )
 
 
-def _usage(counts: Counts) -> dict[str, Any]:
+def _build_usage(counts: TokenCounts) -> dict[str, Any]:
     return {
         "input_tokens": counts.input,
         "input_tokens_details": {"cached_tokens": counts.cached, "cache_write_tokens": 0},

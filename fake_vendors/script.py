@@ -1,4 +1,4 @@
-"""What the model says: the next step of the script, or the trouble that takes its place."""
+"""The replies of the model: the next step of the script, or the trouble that replaces it."""
 
 import base64
 import json
@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fake_vendors.troubles import BadArguments, CutInCall, Empty, Refusal, Say, Trouble, UnknownTool
-from fake_vendors.wire import TOOLLESS, ModelReply, ModelRequest, VendorError, WireToolCall, compact
+from fake_vendors.wire import (
+    TOOLLESS,
+    ModelReply,
+    ModelRequest,
+    VendorError,
+    WireToolCall,
+    dump_compact,
+)
 from osiris.agents.models.scripted import ScriptedModel
 from osiris.core.errors import Refused
 from osiris.core.ports.models import Message
@@ -20,7 +27,7 @@ _THINKING = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Words:
+class _ReplyDraft:
     """A reply before it gets its ids."""
 
     text: str = ""
@@ -30,75 +37,87 @@ class _Words:
 
 
 class ScriptPlayer:
+    """A player of one script."""
+
     def __init__(self, script: Mapping[str, Any] | Path) -> None:
-        """Raises Refused when the script is not one."""
-        self._brain = (
+        """Raise Refused if the script is invalid."""
+        self._model = (
             ScriptedModel.from_file(script) if isinstance(script, Path) else ScriptedModel(script)
         )
 
-    async def reply(
-        self, ask: ModelRequest, transcript: Sequence[Message], trouble: Trouble | None, prefix: str
+    async def create_reply(
+        self,
+        request: ModelRequest,
+        transcript: Sequence[Message],
+        trouble: Trouble | None,
+        prefix: str,
     ) -> ModelReply:
-        """The reply to a transcript; its call ids begin with `prefix`. Raises Denied when the
-        script refuses."""
-        words = _instead(trouble) or _aside(ask) or await self._scripted(transcript)
+        """Return the reply to a transcript. The ids of its calls begin with `prefix`. Raise
+        VendorError if the script refuses the transcript."""
+        draft = (
+            _replace_step(trouble) or _reply_to_probe(request) or await self._play_step(transcript)
+        )
         calls = (
             WireToolCall(id=f"{prefix}{secrets.token_hex(10)}", name=name, arguments=arguments)
-            for name, arguments in words.calls
+            for name, arguments in draft.calls
         )
         return ModelReply(
             id=secrets.token_hex(12),
             state=base64.b64encode(secrets.token_bytes(96)).decode(),
-            thinking=words.thinking,
-            text=words.text,
+            thinking=draft.thinking,
+            text=draft.text,
             calls=tuple(calls),
-            end=words.end,
+            end=draft.end,
         )
 
-    async def _scripted(self, transcript: Sequence[Message]) -> _Words:
+    async def _play_step(self, transcript: Sequence[Message]) -> _ReplyDraft:
         try:
-            message = await self._brain.reply(transcript, [])
+            message = await self._model.reply(transcript, [])
         except Refused as refused:
             raise VendorError(400, str(refused)) from None
-        return _Words(
+        return _ReplyDraft(
             text=message.text,
-            calls=[(call.name, compact(dict(call.args))) for call in message.calls],
+            calls=[(call.name, dump_compact(dict(call.args))) for call in message.calls],
         )
 
 
-def _instead(trouble: Trouble | None) -> _Words | None:
-    """What a trouble puts in the place of the script's words; None when they stay."""
+def _replace_step(trouble: Trouble | None) -> _ReplyDraft | None:
+    """Return the reply that a trouble puts in place of the script's step; None if the step
+    stays."""
     match trouble:
         case Empty():
-            return _Words(thinking="")
+            return _ReplyDraft(thinking="")
         case Say(text=text):
-            return _Words(text=text)
+            return _ReplyDraft(text=text)
         case Refusal(text=text):
-            return _Words(text=text, end="refused", thinking="")
+            return _ReplyDraft(text=text, end="refused", thinking="")
         case BadArguments(name=name, arguments=arguments):
-            return _Words(calls=[(name, arguments)])
+            return _ReplyDraft(calls=[(name, arguments)])
         case CutInCall(name=name, arguments=arguments):
-            return _Words(calls=[(name, arguments)], end="cut")
+            return _ReplyDraft(calls=[(name, arguments)], end="cut")
         case UnknownTool(name=name):
-            return _Words(calls=[(name, "{}")])
+            return _ReplyDraft(calls=[(name, "{}")])
         case _:
             return None
 
 
-def _aside(ask: ModelRequest) -> _Words | None:
-    """What is said before any script: that there are no tools here, or that they can be called."""
-    if ask.model == TOOLLESS:
-        return _Words(text="I would look at the files, but I can only talk about them.")
-    if ask.probes:
-        schema = ask.tools["ready"]
+def _reply_to_probe(request: ModelRequest) -> _ReplyDraft | None:
+    """Return the reply to a probe, or the refusal of the model without tools; None for all other
+    requests."""
+    if request.model == TOOLLESS:
+        return _ReplyDraft(text="I would look at the files, but I can only talk about them.")
+    if request.is_probe:
+        schema = request.tools["ready"]
         fields = schema.get("properties") or {}
-        args = {name: _filled(fields.get(name) or {}) for name in schema.get("required") or ()}
-        return _Words(calls=[("ready", json.dumps(args))])
+        args = {
+            name: _create_value(fields.get(name) or {}) for name in schema.get("required") or ()
+        }
+        return _ReplyDraft(calls=[("ready", json.dumps(args))])
     return None
 
 
-def _filled(schema: Mapping[str, Any]) -> Any:
+def _create_value(schema: Mapping[str, Any]) -> Any:
     if schema.get("enum"):
         return schema["enum"][0]
-    plain = {"boolean": True, "integer": 1, "number": 1, "array": [], "object": {}}
-    return plain.get(str(schema.get("type")).lower(), "yes")
+    examples = {"boolean": True, "integer": 1, "number": 1, "array": [], "object": {}}
+    return examples.get(str(schema.get("type")).lower(), "yes")

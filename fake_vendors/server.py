@@ -1,4 +1,4 @@
-"""All the vendors on one loopback port."""
+"""A server for the APIs of all vendors, on one port of 127.0.0.1."""
 
 import asyncio
 import contextlib
@@ -11,31 +11,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from fake_vendors.caching import Cache
+from fake_vendors.caching import PromptCache
 from fake_vendors.chat import ChatApi
 from fake_vendors.gemini import Gemini
 from fake_vendors.messages import Messages
-from fake_vendors.request_log import Ledger
+from fake_vendors.request_log import ReplyLog
 from fake_vendors.responses import ResponsesApi
 from fake_vendors.script import ScriptPlayer
 from fake_vendors.streaming import StreamingClient
 from fake_vendors.troubles import BreakMidway, ContextFull, Hang, HangMidway, Status, Trouble
 from fake_vendors.wire import (
     MISSING,
-    Counts,
     ModelReply,
     ModelRequest,
+    TokenCounts,
     VendorApi,
     VendorError,
-    compact,
+    dump_compact,
 )
 from osiris.config.http_server import serve_app
 
-WIRES: Mapping[str, VendorApi] = {
-    wire.vendor: wire for wire in (Messages(), ResponsesApi(), Gemini(), ChatApi())
+VENDOR_APIS: Mapping[str, VendorApi] = {
+    api.vendor: api for api in (Messages(), ResponsesApi(), Gemini(), ChatApi())
 }
 
-_BASES = {
+_BASE_PATHS = {
     "anthropic": "/anthropic",
     "openai": "/openai/v1",
     "google": "/google",
@@ -45,10 +45,10 @@ _BASES = {
 
 @dataclass(slots=True, kw_only=True)
 class ReceivedRequest:
-    """A model request as it came.
+    """A model request as it was received.
 
-    `began` is when all of it was here, on time.monotonic()'s clock; `seconds` is the server's
-    own time from then until the answer was handed over, 0 while that goes on.
+    `began` is the time at which all of it was received, on the clock of time.monotonic(). `seconds`
+    is the server's own time from then until the answer was handed over; 0 until then.
     """
 
     vendor: str
@@ -60,51 +60,50 @@ class ReceivedRequest:
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What a vendor counted: which briefs it has seen, and the input of later requests with
-    them."""
+class _RepeatedTokens:
+    """The input tokens of a vendor's requests whose briefing it has seen before, and how many of
+    them were cached."""
 
-    briefs: set[str] = field(default_factory=set)
+    briefings: set[str] = field(default_factory=set)
     input: int = 0
     cached: int = 0
 
-    def add(self, ask: ModelRequest, counts: Counts) -> None:
-        brief = ask.transcript[1].text
-        if brief in self.briefs and not ask.probes:
+    def add(self, request: ModelRequest, counts: TokenCounts) -> None:
+        briefing = request.transcript[1].text
+        if briefing in self.briefings and not request.is_probe:
             self.input += counts.input
             self.cached += counts.cached
-        self.briefs.add(brief)
+        self.briefings.add(briefing)
 
 
 class Vendors:
-    """The vendors' side of the story: what they were asked, and what goes wrong at the next
-    request."""
+    """All vendors: the requests that they received, and the troubles of the next requests."""
 
     def __init__(self, url: str, player: ScriptPlayer) -> None:
         self.url = url
         self.requests: list[ReceivedRequest] = []
-        # for each coming request; None: it is answered as the script says
+        # one for each next request; None: the script answers it
         self.troubles: list[Trouble | None] = []
         self._player = player
-        self._ledger = Ledger()
-        self._caches = {vendor: Cache() for vendor in WIRES}
-        self._tallies = {vendor: _Tally() for vendor in WIRES}
+        self._reply_log = ReplyLog()
+        self._caches = {vendor: PromptCache() for vendor in VENDOR_APIS}
+        self._repeated_tokens = {vendor: _RepeatedTokens() for vendor in VENDOR_APIS}
 
-    def environ(self, vendor: str) -> dict[str, str]:
-        """The environment in which Osiris asks this vendor here."""
-        wire = WIRES[vendor]
+    def build_environ(self, vendor: str) -> dict[str, str]:
+        """Return the environment with which Osiris uses this vendor here."""
+        api = VENDOR_APIS[vendor]
         name = vendor.upper().replace("-", "_")
         return {
-            "OSIRIS_MODEL": f"{vendor}:{wire.model}",
-            f"{name}_API_KEY": wire.key,
-            f"{name}_BASE_URL": self.url + _BASES[vendor],
+            "OSIRIS_MODEL": f"{vendor}:{api.model}",
+            f"{name}_API_KEY": api.key,
+            f"{name}_BASE_URL": self.url + _BASE_PATHS[vendor],
         }
 
-    def repeated(self, vendor: str) -> float:
-        """The share of input tokens that the vendor had seen before, from each conversation's
-        second request on."""
-        tally = self._tallies[vendor]
-        return tally.cached / tally.input if tally.input else 0.0
+    def get_repeated_share(self, vendor: str) -> float:
+        """Return the share of input tokens that the vendor had seen before, from the second request
+        of each conversation on."""
+        tokens = self._repeated_tokens[vendor]
+        return tokens.cached / tokens.input if tokens.input else 0.0
 
     async def answer(
         self,
@@ -113,40 +112,44 @@ class Vendors:
         query: Mapping[str, str],
         headers: Mapping[str, str],
     ) -> None:
-        """Answer one HTTP request, whatever it is. The client may leave at any time."""
-        if (body := await client.body()) is None:
+        """Answer any HTTP request. The client may leave at any time."""
+        if (body := await client.read_body()) is None:
             return
-        wire = next((wire for wire in WIRES.values() if wire.serves(path)), None)
-        if wire is None:
-            await client.whole(404, compact({"error": {"message": f"there is no {path} here"}}))
+        api = next((api for api in VENDOR_APIS.values() if api.matches_path(path)), None)
+        if api is None:
+            await client.send_json(
+                404, dump_compact({"error": {"message": f"there is no {path} here"}})
+            )
             return
-        asked = ReceivedRequest(
-            vendor=wire.vendor,
+        received = ReceivedRequest(
+            vendor=api.vendor,
             path=path,
             headers=headers,
-            body=_parsed(body),
+            body=_parse_body(body),
             began=time.monotonic(),
         )
-        self.requests.append(asked)
+        self.requests.append(received)
         try:
-            if not wire.admits(headers, query):
-                raise wire.no_key(headers)
-            await self._model(client, wire, asked)
-        except VendorError as denied:
-            after = (
+            if not api.accepts_key(headers, query):
+                raise api.build_key_error(headers)
+            await self._answer_model_request(client, api, received)
+        except VendorError as error:
+            retry_header = (
                 {}
-                if denied.retry_after is None or wire.vendor == "google"
-                else _retry(denied.retry_after)
+                if error.retry_after is None or api.vendor == "google"
+                else _build_retry_header(error.retry_after)
             )
-            await client.whole(denied.status, compact(wire.error(denied)), after)
+            await client.send_json(
+                error.status, dump_compact(api.build_error_body(error)), retry_header
+            )
         finally:
-            asked.seconds = time.monotonic() - asked.began
+            received.seconds = time.monotonic() - received.began
 
-    async def _model(
-        self, client: StreamingClient, wire: VendorApi, asked: ReceivedRequest
+    async def _answer_model_request(
+        self, client: StreamingClient, api: VendorApi, received: ReceivedRequest
     ) -> None:
-        """Answer a model request. Raises Denied."""
-        if asked.body is None:
+        """Answer a model request. Raise VendorError if it is refused."""
+        if received.body is None:
             raise VendorError(400, "the body is no JSON object")
         trouble = self.troubles.pop(0) if self.troubles else None
         match trouble:
@@ -154,70 +157,76 @@ class Vendors:
                 sentence = error if " " in error else ""
                 raise VendorError(code, sentence, "" if sentence else error, after)
             case ContextFull():
-                raise wire.full()
+                raise api.build_context_error()
             case Hang():
-                await client.hang()
+                await client.wait_until_gone()
                 return
-        ask = wire.ask(asked.path, asked.body)
-        if ask.model == MISSING:
-            raise wire.no_model(ask.model)
-        self._ledger.verify(wire.vendor, ask.transcript, anywhere=wire.answers_anywhere)
-        reply, counts = await self._reply(wire, ask, trouble)
-        await _send(client, wire, ask, reply, counts, trouble)
+        request = api.parse_request(received.path, received.body)
+        if request.model == MISSING:
+            raise api.build_model_error(request.model)
+        self._reply_log.verify_transcript(
+            api.vendor, request.transcript, allows_distance=api.answers_anywhere
+        )
+        reply, counts = await self._create_reply(api, request, trouble)
+        await _send_reply(client, api, request, reply, counts, trouble)
 
-    async def _reply(
-        self, wire: VendorApi, ask: ModelRequest, trouble: Trouble | None
-    ) -> tuple[ModelReply, Counts]:
-        transcript = self._ledger.scripted(ask.transcript)
-        reply = await self._player.reply(ask, transcript, trouble, wire.call_prefix)
-        aside = trouble is not None and not isinstance(trouble, BreakMidway | HangMidway)
-        self._ledger.issue(wire.vendor, reply, wire.kept(ask, reply), scripted=not aside)
-        counts = self._caches[wire.vendor].count(ask.model, ask.blocks, ask.marks)
-        self._tallies[wire.vendor].add(ask, counts)
-        words = reply.thinking + reply.text + "".join(call.arguments for call in reply.calls)
-        return reply, replace(counts, output=len(words) // 4 + 1)
+    async def _create_reply(
+        self, api: VendorApi, request: ModelRequest, trouble: Trouble | None
+    ) -> tuple[ModelReply, TokenCounts]:
+        transcript = self._reply_log.list_scripted(request.transcript)
+        reply = await self._player.create_reply(request, transcript, trouble, api.call_prefix)
+        is_unscripted = trouble is not None and not isinstance(trouble, BreakMidway | HangMidway)
+        self._reply_log.add_reply(
+            api.vendor, reply, api.build_record(request, reply), is_scripted=not is_unscripted
+        )
+        counts = self._caches[api.vendor].count_tokens(request.model, request.blocks, request.marks)
+        self._repeated_tokens[api.vendor].add(request, counts)
+        text = reply.thinking + reply.text + "".join(call.arguments for call in reply.calls)
+        return reply, replace(counts, output=len(text) // 4 + 1)
 
 
-async def _send(
+async def _send_reply(
     client: StreamingClient,
-    wire: VendorApi,
-    ask: ModelRequest,
+    api: VendorApi,
+    request: ModelRequest,
     reply: ModelReply,
-    counts: Counts,
+    counts: TokenCounts,
     trouble: Trouble | None,
 ) -> None:
-    if ask.stream:
+    if request.stream:
         kind = "text/event-stream"
-        frames = list(wire.frames(ask, reply, counts))
+        frames = list(api.build_frames(request, reply, counts))
     else:
         kind = "application/json"
-        frames = [compact(wire.whole(ask, reply, counts))]
+        frames = [dump_compact(api.build_body(request, reply, counts))]
     match trouble:
         case HangMidway():
-            await client.begin(kind)
-            await client.send(_midway(frames))
-            await client.hang()
+            await client.begin_response(kind)
+            await client.send_texts(_cut_frames(frames))
+            await client.wait_until_gone()
         case BreakMidway():
-            await client.begin(kind)
-            await client.send(_midway(frames))
-            await client.cut()
+            await client.begin_response(kind)
+            await client.send_texts(_cut_frames(frames))
+            await client.cut_connection()
         case _:
-            await client.begin(kind)
-            await client.send(frames)
-            await client.end()
+            await client.begin_response(kind)
+            await client.send_texts(frames)
+            await client.end_response()
 
 
-def _midway(frames: list[str]) -> list[str]:
-    """The frames until the second piece of a tool call, or half of them; of a single one the
-    half."""
+def _cut_frames(frames: list[str]) -> list[str]:
+    """Return the frames up to the second piece of a tool call, or half of the frames; of a single
+    frame, half."""
     if len(frames) == 1:
         return [frames[0][: len(frames[0]) // 2]]
     marks = ("partial_json", "function_call_arguments.delta", "functionCall", '"tool_calls"')
-    told = [at for at, frame in enumerate(frames) if any(mark in frame for mark in marks)]
-    return frames[: told[:2][-1] + 1 if told else len(frames) // 2]
+    call_frames = [
+        index for index, frame in enumerate(frames) if any(mark in frame for mark in marks)
+    ]
+    return frames[: call_frames[:2][-1] + 1 if call_frames else len(frames) // 2]
 
 
-def _parsed(body: bytes) -> Any:
+def _parse_body(body: bytes) -> Any:
     try:
         value = json.loads(body)
     except ValueError:
@@ -225,14 +234,14 @@ def _parsed(body: bytes) -> Any:
     return value if isinstance(value, dict) else None
 
 
-def _retry(after: float) -> dict[str, str]:
+def _build_retry_header(after: float) -> dict[str, str]:
     return {"retry-after": f"{after:g}"}
 
 
 @contextlib.asynccontextmanager
-async def serving(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
-    """The vendors on a port of 127.0.0.1, until the block ends. Raises Refused when the script is
-    not one."""
+async def serve_vendors(script: Mapping[str, Any] | Path) -> AsyncIterator[Vendors]:
+    """Serve the vendors on a port of 127.0.0.1 until the block ends. Raise Refused if the script is
+    invalid."""
     listener = socket.create_server(("127.0.0.1", 0))
     try:
         vendors = Vendors(f"http://127.0.0.1:{listener.getsockname()[1]}", ScriptPlayer(script))

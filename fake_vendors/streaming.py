@@ -1,5 +1,5 @@
-"""The client at the other end of a connection: it may leave at any time, and it may be left in the
-middle."""
+"""The client at the other end of a connection. It may leave at any time, and the server may stop in
+the middle of an answer."""
 
 import asyncio
 import re
@@ -11,15 +11,15 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class StreamingClient:
-    """One request's client, over ASGI. `closing` is set when the server ends."""
+    """The client of one request, over ASGI. `closing` is set when the server ends."""
 
     def __init__(self, receive: Receive, send: Send, closing: asyncio.Event) -> None:
         self._receive = receive
         self._send = send
         self._closing = closing
 
-    async def body(self) -> bytes | None:
-        """All of the request; None when the client left before."""
+    async def read_body(self) -> bytes | None:
+        """Return the whole body of the request; None if the client left before its end."""
         body = b""
         while True:
             message = await self._receive()
@@ -29,57 +29,59 @@ class StreamingClient:
             if not message.get("more_body"):
                 return body
 
-    async def whole(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-        """A JSON answer."""
+    async def send_json(
+        self, status: int, text: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a JSON answer."""
         body = text.encode()
-        await self.begin(
+        await self.begin_response(
             "application/json", status, {"content-length": str(len(body)), **(headers or {})}
         )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def begin(
+    async def begin_response(
         self, kind: str, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
-        given = {
+        all_headers = {
             "content-type": kind,
             "request-id": "req_loopback",
             "x-request-id": "req_loopback",
             **(headers or {}),
         }
-        encoded = [(name.encode(), value.encode()) for name, value in given.items()]
+        encoded = [(name.encode(), value.encode()) for name, value in all_headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
-    async def send(self, texts: Iterable[str]) -> None:
-        """Each text as it is ready, torn in the middle of its first character that has more than
-        one byte."""
+    async def send_texts(self, texts: Iterable[str]) -> None:
+        """Send each text as soon as it is ready, split in the middle of its first character of more
+        than one byte."""
         for text in texts:
-            for piece in _torn(text.encode("utf-8", "replace")):
+            for piece in _split_in_character(text.encode("utf-8", "replace")):
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
-    async def end(self) -> None:
+    async def end_response(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def hang(self) -> None:
-        """Say nothing until the client leaves, or the server ends."""
-        leaving = asyncio.ensure_future(self._left())
+    async def wait_until_gone(self) -> None:
+        """Send nothing until the client leaves or the server ends."""
+        leaving = asyncio.ensure_future(self._wait_for_disconnect())
         closing = asyncio.ensure_future(self._closing.wait())
         await asyncio.wait((leaving, closing), return_when=asyncio.FIRST_COMPLETED)
         closing.cancel()
         if not leaving.done():
             leaving.cancel()
-            await self.cut()
+            await self.cut_connection()
 
-    async def cut(self) -> None:
-        """Close the connection without a proper end, once what was sent has left."""
-        cycle = self._receive.__self__  # type: ignore[attr-defined]  # ASGI has no word for this; uvicorn's cycle does
+    async def cut_connection(self) -> None:
+        """Close the connection without a proper end, after everything was sent."""
+        cycle = self._receive.__self__  # type: ignore[attr-defined]  # ASGI offers no way; uvicorn's cycle does
         cycle.transport.close()
-        await self._left()
+        await self._wait_for_disconnect()
 
-    async def _left(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
-def _torn(frame: bytes) -> list[bytes]:
-    first = re.search(rb"[\xc0-\xff]", frame)
-    return [frame[: first.end()], frame[first.end() :]] if first else [frame]
+def _split_in_character(frame: bytes) -> list[bytes]:
+    match = re.search(rb"[\xc0-\xff]", frame)
+    return [frame[: match.end()], frame[match.end() :]] if match else [frame]

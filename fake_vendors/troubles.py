@@ -1,5 +1,4 @@
-"""What can go wrong at a vendor. Each one takes the place of one scripted answer; the script goes
-on after it."""
+"""Failures of a vendor. Each replaces one scripted answer; afterwards the script continues."""
 
 from dataclasses import dataclass
 
@@ -8,9 +7,9 @@ from dataclasses import dataclass
 class Status:
     """An answer with an HTTP error.
 
-    `error` is the vendor's own name of it (its type, code, or status), or, with a blank in it, the
-    vendor's sentence; without one it is the usual one of the code. At Google a name with "PerDay"
-    in it is the quota that is used up.
+    `error` is the vendor's own name of the error (its type, code, or status), or, if it contains a
+    blank, the vendor's sentence. Without it, the usual error of the code is sent. For Google, a
+    name with "PerDay" in it is the quota that is used up.
     """
 
     code: int
@@ -20,41 +19,41 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class ContextFull:
-    """The prompt is longer than the model takes."""
+    """An error because the prompt is longer than the model's context window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Nothing is sent until the client leaves."""
+    """No answer until the client leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class HangMidway:
-    """The scripted reply begins, stops in the middle of its tool call, and nothing more is sent."""
+    """A reply that begins, stops in the middle of its tool call, and never continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class BreakMidway:
-    """The scripted reply begins, and the connection is cut in the middle of its tool call."""
+    """A reply that begins, and whose connection is cut in the middle of its tool call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """A lawful reply with nothing in it."""
+    """A valid reply without content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The vendor withholds the reply; `text` is what it says, as far as its wire has a place for
-    that."""
+    """A refusal of the vendor. `text` is its reason, as far as the vendor's API has a field for
+    it."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class BadArguments:
-    """A call with these arguments, which are not JSON. Google's are objects: there they stand in a
-    strange field."""
+    """A call whose arguments are not JSON. Google's arguments are objects: there the text is in an
+    unknown field."""
 
     name: str
     arguments: str
@@ -62,9 +61,9 @@ class BadArguments:
 
 @dataclass(frozen=True, slots=True)
 class CutInCall:
-    """The reply ends at its greatest length, in the middle of a call's arguments.
+    """A reply that ends at its maximum length, in the middle of a call's arguments.
 
-    Google's are objects: there only the fields that were whole are in them.
+    Google's arguments are objects: there only the complete fields are present.
     """
 
     name: str
@@ -73,14 +72,14 @@ class CutInCall:
 
 @dataclass(frozen=True, slots=True)
 class UnknownTool:
-    """A call of a tool that nobody offered."""
+    """A call of a tool that was not offered."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Words and no tool call."""
+    """A text without a tool call."""
 
     text: str
 

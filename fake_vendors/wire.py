@@ -1,5 +1,4 @@
-"""What the vendors' wires have in common: a question in neutral form, a reply in neutral form, and
-a refusal."""
+"""Vendor-independent forms of requests, replies and errors, and helpers to build them."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ tools."""
 
 
 class VendorError(Exception):
-    """The vendor answers with an error: an HTTP status, a sentence, and perhaps the vendor's name
-    of it."""
+    """An error that the vendor answers with: an HTTP status, a sentence, and optionally the
+    vendor's name of the error."""
 
     def __init__(
         self, status: int, sentence: str, error: str = "", retry_after: float | None = None
@@ -34,9 +33,9 @@ class VendorError(Exception):
 class ModelRequest:
     """A model request.
 
-    The transcript begins with the system's words and a user's. `blocks` is the prompt in the order
-    in which it is cached, and `marks` how many blocks each marked prefix has; None where the vendor
-    caches unasked.
+    The transcript begins with the system's text and a message of the user. `blocks` is the prompt
+    in the order in which it is cached. `marks` states how many blocks each marked prefix has; None
+    if the vendor caches without marks.
     """
 
     model: str
@@ -48,8 +47,8 @@ class ModelRequest:
     marks: Sequence[int] | None = None
 
     @property
-    def probes(self) -> bool:
-        """It asks for nothing but a call of the tool `ready`."""
+    def is_probe(self) -> bool:
+        """True if the request only asks for a call of the tool `ready`."""
         return "ready" in self.tools and [message.role for message in self.transcript] == [
             "system",
             "user",
@@ -58,7 +57,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireToolCall:
-    """`arguments` is text, mostly JSON."""
+    """A tool call; `arguments` is a text, usually JSON."""
 
     id: str
     name: str
@@ -67,8 +66,8 @@ class WireToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model says; `id` is unique, and `state` is the seal on its thoughts that only the
-    vendor can read."""
+    """A reply of the model. `id` is unique; `state` is the signature of its thoughts, which only
+    the vendor can read."""
 
     id: str
     state: str
@@ -77,18 +76,18 @@ class ModelReply:
     calls: tuple[WireToolCall, ...] = ()
     end: Literal["", "cut", "refused"] = ""
 
-    def arguments(self, call: WireToolCall) -> Mapping[str, Any]:
-        """A call's arguments where the wire has only objects."""
+    def parse_arguments(self, call: WireToolCall) -> Mapping[str, Any]:
+        """Return the arguments of a call as an object, for APIs that have only objects."""
         try:
-            whole = json.loads(call.arguments)
+            arguments = json.loads(call.arguments)
         except ValueError:
-            whole = from_json(call.arguments, allow_partial=True) if self.end == "cut" else None
-        return whole if isinstance(whole, dict) else {"unreadable": call.arguments}
+            arguments = from_json(call.arguments, allow_partial=True) if self.end == "cut" else None
+        return arguments if isinstance(arguments, dict) else {"unreadable": call.arguments}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Tokens; `cached` and `written` are parts of `input`."""
+class TokenCounts:
+    """Numbers of tokens; `cached` and `written` are parts of `input`."""
 
     input: int
     cached: int
@@ -98,75 +97,79 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRecord:
-    """How a reply is known when it comes back, and what must be in it then, by what it is
-    called."""
+    """The keys by which a reply is recognised when it comes back, and the states that must be in it
+    then, by their names."""
 
     keys: frozenset[str]
     states: Mapping[str, str] = field(default_factory=dict)
 
 
 class VendorApi(Protocol):
-    """One vendor's API: pure translation, no conversation is remembered here."""
+    """The API of one vendor: a pure translation without memory."""
 
     vendor: str
     key: str
     model: str
     call_prefix: str
     answers_anywhere: bool
-    """Whether a tool's answer may stand behind other messages."""
+    """Whether the answer of a tool may follow other messages."""
 
-    def serves(self, path: str) -> bool:
-        """Whether this is the path of a model request."""
+    def matches_path(self, path: str) -> bool:
+        """Return whether this is the path of a model request."""
         ...
 
-    def admits(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        """Whether the key is right."""
+    def accepts_key(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
+        """Return whether the key is right."""
         ...
 
-    def ask(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
-        """Raises Denied when the request is not lawful."""
+    def parse_request(self, path: str, body: Mapping[str, Any]) -> ModelRequest:
+        """Return the request in neutral form. Raise VendorError if the request is invalid."""
         ...
 
-    def kept(self, ask: ModelRequest, reply: ModelReply) -> ReplyRecord: ...
+    def build_record(self, request: ModelRequest, reply: ModelReply) -> ReplyRecord: ...
 
-    def whole(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Mapping[str, Any]:
-        """The reply as one JSON."""
+    def build_body(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Mapping[str, Any]:
+        """Return the reply as one JSON object."""
         ...
 
-    def frames(self, ask: ModelRequest, reply: ModelReply, counts: Counts) -> Iterator[str]:
-        """The reply as server-sent events."""
+    def build_frames(
+        self, request: ModelRequest, reply: ModelReply, counts: TokenCounts
+    ) -> Iterator[str]:
+        """Yield the reply as server-sent events."""
         ...
 
-    def no_key(self, headers: Mapping[str, str]) -> VendorError: ...
+    def build_key_error(self, headers: Mapping[str, str]) -> VendorError: ...
 
-    def no_model(self, model: str) -> VendorError: ...
+    def build_model_error(self, model: str) -> VendorError: ...
 
-    def full(self) -> VendorError:
-        """The prompt is too long."""
+    def build_context_error(self) -> VendorError:
+        """Return the error for a prompt that is too long."""
         ...
 
-    def error(self, denied: VendorError) -> Mapping[str, Any]:
-        """The body of an error."""
+    def build_error_body(self, vendor_error: VendorError) -> Mapping[str, Any]:
+        """Return the body of an error."""
         ...
 
 
-def canonical(value: Any) -> str:
-    """One text for each JSON value."""
+def dump_canonical(value: Any) -> str:
+    """Return the same text for equal JSON values."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def compact(value: Any) -> str:
+def dump_compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def pieces(text: str, most: int = 4) -> list[str]:
-    """The text in `most` pieces, wherever that cuts it."""
-    size = max(1, -(-len(text) // most))
-    return [text[at : at + size] for at in range(0, len(text), size)]
+def split_text(text: str, max_pieces: int = 4) -> list[str]:
+    """Return the text in at most `max_pieces` pieces, split anywhere."""
+    size = max(1, -(-len(text) // max_pieces))
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def text_of(content: Any) -> str:
-    """The words in a content field: a text, or parts with texts."""
+def extract_text(content: Any) -> str:
+    """Return the text of a content field, which is a string or a list of parts with texts."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
@@ -177,16 +180,16 @@ def text_of(content: Any) -> str:
     )
 
 
-def said(
+def build_turn(
     text: str, calls: Iterable[ToolCall], keys: Iterable[str], states: Iterable[str] = ()
 ) -> Message:
-    """An assistant's turn that came back, with what it is known by and the states in it."""
-    known = {"keys": list(keys), "states": list(states)}
-    return Message(role="assistant", text=text, calls=tuple(calls), state=known)
+    """Return a turn of the assistant that a client sent back, with its keys and states."""
+    state = {"keys": list(keys), "states": list(states)}
+    return Message(role="assistant", text=text, calls=tuple(calls), state=state)
 
 
-def answered(call: str, text: str) -> Message:
-    """A tool's answer; behind "exit code N in" there is a command that the harness saw."""
+def build_answer(call: str, text: str) -> Message:
+    """Return the answer of a tool. A text that begins with "exit code N in" reports a command."""
     ran = None
     words = text[:40].split()
     if words[:2] == ["exit", "code"] and words[3:4] == ["in"] and words[2].lstrip("-").isdigit():
@@ -194,8 +197,8 @@ def answered(call: str, text: str) -> Message:
     return Message(role="tool", text=text, call=call, ran=ran)
 
 
-def call_of(id: str, name: str, arguments: Any) -> ToolCall:
-    """A call that came back; arguments that are no object are none."""
+def build_call(id: str, name: str, arguments: Any) -> ToolCall:
+    """Return a call that a client sent back. Arguments that are not an object are dropped."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -204,9 +207,9 @@ def call_of(id: str, name: str, arguments: Any) -> ToolCall:
     return ToolCall(id=id, name=name, args=arguments if isinstance(arguments, dict) else {})
 
 
-def transcript(messages: Iterable[Message]) -> list[Message]:
-    """The messages, with what the system says at the beginning as one. Raises Denied when no user
-    speaks then."""
+def build_transcript(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages, with all system messages at the beginning as one. Raise VendorError if
+    no message of the user follows."""
     rest = list(messages)
     system = []
     while rest and rest[0].role == "system":
@@ -218,8 +221,8 @@ def transcript(messages: Iterable[Message]) -> list[Message]:
     return [Message(role="system", text="\n\n".join(system)), *rest]
 
 
-def listed(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """A field that is a list of objects. Raises Denied when it is not."""
+def read_list(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return a field that is a list of objects. Raise VendorError if it is not."""
     value = body.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise VendorError(400, f"{name} must be a list of objects")

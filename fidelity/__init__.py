@@ -1,2 +1,2 @@
-"""`make fidelity`: how GitHub-shaped devhub is, and whether Osiris asks GitHub for what GitHub
-knows."""
+"""`make fidelity`: how GitHub-shaped devhub is, and whether Osiris requests only what GitHub
+offers."""

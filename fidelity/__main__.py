@@ -1,5 +1,5 @@
-"""`python -m fidelity [--only CHECK] [--recorded]`: a table to read; exits 1 when anything is not
-as GitHub says."""
+"""`python -m fidelity [--only CHECK] [--recorded]`: print a table, and exit with 1 if anything
+differs from GitHub."""
 
 import argparse
 import asyncio
@@ -17,43 +17,43 @@ from fidelity import examples, graph, hooks, models, packages, recordings, rest
 from fidelity.finding import Allowance, CheckOutcome, load_allowances
 from fidelity.recordings import Recordings
 
-ALONE: Mapping[str, Callable[[], CheckOutcome]] = {
+INDEPENDENT_CHECKS: Mapping[str, Callable[[], CheckOutcome]] = {
     "webhook_endpoint": lambda: asyncio.run(examples.deliver_payloads()),
     "payloads": examples.parse_payloads,
-    "models": models.requests,
+    "models": models.check_requests,
 }
-"""Checks that stand by themselves."""
+"""Checks that need no recordings."""
 
-OF_RECORDINGS: Mapping[str, Callable[[Recordings], CheckOutcome]] = {
-    "requests": rest.requests,
-    "answers": rest.answers,
-    "graphql documents": graph.documents,
-    "graphql answers": graph.data,
-    "webhooks": hooks.bodies,
-    "signatures": hooks.signatures,
+RECORDING_CHECKS: Mapping[str, Callable[[Recordings], CheckOutcome]] = {
+    "requests": rest.check_requests,
+    "answers": rest.check_answers,
+    "graphql documents": graph.check_documents,
+    "graphql answers": graph.check_answers,
+    "webhooks": hooks.check_bodies,
+    "signatures": hooks.check_signatures,
 }
-"""Checks of what the flow tests said to devhub, and devhub to them."""
+"""Checks of the recorded exchanges and webhooks of the flow tests."""
 
 
 def main() -> int:
-    asked = _arguments()
+    arguments = _parse_arguments()
     logging.disable(logging.WARNING)
-    wanted = asked.only or [*ALONE, *OF_RECORDINGS]
+    checks = arguments.only or [*INDEPENDENT_CHECKS, *RECORDING_CHECKS]
     try:
-        outcomes = list(_checked(wanted, recorded=asked.recorded))
+        outcomes = list(_run_checks(checks, recorded=arguments.recorded))
     except (RuntimeError, OSError) as error:
         print(f"fidelity: {error}", file=sys.stderr)
         return 1
-    _show(outcomes, load_allowances())
+    _print_table(outcomes, load_allowances())
     return 1 if any(outcome.wrong for outcome in outcomes) else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity", description=__doc__)
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*ALONE, *OF_RECORDINGS],
+        choices=[*INDEPENDENT_CHECKS, *RECORDING_CHECKS],
         help="one check; may be given again",
     )
     parser.add_argument(
@@ -62,28 +62,33 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _checked(wanted: Sequence[str], *, recorded: bool) -> list[CheckOutcome]:
+def _run_checks(checks: Sequence[str], *, recorded: bool) -> list[CheckOutcome]:
     allowances = load_allowances()
-    packages.fetch()
-    found = [_timed(name, ALONE[name]) for name in wanted if name in ALONE]
-    if rest_of := [name for name in wanted if name in OF_RECORDINGS]:
+    packages.fetch_packages()
+    outcomes = [
+        _run_check(name, INDEPENDENT_CHECKS[name]) for name in checks if name in INDEPENDENT_CHECKS
+    ]
+    if recording_checks := [name for name in checks if name in RECORDING_CHECKS]:
         if not recorded:
-            recordings.record()
-        rows = recordings.load()
-        found += [_timed(name, lambda name=name: OF_RECORDINGS[name](rows)) for name in rest_of]
-    for outcome in found:
-        outcome.forgive(allowances)
-    return found
+            recordings.record_tests()
+        recorded_rows = recordings.load_recordings()
+        outcomes += [
+            _run_check(name, lambda name=name: RECORDING_CHECKS[name](recorded_rows))
+            for name in recording_checks
+        ]
+    for outcome in outcomes:
+        outcome.apply_allowances(allowances)
+    return outcomes
 
 
-def _timed(name: str, check: Callable[[], CheckOutcome]) -> CheckOutcome:
+def _run_check(name: str, check: Callable[[], CheckOutcome]) -> CheckOutcome:
     began = time.monotonic()
     outcome = check()
     print(f"fidelity: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     return outcome
 
 
-def _show(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> None:
+def _print_table(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> None:
     console = Console(
         soft_wrap=not sys.stdout.isatty(),
         width=None if sys.stdout.isatty() else 170,
@@ -94,21 +99,29 @@ def _show(outcomes: Sequence[CheckOutcome], allowances: Sequence[Allowance]) -> 
     table.add_column("", no_wrap=True)
     table.add_column("WRONG", justify="right")
     table.add_column("ALLOWED", justify="right")
-    for one in outcomes:
-        wrong = Text(str(one.wrong), style="red" if one.wrong else "green")
+    for outcome in outcomes:
+        wrong = Text(str(outcome.wrong), style="red" if outcome.wrong else "green")
         table.add_row(
-            one.check, one.promise, str(one.looked), one.seen, wrong, str(one.allowed.total() or "")
+            outcome.check,
+            outcome.promise,
+            str(outcome.checked_count),
+            outcome.checked_what,
+            wrong,
+            str(outcome.allowed.total() or ""),
         )
     console.print(table)
-    why = {one.name: one.why for one in allowances}
-    for name, times in sorted(sum((one.allowed for one in outcomes), Counter()).items()):
+    reasons = {allowance.name: allowance.why for allowance in allowances}
+    for name, times in sorted(sum((outcome.allowed for outcome in outcomes), Counter()).items()):
         console.print(
-            Text(f"allowed {times} times: {name} — {' '.join(why[name].split())}", style="dim")
+            Text(f"allowed {times} times: {name} — {' '.join(reasons[name].split())}", style="dim")
         )
-    for one in outcomes:
-        for violation, times in sorted(one.violations.items()):
+    for outcome in outcomes:
+        for violation, times in sorted(outcome.violations.items()):
             console.print(
-                Text(f"WRONG {one.check}: {violation}" + (f" ({times} times)" if times > 1 else ""))
+                Text(
+                    f"WRONG {outcome.check}: {violation}"
+                    + (f" ({times} times)" if times > 1 else "")
+                )
             )
 
 

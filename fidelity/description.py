@@ -1,8 +1,8 @@
-"""GitHub's description of its REST API and webhooks, as a judge: is this request, answer or webhook
-one of GitHub's?
+"""GitHub's description of its REST API and webhooks, as a validator of requests, answers and
+webhooks.
 
-openapi-core judges by a description of only the paths that are asked for: the whole one has 13 MB
-and 800 paths.
+openapi-core validates with a description that contains only the needed paths: the whole one has 13
+MB and 800 paths.
 """
 
 import json
@@ -23,8 +23,8 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 from werkzeug.datastructures import Headers, ImmutableMultiDict
 
-from fidelity.finding import pointer_to, short
-from fidelity.invented import Invented
+from fidelity.finding import build_pointer, shorten
+from fidelity.invented import UndocumentedFields
 
 Json = Mapping[str, Any]
 Fault = tuple[str, str]
@@ -41,7 +41,7 @@ MEMBER = "https://fidelity.invalid/description"
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One method on one path, as the description names it."""
+    """One method on one path, in the terms of the description."""
 
     method: str
     template: str
@@ -53,7 +53,7 @@ class Operation:
 
 @dataclass(kw_only=True)
 class DescribedRequest:
-    """A request in the form that openapi-core asks for."""
+    """A request in the form that openapi-core expects."""
 
     operation: Operation
     query: str
@@ -84,7 +84,7 @@ class DescribedRequest:
 
 @dataclass(kw_only=True)
 class Response:
-    """An answer in the form that openapi-core asks for."""
+    """An answer in the form that openapi-core expects."""
 
     status_code: int
     data: bytes
@@ -96,38 +96,49 @@ class Response:
 
 
 class Description:
-    """`document` is GitHub's; `paths` are the requests (method, path) that will be asked about."""
+    """`document` is GitHub's description; `paths` are the requests (method, path) that will be
+    checked."""
 
     def __init__(self, document: Json, paths: Iterable[tuple[str, str]] = ()) -> None:
         self._document = document
-        self._templates = [(template, self._pattern(template)) for template in document["paths"]]
-        self._operations = {pair: self._find(*pair) for pair in dict.fromkeys(paths)}
+        self._templates = [
+            (template, self._build_pattern(template)) for template in document["paths"]
+        ]
+        self._operations = {pair: self._find_operation(*pair) for pair in dict.fromkeys(paths)}
 
-    def operation(self, method: str, path: str) -> Operation | None:
-        """What the description calls this; None when it does not know it."""
+    def get_operation(self, method: str, path: str) -> Operation | None:
+        """Return the operation of a request; None if the description does not know it."""
         if (method, path) not in self._operations:
-            self._operations[method, path] = self._find(method, path)
+            self._operations[method, path] = self._find_operation(method, path)
         return self._operations[method, path]
 
-    def _pattern(self, template: str) -> re.Pattern[str]:
-        """A template as a pattern for paths; a variable may hold slashes where the description says
-        so."""
-        said = [one for one in self._document["paths"][template].values() if isinstance(one, dict)]
-        variables = [
-            self._resolved(one) for operation in said for one in operation.get("parameters", ())
+    def _build_pattern(self, template: str) -> re.Pattern[str]:
+        """Return a template as a pattern for paths. A variable may contain slashes if the
+        description says so."""
+        operations = [
+            operation
+            for operation in self._document["paths"][template].values()
+            if isinstance(operation, dict)
         ]
-        many = {one["name"] for one in variables if one.get("x-multi-segment")}
+        variables = [
+            self._resolve(parameter)
+            for operation in operations
+            for parameter in operation.get("parameters", ())
+        ]
+        multi_segment = {
+            parameter["name"] for parameter in variables if parameter.get("x-multi-segment")
+        }
         parts = enumerate(re.split(r"\{([^}]+)\}", template))
-        forms = (
-            ("(.+)" if part in many else "([^/]+)") if odd % 2 else re.escape(part)
-            for odd, part in parts
+        patterns = (
+            ("(.+)" if part in multi_segment else "([^/]+)") if position % 2 else re.escape(part)
+            for position, part in parts
         )
-        return re.compile("".join(forms))
+        return re.compile("".join(patterns))
 
-    def _find(self, method: str, path: str) -> Operation | None:
-        """The template with the fewest variables wins, and of those the one whose variables are the
+    def _find_operation(self, method: str, path: str) -> Operation | None:
+        """Return the template with the fewest variables; of several, the one whose variables are
         shortest."""
-        found = []
+        matches = []
         for template, pattern in self._templates:
             if (match := pattern.fullmatch(path)) and method.lower() in self._document["paths"][
                 template
@@ -137,96 +148,99 @@ class Description:
                     name: unquote(text) for name, text in zip(names, match.groups(), strict=True)
                 }
                 weight = (len(variables), sum(len(text) for text in variables.values()))
-                found.append((weight, template, variables))
-        if not found:
+                matches.append((weight, template, variables))
+        if not matches:
             return None
-        _, template, variables = min(found, key=lambda one: one[0])
+        _, template, variables = min(matches, key=lambda match: match[0])
         return Operation(method=method, template=template, variables=variables)
 
     @cached_property
-    def _reduced(self) -> SchemaPath:
-        wanted = {found.template for found in self._operations.values() if found}
-        paths = {template: self._document["paths"][template] for template in wanted}
+    def _reduced_schema(self) -> SchemaPath:
+        templates = {operation.template for operation in self._operations.values() if operation}
+        paths = {template: self._document["paths"][template] for template in templates}
         return SchemaPath.from_dict({**self._document, "paths": paths, "x-webhooks": {}})
 
     @cached_property
-    def _requests(self) -> V30RequestValidator:
-        return V30RequestValidator(self._reduced, forbid_unspecified_additional_properties=True)
+    def _request_validator(self) -> V30RequestValidator:
+        return V30RequestValidator(
+            self._reduced_schema, forbid_unspecified_additional_properties=True
+        )
 
     @cached_property
-    def _responses(self) -> V30ResponseValidator:
-        return V30ResponseValidator(self._reduced)
+    def _response_validator(self) -> V30ResponseValidator:
+        return V30ResponseValidator(self._reduced_schema)
 
-    # ── the judgements ──
+    # ── validation ──
 
-    def of_request(self, request: DescribedRequest) -> Iterator[Fault]:
-        """What is wrong with a request: parameters, body, and whatever the description does not
-        know."""
-        for error in self._requests.iter_errors(request):
-            yield from _faults(error)
-        said = self._document["paths"][request.operation.template][request.method]
-        known = {
-            one["name"]
-            for one in map(self._resolved, said.get("parameters", ()))
-            if one["in"] == "query"
+    def find_request_faults(self, request: DescribedRequest) -> Iterator[Fault]:
+        """Yield what is wrong with a request: parameters, body, and anything that the description
+        does not know."""
+        for error in self._request_validator.iter_errors(request):
+            yield from _list_faults(error)
+        operation = self._document["paths"][request.operation.template][request.method]
+        parameters = {
+            parameter["name"]
+            for parameter in map(self._resolve, operation.get("parameters", ()))
+            if parameter["in"] == "query"
         }
         for name in request.parameters.query:
-            if name not in known:
+            if name not in parameters:
                 yield f"?{name}", "the description knows no such query parameter"
-        if request.body and "requestBody" not in said:
+        if request.body and "requestBody" not in operation:
             yield "", "the description knows no body here"
 
-    def of_answer(self, request: DescribedRequest, response: Response) -> Iterator[Fault]:
-        """What is wrong with an answer. An error that an operation does not list has GitHub's usual
-        form."""
-        said = self._document["paths"][request.operation.template][request.method]
-        if str(response.status_code) not in said["responses"] and response.status_code in (
+    def find_answer_faults(self, request: DescribedRequest, response: Response) -> Iterator[Fault]:
+        """Yield what is wrong with an answer. An error that an operation does not list must have
+        GitHub's usual form."""
+        operation = self._document["paths"][request.operation.template][request.method]
+        if str(response.status_code) not in operation["responses"] and response.status_code in (
             400,
             401,
             403,
             404,
             422,
         ):
-            yield from self.of_data(
-                _json(response.data), VALIDATION_ERRORS if response.status_code == 422 else [ERROR]
+            yield from self.find_data_faults(
+                _parse_json(response.data),
+                VALIDATION_ERRORS if response.status_code == 422 else [ERROR],
             )
             return
-        for error in self._responses.iter_errors(request, response):
-            yield from _faults(error)
-        content = self._resolved(said["responses"].get(str(response.status_code), {})).get(
+        for error in self._response_validator.iter_errors(request, response):
+            yield from _list_faults(error)
+        content = self._resolve(operation["responses"].get(str(response.status_code), {})).get(
             "content", {}
         )
         schema = content.get("application/json", {}).get("schema")
         if schema and response.content_type.startswith("application/json"):
-            yield from self._invented.fields([schema], _json(response.data))
+            yield from self._undocumented_fields.find([schema], _parse_json(response.data))
 
-    def of_webhook(self, event: str, body: Any) -> Iterator[Fault]:
-        """What is wrong with a webhook's body."""
+    def find_webhook_faults(self, event: str, body: Any) -> Iterator[Fault]:
+        """Yield what is wrong with the body of a webhook."""
         action = body.get("action") if isinstance(body, dict) else None
         name = "-".join(filter(None, (event, action))).replace("_", "-")
-        if (said := self._document["x-webhooks"].get(name)) is None:
+        if (operation := self._document["x-webhooks"].get(name)) is None:
             yield "", f"the description knows no webhook {name}"
             return
-        content = said["post"]["requestBody"]["content"]["application/json"]["schema"]
-        yield from self._judge(content, body)
-        yield from self._invented.fields([content], body)
+        content = operation["post"]["requestBody"]["content"]["application/json"]["schema"]
+        yield from self._validate(content, body)
+        yield from self._undocumented_fields.find([content], body)
 
-    def of_data(self, data: Any, references: Sequence[str]) -> Iterator[Fault]:
-        """Whether data fits one of these parts of the description."""
+    def find_data_faults(self, data: Any, references: Sequence[str]) -> Iterator[Fault]:
+        """Yield what is wrong with data that must match one of these parts of the description."""
         schema = (
             {"$ref": references[0]}
             if len(references) == 1
-            else {"anyOf": [{"$ref": one} for one in references]}
+            else {"anyOf": [{"$ref": reference} for reference in references]}
         )
-        yield from self._judge(schema, data)
+        yield from self._validate(schema, data)
 
-    def _judge(self, schema: Json, data: Any) -> Iterator[Fault]:
-        rooted = _rooted(schema)
+    def _validate(self, schema: Json, data: Any) -> Iterator[Fault]:
+        schema_with_base = _add_base(schema)
         validator = OAS30Validator(
-            rooted, registry=self._registry, format_checker=oas30_format_checker
+            schema_with_base, registry=self._registry, format_checker=oas30_format_checker
         )
         for error in validator.iter_errors(data):
-            yield _told(error)
+            yield _describe_error(error)
 
     @cached_property
     def _registry(self) -> Registry[Any]:
@@ -235,52 +249,53 @@ class Description:
         )
 
     @cached_property
-    def _invented(self) -> Invented:
-        return Invented(self._resolved)
+    def _undocumented_fields(self) -> UndocumentedFields:
+        return UndocumentedFields(self._resolve)
 
-    def _resolved(self, part: Json) -> Json:
-        found: Any = part
-        while "$ref" in found:
-            reference = found["$ref"]
-            found = self._document
+    def _resolve(self, part: Json) -> Json:
+        resolved: Any = part
+        while "$ref" in resolved:
+            reference = resolved["$ref"]
+            resolved = self._document
             for step in reference.removeprefix("#/").split("/"):
-                found = found[step]
-        return found
+                resolved = resolved[step]
+        return resolved
 
 
-def _rooted(part: Any) -> Any:
-    """A part of the description on its own: its references lead into the registry."""
+def _add_base(part: Any) -> Any:
+    """Return a part of the description by itself; its references lead into the registry."""
     if isinstance(part, dict):
         return {
-            key: MEMBER + value if key == "$ref" and isinstance(value, str) else _rooted(value)
+            key: MEMBER + value if key == "$ref" and isinstance(value, str) else _add_base(value)
             for key, value in part.items()
         }
-    return [_rooted(one) for one in part] if isinstance(part, list) else part
+    return [_add_base(item) for item in part] if isinstance(part, list) else part
 
 
-def _json(data: bytes) -> Any:
+def _parse_json(data: bytes) -> Any:
     try:
         return json.loads(data)
     except ValueError:
         return data.decode("utf-8", "replace")
 
 
-def _faults(error: Exception) -> Iterator[Fault]:
-    """An error of openapi-core, and what lies behind it, as pointer and reason."""
+def _list_faults(error: Exception) -> Iterator[Fault]:
+    """Yield an error of openapi-core, and its causes, as pointer and reason."""
     cause = error
     while cause.__cause__ is not None and not isinstance(cause, InvalidSchemaValue):
         cause = cause.__cause__
     if isinstance(cause, InvalidSchemaValue):
         name = f"?{error.name}" if hasattr(error, "name") else ""
-        for one in cause.schema_errors:
-            pointer, reason = _told(one)
+        for schema_error in cause.schema_errors:
+            pointer, reason = _describe_error(schema_error)
             yield name + pointer, reason
     else:
         yield "", f"{type(error).__name__}: {cause}"
 
 
-def _told(error: ValidationError) -> Fault:
-    """The most telling of what is wrong: deep inside of `anyOf` and `oneOf`, where they apply."""
+def _describe_error(error: ValidationError) -> Fault:
+    """Return the most specific cause of an error: deep inside `anyOf` and `oneOf`, where they
+    apply."""
     deepest = best_match([error]) or error
-    told = deepest.message.replace(repr(deepest.instance), short(deepest.instance))
-    return pointer_to(deepest.absolute_path), told
+    message = deepest.message.replace(repr(deepest.instance), shorten(deepest.instance))
+    return build_pointer(deepest.absolute_path), message

@@ -1,4 +1,4 @@
-"""What a check found: how much it looked at, each violation in one line, and what is allowed by
+"""Results of a check: how much it compared, each violation in one line, and what is allowed by
 name."""
 
 import json
@@ -15,8 +15,8 @@ ALLOWED = Path(__file__).parent / "allowed.yml"
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Violation:
-    """One thing that is not as GitHub says: `where` is a method and path, or an event; `pointer` a
-    JSON pointer."""
+    """One difference from GitHub. `where` is a method and path, or an event; `pointer` is a JSON
+    pointer."""
 
     where: str
     pointer: str = ""
@@ -30,7 +30,7 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """One difference that is allowed in `checks`; `where`, `pointer` and `reason` are patterns for
+    """One difference that is allowed in `checks`. `where`, `pointer` and `reason` are patterns for
     the whole text."""
 
     name: str
@@ -40,7 +40,7 @@ class Allowance:
     reason: str = ".*"
     why: str
 
-    def fits(self, check: str, violation: Violation) -> bool:
+    def matches(self, check: str, violation: Violation) -> bool:
         pairs = (
             (self.where, violation.where),
             (self.pointer, violation.pointer),
@@ -53,32 +53,39 @@ class Allowance:
 
 @dataclass(kw_only=True)
 class CheckOutcome:
-    """The result of one check. `looked` counts what was held against GitHub; `seen` says what
-    that was."""
+    """The result of one check. `checked_count` is the number of things that were compared with
+    GitHub; `checked_what` describes them."""
 
     check: str
     promise: str
-    looked: int = 0
-    seen: str = ""
+    checked_count: int = 0
+    checked_what: str = ""
     violations: Counter[Violation] = field(default_factory=Counter)
     allowed: Counter[str] = field(default_factory=Counter)
 
-    def blame(self, where: str, reason: str, pointer: str = "") -> None:
+    def add_violation(self, where: str, reason: str, pointer: str = "") -> None:
         self.violations[Violation(where=where, pointer=pointer, reason=reason)] += 1
 
-    def forgive(self, allowances: Iterable[Allowance]) -> None:
-        """Move what is allowed by name aside; an allowance that nothing needs any more is a
-        violation itself."""
-        mine = [one for one in allowances if self.check in one.checks]
+    def apply_allowances(self, allowances: Iterable[Allowance]) -> None:
+        """Move what is allowed by name from the violations to `allowed`. An allowance that is not
+        needed is a violation itself."""
+        own_allowances = [allowance for allowance in allowances if self.check in allowance.checks]
         for violation in list(self.violations):
             if (
-                name := next((one.name for one in mine if one.fits(self.check, violation)), None)
+                name := next(
+                    (
+                        allowance.name
+                        for allowance in own_allowances
+                        if allowance.matches(self.check, violation)
+                    ),
+                    None,
+                )
             ) is not None:
                 self.allowed[name] += self.violations.pop(violation)
-        for one in mine:
-            if not self.allowed[one.name]:
-                self.blame(
-                    f"{ALLOWED.name}: {one.name}",
+        for allowance in own_allowances:
+            if not self.allowed[allowance.name]:
+                self.add_violation(
+                    f"{ALLOWED.name}: {allowance.name}",
                     "nothing needs this allowance any more; take it out",
                 )
 
@@ -88,18 +95,19 @@ class CheckOutcome:
 
 
 def load_allowances(path: Path = ALLOWED) -> Sequence[Allowance]:
-    """The allow-list. Every entry says why; a name is used once."""
-    found = [Allowance(**entry) for entry in yaml.safe_load(path.read_text()) or []]
-    names = Counter(one.name for one in found)
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise ValueError(f"{path.name}: used twice: {', '.join(twice)}")
-    if mute := [one.name for one in found if not one.why.strip()]:
-        raise ValueError(f"{path.name}: no reason given: {', '.join(mute)}")
-    return found
+    """Return the allow-list. Every entry has a reason and a unique name."""
+    allowances = [Allowance(**entry) for entry in yaml.safe_load(path.read_text()) or []]
+    names = Counter(allowance.name for allowance in allowances)
+    if repeated := [name for name, times in names.items() if times > 1]:
+        raise ValueError(f"{path.name}: used twice: {', '.join(repeated)}")
+    if without_reason := [allowance.name for allowance in allowances if not allowance.why.strip()]:
+        raise ValueError(f"{path.name}: no reason given: {', '.join(without_reason)}")
+    return allowances
 
 
-def pointer_to(path: Iterable[str | int]) -> str:
-    """A JSON pointer (RFC 6901), with `*` for each place in a list: all of them have one shape."""
+def build_pointer(path: Iterable[str | int]) -> str:
+    """Return a JSON pointer (RFC 6901), with `*` for each position in a list: all entries of a list
+    have one shape."""
     steps = (
         "*" if isinstance(step, int) else step.replace("~", "~0").replace("/", "~1")
         for step in path
@@ -107,7 +115,7 @@ def pointer_to(path: Iterable[str | int]) -> str:
     return "".join(f"/{step}" for step in steps)
 
 
-def short(value: object) -> str:
-    """A value as one can read it in a line."""
+def shorten(value: object) -> str:
+    """Return a value as a short text."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"

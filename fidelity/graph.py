@@ -1,5 +1,5 @@
-"""GraphQL: Osiris' documents and devhub's data, held against GitHub's schema; nothing is
-executed."""
+"""GraphQL: the documents of Osiris and the data of devhub, compared with GitHub's schema. No
+document is executed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ from graphql.execution.values import get_variable_values
 
 from fidelity import packages
 from fidelity.description import Description, Fault
-from fidelity.finding import CheckOutcome, pointer_to, short
+from fidelity.finding import CheckOutcome, build_pointer, shorten
 from fidelity.recordings import RecordedRequest, Recordings
 from fidelity.rest import GRAPHQL
 
-PLAIN: Mapping[str, type | tuple[type, ...]] = {
+SCALAR_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "String": str,
     "ID": str,
     "Boolean": bool,
@@ -47,189 +47,217 @@ PLAIN: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def documents(recordings: Recordings) -> CheckOutcome:
-    """Every GraphQL document of Osiris is valid, and its variables are what it declares."""
+def check_documents(recordings: Recordings) -> CheckOutcome:
+    """Check that every GraphQL document of Osiris is valid, and that its variables are those that
+    it declares."""
     outcome = CheckOutcome(
         check="graphql documents", promise="what Osiris asks GraphQL for is in GitHub's schema"
     )
     names = set()
-    for one in recordings.asked:
-        if one.path != GRAPHQL or one.by != "osiris" or not one.test.startswith("tests/flow/"):
+    for record in recordings.requests:
+        if (
+            record.path != GRAPHQL
+            or record.by != "osiris"
+            or not record.test.startswith("tests/flow/")
+        ):
             continue
-        outcome.looked += 1
-        where, document, said = _asked(one)
+        outcome.checked_count += 1
+        where, document, body = _parse_request(record)
         names.add(where)
         if document is None:
-            outcome.blame(where, "the document cannot be parsed")
+            outcome.add_violation(where, "the document cannot be parsed")
             continue
-        for reason in _wrong(packages.graphql_schema(), document, said):
-            outcome.blame(where, reason)
-    outcome.seen = f"requests with {len(names)} documents"
+        for reason in _find_document_faults(packages.load_graphql_schema(), document, body):
+            outcome.add_violation(where, reason)
+    outcome.checked_what = f"requests with {len(names)} documents"
     return outcome
 
 
-def data(recordings: Recordings) -> CheckOutcome:
-    """Every GraphQL answer of devhub has the shape that its document asks for."""
+def check_answers(recordings: Recordings) -> CheckOutcome:
+    """Check that every GraphQL answer of devhub has the shape that its document requests."""
     outcome = CheckOutcome(
         check="graphql answers", promise="what devhub answers over GraphQL has the schema's types"
     )
-    for one in recordings.asked:
-        if one.path != GRAPHQL or not one.status:
+    for record in recordings.requests:
+        if record.path != GRAPHQL or not record.status:
             continue
-        outcome.looked += 1
-        where, document, _ = _asked(one)
-        for pointer, reason in _faults(document, one):
-            outcome.blame(f"{where} {one.status}", reason, pointer)
-    outcome.seen = "answers"
+        outcome.checked_count += 1
+        where, document, _ = _parse_request(record)
+        for pointer, reason in _find_answer_faults(document, record):
+            outcome.add_violation(f"{where} {record.status}", reason, pointer)
+    outcome.checked_what = "answers"
     return outcome
 
 
-def _asked(one: RecordedRequest) -> tuple[str, DocumentNode | None, dict[str, Any]]:
-    said = json.loads(one.body)
+def _parse_request(record: RecordedRequest) -> tuple[str, DocumentNode | None, dict[str, Any]]:
+    body = json.loads(record.body)
     try:
-        document = parse(said.get("query") or "")
+        document = parse(body.get("query") or "")
     except GraphQLError:
-        return "POST /graphql", None, said
-    name = next((d.name.value for d in _operations(document) if d.name), "unnamed")
-    return f"POST /graphql {name}", document, said
+        return "POST /graphql", None, body
+    name = next((d.name.value for d in _list_operations(document) if d.name), "unnamed")
+    return f"POST /graphql {name}", document, body
 
 
-def _operations(document: DocumentNode) -> list[OperationDefinitionNode]:
-    return [one for one in document.definitions if isinstance(one, OperationDefinitionNode)]
+def _list_operations(document: DocumentNode) -> list[OperationDefinitionNode]:
+    return [
+        definition
+        for definition in document.definitions
+        if isinstance(definition, OperationDefinitionNode)
+    ]
 
 
-def _wrong(schema: GraphQLSchema, document: DocumentNode, said: Mapping[str, Any]) -> Iterator[str]:
+def _find_document_faults(
+    schema: GraphQLSchema, document: DocumentNode, body: Mapping[str, Any]
+) -> Iterator[str]:
     if errors := validate(schema, document):
         yield from (error.message for error in errors)
         return
-    for operation in _operations(document):
-        given = get_variable_values(
-            schema, operation.variable_definitions, said.get("variables") or {}
+    for operation in _list_operations(document):
+        variables = get_variable_values(
+            schema, operation.variable_definitions, body.get("variables") or {}
         )
-        if isinstance(given, list):
-            yield from (error.message for error in given)
+        if isinstance(variables, list):
+            yield from (error.message for error in variables)
 
 
-def _faults(document: DocumentNode | None, one: RecordedRequest) -> Iterator[Fault]:
-    told = json.loads(one.answer)
-    if one.status != 200:
-        yield from Description(packages.openapi()).of_data(
-            told, ["#/components/schemas/basic-error"]
+def _find_answer_faults(document: DocumentNode | None, record: RecordedRequest) -> Iterator[Fault]:
+    answer = json.loads(record.answer)
+    if record.status != 200:
+        yield from Description(packages.load_openapi()).find_data_faults(
+            answer, ["#/components/schemas/basic-error"]
         )
         return
-    errors = told.get("errors", [])
+    errors = answer.get("errors", [])
     for error in errors:
         if not isinstance(error.get("message"), str):
             yield "/errors/*", "an error without a message"
-    if document is None or validate(packages.graphql_schema(), document):
+    if document is None or validate(packages.load_graphql_schema(), document):
         if not errors:
             yield "", "GitHub would refuse this document"
         return
-    [operation] = _operations(document)
-    root = packages.graphql_schema().get_root_type(operation.operation)
-    if root is None or told.get("data") is None:
+    [operation] = _list_operations(document)
+    root = packages.load_graphql_schema().get_root_type(operation.operation)
+    if root is None or answer.get("data") is None:
         if not errors:
             yield "/data", "neither data nor errors"
         return
-    walk = Walk(packages.graphql_schema(), document)
-    yield from walk.composite(root, [operation], told["data"], ("data",))
+    validator = DataValidator(packages.load_graphql_schema(), document)
+    yield from validator.check_object(root, [operation], answer["data"], ("data",))
 
 
-class Walk:
-    """Goes through data beside the selections that asked for it."""
+class DataValidator:
+    """A comparison of data with the selections that requested it."""
 
     def __init__(self, schema: GraphQLSchema, document: DocumentNode) -> None:
         self._schema = schema
         self._fragments = {
-            one.name.value: one
-            for one in document.definitions
-            if isinstance(one, FragmentDefinitionNode)
+            definition.name.value: definition
+            for definition in document.definitions
+            if isinstance(definition, FragmentDefinitionNode)
         }
 
-    def value(
-        self, kind: GraphQLType, nodes: Sequence[FieldNode], told: Any, path: tuple[str | int, ...]
+    def check_value(
+        self, kind: GraphQLType, nodes: Sequence[FieldNode], value: Any, path: tuple[str | int, ...]
     ) -> Iterator[Fault]:
         if isinstance(kind, GraphQLNonNull):
             kind = kind.of_type
-            if told is None:
-                yield pointer_to(path), f"null, but the schema says {kind}!"
-        if told is None:
+            if value is None:
+                yield build_pointer(path), f"null, but the schema says {kind}!"
+        if value is None:
             return
         if isinstance(kind, GraphQLList):
-            if not isinstance(told, list):
-                yield pointer_to(path), f"{short(told)} is no list"
+            if not isinstance(value, list):
+                yield build_pointer(path), f"{shorten(value)} is no list"
                 return
-            for place, one in enumerate(told):
-                yield from self.value(kind.of_type, nodes, one, (*path, place))
+            for index, item in enumerate(value):
+                yield from self.check_value(kind.of_type, nodes, item, (*path, index))
         elif is_composite_type(kind):
-            yield from self.composite(kind, nodes, told, path)
+            yield from self.check_object(kind, nodes, value, path)
         else:
-            yield from _leaf(kind, told, path)
+            yield from _check_leaf(kind, value, path)
 
-    def composite(
+    def check_object(
         self,
         kind: Any,
         nodes: Sequence[FieldNode | OperationDefinitionNode],
-        told: Any,
+        value: Any,
         path: tuple[str | int, ...],
     ) -> Iterator[Fault]:
-        if not isinstance(told, dict):
-            yield pointer_to(path), f"{short(told)} is no {kind}"
+        if not isinstance(value, dict):
+            yield build_pointer(path), f"{shorten(value)} is no {kind}"
             return
         if is_abstract_type(kind):
-            named = self._schema.get_type(str(told.get("__typename")))
-            if is_object_type(named) and self._schema.is_sub_type(kind, named):
-                kind = named
-        asked = self._fields(
+            actual_type = self._schema.get_type(str(value.get("__typename")))
+            if is_object_type(actual_type) and self._schema.is_sub_type(kind, actual_type):
+                kind = actual_type
+        fields_by_name = self._collect_fields(
             kind,
-            [one for node in nodes if node.selection_set for one in node.selection_set.selections],
+            [
+                selection
+                for node in nodes
+                if node.selection_set
+                for selection in node.selection_set.selections
+            ],
         )
-        for name, fields in asked.items():
-            if name not in told:
+        for name, fields in fields_by_name.items():
+            if name not in value:
                 if not is_abstract_type(kind) or fields[0].name.value in getattr(
                     kind, "fields", {}
                 ):
-                    yield pointer_to((*path, name)), "asked for, but not there"
+                    yield build_pointer((*path, name)), "asked for, but not there"
             elif fields[0].name.value != "__typename":
                 declared = getattr(kind, "fields", {}).get(fields[0].name.value)
                 if declared is not None:
-                    yield from self.value(declared.type, fields, told[name], (*path, name))
-        for name in told:
-            if name not in asked:
-                yield pointer_to((*path, name)), "not asked for"
+                    yield from self.check_value(declared.type, fields, value[name], (*path, name))
+        for name in value:
+            if name not in fields_by_name:
+                yield build_pointer((*path, name)), "not asked for"
 
-    def _fields(
+    def _collect_fields(
         self, kind: GraphQLCompositeType, selections: Sequence[SelectionNode]
     ) -> dict[str, list[FieldNode]]:
-        """By the name in the answer; of fragments only those that can apply."""
-        found: dict[str, list[FieldNode]] = {}
-        for one in selections:
-            if isinstance(one, FieldNode):
-                found.setdefault(one.alias.value if one.alias else one.name.value, []).append(one)
+        """Return the fields by their names in the answer; of fragments, only those that can
+        apply."""
+        fields_by_name: dict[str, list[FieldNode]] = {}
+        for selection in selections:
+            if isinstance(selection, FieldNode):
+                fields_by_name.setdefault(
+                    selection.alias.value if selection.alias else selection.name.value,
+                    [],
+                ).append(selection)
                 continue
-            part = self._fragments[one.name.value] if isinstance(one, FragmentSpreadNode) else one
-            wanted = part.type_condition and self._schema.get_type(part.type_condition.name.value)
+            fragment = (
+                self._fragments[selection.name.value]
+                if isinstance(selection, FragmentSpreadNode)
+                else selection
+            )
+            condition = fragment.type_condition and self._schema.get_type(
+                fragment.type_condition.name.value
+            )
             if (
-                wanted is None
-                or wanted is kind
+                condition is None
+                or condition is kind
                 or is_abstract_type(kind)
-                or self._is_a(wanted, kind)
+                or self._is_subtype(condition, kind)
             ):
-                for name, fields in self._fields(kind, part.selection_set.selections).items():
-                    found.setdefault(name, []).extend(fields)
-        return found
+                for name, fields in self._collect_fields(
+                    kind, fragment.selection_set.selections
+                ).items():
+                    fields_by_name.setdefault(name, []).extend(fields)
+        return fields_by_name
 
-    def _is_a(self, wanted: Any, kind: Any) -> bool:
-        return (is_interface_type(wanted) or is_abstract_type(wanted)) and self._schema.is_sub_type(
-            wanted, kind
-        )
+    def _is_subtype(self, condition: Any, kind: Any) -> bool:
+        return (
+            is_interface_type(condition) or is_abstract_type(condition)
+        ) and self._schema.is_sub_type(condition, kind)
 
 
-def _leaf(kind: Any, told: Any, path: tuple[str | int, ...]) -> Iterator[Fault]:
+def _check_leaf(kind: Any, value: Any, path: tuple[str | int, ...]) -> Iterator[Fault]:
     if is_enum_type(kind):
-        if told not in kind.values:
-            yield pointer_to(path), f"{short(told)} is no {kind}"
-    elif (plain := PLAIN.get(kind.name)) and (
-        not isinstance(told, plain) or (isinstance(told, bool) and kind.name != "Boolean")
+        if value not in kind.values:
+            yield build_pointer(path), f"{shorten(value)} is no {kind}"
+    elif (expected_type := SCALAR_TYPES.get(kind.name)) and (
+        not isinstance(value, expected_type) or (isinstance(value, bool) and kind.name != "Boolean")
     ):
-        yield pointer_to(path), f"{short(told)} is no {kind}"
+        yield build_pointer(path), f"{shorten(value)} is no {kind}"

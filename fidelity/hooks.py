@@ -1,5 +1,5 @@
-"""Webhooks: devhub's bodies held against GitHub's description, and its signatures against another
-parser."""
+"""Webhooks: devhub's bodies compared with GitHub's description, and its signatures checked by
+another parser."""
 
 import json
 
@@ -9,67 +9,67 @@ from gidgethub.sansio import Event
 from fidelity import packages
 from fidelity.description import Description
 from fidelity.finding import CheckOutcome
-from fidelity.recordings import Recordings, Sent
+from fidelity.recordings import RecordedDelivery, Recordings
 
 
-def bodies(recordings: Recordings) -> CheckOutcome:
-    """Every webhook of devhub has the form that the description gives it."""
+def check_bodies(recordings: Recordings) -> CheckOutcome:
+    """Check that every webhook of devhub has the form that the description states."""
     outcome = CheckOutcome(
         check="webhooks", promise="what devhub sends as a webhook has GitHub's form"
     )
-    description = Description(packages.openapi())
+    description = Description(packages.load_openapi())
     kinds = set()
-    for one in recordings.sent:
-        outcome.looked += 1
-        body = json.loads(one.body)
-        where = ".".join(filter(None, (one.event, body.get("action"))))
+    for delivery in recordings.deliveries:
+        outcome.checked_count += 1
+        body = json.loads(delivery.body)
+        where = ".".join(filter(None, (delivery.event, body.get("action"))))
         kinds.add(where)
-        for pointer, reason in description.of_webhook(one.event, body):
-            outcome.blame(where, reason, pointer)
-    outcome.seen = f"webhooks of {len(kinds)} kinds"
+        for pointer, reason in description.find_webhook_faults(delivery.event, body):
+            outcome.add_violation(where, reason, pointer)
+    outcome.checked_what = f"webhooks of {len(kinds)} kinds"
     return outcome
 
 
-def signatures(recordings: Recordings) -> CheckOutcome:
-    """gidgethub takes every delivery of devhub as it is, and none with a byte changed or another
-    secret."""
+def check_signatures(recordings: Recordings) -> CheckOutcome:
+    """Check that gidgethub accepts every delivery of devhub, but none with a changed byte or
+    another secret."""
     outcome = CheckOutcome(
         check="signatures", promise="gidgethub takes devhub's deliveries, and no changed one"
     )
-    for one in recordings.sent:
-        if not one.secret:
+    for delivery in recordings.deliveries:
+        if not delivery.secret:
             continue
-        outcome.looked += 1
-        for reason in _unlike(one):
-            outcome.blame(one.event, reason)
-    outcome.seen = "deliveries, each also changed"
+        outcome.checked_count += 1
+        for reason in _find_signature_faults(delivery):
+            outcome.add_violation(delivery.event, reason)
+    outcome.checked_what = "deliveries, each also changed"
     return outcome
 
 
-def _unlike(one: Sent) -> list[str]:
-    headers = {name.lower(): text for name, text in one.headers.items()}
-    body = one.body.encode()
+def _find_signature_faults(delivery: RecordedDelivery) -> list[str]:
+    headers = {name.lower(): text for name, text in delivery.headers.items()}
+    body = delivery.body.encode()
     middle = len(body) // 2
     changed = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
     try:
-        event = Event.from_http(headers, body, secret=one.secret)
-    except Exception as error:  # noqa: BLE001 - whatever it is, gidgethub did not take the delivery
+        event = Event.from_http(headers, body, secret=delivery.secret)
+    except Exception as error:  # noqa: BLE001 - any exception means that gidgethub did not accept the delivery
         return [f"refused: {type(error).__name__}: {error}"]
-    wrong = []
+    faults = []
     if (event.event, event.delivery_id, event.data) != (
-        one.event,
+        delivery.event,
         headers["x-github-delivery"],
-        json.loads(one.body),
+        json.loads(delivery.body),
     ):
-        wrong.append("read as something else")
-    if _taken(headers, changed, one.secret):
-        wrong.append("taken with a byte changed")
-    if _taken(headers, body, one.secret + "x"):
-        wrong.append("taken with another secret")
-    return wrong
+        faults.append("read as something else")
+    if _is_accepted(headers, changed, delivery.secret):
+        faults.append("taken with a byte changed")
+    if _is_accepted(headers, body, delivery.secret + "x"):
+        faults.append("taken with another secret")
+    return faults
 
 
-def _taken(headers: dict[str, str], body: bytes, secret: str) -> bool:
+def _is_accepted(headers: dict[str, str], body: bytes, secret: str) -> bool:
     try:
         Event.from_http(headers, body, secret=secret)
     except ValidationFailure:

@@ -1,45 +1,47 @@
-"""Fields that GitHub's description does not have: what devhub invents, code could come to rely
-on."""
+"""Fields that GitHub's description does not contain. Code could come to rely on a field that only
+devhub has."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fidelity.finding import pointer_to
+from fidelity.finding import build_pointer
 
 Json = Mapping[str, Any]
 Path = tuple[str | int, ...]
 
 
-class Invented:
-    """`resolved` follows the references of a schema."""
+class UndocumentedFields:
+    """A search for undocumented fields; `resolve` follows the references of a schema."""
 
-    def __init__(self, resolved: Callable[[Json], Json]) -> None:
-        self._resolved = resolved
+    def __init__(self, resolve: Callable[[Json], Json]) -> None:
+        self._resolve = resolve
 
-    def fields(
+    def find(
         self, schemas: Sequence[Json], data: Any, path: Path = ()
     ) -> Iterator[tuple[str, str]]:
-        """Every field of `data` that none of the schemas, nor of those they join or choose from,
-        names."""
-        parts = [part for schema in schemas for part in self._parts(schema)]
+        """Yield every field of `data` that is in none of the schemas, nor in those that they
+        combine or choose from."""
+        parts = [part for schema in schemas for part in self._list_parts(schema)]
         if isinstance(data, list):
-            below = [part["items"] for part in parts if "items" in part]
-            for place, one in enumerate(data):
-                yield from self.fields(below, one, (*path, place))
+            inner_schemas = [part["items"] for part in parts if "items" in part]
+            for index, item in enumerate(data):
+                yield from self.find(inner_schemas, item, (*path, index))
         elif isinstance(data, dict) and any("properties" in part for part in parts):
-            open_ = any(part.get("additionalProperties") not in (None, False) for part in parts)
+            allows_others = any(
+                part.get("additionalProperties") not in (None, False) for part in parts
+            )
             for name, value in data.items():
-                below = [
+                inner_schemas = [
                     part["properties"][name] for part in parts if name in part.get("properties", {})
                 ]
-                if below:
-                    yield from self.fields(below, value, (*path, name))
-                elif not open_:
-                    yield pointer_to((*path, name)), "the description knows no such field"
+                if inner_schemas:
+                    yield from self.find(inner_schemas, value, (*path, name))
+                elif not allows_others:
+                    yield build_pointer((*path, name)), "the description knows no such field"
 
-    def _parts(self, schema: Json) -> Iterator[Json]:
-        found = self._resolved(schema)
-        yield found
+    def _list_parts(self, schema: Json) -> Iterator[Json]:
+        resolved = self._resolve(schema)
+        yield resolved
         for key in ("allOf", "anyOf", "oneOf"):
-            for member in found.get(key, ()):
-                yield from self._parts(member)
+            for member in resolved.get(key, ()):
+                yield from self._list_parts(member)

@@ -1,10 +1,11 @@
-"""What Osiris asks of models, held against the request types of the vendors' own libraries."""
+"""Model vendors: the requests of Osiris compared with the request types of the vendors' own
+libraries."""
 
 import asyncio
 from collections.abc import Sequence
 
-from fake_vendors.request_shapes import misfits
-from fake_vendors.server import WIRES, ReceivedRequest, Vendors, serving
+from fake_vendors.request_shapes import find_misfits
+from fake_vendors.server import VENDOR_APIS, ReceivedRequest, Vendors, serve_vendors
 from fake_vendors.troubles import (
     BadArguments,
     BreakMidway,
@@ -33,41 +34,44 @@ _TROUBLES = (
 )
 
 
-def requests() -> CheckOutcome:
-    """Whole conversations with each vendor, and one that goes from each vendor to each other."""
+def check_requests() -> CheckOutcome:
+    """Check whole conversations with each vendor, and conversations that move from each vendor to
+    each other."""
     outcome = CheckOutcome(
         check="models", promise="requests to models fit the types of the vendors' own libraries"
     )
-    for asked in asyncio.run(_run_conversations()):
-        outcome.looked += 1
-        for misfit in misfits(asked):
-            outcome.blame(f"{asked.vendor} {asked.path}", misfit)
-    outcome.seen = f"requests to {len(WIRES)} vendors"
+    for request in asyncio.run(_run_conversations()):
+        outcome.checked_count += 1
+        for misfit in find_misfits(request):
+            outcome.add_violation(f"{request.vendor} {request.path}", misfit)
+    outcome.checked_what = f"requests to {len(VENDOR_APIS)} vendors"
     return outcome
 
 
 async def _run_conversations() -> Sequence[ReceivedRequest]:
-    async with serving(_SCRIPT) as vendors:
-        for vendor in WIRES:
-            await _converse(vendors, [vendor] * 8, troubled=True)
-            for other in WIRES:
+    async with serve_vendors(_SCRIPT) as vendors:
+        for vendor in VENDOR_APIS:
+            await _run_conversation(vendors, [vendor] * 8, has_troubles=True)
+            for other in VENDOR_APIS:
                 if other != vendor:
-                    await _converse(vendors, [vendor, other, vendor, other])
+                    await _run_conversation(vendors, [vendor, other, vendor, other])
         return list(vendors.requests)
 
 
-async def _converse(vendors: Vendors, who: Sequence[str], *, troubled: bool = False) -> None:
-    """A conversation in which each of `who` says one thing; with every trouble between two of
-    them."""
-    registries = {vendor: _create_registry(vendors, vendor) for vendor in who}
-    for one in registries.values():
-        await one.probe_model()
+async def _run_conversation(
+    vendors: Vendors, speakers: Sequence[str], *, has_troubles: bool = False
+) -> None:
+    """Run a conversation in which each of `speakers` replies once, with one of the troubles before
+    each reply if `has_troubles`."""
+    registries = {vendor: _create_registry(vendors, vendor) for vendor in speakers}
+    for registry in registries.values():
+        await registry.probe_model()
     transcript = [
         Message(role="system", text=read_prompt()),
         Message(role="user", text="The brief."),
     ]
-    troubles = [*_TROUBLES, BreakMidway(), ContextFull()] if troubled else []
-    for vendor in who:
+    troubles = [*_TROUBLES, BreakMidway(), ContextFull()] if has_troubles else []
+    for vendor in speakers:
         vendors.troubles += [troubles.pop(0)] if troubles else []
         reply = await (await registries[vendor].select()).reply(transcript, build_specs())
         answers = [
@@ -75,12 +79,12 @@ async def _converse(vendors: Vendors, who: Sequence[str], *, troubled: bool = Fa
             for call in reply.calls
         ]
         transcript += [reply, *(answers or [Message(role="user", text="Use a tool.")])]
-    for one in registries.values():
-        await one.close()
+    for registry in registries.values():
+        await registry.close()
 
 
 def _create_registry(vendors: Vendors, vendor: str) -> ModelRegistry:
-    environ = vendors.environ(vendor)
+    environ = vendors.build_environ(vendor)
     name = vendor.upper().replace("-", "_")
     access = Access(key=environ[f"{name}_API_KEY"], url=environ[f"{name}_BASE_URL"])
     return ModelRegistry(environ["OSIRIS_MODEL"], {vendor: access}, window=8_000)

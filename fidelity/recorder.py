@@ -1,5 +1,5 @@
-"""A pytest plugin (`-p fidelity.recorder`): writes down every exchange and webhook of every hub, a
-JSON line each."""
+"""A pytest plugin (`-p fidelity.recorder`) that records every exchange and webhook of every hub,
+one JSON line each."""
 
 import base64
 import json
@@ -8,34 +8,35 @@ from typing import Any
 
 import pytest
 
-from fidelity.packages import BUILD
+from fidelity.packages import BUILD_FOLDER
 from osiris.devhub.models import Delivery
 from osiris.devhub.observers import ApiExchange
 from osiris.devhub.server import API, Hub
 
-FOLDER = BUILD / "recorded"
+RECORDINGS_FOLDER = BUILD_FOLDER / "recorded"
 
 
 class Recorder:
-    """One file for each process; tokens are left out, but for what an answer itself hands over."""
+    """A recorder with one file for each process. Tokens are left out, except those that an answer
+    itself contains."""
 
     def on_exchange(self, exchange: ApiExchange) -> None:
         request, answer = exchange.request, exchange.answer
         headers = dict(request.headers)
-        authority = headers.pop("authorization", "")
+        authorization = headers.pop("authorization", "")
         self._write(
             kind="exchange",
-            by="people" if "ghp_" in authority else "osiris",
+            by="people" if "ghp_" in authorization else "osiris",
             method=request.method,
             path=request.scope["raw_path"].decode("ascii").partition("?")[0].removeprefix(API),
             query=request.url.query,
             headers=headers,
-            body=_text(exchange.body),
+            body=_decode_text(exchange.body),
             answer=answer
             and {
                 "status": answer.status_code,
                 "headers": dict(answer.headers),
-                "body": _text(bytes(answer.body)),
+                "body": _decode_text(bytes(answer.body)),
             },
         )
 
@@ -44,19 +45,19 @@ class Recorder:
             kind="delivery",
             event=delivery.event,
             headers=delivery.request_headers,
-            body=_text(delivery.body),
+            body=_decode_text(delivery.body),
             secret=delivery.app.webhook_secret,
         )
 
     def _write(self, **row: Any) -> None:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        RECORDINGS_FOLDER.mkdir(parents=True, exist_ok=True)
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        with (FOLDER / f"{os.getpid()}.jsonl").open("a") as lines:
+        with (RECORDINGS_FOLDER / f"{os.getpid()}.jsonl").open("a") as lines:
             lines.write(json.dumps({"test": test, **row}) + "\n")
 
 
-def _text(data: bytes) -> str:
-    """Bytes as text; what is no text is marked as base64."""
+def _decode_text(data: bytes) -> str:
+    """Return bytes as text; if they are not UTF-8, as base64 with a mark."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,5 @@
-"""The tests of the flow and of devhub, played once with the recorder on, and what it wrote."""
+"""The recordings: the tests of the flow and of devhub run once with the recorder, and its files are
+read."""
 
 import json
 import shutil
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fidelity.recorder import FOLDER
+from fidelity.recorder import RECORDINGS_FOLDER
 
 TESTS = ("tests/flow", "tests/devhub")
 ROOT = Path(__file__).parent.parent
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRequest:
-    """One request to a hub and the hub's own answer; `status` is 0 when an interceptor kept the
-    request from it."""
+    """One request to a hub, and the hub's own answer. `status` is 0 if an interceptor kept the
+    request from the hub."""
 
     test: str
     by: str
@@ -33,8 +34,8 @@ class RecordedRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
-    """One webhook as it went over the wire, and the secret it was signed with."""
+class RecordedDelivery:
+    """One webhook as it was sent, and the secret of its signature."""
 
     test: str
     event: str
@@ -45,13 +46,15 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class Recordings:
-    asked: Sequence[RecordedRequest]
-    sent: Sequence[Sent]
+    """All recorded requests and webhooks."""
+
+    requests: Sequence[RecordedRequest]
+    deliveries: Sequence[RecordedDelivery]
 
 
-def record() -> None:
-    """Play the tests. Raises RuntimeError when one of them fails."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def record_tests() -> None:
+    """Run the tests. Raise RuntimeError if one of them fails."""
+    shutil.rmtree(RECORDINGS_FOLDER, ignore_errors=True)
     command = [
         sys.executable,
         "-m",
@@ -67,20 +70,21 @@ def record() -> None:
         raise RuntimeError("these tests fail; mend them first")
 
 
-def load(folder: Path = FOLDER) -> Recordings:
+def load_recordings(folder: Path = RECORDINGS_FOLDER) -> Recordings:
+    """Return the recordings in a folder. Raise RuntimeError if there are none."""
     rows = [
         json.loads(line)
         for path in sorted(folder.glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    asked = [_asked(row) for row in rows if row.pop("kind", "") == "exchange"]
-    sent = [Sent(**row) for row in rows if "secret" in row]
-    if not asked or not sent:
+    requests = [_parse_request(row) for row in rows if row.pop("kind", "") == "exchange"]
+    deliveries = [RecordedDelivery(**row) for row in rows if "secret" in row]
+    if not requests or not deliveries:
         raise RuntimeError(f"nothing is recorded in {folder}; leave out --recorded")
-    return Recordings(asked=asked, sent=sent)
+    return Recordings(requests=requests, deliveries=deliveries)
 
 
-def _asked(row: dict[str, Any]) -> RecordedRequest:
+def _parse_request(row: dict[str, Any]) -> RecordedRequest:
     answer = row.pop("answer") or {"status": 0, "headers": {}, "body": ""}
     return RecordedRequest(
         **row, status=answer["status"], answer_headers=answer["headers"], answer=answer["body"]

@@ -1,4 +1,4 @@
-"""REST: what Osiris asks, and what devhub answers, held against GitHub's description."""
+"""REST: the requests of Osiris and the answers of devhub, compared with GitHub's description."""
 
 import re
 from collections.abc import Iterator
@@ -12,79 +12,91 @@ from fidelity.recordings import RecordedRequest, Recordings
 GRAPHQL = "/api/graphql"
 
 
-def requests(recordings: Recordings) -> CheckOutcome:
-    """Every request of Osiris is one that the description knows: method, path, parameters, body."""
+def check_requests(recordings: Recordings) -> CheckOutcome:
+    """Check that the description knows every request of Osiris: method, path, parameters, body."""
     outcome = CheckOutcome(
         check="requests", promise="what Osiris asks REST for is in GitHub's description"
     )
-    asked = [
-        one
-        for one in _rest(recordings)
-        if one.by == "osiris" and one.test.startswith("tests/flow/")
+    records = [
+        record
+        for record in _list_rest_requests(recordings)
+        if record.by == "osiris" and record.test.startswith("tests/flow/")
     ]
-    description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
+    description = Description(
+        packages.load_openapi(), [(record.method, record.path) for record in records]
+    )
     operations = set()
-    for one in asked:
-        outcome.looked += 1
-        if (request := _request(description, one)) is None:
-            outcome.blame(
-                f"{one.method} {one.path}", f"the description knows no such request ({one.test})"
+    for record in records:
+        outcome.checked_count += 1
+        if (request := _describe_request(description, record)) is None:
+            outcome.add_violation(
+                f"{record.method} {record.path}",
+                f"the description knows no such request ({record.test})",
             )
             continue
         operations.add(str(request.operation))
-        for pointer, reason in description.of_request(request):
-            outcome.blame(str(request.operation), reason, pointer)
-    outcome.seen = f"requests to {len(operations)} operations"
+        for pointer, reason in description.find_request_faults(request):
+            outcome.add_violation(str(request.operation), reason, pointer)
+    outcome.checked_what = f"requests to {len(operations)} operations"
     return outcome
 
 
-def answers(recordings: Recordings) -> CheckOutcome:
-    """Every answer of devhub has the form that the description gives it, whoever asked."""
+def check_answers(recordings: Recordings) -> CheckOutcome:
+    """Check that every answer of devhub has the form that the description states, for any sender of
+    the request."""
     outcome = CheckOutcome(
         check="answers", promise="what devhub answers over REST has GitHub's form"
     )
-    asked = [one for one in _rest(recordings) if one.status]
-    description = Description(packages.openapi(), [(one.method, one.path) for one in asked])
+    records = [record for record in _list_rest_requests(recordings) if record.status]
+    description = Description(
+        packages.load_openapi(), [(record.method, record.path) for record in records]
+    )
     kinds = set()
-    for one in asked:
-        outcome.looked += 1
-        request = _request(description, one)
-        where = f"{request.operation if request else f'{one.method} {one.path}'} {one.status}"
+    for record in records:
+        outcome.checked_count += 1
+        request = _describe_request(description, record)
+        where = (
+            f"{request.operation if request else f'{record.method} {record.path}'} {record.status}"
+        )
         kinds.add(where)
         if request is None:
-            if one.status != 404:  # asked for what GitHub does not have: 404 is the right answer
-                outcome.blame(where, f"the description knows no such request ({one.test})")
+            if record.status != 404:  # GitHub has no such path: 404 is the right answer
+                outcome.add_violation(
+                    where, f"the description knows no such request ({record.test})"
+                )
             continue
         response = Response(
-            status_code=one.status, data=one.answer.encode(), headers=one.answer_headers
+            status_code=record.status, data=record.answer.encode(), headers=record.answer_headers
         )
-        for pointer, reason in description.of_answer(request, response):
-            outcome.blame(where, reason, pointer)
-    outcome.seen = f"answers of {len(kinds)} kinds"
+        for pointer, reason in description.find_answer_faults(request, response):
+            outcome.add_violation(where, reason, pointer)
+    outcome.checked_what = f"answers of {len(kinds)} kinds"
     return outcome
 
 
-def _rest(recordings: Recordings) -> Iterator[RecordedRequest]:
+def _list_rest_requests(recordings: Recordings) -> Iterator[RecordedRequest]:
     return (
-        replace(one, path=_by_name(one.path)) for one in recordings.asked if one.path != GRAPHQL
+        replace(record, path=_replace_repository_id(record.path))
+        for record in recordings.requests
+        if record.path != GRAPHQL
     )
 
 
-def _by_name(path: str) -> str:
-    """The address that a redirect of a renamed repository leads to, as the description knows it: by
-    a name."""
+def _replace_repository_id(path: str) -> str:
+    """Return the path to which a redirect of a renamed repository leads, with a name instead of the
+    id: the description knows only names."""
     return re.sub(r"^/repositories/\d+(?=/|$)", "/repos/owner/name", path)
 
 
-def _request(description: Description, one: RecordedRequest) -> DescribedRequest | None:
-    operation = description.operation(one.method, one.path)
+def _describe_request(description: Description, record: RecordedRequest) -> DescribedRequest | None:
+    operation = description.get_operation(record.method, record.path)
     if operation is None:
         return None
-    kind = one.headers.get("content-type", "application/json")
+    content_type = record.headers.get("content-type", "application/json")
     return DescribedRequest(
         operation=operation,
-        query=one.query,
-        body=one.body.encode(),
-        content_type=kind,
-        headers=one.headers,
+        query=record.query,
+        body=record.body.encode(),
+        content_type=content_type,
+        headers=record.headers,
     )

@@ -1,1 +1,1 @@
-"""A real bug in a real project, from the issue to the merged fix: `make real`."""
+"""A real bug of a real project, from the issue to the merged fix: `make real`."""

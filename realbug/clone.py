@@ -1,4 +1,4 @@
-"""A plain clone of the repository, outside every sandbox, and what its tests say there."""
+"""A plain clone of the repository outside of every sandbox, and the results of its tests."""
 
 import os
 import subprocess
@@ -9,40 +9,41 @@ from pathlib import Path
 from osiris.core.errors import Refused
 
 
-def insist(holds: bool, otherwise: str) -> None:
-    """Raise Refused unless it holds."""
-    if not holds:
-        raise Refused(otherwise)
+def require(condition: bool, message: str) -> None:
+    """Raise Refused unless the condition is true."""
+    if not condition:
+        raise Refused(message)
 
 
 @dataclass(frozen=True)
 class Clone:
-    """`place` holds the work tree, `tools` the virtual environment that its tests run in."""
+    """A clone. `folder` contains the work tree, `tools` the virtual environment in which its tests
+    run."""
 
-    place: Path
+    folder: Path
     tools: Path
 
     @classmethod
-    def of(cls, url: str, place: Path, tools: Path) -> "Clone":
-        _run(["git", "clone", "--quiet", url, str(place)], place.parent)
-        return cls(place, tools)
+    def create(cls, url: str, folder: Path, tools: Path) -> "Clone":
+        _run(["git", "clone", "--quiet", url, str(folder)], folder.parent)
+        return cls(folder, tools)
 
-    def ordinal(self, number: int) -> str:
+    def call_to_ordinal(self, number: int) -> str:
         code = f"from tenacity._utils import to_ordinal; print(to_ordinal({number}))"
-        return self._python("-c", code).strip()
+        return self._run_python("-c", code).strip()
 
-    def suite(self, *paths: str) -> str:
-        """pytest's last line. Raises Refused unless everything passed."""
+    def run_suite(self, *paths: str) -> str:
+        """Return the last line of pytest. Raise Refused unless all tests passed."""
         return (
-            self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+            self._run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
             .strip()
             .splitlines()[-1]
         )
 
-    def check(self, test: str) -> str:
-        """Insist on the mended code, the new test and the whole suite; gives the suite's last
-        line."""
-        for number, wanted in {
+    def check_fix(self, test: str) -> str:
+        """Raise Refused unless the code is fixed, and the new test and the whole suite pass. Return
+        the last line of the suite."""
+        for number, expected in {
             1: "1st",
             11: "11th",
             101: "101st",
@@ -50,27 +51,29 @@ class Clone:
             112: "112th",
             113: "113th",
         }.items():
-            found = self.ordinal(number)
-            insist(found == wanted, f"in the clone to_ordinal({number}) is {found}")
-        insist(
-            "113th" in (self.place / test).read_text(),
+            actual = self.call_to_ordinal(number)
+            require(actual == expected, f"in the clone to_ordinal({number}) is {actual}")
+        require(
+            "113th" in (self.folder / test).read_text(),
             f"the new cases are not in the clone's {test}",
         )
-        new = self.suite(f"{test}::test_ordinals")
-        insist(new.startswith("1 passed"), f"the new test says in the clone: {new}")
-        return self.suite()
+        test_result = self.run_suite(f"{test}::test_ordinals")
+        require(
+            test_result.startswith("1 passed"), f"the new test says in the clone: {test_result}"
+        )
+        return self.run_suite()
 
-    def _python(self, *args: str) -> str:
-        return _run([str(self.tools / "bin/python"), "-B", *args], self.place)
+    def _run_python(self, *args: str) -> str:
+        return _run([str(self.tools / "bin/python"), "-B", *args], self.folder)
 
 
 def _run(argv: Sequence[str], cwd: Path) -> str:
-    keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    env = {**keep, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
+    environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    env = {**environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
     result = subprocess.run(
         argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300
     )
     if result.returncode:
-        words = " ".join((result.stderr.strip() or result.stdout.strip()).split())
-        raise Refused(f"{' '.join(argv[:4])} ended with {result.returncode}: {words[-400:]}")
+        output = " ".join((result.stderr.strip() or result.stdout.strip()).split())
+        raise Refused(f"{' '.join(argv[:4])} ended with {result.returncode}: {output[-400:]}")
     return result.stdout

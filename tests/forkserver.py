@@ -1,9 +1,10 @@
-"""Processes of Osiris that begin in no time: forked from one that has imported everything.
+"""Fast starts of Osiris processes: each is forked from a process that has already imported
+everything.
 
-To start python and import Osiris takes a second of a processor, and the tests start some hundred
-processes. Apart from that they are what an operator starts: processes of their own with an
-environment, streams and an exit code of their own. `tests/flow/test_processes.py` and the demo
-start Osiris as operators do.
+Starting Python and importing Osiris takes a second of processor time, and the tests start hundreds
+of processes. Apart from the fork, these are the processes that an operator starts, each with its
+own environment, streams and exit code. `tests/flow/test_processes.py` and the demo start Osiris
+without a fork.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-IMPORTED = (
+PRELOADED_MODULES = (
     "aiosqlite",
     "alembic.command",
     "anyio._backends._asyncio",
@@ -41,30 +42,32 @@ IMPORTED = (
     "uvicorn.lifespan.off",
     "uvicorn.protocols.http.httptools_impl",
 )
-NEEDED = {} if os.geteuid() == 0 else {"OSIRIS_SANDBOX": "weak"}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(list(IMPORTED))
+REQUIRED_ENVIRON = {} if os.geteuid() == 0 else {"OSIRIS_SANDBOX": "weak"}
+FORK_CONTEXT = multiprocessing.get_context("forkserver")
+FORK_CONTEXT.set_forkserver_preload(list(PRELOADED_MODULES))
 
 
-class Streams:
-    """Descriptors on their way into a process that is being started."""
+class SentStreams:
+    """File descriptors that are passed to a process as it starts."""
 
     def __init__(self, *fds: int) -> None:
         self._fds = fds
 
     def __reduce__(self) -> Any:
-        return Arrived, tuple(map(DupFd, self._fds))
+        return ReceivedStreams, tuple(map(DupFd, self._fds))
 
 
-class Arrived:
+class ReceivedStreams:
+    """The same descriptors in the process that received them."""
+
     def __init__(self, *handles: Any) -> None:
         self.fds = [handle.detach() for handle in handles]
 
 
-def _live(
+def _run_command(
     args: tuple[str, ...], environ: Mapping[str, str], cwd: str, streams: Any, at_terminal: bool
 ) -> None:
-    """The whole life of one command."""
+    """Run one `osiris` command from start to end."""
     for fd, target in zip(streams.fds, range(3), strict=True):
         os.dup2(fd, target)
         os.close(fd)
@@ -74,7 +77,7 @@ def _live(
     os.setsid()
     if at_terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # a test run in the background ignores it
+    # tests that run in the background ignore SIGINT, and the fork inherits that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environ)
@@ -86,7 +89,7 @@ def _live(
 
 
 class CommandProcess:
-    """`osiris ARGS` as a process; a stream that is not given is nothing."""
+    """A process that runs `osiris ARGS`. A stream that is not given is /dev/null."""
 
     def __init__(
         self,
@@ -98,18 +101,25 @@ class CommandProcess:
         stderr: int = -1,
         at_terminal: bool = False,
     ) -> None:
-        """`environ` is all of its environment, but for PATH and HOME, and what an ordinary user has
-        to say."""
-        environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **NEEDED, **environ}
-        null = os.open(os.devnull, os.O_RDWR)
+        """`environ` is the whole environment, except PATH, HOME and the setting that an ordinary
+        user needs."""
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            **REQUIRED_ENVIRON,
+            **environ,
+        }
+        dev_null = os.open(os.devnull, os.O_RDWR)
         try:
-            streams = Streams(*(null if fd < 0 else fd for fd in (stdin, stdout, stderr)))
-            self._process: BaseProcess = FORKS.Process(
-                target=_live, args=(args, environ, str(cwd), streams, at_terminal), daemon=True
+            streams = SentStreams(*(dev_null if fd < 0 else fd for fd in (stdin, stdout, stderr)))
+            self._process: BaseProcess = FORK_CONTEXT.Process(
+                target=_run_command,
+                args=(args, environ, str(cwd), streams, at_terminal),
+                daemon=True,
             )
             self._process.start()
         finally:
-            os.close(null)
+            os.close(dev_null)
         assert self._process.pid
         self.pid: int = self._process.pid
 
@@ -118,9 +128,9 @@ class CommandProcess:
             os.kill(self.pid, number)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code; that of a killed one is negative."""
+        """Return the exit code; that of a killed process is negative."""
         self._process.join(timeout)
-        assert self._process.exitcode is not None, "it has not ended"
+        assert self._process.exitcode is not None, "the process has not ended"
         return self._process.exitcode
 
     def kill(self) -> None:
@@ -128,15 +138,17 @@ class CommandProcess:
         self._process.join()
 
 
-def osiris(*args: str, cwd: Path | str = ".", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `osiris ARGS` to its end."""
+def run_osiris(
+    *args: str, cwd: Path | str = ".", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `osiris ARGS`, wait for its end, and return the result."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = CommandProcess(
             *args, environ=environ, cwd=cwd, stdout=out.fileno(), stderr=err.fileno()
         )
-        code = command.wait(120)
-        said = []
+        exit_code = command.wait(120)
+        outputs = []
         for file in (out, err):
             file.seek(0)
-            said.append(file.read().decode())
-    return subprocess.CompletedProcess(args, code, *said)
+            outputs.append(file.read().decode())
+    return subprocess.CompletedProcess(args, exit_code, *outputs)

@@ -1,8 +1,8 @@
-"""Ends a server of the tests when whoever started it is gone.
+"""Ends a server of the tests when the process that started it has ended.
 
-It runs beside the server (`python keeper.py FOLDER SIGNAL`) and reads from a pipe that nobody
-writes to. The pipe ends when its other end is closed, also by `kill -9`; then every process that is
-at home in the folder is ended, and the folder removed.
+It runs beside the server (`python server_reaper.py FOLDER SIGNAL`) and reads from a pipe that
+nothing writes to. The pipe is closed when its owner ends, even by `kill -9`. Then every process
+whose working directory is in the folder is ended, and the folder is removed.
 """
 
 import contextlib
@@ -14,41 +14,41 @@ import time
 from pathlib import Path
 
 
-def at_home(folder: Path) -> set[int]:
-    """The processes whose working directory is the folder or below it: a server of ours and all it
-    started."""
-    found = set()
+def find_processes(folder: Path) -> set[int]:
+    """Return the processes whose working directory is the folder or below it: a server and
+    everything it started."""
+    pids = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # ended as we looked, or not ours to look at
+            with contextlib.suppress(OSError):  # it has just ended, or belongs to another user
                 if (entry / "cwd").readlink().is_relative_to(folder):
-                    found.add(int(entry.name))
-    return found - {os.getpid()}
+                    pids.add(int(entry.name))
+    return pids - {os.getpid()}
 
 
-def signal_all(folder: Path, number: signal.Signals) -> None:
-    """Send a signal to every process at home in the folder, also to those that appear meanwhile."""
-    told: set[int] = set()
-    while new := at_home(folder) - told:
-        for pid in new:
+def signal_processes(folder: Path, number: signal.Signals) -> None:
+    """Send a signal to every process in the folder, including those that start meanwhile."""
+    signalled: set[int] = set()
+    while unsignalled := find_processes(folder) - signalled:
+        for pid in unsignalled:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        told |= new
+        signalled |= unsignalled
 
 
-def end(folder: Path, number: signal.Signals) -> None:
-    """End what is at home in the folder, frozen or not: by a signal that it knows how to end by, or
-    by force."""
-    signal_all(folder, number)
-    signal_all(folder, signal.SIGCONT)
-    until = time.monotonic() + 2
-    while at_home(folder):
-        if time.monotonic() > until:
-            signal_all(folder, signal.SIGKILL)
+def end_processes(folder: Path, number: signal.Signals) -> None:
+    """End the processes in the folder, also frozen ones: with the given signal, and with SIGKILL
+    after two seconds."""
+    signal_processes(folder, number)
+    signal_processes(folder, signal.SIGCONT)
+    deadline = time.monotonic() + 2
+    while find_processes(folder):
+        if time.monotonic() > deadline:
+            signal_processes(folder, signal.SIGKILL)
         time.sleep(0.005)
 
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    end(Path(sys.argv[1]), signal.Signals(int(sys.argv[2])))
+    end_processes(Path(sys.argv[1]), signal.Signals(int(sys.argv[2])))
     shutil.rmtree(sys.argv[1])

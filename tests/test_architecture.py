@@ -1,4 +1,4 @@
-"""The rules of the house, read from the code itself."""
+"""The rules for the code, checked by reading its source."""
 
 import ast
 import functools
@@ -11,19 +11,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "osiris"
-COMPOSITION = {"__main__", "bootstrap", "cli", "console", "data_folder", "factories", "local"}
-COMPOSITION |= {"loop_monitor", "maintenance", "playground", "readiness", "runtime"}
-DEVHUB = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
-DEVHUB |= {"osiris.config.atomic_file", "osiris.config.http_server"}
-"""All of Osiris that devhub may know: it is GitHub, which knows nothing of Osiris."""
+COMPOSITION_PACKAGES = {
+    "__main__",
+    "bootstrap",
+    "cli",
+    "console",
+    "data_folder",
+    "factories",
+    "local",
+}
+COMPOSITION_PACKAGES |= {"loop_monitor", "maintenance", "playground", "readiness", "runtime"}
+DEVHUB_IMPORTS = {"osiris.core.errors", "osiris.core.git_environment", "osiris.__version__"}
+DEVHUB_IMPORTS |= {"osiris.config.atomic_file", "osiris.config.http_server"}
+"""The modules of Osiris that devhub may import: it imitates GitHub, which knows nothing of
+Osiris."""
 SOURCES = sorted(p for p in ROOT.rglob("*.py") if "sample" not in p.parts)
 
 parse = functools.cache(ast.parse)  # each rule reads all of the code
 
 
-def imported(source: str) -> set[str]:
-    """Every module name a source imports, `from a import b` as a.b; a relative import is an error
-    by itself."""
+def list_imports(source: str) -> set[str]:
+    """Return every module name that a source imports, `from a import b` as a.b. A relative import
+    is returned as `relative`."""
     names = set()
     for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
@@ -35,42 +44,44 @@ def imported(source: str) -> set[str]:
     return names
 
 
-def trespasses(place: str, source: str) -> list[str]:
-    """What `source` may not import where it stands; `place` is its path below osiris/ without the
+def find_forbidden_imports(module: str, source: str) -> list[str]:
+    """Return what `source` imports and must not; `module` is its path below osiris/ without the
     ending."""
-    room = place.partition("/")[0]
-    found = []
-    for name in imported(source):
+    package = module.partition("/")[0]
+    forbidden = []
+    for name in list_imports(source):
         top, _, rest = name.partition(".")
         target = rest.partition(".")[0]
         if name == "relative":
-            found.append("a relative import")
-        elif room in COMPOSITION or place == "__init__":
+            forbidden.append("a relative import")
+        elif package in COMPOSITION_PACKAGES or module == "__init__":
             continue
-        elif room == "core":
+        elif package == "core":
             if top not in sys.stdlib_module_names and not (top == "osiris" and target == "core"):
-                found.append(name)
-        elif room == "devhub" and top == "osiris" and target != room:
-            if name not in DEVHUB and name.rpartition(".")[0] not in DEVHUB:
-                found.append(name)
-        elif top == "osiris" and target not in {room, "core", "config", "__version__"}:
-            found.append(name)
-    return found
+                forbidden.append(name)
+        elif package == "devhub" and top == "osiris" and target != package:
+            if name not in DEVHUB_IMPORTS and name.rpartition(".")[0] not in DEVHUB_IMPORTS:
+                forbidden.append(name)
+        elif top == "osiris" and target not in {package, "core", "config", "__version__"}:
+            forbidden.append(name)
+    return forbidden
 
 
-def place_of(path: Path) -> str:
+def get_module(path: Path) -> str:
     return str(path.relative_to(ROOT).with_suffix(""))
 
 
 def test_a_module_imports_only_what_its_place_allows():
-    found = {
-        place: trespasses(place, path.read_text()) for path in SOURCES if (place := place_of(path))
+    forbidden = {
+        module: find_forbidden_imports(module, path.read_text())
+        for path in SOURCES
+        if (module := get_module(path))
     }
-    assert {place: names for place, names in found.items() if names} == {}
+    assert {module: names for module, names in forbidden.items() if names} == {}
 
 
 @pytest.mark.parametrize(
-    ("place", "planted"),
+    ("module", "planted"),
     [
         ("core/decide", "import httpx"),
         ("core/decide", "import osiris.queue.task_store"),
@@ -85,11 +96,11 @@ def test_a_module_imports_only_what_its_place_allows():
         ("bot/web/app", "from . import metrics"),
     ],
 )
-def test_a_planted_import_is_found(place: str, planted: str):
-    assert trespasses(place, planted) != []
+def test_a_planted_import_is_found(module: str, planted: str):
+    assert find_forbidden_imports(module, planted) != []
 
 
-ONE_KNOWER = {
+SOLE_USERS = {
     "githubkit": {"bot/github/app_auth", "bot/github/client", "bot/github/transport"},
     "typer": {"cli"},
     "os.environ": {"config/settings", "devhub/git_repository"},  # devhub hands git its PATH
@@ -98,33 +109,37 @@ ONE_KNOWER = {
 }
 
 
-@pytest.mark.parametrize("thing", ONE_KNOWER)
-def test_some_things_have_one_knower(thing: str):
-    knowers = {
-        place_of(path)
+@pytest.mark.parametrize("library", SOLE_USERS)
+def test_some_things_have_one_knower(library: str):
+    users = {
+        get_module(path)
         for path in SOURCES
-        if thing in {name.partition(".")[0] for name in imported(path.read_text())}
-        or f"{thing}." in path.read_text()
+        if library in {name.partition(".")[0] for name in list_imports(path.read_text())}
+        or f"{library}." in path.read_text()
     }
-    assert knowers == ONE_KNOWER[thing]
+    assert users == SOLE_USERS[library]
 
 
-def unreadable(place: str, source: str) -> list[str]:
-    """What keeps a reader from seeing what a module is for, and how."""
+def find_readability_problems(module: str, source: str) -> list[str]:
+    """Return why a module is hard to read: no docstring, or a length over the limits."""
     tree = parse(source)
-    found = [] if ast.get_docstring(tree) else [f"{place} has no docstring"]
+    problems = [] if ast.get_docstring(tree) else [f"{module} has no docstring"]
     if len(source.splitlines()) > 400:
-        found.append(f"{place} is too long")
+        problems.append(f"{module} is too long")
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60]
-    return [*found, *(f"{place}: {name} is too long" for name in long)]
+    long_functions = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60]
+    return [*problems, *(f"{module}: {name} is too long" for name in long_functions)]
 
 
 def test_a_module_says_what_it_is_for_and_stays_readable():
-    ours = [path for path in SOURCES if "migrations" not in path.parts]
-    assert [line for path in ours for line in unreadable(place_of(path), path.read_text())] == []
+    sources = [path for path in SOURCES if "migrations" not in path.parts]
+    assert [
+        line
+        for path in sources
+        for line in find_readability_problems(get_module(path), path.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -132,28 +147,35 @@ def test_a_module_says_what_it_is_for_and_stays_readable():
     ["x = 1", '"""A."""\n' + "x = 1\n" * 400, '"""A."""\ndef long():\n' + "    x = 1\n" * 61],
 )
 def test_a_planted_module_that_nobody_can_read_is_found(planted: str):
-    assert len(unreadable("bot/web/app", planted)) == 1
+    assert len(find_readability_problems("bot/web/app", planted)) == 1
 
 
 PARTICIPLES = re.compile(
     r"[a-z]+ed|begun|built|done|found|given|gone|heard|held|kept|laid|left|made|read_out|said|seen"
     r"|sent|shown|taken|told|written"
 )
-HEADLESS = {"What", "Who", "Where", "Whether", "How", "Which", "When", "Whose", "Why"}
-FOREIGN = {"cli", "config/logging", "devhub/graphql", "agents/models/registry", "bot/web/app"}
-FOREIGN |= {"queue/sqlite_connection"}
-"""Modules whose functions have names that others gave them: commands, an API, a library's faces."""
+HEADLESS_WORDS = {"What", "Who", "Where", "Whether", "How", "Which", "When", "Whose", "Why"}
+EXTERNAL_NAMES = {
+    "cli",
+    "config/logging",
+    "devhub/graphql",
+    "agents/models/registry",
+    "bot/web/app",
+}
+EXTERNAL_NAMES |= {"queue/sqlite_connection"}
+"""Modules whose functions have names from outside: commands, an API, the interface of a library."""
 
 
-def one_word_names() -> set[str]:
-    """Return the words that may name a public function alone; they stand in the glossary."""
+def read_one_word_names() -> set[str]:
+    """Return the words that may stand alone as the name of a public function, from the glossary."""
     page = (ROOT.parent / "docs/glossary.md").read_text()
-    listed = page[page.index("These words alone") :]
-    return set(re.search(r"`([a-z\s]+)`", listed)[1].split())
+    section = page[page.index("These words alone") :]
+    return set(re.search(r"`([a-z\s]+)`", section)[1].split())
 
 
-def own_functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Return all functions of a module but properties and those that Python itself calls."""
+def list_functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return all functions of a module, except properties and functions that Python itself
+    calls."""
     functions = (
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
@@ -161,59 +183,73 @@ def own_functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionD
         node
         for node in functions
         if not node.name.startswith("__")
-        and not any(ast.unparse(one).endswith("property") for one in node.decorator_list)
+        and not any(
+            ast.unparse(decorator).endswith("property") for decorator in node.decorator_list
+        )
     ]
 
 
-def badly_named(place: str, source: str) -> list[str]:
-    """Return the functions of a module whose names say neither what they do nor what they give."""
-    if place in FOREIGN:
+def find_bad_names(module: str, source: str) -> list[str]:
+    """Return the functions of a module whose names state neither what they do nor what they
+    return."""
+    if module in EXTERNAL_NAMES:
         return []
-    allowed = one_word_names()
-    found = []
-    for node in own_functions(parse(source)):
-        is_overriding = any(ast.unparse(one).endswith("override") for one in node.decorator_list)
+    allowed = read_one_word_names()
+    names = []
+    for node in list_functions(parse(source)):
+        is_overriding = any(
+            ast.unparse(decorator).endswith("override") for decorator in node.decorator_list
+        )
         name = node.name.strip("_")
         if "_" in name or is_overriding:
             continue
         is_public = not node.name.startswith("_")
         if PARTICIPLES.fullmatch(name) or (is_public and name not in allowed):
-            found.append(f"{place}: {node.name}")
-    return found
+            names.append(f"{module}: {node.name}")
+    return names
 
 
-def headless(place: str, source: str) -> list[str]:
-    """Return the docstrings of a module that begin with no verb and no noun."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = (node for node in ast.walk(parse(source)) if isinstance(node, documented))
+def find_headless_docstrings(module: str, source: str) -> list[str]:
+    """Return the docstrings of a module that begin with neither a verb nor a noun."""
+    node_types = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(parse(source)) if isinstance(node, node_types))
     texts = (ast.get_docstring(node) or "" for node in nodes)
-    return [f"{place}: {text[:60]}" for text in texts if text.partition(" ")[0] in HEADLESS]
+    return [f"{module}: {text[:60]}" for text in texts if text.partition(" ")[0] in HEADLESS_WORDS]
 
 
-def packed(place: str, source: str) -> list[str]:
-    """Return the assignments that do several things at once: a pair of plain values is one."""
-    found = []
+def find_packed_assignments(module: str, source: str) -> list[str]:
+    """Return the assignments that set several names at once. A pair of plain values on one line is
+    allowed."""
+    lines = []
     for node in ast.walk(parse(source)):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
             continue
         values = node.value.elts
-        if isinstance(node.targets[0], ast.Tuple) and (len(values) > 2 or is_long(node)):
-            found.append(f"{place}:{node.lineno}")
-    return found
+        if isinstance(node.targets[0], ast.Tuple) and (
+            len(values) > 2 or spans_several_lines(node)
+        ):
+            lines.append(f"{module}:{node.lineno}")
+    return lines
 
 
-def is_long(node: ast.Assign) -> bool:
+def spans_several_lines(node: ast.Assign) -> bool:
     return node.lineno != node.end_lineno
 
 
-RULES = {"names": badly_named, "docstrings": headless, "assignments": packed}
+RULES = {
+    "names": find_bad_names,
+    "docstrings": find_headless_docstrings,
+    "assignments": find_packed_assignments,
+}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_language_of_the_code_is_that_of_the_glossary(rule: str):
-    ours = [path for path in SOURCES if "migrations" not in path.parts]
-    found = [line for path in ours for line in RULES[rule](place_of(path), path.read_text())]
-    assert found == []
+    sources = [path for path in SOURCES if "migrations" not in path.parts]
+    violations = [
+        line for path in sources for line in RULES[rule](get_module(path), path.read_text())
+    ]
+    assert violations == []
 
 
 @pytest.mark.parametrize(
@@ -234,14 +270,12 @@ def test_planted_private_language_is_found(rule: str, planted: str):
 
 def test_most_names_of_functions_have_more_than_one_word():
     names = [
-        node.name.strip("_")
-        for path in SOURCES
-        for node in own_functions(parse(path.read_text()))
+        node.name.strip("_") for path in SOURCES for node in list_functions(parse(path.read_text()))
     ]
     assert sum("_" not in name for name in names) <= 0.35 * len(names)
 
 
-def thawed(source: str) -> list[str]:
+def find_unfrozen_dataclasses(source: str) -> list[str]:
     """Return the dataclasses of a module that are not frozen."""
     classes = (node for node in ast.walk(parse(source)) if isinstance(node, ast.ClassDef))
     return [
@@ -253,41 +287,41 @@ def thawed(source: str) -> list[str]:
 
 
 def test_the_dataclasses_of_the_core_are_frozen():
-    core = [path for path in SOURCES if place_of(path).startswith("core/")]
-    assert [name for path in core for name in thawed(path.read_text())] == []
-    assert thawed("@dataclass(slots=True)\nclass A: ...") == ["A"]
+    core = [path for path in SOURCES if get_module(path).startswith("core/")]
+    assert [name for path in core for name in find_unfrozen_dataclasses(path.read_text())] == []
+    assert find_unfrozen_dataclasses("@dataclass(slots=True)\nclass A: ...") == ["A"]
 
 
-def repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the names that several classes have, with the modules they stand in."""
-    places = defaultdict(list)
-    for place, source in sources.items():
+def find_repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names that several classes have, with their modules."""
+    modules = defaultdict(list)
+    for module, source in sources.items():
         for node in ast.walk(parse(source)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places[node.name].append(place)
-    return {name: found for name, found in places.items() if len(found) > 1}
+                modules[node.name].append(module)
+    return {name: with_name for name, with_name in modules.items() if len(with_name) > 1}
 
 
 def test_a_class_name_is_unique():
-    assert repeated_classes({place_of(path): path.read_text() for path in SOURCES}) == {}
-    assert repeated_classes({"a": "class A: ...", "b": "class A: ..."}) == {"A": ["a", "b"]}
+    assert find_repeated_classes({get_module(path): path.read_text() for path in SOURCES}) == {}
+    assert find_repeated_classes({"a": "class A: ...", "b": "class A: ..."}) == {"A": ["a", "b"]}
 
 
 def test_nobody_waits_in_the_way_that_loses_a_cancellation():
-    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that comes as the thing happens: a
-    stop that hangs."""
-    assert [place_of(path) for path in SOURCES if "wait_for(" in path.read_text()] == []
+    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that arrives at the moment the
+    awaited task ends. The stop then hangs."""
+    assert [get_module(path) for path in SOURCES if "wait_for(" in path.read_text()] == []
 
 
 def test_only_the_workers_edge_catches_everything():
-    broad = {
-        place_of(path)
+    modules = {
+        get_module(path)
         for path in SOURCES
         for node in ast.walk(parse(path.read_text()))
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") == "Exception")
     }
-    assert broad <= {"queue/event_processor", "queue/order_processor", "queue/worker"}
+    assert modules <= {"queue/event_processor", "queue/order_processor", "queue/worker"}
 
 
 def test_the_commands_load_nothing_heavy():
@@ -296,5 +330,7 @@ def test_the_commands_load_nothing_heavy():
 
     heavy = ("githubkit", "fastapi", "sqlalchemy", "alembic", "pydantic", "uvloop", "rich")
     code = f"import sys, osiris.cli; print([m for m in {heavy} if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

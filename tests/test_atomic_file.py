@@ -1,4 +1,4 @@
-"""A file is replaced whole or not at all."""
+"""Writing a file atomically: it is replaced completely or not at all."""
 
 import pytest
 

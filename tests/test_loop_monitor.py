@@ -1,4 +1,4 @@
-"""The monitor of the event loop, and what it tells of a stall."""
+"""The monitor of the event loop, and what it reports of a stall."""
 
 import asyncio
 import logging
@@ -11,14 +11,13 @@ from osiris.core.sanitize import clean_text
 from osiris.loop_monitor import LoopMonitor
 
 
-def hold_the_loop(seconds: float) -> None:
-    """Block as a slow system call does: the interpreter's lock is free meanwhile."""
+def block_in_system_call(seconds: float) -> None:
+    """Block as a slow system call does: meanwhile the interpreter's lock is free."""
     time.sleep(seconds)
 
 
-def keep_the_lock(seconds: float) -> None:
-    """Block as a slow regular expression does: in one call that does not let go of the
-    interpreter's lock."""
+def block_with_interpreter_lock(seconds: float) -> None:
+    """Block as a slow regular expression does: in one call that keeps the interpreter's lock."""
     size = 1000
     began = time.thread_time()
     while time.thread_time() - began < seconds:
@@ -27,7 +26,9 @@ def keep_the_lock(seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "stall", [hold_the_loop, keep_the_lock], ids=["a system call", "the interpreter's lock"]
+    "stall",
+    [block_in_system_call, block_with_interpreter_lock],
+    ids=["a system call", "the interpreter's lock"],
 )
 async def test_a_stall_is_counted_and_named(stall, caplog):
     monitor = LoopMonitor(threshold=0.1)
@@ -55,7 +56,7 @@ async def test_a_change_of_the_count_is_told_once():
     assert monitor.take_change() is None
     with monitor.watch_loop():
         await asyncio.sleep(0.05)
-        hold_the_loop(0.2)
+        block_in_system_call(0.2)
         await asyncio.sleep(0.05)
     assert monitor.take_change() == monitor.stalls > 0
     assert monitor.take_change() is None

@@ -14,41 +14,41 @@ import psycopg
 import pytest
 
 from tests import server_reaper
-from tests.servers import Postgres, Redis, Server, states
+from tests.servers import Postgres, Redis, Server, read_process_states
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(params=["postgres", "redis_server"])
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each kind of server in turn."""
+    """Provide each kind of server in turn."""
     return request.getfixturevalue(request.param)
 
 
-def until(happens: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 10
-    while not happens():
-        assert time.monotonic() < give_up
+def wait_until(is_reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_reached():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def ask(url: str, statement: str) -> list[tuple]:
+def run_sql(url: str, statement: str) -> list[tuple]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
 
 def test_no_process_of_a_server_is_roots(server: Server):
-    owners = {os.stat(f"/proc/{pid}").st_uid for pid in server.processes}
-    assert len(owners) == 1
-    assert owners.isdisjoint({0})
+    uids = {os.stat(f"/proc/{pid}").st_uid for pid in server.processes}
+    assert len(uids) == 1
+    assert uids.isdisjoint({0})
 
 
 def test_a_server_listens_to_this_machine_alone(server: Server):
-    told = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = {
         local
-        for _, local, _, state, *_ in told
+        for _, local, _, state, *_ in sockets
         if state == "0A" and local.endswith(f":{server.port:04X}")
     }
     assert listening == {f"0100007F:{server.port:04X}"}
@@ -58,14 +58,14 @@ def test_a_server_listens_to_this_machine_alone(server: Server):
 def test_a_database_is_fresh_for_each_test_and_a_copy_has_what_its_template_has(
     postgres: Postgres, database: str
 ):
-    assert ask(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
-    ask(database, "CREATE TABLE found AS SELECT 7 AS seven")
+    assert run_sql(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    run_sql(database, "CREATE TABLE found AS SELECT 7 AS seven")
     postgres.create("copied", template=urlsplit(database).path.strip("/"))
-    assert ask(postgres.url("copied"), "SELECT seven FROM found") == [(7,)]
-    with psycopg.connect(postgres.url("copied")):
+    assert run_sql(postgres.build_url("copied"), "SELECT seven FROM found") == [(7,)]
+    with psycopg.connect(postgres.build_url("copied")):
         postgres.drop("copied")
     with pytest.raises(psycopg.OperationalError, match="does not exist"):
-        ask(postgres.url("copied"), "SELECT 1")
+        run_sql(postgres.build_url("copied"), "SELECT 1")
 
 
 def test_a_stopped_postgres_refuses_and_comes_back_with_what_was_committed(
@@ -77,21 +77,21 @@ def test_a_stopped_postgres_refuses_and_comes_back_with_what_was_committed(
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
     with pytest.raises(psycopg.OperationalError, match="refused"):
-        ask(database, "SELECT 1")
+        run_sql(database, "SELECT 1")
     postgres.start()
-    assert ask(database, "SELECT one FROM kept") == [(1,)]
+    assert run_sql(database, "SELECT one FROM kept") == [(1,)]
 
 
 def test_a_stopped_redis_refuses_and_comes_back_empty(redis_server: Redis):
-    assert redis_server._say("SET word here") == "+OK"
+    assert redis_server._send_command("SET word here") == "+OK"
     redis_server.stop()
     with pytest.raises(ConnectionRefusedError):
         redis_server.flush()
     redis_server.start()
-    assert redis_server._say("EXISTS word") == ":0"
-    assert redis_server._say("SET word here") == "+OK"
+    assert redis_server._send_command("EXISTS word") == ":0"
+    assert redis_server._send_command("SET word here") == "+OK"
     redis_server.flush()
-    assert redis_server._say("EXISTS word") == ":0"
+    assert redis_server._send_command("EXISTS word") == ":0"
 
 
 def test_a_frozen_server_stands_still_with_all_its_connections_and_goes_on_afterwards(
@@ -101,24 +101,24 @@ def test_a_frozen_server_stands_still_with_all_its_connections_and_goes_on_after
         [(backend,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
         postgres.freeze()
         assert backend in postgres.processes
-        assert states(postgres.processes) == {"T"}
+        assert read_process_states(postgres.processes) == {"T"}
         postgres.thaw()
-        assert "T" not in states(postgres.processes)
+        assert "T" not in read_process_states(postgres.processes)
         assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
-@pytest.mark.parametrize("how", ["stop", "thaw"])
-def test_a_frozen_server_can_be_brought_back_either_way(server: Server, how: str):
+@pytest.mark.parametrize("method", ["stop", "thaw"])
+def test_a_frozen_server_can_be_brought_back_either_way(server: Server, method: str):
     server.freeze()
-    getattr(server, how)()
+    getattr(server, method)()
     server.start()
-    assert server._answers()
+    assert server._is_ready()
 
 
-OWNER = """
+OWNER_SCRIPT = """
 import sys
-from tests.servers import running_postgres, running_redis
-with running_postgres() as postgres, running_redis() as redis:
+from tests.servers import start_postgres, start_redis
+with start_postgres() as postgres, start_redis() as redis:
     if "frozen" in sys.argv:
         postgres.freeze(), redis.freeze()
     print(postgres.folder, redis.folder, flush=True)
@@ -132,7 +132,7 @@ def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(
     number: signal.Signals, state: str
 ):
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, state],
+        [sys.executable, "-c", OWNER_SCRIPT, state],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -142,7 +142,9 @@ def test_servers_and_their_folders_are_gone_when_their_owner_was_killed(
     with owner:
         assert owner.stdout
         folders = [Path(name) for name in owner.stdout.readline().split()]
-        assert all(server_reaper.at_home(folder) for folder in folders)
+        assert all(server_reaper.find_processes(folder) for folder in folders)
         owner.send_signal(number)
     for folder in folders:
-        until(lambda folder=folder: not server_reaper.at_home(folder) and not folder.exists())
+        wait_until(
+            lambda folder=folder: not server_reaper.find_processes(folder) and not folder.exists()
+        )

@@ -1,4 +1,5 @@
-"""How much of strangers' words is kept in a fact, told to an agent and shown at a terminal."""
+"""Bounds for untrusted text: how much of it a fact keeps, an agent is told, and a terminal
+shows."""
 
 import contextlib
 import io
@@ -38,7 +39,7 @@ ORDER = StartRun(
 
 
 class FakeRepositories:
-    """Takes every export as one changed file."""
+    """Repositories that import every export as one changed file."""
 
     async def import_pack(self, *_args: object) -> SimpleNamespace:
         return SimpleNamespace(tree="t" * 40, files=WORK.files)
@@ -56,7 +57,7 @@ class FakeCheckpoints:
     async def save_tree(self, *_args: object) -> None: ...
 
 
-async def submitted(ran: list[CommandRan], prepared: Prepared, summary: str = "s") -> Work:
+async def import_submission(ran: list[CommandRan], prepared: Prepared, summary: str = "s") -> Work:
     """Return the work of a run that ran these commands."""
     runner: Any = Runner(
         select_model=None,
@@ -65,7 +66,7 @@ async def submitted(ran: list[CommandRan], prepared: Prepared, summary: str = "s
         inbox=None,
         live_events=None,
     )
-    messages = [Message(role="tool", text="", ran=one) for one in ran]
+    messages = [Message(role="tool", text="", ran=command) for command in ran]
     run = SimpleNamespace(
         order=ORDER,
         base="b" * 40,
@@ -89,7 +90,9 @@ async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_
         for n in range(300)
     ]
     setup = CommandRan(command=text[:20_000], exit_code=0, seconds=1.0, blocked=HOSTS)
-    work = await submitted(ran, Prepared(commands=(setup,) * 50, weakness="w"), "s" * 1_000_000)
+    work = await import_submission(
+        ran, Prepared(commands=(setup,) * 50, weakness="w"), "s" * 1_000_000
+    )
     fact = e.PatchReady(issue=ISSUE, run=1, tree="t", base="b", at=0, work=work)
     assert len(json.dumps(serialization.dump(fact))) < 500_000
     assert (len(work.commands), work.earlier, work.commands[-1].exit_code) == (100, 200, 1)
@@ -97,16 +100,16 @@ async def test_a_fact_keeps_of_many_commands_what_the_evidence_can_show_and_the_
     assert (len(work.blocked), work.more_blocked) == (100, 1)
     assert (work.prepared.blocked[0].times, work.prepared.more_blocked) == (50, 1)
     assert len(work.prepared.commands) == 50
-    said = comments.format_evidence(work)
-    assert "| … and 270 earlier commands | | |" in said
-    assert "| … and 20 earlier commands | | |" in said
-    shown = said.count("- blocked: ")
-    assert said.count(f"- … and {101 - shown // 2} more\n") == 2
+    evidence = comments.format_evidence(work)
+    assert "| … and 270 earlier commands | | |" in evidence
+    assert "| … and 20 earlier commands | | |" in evidence
+    shown_count = evidence.count("- blocked: ")
+    assert evidence.count(f"- … and {101 - shown_count // 2} more\n") == 2
 
 
 async def test_a_fact_of_few_commands_keeps_them_as_they_are():
     ran = [CommandRan(command="pytest", exit_code=0, seconds=1.0)]
-    work = await submitted(ran, Prepared(commands=tuple(ran)))
+    work = await import_submission(ran, Prepared(commands=tuple(ran)))
     assert (work.commands, work.earlier) == (tuple(ran), 0)
     assert (work.blocked, work.prepared) == ((), Prepared(commands=tuple(ran)))
 
@@ -125,8 +128,8 @@ def test_work_that_an_earlier_version_stored_still_shows_its_refused_hosts():
     assert comments.format_evidence(work).count("- blocked: `hhh") == 2
 
 
-class Differing:
-    """A toolbox in which every command ends otherwise than before."""
+class ToolboxWithOtherResults:
+    """A toolbox in which every command ends with another exit code than before."""
 
     async def call_tool(self, _name: str, args: dict[str, str]) -> ToolAnswer:
         ran = CommandRan(command=args["command"], exit_code=1, seconds=1.0)
@@ -142,12 +145,14 @@ async def test_an_agent_is_told_of_few_commands_that_ended_otherwise_and_of_litt
         call = ToolCall(id=str(n), name="run_command", args={"command": text})
         messages.append(Message(role="assistant", text="", calls=(call,)))
         messages.append(Message(role="tool", text="", call=str(n), ran=ran))
-    told = relocation_notice(await replay_calls(Differing(), messages, 0), restored=True)
-    assert told is not None
-    assert is_difference_notice(told)
-    assert len(told.text) < 5_000
-    assert told.text.count("ended with 1, before with 0") == min(count, 10)
-    assert told.text.endswith("; and 50 more") == (count == 60)
+    notice = relocation_notice(
+        await replay_calls(ToolboxWithOtherResults(), messages, 0), restored=True
+    )
+    assert notice is not None
+    assert is_difference_notice(notice)
+    assert len(notice.text) < 5_000
+    assert notice.text.count("ended with 1, before with 0") == min(count, 10)
+    assert notice.text.endswith("; and 50 more") == (count == 60)
 
 
 def test_a_long_line_of_a_diff_is_cut_and_said_to_be(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""What a run is told of a review: people's words first, and what is left out is said."""
+"""Briefing of a review: people's text comes first, and what is left out is counted."""
 
 import time
 
@@ -7,7 +7,7 @@ from osiris.core.effects import Purpose, StartRun
 from osiris.core.events import IssueRef, Review, Thread
 
 
-def brief_of(*threads: Thread, text: str = "Please look again.") -> str:
+def build_brief(*threads: Thread, text: str = "Please look again.") -> str:
     review = Review(by="alice", text=text, threads=threads)
     order = StartRun(
         issue=IssueRef("acme/shop", 1),
@@ -23,39 +23,42 @@ def brief_of(*threads: Thread, text: str = "Please look again.") -> str:
     return briefing.build_messages(order, {})[1].text
 
 
-def thread(text: str, hunk: str = "@@ -1 +1 @@") -> Thread:
+def create_thread(text: str, hunk: str = "@@ -1 +1 @@") -> Thread:
     return Thread(path="src/app.py", line=7, hunk=hunk, text=text)
 
 
 def test_no_length_of_code_drops_a_persons_words():
-    told = brief_of(
-        thread("the first", hunk="+x\n" * 20_000), thread("the second", hunk="+y\n" * 20_000)
+    brief = build_brief(
+        create_thread("the first", hunk="+x\n" * 20_000),
+        create_thread("the second", hunk="+y\n" * 20_000),
     )
-    assert "the first" in told
-    assert "the second" in told
-    assert told.count("</thread>") == 2
+    assert "the first" in brief
+    assert "the second" in brief
+    assert brief.count("</thread>") == 2
 
 
 def test_the_end_of_the_code_is_shown_where_the_comment_stands():
-    told = brief_of(
-        thread("why?", hunk="@@ -1,600 +1,600 @@\n" + "+line\n" * 5_000 + "+the line in question")
+    brief = build_brief(
+        create_thread(
+            "why?", hunk="@@ -1,600 +1,600 @@\n" + "+line\n" * 5_000 + "+the line in question"
+        )
     )
-    assert "+the line in question\n---\nwhy?" in told
+    assert "+the line in question\n---\nwhy?" in brief
 
 
 def test_what_does_not_fit_is_counted():
-    told = brief_of(*(thread("x" * 5_000) for _ in range(20)))
-    shown = told.count("<thread ")
-    assert shown == told.count("</thread>")
-    assert f"[{20 - shown} more comments of this review are not shown here.]" in told
-    assert len(told) < 40_000
+    brief = build_brief(*(create_thread("x" * 5_000) for _ in range(20)))
+    shown_count = brief.count("<thread ")
+    assert shown_count == brief.count("</thread>")
+    assert f"[{20 - shown_count} more comments of this review are not shown here.]" in brief
+    assert len(brief) < 40_000
 
 
 def test_many_large_comments_are_not_read_to_their_end():
-    threads = [thread("x" * 60_000, hunk="+y\n" * 20_000) for _ in range(500)]
+    threads = [create_thread("x" * 60_000, hunk="+y\n" * 20_000) for _ in range(500)]
     began = time.thread_time()
-    brief_of(*threads)
-    whole = time.thread_time() - began
+    build_brief(*threads)
+    seconds_for_all = time.thread_time() - began
     began = time.thread_time()
-    brief_of(*threads[:50])
-    assert whole < 5 * (time.thread_time() - began) + 0.05
+    build_brief(*threads[:50])
+    assert seconds_for_all < 5 * (time.thread_time() - began) + 0.05

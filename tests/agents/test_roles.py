@@ -1,4 +1,4 @@
-"""Roles of agents: what they may call and spend, and what becomes of the end of their runs."""
+"""Agent roles: what each may call and spend, and how its runs may end."""
 
 from dataclasses import replace
 

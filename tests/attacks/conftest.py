@@ -22,7 +22,7 @@ import pytest
 from osiris.core.ports.sandbox import Result, SandboxLimits
 from tests.attacks.attack import RecordVerdict
 from tests.attacks.worker import CANARY, STALL_LIMIT, Stall
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 
 MIB = 1 << 20
 SMALL_LIMITS = SandboxLimits(
@@ -220,7 +220,7 @@ def start_worker(user: str, folder: Path, repo: Path, base: str) -> WorkerUnderA
 def worker(request: pytest.FixtureRequest) -> Iterator[WorkerUnderAttack]:
     """Provide a worker of each kind of user to all tests of this process. A test that breaks its
     worker starts one of its own."""
-    with a_place() as folder:
+    with create_test_folder() as folder:
         repo, base = _make_repository(folder)
         worker = start_worker(request.param, folder, repo, base)
         yield worker

@@ -155,7 +155,7 @@ def test_a_nested_repository_whose_head_is_a_pipe(worker, fresh_session, record_
     began = time.monotonic()
     with pytest.raises(LocalTimeout, match="took too long"):
         worker.call("export_work", "hung", worker.base, str(worker.folder / "own/pack"))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert worker.run_script("rm -r sub; echo well", name="hung").output == b"well\n"
     worker.destroy_session("hung")
     control_output = worker.run_unprotected(

@@ -42,7 +42,7 @@ from tests.attacks.hostile_packs import (
     make_tree,
 )
 from tests.attacks.memory_bounds import Cost, measure_cost
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 
 REPO = "acme/shop"
 MIB = 1 << 20
@@ -57,29 +57,29 @@ and then."""
 
 
 @pytest.fixture
-async def place(place: Path) -> Path:
+async def folder(folder: Path) -> Path:
     """Provide a folder with host repositories in `git`, whose mirror has the base."""
-    await HostRepositories(place / "git").prepare_repository(REPO)
-    add_objects(place, [README, BASE, COMMIT])
-    return place
+    await HostRepositories(folder / "git").prepare_repository(REPO)
+    add_objects(folder, [README, BASE, COMMIT])
+    return folder
 
 
 def add_objects(
-    place: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
+    folder: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
 ) -> None:
     """Add objects to the mirror, as if they had been fetched."""
-    mirror = HostRepositories(place / "git").mirror_path(REPO)
+    mirror = HostRepositories(folder / "git").mirror_path(REPO)
     argv = ["git", "-C", str(mirror), "index-pack", "--stdin", "--fix-thin"]
     subprocess.run(argv, input=build_pack(objects), check=True, capture_output=True)
 
 
-def count_listed_bytes(place: Path, commit: str, limit: int) -> int:
+def count_listed_bytes(folder: Path, commit: str, limit: int) -> int:
     """Return how many bytes git lists for a commit without limits, up to `limit`, for the
     control."""
     argv = [
         "git",
         "-C",
-        str(HostRepositories(place / "git").mirror_path(REPO)),
+        str(HostRepositories(folder / "git").mirror_path(REPO)),
         "ls-tree",
         "-r",
         "-z",
@@ -92,10 +92,10 @@ def count_listed_bytes(place: Path, commit: str, limit: int) -> int:
 
 
 def write_pack(
-    place: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
+    folder: Path, objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob]
 ) -> str:
     """Write a pack with objects to a file, and return its path."""
-    with tempfile.NamedTemporaryFile(dir=place, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
         file.write(build_pack(objects))
     return file.name
 
@@ -116,7 +116,7 @@ def assert_small(cost: Cost, *, cpu: float | None = None) -> None:
 
 
 def measure_import(
-    place: Path,
+    folder: Path,
     base: PackObject,
     root: PackObject,
     objects: Sequence[PackObject | PackDelta | StoredBlob | ZeroBlob],
@@ -126,10 +126,10 @@ def measure_import(
     """Return the cost of importing the tree `root` from a pack with objects."""
     return measure_cost(
         "import_pack",
-        folder=f"{place}/git",
+        folder=f"{folder}/git",
         base=base.id,
         tree=root.id,
-        pack=write_pack(place, objects),
+        pack=write_pack(folder, objects),
         cpu=cpu,
     )
 
@@ -139,31 +139,31 @@ def measure_import(
 
 @pytest.mark.first_case
 @pytest.mark.parametrize("leaves", [[], [(FILE, "go.mod", README)]], ids=["nothing", "files"])
-async def test_folders_that_hold_each_other_without_end(leaves, place, record_verdict):
+async def test_folders_that_hold_each_other_without_end(leaves, folder, record_verdict):
     """git lists the files of one bomb for ever. The other has only folders, which git searches for
     ever."""
     bomb = build_tree_bomb(*leaves)
     root = make_tree((FILE, "AGENTS.md", make_blob(b"be kind\n")), (FOLDER, "d", bomb[-1]))
     commit = hostile_packs.make_commit(root)
-    add_objects(place, [README, make_blob(b"be kind\n"), *bomb, root, commit])
-    cost = measure_cost("fingerprint_packages", cpu=1, folder=f"{place}/git", commit=commit.id)
+    add_objects(folder, [README, make_blob(b"be kind\n"), *bomb, root, commit])
+    cost = measure_cost("fingerprint_packages", cpu=1, folder=f"{folder}/git", commit=commit.id)
     assert cost.answer == root.id
     assert_small(cost, cpu=4)
-    cost = measure_cost("read_instructions", cpu=1, folder=f"{place}/git", commit=commit.id)
+    cost = measure_cost("read_instructions", cpu=1, folder=f"{folder}/git", commit=commit.id)
     assert cost.answer["AGENTS.md"].startswith("be kind\n")
     assert "The repository has more files than Osiris searches" in cost.answer["AGENTS.md"]
     assert_small(cost, cpu=4)
-    assert not leaves or count_listed_bytes(place, commit.id, 160 * MIB) == 160 * MIB
+    assert not leaves or count_listed_bytes(folder, commit.id, 160 * MIB) == 160 * MIB
     record_verdict("the tree's own id, and the instructions at the root", "git lists without end")
 
 
-async def test_instructions_that_are_large(place, record_verdict):
+async def test_instructions_that_are_large(folder, record_verdict):
     large = ZeroBlob(40)
     inner = make_tree((FILE, "AGENTS.md", large))
     root = make_tree((FILE, "AGENTS.md", large), *((FOLDER, f"{n:02}", inner) for n in range(19)))
     commit = hostile_packs.make_commit(root)
-    add_objects(place, [large, inner, root, commit])
-    cost = measure_cost("read_instructions", folder=f"{place}/git", commit=commit.id)
+    add_objects(folder, [large, inner, root, commit])
+    cost = measure_cost("read_instructions", folder=f"{folder}/git", commit=commit.id)
     text = cost.answer["AGENTS.md"]
     assert "Only the first 16,000 characters of `AGENTS.md` are shown here" in text
     assert "`00/AGENTS.md`" in text.rpartition("Not shown here")[2]
@@ -171,21 +171,21 @@ async def test_instructions_that_are_large(place, record_verdict):
     record_verdict("the head is read", f"{large.mib} MiB each")
 
 
-async def test_names_that_a_pattern_takes_long_for(place, record_verdict):
+async def test_names_that_a_pattern_takes_long_for(folder, record_verdict):
     """Names may be longer than any disk allows."""
     for length in (255, 4095):
         names = (f"{n:04}" + "requirements" * 400 for n in range(1500 if length == 255 else 400))
         root = make_tree(*((FILE, name[:length], README) for name in names))
         commit = hostile_packs.make_commit(root)
-        add_objects(place, [root, commit])
-        cost = measure_cost("fingerprint_packages", folder=f"{place}/git", commit=commit.id)
+        add_objects(folder, [root, commit])
+        cost = measure_cost("fingerprint_packages", folder=f"{folder}/git", commit=commit.id)
         assert cost.answer == root.id
         assert_small(cost)
     record_verdict("no stall", "a pattern that looks again from each place")
 
 
 @pytest.mark.long
-async def test_a_large_honest_repository(place):
+async def test_a_large_honest_repository(folder):
     """400,000 files: their lock files still count, and their nested instructions are found."""
     files = make_tree(
         *((FILE, f"a_rather_long_name_of_a_module_{n:04}.py", README) for n in range(1000))
@@ -197,14 +197,14 @@ async def test_a_large_honest_repository(place):
     root = make_tree((FOLDER, "some_folder_of_the_sources", folders))
     other = make_tree((FOLDER, "some_folder_of_the_sources", folders), (FILE, "README.md", README))
     commits = [hostile_packs.make_commit(root), hostile_packs.make_commit(other)]
-    add_objects(place, [README, files, locked, folders, root, other, *commits])
-    cost = measure_cost("fingerprint_packages", folder=f"{place}/git", commit=commits[0].id)
+    add_objects(folder, [README, files, locked, folders, root, other, *commits])
+    cost = measure_cost("fingerprint_packages", folder=f"{folder}/git", commit=commits[0].id)
     assert cost.answer not in (root.id, other.id)
-    assert cost.answer == await HostRepositories(place / "git").fingerprint_packages(
+    assert cost.answer == await HostRepositories(folder / "git").fingerprint_packages(
         REPO, commits[1].id
     )
     assert_small(cost)
-    cost = measure_cost("read_instructions", folder=f"{place}/git", commit=commits[0].id)
+    cost = measure_cost("read_instructions", folder=f"{folder}/git", commit=commits[0].id)
     assert cost.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
     assert_small(cost)
 
@@ -212,33 +212,33 @@ async def test_a_large_honest_repository(place):
 # ── hostile packs ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_link_to_somewhere_very_long(place, record_verdict):
+async def test_a_link_to_somewhere_very_long(folder, record_verdict):
     """The target is small for a file, and large for a path that has to be split and checked."""
     target = make_blob(b"a/" * (6 * MIB))
     root = make_tree((FILE, "README.md", README), (LINK, "link", target))
-    cost = measure_import(place, COMMIT, root, [target, root])
+    cost = measure_import(folder, COMMIT, root, [target, root])
     assert "the target of the link `link` is longer than 4095 bytes" in cost.answer
     assert_small(cost)
     record_verdict("refused by its length", f"{len(target.content) // MIB} MiB")
 
 
 @pytest.mark.long
-async def test_files_that_take_a_processor_long_to_unpack(place, record_verdict):
+async def test_files_that_take_a_processor_long_to_unpack(folder, record_verdict):
     """A pack of 4 MB that git unpacks to four GiB of zeros."""
     good = make_tree((FILE, "README.md", README), (FILE, "new", README))
     zeros = [ZeroBlob(1024 + n) for n in range(4)]
-    cost = measure_import(place, COMMIT, good, [*zeros, good], cpu=2)
+    cost = measure_import(folder, COMMIT, good, [*zeros, good], cpu=2)
     assert "git index-pack needed more than 2 seconds of processor time" in cost.answer
     assert cost.answer.startswith("Refused: ")
     assert cost.cpu < 4, cost
     record_verdict("refused after its time", "git unpacks it all")
 
 
-async def test_complaints_without_end(place, record_verdict):
+async def test_complaints_without_end(folder, record_verdict):
     """git complains about each tag, and quotes its name."""
     good = make_tree((FILE, "README.md", README), (FILE, "new", README))
     tags = [hostile_packs.make_tag(BASE, b"%04d~" % n + b"t" * 20_000) for n in range(5000)]
-    cost = measure_import(place, COMMIT, good, [*tags, good])
+    cost = measure_import(folder, COMMIT, good, [*tags, good])
     assert cost.growth < GROWTH_LIMIT, cost
     record_verdict(
         "the beginning and the end are kept",
@@ -247,7 +247,7 @@ async def test_complaints_without_end(place, record_verdict):
 
 
 @pytest.mark.long
-async def test_lines_that_take_long_to_count(place, record_verdict):
+async def test_lines_that_take_long_to_count(folder, record_verdict):
     """The work is imported, its lines are not counted, and no git continues to run."""
     numbers = random.Random(1)
     lines = [bytes(numbers.choices(b"ab\n", k=1_000_000)) for _ in range(4)]
@@ -258,22 +258,22 @@ async def test_lines_that_take_long_to_count(place, record_verdict):
         for files in (old, new)
     )
     commit = hostile_packs.make_commit(before)
-    add_objects(place, [*old, before, commit])
-    cost = measure_import(place, commit, after, [*new, after], cpu=2)
+    add_objects(folder, [*old, before, commit])
+    cost = measure_import(folder, commit, after, [*new, after], cpu=2)
     assert [file["additions"] for file in cost.answer] == [None] * len(new)
     assert {file["counted"] for file in cost.answer} == {False}
     assert cost.cpu < 9, cost
-    assert find_processes_in(place) == []
+    assert find_processes_in(folder) == []
     record_verdict("taken, and not counted", "git counts for a long time")
 
 
-async def test_what_was_not_counted_is_said(place):
+async def test_what_was_not_counted_is_said(folder):
     """A file is binary because of its content, and not counted because of its size."""
     text = make_blob(b"a line\n" * (MIB // 6))
     binary = make_blob(b"\0\1\2")
     root = make_tree((FILE, "binary", binary), (FILE, "large.txt", text), (FILE, "new.txt", README))
-    with Path(write_pack(place, [text, binary, root])).open("rb") as file:
-        imported = await HostRepositories(place / "git").import_pack(
+    with Path(write_pack(folder, [text, binary, root])).open("rb") as file:
+        imported = await HostRepositories(folder / "git").import_pack(
             REPO, COMMIT.id, Export(tree=root.id, pack=file), ()
         )
     work = Work(
@@ -293,13 +293,13 @@ async def test_what_was_not_counted_is_said(place):
     ]
 
 
-def find_processes_in(place: Path) -> list[str]:
+def find_processes_in(folder: Path) -> list[str]:
     """Return the names of the processes that use the host repositories in a folder."""
     names = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-            if f"{place}/git".encode() in text:
+            if f"{folder}/git".encode() in text:
                 names.append((process / "comm").read_text())
     return names
 
@@ -357,10 +357,10 @@ class FakePlan:
 
 
 @pytest.mark.long
-async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(place, record_verdict):
+async def test_what_is_put_away_of_a_workspace_that_rewrites_its_files(folder, record_verdict):
     """The run takes half an hour. To save the files each minute would be 240 MiB, here and on
     GitHub."""
-    repositories = HostRepositories(place / "git")
+    repositories = HostRepositories(folder / "git")
     now = [0.0]
     checkpoints = Checkpoints(
         RunLocation(repo=REPO, ref="1-1", run="run"),
@@ -393,10 +393,10 @@ async def no_pause() -> None:
     pass
 
 
-async def test_what_killed_fetches_left_is_removed(place):
+async def test_what_killed_fetches_left_is_removed(folder):
     """Otherwise each attempt of a fetch that never completes would leave its data on the disk."""
-    repositories = HostRepositories(place / "git")
-    origin = place / "origins" / f"{REPO}.git"
+    repositories = HostRepositories(folder / "git")
+    origin = folder / "origins" / f"{REPO}.git"
     origin.parent.mkdir(parents=True)
     subprocess.run(
         ["git", "clone", "-q", "--bare", repositories.mirror_path(REPO), origin],
@@ -415,7 +415,7 @@ async def test_what_killed_fetches_left_is_removed(place):
     await run_git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
     partial_pack = repositories.mirror_path(REPO) / "objects/pack/tmp_pack_aBcDeF"
     partial_pack.write_bytes(bytes(100))
-    remotes = RemoteRepositories(repositories, FakeAppAuth(), f"file://{place}/origins", no_pause)
+    remotes = RemoteRepositories(repositories, FakeAppAuth(), f"file://{folder}/origins", no_pause)
     assert (await remotes.fetch_checkout(REPO, "bot")).commit == other.id
     assert not partial_pack.exists()
 
@@ -443,7 +443,7 @@ def test_a_file_of_a_clone_that_is_large(place_of_clone):
 @pytest.fixture
 def place_of_clone() -> Iterator[tuple[Path, str]]:
     """Provide a repository with a large file, and its commit."""
-    with a_place() as clone:
+    with create_test_folder() as clone:
         root = make_tree((FILE, "README.md", README), (FILE, "large", large := ZeroBlob(8)))
         commit = hostile_packs.make_commit(root)
         subprocess.run(["git", "init", "-q", clone], check=True)

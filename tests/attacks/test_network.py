@@ -15,7 +15,7 @@ from osiris.core.ports.sandbox import Result
 from osiris.core.work import Blocked
 from tests.attacks import tls
 from tests.attacks.conftest import CHECKOUT, ORDINARY_UID, SMALL_LIMITS, USERS, WorkerUnderAttack
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 
 PUBLIC = "8.8.8.8"
 NOT_LISTED = "it is not on the list of allowed hosts"
@@ -94,7 +94,10 @@ class OnlineWorker(WorkerUnderAttack):
 @pytest.fixture(scope="session")
 def online_worker(worker: WorkerUnderAttack) -> Iterator[OnlineWorker]:
     """Provide a worker with an internet, and with a session "s" that may reach *.wild.example."""
-    with a_place() as folder, contextlib.closing(OnlineWorker.start(worker, folder)) as started:
+    with (
+        create_test_folder() as folder,
+        contextlib.closing(OnlineWorker.start(worker, folder)) as started,
+    ):
         started.create_session("s", SMALL_LIMITS, hosts=("*.wild.example",))
         yield started
         started.destroy_session("s")

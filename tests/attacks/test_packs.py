@@ -31,7 +31,7 @@ from tests.attacks.hostile_packs import (
     make_blob,
     make_tree,
 )
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 
 REPO = "acme/shop"
 DENY = (".github/workflows/",)
@@ -267,8 +267,8 @@ HOSTILE_WORK = {
 async def repositories() -> Iterator[HostRepositories]:
     """Provide host repositories whose mirror has the base. All tests share them, because refused
     work must not harm later work."""
-    with a_place() as place:
-        repositories = HostRepositories(place / "git")
+    with create_test_folder() as folder:
+        repositories = HostRepositories(folder / "git")
         await repositories.prepare_repository(REPO)
         mirror = repositories.mirror_path(REPO)
         with open_content(build_pack([README, APP, LARGE, SRC, BASE, COMMIT])) as base:
@@ -486,7 +486,7 @@ print(max(mine, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) >> 10, o
 """
 
 
-def measure_memory(code: str, place: Path, work: HostileWork) -> tuple[int, str]:
+def measure_memory(code: str, folder: Path, work: HostileWork) -> tuple[int, str]:
     """Import a pack with Python code in a separate process. Return (MiB that it used, output)."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(work.pack)
@@ -495,7 +495,7 @@ def measure_memory(code: str, place: Path, work: HostileWork) -> tuple[int, str]
             sys.executable,
             "-c",
             MEASURE.format(code),
-            str(place),
+            str(folder),
             COMMIT.id,
             work.tree,
             file.name,

@@ -23,8 +23,8 @@ ONLY = "only CONNECT, and GET of a mirror, are let through"
 
 
 @pytest.fixture
-async def proxies(place: Path) -> AsyncIterator[ProxyPair]:
-    async with open_proxies(place) as proxies:
+async def proxies(folder: Path) -> AsyncIterator[ProxyPair]:
+    async with open_proxies(folder) as proxies:
         yield proxies
 
 
@@ -238,9 +238,9 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("record_size", [1 << 14, 100, 1])
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
-async def test_a_host_that_may_be_reached(host, record_size, pem, place):
+async def test_a_host_that_may_be_reached(host, record_size, pem, folder):
     """The spelling of the host does not matter, nor the number of records of the hello."""
-    async with open_proxies(place, tls_context=tls.make_server_context(pem)) as proxies:
+    async with open_proxies(folder, tls_context=tls.make_server_context(pem)) as proxies:
         reader, writer = await asyncio.open_unix_connection(proxies.guarded)
         writer.write(proxies.fill_ports(f"CONNECT {host}:@T HTTP/1.1\r\n\r\n").encode())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")

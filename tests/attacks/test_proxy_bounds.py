@@ -63,9 +63,9 @@ SLOW_CLIENTS = {
 
 
 @pytest.mark.parametrize("name", SLOW_CLIENTS)
-async def test_one_who_takes_its_time(name, place, record_verdict):
+async def test_one_who_takes_its_time(name, folder, record_verdict):
     first, drop = SLOW_CLIENTS[name]
-    async with open_proxies(place, caps=ProxyLimits(patience=0.2)) as proxies:
+    async with open_proxies(folder, caps=ProxyLimits(patience=0.2)) as proxies:
         request = proxies.fill_ports(first).encode()
         assert await wait_for_close(proxies.guarded, request, drop)
         assert proxies.target.received == b""
@@ -73,8 +73,8 @@ async def test_one_who_takes_its_time(name, place, record_verdict):
     record_verdict("ended after its time", "an open proxy waits on")
 
 
-async def test_silence_in_a_tunnel(place, record_verdict):
-    async with open_proxies(place, caps=ProxyLimits(silence=0.2)) as proxies:
+async def test_silence_in_a_tunnel(folder, record_verdict):
+    async with open_proxies(folder, caps=ProxyLimits(silence=0.2)) as proxies:
         assert await wait_for_close(proxies.guarded, build_tunnel_request(proxies) + HELLO)
         assert not await wait_for_close(
             proxies.open, build_tunnel_request(proxies) + HELLO, seconds=0.6
@@ -82,7 +82,7 @@ async def test_silence_in_a_tunnel(place, record_verdict):
     record_verdict("ended after its time", "an open proxy waits on")
 
 
-async def test_a_long_answer_to_a_short_question_comes_whole(place):
+async def test_a_long_answer_to_a_short_question_comes_whole(folder):
     """Only silence of both sides ends a connection: a client that downloads something large sends
     nothing meanwhile."""
 
@@ -94,7 +94,7 @@ async def test_a_long_answer_to_a_short_question_comes_whole(place):
                     await asyncio.Event().wait()
         await close_writer(writer)
 
-    async with open_proxies(place, caps=ProxyLimits(silence=0.4), handle=drip) as proxies:
+    async with open_proxies(folder, caps=ProxyLimits(silence=0.4), handle=drip) as proxies:
         reader, writer = await asyncio.open_unix_connection(proxies.guarded)
         writer.write(build_tunnel_request(proxies) + HELLO)
         answer = await reader.read()
@@ -103,9 +103,9 @@ async def test_a_long_answer_to_a_short_question_comes_whole(place):
 
 
 @pytest.mark.parametrize("times", [1, 4], ids=["in one connection", "in four connections"])
-async def test_an_upload_that_is_too_large(times, place, record_verdict):
+async def test_an_upload_that_is_too_large(times, folder, record_verdict):
     part = b"x" * (1 << 20)
-    async with open_proxies(place, caps=ProxyLimits(up=(3 << 20))) as proxies:
+    async with open_proxies(folder, caps=ProxyLimits(up=(3 << 20))) as proxies:
         for _ in range(times):
             await send_messages(
                 proxies.guarded, build_tunnel_request(proxies), HELLO + part * (4 // times)
@@ -122,7 +122,7 @@ async def test_an_upload_that_is_too_large(times, place, record_verdict):
     record_verdict(blocked.reason, "an open proxy took 4 MiB")
 
 
-async def test_a_download_that_is_too_large(place, record_verdict):
+async def test_a_download_that_is_too_large(folder, record_verdict):
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             await reader.read(1 << 16)
@@ -131,7 +131,7 @@ async def test_a_download_that_is_too_large(place, record_verdict):
                 await writer.drain()
         await close_writer(writer)
 
-    async with open_proxies(place, caps=ProxyLimits(down=(2 << 20)), handle=pour) as proxies:
+    async with open_proxies(folder, caps=ProxyLimits(down=(2 << 20)), handle=pour) as proxies:
         assert (
             len(await send_messages(proxies.guarded, build_tunnel_request(proxies), HELLO))
             < (2 << 20) + 100
@@ -145,8 +145,8 @@ async def test_a_download_that_is_too_large(place, record_verdict):
     record_verdict("cut off at its cap", "an open proxy gave 4 MiB")
 
 
-async def test_a_head_without_an_end(place, record_verdict):
-    async with open_proxies(place) as proxies:
+async def test_a_head_without_an_end(folder, record_verdict):
+    async with open_proxies(folder) as proxies:
         flood = (
             proxies.fill_ports("GET http://localhost:@P/ HTTP/1.1\r\n").encode()
             + b"X: y\r\n" * 10_000
@@ -159,8 +159,8 @@ async def test_a_head_without_an_end(place, record_verdict):
     record_verdict("not read to its end", "an open proxy passed it on")
 
 
-async def test_a_second_request_in_the_first(place, record_verdict):
-    async with open_proxies(place) as proxies:
+async def test_a_second_request_in_the_first(folder, record_verdict):
+    async with open_proxies(folder) as proxies:
         first = proxies.fill_ports(
             "GET http://localhost:@P/one HTTP/1.1\r\nContent-Length: 40\r\nTE: x\r\n\r\n"
         ).encode()
@@ -173,9 +173,9 @@ async def test_a_second_request_in_the_first(place, record_verdict):
     record_verdict("only the first went on", "an open proxy passed both on")
 
 
-async def test_many_connections_at_once(place, record_verdict):
+async def test_many_connections_at_once(folder, record_verdict):
     """The proxy does not answer more than its limit, and works as before when they have gone."""
-    async with open_proxies(place, caps=ProxyLimits(connections=20)) as proxies:
+    async with open_proxies(folder, caps=ProxyLimits(connections=20)) as proxies:
         for path, expected in ((proxies.guarded, 20), (proxies.open, CONNECTION_COUNT)):
             before = proxies.target.callers
             streams = [await asyncio.open_unix_connection(path) for _ in range(CONNECTION_COUNT)]
@@ -198,8 +198,8 @@ async def test_many_connections_at_once(place, record_verdict):
     record_verdict("20 were heard", f"an open proxy heard {CONNECTION_COUNT}")
 
 
-async def test_more_refused_hosts_than_can_be_told_apart(place, record_verdict):
-    async with open_proxies(place) as proxies:
+async def test_more_refused_hosts_than_can_be_told_apart(folder, record_verdict):
+    async with open_proxies(folder) as proxies:
         for number in range(MOST_NAMES + 20):
             await send_messages(
                 proxies.guarded, f"CONNECT host-{number}.example:443 HTTP/1.1\r\n\r\n".encode()
@@ -210,8 +210,8 @@ async def test_more_refused_hosts_than_can_be_told_apart(place, record_verdict):
     record_verdict("a list of a hundred", "none: nothing is kept of an open proxy's")
 
 
-async def test_the_way_out_outside_of_a_command(place, record_verdict):
-    async with open_proxies(place) as proxies:
+async def test_the_way_out_outside_of_a_command(folder, record_verdict):
+    async with open_proxies(folder) as proxies:
         reader, writer = await asyncio.open_unix_connection(proxies.guarded)
         writer.write(build_tunnel_request(proxies))
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -224,9 +224,9 @@ async def test_the_way_out_outside_of_a_command(place, record_verdict):
     record_verdict("hung up on, and the socket is gone", "while it listens it answers")
 
 
-async def test_connections_that_are_not_accepted_yet_end_with_the_command(place, record_verdict):
+async def test_connections_that_are_not_accepted_yet_end_with_the_command(folder, record_verdict):
     """The proxy's loop has not yet seen the connections, which were made at the last moment."""
-    async with open_proxies(place) as proxies:
+    async with open_proxies(folder) as proxies:
         callers = [socket.socket(socket.AF_UNIX) for _ in range(3)]
         for caller in callers:
             caller.connect(str(proxies.guarded))
@@ -251,11 +251,11 @@ LONG_NAMES = {
 
 
 @pytest.mark.parametrize("name", LONG_NAMES)
-async def test_a_name_is_not_shown_whole(name, place, record_verdict):
+async def test_a_name_is_not_shown_whole(name, folder, record_verdict):
     record = tls.add_extension(
         tls.make_hello(None), tls.SERVER_NAME, tls.encode_server_names(LONG_NAMES[name])
     )
-    async with open_proxies(place) as proxies:
+    async with open_proxies(folder) as proxies:
         await send_messages(proxies.guarded, build_tunnel_request(proxies), record)
         [blocked] = proxies.take_blocked()
         assert f"(cut: it has {len(LONG_NAMES[name])} characters)" in blocked.reason
@@ -276,13 +276,13 @@ def test_a_report_has_room_for_what_the_longest_names_make():
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "127.9.9.9", "::ffff:127.0.0.1", "0.0.0.0", "::1", "::", "::1%lo"]
 )
-async def test_a_name_that_leads_to_this_machine(address, place, record_verdict):
+async def test_a_name_that_leads_to_this_machine(address, folder, record_verdict):
     """The other internal addresses are tested in test_network."""
 
     async def resolve(_host: str, _port: int) -> Sequence[str]:
         return [address]
 
-    async with open_proxies(place, resolve=resolve) as proxies:
+    async with open_proxies(folder, resolve=resolve) as proxies:
         request = proxies.fill_ports("CONNECT a.wild.example:@T HTTP/1.1\r\n\r\n").encode()
         assert (await send_messages(proxies.guarded, request, b"x")).startswith(b"HTTP/1.1 403 ")
         reason = "its address is not a public one"

@@ -25,7 +25,7 @@ from tests.attacks.test_network import (
     encode_name,
 )
 from tests.attacks.test_survivors import wait_until
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 
 HOSTS = ("*.wild.example",)
 REACHED = f"reached at {PUBLIC}"
@@ -72,7 +72,10 @@ class ProxyWorker(OnlineWorker):
 
 @pytest.fixture(scope="module")
 def proxy_worker(worker: WorkerUnderAttack) -> Iterator[ProxyWorker]:
-    with a_place() as folder, contextlib.closing(ProxyWorker.start(worker, folder)) as started:
+    with (
+        create_test_folder() as folder,
+        contextlib.closing(ProxyWorker.start(worker, folder)) as started,
+    ):
         yield started
 
 
@@ -528,8 +531,8 @@ def test_a_proxy_whose_user_cannot_read_its_code(proxy_worker):
 
 def test_a_proxy_whose_worker_is_killed(worker, record_verdict):
     """A frozen proxy, which does not notice that its pipe is closed, ends too."""
-    with a_place() as place:
-        killed_worker = start_worker(worker.user, place, worker.repo, worker.base)
+    with create_test_folder() as folder:
+        killed_worker = start_worker(worker.user, folder, worker.repo, worker.base)
         killed_worker.create_session("s", SMALL_LIMITS, hosts=HOSTS)
         killed_worker.create_session("t", SMALL_LIMITS, hosts=HOSTS)
         killed_worker.run_script("true")
@@ -548,9 +551,9 @@ def test_a_proxy_whose_worker_is_killed(worker, record_verdict):
             assert not has_ended(control, 0), "the attack itself is broken"
             signal.pidfd_send_signal(control, signal.SIGKILL)
         killed_worker.close()
-        next_worker = start_worker(worker.user, place, worker.repo, worker.base)
+        next_worker = start_worker(worker.user, folder, worker.repo, worker.base)
         for name in ("s", "t"):
             next_worker.call("remove_session", name)
         next_worker.close()
-        assert list((place / "own/sandboxes").glob("@out/[st]")) == []
+        assert list((folder / "own/sandboxes").glob("@out/[st]")) == []
     record_verdict("it dies with its worker", "another process lived on")

@@ -47,8 +47,8 @@ print("secrets", secrets)
 
 
 @pytest.fixture
-async def hardened_host(place: Path, worker: WorkerUnderAttack) -> HardenedHost:
-    return await HardenedHost.create(place, worker.repo)
+async def hardened_host(folder: Path, worker: WorkerUnderAttack) -> HardenedHost:
+    return await HardenedHost.create(folder, worker.repo)
 
 
 def build_swap_command(folder: str, worker: WorkerUnderAttack, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The environment of the devhub tests."""
+"""Fixture with the environment of the devhub tests."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,14 +13,14 @@ from tests.devhub.environment import (
     SECRET,
     HubClock,
     HubEnvironment,
-    receiving,
+    start_receiver,
 )
 
 
 @pytest.fixture
-async def env(place: Path) -> AsyncIterator[HubEnvironment]:
+async def env(folder: Path) -> AsyncIterator[HubEnvironment]:
     clock = HubClock()
-    async with receiving() as receiver, serve_hub(place / "hub", clock=clock) as hub:
+    async with start_receiver() as receiver, serve_hub(folder / "hub", clock=clock) as hub:
         people = [hub.add_user(login) for login in ("mia", "rob", "eve")]
         repo = hub.add_repo(
             "acme/shop", files=FILES, collaborators={"mia": "maintain", "rob": "triage"}
@@ -33,8 +33,9 @@ async def env(place: Path) -> AsyncIterator[HubEnvironment]:
             events=EVENTS,
         )
         installation = hub.install_app(app, "acme/shop")
-        made = HubEnvironment(hub, clock, receiver, place, repo, app, installation, *people)
-        yield made
-        receiver.leaving.set()  # both servers take their time to close: let them do it together
-        for client in made.clients:
+        environment = HubEnvironment(hub, clock, receiver, folder, repo, app, installation, *people)
+        yield environment
+        # both servers take some time to close, so they close at the same time
+        receiver.stopping.set()
+        for client in environment.clients:
             await client.aclose()

@@ -1,4 +1,4 @@
-"""A hub with a repository, people, an app and somebody who listens to it, with the hands to use
+"""A hub with a repository, people and an app, a receiver of its webhooks, and methods to use
 them."""
 
 import asyncio
@@ -50,7 +50,7 @@ FILES = {
 
 @dataclass
 class HubClock:
-    """The hub's time; it stands still until a test moves it."""
+    """The hub's clock; it stands still until a test changes `now`."""
 
     now: float = field(default_factory=time.time)
 
@@ -60,49 +60,51 @@ class HubClock:
 
 @dataclass
 class Receiver:
-    """A real HTTP server that takes webhooks and checks their signatures."""
+    """A real HTTP server that receives webhooks and checks their signatures."""
 
     url: str = ""
     status: int = 202
-    leaving: asyncio.Event = field(default_factory=asyncio.Event)
-    got: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    deliveries: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
 
-    async def take(self, request: Request) -> Response:
+    async def receive(self, request: Request) -> Response:
         body = await request.body()
         for name, kind in (
             ("x-hub-signature-256", hashlib.sha256),
             ("x-hub-signature", hashlib.sha1),
         ):
-            wanted = hmac.new(SECRET.encode(), body, kind).hexdigest()
-            assert request.headers[name] == f"{kind().name}={wanted}"
-        self.got.append((dict(request.headers), json.loads(body)))
+            expected = hmac.new(SECRET.encode(), body, kind).hexdigest()
+            assert request.headers[name] == f"{kind().name}={expected}"
+        self.deliveries.append((dict(request.headers), json.loads(body)))
         return Response(status_code=self.status)
 
     @property
-    def names(self) -> list[str]:
-        """What arrived, as "event.action"."""
+    def event_names(self) -> list[str]:
+        """The deliveries so far, as event.action."""
         return [
             ".".join(filter(None, (head["x-github-event"], body.get("action"))))
-            for head, body in self.got
+            for head, body in self.deliveries
         ]
 
-    def last(self, name: str) -> dict[str, Any]:
+    def get_last_payload(self, name: str) -> dict[str, Any]:
         return next(
             body
-            for found, (_, body) in reversed(list(zip(self.names, self.got, strict=True)))
-            if found == name
+            for event_name, (_, body) in reversed(
+                list(zip(self.event_names, self.deliveries, strict=True))
+            )
+            if event_name == name
         )
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn without signals, that ends when its receiver leaves."""
+    """A uvicorn server without signal handlers; it ends when its receiver stops."""
 
-    def __init__(self, config: uvicorn.Config, leaving: asyncio.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
-        self.leaving = leaving
+        self.stopping = stopping
 
     async def main_loop(self) -> None:
-        await self.leaving.wait()
+        await self.stopping.wait()
         self.should_exit = True
 
     @contextmanager
@@ -111,32 +113,32 @@ class QuietServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
+async def start_receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     listener = socket.create_server(("127.0.0.1", 0))
     receiver.url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
-    app = Starlette(routes=[Route("/hooks", receiver.take, methods=["POST"])])
+    app = Starlette(routes=[Route("/hooks", receiver.receive, methods=["POST"])])
     server = QuietServer(
         uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1),
-        receiver.leaving,
+        receiver.stopping,
     )
-    running = asyncio.create_task(server.serve(sockets=[listener]))
+    server_task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield receiver
     finally:
-        receiver.leaving.set()
-        await running
+        receiver.stopping.set()
+        await server_task
         listener.close()
 
 
 @dataclass
 class HubEnvironment:
-    """The hub under test with what stands on it."""
+    """The hub under test, and everything in it."""
 
     hub: Hub
     clock: HubClock
     receiver: Receiver
-    place: Path
+    folder: Path
     repo: Repo
     app: App
     installation: int
@@ -145,54 +147,62 @@ class HubEnvironment:
     eve: User
     clients: list[httpx.AsyncClient] = field(default_factory=list)
 
-    def client(self, token: str = "") -> httpx.AsyncClient:
+    def create_client(self, token: str = "") -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         client = httpx.AsyncClient(base_url=self.hub.api_url, headers=headers, trust_env=False)
         self.clients.append(client)
         return client
 
-    def app_jwt(self, **claims: Any) -> str:
+    def create_app_jwt(self, **claims: Any) -> str:
         now = int(time.time())
-        wanted = {"iat": now - 60, "exp": now + 540, "iss": str(self.app.id)} | claims
-        return jwt.encode(wanted, self.app.private_key, algorithm="RS256")
+        all_claims = {"iat": now - 60, "exp": now + 540, "iss": str(self.app.id)} | claims
+        return jwt.encode(all_claims, self.app.private_key, algorithm="RS256")
 
-    async def token(self, **narrow: Any) -> str:
+    async def create_token(self, **restrictions: Any) -> str:
         url = f"/app/installations/{self.installation}/access_tokens"
-        answer = await self.client(self.app_jwt()).post(url, json=narrow)
+        answer = await self.create_client(self.create_app_jwt()).post(url, json=restrictions)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["token"])
 
-    async def bot(self, **narrow: Any) -> httpx.AsyncClient:
-        return self.client(await self.token(**narrow))
+    async def create_bot_client(self, **restrictions: Any) -> httpx.AsyncClient:
+        return self.create_client(await self.create_token(**restrictions))
 
-    async def events(self) -> list[str]:
+    async def list_events(self) -> list[str]:
         await self.hub.wait_until_sent()
-        return self.receiver.names
+        return self.receiver.event_names
 
-    # ── git, as anybody uses it ──
+    # ── git, as every user uses it ──
 
-    def address(self, token: str, repo: str = "acme/shop") -> str:
+    def build_address(self, token: str, repo: str = "acme/shop") -> str:
         scheme, _, rest = self.hub.url.partition("://")
         return f"{scheme}://x-access-token:{token}@{rest}/{repo}.git"
 
-    async def git(self, *args: str, at: Path | None = None) -> subprocess.CompletedProcess[str]:
+    async def run_git(
+        self, *args: str, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = ["git", "-c", "user.name=Mia", "-c", "user.email=mia@example.com", *args]
         env = {
             "PATH": "/usr/bin:/bin",
             "GIT_TERMINAL_PROMPT": "0",
-            "HOME": str(self.place),
+            "HOME": str(self.folder),
             "LC_ALL": "C.UTF-8",
         }
         return await asyncio.to_thread(
-            subprocess.run, command, cwd=at, env=env, capture_output=True, text=True, check=False
+            subprocess.run,
+            command,
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
-    async def branch(self, name: str, files: dict[str, str | bytes | None], token: str) -> str:
-        """Push a commit with these files (None: removed) on a branch; gives its sha."""
-        work = self.place / "work"
+    async def push_branch(self, name: str, files: dict[str, str | bytes | None], token: str) -> str:
+        """Push a commit with these files (None: removed) to a branch, and return its sha."""
+        work = self.folder / "work"
         if not work.exists():
-            await self.git("clone", "-q", self.address(token), str(work))
-        await self.git("checkout", "-q", "-B", name, at=work)
+            await self.run_git("clone", "-q", self.build_address(token), str(work))
+        await self.run_git("checkout", "-q", "-B", name, folder=work)
         for path, content in files.items():
             target = work / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +210,19 @@ class HubEnvironment:
                 target.unlink()
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
-        await self.git("add", "-A", at=work)
-        await self.git("commit", "-q", "-m", f"Work on {name}", at=work)
-        pushed = await self.git("push", "-q", self.address(token), name, at=work)
-        assert pushed.returncode == 0, pushed.stderr
-        return (await self.git("rev-parse", "HEAD", at=work)).stdout.strip()
+        await self.run_git("add", "-A", folder=work)
+        await self.run_git("commit", "-q", "-m", f"Work on {name}", folder=work)
+        result = await self.run_git("push", "-q", self.build_address(token), name, folder=work)
+        assert result.returncode == 0, result.stderr
+        return (await self.run_git("rev-parse", "HEAD", folder=work)).stdout.strip()
 
-    async def pull(self, client: httpx.AsyncClient, token: str, **more: Any) -> dict[str, Any]:
-        """A pull request that changes a line of the cart."""
-        changed = FILES["shop/cart.py"].replace("sum(prices)", "round(sum(prices), 2)")
-        await self.branch("fix", {"shop/cart.py": changed}, token)
-        body = {"title": "Round", "head": "fix", "base": "main", "body": "Closes #1"} | more
+    async def open_pull(
+        self, client: httpx.AsyncClient, token: str, **fields: Any
+    ) -> dict[str, Any]:
+        """Open a pull request that changes a line of the cart."""
+        changed_file = FILES["shop/cart.py"].replace("sum(prices)", "round(sum(prices), 2)")
+        await self.push_branch("fix", {"shop/cart.py": changed_file}, token)
+        body = {"title": "Round", "head": "fix", "base": "main", "body": "Closes #1"} | fields
         answer = await client.post("/repos/acme/shop/pulls", json=body)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())

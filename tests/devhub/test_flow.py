@@ -1,20 +1,20 @@
-"""From an issue to a merged pull request, as an app and two people live it."""
+"""The whole workflow, from an issue to a merged pull request, with an app and two people."""
 
 from tests.devhub.environment import FILES, HubEnvironment
 
 
 async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(env: HubEnvironment) -> None:
-    mia = env.client(env.mia.token)
-    bot_token = await env.token()
-    bot = env.client(bot_token)
+    mia = env.create_client(env.mia.token)
+    bot_token = await env.create_token()
+    bot = env.create_client(bot_token)
     repo = "/repos/acme/shop"
-    opened = await mia.post(
+    created = await mia.post(
         f"{repo}/issues", json={"title": "Prices", "body": "round them", "labels": ["osiris"]}
     )
-    assert opened.status_code == 201
+    assert created.status_code == 201
     assert (await bot.post(f"{repo}/issues/1/comments", json={"body": "On it"})).status_code == 201
 
-    pull = await env.pull(bot, bot_token, draft=True)
+    pull = await env.open_pull(bot, bot_token, draft=True)
     assert (pull["number"], pull["draft"], pull["mergeable"], pull["mergeable_state"]) == (
         2,
         True,
@@ -30,15 +30,15 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(env: HubEnvir
     assert pull["user"]["login"] == "osiris[bot]"
 
     line = {"path": "shop/cart.py", "line": 2, "side": "RIGHT", "body": "Use Decimal"}
-    asked = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
-    review = (await mia.post(f"{repo}/pulls/2/reviews", json=asked)).json()
+    request = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
+    review = (await mia.post(f"{repo}/pulls/2/reviews", json=request)).json()
     assert review["state"] == "CHANGES_REQUESTED"
     (comment,) = (await bot.get(f"{repo}/pulls/2/reviews/{review['id']}/comments")).json()
     assert (comment["path"], comment["line"], comment["position"]) == ("shop/cart.py", 2, 3)
     assert comment["diff_hunk"].endswith("+    return round(sum(prices), 2)")
 
-    fixed = FILES["shop/cart.py"].replace("sum(prices)", "Decimal(sum(prices))")
-    head = await env.branch("fix", {"shop/cart.py": fixed}, bot_token)
+    fixed_file = FILES["shop/cart.py"].replace("sum(prices)", "Decimal(sum(prices))")
+    head = await env.push_branch("fix", {"shop/cart.py": fixed_file}, bot_token)
     outdated = (await bot.get(f"{repo}/pulls/2/comments")).json()[0]
     assert (outdated["line"], outdated["original_line"], outdated["position"]) == (None, 2, None)
 
@@ -46,20 +46,20 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(env: HubEnvir
         "commit_id"
     ] == head
     assert (await bot.put(f"{repo}/pulls/2/merge")).status_code == 405
-    ready = (
+    mark_ready = (
         "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) {"
         " clientMutationId } }"
     )
     answer = await bot.post(
-        "../graphql", json={"query": ready, "variables": {"id": pull["node_id"]}}
+        "../graphql", json={"query": mark_ready, "variables": {"id": pull["node_id"]}}
     )
     assert "errors" not in answer.json()
     assert (await bot.put(f"{repo}/pulls/2/merge", json={"sha": "0" * 40})).status_code == 409
     merged = await bot.put(f"{repo}/pulls/2/merge", json={"sha": head})
     assert merged.json()["merged"] is True
     assert env.repo.issues[1].state_reason == "completed"
-    assert env.repo.git.read_file("main", "shop/cart.py") == fixed.encode()
-    assert await env.events() == [
+    assert env.repo.git.read_file("main", "shop/cart.py") == fixed_file.encode()
+    assert await env.list_events() == [
         "installation.created",
         "issues.opened",
         "issues.labeled",

@@ -1,5 +1,5 @@
-"""The vendors' own SDKs behind one small face: ask, read the reply, answer its calls, and be
-careless on purpose."""
+"""Clients for the tests: each vendor's own SDK behind one interface, which sends requests, reads
+replies, answers calls, and makes deliberate mistakes."""
 
 import json
 import ssl
@@ -15,7 +15,8 @@ from google.genai import types
 from openai import AsyncOpenAI
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Without certificates: to read them takes each client longer than the whole conversation."""
+"""A context without certificates: reading them takes each client longer than the whole
+conversation."""
 
 SYSTEM = "You work on a repository."
 TOOLS = {
@@ -37,8 +38,8 @@ READY = {
 
 @dataclass(frozen=True, kw_only=True)
 class SdkReply:
-    """A reply as the SDK tells it; `calls` are (id, name, arguments), `cached` the tokens that
-    were read again."""
+    """A reply as the SDK returns it. `calls` are (id, name, arguments); `cached` is the number of
+    tokens read from the cache."""
 
     text: str
     thinking: str
@@ -53,10 +54,10 @@ class SdkReply:
 
 
 class Anthropic:
-    """`marked`: with automatic cache control."""
+    """A client of Anthropic. `uses_cache_marks` turns on automatic cache control."""
 
     vendor = "anthropic"
-    marked = True
+    uses_cache_marks = True
 
     def __init__(self, env: Mapping[str, str], model: str, timeout: float) -> None:
         key = env["ANTHROPIC_API_KEY"]
@@ -69,27 +70,27 @@ class Anthropic:
         self.history = []
         self.tools = TOOLS
 
-    def tell(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> SdkReply:
+    async def request_reply(self, *, stream: bool = True) -> SdkReply:
         tools = [
             {"name": name, "description": name, "input_schema": schema}
             for name, schema in self.tools.items()
         ]
-        asked: Any = {
+        request: Any = {
             "model": self.model,
             "max_tokens": 1000,
             "system": SYSTEM,
             "messages": self.history,
         }
-        asked |= {"tools": tools, "thinking": {"type": "adaptive"}}
-        asked |= {"cache_control": {"type": "ephemeral"}} if self.marked else {}
+        request |= {"tools": tools, "thinking": {"type": "adaptive"}}
+        request |= {"cache_control": {"type": "ephemeral"}} if self.uses_cache_marks else {}
         if stream:
-            async with self.sdk.messages.stream(**asked) as coming:
-                message = await coming.get_final_message()
+            async with self.sdk.messages.stream(**request) as stream_reply:
+                message = await stream_reply.get_final_message()
         else:
-            message = await self.sdk.messages.create(**asked)
+            message = await self.sdk.messages.create(**request)
         self.history.append(
             {
                 "role": "assistant",
@@ -114,32 +115,36 @@ class Anthropic:
             cached=usage.cache_read_input_tokens,
         )
 
-    def answer(self, answers: list[tuple[str, str, str]]) -> None:
+    def add_answers(self, answers: list[tuple[str, str, str]]) -> None:
         results = [
             {"type": "tool_result", "tool_use_id": id, "content": text} for id, _, text in answers
         ]
         self.history.append({"role": "user", "content": results})
 
     def forget(self) -> None:
-        """Leave the state of the last reply out."""
-        turn = self.history[-1]
-        turn["content"] = [block for block in turn["content"] if block["type"] != "thinking"]
+        """Remove the state from the last reply."""
+        last_turn = self.history[-1]
+        last_turn["content"] = [
+            block for block in last_turn["content"] if block["type"] != "thinking"
+        ]
 
     def blur(self) -> None:
         """Change the state of the last reply."""
-        [thought] = [block for block in self.history[-1]["content"] if block["type"] == "thinking"]
-        thought["signature"] = thought["signature"][::-1]
+        [thinking_block] = [
+            block for block in self.history[-1]["content"] if block["type"] == "thinking"
+        ]
+        thinking_block["signature"] = thinking_block["signature"][::-1]
 
-    def foreign(self) -> None:
-        """A turn that another vendor said, and its answer."""
-        use = {
+    def add_foreign_turn(self) -> None:
+        """Add a turn of another vendor, and its answer."""
+        tool_use = {
             "type": "tool_use",
             "id": "call_elsewhere",
             "name": "read_file",
             "input": {"path": "calc.py"},
         }
-        self.history.append({"role": "assistant", "content": [use]})
-        self.answer([("call_elsewhere", "read_file", "def add")])
+        self.history.append({"role": "assistant", "content": [tool_use]})
+        self.add_answers([("call_elsewhere", "read_file", "def add")])
 
     async def close(self) -> None:
         await self.sdk.close()
@@ -159,31 +164,31 @@ class OpenAI:
         self.history = []
         self.tools = TOOLS
 
-    def tell(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> SdkReply:
+    async def request_reply(self, *, stream: bool = True) -> SdkReply:
         tools = [
             {"type": "function", "name": name, "parameters": schema, "strict": False}
             for name, schema in self.tools.items()
         ]
-        asked: Any = {
+        request: Any = {
             "model": self.model,
             "instructions": SYSTEM,
             "input": self.history,
             "tools": tools,
         }
-        asked |= {
+        request |= {
             "store": False,
             "include": ["reasoning.encrypted_content"],
             "reasoning": {"summary": "auto"},
         }
         if stream:
-            async with self.sdk.responses.stream(**asked) as coming:
-                events = [event async for event in coming]
+            async with self.sdk.responses.stream(**request) as stream_reply:
+                events = [event async for event in stream_reply]
             response = events[-1].response  # get_final_response() raises when it is incomplete
         else:
-            response = await self.sdk.responses.create(**asked)
+            response = await self.sdk.responses.create(**request)
         self.history += [
             item.model_dump(mode="json", by_alias=True, exclude_none=True)
             for item in response.output
@@ -191,15 +196,15 @@ class OpenAI:
         calls = [item for item in response.output if item.type == "function_call"]
         thoughts = [item for item in response.output if item.type == "reasoning"]
         return SdkReply(
-            text=response.output_text or "".join(_refusals(response.output)),
+            text=response.output_text or "".join(_list_refusals(response.output)),
             thinking="".join(part.text for item in thoughts for part in item.summary),
-            calls=[(call.call_id, call.name, _parsed(call.arguments)) for call in calls],
+            calls=[(call.call_id, call.name, _parse_arguments(call.arguments)) for call in calls],
             stop=str(response.status),
             input=response.usage.input_tokens,
             cached=response.usage.input_tokens_details.cached_tokens,
         )
 
-    def answer(self, answers: list[tuple[str, str, str]]) -> None:
+    def add_answers(self, answers: list[tuple[str, str, str]]) -> None:
         self.history += [
             {"type": "function_call_output", "call_id": id, "output": text}
             for id, _, text in answers
@@ -209,10 +214,10 @@ class OpenAI:
         self.history = [item for item in self.history if item.get("type") != "reasoning"]
 
     def blur(self) -> None:
-        [thought] = [item for item in self.history if item.get("type") == "reasoning"]
-        thought["encrypted_content"] = thought["encrypted_content"][::-1]
+        [reasoning_item] = [item for item in self.history if item.get("type") == "reasoning"]
+        reasoning_item["encrypted_content"] = reasoning_item["encrypted_content"][::-1]
 
-    def foreign(self) -> None:
+    def add_foreign_turn(self) -> None:
         call = {
             "type": "function_call",
             "call_id": "toolu_elsewhere",
@@ -220,7 +225,7 @@ class OpenAI:
             "arguments": "{}",
         }
         self.history.append(call)
-        self.answer([("toolu_elsewhere", "read_file", "def add")])
+        self.add_answers([("toolu_elsewhere", "read_file", "def add")])
 
     async def close(self) -> None:
         await self.sdk.close()
@@ -242,10 +247,10 @@ class Google:
         self.history = []
         self.tools = TOOLS
 
-    def tell(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
         self.history.append(types.Content(role="user", parts=[types.Part(text=text)]))
 
-    async def ask(self, *, stream: bool = True) -> SdkReply:
+    async def request_reply(self, *, stream: bool = True) -> SdkReply:
         functions = [
             types.FunctionDeclaration(name=name, parameters_json_schema=schema)
             for name, schema in self.tools.items()
@@ -256,12 +261,12 @@ class Google:
             thinking_config=types.ThinkingConfig(include_thoughts=True),
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
         )
-        asked: Any = {"model": self.model, "contents": self.history, "config": config}
+        request: Any = {"model": self.model, "contents": self.history, "config": config}
         models = self.sdk.aio.models
         if stream:
-            chunks = [chunk async for chunk in await models.generate_content_stream(**asked)]
+            chunks = [chunk async for chunk in await models.generate_content_stream(**request)]
         else:
-            chunks = [await models.generate_content(**asked)]
+            chunks = [await models.generate_content(**request)]
         parts = [part for chunk in chunks for part in chunk.candidates[0].content.parts or []]
         self.history.append(types.Content(role="model", parts=parts))
         usage = chunks[-1].usage_metadata
@@ -275,12 +280,12 @@ class Google:
             cached=usage.cached_content_token_count or 0,
         )
 
-    def answer(self, answers: list[tuple[str, str, str]]) -> None:
-        made = [
+    def add_answers(self, answers: list[tuple[str, str, str]]) -> None:
+        responses = [
             types.FunctionResponse(id=id, name=name, response={"output": text})
             for id, name, text in answers
         ]
-        parts = [types.Part(function_response=response) for response in made]
+        parts = [types.Part(function_response=response) for response in responses]
         self.history.append(types.Content(role="user", parts=parts))
 
     def forget(self) -> None:
@@ -291,8 +296,8 @@ class Google:
         for part in self.history[-1].parts:
             part.thought_signature = part.thought_signature and part.thought_signature[::-1]
 
-    def foreign(self) -> None:
-        """Without an id, as an older client sends it."""
+    def add_foreign_turn(self) -> None:
+        """Add a turn without an id, as an older client sends it, and its answer."""
         call = types.FunctionCall(name="read_file", args={"path": "calc.py"})
         self.history.append(types.Content(role="model", parts=[types.Part(function_call=call)]))
         response = types.FunctionResponse(name="read_file", response={"output": "def add"})
@@ -319,59 +324,60 @@ class Compatible:
         self.history = [{"role": "system", "content": SYSTEM}]
         self.tools = TOOLS
 
-    def tell(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
 
-    async def ask(self, *, stream: bool = True) -> SdkReply:
+    async def request_reply(self, *, stream: bool = True) -> SdkReply:
         functions = [{"name": name, "parameters": schema} for name, schema in self.tools.items()]
         tools = [{"type": "function", "function": function} for function in functions]
-        asked: Any = {"model": self.model, "messages": self.history, "tools": tools}
+        request: Any = {"model": self.model, "messages": self.history, "tools": tools}
         if stream:
             options = {"stream_options": {"include_usage": True}}
             chunks = [
                 chunk
                 async for chunk in await self.sdk.chat.completions.create(
-                    **asked, **options, stream=True
+                    **request, **options, stream=True
                 )
             ]
-            message = _joined(chunks)
+            message = _join_chunks(chunks)
             stop = chunks[-2].choices[0].finish_reason
             usage = chunks[-1].usage
         else:
-            whole = await self.sdk.chat.completions.create(**asked)
-            message = whole.choices[0].message.to_dict()
-            stop = whole.choices[0].finish_reason
-            usage = whole.usage
+            completion = await self.sdk.chat.completions.create(**request)
+            message = completion.choices[0].message.to_dict()
+            stop = completion.choices[0].finish_reason
+            usage = completion.usage
         self.history.append(message)
         calls = [(call["id"], call["function"]) for call in message.get("tool_calls", ())]
         return SdkReply(
             text=message["content"] or "",
             thinking=message.get("reasoning_content", ""),
             calls=[
-                (id, function["name"], _parsed(function["arguments"])) for id, function in calls
+                (id, function["name"], _parse_arguments(function["arguments"]))
+                for id, function in calls
             ],
             stop=stop,
             input=usage.prompt_tokens,
             cached=usage.prompt_tokens_details.cached_tokens,
         )
 
-    def answer(self, answers: list[tuple[str, str, str]]) -> None:
+    def add_answers(self, answers: list[tuple[str, str, str]]) -> None:
         self.history += [
             {"role": "tool", "tool_call_id": id, "content": text} for id, _, text in answers
         ]
 
-    def foreign(self) -> None:
+    def add_foreign_turn(self) -> None:
         function = {"name": "read_file", "arguments": "{}"}
         calls = [{"id": "toolu_elsewhere", "type": "function", "function": function}]
         self.history.append({"role": "assistant", "content": None, "tool_calls": calls})
-        self.answer([("toolu_elsewhere", "read_file", "def add")])
+        self.add_answers([("toolu_elsewhere", "read_file", "def add")])
 
     async def close(self) -> None:
         await self.sdk.close()
 
 
-def _joined(chunks: list[Any]) -> dict[str, Any]:
-    """The message whose pieces these are."""
+def _join_chunks(chunks: list[Any]) -> dict[str, Any]:
+    """Return the message that consists of these chunks."""
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
     calls: list[dict[str, Any]] = []
     for piece in (piece for delta in deltas for piece in delta.tool_calls or ()):
@@ -390,12 +396,12 @@ def _joined(chunks: list[Any]) -> dict[str, Any]:
     return {**message, "tool_calls": calls} if calls else message
 
 
-def _refusals(output: list[Any]) -> list[str]:
+def _list_refusals(output: list[Any]) -> list[str]:
     parts = [part for item in output if item.type == "message" for part in item.content]
     return [part.refusal for part in parts if part.type == "refusal"]
 
 
-def _parsed(arguments: str) -> Any:
+def _parse_arguments(arguments: str) -> Any:
     try:
         return json.loads(arguments)
     except ValueError:
@@ -408,11 +414,11 @@ CLIENTS: Mapping[str, Any] = {
 
 
 @asynccontextmanager
-async def talking(
+async def open_client(
     vendors: Any, vendor: str, *, model: str = "", key: str = "", timeout: float = 5
 ) -> AsyncIterator[Any]:
-    """A conversation with a vendor's SDK, pointed at the vendors."""
-    env = vendors.environ(vendor)
+    """Open a client of a vendor's SDK that uses the fake vendors."""
+    env = vendors.build_environ(vendor)
     if key:
         env |= {name: key for name in env if name.endswith("_API_KEY")}
     client = CLIENTS[vendor](env, model or env["OSIRIS_MODEL"].partition(":")[2], timeout)

@@ -1,13 +1,13 @@
-"""The vendors of these tests, and the story they tell."""
+"""Fixtures with the fake vendors, and the script that they follow."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from fake_vendors.server import Vendors, serving
+from fake_vendors.server import Vendors, serve_vendors
 
-STORY = {
+SCRIPT = {
     "runs": [
         {
             "when": "add is wrong",
@@ -29,14 +29,14 @@ STORY = {
 
 
 @pytest.fixture
-def story() -> dict[str, Any]:
-    return STORY
+def script() -> dict[str, Any]:
+    return SCRIPT
 
 
 @pytest.fixture
 async def vendors() -> AsyncIterator[Vendors]:
-    async with serving(STORY) as served:
-        yield served
+    async with serve_vendors(SCRIPT) as vendors:
+        yield vendors
 
 
 @pytest.fixture(params=["anthropic", "openai", "google", "openai-compatible"])

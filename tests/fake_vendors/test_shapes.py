@@ -1,27 +1,29 @@
-"""A request that no SDK could have written is found."""
+"""The check of request shapes: it finds requests that no SDK could have written."""
 
 import copy
 from typing import Any
 
 import pytest
 
-from fake_vendors.request_shapes import misfits
+from fake_vendors.request_shapes import find_misfits
 from fake_vendors.server import ReceivedRequest
-from tests.fake_vendors.clients import talking
+from tests.fake_vendors.clients import open_client
 
 
 @pytest.fixture
-async def asked(vendors, vendor) -> ReceivedRequest:
-    """A lawful request with a reply and answers in it."""
-    async with talking(vendors, vendor) as client:
-        client.tell("add is wrong")
-        said = await client.ask()
-        client.answer([(id, name, "exit code 0 in 0.1 s\ndef add") for id, name, _ in said.calls])
-        await client.ask()
+async def received_request(vendors, vendor) -> ReceivedRequest:
+    """Provide a valid request that contains a reply and answers."""
+    async with open_client(vendors, vendor) as client:
+        client.add_message("add is wrong")
+        reply = await client.request_reply()
+        client.add_answers(
+            [(id, name, "exit code 0 in 0.1 s\ndef add") for id, name, _ in reply.calls]
+        )
+        await client.request_reply()
     return vendors.requests[-1]
 
 
-PLACES: dict[str, dict[str, list[Any]]] = {
+PATHS: dict[str, dict[str, list[Any]]] = {
     "anthropic": {
         "turn": ["messages", 1],
         "call": ["messages", 1, "content", 2],
@@ -47,7 +49,7 @@ PLACES: dict[str, dict[str, list[Any]]] = {
         "tool": ["tools", 0, "function"],
     },
 }
-WRONG = {
+WRONG_VALUES = {
     ("anthropic", "call", "name"): 7,
     ("anthropic", "turn", "role"): "wizard",
     ("anthropic", "answer", "tool_use_id"): None,
@@ -61,7 +63,7 @@ WRONG = {
     ("openai-compatible", "turn", "role"): "wizard",
     ("openai-compatible", "answer", "content"): 5,
 }
-MISSING = {
+MISSING_FIELDS = {
     "anthropic": [
         ("call", "id"),
         ("call", "input"),
@@ -69,63 +71,65 @@ MISSING = {
         ("tool", "input_schema"),
     ],
     "openai": [("call", "call_id"), ("answer", "output"), ("tool", "name")],
-    "google": [],  # every field of Google's may be left out
+    "google": [],  # all fields of Google are optional
     "openai-compatible": [("call", "name"), ("answer", "tool_call_id"), ("tool", "name")],
 }
 
 
-def _at(body: Any, place: list[Any]) -> Any:
-    for step in place:
+def _get_part(body: Any, path: list[Any]) -> Any:
+    for step in path:
         body = body[step]
     return body
 
 
-def _changed(asked: ReceivedRequest) -> ReceivedRequest:
+def _copy_request(received_request: ReceivedRequest) -> ReceivedRequest:
     return ReceivedRequest(
-        vendor=asked.vendor,
-        path=asked.path,
-        headers=asked.headers,
-        body=copy.deepcopy(asked.body),
-        began=asked.began,
+        vendor=received_request.vendor,
+        path=received_request.path,
+        headers=received_request.headers,
+        body=copy.deepcopy(received_request.body),
+        began=received_request.began,
     )
 
 
-async def test_what_an_sdk_wrote_has_no_misfits(asked):
-    assert misfits(asked) == []
+async def test_what_an_sdk_wrote_has_no_misfits(received_request):
+    assert find_misfits(received_request) == []
 
 
-@pytest.mark.parametrize("place", [None, "turn", "call", "answer", "tool"])
-async def test_an_unknown_field_is_found_anywhere(asked, vendor, place):
-    changed = _changed(asked)
-    _at(changed.body, PLACES[vendor][place] if place else [])["surprise"] = 1
-    [misfit] = misfits(changed)
+@pytest.mark.parametrize("part", [None, "turn", "call", "answer", "tool"])
+async def test_an_unknown_field_is_found_anywhere(received_request, vendor, part):
+    changed = _copy_request(received_request)
+    _get_part(changed.body, PATHS[vendor][part] if part else [])["surprise"] = 1
+    [misfit] = find_misfits(changed)
     assert "surprise" in misfit
     assert "no such field" in misfit
 
 
-@pytest.mark.parametrize(("vendor", "place", "field"), WRONG)
-async def test_a_value_of_another_type_is_found(asked, vendor, place, field):
-    changed = _changed(asked)
-    _at(changed.body, PLACES[vendor][place])[field] = WRONG[vendor, place, field]
-    assert any(f".{field}: " in misfit for misfit in misfits(changed))
+@pytest.mark.parametrize(("vendor", "part", "field"), WRONG_VALUES)
+async def test_a_value_of_another_type_is_found(received_request, vendor, part, field):
+    changed = _copy_request(received_request)
+    _get_part(changed.body, PATHS[vendor][part])[field] = WRONG_VALUES[vendor, part, field]
+    assert any(f".{field}: " in misfit for misfit in find_misfits(changed))
 
 
-async def test_a_field_that_is_missing_is_found(asked, vendor):
-    for place, field in MISSING[vendor]:
-        changed = _changed(asked)
-        del _at(changed.body, PLACES[vendor][place])[field]
-        assert any(f".{field}: is missing" in misfit for misfit in misfits(changed))
+async def test_a_field_that_is_missing_is_found(received_request, vendor):
+    for part, field in MISSING_FIELDS[vendor]:
+        changed = _copy_request(received_request)
+        del _get_part(changed.body, PATHS[vendor][part])[field]
+        assert any(f".{field}: is missing" in misfit for misfit in find_misfits(changed))
 
 
 async def test_a_signature_that_is_no_base64_is_found(vendors):
     body = {
         "contents": [{"role": "model", "parts": [{"text": "a", "thoughtSignature": "not base64!"}]}]
     }
-    asked = ReceivedRequest(vendor="google", path="/", headers={}, body=body, began=0)
-    assert misfits(asked) == ["body.contents[0].parts[0].thoughtSignature: is not base64"]
+    received_request = ReceivedRequest(vendor="google", path="/", headers={}, body=body, began=0)
+    assert find_misfits(received_request) == [
+        "body.contents[0].parts[0].thoughtSignature: is not base64"
+    ]
 
 
 async def test_a_body_that_is_no_object_is_a_misfit(vendor):
-    assert misfits(ReceivedRequest(vendor=vendor, path="/", headers={}, body=None, began=0)) == [
-        "body: is no object"
-    ]
+    assert find_misfits(
+        ReceivedRequest(vendor=vendor, path="/", headers={}, body=None, began=0)
+    ) == ["body: is no object"]

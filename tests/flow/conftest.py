@@ -1,5 +1,5 @@
-"""Fixtures for a complete Osiris against devhub, in one process, over real HTTP, with a real
-sandbox, database and git."""
+"""Fixtures for a complete Osiris against devhub: one process, real HTTP, a real sandbox, a real
+database and real git."""
 
 import asyncio
 import contextlib
@@ -32,8 +32,8 @@ from osiris.playground.users import Person
 from osiris.queue.tables import Table
 from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.options import SandboxOptions
-from tests.conftest import a_place, disks_in
-from tests.forkserver import osiris
+from tests.conftest import create_test_folder, list_disks
+from tests.forkserver import run_osiris
 
 REPO = "acme/shop"
 FILES = {
@@ -47,50 +47,52 @@ PEOPLE = {"alice": "maintain", "bob": "write", "tina": "triage", "mallory": "non
 
 
 @functools.cache
-def keys() -> KeyPair:
-    """Return the key pair of the App for all environments of this process; generating one takes a
-    tenth of a second."""
+def get_app_keys() -> KeyPair:
+    """Return the key pair of the App. All environments of this process share it, because generating
+    one takes a tenth of a second."""
     return generate_key_pair()
 
 
-def step(tool: str, /, expect: dict[str, Any] | None = None, **args: Any) -> dict[str, Any]:
+def build_step(tool: str, /, expect: dict[str, Any] | None = None, **args: Any) -> dict[str, Any]:
+    """Return a step of a script: a call of a tool, and what its answer must be."""
     return {"call": {tool: args}, "expect": expect or {}}
 
 
-def submit(summary: str = "Fixed.") -> dict[str, Any]:
-    return step("submit", summary=summary)
+def build_submit_step(summary: str = "Fixed.") -> dict[str, Any]:
+    return build_step("submit", summary=summary)
 
 
 CHECK_COMMAND = "grep 'a + b' shop.py"
-FIX = [
-    step("edit_file", path="shop.py", old="a - b", new="a + b"),
-    step("run_command", {"exit_code": 0}, command=CHECK_COMMAND),
-    submit("`add` subtracted. Now it adds."),
+FIX_STEPS = [
+    build_step("edit_file", path="shop.py", old="a - b", new="a + b"),
+    build_step("run_command", {"exit_code": 0}, command=CHECK_COMMAND),
+    build_submit_step("`add` subtracted. Now it adds."),
 ]
-"""Running the unit tests instead would take half a second; `test_main_flow.py` does that."""
-ANSWER = [
-    step("write_file", path="NOTES.md", content="Reviewed.\n"),
-    submit("Added the notes that the review asks for."),
+"""Steps that correct `shop.py` and check it with grep. Running the unit tests instead takes half a
+second; `test_main_flow.py` does that."""
+ANSWER_STEPS = [
+    build_step("write_file", path="NOTES.md", content="Reviewed.\n"),
+    build_submit_step("Added the notes that the review asks for."),
 ]
-
-
-BLOCKING_STEP = step(
+"""Steps that answer a review."""
+BLOCKING_STEP = build_step(
     "run_command", {"exit_code": 0}, command="until test -e /tmp/go; do sleep 0.05; done"
 )
 """A command that runs until the test calls `release_step`."""
 
 
-def run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
+def build_run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
+    """Return a run of a script. The model plays the first run whose `when` is in the briefing."""
     return {"when": when, "steps": list(steps)}
 
 
-QUICK = Timeouts(pauses=(0.05,))
-STORY = {"runs": [run(*ANSWER, when="<review"), run(*FIX)]}
+FAST_RETRIES = Timeouts(pauses=(0.05,))
+SCRIPT = {"runs": [build_run(*ANSWER_STEPS, when="<review"), build_run(*FIX_STEPS)]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowEnvironment:
-    """The environment, one instance of Osiris in it, and the people."""
+    """The environment, one instance of Osiris in it, and the people who use it."""
 
     playground: Environment
     osiris: Osiris
@@ -102,22 +104,22 @@ class FlowEnvironment:
     log_lines: list[str]
 
     @property
-    def sessions(self) -> Path:
+    def sessions_folder(self) -> Path:
         """The folder of the sandbox's sessions."""
         return self.osiris.sandbox._root
 
-    async def transcript(self) -> list[Message]:
-        """Return every message of the first task in order."""
+    async def read_transcript(self) -> list[Message]:
+        """Return all messages of the first task, in order."""
         return [step.message for step in await self.osiris.read_models.list_steps(1)]
 
     async def wait_until_settled(self) -> None:
         await self.playground.wait_until_settled(self.osiris.store)
 
-    async def task(self) -> Task:
+    async def get_task(self) -> Task:
         [line] = await self.osiris.read_models.list_tasks()
         return line.task
 
-    async def failures(self) -> list[Failure]:
+    async def list_failures(self) -> list[Failure]:
         return await self.osiris.read_models.list_failures()
 
     async def file_labelled_issue(
@@ -128,7 +130,7 @@ class FlowEnvironment:
         return issue
 
     async def bring_to_review(self) -> tuple[int, int]:
-        """Have an issue worked on. Return its number and that of its pull request."""
+        """File an issue and wait for its pull request. Return the numbers of both."""
         issue = await self.file_labelled_issue()
         await self.wait_until_settled()
         [pull] = await self.alice.list_pulls()
@@ -146,11 +148,11 @@ class FlowEnvironment:
         async with asyncio.timeout(20):
             while True:
                 for line in await self.osiris.read_models.list_tasks():
-                    of_this_run = f"-{line.task.run}"
+                    run_suffix = f"-{line.task.run}"
                     steps = [
                         s
                         for s in await self.osiris.read_models.list_steps(line.id)
-                        if s.run.endswith(of_this_run)
+                        if s.run.endswith(run_suffix)
                     ]
                     if (
                         line.task.state == "running"
@@ -161,8 +163,8 @@ class FlowEnvironment:
                 await asyncio.sleep(0.05)
 
     async def wait_until_answered(self) -> None:
-        """Wait until all requests of people are decided and answered, whatever a run is doing."""
-        undone = text(
+        """Wait until all requests of people are decided and answered. A run may continue."""
+        unfinished_rows = text(
             "select (select count(*) from inbox where not_before is not null)"
             " + (select count(*) from outbox where not_before is not null and kind <> 'StartRun')"
         )
@@ -170,67 +172,69 @@ class FlowEnvironment:
             while True:
                 await self.playground.hub.wait_until_sent()
                 async with self.osiris.engine.connect() as connection:
-                    if not await connection.scalar(undone):
+                    if not await connection.scalar(unfinished_rows):
                         return
                 await asyncio.sleep(0.05)
 
     def release_step(self) -> None:
-        """Let the command of `BLOCKING_STEP` end."""
-        for disk in disks_in(self.sessions):
-            with contextlib.suppress(FileNotFoundError):  # it is just being created or removed
+        """End the command of `BLOCKING_STEP`."""
+        for disk in list_disks(self.sessions_folder):
+            with contextlib.suppress(FileNotFoundError):  # the disk is being created or removed
                 (disk.host_path / "tmp" / "go").touch()
 
-    def push(self, login: str, branch: str, files: dict[str, str]) -> None:
-        """Push changed files to a branch as a person does, with plain git."""
+    def push_files(self, login: str, branch: str, files: dict[str, str]) -> None:
+        """Push changed files to a branch with git, as the user `login`."""
         address = self.playground.hub.url.replace(
             "://", f"://{login}:{self.playground.hub.world.get_user(login).token}@"
         )
-        who = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
+        identity = ["-c", f"user.name={login}", "-c", f"user.email={login}@example.org"]
         with tempfile.TemporaryDirectory() as folder:
-            plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
+            run_plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
             for path, text in files.items():
                 (Path(folder) / path).write_text(text)
-            plain_git("-C", folder, "add", "-A")
-            plain_git("-C", folder, *who, "commit", "-qm", "By hand")
-            plain_git("-C", folder, "push", "-q", "origin", branch)
+            run_plain_git("-C", folder, "add", "-A")
+            run_plain_git("-C", folder, *identity, "commit", "-qm", "By hand")
+            run_plain_git("-C", folder, "push", "-q", "origin", branch)
 
-    def git(self, *args: str) -> str:
-        """Run plain git in the hub's own repository."""
+    def run_git(self, *args: str) -> str:
+        """Run git in devhub's own repository, and return its output."""
         path = self.playground.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
-        return plain_git("--git-dir", str(path), *args)
+        return run_plain_git("--git-dir", str(path), *args)
 
 
-def plain_git(*args: str) -> str:
+def run_plain_git(*args: str) -> str:
+    """Run git without the limits that Osiris sets, and return its output."""
     result = subprocess.run(["git", *args], capture_output=True, check=True)
     return result.stdout.decode("utf-8", "backslashreplace")
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Callable[[Settings], Sandbox]]:
-    """Provide a factory of sandboxes that reuse what earlier ones in this process prepared and
-    found out about the machine.
+def sandbox_factory() -> Iterator[Callable[[Settings], Sandbox]]:
+    """Provide a function that creates sandboxes. They reuse the caches and the probe results of
+    earlier ones in this process.
 
-    Otherwise each needs up to a second before its first command; `tests/flow/test_main_flow.py` and
-    all tests that start Osiris as a separate process use such new ones. A strong sandbox probes the
-    machine again.
+    A new sandbox without them needs up to a second before its first command. All tests that start
+    Osiris as a separate process use such new ones. A strong sandbox probes the machine again.
     """
-    with a_place() as place:
-        root = place / "sessions"
+    with create_test_folder() as folder:
+        root = folder / "sessions"
         probes = asyncio.run(BubblewrapSandbox(root, Path, SandboxOptions(weak=True)).probe())
 
-        def sandbox(settings: Settings) -> Sandbox:
-            # each kept checkout is a mount for all jails
-            few = settings.model_copy(update={"osiris_cache_gib": 0.001})
-            return create_sandbox(few, root, probes if settings.osiris_sandbox == "weak" else ())
+        def create_with_caches(settings: Settings) -> Sandbox:
+            # each checkout in the cache is one more mount in every jail
+            settings = settings.model_copy(update={"osiris_cache_gib": 0.001})
+            return create_sandbox(
+                settings, root, probes if settings.osiris_sandbox == "weak" else ()
+            )
 
-        yield sandbox
+        yield create_with_caches
 
 
-def copy_database(migrated_file: Path, place: Path) -> None:
-    """Copy a database with the present schema into the data folder of an environment: Alembic needs
+def copy_database(migrated_file: Path, folder: Path) -> None:
+    """Copy a database with the current schema into the data folder of an environment. Alembic needs
     up to 0.4 s to create one."""
-    (place / "osiris").mkdir(0o711)
-    shutil.copy(migrated_file, place / "osiris")
+    (folder / "osiris").mkdir(0o711)
+    shutil.copy(migrated_file, folder / "osiris")
 
 
 Start = Callable[..., contextlib.AbstractAsyncContextManager[FlowEnvironment]]
@@ -238,47 +242,54 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[FlowEnvironment]]
 
 @pytest.fixture
 def start(
-    place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path
+    folder: Path,
+    pair: dict[str, str],
+    sandbox_factory: Callable[[Settings], Sandbox],
+    migrated_file: Path,
 ) -> Start:
-    """Return the function `start(story, files=…)`, which starts an environment. When it ends, it
-    checks that no secret of this run is found anywhere.
+    """Provide the function `start(script, files=…)`, which starts an environment with a scripted
+    model. At its end, the environment checks that it leaked no secret.
 
-    With a `vendor`, the story is served over that vendor's wire protocol; the vendor `also` is
-    configured as well; `more` are further settings. The sandbox is a `warm` one unless it is given
-    (None: a new one), and the database has a schema.
+    With a `vendor`, the model is served over that vendor's wire protocol; `second_vendor` is
+    configured as well. `more` are further settings. The sandbox comes from `sandbox_factory`,
+    unless the test passes one (None: a new one). The database has a schema.
     """
-    copy_database(migrated_file, place)
+    copy_database(migrated_file, folder)
 
     @contextlib.asynccontextmanager
-    async def started(
-        story: dict[str, Any] = STORY,
+    async def start_flow_environment(
+        script: dict[str, Any] = SCRIPT,
         *,
         files: dict[str, Any] | None = None,
         vendor: str = "",
-        also: str = "",
+        second_vendor: str = "",
         more: dict[str, Any] | None = None,
         **replacements: Any,
     ) -> AsyncIterator[FlowEnvironment]:
-        script = place / "script.yml"
-        script.write_text(yaml.safe_dump(story))
+        script_file = folder / "script.yml"
+        script_file.write_text(yaml.safe_dump(script))
         async with (
-            loopback.serving(story) if vendor else contextlib.nullcontext() as vendors,
+            loopback.serve_vendors(script) if vendor else contextlib.nullcontext() as vendors,
             start_environment(
-                place,
+                folder,
                 repo=REPO,
                 files=files or FILES,
                 people=PEOPLE,
-                model=f"scripted:{script}",
-                keys=keys(),
+                model=f"scripted:{script_file}",
+                keys=get_app_keys(),
                 more={
                     **pair,
-                    **(_merge_vendor_settings(vendors, vendor, also) if vendors else {}),
+                    **(_merge_vendor_settings(vendors, vendor, second_vendor) if vendors else {}),
                     **(more or {}),
                 },
             ) as playground,
             _collect_logs() as log_lines,
             playground.run_osiris(
-                **{"timeouts": QUICK, "sandbox": warm(playground.settings), **replacements}
+                **{
+                    "timeouts": FAST_RETRIES,
+                    "sandbox": sandbox_factory(playground.settings),
+                    **replacements,
+                }
             ) as osiris,
             playground.get_person("alice") as alice,
             playground.get_person("bob") as bob,
@@ -297,20 +308,24 @@ def start(
             )
             await _assert_no_secret_leaked(playground, alice, log_lines)
 
-    return started
+    return start_flow_environment
 
 
-def settings_of(vendors: Vendors, vendor: str) -> dict[str, str]:
-    return {name.lower(): value for name, value in vendors.environ(vendor).items()}
+def get_vendor_settings(vendors: Vendors, vendor: str) -> dict[str, str]:
+    """Return the settings with which Osiris uses a vendor."""
+    return {name.lower(): value for name, value in vendors.build_environ(vendor).items()}
 
 
-def _merge_vendor_settings(vendors: Vendors, vendor: str, also: str) -> dict[str, str]:
-    return {**(settings_of(vendors, also) if also else {}), **settings_of(vendors, vendor)}
+def _merge_vendor_settings(vendors: Vendors, vendor: str, second_vendor: str) -> dict[str, str]:
+    return {
+        **(get_vendor_settings(vendors, second_vendor) if second_vendor else {}),
+        **get_vendor_settings(vendors, vendor),
+    }
 
 
 @contextlib.asynccontextmanager
 async def _collect_logs() -> AsyncIterator[list[str]]:
-    """Collect every logged line before redaction."""
+    """Collect every log line as it is before redaction."""
     lines: list[str] = []
 
     class LogCollector(logging.Handler):
@@ -330,28 +345,28 @@ async def _collect_logs() -> AsyncIterator[list[str]]:
 
 
 async def _assert_no_secret_leaked(
-    playground: Environment, alice: Person, logged: list[str]
+    playground: Environment, alice: Person, log_lines: list[str]
 ) -> None:
-    """Check for leaked secrets: App key, webhook secret, model keys and every minted token."""
+    """Assert that no secret is in the database, in texts on GitHub or in the log. The secrets are
+    the App key, the webhook secret, the model keys and all minted tokens."""
     secrets = [
         *playground.settings.list_secrets(),
         *playground.settings.private_key.splitlines()[1:3],
         "ghs_",
     ]
-    data = playground.settings.osiris_data_dir
-    stored = b"".join(path.read_bytes() for path in data.glob("osiris.db*")) + _dump_database(
-        playground
-    )
-    published = [c["body"] for n in range(1, 4) for c in await _comments(alice, n)]
-    published += [str(pull["body"]) for pull in await alice.list_pulls()]
+    data_folder = playground.settings.osiris_data_dir
+    database_content = b"".join(path.read_bytes() for path in data_folder.glob("osiris.db*"))
+    database_content += _dump_database(playground)
+    texts = [c["body"] for n in range(1, 4) for c in await _list_comments(alice, n)]
+    texts += [str(pull["body"]) for pull in await alice.list_pulls()]
     for secret in secrets:
-        assert secret.encode() not in stored, "a secret is in the database"
-        assert not any(secret in words for words in published), "a secret was said"
-        assert not any(secret in line for line in logged), "a secret was logged"
+        assert secret.encode() not in database_content, "a secret is in the database"
+        assert not any(secret in text for text in texts), "a secret was published"
+        assert not any(secret in line for line in log_lines), "a secret was logged"
 
 
 def _dump_database(playground: Environment) -> bytes:
-    """Return the whole content of a PostgreSQL database."""
+    """Return the content of a PostgreSQL database; nothing if the database is SQLite."""
     if playground.settings.is_embedded:
         return b""
     engine = create_engine(
@@ -365,7 +380,7 @@ def _dump_database(playground: Environment) -> bytes:
     return "".join(rows).encode()
 
 
-async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
+async def _list_comments(person: Person, number: int) -> list[dict[str, Any]]:
     import httpx
 
     try:
@@ -375,14 +390,14 @@ async def _comments(person: Person, number: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def command(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Provide a function that runs `osiris …` as an operator does and returns (exit code, stdout,
-    stderr)."""
+def run_cli(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Provide a function that runs `osiris …` as an operator does. It returns the exit code, stdout
+    and stderr."""
     pair = request.getfixturevalue("pair") if "pair" in request.fixturenames else {}
-    stands_on = {name.upper(): value for name, value in pair.items()}
+    pair_environ = {name.upper(): value for name, value in pair.items()}
 
     async def run_command(*args: str, **environ: str) -> tuple[int, str, str]:
-        result = await asyncio.to_thread(osiris, *args, **{**stands_on, **environ})
+        result = await asyncio.to_thread(run_osiris, *args, **{**pair_environ, **environ})
         return result.returncode, result.stdout, result.stderr
 
     return run_command

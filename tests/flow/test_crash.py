@@ -1,4 +1,4 @@
-"""SIGKILL at every external write and at random moments: the visible result is always the same."""
+"""SIGKILL at every external write and at random moments. The visible result is always the same."""
 
 import asyncio
 import contextlib
@@ -23,28 +23,28 @@ from osiris.playground.users import Person
 from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys, settings_of
+from tests.flow.conftest import FILES, PEOPLE, REPO, SCRIPT, get_app_keys, get_vendor_settings
 from tests.flow.support.osiris_process import RestartableOsiris
 from tests.flow.test_outages import from_osiris, is_write
 
 
 @dataclass(kw_only=True)
 class ProcessKiller:
-    """Kills the process when a write arrives, and again after that write was done but not yet
-    answered."""
+    """Kills the process twice at each write: before devhub performs it, and, when it is sent again,
+    after devhub has performed it and before the answer is sent."""
 
     process: RestartableOsiris
-    seen: dict[str, int] = field(default_factory=dict)
+    write_counts: dict[str, int] = field(default_factory=dict)
 
     async def __call__(self, request: Request, forward) -> Response:
         if not is_write(request) or not from_osiris(request):
             return await forward()
         body = b"" if "receive-pack" in request.url.path else await request.body()
         write = f"{request.method} {request.url.path} {hashlib.sha256(body).hexdigest()[:8]}"
-        self.seen[write] = self.seen.get(write, 0) + 1
-        if self.seen[write] > 2:
+        self.write_counts[write] = self.write_counts.get(write, 0) + 1
+        if self.write_counts[write] > 2:
             return await forward()
-        if self.seen[write] == 2:
+        if self.write_counts[write] == 2:
             await forward()
         await asyncio.to_thread(self.process.restart)
         return Response(status_code=502)
@@ -52,26 +52,26 @@ class ProcessKiller:
 
 @dataclass(frozen=True, kw_only=True)
 class CrashEnvironment:
-    """The environment with a separate process that can be killed, instead of an Osiris in this
-    process."""
+    """The environment with Osiris as a separate process, which tests can kill."""
 
     playground: Environment
     process: RestartableOsiris
     store: Store
-    views: ReadModels
+    read_models: ReadModels
     alice: Person
     bob: Person
 
     async def wait_until_settled(self) -> None:
-        """Wait until nothing is in progress. Deliveries that failed while no process ran are
-        redelivered through the API."""
+        """Wait until no work is in progress. Redeliver what failed while no process was running,
+        through the API."""
         while True:
             await self.playground.wait_until_settled(self.store)
             # Osiris requests redelivery itself as well
-            if not await self._redeliver() and await self.store.next_due() is None:
+            if not await self._redeliver_lost() and await self.store.next_due() is None:
                 return
 
-    async def _redeliver(self) -> bool:
+    async def _redeliver_lost(self) -> bool:
+        """Redeliver what was not delivered. Return whether there was anything."""
         now = int(time.time())
         claims = {"iat": now - 60, "exp": now + 300, "iss": str(self.playground.app.id)}
         token = jwt.encode(claims, self.playground.app.private_key, "RS256")
@@ -80,14 +80,14 @@ class CrashEnvironment:
             base_url=f"{self.playground.hub.api_url}/", headers=headers
         ) as http:
             deliveries = (await http.get("app/hook/deliveries", params={"per_page": 100})).json()
-            arrived = {d["guid"] for d in deliveries if d["status_code"] == 202}
-            lost = {d["guid"]: d["id"] for d in deliveries if d["guid"] not in arrived}
-            for id in lost.values():
+            delivered_guids = {d["guid"] for d in deliveries if d["status_code"] == 202}
+            lost_ids = {d["guid"]: d["id"] for d in deliveries if d["guid"] not in delivered_guids}
+            for id in lost_ids.values():
                 (await http.post(f"app/hook/deliveries/{id}/attempts")).raise_for_status()
-        return bool(lost)
+        return bool(lost_ids)
 
     async def run_task_to_merge(self) -> dict[str, object]:
-        """Run a task from the label to the merge. Return the visible result."""
+        """Run a task from label to merge. Return the visible result."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
         await self.wait_until_settled()
@@ -102,19 +102,21 @@ class CrashEnvironment:
         return await self.read_result(issue, number)
 
     async def read_result(self, issue: int, number: int) -> dict[str, object]:
+        """Return what people see of a task that has ended, and its counts in the database."""
         commits = await self.alice.send_request("GET", f"/pulls/{number}/commits")
         heads = [commit["sha"] for commit in commits]
         checks = [
             await self.alice.send_request("GET", f"/commits/{head}/check-runs") for head in heads
         ]
-        [line] = await self.views.list_tasks()
-        steps = [
+        [line] = await self.read_models.list_tasks()
+        replies = [
             step.message
-            for step in await self.views.list_steps(line.id)
+            for step in await self.read_models.list_steps(line.id)
             if step.message.role == "assistant"
         ]
-        interrupted = sum(
-            "interrupted" in step.message.text for step in await self.views.list_steps(line.id)
+        interrupted_count = sum(
+            "interrupted" in step.message.text
+            for step in await self.read_models.list_steps(line.id)
         )
         return {
             "task": (line.task.state, line.task.run, line.waiting),
@@ -123,8 +125,8 @@ class CrashEnvironment:
             "commits": [commit["commit"]["message"].partition("\n")[0] for commit in commits],
             "comments": [len(await self.alice.list_comments(n)) for n in (issue, number)],
             "check runs": [[run["conclusion"] for run in check["check_runs"]] for check in checks],
-            "model calls": len(steps) - interrupted,
-            "failures": [failure.error for failure in await self.views.list_failures()],
+            "model calls": len(replies) - interrupted_count,
+            "failures": [failure.error for failure in await self.read_models.list_failures()],
         }
 
 
@@ -142,13 +144,14 @@ EXPECTED = {
 
 @contextlib.asynccontextmanager
 async def start_crash_environment(
-    place: Path, pair: dict[str, str], model: dict[str, str] | None = None
+    folder: Path, pair: dict[str, str], model: dict[str, str] | None = None
 ) -> AsyncIterator[CrashEnvironment]:
-    script = place / "script.yml"
-    script.write_text(yaml.safe_dump(STORY))
-    more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
+    """Start an environment with Osiris as a separate process."""
+    script_file = folder / "script.yml"
+    script_file.write_text(yaml.safe_dump(SCRIPT))
+    more = {**pair, **(model or {"osiris_model": f"scripted:{script_file}"})}
     async with start_environment(
-        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), more=more
+        folder, repo=REPO, files=FILES, people=PEOPLE, keys=get_app_keys(), more=more
     ) as playground:
         process = RestartableOsiris(playground.settings)
         store = Store(engine := connect(playground.settings.database))
@@ -161,7 +164,7 @@ async def start_crash_environment(
                     playground=playground,
                     process=process,
                     store=store,
-                    views=ReadModels(engine),
+                    read_models=ReadModels(engine),
                     alice=alice,
                     bob=bob,
                 )
@@ -180,65 +183,66 @@ async def _is_up(playground: Environment) -> bool:
             return False
 
 
-ON_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
-"""Killed workers on PostgreSQL and Redis are tested in test_several_workers.py, and here only at
-random moments."""
+ONLY_SQLITE = pytest.mark.parametrize("pair", ["embedded"], indirect=True)
+"""`test_several_workers.py` kills workers on PostgreSQL and Redis. Here only one test does."""
 
 
-@ON_SQLITE
+@ONLY_SQLITE
 @pytest.mark.long
 async def test_killed_before_and_after_every_write_the_result_is_the_same(
-    place: Path, pair: dict[str, str]
+    folder: Path, pair: dict[str, str]
 ):
-    async with start_crash_environment(place, pair) as env:
+    async with start_crash_environment(folder, pair) as env:
         killer = ProcessKiller(process=env.process)
         env.playground.hub.interceptors.append(killer)
         assert await env.run_task_to_merge() == EXPECTED
-        both_ways = [write for write, times in killer.seen.items() if times >= 2]
-        assert len(both_ways) >= 8  # the others became unnecessary after the restart
-        assert env.process.count >= 2 * len(both_ways)
+        writes_killed_twice = [write for write, times in killer.write_counts.items() if times >= 2]
+        assert (
+            len(writes_killed_twice) >= 8
+        )  # a restart makes the second attempt of the others unnecessary
+        assert env.process.count >= 2 * len(writes_killed_twice)
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
 @pytest.mark.long
-async def test_killed_at_random_moments_the_result_is_the_same(place: Path, pair: dict[str, str]):
-    chance = random.Random(20)
-    async with start_crash_environment(place, pair) as env:
+async def test_killed_at_random_moments_the_result_is_the_same(folder: Path, pair: dict[str, str]):
+    rng = random.Random(20)
+    async with start_crash_environment(folder, pair) as env:
 
-        async def kill_at_intervals() -> None:
+        async def kill_at_random_moments() -> None:
             for _ in range(15):
-                await asyncio.sleep(chance.uniform(0.1, 0.7))
+                await asyncio.sleep(rng.uniform(0.1, 0.7))
                 await asyncio.to_thread(env.process.restart)
 
-        killing = asyncio.create_task(kill_at_intervals())
+        killer_task = asyncio.create_task(kill_at_random_moments())
         assert await env.run_task_to_merge() == EXPECTED
-        await killing
-        assert (await env.views.list_tasks())[0].task.state == "done"
+        await killer_task
+        assert (await env.read_models.list_tasks())[0].task.state == "done"
 
 
-@ON_SQLITE
+@ONLY_SQLITE
 async def test_killed_while_a_model_thinks_the_next_life_sends_back_all_that_it_said(
-    place: Path, pair: dict[str, str]
+    folder: Path, pair: dict[str, str]
 ):
     async with (
-        loopback.serving(STORY) as vendors,
-        start_crash_environment(place, pair, settings_of(vendors, "anthropic")) as env,
+        loopback.serve_vendors(SCRIPT) as vendors,
+        start_crash_environment(folder, pair, get_vendor_settings(vendors, "anthropic")) as env,
     ):
 
-        async def kill_at_intervals() -> None:
-            for threshold in (3, 7):
-                while len(vendors.requests) < threshold:
+        async def kill_at_model_requests() -> None:
+            for request_count in (3, 7):
+                while len(vendors.requests) < request_count:
                     await asyncio.sleep(0.001)
                 await asyncio.to_thread(env.process.restart)
 
-        killing = asyncio.create_task(kill_at_intervals())
-        # the server requires the signatures of all replies of earlier processes
+        killer_task = asyncio.create_task(kill_at_model_requests())
+        # the server requires the signatures of all replies that it sent to earlier processes
         assert await env.run_task_to_merge() == EXPECTED
-        await killing
+        await killer_task
 
 
 @pytest.mark.long
-async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(place: Path):
+async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(folder: Path):
     steps = [
         {"call": {"write_file": {"path": "first.txt", "content": "1\n"}}},
         {
@@ -251,10 +255,15 @@ async def test_a_run_whose_workspace_is_lost_does_its_steps_again_and_goes_on(pl
         },
         {"call": {"submit": {"summary": "Done."}}},
     ]
-    script = place / "script.yml"
-    script.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
+    script_file = folder / "script.yml"
+    script_file.write_text(yaml.safe_dump({"runs": [{"steps": steps}]}))
     async with start_environment(
-        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+        folder,
+        repo=REPO,
+        files=FILES,
+        people=PEOPLE,
+        keys=get_app_keys(),
+        model=f"scripted:{script_file}",
     ) as playground:
         async with (
             playground.run_osiris(timeouts=Timeouts(pauses=(0.05,))) as first,

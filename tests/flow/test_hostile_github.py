@@ -1,7 +1,7 @@
 """A GitHub that answers wrongly, late or never, and delivers twice, late, in another order or not
-at all: the result is always correct.
+at all. The result is always correct.
 
-`make torture` draws many more plans.
+`make torture` uses many more random plans.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.conftest import a_place
+from tests.conftest import create_test_folder
 from tests.flow.support.hostile_github import (
     EXPECTED_RESULT,
     FaultPlan,
@@ -18,10 +18,10 @@ from tests.flow.support.hostile_github import (
 )
 
 
-@pytest.mark.parametrize("many", [2, pytest.param(5, marks=pytest.mark.long)])
-def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
+@pytest.mark.parametrize("example_count", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_whatever_github_does_wrong_the_end_is_the_lawful_one(example_count: int):
     @settings(
-        max_examples=many,
+        max_examples=example_count,
         derandomize=True,
         deadline=None,
         database=None,
@@ -30,8 +30,8 @@ def test_whatever_github_does_wrong_the_end_is_the_lawful_one(many: int):
     )
     @given(plan=fault_plans)
     def run_example(plan: FaultPlan) -> None:
-        with a_place() as place:
-            result, faults = asyncio.run(run_with_faults(place, plan))
+        with create_test_folder() as folder:
+            result, faults = asyncio.run(run_with_faults(folder, plan))
         assert result == EXPECTED_RESULT, faults
 
     run_example()

@@ -5,13 +5,22 @@ import asyncio
 import pytest
 
 from osiris.core.ports.live import AuditEntryAdded, ReplyDelta
-from tests.flow.conftest import BLOCKING_STEP, FILES, FIX, STORY, Start, run, step, submit
+from tests.flow.conftest import (
+    BLOCKING_STEP,
+    FILES,
+    FIX_STEPS,
+    SCRIPT,
+    Start,
+    build_run,
+    build_step,
+    build_submit_step,
+)
 
 
 @pytest.mark.both_pairs
 async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start: Start):
-    tested = step("run_command", {"exit_code": 0}, command="python3 -m unittest")
-    async with start({"runs": [run(FIX[0], tested, FIX[-1])]}) as env:
+    unittest_step = build_step("run_command", {"exit_code": 0}, command="python3 -m unittest")
+    async with start({"runs": [build_run(FIX_STEPS[0], unittest_step, FIX_STEPS[-1])]}) as env:
         issue, number = await env.bring_to_review()
         pull = await env.alice.get_pull(number)
         assert (pull["draft"], pull["title"]) == (True, "add subtracts")
@@ -21,7 +30,7 @@ async def test_a_labelled_issue_becomes_a_draft_pull_request_with_evidence(start
         assert "| `python3 -m unittest` | 0 |" in pull["body"]
         assert "Instructions read from the base branch: `AGENTS.md`" in pull["body"]
         assert "> `add` subtracted. Now it adds." in pull["body"]
-        assert (await env.task()).state == "review"
+        assert (await env.get_task()).state == "review"
 
 
 @pytest.mark.long
@@ -40,15 +49,15 @@ async def test_a_commit_names_the_task_the_model_and_the_requester(start: Start)
 async def test_there_is_one_status_comment_and_it_is_edited_in_place(start: Start):
     async with start() as env:
         issue, number = await env.bring_to_review()
-        for place in (issue, number):
-            [status] = await env.list_bot_comments(place)
+        for conversation in (issue, number):
+            [status] = await env.list_bot_comments(conversation)
             assert "ready for review" in status
         await env.bob.submit_review(number, "APPROVE")
         await env.wait_until_settled()
         await env.bob.merge_pull(number)
         await env.wait_until_settled()
-        for place in (issue, number):
-            [status] = await env.list_bot_comments(place)
+        for conversation in (issue, number):
+            [status] = await env.list_bot_comments(conversation)
             assert "merged" in status
 
 
@@ -74,13 +83,13 @@ async def test_a_review_is_answered_with_a_commit_on_the_same_pull_request(start
             for s in await env.osiris.read_models.list_steps(line.id)
             if s.message.role == "user"
         ]
-        for piece in (
+        for expected in (
             "Nearly.",
             'file="shop.py" line="2"',
             "+    return a + b",
             "Say why, in a note.",
         ):
-            assert piece in briefs[-1]
+            assert expected in briefs[-1]
 
 
 @pytest.mark.long
@@ -89,12 +98,12 @@ async def test_line_comments_alone_start_a_run_and_a_mere_remark_does_not(start:
         _, number = await env.bring_to_review()
         await env.bob.submit_review(number, "COMMENT", "Looks interesting.")
         await env.wait_until_settled()
-        assert (await env.task()).run == 1
+        assert (await env.get_task()).run == 1
         await env.bob.submit_review(
             number, "COMMENT", "", [{"path": "shop.py", "line": 2, "body": "A note, please."}]
         )
         await env.wait_until_settled()
-        assert (await env.task()).run == 2
+        assert (await env.get_task()).run == 2
         assert (await env.alice.get_pull(number))["commits"] == 2
 
 
@@ -104,7 +113,7 @@ async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: S
         await env.bob.submit_review(number, "APPROVE", "Good.")
         await env.wait_until_settled()
         pull = await env.alice.get_pull(number)
-        task = await env.task()
+        task = await env.get_task()
         assert (pull["draft"], task.state, task.approved) == (
             False,
             "approved",
@@ -112,7 +121,7 @@ async def test_an_approval_takes_the_draft_mark_off_and_a_merge_ends_it(start: S
         )
         await env.bob.merge_pull(number)
         await env.wait_until_settled()
-        assert (await env.task()).state == "done"
+        assert (await env.get_task()).state == "done"
         assert (await env.alice.send_request("GET", f"/issues/{issue}"))["state"] == "closed"
 
 
@@ -122,9 +131,9 @@ async def test_new_commits_by_a_person_void_an_approval(start: Start):
         await env.bob.submit_review(number, "APPROVE")
         await env.wait_until_settled()
         branch = (await env.alice.get_pull(number))["head"]["ref"]
-        await asyncio.to_thread(env.push, "bob", branch, {"extra.txt": "more"})
+        await asyncio.to_thread(env.push_files, "bob", branch, {"extra.txt": "more"})
         await env.wait_until_settled()
-        task = await env.task()
+        task = await env.get_task()
         assert (task.state, task.approved) == ("review", None)
 
 
@@ -144,10 +153,10 @@ async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: St
         issue, number = await env.bring_to_review()
         await env.bob.close_pull(number)
         await env.wait_until_settled()
-        assert (await env.task()).state == "rejected"
+        assert (await env.get_task()).state == "rejected"
         await env.alice.add_comment(issue, "/osiris retry")
         await env.wait_until_settled()
-        task = await env.task()
+        task = await env.get_task()
         pulls = await env.alice.list_pulls()
         assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-2")
         assert [(p["number"], p["state"]) for p in sorted(pulls, key=lambda p: p["number"])] == [
@@ -156,21 +165,59 @@ async def test_a_closed_pull_request_is_a_no_until_somebody_asks_again(start: St
         ]
 
 
+@pytest.mark.long
+async def test_a_merged_issue_that_is_opened_and_labelled_again_gets_a_new_branch(start: Start):
+    more = [
+        build_step("write_file", path="MORE.md", content="More.\n"),
+        build_submit_step("There is more now."),
+    ]
+    script = {"runs": [build_run(*more, when="and more"), build_run(*FIX_STEPS)]}
+    async with start(script) as env:
+        issue, number = await env.bring_to_review()
+        await env.bob.submit_review(number, "APPROVE")
+        await env.wait_until_settled()
+        await env.bob.merge_pull(number)
+        await env.alice.add_comment(issue, "/osiris")
+        await env.wait_until_settled()
+        task = await env.get_task()
+        assert (task.state, task.run) == ("done", 1)
+        assert (await env.list_bot_comments(issue))[-1].startswith("**Osiris: merged**")
+        await env.alice.send_request(
+            "PATCH", f"/issues/{issue}", state="open", title="add subtracts and more"
+        )
+        await env.alice.remove_label(issue)
+        await env.alice.add_label(issue)
+        await env.wait_until_settled()
+        task = await env.get_task()
+        assert (task.state, task.branch) == ("review", f"osiris/{issue}-add-subtracts-and-more-2")
+        assert task.pull not in (None, number)
+        assert await env.list_failures() == []
+
+
 async def test_an_issue_closed_as_not_planned_stops_the_work(start: Start):
-    async with start({"runs": [run(step("run_command", command="sleep 60"), submit())]}) as env:
+    async with start(
+        {"runs": [build_run(build_step("run_command", command="sleep 60"), build_submit_step())]}
+    ) as env:
         issue = await env.file_labelled_issue()
         await env.wait_until_running()
         await env.alice.close_issue(issue, "not_planned")
         await env.wait_until_settled()
-        assert (await env.task()).state == "rejected"
+        assert (await env.get_task()).state == "rejected"
         assert await env.alice.list_pulls() == []
 
 
 @pytest.mark.long
 async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Start):
-    slow = run(BLOCKING_STEP, step("write_file", path="A", content="a"), submit(), when="FIRST")
-    quick = run(step("write_file", path="B", content="b"), submit(), when="SECOND")
-    async with start({"runs": [quick, slow, *STORY["runs"]]}) as env:
+    blocking_run = build_run(
+        BLOCKING_STEP,
+        build_step("write_file", path="A", content="a"),
+        build_submit_step(),
+        when="FIRST",
+    )
+    second_run = build_run(
+        build_step("write_file", path="B", content="b"), build_submit_step(), when="SECOND"
+    )
+    async with start({"runs": [second_run, blocking_run, *SCRIPT["runs"]]}) as env:
         _, number = await env.bring_to_review()
         await env.bob.submit_review(number, "REQUEST_CHANGES", "FIRST")
         await env.wait_until_running()
@@ -185,34 +232,34 @@ async def test_a_review_that_comes_during_a_run_becomes_the_next_run(start: Star
 
 @pytest.mark.long
 async def test_a_request_from_the_command_line_becomes_an_issue_and_a_pull_request(
-    start: Start, command
+    start: Start, run_cli
 ):
     async with start() as env:
-        data = str(env.playground.settings.osiris_data_dir)
-        code, out, err = await command(
-            "request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data
+        data_folder = str(env.playground.settings.osiris_data_dir)
+        code, out, err = await run_cli(
+            "request", "Fix add\nIt subtracts.", "--repo", "acme/shop", OSIRIS_DATA_DIR=data_folder
         )
         assert (code, err) == (0, ""), out
         await env.wait_until_settled()
         issue = await env.alice.send_request("GET", "/issues/1")
         assert (issue["title"], issue["user"]["login"]) == ("Fix add", "osiris[bot]")
         assert ", the operator of this Osiris, on its command line." in issue["body"]
-        assert (await env.task()).state == "review"
+        assert (await env.get_task()).state == "review"
 
 
 async def test_a_request_for_a_repository_without_the_app_is_given_up_and_says_why(
-    start: Start, command
+    start: Start, run_cli
 ):
     async with start() as env:
         env.playground.hub.remove_installation(
             env.playground.hub.get_installation(env.playground.app, "acme/shop")
         )
-        data = str(env.playground.settings.osiris_data_dir)
-        assert (await command("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data))[
-            0
-        ] == 0
+        data_folder = str(env.playground.settings.osiris_data_dir)
+        assert (
+            await run_cli("request", "Fix add", "--repo", "acme/shop", OSIRIS_DATA_DIR=data_folder)
+        )[0] == 0
         await env.wait_until_settled()
-        [failure] = await env.failures()
+        [failure] = await env.list_failures()
         assert (failure.what, failure.error) == (
             "OpenIssue",
             "the App is not installed on acme/shop",
@@ -238,9 +285,9 @@ async def test_instructions_are_those_of_the_base_branch_nearest_named_first(sta
 @pytest.mark.long
 async def test_every_line_of_a_journal_is_news(start: Start):
     async with start() as env, asyncio.timeout(30):
-        with env.osiris.live_events.subscribe() as news:
-            await asyncio.sleep(0.2)  # a subscriber through Redis receives only later events
+        with env.osiris.live_events.subscribe() as events:
+            await asyncio.sleep(0.2)  # a subscriber through Redis only receives later events
             await env.bring_to_review()
-            last = (await env.osiris.read_models.read_audit_log(1))[-1].seq
-            while (piece := await news.get()) != AuditEntryAdded(task=1, seq=last):
-                assert isinstance(piece, AuditEntryAdded | ReplyDelta)
+            last_seq = (await env.osiris.read_models.read_audit_log(1))[-1].seq
+            while (event := await events.get()) != AuditEntryAdded(task=1, seq=last_seq):
+                assert isinstance(event, AuditEntryAdded | ReplyDelta)

@@ -1,5 +1,5 @@
-"""GitHub's rate limits: writes are sent one at a time, reads that can wait do wait, and no request
-is sent while none is allowed."""
+"""GitHub's rate limits: Osiris sends writes one at a time, defers reads that can wait, and sends
+nothing while GitHub allows no request."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from osiris.core.events import IssueRef
 from tests.flow.conftest import REPO, FlowEnvironment, Start
 from tests.flow.test_outages import from_osiris
 
-LIMITED = {"osiris_github_limits": "on"}
+LIMITS_ON = {"osiris_github_limits": "on"}
 
 
 @pytest.fixture
@@ -28,38 +28,38 @@ def pair() -> dict[str, str]:
 
 @dataclass
 class RequestLog:
-    """Log of Osiris's REST and GraphQL requests, with the writes among them and their start and end
-    times in seconds.
+    """A log of Osiris's REST and GraphQL requests. `writes` holds the path of each write, and its
+    start and end in seconds.
 
-    `forced` answers the first write whose path ends with its first part.
+    `forced_answer` is the end of a path and the answer to the first write to such a path.
     """
 
-    forced: tuple[str, JSONResponse] | None = None
-    received: list[Request] = field(default_factory=list)
+    forced_answer: tuple[str, JSONResponse] | None = None
+    requests: list[Request] = field(default_factory=list)
     writes: list[tuple[str, float, float]] = field(default_factory=list)
 
     async def __call__(self, request: Request, forward) -> Response:
         path = request.url.path
         if not from_osiris(request) or not path.startswith("/api/"):
             return await forward()
-        self.received.append(request)
+        self.requests.append(request)
         if request.method == "GET" or "/app/" in path:
             return await forward()
-        if self.forced and path.endswith(self.forced[0]):
-            answer = self.forced[1]
-            self.forced = None
+        if self.forced_answer and path.endswith(self.forced_answer[0]):
+            answer = self.forced_answer[1]
+            self.forced_answer = None
             self.writes.append((path, time.monotonic(), time.monotonic()))
             return answer
-        begun = time.monotonic()
+        began = time.monotonic()
         answer = await forward()
-        self.writes.append((path, begun, time.monotonic()))
+        self.writes.append((path, began, time.monotonic()))
         return answer
 
 
 def log_requests(
-    env: FlowEnvironment, forced: tuple[str, JSONResponse] | None = None
+    env: FlowEnvironment, forced_answer: tuple[str, JSONResponse] | None = None
 ) -> RequestLog:
-    request_log = RequestLog(forced)
+    request_log = RequestLog(forced_answer)
     env.playground.hub.interceptors.append(request_log)
     return request_log
 
@@ -75,16 +75,16 @@ def set_remaining_requests(
 
 
 async def test_writes_go_one_at_a_time_a_second_apart(start: Start):
-    async with start(more=LIMITED) as env:
+    async with start(more=LIMITS_ON) as env:
         request_log = log_requests(env)
         for n in range(4):
             await env.alice.add_comment(await env.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(30):
             while len(request_log.writes) < 4:
                 await asyncio.sleep(0.05)
-        for (_, _, done), (_, begun, _) in itertools.pairwise(request_log.writes):
-            assert begun >= done
-        starts = [begun for _, begun, _ in request_log.writes]
+        for (_, _, ended), (_, began, _) in itertools.pairwise(request_log.writes):
+            assert began >= ended
+        starts = [began for _, began, _ in request_log.writes]
         assert all(later - before > 0.9 for before, later in itertools.pairwise(starts))
 
 
@@ -92,41 +92,41 @@ async def test_a_limit_holds_back_every_write_through_that_account(start: Start)
     limit = JSONResponse(
         {"message": "You have exceeded a secondary rate limit."}, 403, headers={"retry-after": "4"}
     )
-    async with start(more=LIMITED) as env:
+    async with start(more=LIMITS_ON) as env:
         request_log = log_requests(env, ("/comments", limit))
         for n in range(3):
             await env.alice.add_comment(await env.alice.file_issue(f"Issue {n}"), "/osiris help")
         async with asyncio.timeout(40):
             while len(request_log.writes) < 4:
                 await asyncio.sleep(0.05)
-        (_, refused, _), *later = request_log.writes
-        assert all(begun > refused + 3.9 for _, begun, _ in later)
-        assert await env.failures() == []
+        (_, refused_at, _), *later_writes = request_log.writes
+        assert all(began > refused_at + 3.9 for _, began, _ in later_writes)
+        assert await env.list_failures() == []
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "99999999"}, {"x-ratelimit-remaining": "0"}])
 async def test_no_pause_is_longer_than_an_hour_whatever_is_said(
     start: Start, headers: dict[str, str]
 ):
-    """GitHub counts by the hour; a reset time further ahead was given by a wrong clock, on either
-    side."""
+    """GitHub's limits last an hour. A reset time further ahead means that one of the two clocks is
+    wrong."""
     headers = {**headers, "x-ratelimit-reset": str(int(time.time()) + 10**8)}
     limit = JSONResponse(
         {"message": "You have exceeded a secondary rate limit."}, 403, headers=headers
     )
-    due = text("select not_before from outbox where not_before is not null")
+    next_attempt_query = text("select not_before from outbox where not_before is not null")
     async with start() as env:
         request_log = log_requests(env, ("/comments", limit))
         await env.alice.add_comment(await env.alice.file_issue("Help"), "/osiris help")
 
-        async def next_attempt_at() -> float:
+        async def read_next_attempt() -> float:
             async with env.osiris.engine.connect() as connection:
-                return await connection.scalar(due) or 0.0
+                return await connection.scalar(next_attempt_query) or 0.0
 
         async with asyncio.timeout(20):
-            while not request_log.writes or await next_attempt_at() < time.time() + 60:
+            while not request_log.writes or await read_next_attempt() < time.time() + 60:
                 await asyncio.sleep(0.05)
-        assert await next_attempt_at() <= time.time() + 3700
+        assert await read_next_attempt() <= time.time() + 3700
 
 
 async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start: Start):
@@ -135,19 +135,21 @@ async def test_when_nothing_is_left_nothing_is_asked_until_there_is_again(start:
         issue = await env.alice.file_issue("add subtracts")
         set_remaining_requests(env, 0, seconds=4)
         request_log = log_requests(env)
-        until = time.time() + 3
+        allowed_at = time.time() + 3
         await env.alice.add_label(issue)
         async with asyncio.timeout(30):
             while not await env.alice.list_pulls():
-                assert time.time() > until or len(_list_installation_requests(request_log)) <= 1
+                assert (
+                    time.time() > allowed_at or len(_list_installation_requests(request_log)) <= 1
+                )
                 await asyncio.sleep(0.05)
-        assert time.time() > until
+        assert time.time() > allowed_at
 
 
 def _list_installation_requests(request_log: RequestLog) -> list[str]:
-    """Return the requests made as the installation, without those that the App makes with its own
-    key."""
-    paths = [request.url.path.removeprefix("/api/v3") for request in request_log.received]
+    """Return the paths of the requests with a token of the installation, without the requests that
+    the App signs with its own key."""
+    paths = [request.url.path.removeprefix("/api/v3") for request in request_log.requests]
     return [
         path for path in paths if not path.startswith("/app") and not path.endswith("/installation")
     ]
@@ -160,11 +162,11 @@ async def test_the_last_part_of_an_hour_is_for_what_people_wait_for(start: Start
         await env.bring_to_review()
         set_remaining_requests(env, 240)
         await env.alice.add_comment(1, "/osiris status")
-        await env.wait_until_settled()  # its answers reported that few requests are left
+        await env.wait_until_settled()  # the answers state that few requests are left
         request_log = log_requests(env)
-        with pytest.raises(Unavailable, match="are left") as refused:
+        with pytest.raises(Unavailable, match="are left") as error:
             await env.osiris.reconciler.compare_with_github()
-        assert 3000 < (refused.value.retry_in or 0) <= 3600
+        assert 3000 < (error.value.retry_in or 0) <= 3600
         assert _list_installation_requests(request_log) == []
         await env.alice.add_label(await env.alice.file_issue("Another"))
         await env.wait_until_settled()
@@ -189,16 +191,16 @@ async def test_an_hour_that_ends_in_a_day_was_told_before_the_clock_was_set_back
 
 async def test_a_token_that_ends_in_the_middle_of_a_write_is_replaced(start: Start):
     async with start() as env:
-        gone = JSONResponse({"message": "Bad credentials"}, 401)
-        rest = log_requests(env, ("/comments", gone))
+        bad_credentials = JSONResponse({"message": "Bad credentials"}, 401)
+        rest_log = log_requests(env, ("/comments", bad_credentials))
         _, number = await env.bring_to_review()
-        graphql = log_requests(env, ("/api/graphql", gone))
+        graphql_log = log_requests(env, ("/api/graphql", bad_credentials))
         await env.bob.submit_review(number, "APPROVE")
         await env.wait_until_settled()
-        assert (rest.forced, graphql.forced) == (None, None)
+        assert (rest_log.forced_answer, graphql_log.forced_answer) == (None, None)
         assert not (await env.alice.get_pull(number))["draft"]
         assert len(await env.list_bot_comments(1)) == 1
-        assert await env.failures() == []
+        assert await env.list_failures() == []
 
 
 @pytest.mark.long
@@ -208,7 +210,7 @@ async def test_every_request_names_the_version_of_rest_that_is_meant(start: Star
         await env.bring_to_review()
         versions = {
             request.headers.get("x-github-api-version")
-            for request in request_log.received
+            for request in request_log.requests
             if not request.url.path.endswith("/graphql")
         }
         assert versions == {"2022-11-28"}
@@ -232,15 +234,15 @@ async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: St
             await github.upsert_check_run(issue, repo.heads["main"], {"status": "queued"})
 
         hub.suspend_installation(installation)
-        for ask in (
+        for request in (
             github.upsert_comment(issue, issue.number, "Hello.", marker="status"),
             github.read_issue(REPO, issue.number),
         ):
             with pytest.raises(Suspended, match="end"):
-                await ask
+                await request
         hub.unsuspend_installation(installation)
         assert (await github.read_issue(REPO, issue.number)).open
 
-        with pytest.raises(Refused) as final:
+        with pytest.raises(Refused) as error:
             await github.upsert_comment(issue, issue.number, "x" * 70_000, marker="status")
-        assert not isinstance(final.value, NeedsOperator)
+        assert not isinstance(error.value, NeedsOperator)

@@ -1,5 +1,5 @@
-"""Reconciliation: events that happen while Osiris is down, or that are never delivered, are found;
-events that are received twice count once."""
+"""Reconciliation: Osiris finds events that happened while it was down or that were never delivered.
+An event that it receives twice counts once."""
 
 import asyncio
 import contextlib
@@ -25,55 +25,56 @@ from osiris.playground.environment import Environment, start_environment
 from osiris.playground.users import Person
 from tests.flow.conftest import (
     BLOCKING_STEP,
+    FAST_RETRIES,
     FILES,
-    FIX,
+    FIX_STEPS,
     PEOPLE,
-    QUICK,
     REPO,
-    STORY,
+    SCRIPT,
+    build_run,
+    build_step,
+    build_submit_step,
     copy_database,
-    keys,
-    plain_git,
-    run,
-    step,
-    submit,
+    get_app_keys,
+    run_plain_git,
 )
 from tests.flow.test_outages import from_osiris, is_write
 
-SLOW = {"runs": [run(step("run_command", command="sleep 60"), submit())]}
+SLOW_SCRIPT = {
+    "runs": [build_run(build_step("run_command", command="sleep 60"), build_submit_step())]
+}
 IssueAndPull = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconcileEnvironment:
-    """An environment in which Osiris is started and stopped repeatedly, and people."""
+    """An environment in which a test starts and stops Osiris repeatedly, and people."""
 
     playground: Environment
     alice: Person
     bob: Person
     tina: Person
-    warm: Callable[[Settings], Sandbox]
+    sandbox_factory: Callable[[Settings], Sandbox]
 
     @contextlib.asynccontextmanager
     async def run_osiris(self) -> AsyncIterator[Osiris]:
-        """Run Osiris until the block ends and everything that it received is decided; an agent may
-        still be working."""
+        """Run Osiris until the block ends and all that it received is decided. An agent may still
+        be working."""
         async with self.playground.run_osiris(
-            timeouts=QUICK, sandbox=self.warm(self.playground.settings)
+            timeouts=FAST_RETRIES, sandbox=self.sandbox_factory(self.playground.settings)
         ) as osiris:
             yield osiris
             await self.wait_until_decided(osiris)
 
     async def wait_until_decided(self, osiris: Osiris) -> None:
-        """Wait until everything that was sent or recorded is decided; an agent may still be
-        working."""
+        """Wait until all that was sent or recorded is decided. An agent may still be working."""
         async with asyncio.timeout(20):
             await self.playground.hub.wait_until_sent()
             while await osiris.store.list_due(1):
                 await asyncio.sleep(0.05)
 
     async def bring_to_review(self, osiris: Osiris) -> IssueAndPull:
-        """Have an issue worked on. Return its number and that of its pull request."""
+        """File an issue and wait for its pull request. Return the numbers of both."""
         issue = await self.alice.file_issue("add subtracts", "add(1, 2) is -1")
         await self.alice.add_label(issue)
         await wait_until_state(osiris, "review")
@@ -90,61 +91,77 @@ class ReconcileEnvironment:
 
     @contextlib.asynccontextmanager
     async def drop_deliveries(self) -> AsyncIterator[None]:
-        """Drop the events of this block: they are neither delivered nor on record at GitHub."""
+        """Drop the events of this block: GitHub neither delivers nor records them."""
 
-        async def lose(_delivery: Delivery, send: PendingDelivery) -> None:
+        async def drop_delivery(_delivery: Delivery, send: PendingDelivery) -> None:
             send.drop()
 
         await self.playground.hub.wait_until_sent()
-        self.playground.hub.hooks.interceptors.append(lose)
+        self.playground.hub.hooks.interceptors.append(drop_delivery)
         yield
         await self.playground.hub.wait_until_sent()
-        self.playground.hub.hooks.interceptors.remove(lose)
+        self.playground.hub.hooks.interceptors.remove(drop_delivery)
 
-    async def push(self, branch: str, files: dict[str, str], folder: Path) -> None:
-        await asyncio.to_thread(self._push, branch, files, folder)
+    async def push_files(self, branch: str, files: dict[str, str], folder: Path) -> None:
+        await asyncio.to_thread(self._push_files, branch, files, folder)
 
-    def _push(self, branch: str, files: dict[str, str], folder: Path) -> None:
-        """Push changed files to a branch as Bob, with plain git."""
+    def _push_files(self, branch: str, files: dict[str, str], folder: Path) -> None:
+        """Push changed files to a branch with git, as Bob."""
         token = self.playground.hub.world.get_user("bob").token
-        who = ["-c", "user.name=bob", "-c", "user.email=bob@example.org"]
+        identity = ["-c", "user.name=bob", "-c", "user.email=bob@example.org"]
         address = self.playground.hub.url.replace("://", f"://bob:{token}@")
-        plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", str(folder))
+        run_plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", str(folder))
         for path, text in files.items():
             (folder / path).write_text(text)
-        plain_git("-C", str(folder), "add", "-A")
-        plain_git("-C", str(folder), *who, "commit", "-qm", "By hand")
-        plain_git("-C", str(folder), "push", "-q", "origin", branch)
+        run_plain_git("-C", str(folder), "add", "-A")
+        run_plain_git("-C", str(folder), *identity, "commit", "-qm", "By hand")
+        run_plain_git("-C", str(folder), "push", "-q", "origin", branch)
 
 
 @pytest.fixture
 def start_scenario(
-    place: Path, pair: dict[str, str], warm: Callable[[Settings], Sandbox], migrated_file: Path
+    folder: Path,
+    pair: dict[str, str],
+    sandbox_factory: Callable[[Settings], Sandbox],
+    migrated_file: Path,
 ) -> Callable[..., contextlib.AbstractAsyncContextManager[ReconcileEnvironment]]:
-    copy_database(migrated_file, place)
+    """Provide a function that starts an environment without Osiris."""
+    copy_database(migrated_file, folder)
 
     @contextlib.asynccontextmanager
-    async def started(story: dict[str, object] = STORY) -> AsyncIterator[ReconcileEnvironment]:
-        script = place / "script.yml"
-        script.write_text(yaml.safe_dump(story))
-        model = f"scripted:{script}"
+    async def start_reconcile_environment(
+        script: dict[str, object] = SCRIPT,
+    ) -> AsyncIterator[ReconcileEnvironment]:
+        script_file = folder / "script.yml"
+        script_file.write_text(yaml.safe_dump(script))
+        model = f"scripted:{script_file}"
         async with (
             start_environment(
-                place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=model, more=pair
+                folder,
+                repo=REPO,
+                files=FILES,
+                people=PEOPLE,
+                keys=get_app_keys(),
+                model=model,
+                more=pair,
             ) as playground,
             playground.get_person("alice") as alice,
             playground.get_person("bob") as bob,
             playground.get_person("tina") as tina,
         ):
             yield ReconcileEnvironment(
-                playground=playground, alice=alice, bob=bob, tina=tina, warm=warm
+                playground=playground,
+                alice=alice,
+                bob=bob,
+                tina=tina,
+                sandbox_factory=sandbox_factory,
             )
 
-    return started
+    return start_reconcile_environment
 
 
 async def wait_until_state(osiris: Osiris, state: str, *, run: int = 1) -> Task:
-    """Wait until the one task is in this state, in this run or a later one."""
+    """Wait until the only task is in this state, in this run or a later one."""
     async with asyncio.timeout(20):
         while True:
             for line in await osiris.read_models.list_tasks():
@@ -202,14 +219,14 @@ async def test_a_branch_that_was_deleted_closes_its_pull_request_and_so_the_task
 
 @pytest.mark.long
 async def test_commits_of_a_person_void_the_approval_of_what_was_there_before(
-    start_scenario: StartScenario, place: Path
+    start_scenario: StartScenario, folder: Path
 ):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
             _, number = await env.bring_to_approval(first)
             branch = (await wait_until_state(first, "approved")).branch
         async with env.drop_deliveries():
-            await env.push(branch, {"NOTES.md": "By hand.\n"}, place / "clone")
+            await env.push_files(branch, {"NOTES.md": "By hand.\n"}, folder / "clone")
         async with env.run_osiris() as second:
             task = await wait_until_state(second, "review")
             assert task.head == (await env.bob.get_pull(number))["head"]["sha"]
@@ -239,9 +256,8 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(
         async with env.run_osiris() as first:
             _, number = await env.bring_to_review(first)
         await env.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
-        await (
-            env.playground.hub.wait_until_sent()
-        )  # no process is running: it is on record as failed
+        # no process is running: GitHub records the delivery as failed
+        await env.playground.hub.wait_until_sent()
         async with env.run_osiris() as second:
             assert second.reconciler is not None
             await second.reconciler.compare_with_github()
@@ -257,7 +273,7 @@ async def test_a_review_that_is_seen_and_then_delivered_as_well_is_one_run(
 async def wait_until_delivered(env: ReconcileEnvironment, event: str) -> None:
     """Wait until the last delivery of this kind was accepted."""
     async with asyncio.timeout(20):
-        while [one for one in env.playground.app.deliveries if one.event == event][
+        while [delivery for delivery in env.playground.app.deliveries if delivery.event == event][
             -1
         ].status_code != 202:
             await asyncio.sleep(0.05)
@@ -299,8 +315,7 @@ async def test_an_issue_that_was_dropped_ends_the_task(start_scenario: StartScen
 
 
 async def start_agent(env: ReconcileEnvironment, osiris: Osiris) -> int:
-    """Start an agent on an issue and wait until it is inside its first tool call. Return the number
-    of the issue."""
+    """Start a run, and wait until it is in its first tool call. Return the number of the issue."""
     issue = await env.alice.file_issue("add subtracts")
     await env.alice.add_label(issue)
     await wait_until_state(osiris, "running")
@@ -314,7 +329,7 @@ async def start_agent(env: ReconcileEnvironment, osiris: Osiris) -> int:
 
 
 async def test_a_label_that_was_taken_off_stops_the_work(start_scenario: StartScenario):
-    async with start_scenario(SLOW) as env:
+    async with start_scenario(SLOW_SCRIPT) as env:
         async with env.run_osiris() as first:
             issue = await start_agent(env, first)
         async with env.drop_deliveries():
@@ -327,7 +342,7 @@ async def test_a_label_that_was_taken_off_stops_the_work(start_scenario: StartSc
 
 @pytest.mark.long
 async def test_an_issue_that_was_closed_stops_the_work(start_scenario: StartScenario):
-    async with start_scenario(SLOW) as env:
+    async with start_scenario(SLOW_SCRIPT) as env:
         async with env.run_osiris() as first:
             issue = await start_agent(env, first)
         async with env.drop_deliveries():
@@ -341,7 +356,7 @@ async def test_an_issue_that_was_closed_stops_the_work(start_scenario: StartScen
 async def test_a_label_that_was_taken_off_by_who_may_not_steer_stops_nothing(
     start_scenario: StartScenario,
 ):
-    async with start_scenario(SLOW) as env, env.run_osiris() as osiris:
+    async with start_scenario(SLOW_SCRIPT) as env, env.run_osiris() as osiris:
         assert osiris.reconciler is not None
         issue = await start_agent(env, osiris)
         async with env.drop_deliveries():
@@ -352,18 +367,18 @@ async def test_a_label_that_was_taken_off_by_who_may_not_steer_stops_nothing(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("told", ["unlabelled", "closed"])
+@pytest.mark.parametrize("withdrawal", ["unlabelled", "closed"])
 async def test_what_was_told_and_taken_up_again_is_not_told_anew(
-    start_scenario: StartScenario, told: str
+    start_scenario: StartScenario, withdrawal: str
 ):
-    """The label stays off and the issue stays closed: a later comparison must not stop the work a
-    second time."""
-    async with start_scenario(SLOW) as env:
+    """The issue stays unlabelled or closed: a later comparison must not stop the work a second
+    time."""
+    async with start_scenario(SLOW_SCRIPT) as env:
         async with env.run_osiris() as first:
             issue = await start_agent(env, first)
             await (
                 env.alice.remove_label(issue)
-                if told == "unlabelled"
+                if withdrawal == "unlabelled"
                 else env.alice.close_issue(issue)
             )
             await wait_until_state(first, "cancelled")
@@ -381,14 +396,13 @@ async def test_what_was_told_and_taken_up_again_is_not_told_anew(
 async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_on(
     start_scenario: StartScenario,
 ):
-    async with start_scenario(SLOW) as env:
+    async with start_scenario(SLOW_SCRIPT) as env:
         async with env.run_osiris() as first:
             issue = await start_agent(env, first)
         await env.alice.remove_label(issue)
         await env.alice.add_comment(issue, "/osiris retry")
-        await (
-            env.playground.hub.wait_until_sent()
-        )  # no process is running: both are on record as failed
+        # no process is running: GitHub records both deliveries as failed
+        await env.playground.hub.wait_until_sent()
         async with env.run_osiris() as second:
             assert second.reconciler is not None
             await wait_until_state(second, "running", run=2)
@@ -404,37 +418,37 @@ async def test_what_was_withdrawn_and_taken_up_again_while_osiris_was_away_goes_
 
 async def record_writes(env: ReconcileEnvironment) -> list[str]:
     """Record Osiris's writes to the repository from now on."""
-    seen: list[str] = []
+    writes: list[str] = []
 
-    async def record(request: Request, forward) -> Response:
+    async def record_write(request: Request, forward) -> Response:
         if is_write(request) and from_osiris(request):
-            seen.append(f"{request.method} {request.url.path}")
+            writes.append(f"{request.method} {request.url.path}")
         return await forward()
 
-    env.playground.hub.interceptors.append(record)
-    return seen
+    env.playground.hub.interceptors.append(record_write)
+    return writes
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
+@pytest.mark.parametrize("is_delivered", [True, False], ids=["told", "unheard"])
 async def test_an_archived_repository_is_left_alone_until_it_can_be_written_again(
-    start_scenario: StartScenario, told: bool
+    start_scenario: StartScenario, is_delivered: bool
 ):
     async with start_scenario() as env:
         env.playground.hub.world.set_role(env.playground.hub.world.get_repo(REPO), "alice", "admin")
         async with env.run_osiris() as first:
             issue, number = await env.bring_to_review(first)
-            if told:
+            if is_delivered:
                 await env.alice.send_request("PATCH", "", archived=True)
                 await wait_until_state(first, "paused")
-        if not told:
+        if not is_delivered:
             async with env.drop_deliveries():
                 await env.alice.send_request("PATCH", "", archived=True)
-        wrote = await record_writes(env)
+        writes = await record_writes(env)
         async with env.run_osiris() as second:
             task = await wait_until_state(second, "paused")
             assert (task.read_only, task.reason) == (True, "the repository acme/shop is archived")
-            assert wrote == []
+            assert writes == []
             await env.alice.send_request("PATCH", "", archived=False)
             assert not (await wait_until_state(second, "review")).read_only
             await env.bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
@@ -455,8 +469,8 @@ async def list_bot_comments(env: ReconcileEnvironment, number: int) -> list[str]
 async def test_a_run_goes_on_when_the_suspension_of_the_app_has_ended(
     start_scenario: StartScenario,
 ):
-    story = {"runs": [run(BLOCKING_STEP, *FIX)]}
-    async with start_scenario(story) as env, env.run_osiris() as osiris:
+    script = {"runs": [build_run(BLOCKING_STEP, *FIX_STEPS)]}
+    async with start_scenario(script) as env, env.run_osiris() as osiris:
         await start_agent(env, osiris)
         installation = env.playground.hub.get_installation(env.playground.app, REPO)
         env.playground.hub.suspend_installation(
@@ -515,44 +529,36 @@ async def test_a_repository_that_is_gone_is_not_asked_for_over_and_over(
             assert (
                 await wait_until_state(second, "paused")
             ).reason == f"the App is not installed on {REPO}"
-            asked = count_reads(env)
+            reads = record_reads(env)
             assert second.reconciler is not None
             await second.reconciler.compare_with_github()
-            assert asked == ["/api/v3/repos/acme/shop/installation"]
+            assert reads == ["/api/v3/repos/acme/shop/installation"]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("told", [True, False], ids=["told", "unheard"])
+@pytest.mark.parametrize("is_delivered", [True, False], ids=["told", "unheard"])
 async def test_a_renamed_repository_keeps_its_task_its_comment_and_its_pull_request(
-    start_scenario: StartScenario, told: bool
+    start_scenario: StartScenario, is_delivered: bool
 ):
     async with start_scenario() as env:
         env.playground.hub.world.set_role(env.playground.hub.world.get_repo(REPO), "alice", "admin")
         async with env.run_osiris() as first:
             issue, number = await env.bring_to_review(first)
-            if told:
+            if is_delivered:
                 await env.alice.send_request("PATCH", "", name="store")
-                await wait_until_repo_is(first, "acme/store")
-        if not told:
+                await wait_until_in_repo(first, "acme/store")
+        if not is_delivered:
             async with env.drop_deliveries():
                 await env.alice.send_request("PATCH", "", name="store")
         async with env.run_osiris() as second, get_person_in(env, "bob", "acme/store") as bob:
-            await wait_until_repo_is(second, "acme/store")
+            await wait_until_in_repo(second, "acme/store")
             await bob.submit_review(number, "REQUEST_CHANGES", "Nearly.")
             await wait_until_state(second, "review", run=2)
             await env.playground.wait_until_settled(second.store)
             assert len(await bob.send_request("GET", f"/pulls/{number}/commits")) == 2
-            for one in (issue, number):
-                assert (
-                    len(
-                        [
-                            c
-                            for c in await bob.list_comments(one)
-                            if c["user"]["login"] == "osiris[bot]"
-                        ]
-                    )
-                    == 1
-                )
+            for conversation in (issue, number):
+                comments = await bob.list_comments(conversation)
+                assert [c["user"]["login"] for c in comments].count("osiris[bot]") == 1
             assert len(await bob.list_pulls()) == 1
             assert await second.read_models.list_failures() == []
 
@@ -564,7 +570,7 @@ def get_person_in(env: ReconcileEnvironment, login: str, repo: str) -> Person:
     )
 
 
-async def wait_until_repo_is(osiris: Osiris, repo: str) -> None:
+async def wait_until_in_repo(osiris: Osiris, repo: str) -> None:
     async with asyncio.timeout(20):
         while [line.task.issue.repo for line in await osiris.read_models.list_tasks()] != [repo]:
             await asyncio.sleep(0.05)
@@ -583,7 +589,7 @@ async def test_a_repository_that_was_given_away_waits_until_the_app_is_installed
             assert (await wait_until_state(second, "paused")).read_only
             env.playground.hub.install_app(env.playground.app, "globex/shop")
             await wait_until_state(second, "review")
-            await wait_until_repo_is(second, "globex/shop")
+            await wait_until_in_repo(second, "globex/shop")
             await bob.submit_review(number, "APPROVE")
             await wait_until_state(second, "approved")
             await env.playground.wait_until_settled(second.store)
@@ -610,21 +616,23 @@ async def test_what_could_not_be_delivered_is_asked_for_in_its_order(start_scena
                     await asyncio.sleep(0.05)
             await env.playground.wait_until_settled(second.store)
             assert (await second.read_models.find_task(1)).task.state == "approved"
-            assert all(len(of) <= 2 for of in list_delivery_statuses(env).values())
-            sent = [delivery.guid for delivery in env.playground.app.deliveries]
-            twice = [guid for guid, of in list_delivery_statuses(env).items() if len(of) == 2]
-            assert len(twice) >= 4
-            assert sorted(twice, key=sent.index) == sorted(
-                twice, key=sent[::-1].index, reverse=True
+            assert all(len(statuses) <= 2 for statuses in list_delivery_statuses(env).values())
+            sent_guids = [delivery.guid for delivery in env.playground.app.deliveries]
+            redelivered_guids = [
+                guid for guid, statuses in list_delivery_statuses(env).items() if len(statuses) == 2
+            ]
+            assert len(redelivered_guids) >= 4
+            assert sorted(redelivered_guids, key=sent_guids.index) == sorted(
+                redelivered_guids, key=sent_guids[::-1].index, reverse=True
             )
 
 
 def list_delivery_statuses(env: ReconcileEnvironment) -> dict[str, list[int]]:
-    """Return the answers to each delivery by its guid."""
-    of: dict[str, list[int]] = {}
+    """Return the status codes of each delivery by its guid."""
+    statuses: dict[str, list[int]] = {}
     for delivery in env.playground.app.deliveries:
-        of.setdefault(delivery.guid, []).append(delivery.status_code)
-    return of
+        statuses.setdefault(delivery.guid, []).append(delivery.status_code)
+    return statuses
 
 
 @pytest.mark.long
@@ -642,21 +650,21 @@ async def test_a_delivery_behind_a_hundred_others_is_found(start_scenario: Start
 
 
 async def test_what_somebody_else_took_is_asked_for(start_scenario: StartScenario):
-    """GitHub has an answer of 202 on record, but this database never received the delivery: it is
-    an older copy, for example."""
+    """GitHub has recorded a 202, but this database never received the delivery: for example, it is
+    an older copy."""
     async with start_scenario() as env:
         async with env.run_osiris() as first:
             await env.bring_to_review(first)
 
-        async def take(delivery: Delivery, send: PendingDelivery) -> None:
+        async def accept_elsewhere(delivery: Delivery, send: PendingDelivery) -> None:
             delivery.delivered = env.playground.hub.world.now()
             delivery.status_code = 202
             delivery.status = "OK"
 
-        env.playground.hub.hooks.interceptors.append(take)
+        env.playground.hub.hooks.interceptors.append(accept_elsewhere)
         await env.alice.add_label(await env.alice.file_issue("Another"))
         await env.playground.hub.wait_until_sent()
-        env.playground.hub.hooks.interceptors.remove(take)
+        env.playground.hub.hooks.interceptors.remove(accept_elsewhere)
         async with env.run_osiris() as second:
             async with asyncio.timeout(20):
                 while len(await second.read_models.list_tasks()) < 2:
@@ -671,33 +679,33 @@ async def test_a_delivery_that_is_never_taken_is_not_asked_for_for_ever(
         assert osiris.reconciler is not None
         await env.bring_to_review(osiris)
 
-        async def fail(_delivery: Delivery, _send: PendingDelivery) -> None: ...
+        async def refuse_delivery(_delivery: Delivery, _send: PendingDelivery) -> None: ...
 
-        env.playground.hub.hooks.interceptors.append(fail)
+        env.playground.hub.hooks.interceptors.append(refuse_delivery)
         await env.alice.file_issue("Another")
         for _ in range(7):
             await env.playground.hub.wait_until_sent()
             await osiris.reconciler.missed_deliveries.request_again()
         await env.playground.hub.wait_until_sent()
-        sent = Counter(delivery.guid for delivery in env.playground.app.deliveries)
-        # once by GitHub itself, four times at Osiris's request
-        assert max(sent.values()) == 5
+        delivery_counts = Counter(delivery.guid for delivery in env.playground.app.deliveries)
+        # GitHub sends it once, and four times at Osiris's request
+        assert max(delivery_counts.values()) == 5
 
 
 # ── cost and obstacles ────────────────────────────────────────────────────────────────────────────
 
 
-def count_reads(env: ReconcileEnvironment) -> list[str]:
+def record_reads(env: ReconcileEnvironment) -> list[str]:
     """Record Osiris's reads from now on."""
-    asked: list[str] = []
+    reads: list[str] = []
 
-    async def record(request: Request, forward) -> Response:
+    async def record_read(request: Request, forward) -> Response:
         if from_osiris(request) and request.method == "GET":
-            asked.append(request.url.path)
+            reads.append(request.url.path)
         return await forward()
 
-    env.playground.hub.interceptors.append(record)
-    return asked
+    env.playground.hub.interceptors.append(record_read)
+    return reads
 
 
 async def test_a_quiet_look_costs_one_conditional_request_a_repository_and_one_for_deliveries(
@@ -706,43 +714,45 @@ async def test_a_quiet_look_costs_one_conditional_request_a_repository_and_one_f
     async with start_scenario() as env, env.run_osiris() as osiris:
         assert osiris.reconciler is not None
         await env.bring_to_review(osiris)
-        answers: list[tuple[str, int]] = []
+        responses: list[tuple[str, int]] = []
 
-        async def record(request: Request, forward) -> Response:
-            answer = await forward()
+        async def record_response(request: Request, forward) -> Response:
+            response = await forward()
             if from_osiris(request):
-                answers.append((request.url.path.removeprefix("/api/v3"), answer.status_code))
-            return answer
+                responses.append((request.url.path.removeprefix("/api/v3"), response.status_code))
+            return response
 
-        env.playground.hub.interceptors.append(record)
-        quiet = [("/app/hook/deliveries", 200), (f"/repos/{REPO}/issues", 304)]
-        async with asyncio.timeout(30):  # items touched in the last seconds are read again
-            while answers != quiet:
-                answers.clear()
+        env.playground.hub.interceptors.append(record_response)
+        expected_responses = [("/app/hook/deliveries", 200), (f"/repos/{REPO}/issues", 304)]
+        async with asyncio.timeout(30):  # Osiris reads again what changed in the last seconds
+            while responses != expected_responses:
+                responses.clear()
                 await osiris.reconciler.run_once()
                 await asyncio.sleep(0.1)
-        used = env.playground.hub.rates.describe_limit(get_installation_caller(env), "core")["used"]
+        used_before = env.playground.hub.rates.describe_limit(get_installation_caller(env), "core")[
+            "used"
+        ]
         await osiris.reconciler.compare_with_github()
-        # a 304 costs nothing
+        # a 304 does not count
         assert (
             env.playground.hub.rates.describe_limit(get_installation_caller(env), "core")["used"]
-            == used
+            == used_before
         )
-        answers.clear()
+        responses.clear()
         [issue] = [
             number
-            for number, one in env.playground.hub.world.get_repo(REPO).issues.items()
-            if one.pull is None
+            for number, issue_or_pull in env.playground.hub.world.get_repo(REPO).issues.items()
+            if issue_or_pull.pull is None
         ]
         await env.alice.add_comment(issue, "By the way …")
         await env.playground.wait_until_settled(osiris.store)
         await osiris.reconciler.compare_with_github()
-        assert (f"/repos/{REPO}/issues", 200) in answers
-        assert (f"/repos/{REPO}/issues/{issue}", 200) in answers
+        assert (f"/repos/{REPO}/issues", 200) in responses
+        assert (f"/repos/{REPO}/issues/{issue}", 200) in responses
 
 
 def get_installation_caller(env: ReconcileEnvironment) -> Caller:
-    """Return Osiris as the caller under which the hub counts its requests."""
+    """Return the caller for which devhub counts the requests of Osiris."""
     installation = env.playground.hub.get_installation(env.playground.app, REPO)
     grant = TokenGrant(
         token="", installation=installation, permissions={}, repos=(), narrowed=False, expires=0.0
@@ -751,9 +761,11 @@ def get_installation_caller(env: ReconcileEnvironment) -> Caller:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("answer", [502, 404, 200], ids=["an outage", "gone", "a page of a proxy"])
+@pytest.mark.parametrize(
+    "status_code", [502, 404, 200], ids=["an outage", "gone", "a page of a proxy"]
+)
 async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
-    start_scenario: StartScenario, answer: int
+    start_scenario: StartScenario, status_code: int
 ):
     async with start_scenario() as env:
         async with env.run_osiris() as first:
@@ -770,20 +782,22 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
         async with env.drop_deliveries():
             for pull in pulls:
                 await env.bob.close_pull(pull)
-        healed = False
-        asked = list[tuple[str, int]]()
+        is_repaired = False
+        responses = list[tuple[str, int]]()
 
-        async def disturb(request: Request, forward) -> Response:
-            bad = (
+        async def disturb_read(request: Request, forward) -> Response:
+            is_disturbed = (
                 from_osiris(request)
-                and not healed
+                and not is_repaired
                 and request.url.path.endswith(f"/pulls/{pulls[0]}")
             )
-            said = JSONResponse({"message": "no"}, answer) if bad else await forward()
-            asked.append((request.url.path.rpartition("/")[2], said.status_code))
-            return said
+            response = (
+                JSONResponse({"message": "no"}, status_code) if is_disturbed else await forward()
+            )
+            responses.append((request.url.path.rpartition("/")[2], response.status_code))
+            return response
 
-        env.playground.hub.interceptors.append(disturb)
+        env.playground.hub.interceptors.append(disturb_read)
         async with env.run_osiris() as second:
             assert second.reconciler is not None
             async with asyncio.timeout(20):
@@ -792,13 +806,13 @@ async def test_a_task_that_cannot_be_looked_at_keeps_nobody_from_the_others(
                     "review",
                 ]:
                     await asyncio.sleep(0.05)
-            # nothing is touched any more: only pending issues are read
+            # nothing changes any more: Osiris reads only pending issues
             async with asyncio.timeout(20):
-                while not {("issues", 304), (str(pulls[0]), answer)} <= set(asked):
-                    asked.clear()
+                while not {("issues", 304), (str(pulls[0]), status_code)} <= set(responses):
+                    responses.clear()
                     await second.reconciler.compare_with_github()
                     await asyncio.sleep(0.1)
-            healed = True
+            is_repaired = True
             await second.reconciler.compare_with_github()
             async with asyncio.timeout(20):
                 while [line.task.state for line in await second.read_models.list_tasks()] != [
@@ -814,18 +828,18 @@ async def test_a_long_pause_that_github_asks_for_ends_the_look(start_scenario: S
         assert osiris.reconciler is not None
         await env.bring_to_review(osiris)
         osiris.reconciler.request()
-        asked: list[str] = []
+        refused_paths: list[str] = []
 
-        async def limit(request: Request, forward) -> Response:
+        async def refuse_reads(request: Request, forward) -> Response:
             if from_osiris(request) and request.url.path.startswith("/api/v3/repos/"):
-                asked.append(request.url.path)
+                refused_paths.append(request.url.path)
                 return JSONResponse(
                     {"message": "secondary rate limit"}, 429, headers={"retry-after": "600"}
                 )
             return await forward()
 
-        env.playground.hub.interceptors.append(limit)
-        with pytest.raises(Unavailable, match="asks for a pause") as refused:
+        env.playground.hub.interceptors.append(refuse_reads)
+        with pytest.raises(Unavailable, match="asks for a pause") as error:
             await osiris.reconciler.compare_with_github()
-        assert refused.value.retry_in == 600
-        assert len(set(asked)) == 1
+        assert error.value.retry_in == 600
+        assert len(set(refused_paths)) == 1

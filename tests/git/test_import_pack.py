@@ -1,4 +1,4 @@
-"""Git on the host: what comes out of a sandbox is a stranger's push."""
+"""Git on the host: work from a sandbox is imported as an untrusted push."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import resource
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -31,48 +30,47 @@ from osiris.core.ports.sandbox import Export
 REPO = "acme/shop"
 
 
-def plain(folder: Path, *args: str, stdin: bytes = b"") -> str:
-    who = ["-c", "user.name=t", "-c", "user.email=t@x", "-c", "init.defaultBranch=main"]
-    done = subprocess.run(
-        ["git", *who, *args], cwd=folder, input=stdin, capture_output=True, check=True
+def run_plain_git(folder: Path, *args: str, stdin: bytes = b"") -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@x", "-c", "init.defaultBranch=main"]
+    result = subprocess.run(
+        ["git", *identity, *args], cwd=folder, input=stdin, capture_output=True, check=True
     )
-    return done.stdout.decode().strip()
-
-
-Make = Callable[[str], Export]
+    return result.stdout.decode().strip()
 
 
 @pytest.fixture
-async def git_setup(place: Path) -> tuple[HostRepositories, str, Path]:
-    """Host repositories whose mirror has one commit, that commit, and a clone that a stranger works
-    in."""
-    repositories = HostRepositories(place / "git")
+async def git_setup(folder: Path) -> tuple[HostRepositories, str, Path]:
+    """Provide host repositories whose mirror has one commit, that commit, and a clone in which an
+    untrusted user works."""
+    repositories = HostRepositories(folder / "git")
     await repositories.prepare_repository(REPO)
-    work = place / "work"
+    work = folder / "work"
     work.mkdir()
-    plain(work, "init", "-q")
+    run_plain_git(work, "init", "-q")
     (work / "a.txt").write_text("one\n")
-    plain(work, "add", "-A")
-    plain(work, "commit", "-qm", "base")
-    plain(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
-    return repositories, plain(work, "rev-parse", "HEAD"), work
+    run_plain_git(work, "add", "-A")
+    run_plain_git(work, "commit", "-qm", "base")
+    run_plain_git(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
+    return repositories, run_plain_git(work, "rev-parse", "HEAD"), work
 
 
-async def take(repositories: HostRepositories, work: Path, base: str, tree: str) -> ImportedWork:
-    """Take a tree of the stranger's."""
-    with packed(pack_of(work, base, tree)) as pack:
+async def import_tree(
+    repositories: HostRepositories, work: Path, base: str, tree: str
+) -> ImportedWork:
+    """Import a tree of the untrusted user."""
+    with write_pack(build_pack(work, base, tree)) as pack:
         return await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
-def pack_of(work: Path, base: str, tree: str) -> bytes:
-    wanted = f"{tree}\n^{base}\n".encode()
+def build_pack(work: Path, base: str, tree: str) -> bytes:
+    revisions = f"{tree}\n^{base}\n".encode()
     argv = ["git", "pack-objects", "-q", "--revs", "--thin", "--stdout"]
-    return subprocess.run(argv, cwd=work, input=wanted, capture_output=True, check=True).stdout
+    return subprocess.run(argv, cwd=work, input=revisions, capture_output=True, check=True).stdout
 
 
-def packed(content: bytes) -> IO[bytes]:
-    """A pack as a sandbox gives it: a file of no name."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115  (whoever gets the export closes it)
+def write_pack(content: bytes) -> IO[bytes]:
+    """Return a pack as a sandbox delivers it: an open file without a name."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (the user of the export closes it)
     file.write(content)
     file.seek(0)
     return file
@@ -81,10 +79,10 @@ def packed(content: bytes) -> IO[bytes]:
 async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(git_setup):
     repositories, base, work = git_setup
     (work / "a.txt").write_text("two\n")
-    plain(work, "add", "-A")
-    tree = plain(work, "write-tree")
-    taken = await take(repositories, work, base, tree)
-    assert [(f.path, f.status, f.additions, f.deletions) for f in taken.files] == [
+    run_plain_git(work, "add", "-A")
+    tree = run_plain_git(work, "write-tree")
+    imported = await import_tree(repositories, work, base, tree)
+    assert [(f.path, f.status, f.additions, f.deletions) for f in imported.files] == [
         ("a.txt", "modified", 1, 1)
     ]
     commits = {
@@ -99,74 +97,79 @@ async def test_good_work_is_taken_and_the_same_commit_is_made_every_time(git_set
 async def test_a_pack_that_is_cut_or_garbage_is_refused(git_setup):
     repositories, base, work = git_setup
     (work / "a.txt").write_text("two\n")
-    plain(work, "add", "-A")
-    tree = plain(work, "write-tree")
-    whole = pack_of(work, base, tree)
-    for bad in (whole[: len(whole) // 2], b"garbage", b""):
-        with packed(bad) as pack, pytest.raises(Refused, match="the work could not be taken over"):
+    run_plain_git(work, "add", "-A")
+    tree = run_plain_git(work, "write-tree")
+    pack_content = build_pack(work, base, tree)
+    for content in (pack_content[: len(pack_content) // 2], b"garbage", b""):
+        with (
+            write_pack(content) as pack,
+            pytest.raises(Refused, match="the work could not be taken over"),
+        ):
             await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
 async def test_a_repository_prepared_for_one_run_stays_readable_for_the_others(git_setup):
     repositories, base, _ = git_setup
     link = repositories.repository_path(REPO) / "objects/info/alternates"
-    # a reader keeps what it has: a file written over in place would be empty for a moment
-    with link.open() as held:
+    # a file that is overwritten in place is empty for a moment; readers must never see that
+    with link.open() as file:
         link.write_text("/moved/away\n")
-        before = held.read()
+        before = file.read()
         await repositories.prepare_repository(REPO)
-        held.seek(0)
-        assert held.read() == before
+        file.seek(0)
+        assert file.read() == before
     inode = link.stat().st_ino
     await repositories.prepare_repository(REPO)
     assert link.stat().st_ino == inode
     assert await repositories.has_tree(REPO, f"{base}^{{tree}}")
 
 
-async def test_a_repository_that_this_machine_cannot_make_is_an_outage(place: Path):
+async def test_a_repository_that_this_machine_cannot_make_is_an_outage(folder: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # no file can be written, as on a disk that is full
+    # no file can be written, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(Unavailable, match="this machine could not make a repository"):
-            await HostRepositories(place / "git").prepare_repository(REPO)
+            await HostRepositories(folder / "git").prepare_repository(REPO)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path for path in (place / "git").rglob("*") if path.name.endswith("git")] == []
-    await HostRepositories(place / "git").prepare_repository(REPO)
+    assert [path for path in (folder / "git").rglob("*") if path.name.endswith("git")] == []
+    await HostRepositories(folder / "git").prepare_repository(REPO)
 
 
 async def test_work_on_a_base_that_went_missing_is_taken_once_it_is_there_again(git_setup):
     repositories, _, work = git_setup
     lines = "".join(f"{n} {n * n}\n" for n in range(3000))
     (work / "a.txt").write_text(lines)
-    plain(work, "commit", "-qam", "a base that is packed against")
-    base = plain(work, "rev-parse", "HEAD")
+    run_plain_git(work, "commit", "-qam", "a base that is packed against")
+    base = run_plain_git(work, "rev-parse", "HEAD")
     (work / "a.txt").write_text(lines + "two\n")
-    plain(work, "add", "-A")
-    tree = plain(work, "write-tree")
+    run_plain_git(work, "add", "-A")
+    tree = run_plain_git(work, "write-tree")
     repositories.remove_repository(REPO)
     await repositories.prepare_repository(REPO)
     with pytest.raises(Unavailable, match=f"{base} is missing"):
-        await take(repositories, work, base, tree)
-    plain(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
-    assert (await take(repositories, work, base, tree)).tree == tree
+        await import_tree(repositories, work, base, tree)
+    run_plain_git(work, "push", "-q", str(repositories.mirror_path(REPO)), "HEAD:refs/heads/main")
+    assert (await import_tree(repositories, work, base, tree)).tree == tree
 
 
 async def test_a_tree_with_a_dot_git_entry_is_refused(git_setup):
     repositories, base, work = git_setup
-    blob = plain(work, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = evil\n")
-    inner = plain(work, "mktree", stdin=f"100644 blob {blob}\tconfig\n".encode())
-    tree = plain(work, "mktree", stdin=f"040000 tree {inner}\t.git\n".encode())
+    blob = run_plain_git(
+        work, "hash-object", "-w", "--stdin", stdin=b"[core]\n\tfsmonitor = evil\n"
+    )
+    inner = run_plain_git(work, "mktree", stdin=f"100644 blob {blob}\tconfig\n".encode())
+    tree = run_plain_git(work, "mktree", stdin=f"040000 tree {inner}\t.git\n".encode())
     with pytest.raises(Refused, match="could not be taken over"):
-        await take(repositories, work, base, tree)
+        await import_tree(repositories, work, base, tree)
 
 
 async def test_a_tree_that_is_a_commit_or_missing_is_refused(git_setup):
     repositories, base, work = git_setup
-    good = plain(work, "write-tree")
+    good = run_plain_git(work, "write-tree")
     for tree in (base, "1" * 40):
-        with packed(pack_of(work, base, good)) as pack, pytest.raises(Refused):
+        with write_pack(build_pack(work, base, good)) as pack, pytest.raises(Refused):
             await repositories.import_pack(REPO, base, Export(tree=tree, pack=pack), ())
 
 
@@ -195,27 +198,33 @@ async def test_git_that_hangs_is_ended(git_setup):
         )
 
 
-def alias(script: str) -> tuple[str, str, str]:
-    """A git that runs a script of ours as its child."""
+def build_alias(script: str) -> tuple[str, str, str]:
+    """Return arguments with which git runs a script as its child."""
     return "-c", f"alias.x=!{script}", "x"
 
 
 async def test_git_prints_no_more_than_it_may(git_setup):
     repositories, _, _ = git_setup
-    endless = alias("yes")
+    endless_output = build_alias("yes")
     with pytest.raises(LimitReached, match="printed more than 64 KiB") as reached:
-        await run_git(repositories.repository_path(REPO), *endless)
+        await run_git(repositories.repository_path(REPO), *endless_output)
     assert reached.value.limit == "output"
     assert isinstance(reached.value, Refused)
-    most = GitLimits(output=1000)
+    limits = GitLimits(output=1000)
     assert (
-        await run_git(repositories.repository_path(REPO), *endless, limits=most, head=True)
+        await run_git(repositories.repository_path(REPO), *endless_output, limits=limits, head=True)
         == b"y\n" * 500
     )
-    exact = alias("printf %1000s x")
-    assert len(await run_git(repositories.repository_path(REPO), *exact, limits=most)) == 1000
+    exact_output = build_alias("printf %1000s x")
     assert (
-        len(await run_git(repositories.repository_path(REPO), *exact, limits=most, head=True))
+        len(await run_git(repositories.repository_path(REPO), *exact_output, limits=limits)) == 1000
+    )
+    assert (
+        len(
+            await run_git(
+                repositories.repository_path(REPO), *exact_output, limits=limits, head=True
+            )
+        )
         == 1000
     )
     with tempfile.TemporaryFile() as file:
@@ -224,7 +233,7 @@ async def test_git_prints_no_more_than_it_may(git_setup):
                 repositories.repository_path(REPO),
                 "-C",
                 "/",
-                *alias("exec dd if=/dev/zero status=none"),
+                *build_alias("exec dd if=/dev/zero status=none"),
                 to=file,
             )
         assert file.seek(0, os.SEEK_END) <= 64 << 10
@@ -235,7 +244,7 @@ async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(git_s
     with pytest.raises(GitCommandFailed) as failed:
         await run_git(
             repositories.repository_path(REPO),
-            *alias("(echo first; seq 300000; echo last) >&2; exit 1"),
+            *build_alias("(echo first; seq 300000; echo last) >&2; exit 1"),
         )
     assert failed.value.output.startswith("first\n1\n2\n")
     assert failed.value.output.endswith("\nlast")
@@ -244,17 +253,16 @@ async def test_of_what_git_complains_of_the_beginning_and_the_end_are_kept(git_s
 
 
 async def test_git_that_takes_a_processor_or_memory_too_long_is_refused(git_setup):
-    """And it leaves none of its children behind: not to be tried again, it would take as much
-    again."""
+    """The error is a refusal, because a retry would use as much again. No child of git is left."""
     repositories, _, _ = git_setup
     with pytest.raises(LimitReached, match="needed more than 1 seconds of processor time"):
         await run_git(
             repositories.repository_path(REPO),
-            *alias("while :; do :; done"),
+            *build_alias("while :; do :; done"),
             limits=GitLimits(cpu=1),
         )
     large = [
-        plain(
+        run_plain_git(
             repositories.mirror_path(REPO),
             "hash-object",
             "-w",
@@ -277,24 +285,28 @@ async def test_children_of_git_that_was_ended_end_too(git_setup):
     repositories, _, _ = git_setup
     mark = f"{os.getpid()}.{secrets.randbelow(10**9):09}"
     with pytest.raises(LimitReached):
-        await run_git(repositories.repository_path(REPO), *alias(f"sleep 86{mark} & yes"))
+        await run_git(repositories.repository_path(REPO), *build_alias(f"sleep 86{mark} & yes"))
     with pytest.raises(LocalTimeout):
         await run_git(
             repositories.repository_path(REPO),
-            *alias(f"sleep 86{mark} & exit 0"),
+            *build_alias(f"sleep 86{mark} & exit 0"),
             limits=GitLimits(seconds=0.3),
         )
-    async with asyncio.timeout(5):
-        while _sleeping(mark):
+    async with asyncio.timeout(30):
+        while _find_sleeping(mark):
             await asyncio.sleep(0.05)
 
 
-def _sleeping(mark: str) -> list[bytes]:
-    found = []
+def _find_sleeping(mark: str) -> list[bytes]:
+    command_lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended
-            found.append(path.read_bytes())
-    return [words for words in found if mark.encode() in words and b"sleep" in words]
+        with contextlib.suppress(OSError):  # the process has ended
+            command_lines.append(path.read_bytes())
+    return [
+        command_line
+        for command_line in command_lines
+        if mark.encode() in command_line and b"sleep" in command_line
+    ]
 
 
 @pytest.mark.parametrize("limit", ["seconds", "cpu", "memory", "output", "file_size"])
@@ -305,24 +317,24 @@ def test_no_limit_of_git_can_be_turned_off(limit: str):
 
 
 async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(git_setup):
-    """A worker that stops cuts off whatever is under way, also what has only been asked for."""
+    """A worker that stops cancels the commands that run, and those that were only requested."""
     repositories, _, _ = git_setup
     before = len(os.listdir("/proc/self/fd"))
     for moment in range(12):
-        asked = asyncio.create_task(
+        task = asyncio.create_task(
             run_git(repositories.mirror_path(REPO), "cat-file", "--batch", stdin=b"HEAD\n" * 1000)
         )
         for _ in range(moment):
             await asyncio.sleep(0)
-        asked.cancel()
+        task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asked
-    gc.collect()  # what nobody closed would be told of here, and that is an error
+            await task
+    gc.collect()  # files left open are reported here, and a warning is an error
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(
-    ("told", "kind"),
+    ("output", "kind"),
     [
         ("! [rejected] main -> main (fetch first)", Refused),
         (
@@ -342,8 +354,8 @@ async def test_git_that_is_cut_off_at_any_moment_leaves_nothing_open(git_setup):
         ("", Unavailable),
     ],
 )
-def test_what_git_says_decides_between_never_and_later(told: str, kind: type[Exception]):
-    assert type(translate_failure(GitCommandFailed("push", told), "push")) is kind
+def test_what_git_says_decides_between_never_and_later(output: str, kind: type[Exception]):
+    assert type(translate_failure(GitCommandFailed("push", output), "push")) is kind
 
 
 def test_any_file_name_can_be_shown():

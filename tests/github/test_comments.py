@@ -1,4 +1,4 @@
-"""What Osiris says, as text: its own words, and the words of others made harmless."""
+"""The texts of Osiris: its own sentences, and untrusted text made harmless."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Usage, W
 from tests.core.events import ISSUE, WORK
 
 
-def task(state: State, **more: object) -> Task:
+def create_task(state: State, **more: object) -> Task:
     return Task(
         issue=ISSUE,
         title="T",
@@ -26,14 +26,14 @@ def task(state: State, **more: object) -> Task:
 
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_is_said_with_what_a_person_can_do(state: State):
-    words = comments.write_status(
-        task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang")
+    status = comments.write_status(
+        create_task(state, pull=9, approved="a" * 40, approved_by="bob", reason="the tests hang")
     )
-    assert words.startswith("**Osiris: ")
-    assert "None" not in words
+    assert status.startswith("**Osiris: ")
+    assert "None" not in status
     if state in (State.FAILED, State.CANCELLED, State.PAUSED, State.REJECTED):
-        assert "The tests hang" in words
-        assert "`/osiris retry`" in words
+        assert "The tests hang" in status
+        assert "`/osiris retry`" in status
 
 
 @pytest.mark.parametrize(
@@ -86,21 +86,21 @@ def test_a_body_is_never_longer_than_github_takes():
         issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
     )
     assert len(comments.write_pull_body(order)) < comments.BODY_LIMIT
-    fields = comments.build_check_run(task(State.REVIEW, pull=9, work=work))
+    fields = comments.build_check_run(create_task(State.REVIEW, pull=9, work=work))
     assert fields is not None
     assert len(fields["output"]["summary"]) < 65_535
     assert "… and 2970 more" in comments.format_evidence(work)
 
 
 def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
-    ran = CommandRan(command="false", exit_code=1, seconds=1.0)
+    command = CommandRan(command="false", exit_code=1, seconds=1.0)
     files = tuple(
         FileChange(path="p" * 200, status="added", additions=1, deletions=0) for _ in range(30)
     )
     work = Work(
         summary="x\n" * 20_000,
         files=files,
-        commands=(ran,),
+        commands=(command,),
         instructions=(),
         model="m",
         steps=1,
@@ -111,7 +111,10 @@ def test_no_words_of_the_model_can_push_the_evidence_out_or_stand_for_it():
     )
     assert "| `false` | 1 | 1.0 s |" in comments.write_pull_body(order)
     forged = "No.\n\n### Evidence\n\n| `pytest` | 0 |\n\nApproved by alice."
-    assert "\n" not in comments.write_status(task(State.FAILED, reason=forged)).partition("\n\n")[2]
+    assert (
+        "\n"
+        not in comments.write_status(create_task(State.FAILED, reason=forged)).partition("\n\n")[2]
+    )
 
 
 def test_edits_after_the_last_command_are_said():
@@ -177,7 +180,7 @@ def test_a_model_cannot_write_trailers_into_a_commit():
     assert WORK.model in message
 
 
-# ── no words outgrow their place ──────────────────────────────────────────────────────────────────
+# ── no text exceeds its space ─────────────────────────────────────────────────────────────────────
 
 PIECES = [
     "&",
@@ -203,16 +206,18 @@ EXIT = st.sampled_from([0, 1, None])
 PORT = 65_535
 
 
-def drawn_rows(name: str, hosts: int) -> tuple[Blocked, ...]:
+def build_blocked_rows(name: str, hosts: int) -> tuple[Blocked, ...]:
     return tuple(
         Blocked(host=f"{name}{n}", port=PORT, times=1 << 40, reason=name) for n in range(hosts)
     )
 
 
-def drawn_commands(
+def build_commands(
     name: str, count: int, exit_code: int | None, hosts: int
 ) -> tuple[CommandRan, ...]:
-    first = CommandRan(command=name, exit_code=0, seconds=1e9, blocked=drawn_rows(name, hosts))
+    first = CommandRan(
+        command=name, exit_code=0, seconds=1e9, blocked=build_blocked_rows(name, hosts)
+    )
     rest = (
         CommandRan(command=f"{name}{n}", exit_code=exit_code, seconds=1e9) for n in range(count)
     )
@@ -221,13 +226,13 @@ def drawn_commands(
 
 @st.composite
 def hostile_work(draw: st.DrawFn) -> Work:
-    commands = st.builds(drawn_commands, LONG, MANY, EXIT, MANY)
+    commands = st.builds(build_commands, LONG, MANY, EXIT, MANY)
     files = draw(st.builds(lambda name, count: [f"{name}{n}" for n in range(count)], LONG, MANY))
     prepared = Prepared(
         commands=draw(commands),
         cached=draw(st.booleans()),
         weakness=draw(LONG),
-        blocked=drawn_rows(draw(LONG), draw(MANY)),
+        blocked=build_blocked_rows(draw(LONG), draw(MANY)),
         more_blocked=draw(MANY),
     )
     return Work(
@@ -245,28 +250,29 @@ def hostile_work(draw: st.DrawFn) -> Work:
         edited_last=draw(st.booleans()),
         prepared=prepared,
         earlier=draw(MANY),
-        blocked=drawn_rows(draw(LONG), draw(MANY)),
+        blocked=build_blocked_rows(draw(LONG), draw(MANY)),
         more_blocked=draw(MANY),
     )
 
 
-def pull_of(work: Work) -> str:
+def write_pull_body(work: Work) -> str:
     order = f.OpenDraftPull(
         issue=ISSUE, branch="b", title="t", request="r", requester="alice", work=work
     )
     return comments.write_pull_body(order)
 
 
-def expected_verdicts(work: Work) -> list[str]:
-    ran = work.commands
-    told = {
-        "- Nothing was run, so nothing shows that it works.": not ran,
-        "- The last command that was run did not succeed.": bool(ran) and ran[-1].exit_code != 0,
-        "- Files were changed after the last command had run.": bool(ran) and work.edited_last,
+def list_expected_verdicts(work: Work) -> list[str]:
+    commands = work.commands
+    sentences = {
+        "- Nothing was run, so nothing shows that it works.": not commands,
+        "- The last command that was run did not succeed.": bool(commands)
+        and commands[-1].exit_code != 0,
+        "- Files were changed after the last command had run.": bool(commands) and work.edited_last,
         "- No test was changed or added.": True,
         "- Nothing is merged: that is for a person to do.": True,
     }
-    return [sentence for sentence, holds in told.items() if holds]
+    return [sentence for sentence, applies in sentences.items() if applies]
 
 
 HEADINGS = ["### What was done", "### Evidence", "### What was not done", "### Cost"]
@@ -276,12 +282,12 @@ HEADINGS = ["### What was done", "### Evidence", "### What was not done", "### C
 @settings(max_examples=60, deadline=None)
 @given(work=hostile_work())
 def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: Work):
-    body = pull_of(work)
+    body = write_pull_body(work)
     assert len(body) <= comments.BODY_LIMIT - 2_000
     assert [line for line in body.split("\n") if line.startswith("#")] == HEADINGS
     _, _, end = body.partition("\n\n### What was not done\n\n")
     verdicts, _, cost = end.partition("\n\n### Cost\n\n")
-    assert verdicts.split("\n") == expected_verdicts(work)
+    assert verdicts.split("\n") == list_expected_verdicts(work)
     assert cost == comments.format_cost(work)
     assert "longer than GitHub takes" not in body, "a section has outgrown its budget"
     for fixed in ("| changed file | how | lines |", "Instructions read from the base branch: "):
@@ -295,13 +301,13 @@ def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(
     work: Work, words: str, state: State
 ):
     reviews = tuple(e.Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
-    told = task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
-    status = comments.write_pull_status(told)
+    task = create_task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
+    status = comments.write_pull_status(task)
     assert len(status) <= comments.BODY_LIMIT - 2_000
     assert f"\n\n{comments.format_cost(work)}\n\n" in status
     assert status.endswith("\n\n</details>")
     assert "longer than GitHub takes" not in status
-    fields = comments.build_check_run(told)
+    fields = comments.build_check_run(task)
     assert fields is None or fields["output"]["summary"] == status
 
 
@@ -323,7 +329,7 @@ def test_names_that_grow_when_they_are_escaped_push_nothing_out():
         seconds=1.0,
         prepared=Prepared(commands=(ran,)),
     )
-    body = pull_of(work)
+    body = write_pull_body(work)
     rows = [line for line in body.split("\n") if line.startswith("- blocked: ")]
     assert max(map(len, rows)) <= 300
     assert body.count(f"- … and {100 - len(rows) // 2} more\n") == 2
@@ -332,12 +338,12 @@ def test_names_that_grow_when_they_are_escaped_push_nothing_out():
 
 
 def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
-    ran = tuple(CommandRan(command=f"echo {n}", exit_code=0, seconds=1.0) for n in range(100))
-    rows = drawn_rows("host", 100)
+    commands = tuple(CommandRan(command=f"echo {n}", exit_code=0, seconds=1.0) for n in range(100))
+    rows = build_blocked_rows("host", 100)
     work = Work(
         summary="s",
         files=(),
-        commands=ran,
+        commands=commands,
         instructions=(),
         model="m",
         steps=1,
@@ -346,10 +352,10 @@ def test_what_a_fact_left_out_is_in_the_totals_of_the_evidence():
         blocked=rows,
         more_blocked=7,
     )
-    said = comments.format_evidence(work)
-    assert "| … and 970 earlier commands | | |" in said
-    assert "- … and 77 more\n" in said
-    assert "| `echo 99` | 0 | 1.0 s |" in said
+    evidence = comments.format_evidence(work)
+    assert "| … and 970 earlier commands | | |" in evidence
+    assert "- … and 77 more\n" in evidence
+    assert "| `echo 99` | 0 | 1.0 s |" in evidence
 
 
 def test_a_quotation_that_was_cut_says_so():

@@ -1,5 +1,5 @@
-"""What a delivery of GitHub is about: all that concerns one task has one key, under any name of the
-repository."""
+"""Ordering keys of GitHub's deliveries: all deliveries about one task have one key, under any name
+of the repository."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ ISSUE = {"number": 7, "title": "T"}
 CONVERSATION = {"number": 9, "title": "T", "pull_request": {}, "body": BODY}
 
 
-def key(kind: str, repo: str = "acme/shop", **payload: Any) -> str:
+def read_key(kind: str, repo: str = "acme/shop", **payload: Any) -> str:
     payload = {"repository": {"full_name": repo, "id": 5}, **payload}
     return read_ordering_key(kind, json.dumps(payload).encode())
 
@@ -44,17 +44,17 @@ def key(kind: str, repo: str = "acme/shop", **payload: Any) -> str:
     ],
 )
 def test_what_concerns_a_task_has_the_key_of_its_issue(kind: str, payload: dict[str, Any]):
-    assert key(kind, **payload) == "5#7"
+    assert read_key(kind, **payload) == "5#7"
 
 
 def test_the_pull_request_of_a_person_has_a_key_of_its_own():
     pull = {"number": 9, "head": {"ref": "cart"}}
-    assert key("pull_request", pull_request=pull) == "5#9"
-    assert key("issue_comment", issue={**CONVERSATION, "body": "Closes #7"}) == "5#9"
+    assert read_key("pull_request", pull_request=pull) == "5#9"
+    assert read_key("issue_comment", issue={**CONVERSATION, "body": "Closes #7"}) == "5#9"
 
 
 def test_the_text_of_an_issue_gives_it_no_other_key():
-    assert key("issue_comment", issue={**ISSUE, "number": 8, "body": BODY}) == "5#8"
+    assert read_key("issue_comment", issue={**ISSUE, "number": 8, "body": BODY}) == "5#8"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"repository": 3}', b"[" * 100_000])
@@ -63,5 +63,5 @@ def test_what_cannot_be_read_has_no_key(body: bytes):
 
 
 def test_what_is_about_no_issue_has_no_key():
-    assert key("installation") == ""
-    assert key("issues") == ""
+    assert read_key("installation") == ""
+    assert read_key("issues") == ""

@@ -1,5 +1,5 @@
-"""A task's agent works alone, whatever was ordered twice and however many workers look for work at
-once."""
+"""The outbox: only one run of a task is active at a time, even if a run was ordered twice and
+several workers claim orders at the same moment."""
 
 import asyncio
 import contextlib
@@ -33,11 +33,11 @@ from osiris.queue.task_store import Store
 
 pytestmark = pytest.mark.both_pairs
 
-LONG = 600.0  # seconds
+LONG_PAUSE = 600.0  # seconds
 
 
-class Office:
-    """The durable part of Osiris, with workers that look for orders when they are told to."""
+class QueueEnvironment:
+    """The durable part of Osiris. Its workers claim orders only when a test tells them to."""
 
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
@@ -45,27 +45,26 @@ class Office:
         self._store = Store(self._engine, self._decider, LocalLiveEvents())
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
+    async def start(self) -> AsyncIterator[None]:
         await migrate_schema(self._engine)
         await self._decider.acquire()
         await NamedLocks(self._engine, self._decider).acquire(INBOX)
         yield
         await self._store.close()
 
-    async def worker(self, name: str) -> Outbox:
+    async def create_outbox(self, name: str) -> Outbox:
         lease = Lease(self._engine, name)
         await lease.acquire()
         return Outbox(self._engine, lease, LocalLiveEvents())
 
-    async def order_twice(self, number: int) -> None:
-        """A run was ordered, its repository could not be written for a while, and it is ordered
-        anew."""
+    async def order_run_twice(self, number: int) -> None:
+        """Order a run, let its repository be read-only for a while, and order the run again."""
         issue = IssueRef("acme/shop", number)
-        asked = TaskRequested(
+        request = TaskRequested(
             issue=issue, actor=Actor("alice", Role.ADMIN), title="Look", body="Only look."
         )
         events: Sequence[Event] = (
-            asked,
+            request,
             AccessLost(issue=issue, reason="archived"),
             AccessRegained(issue=issue),
         )
@@ -74,79 +73,82 @@ class Office:
             for row in await self._store.list_due(16):
                 await self._store.decide(row.id, event, Policy())
 
-    async def held(self) -> list[int]:
-        """The tasks of the runs that workers have now, in order."""
-        held = select(OutboxRow.task_id).where(
+    async def list_claimed_tasks(self) -> list[int]:
+        """Return the tasks of the runs that workers have claimed, in order."""
+        claimed = select(OutboxRow.task_id).where(
             OutboxRow.lane == RUNS, OutboxRow.not_before.is_not(None)
         )
         async with self._engine.connect() as connection:
-            return sorted(await connection.scalars(held.where(OutboxRow.lease.is_not(None))))
+            return sorted(await connection.scalars(claimed.where(OutboxRow.lease.is_not(None))))
 
 
 @pytest.fixture
-async def office(place: Path, pair: dict[str, str]) -> AsyncIterator[Office]:
-    office = Office(pair.get("database_url") or f"sqlite:///{place}/osiris.db")
-    async with office.open():
-        yield office
+async def env(folder: Path, pair: dict[str, str]) -> AsyncIterator[QueueEnvironment]:
+    env = QueueEnvironment(pair.get("database_url") or f"sqlite:///{folder}/osiris.db")
+    async with env.start():
+        yield env
 
 
-async def take(orders: Outbox, *has: ClaimedOrder) -> list[ClaimedOrder]:
-    """The runs that a worker begins, beside those that it has."""
-    return await orders.claim_orders(8, (RUNS,), [due.id for due in has])
+async def claim_runs(outbox: Outbox, *claimed: ClaimedOrder) -> list[ClaimedOrder]:
+    """Claim runs for a worker that already has the runs `claimed`."""
+    return await outbox.claim_orders(8, (RUNS,), [order.id for order in claimed])
 
 
-async def test_of_two_orders_for_one_run_a_worker_takes_one_at_a_time(office: Office):
-    orders = await office.worker("a")
+async def test_of_two_orders_for_one_run_a_worker_takes_one_at_a_time(env: QueueEnvironment):
+    outbox = await env.create_outbox("a")
     for number in (1, 2):
-        await office.order_twice(number)
-    first = await take(orders)
-    assert await office.held() == [1, 2]
-    assert await take(orders, *first) == []
-    for due in first:
-        await orders.finish_order(due.id)
-    again = await take(orders)
-    assert {due.id for due in again}.isdisjoint(due.id for due in first)
-    assert await office.held() == [1, 2]
+        await env.order_run_twice(number)
+    first = await claim_runs(outbox)
+    assert await env.list_claimed_tasks() == [1, 2]
+    assert await claim_runs(outbox, *first) == []
+    for order in first:
+        await outbox.finish_order(order.id)
+    second = await claim_runs(outbox)
+    assert {order.id for order in second}.isdisjoint(order.id for order in first)
+    assert await env.list_claimed_tasks() == [1, 2]
 
 
 async def test_a_run_that_was_put_off_holds_up_no_other_try_and_never_begins_beside_it(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    env: QueueEnvironment, monkeypatch: pytest.MonkeyPatch
 ):
     now = tables.clock()
-    a = await office.worker("a")
-    b = await office.worker("b")
-    await office.order_twice(1)
-    [first] = await take(a)
-    await a.postpone_order(first.id, "GitHub is away", LONG, tries=1)
-    [second] = await take(a)
+    a = await env.create_outbox("a")
+    b = await env.create_outbox("b")
+    await env.order_run_twice(1)
+    [first] = await claim_runs(a)
+    await a.postpone_order(first.id, "GitHub is away", LONG_PAUSE, tries=1)
+    [second] = await claim_runs(a)
     assert second.id > first.id
-    monkeypatch.setattr(tables, "clock", lambda: now + 2 * LONG)
-    assert (await take(a, second), await take(b)) == ([], [])
+    monkeypatch.setattr(tables, "clock", lambda: now + 2 * LONG_PAUSE)
+    assert (await claim_runs(a, second), await claim_runs(b)) == ([], [])
     await a.finish_order(second.id)
-    assert await take(b) == [first]
+    assert await claim_runs(b) == [first]
 
 
 @pytest.mark.parametrize("pair", ["servers"], indirect=True)
 async def test_two_workers_that_look_at_once_never_both_work_on_a_task(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    env: QueueEnvironment, monkeypatch: pytest.MonkeyPatch
 ):
-    """For one of them the first order of each task is still put off, for the other its time has
-    come."""
+    """For one worker the first order of each task is still deferred, for the other it is due."""
     now = tables.clock()
     tasks = list(range(1, 9))
-    a = await office.worker("a")
-    b = await office.worker("b")
+    a = await env.create_outbox("a")
+    b = await env.create_outbox("b")
     for number in tasks:
-        await office.order_twice(number)
-    first = await take(a)
-    for due in first:
-        await a.postpone_order(due.id, "GitHub is away", LONG, tries=1)
+        await env.order_run_twice(number)
+    first = await claim_runs(a)
+    for order in first:
+        await a.postpone_order(order.id, "GitHub is away", LONG_PAUSE, tries=1)
     for _ in range(10):
-        clocks = itertools.chain([now], itertools.repeat(now + 2 * LONG))
+        clocks = itertools.chain([now], itertools.repeat(now + 2 * LONG_PAUSE))
         monkeypatch.setattr(tables, "clock", lambda clocks=clocks: next(clocks))
-        taken = await asyncio.gather(take(a), take(b))
-        assert await office.held() == tasks
+        claimed = await asyncio.gather(claim_runs(a), claim_runs(b))
+        assert await env.list_claimed_tasks() == tasks
         monkeypatch.setattr(tables, "clock", lambda: now)
-        for orders, due in [(a, due) for due in taken[0]] + [(b, due) for due in taken[1]]:
-            late = due in first
-            await orders.postpone_order(due.id, "once more", LONG if late else 0.0, tries=int(late))
+        for outbox, order in [(a, order) for order in claimed[0]] + [
+            (b, order) for order in claimed[1]
+        ]:
+            was_first = order in first
+            await outbox.postpone_order(
+                order.id, "once more", LONG_PAUSE if was_first else 0.0, tries=int(was_first)
+            )

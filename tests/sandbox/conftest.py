@@ -1,4 +1,5 @@
-"""A real jail for every test: a machine without one turns these tests red, never grey."""
+"""Fixtures with a real jail. On a machine without a working jail these tests fail; they are not
+skipped."""
 
 import os
 import subprocess
@@ -12,10 +13,10 @@ import pytest
 from osiris.core.ports.sandbox import Plan, SandboxLimits
 from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.sandbox.options import SandboxOptions
-from tests.conftest import a_place, disks_in
+from tests.conftest import create_test_folder, list_disks
 
 MIB = 1 << 20
-GIT = {
+GIT_ENVIRON = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/nonexistent",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -27,9 +28,9 @@ GIT = {
 }
 
 
-def git(*words: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
+def run_git(*args: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
     result = subprocess.run(
-        ["git", *map(str, words)], cwd=cwd, env=GIT, input=stdin, capture_output=True
+        ["git", *map(str, args)], cwd=cwd, env=GIT_ENVIRON, input=stdin, capture_output=True
     )
     assert result.returncode == 0, result.stderr.decode()
     return result.stdout
@@ -37,75 +38,82 @@ def git(*words: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> byte
 
 @dataclass
 class Mirror:
-    """A bare repository with one commit, and a bare repository of the host beside it that takes
-    packs in."""
+    """A bare repository with one commit, and beside it a bare repository of the host that imports
+    packs."""
 
     path: Path
     base: str
 
-    def plan(self, limits: SandboxLimits, **more: Any) -> Plan:
-        """A session of it; its path serves as its name."""
+    def build_plan(self, limits: SandboxLimits, **options: Any) -> Plan:
+        """Return the plan of a session of this repository. The path of the repository serves as its
+        name."""
         return Plan(
             **{
                 "repo": str(self.path),
                 "base": self.base,
                 "trusted": self.base,
                 "limits": limits,
-                **more,
+                **options,
             }
         )
 
     @property
     def tree(self) -> str:
-        return git("rev-parse", f"{self.base}^{{tree}}", cwd=self.path).decode().strip()
+        return run_git("rev-parse", f"{self.base}^{{tree}}", cwd=self.path).decode().strip()
 
-    def take(self, export, place: Path) -> dict[bytes, tuple[bytes, bytes]]:
-        """Import a pack as from a stranger; the tree as {name: (mode, content)}."""
-        host = place / "host.git"
-        git("init", "-q", "--bare", host)
-        (host / "objects/info/alternates").write_text(f"{self.path}/objects\n")
+    def import_pack(self, export, folder: Path) -> dict[bytes, tuple[bytes, bytes]]:
+        """Import a pack as from an untrusted source. Return its tree as {name: (mode, content)}."""
+        host_repository = folder / "host.git"
+        run_git("init", "-q", "--bare", host_repository)
+        (host_repository / "objects/info/alternates").write_text(f"{self.path}/objects\n")
         with export.pack:
-            git(
+            run_git(
                 "index-pack",
                 "--stdin",
                 "--fix-thin",
                 "--strict",
-                cwd=host,
+                cwd=host_repository,
                 stdin=export.pack.read(),
             )
-        git("rev-list", "--objects", "--quiet", export.tree, "--not", self.base, cwd=host)
-        rows = git("ls-tree", "-r", "-z", export.tree, cwd=host).split(b"\0")[:-1]
-        found = {}
+        run_git(
+            "rev-list", "--objects", "--quiet", export.tree, "--not", self.base, cwd=host_repository
+        )
+        rows = run_git("ls-tree", "-r", "-z", export.tree, cwd=host_repository).split(b"\0")[:-1]
+        files = {}
         for row in rows:
             (mode, kind, name) = row.split(b"\t", 1)[0].split()
             path = row.split(b"\t", 1)[1]
-            content = git("cat-file", "blob", name.decode(), cwd=host) if kind == b"blob" else b""
-            found[path] = (mode, content)
-        return found
+            content = (
+                run_git("cat-file", "blob", name.decode(), cwd=host_repository)
+                if kind == b"blob"
+                else b""
+            )
+            files[path] = (mode, content)
+        return files
 
 
-def make_mirror(place: Path, files: dict[str, str]) -> Mirror:
-    seed = place / "seed"
-    git("init", "-q", "-b", "main", seed)
+def create_mirror_in(folder: Path, files: dict[str, str]) -> Mirror:
+    seed = folder / "seed"
+    run_git("init", "-q", "-b", "main", seed)
     for name, text in files.items():
         (seed / name).parent.mkdir(parents=True, exist_ok=True)
         (seed / name).write_text(text)
-    git("add", "-A", cwd=seed)
-    git("commit", "-q", "-m", "base", cwd=seed)
-    git("clone", "-q", "--bare", seed, place / "mirror.git")
-    return Mirror(place / "mirror.git", git("rev-parse", "HEAD", cwd=seed).decode().strip())
+    run_git("add", "-A", cwd=seed)
+    run_git("commit", "-q", "-m", "base", cwd=seed)
+    run_git("clone", "-q", "--bare", seed, folder / "mirror.git")
+    return Mirror(folder / "mirror.git", run_git("rev-parse", "HEAD", cwd=seed).decode().strip())
 
 
 @pytest.fixture
-def mirror_of(place: Path):
-    """Makes a mirror of given files."""
-    return lambda files: make_mirror(place, files)
+def create_mirror(folder: Path):
+    """Provide a function that creates a mirror with the given files."""
+    return lambda files: create_mirror_in(folder, files)
 
 
 @pytest.fixture
-def mirror(place: Path) -> Mirror:
-    return make_mirror(
-        place, {"README.md": "hello\n", "src/app.py": "print('one')\n", "run.sh": "#!/bin/sh\n"}
+def mirror(folder: Path) -> Mirror:
+    return create_mirror_in(
+        folder, {"README.md": "hello\n", "src/app.py": "print('one')\n", "run.sh": "#!/bin/sh\n"}
     )
 
 
@@ -118,10 +126,10 @@ def limits() -> SandboxLimits:
 
 @pytest.fixture(scope="session")
 def root() -> Iterator[Path]:
-    """One data folder for all tests: preparing the jails' /etc is the slow part of a first
+    """Provide one data folder for all tests: preparing the jails' /etc is the slow part of a first
     start."""
-    with a_place() as place:
-        yield place / "sandboxes"
+    with create_test_folder() as folder:
+        yield folder / "sandboxes"
 
 
 @pytest.fixture
@@ -134,21 +142,21 @@ async def sandbox(root: Path) -> AsyncIterator[BubblewrapSandbox]:
 
 @pytest.fixture
 async def session(sandbox: BubblewrapSandbox, mirror: Mirror, limits: SandboxLimits):
-    session, _ = await sandbox.create("shop-7-1", mirror.plan(limits))
+    session, _ = await sandbox.create("shop-7-1", mirror.build_plan(limits))
     await session.seal()
     yield session
     await session.destroy()
 
 
 @pytest.fixture
-def keep(root: Path, session) -> Path:
-    """What the host keeps on the disk of `session`: one that root mounted, or that an ordinary
-    user's process holds."""
-    return next(disk.host_only for disk in disks_in(root) if disk.folder.name == "shop-7-1")
+def host_folder(root: Path, session) -> Path:
+    """Provide the folder on the disk of `session` that only the host uses. Root has mounted this
+    disk, or a process of an ordinary user holds it."""
+    return next(disk.host_only for disk in list_disks(root) if disk.folder.name == "shop-7-1")
 
 
 @pytest.fixture
-def bash(session):
+def run_bash(session):
     async def run(script: str, **options) -> str:
         result = await session.run(["/bin/bash", "-c", script], **options)
         return result.output.decode("utf-8", "surrogateescape")
@@ -157,7 +165,7 @@ def bash(session):
 
 
 @pytest.fixture
-def python(session):
+def run_python(session):
     async def run(program: str, **options) -> str:
         result = await session.run(["/usr/bin/python3", "-c", program], **options)
         return result.output.decode("utf-8", "surrogateescape")
@@ -166,18 +174,19 @@ def python(session):
 
 
 @pytest.fixture
-def living():
-    """Asks whether any process of this machine has a word in its command line."""
+def find_processes():
+    """Provide a function that returns the processes of this machine with a word in their command
+    line."""
 
-    def find(word: str) -> list[str]:
-        found = []
+    def find_with_word(word: str) -> list[str]:
+        pids = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+                command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if word.encode() in words and int(pid) != os.getpid():
-                found.append(pid)
-        return found
+            if word.encode() in command_line and int(pid) != os.getpid():
+                pids.append(pid)
+        return pids
 
-    return find
+    return find_with_word

@@ -1,4 +1,5 @@
-"""Taking the work out: everything the agent did, and nothing it planted runs or hides."""
+"""Export of the agent's work: everything that the agent changed is in it, and nothing that the
+agent planted runs or hides changes."""
 
 import os
 from dataclasses import replace
@@ -8,13 +9,13 @@ import pytest
 from osiris.core.errors import LocalTimeout, Refused
 
 
-async def test_the_work_comes_out_whole(session, bash, mirror, place):
-    await bash(
+async def test_the_work_comes_out_whole(session, run_bash, mirror, folder):
+    await run_bash(
         "printf 'a\\0b' >binary; ln -s README.md link; rm README.md; chmod +x run.sh; "
         "mkdir -p deep/er; echo x >deep/er/f; "
         "printf n >$'new\\nline'; printf b >$'caf\\xe9'; echo 'ignored' >.gitignore; touch ignored"
     )
-    tree = mirror.take(await session.export(mirror.base), place)
+    tree = mirror.import_pack(await session.export(mirror.base), folder)
     assert tree == {
         b".gitignore": (b"100644", b"ignored\n"),
         b"binary": (b"100644", b"a\0b"),
@@ -27,7 +28,7 @@ async def test_the_work_comes_out_whole(session, bash, mirror, place):
     }
 
 
-CLOSED = {
+CLOSED_FILES = {
     "a folder": "mkdir closed; echo new >closed/new; chmod 000 closed",
     "a folder of the repository": "echo new >src/new; chmod 000 src",
     "a folder that can only be listed": "mkdir closed; echo new >closed/new; chmod 400 closed",
@@ -39,57 +40,60 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("name", CLOSED)
-async def test_work_that_its_maker_has_closed_comes_out_too(name, session, bash, mirror, place):
-    """git itself only warns of a folder that it cannot open, and would leave its files as they
-    were."""
-    await bash(CLOSED[name])
-    tree = mirror.take(await session.export(mirror.base), place)
+@pytest.mark.parametrize("name", CLOSED_FILES)
+async def test_work_that_its_maker_has_closed_comes_out_too(
+    name, session, run_bash, mirror, folder
+):
+    """git itself only warns of a folder that it cannot open, and would keep its files unchanged."""
+    await run_bash(CLOSED_FILES[name])
+    tree = mirror.import_pack(await session.export(mirror.base), folder)
     assert (b"100644", b"new\n") in tree.values()
     assert b"src/app.py" in tree
 
 
-async def test_work_that_no_git_can_read_is_refused_with_its_reason(session, bash, mirror):
-    deeper = (
+async def test_work_that_no_git_can_read_is_refused_with_its_reason(session, run_bash, mirror):
+    create_deep_folder = (
         "import os\nfor _ in range(25): os.mkdir('x' * 200); os.chdir('x' * 200)\nopen('deep', 'w')"
     )
-    await bash(f'python3 -c "{deeper}"')
-    told = (
+    await run_bash(f'python3 -c "{create_deep_folder}"')
+    message = (
         r"could not open directory 'x.*… \(a path of more than 3\d+ characters\); make it readable"
     )
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         await session.export(mirror.base)
-    await bash("rm -r xx*")
+    await run_bash("rm -r xx*")
 
 
-async def test_the_pack_holds_only_what_is_new(session, bash, mirror):
-    await bash("echo more >>README.md")
+async def test_the_pack_holds_only_what_is_new(session, run_bash, mirror):
+    await run_bash("echo more >>README.md")
     with (await session.export(mirror.base)).pack as pack:
         assert len(pack.read()) < 400
 
 
-async def test_no_change_gives_the_tree_of_the_base(session, mirror, place):
+async def test_no_change_gives_the_tree_of_the_base(session, mirror, folder):
     export = await session.export(mirror.base)
     export.pack.close()
     assert export.tree == mirror.tree
 
 
-async def test_two_exports_one_after_the_other_work(session, bash, mirror, place):
-    await bash("echo 1 >one")
+async def test_two_exports_one_after_the_other_work(session, run_bash, mirror, folder):
+    await run_bash("echo 1 >one")
     first = await session.export(mirror.base)
-    await bash("echo 2 >two")
+    await run_bash("echo 2 >two")
     second = await session.export(mirror.base)
     assert first.tree != second.tree
     first.pack.close()
-    assert {b"one", b"two"} <= set(mirror.take(second, place))
+    assert {b"one", b"two"} <= set(mirror.import_pack(second, folder))
 
 
-async def test_commits_of_the_agent_change_nothing_about_the_tree(session, bash, mirror, place):
-    await bash(
+async def test_commits_of_the_agent_change_nothing_about_the_tree(
+    session, run_bash, mirror, folder
+):
+    await run_bash(
         "echo 1 >one; git add -A; git commit -qm mine; git checkout -q --orphan other; rm -rf"
         " .git/objects"
     )
-    assert b"one" in mirror.take(await session.export(mirror.base), place)
+    assert b"one" in mirror.import_pack(await session.export(mirror.base), folder)
 
 
 PLANTS = {
@@ -119,20 +123,22 @@ PLANTS = {
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-async def test_a_planted_git_folder_neither_runs_nor_hides(plant, session, bash, mirror, place):
-    marker = place / "marker"
-    await bash(f"export M={marker}; {PLANTS[plant]}; echo changed >README.md; echo new >new")
-    tree = mirror.take(await session.export(mirror.base), place)
+async def test_a_planted_git_folder_neither_runs_nor_hides(
+    plant, session, run_bash, mirror, folder
+):
+    marker = folder / "marker"
+    await run_bash(f"export M={marker}; {PLANTS[plant]}; echo changed >README.md; echo new >new")
+    tree = mirror.import_pack(await session.export(mirror.base), folder)
     assert tree[b"README.md"] == (b"100644", b"changed\n")
     assert tree[b"new"] == (b"100644", b"new\n")
     assert not marker.exists()
 
 
 async def test_an_edit_of_the_same_size_in_the_same_second_does_not_hide(
-    sandbox, mirror, place, limits
+    sandbox, mirror, folder, limits
 ):
     for number in range(4):
-        session, _ = await sandbox.create(f"a-{number}", mirror.plan(limits))
+        session, _ = await sandbox.create(f"a-{number}", mirror.build_plan(limits))
         await session.run(
             [
                 "bash",
@@ -142,25 +148,28 @@ async def test_an_edit_of_the_same_size_in_the_same_second_does_not_hide(
         )
         export = await session.export(mirror.base)
         await session.destroy()
-        (place / str(number)).mkdir()
-        assert mirror.take(export, place / str(number))[b"README.md"] == (b"100644", b"hallo\n")
+        (folder / str(number)).mkdir()
+        assert mirror.import_pack(export, folder / str(number))[b"README.md"] == (
+            b"100644",
+            b"hallo\n",
+        )
 
 
 async def test_the_settled_index_of_a_quiet_second_shows_every_later_edit(
-    session, bash, mirror, place, keep
+    session, run_bash, mirror, folder, host_folder
 ):
-    index = keep / "index"
-    os.utime(index, (1_000_000_000, 1_000_000_000))  # as if the checkout had been long ago
-    await bash("touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md")
+    index = host_folder / "index"
+    os.utime(index, (1_000_000_000, 1_000_000_000))  # as if the checkout was made long ago
+    await run_bash("touch -r README.md /tmp/t; echo hallo >README.md; touch -r /tmp/t README.md")
     assert int(index.stat().st_mtime) == 1_000_000_001
-    assert mirror.take(await session.export(mirror.base), place)[b"README.md"] == (
+    assert mirror.import_pack(await session.export(mirror.base), folder)[b"README.md"] == (
         b"100644",
         b"hallo\n",
     )
 
 
 async def test_too_much_work_is_refused_in_a_sentence(sandbox, mirror, limits, root):
-    session, _ = await sandbox.create("a", mirror.plan(replace(limits, pack=1 << 20)))
+    session, _ = await sandbox.create("a", mirror.build_plan(replace(limits, pack=1 << 20)))
     await session.run(["bash", "-c", "head -c 3000000 /dev/urandom >big"])
     with pytest.raises(Refused, match="larger than 1 MiB"):
         await session.export(mirror.base)
@@ -171,18 +180,20 @@ async def test_too_much_work_is_refused_in_a_sentence(sandbox, mirror, limits, r
 
 
 async def test_work_that_takes_too_long_is_tried_again_later(sandbox, mirror, limits):
-    session, _ = await sandbox.create("a", mirror.plan(replace(limits, export_seconds=0.001)))
+    session, _ = await sandbox.create("a", mirror.build_plan(replace(limits, export_seconds=0.001)))
     with pytest.raises(LocalTimeout, match="too long"):
         await session.export(mirror.base)
     await session.destroy()
 
 
-async def test_a_fifo_and_a_socket_in_the_workspace_do_not_stop_it(session, bash, mirror, place):
-    await bash(
+async def test_a_fifo_and_a_socket_in_the_workspace_do_not_stop_it(
+    session, run_bash, mirror, folder
+):
+    await run_bash(
         'mkfifo pipe; ln -s /etc/passwd out; echo 1 >one; python3 -c "import socket;'
         " socket.socket(1).bind('sock')\""
     )
-    tree = mirror.take(await session.export(mirror.base), place)
+    tree = mirror.import_pack(await session.export(mirror.base), folder)
     assert tree[b"out"] == (b"120000", b"/etc/passwd")
     assert b"one" in tree
     assert b"pipe" not in tree

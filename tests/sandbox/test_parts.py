@@ -1,4 +1,4 @@
-"""The small parts that need no jail."""
+"""The parts of the sandbox that need no jail."""
 
 import struct
 
@@ -47,25 +47,25 @@ def test_output_below_the_cap_is_whole():
 
 
 def run_filter(machine: str, arch: int, number: int, *args: int) -> int:
-    """A small interpreter of BPF: what the kernel would answer."""
+    """Interpret the BPF program for a system call, and return the answer of the kernel."""
     data = struct.pack("<iIQ6Q", number, arch, 0, *(list(args) + [0] * 6)[:6])
     code = list(struct.iter_unpack("<HBBI", seccomp.build_program(machine)))
-    at = 0
+    index = 0
     value = 0
     while True:
-        op, yes, no, k = code[at]
-        at += 1
+        op, jump_if_true, jump_if_false, k = code[index]
+        index += 1
         if op == seccomp.LOAD:
             (value,) = struct.unpack_from("<I", data, k)
         elif op == seccomp.RETURN:
             return k
         else:
-            held = {
+            is_true = {
                 seccomp.EQUAL: value == k,
                 seccomp.AT_LEAST: value >= k,
                 seccomp.ANY_BIT: bool(value & k),
             }[op]
-            at += yes if held else no
+            index += jump_if_true if is_true else jump_if_false
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -73,26 +73,28 @@ def test_the_filter_answers_as_it_should(machine):
     column = seccomp.COLUMN[machine]
     arch = seccomp.AUDIT[machine]
 
-    def ask(row, *args):
+    def evaluate(row, *args):
         return run_filter(machine, arch, row[column], *args)
 
     eperm = seccomp.ERRNO | seccomp.EPERM
     family = seccomp.ERRNO | seccomp.EAFNOSUPPORT
-    assert all(ask(row) == eperm for row in seccomp.FORBIDDEN.values() if row[column] is not None)
-    assert ask(seccomp.CLONE, 0x10000000) == eperm
-    assert ask(seccomp.CLONE, 0x11) == seccomp.ALLOW
-    assert ask(seccomp.CLONE3) == seccomp.ERRNO | seccomp.ENOSYS
-    assert [ask(seccomp.SOCKET, f, 1, 0) for f in (1, 2, 10, 16)] == [seccomp.ALLOW] * 4
-    assert [ask(seccomp.SOCKET, f, 1, 0) for f in (40, 38, 17, 3)] == [family] * 4
-    assert ask(seccomp.SOCKET, 16, 3, 12) == family
-    assert ask(seccomp.IOCTL, 0, 0x5412 | 1 << 32) == eperm
-    assert ask(seccomp.IOCTL, 0, 0x5401) == seccomp.ALLOW
-    assert ask(seccomp.PERSONALITY, 0x20000) == eperm
-    assert all(ask(row) == seccomp.ERRNO | seccomp.ENOSYS for row in seccomp.ABSENT.values())
-    assert all(ask(row) == seccomp.ERRNO for row in seccomp.VOID.values())  # error 0
-    # for one file
-    assert [ask(row) for row in ((74, 82), (75, 83), (277, 84))] == [seccomp.ALLOW] * 3
-    assert ask((463, 463)) == seccomp.ERRNO | seccomp.ENOSYS
+    assert all(
+        evaluate(row) == eperm for row in seccomp.FORBIDDEN.values() if row[column] is not None
+    )
+    assert evaluate(seccomp.CLONE, 0x10000000) == eperm
+    assert evaluate(seccomp.CLONE, 0x11) == seccomp.ALLOW
+    assert evaluate(seccomp.CLONE3) == seccomp.ERRNO | seccomp.ENOSYS
+    assert [evaluate(seccomp.SOCKET, f, 1, 0) for f in (1, 2, 10, 16)] == [seccomp.ALLOW] * 4
+    assert [evaluate(seccomp.SOCKET, f, 1, 0) for f in (40, 38, 17, 3)] == [family] * 4
+    assert evaluate(seccomp.SOCKET, 16, 3, 12) == family
+    assert evaluate(seccomp.IOCTL, 0, 0x5412 | 1 << 32) == eperm
+    assert evaluate(seccomp.IOCTL, 0, 0x5401) == seccomp.ALLOW
+    assert evaluate(seccomp.PERSONALITY, 0x20000) == eperm
+    assert all(evaluate(row) == seccomp.ERRNO | seccomp.ENOSYS for row in seccomp.ABSENT.values())
+    assert all(evaluate(row) == seccomp.ERRNO for row in seccomp.VOID.values())  # error 0
+    # these three act on one file only
+    assert [evaluate(row) for row in ((74, 82), (75, 83), (277, 84))] == [seccomp.ALLOW] * 3
+    assert evaluate((463, 463)) == seccomp.ERRNO | seccomp.ENOSYS
     assert run_filter(machine, 0x40000003, 1) == seccomp.KILL
 
 
@@ -114,24 +116,24 @@ def test_version_1_of_cgroups_bounds_what_sockets_hold(memory, bound):
 
 
 def test_version_2_of_cgroups_is_set_up_below_our_own(tmp_path, monkeypatch):
-    """On a folder that looks like one; the real version 2 has its controllers elsewhere on the
-    machines we test on."""
-    own = tmp_path / "system.slice" / "osiris.service"
-    own.mkdir(parents=True)
+    """The test uses plain folders: on the machines that run these tests, version 2 has no
+    controllers."""
+    own_folder = tmp_path / "system.slice" / "osiris.service"
+    own_folder.mkdir(parents=True)
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     (tmp_path / "self").write_text("0::/system.slice/osiris.service\n")
-    (own / "cgroup.procs").write_text("")
-    (own / "cgroup.subtree_control").write_text("memory pids\n")
-    group = own / "osiris-x"
+    (own_folder / "cgroup.procs").write_text("")
+    (own_folder / "cgroup.subtree_control").write_text("memory pids\n")
+    group = own_folder / "osiris-x"
     group.mkdir()
     for name in ("memory.max", "memory.swap.max", "pids.max"):
         (group / name).write_text("max")
     (group / "memory.events").write_text("low 0\noom_kill 3\n")
     monkeypatch.setattr(cgroup, "CGROUPS", tmp_path)
     monkeypatch.setattr(cgroup, "OWN", tmp_path / "self")
-    made = cgroup.make_cgroup("osiris-x", SandboxLimits(memory=123, processes=7))
-    assert made.folders == (group,)
+    created = cgroup.make_cgroup("osiris-x", SandboxLimits(memory=123, processes=7))
+    assert created.folders == (group,)
     assert (group / "memory.max").read_text() == "123"
     assert (group / "pids.max").read_text() == "23"
-    assert made.count_oom_kills() == 3
-    assert made.entry_files == (group / "cgroup.procs",)
+    assert created.count_oom_kills() == 3
+    assert created.entry_files == (group / "cgroup.procs",)

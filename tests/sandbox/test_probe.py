@@ -1,4 +1,4 @@
-"""Is this machine safe? Found out by trying."""
+"""Probes: whether this machine is safe, found out by attempts."""
 
 import os
 import shutil
@@ -18,11 +18,9 @@ from osiris.tools.sandbox.probes import capabilities
 
 
 async def test_this_machine_has_a_strong_sandbox(sandbox):
-    began = time.monotonic()
-    found = await sandbox.probe()
-    assert time.monotonic() - began < 2
-    assert [(probe.name, probe.detail) for probe in found if probe.needed and not probe.ok] == []
-    assert len({probe.name for probe in found}) >= 9
+    probes = await sandbox.probe()
+    assert [(probe.name, probe.detail) for probe in probes if probe.needed and not probe.ok] == []
+    assert len({probe.name for probe in probes}) >= 9
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
@@ -60,7 +58,7 @@ async def test_without_a_safe_sandbox_nothing_opens(sandbox, mirror, limits, mon
     with pytest.raises(
         Refused, match=r"no safe sandbox on this machine: namespaces: No permissions\. Allow them\."
     ):
-        await sandbox.create("a", mirror.plan(limits))
+        await sandbox.create("a", mirror.build_plan(limits))
     assert sandbox.list_sessions() == []
 
 
@@ -77,14 +75,14 @@ async def test_without_bubblewrap_every_needed_line_fails_and_says_how_to_mend_i
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only a root worker has another user for its jails")
-async def test_a_data_folder_that_the_jail_cannot_reach_is_named(place, mirror, limits):
-    (place / "closed").mkdir(mode=0o700)
-    sandbox = BubblewrapSandbox(place / "closed" / "sandboxes", Path)
+async def test_a_data_folder_that_the_jail_cannot_reach_is_named(folder, mirror, limits):
+    (folder / "closed").mkdir(mode=0o700)
+    sandbox = BubblewrapSandbox(folder / "closed" / "sandboxes", Path)
     with pytest.raises(Refused, match="data folder reachable"):
-        await sandbox.create("a", mirror.plan(limits))
+        await sandbox.create("a", mirror.build_plan(limits))
 
 
-ORDINARY = """
+ORDINARY_USER_SCRIPT = """
 import asyncio, os, sys
 from pathlib import Path
 from osiris.core.ports.sandbox import Plan
@@ -92,9 +90,9 @@ from osiris.tools.sandbox.options import SandboxOptions
 from osiris.tools.sandbox.backend import BubblewrapSandbox
 from osiris.tools.toolbox import SessionTools
 async def main():
-    place, mirror, base = sys.argv[1:]
+    folder, mirror, base = sys.argv[1:]
     plan = Plan(repo=mirror, base=base, trusted=base)
-    sandbox = BubblewrapSandbox(Path(place) / "sandboxes", Path, SandboxOptions(weak=True))
+    sandbox = BubblewrapSandbox(Path(folder) / "sandboxes", Path, SandboxOptions(weak=True))
     bad = [probe for probe in await sandbox.probe() if not probe.ok and probe.needed]
     assert not bad, bad
     session, new = await sandbox.create("a", plan)
@@ -116,32 +114,33 @@ asyncio.run(main())
 
 
 @pytest.mark.long
-def test_an_ordinary_user_has_the_same_jail(place, mirror):
-    """Its own copy of our code: a checkout may lie where only its owner can look."""
-    here = place / "ordinary"
-    own = {"user": 2000, "group": 2000, "extra_groups": []} if os.geteuid() == 0 else {}
-    here.mkdir()
+def test_an_ordinary_user_has_the_same_jail(folder, mirror):
+    """The user gets its own copy of the code, because an ordinary user may not be allowed to read
+    this checkout."""
+    user_folder = folder / "ordinary"
+    user_options = {"user": 2000, "group": 2000, "extra_groups": []} if os.geteuid() == 0 else {}
+    user_folder.mkdir()
     shutil.copytree(
         Path(__file__).parents[2] / "osiris",
-        here / "code" / "osiris",
+        user_folder / "code" / "osiris",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     shutil.copytree(
         Path(sys.prefix) / "lib",
-        here / "lib",
+        user_folder / "lib",
         symlinks=True,
         ignore=shutil.ignore_patterns("__pycache__", "playwright*", "githubkit*"),
     )
-    if own:
-        subprocess.run(["chown", "-R", "2000:2000", here, mirror.path], check=True)
-    packages = next((here / "lib").glob("python3*/site-packages"))
+    if user_options:
+        subprocess.run(["chown", "-R", "2000:2000", user_folder, mirror.path], check=True)
+    packages = next((user_folder / "lib").glob("python3*/site-packages"))
     result = subprocess.run(
-        ["/usr/bin/python3", "-c", ORDINARY, here, mirror.path, mirror.base],
-        env={"PYTHONPATH": f"{here}/code:{packages}", "PATH": "/usr/bin:/bin"},
+        ["/usr/bin/python3", "-c", ORDINARY_USER_SCRIPT, user_folder, mirror.path, mirror.base],
+        env={"PYTHONPATH": f"{user_folder}/code:{packages}", "PATH": "/usr/bin:/bin"},
         cwd="/",
         capture_output=True,
         text=True,
-        **own,
+        **user_options,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[:8] == ["made", "new:", "1", "bytes", "1000", "0", "??", "new"]

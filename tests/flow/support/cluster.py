@@ -1,8 +1,7 @@
-"""Osiris on several machines: a web process and workers that are really killed, stopped, frozen and
-thawed.
+"""Osiris on several machines: a web process and workers that tests kill, stop, freeze and thaw.
 
-Each is a separate process with a separate data folder, as on a separate machine. They share a
-PostgreSQL and a Redis; GitHub is the devhub in the test process.
+Each machine is a process with its own data folder. The machines share a PostgreSQL and a Redis; the
+devhub in the test process is their GitHub.
 """
 
 import asyncio
@@ -43,21 +42,21 @@ from osiris.queue.tables import (
 )
 from osiris.queue.task_store import Store
 from osiris.runtime import run_worker, serve
-from tests.flow.conftest import FILES, PEOPLE, REPO, keys, plain_git
-from tests.forkserver import FORKS
+from tests.flow.conftest import FILES, PEOPLE, REPO, get_app_keys, run_plain_git
+from tests.forkserver import FORK_CONTEXT
 
 SHORT_TIMEOUTS = Timeouts(pauses=(0.05,), lease=2.0)
-"""Short timeouts: the lease of a worker that is silent for two seconds expires, so tests need not
-wait for a takeover."""
+"""Short timeouts, so that tests need not wait for a takeover: the lease of a worker that is silent
+for two seconds expires."""
 DEFAULT_TIMEOUTS = Timeouts(pauses=(0.05,))
-"""The timeouts of a real installation."""
+"""The timeouts of a real installation, with short pauses between attempts."""
 
 Role = Literal["web", "worker"]
-Found = TypeVar("Found")
+ResultT = TypeVar("ResultT")
 
 
 def run_process(role: Role, settings: Settings, timeouts: Timeouts, log: Path) -> None:
-    """Run one process until it is stopped or killed."""
+    """Run a web process or a worker until it is stopped or killed."""
     logging.basicConfig(
         filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -66,7 +65,8 @@ def run_process(role: Role, settings: Settings, timeouts: Timeouts, log: Path) -
 
 
 class Machine:
-    """One process of Osiris in one data folder; it can be started there again after its end."""
+    """A process of Osiris in a data folder. After its end it can be started again in the same
+    folder."""
 
     def __init__(self, role: Role, settings: Settings, timeouts: Timeouts) -> None:
         self.role = role
@@ -81,7 +81,7 @@ class Machine:
 
     @property
     def place(self) -> str:
-        """The identifier of its data folder, by which its lease is known."""
+        """The identifier of the data folder; the lease is stored under it."""
         return (self.folder / "place").read_text()
 
     @property
@@ -93,7 +93,7 @@ class Machine:
         return self._process is not None
 
     def start(self) -> None:
-        self._process = FORKS.Process(
+        self._process = FORK_CONTEXT.Process(
             target=run_process,
             args=(self.role, self.settings, self._timeouts, self.log),
             daemon=True,
@@ -101,19 +101,19 @@ class Machine:
         self._process.start()
         self.pid = self._process.pid or 0
 
-    def send(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             os.kill(self.pid, number)
 
     def freeze(self) -> None:
-        self.send(signal.SIGSTOP)
+        self.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self.send(signal.SIGCONT)
+        self.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
-        self.send(signal.SIGKILL)
+        """Send SIGKILL, and wait until the process has ended."""
+        self.send_signal(signal.SIGKILL)
         self._wait_for_exit()
 
     def restart(self) -> None:
@@ -122,14 +122,14 @@ class Machine:
         self.start()
 
     async def stop(self) -> tuple[int | None, float]:
-        """Send SIGTERM. Return the exit code and the seconds until the process ended."""
+        """Send SIGTERM. Return the exit code and the seconds that the process took to end."""
         began = time.monotonic()
-        self.send(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(self._wait_for_exit)
         return code, time.monotonic() - began
 
     def _wait_for_exit(self) -> int | None:
-        """Wait for the end and return the exit code; None when the process does not end."""
+        """Wait until the process has ended. Return the exit code; None if the process runs on."""
         if (process := self._process) is None:
             return None
         process.join(20)
@@ -147,7 +147,7 @@ class Cluster:
     web: Machine
     engine: AsyncEngine
     store: Store
-    views: ReadModels
+    read_models: ReadModels
     alice: Person
     bob: Person
     timeouts: Timeouts
@@ -156,7 +156,8 @@ class Cluster:
     # ── machines ──
 
     def start_worker(self, **more: Any) -> Machine:
-        """Start another worker in an empty data folder; `more` are its own settings."""
+        """Start another worker in an empty data folder; `more` are settings for this worker
+        only."""
         folder = self.playground.settings.osiris_data_dir.with_name(f"worker-{len(self.workers)}")
         settings = self.playground.settings.model_copy(update={"osiris_data_dir": folder, **more})
         self.workers.append(machine := Machine("worker", settings, self.timeouts))
@@ -164,67 +165,72 @@ class Cluster:
         return machine
 
     def list_running_workers(self) -> list[Machine]:
-        """Return the workers that run."""
         return [machine for machine in self.workers if machine.is_running]
 
     async def get_lease(self, machine: Machine) -> int | None:
         """Return the number of the lease that a machine holds now, or None."""
         if not (machine.folder / "place").exists():
             return None
-        return await self.scalar(select(LeaseRow.number).where(LeaseRow.place == machine.place))
+        return await self.query_scalar(
+            select(LeaseRow.number).where(LeaseRow.place == machine.place)
+        )
 
     async def is_lease_over(self, number: int | None) -> bool:
         """Return whether a lease is over."""
-        return await self.scalar(select(LeaseRow.number).where(LeaseRow.number == number)) is None
+        return (
+            await self.query_scalar(select(LeaseRow.number).where(LeaseRow.number == number))
+            is None
+        )
 
     async def wait_until_ready(self, *machines: Machine) -> None:
-        """Wait until the workers have a lease."""
+        """Wait until the machines have a lease; without arguments, all workers."""
         for machine in machines or self.workers:
             await wait_until(lambda machine=machine: self.get_lease(machine))
 
     # ── the database ──
 
     async def is_healthy(self) -> bool:
-        """Return whether the database answers and all running workers have a lease in it."""
+        """Return whether the database answers and contains a lease of each running worker."""
         try:
             return all([await self.get_lease(machine) for machine in self.list_running_workers()])
         except SQLAlchemyError:
             return False
 
-    async def scalar(self, query: Any) -> Any:
+    async def query_scalar(self, query: Any) -> Any:
+        """Return the first column of the first row of a query."""
         async with self.engine.connect() as connection:
             return await connection.scalar(query)
 
-    async def rows(self, *tables: type) -> dict[str, list[Any]]:
-        """Return whole tables for comparisons."""
-        found = {}
+    async def read_rows(self, *tables: type) -> dict[str, list[Any]]:
+        """Return the rows of tables as sorted strings, for comparisons."""
+        rows_by_table = {}
         async with self.engine.connect() as connection:
             for table in tables or (TaskRow, RunRow, StepRow, JournalRow, OutboxRow, InboxRow):
                 rows = (await connection.execute(select(table.__table__))).all()
-                found[table.__tablename__] = sorted(map(repr, rows))
-        return found
+                rows_by_table[table.__tablename__] = sorted(map(repr, rows))
+        return rows_by_table
 
     async def describe_task(self, title: str) -> list[str]:
-        """Return everything that the database contains about the task with this title."""
-        mine = (
+        """Return all rows about the task with this title."""
+        task_id = (
             select(TaskRow.id).where(TaskRow.data["title"].as_string() == title).scalar_subquery()
         )
         queries = (
-            select(TaskRow.__table__).where(TaskRow.id == mine),
+            select(TaskRow.__table__).where(TaskRow.id == task_id),
             select(JournalRow.at, JournalRow.kind, JournalRow.what, JournalRow.detail)
-            .where(JournalRow.task_id == mine)
+            .where(JournalRow.task_id == task_id)
             .order_by(JournalRow.seq),
-            select(RunRow.__table__).where(RunRow.task_id == mine),
+            select(RunRow.__table__).where(RunRow.task_id == task_id),
             select(StepRow.__table__)
             .join(RunRow, RunRow.name == StepRow.run)
-            .where(RunRow.task_id == mine)
+            .where(RunRow.task_id == task_id)
             .order_by(StepRow.run, StepRow.seq),
         )
         async with self.engine.connect() as connection:
             return [str(row) for query in queries for row in await connection.execute(query)]
 
     async def describe_unfinished(self) -> list[str]:
-        """Return everything unfinished: waiting rows, open tasks, runs, locks and leases."""
+        """Return all rows of unfinished work: waiting rows, open tasks, runs, locks and leases."""
         queries = (
             select(
                 InboxRow.id, InboxRow.kind, InboxRow.attempts, InboxRow.not_before, InboxRow.error
@@ -243,7 +249,7 @@ class Cluster:
             ]
 
     async def wait_until_settled(self) -> None:
-        """Wait until nothing is in progress; failed deliveries are redelivered."""
+        """Wait until no work is in progress. Redeliver failed deliveries."""
         while True:
             await self.playground.wait_until_settled(self.store)
             if not self.redeliver_failed():
@@ -256,15 +262,15 @@ class Cluster:
             for app in self.playground.hub.world.apps.values()
             for delivery in app.deliveries
         ]
-        last = {delivery.guid: delivery for delivery in deliveries}
-        lost = [
-            one
-            for one in last.values()
-            if one.delivered is not None and not 200 <= one.status_code < 300
+        last_deliveries = {delivery.guid: delivery for delivery in deliveries}
+        failed_deliveries = [
+            delivery
+            for delivery in last_deliveries.values()
+            if delivery.delivered is not None and not 200 <= delivery.status_code < 300
         ]
-        for delivery in lost:
+        for delivery in failed_deliveries:
             self.playground.hub.hooks.redeliver(delivery)
-        return len(lost)
+        return len(failed_deliveries)
 
     @contextlib.asynccontextmanager
     async def redeliver_periodically(self) -> AsyncIterator[None]:
@@ -275,33 +281,33 @@ class Cluster:
                 await asyncio.sleep(1)
                 self.redeliver_failed()
 
-        redelivering = asyncio.create_task(redeliver_every_second())
+        redelivery_task = asyncio.create_task(redeliver_every_second())
         try:
             yield
         finally:
-            redelivering.cancel()
+            redelivery_task.cancel()
 
-    async def transcript(self, task: int = 1) -> list[Message]:
-        """Return every message of a task in order."""
-        return [step.message for step in await self.views.list_steps(task)]
+    async def read_transcript(self, task: int = 1) -> list[Message]:
+        """Return all messages of a task, in order."""
+        return [step.message for step in await self.read_models.list_steps(task)]
 
-    async def wait_for_replies(self, many: int) -> None:
-        """Wait until the model has replied `many` times in the first task and its last calls are
-        being executed."""
+    async def wait_for_replies(self, count: int) -> None:
+        """Wait until the model has replied `count` times in the first task and the calls of its
+        last reply are being executed."""
 
-        async def done() -> bool:
-            transcript = await self.transcript()
+        async def has_replied() -> bool:
+            transcript = await self.read_transcript()
             roles = [message.role for message in transcript]
-            return roles.count("assistant") >= many and roles[-1] == "assistant"
+            return roles.count("assistant") >= count and roles[-1] == "assistant"
 
-        await wait_until(done)
+        await wait_until(has_replied)
 
     # ── what people see ──
 
-    def git(self, *args: str) -> str:
-        """Run plain git in the hub's own repository."""
+    def run_git(self, *args: str) -> str:
+        """Run git in devhub's own repository, and return its output."""
         path = self.playground.settings.osiris_data_dir.parent / "hub/repos" / f"{REPO}.git"
-        return plain_git("--git-dir", str(path), *args)
+        return run_plain_git("--git-dir", str(path), *args)
 
     async def file_labelled_issue(
         self, title: str = "add subtracts", body: str = "add(1, 2) is -1"
@@ -310,17 +316,17 @@ class Cluster:
         await self.alice.add_label(issue)
         return issue
 
-    async def files(self) -> dict[str, str]:
-        """Return the files that the only pull request adds or changes, with their content."""
+    async def read_pull_files(self) -> dict[str, str]:
+        """Return the content of each file that the only pull request adds or changes."""
         [pull] = await self.alice.list_pulls()
-        changed = await self.alice.send_request("GET", f"/pulls/{pull['number']}/files")
+        changed_files = await self.alice.send_request("GET", f"/pulls/{pull['number']}/files")
         return {
-            f["filename"]: self.git("show", f"{pull['head']['sha']}:{f['filename']}")
-            for f in changed
+            f["filename"]: self.run_git("show", f"{pull['head']['sha']}:{f['filename']}")
+            for f in changed_files
         }
 
     async def read_github(self) -> dict[str, Any]:
-        """Return everything that is visible on GitHub."""
+        """Return all that people see on GitHub."""
         issues = await self.alice.send_request("GET", "/issues?state=all&per_page=100")
         pulls = await self.alice.list_pulls()
         heads = sorted({pull["head"]["sha"] for pull in pulls})
@@ -329,61 +335,63 @@ class Cluster:
             "pulls": [
                 (p["number"], p["state"], p["draft"], p["head"]["sha"], p["body"]) for p in pulls
             ],
-            "comments": {i["number"]: await self._comments(i["number"]) for i in issues},
-            "checks": {head: await self._checks(head) for head in heads},
+            "comments": {i["number"]: await self._read_comments(i["number"]) for i in issues},
+            "checks": {head: await self._read_check_runs(head) for head in heads},
             "refs": sorted(
-                self.git("for-each-ref", "--format=%(refname) %(objectname)").splitlines()
+                self.run_git("for-each-ref", "--format=%(refname) %(objectname)").splitlines()
             ),
         }
 
-    async def _comments(self, number: int) -> list[tuple[Any, ...]]:
+    async def _read_comments(self, number: int) -> list[tuple[Any, ...]]:
         return [
             (c["id"], c["updated_at"], c["body"]) for c in await self.alice.list_comments(number)
         ]
 
-    async def _checks(self, head: str) -> list[tuple[Any, ...]]:
-        found = await self.alice.send_request("GET", f"/commits/{head}/check-runs")
-        return [(run["id"], run["status"], run["conclusion"]) for run in found["check_runs"]]
+    async def _read_check_runs(self, head: str) -> list[tuple[Any, ...]]:
+        response = await self.alice.send_request("GET", f"/commits/{head}/check-runs")
+        return [(run["id"], run["status"], run["conclusion"]) for run in response["check_runs"]]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything visible on GitHub and in the database at one moment."""
+    """The content of GitHub and of the database at one moment."""
 
     github: Mapping[str, Any]
     database: Mapping[str, Any]
 
     @classmethod
-    async def of(cls, env: Cluster) -> "Snapshot":
-        return cls(await env.read_github(), await env.rows())
+    async def create(cls, env: Cluster) -> "Snapshot":
+        return cls(await env.read_github(), await env.read_rows())
 
-    def changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
-        """Return the differences to a later snapshot: the old and the new value by name."""
+    def find_changes(self, later: "Snapshot") -> dict[str, tuple[Any, Any]]:
+        """Return what differs in a later snapshot: the old and the new value by name."""
         previous = {**self.github, **self.database}
-        now = {**later.github, **later.database}
+        current = {**later.github, **later.database}
         return {
-            name: _diff(previous[name], now[name])
+            name: _diff_values(previous[name], current[name])
             for name in previous
-            if previous[name] != now[name]
+            if previous[name] != current[name]
         }
 
 
-def _diff(previous: Any, now: Any) -> tuple[Any, Any]:
-    if not (isinstance(previous, list) and isinstance(now, list)):
-        return previous, now
-    return [row for row in previous if row not in now], [row for row in now if row not in previous]
+def _diff_values(previous: Any, current: Any) -> tuple[Any, Any]:
+    if not (isinstance(previous, list) and isinstance(current, list)):
+        return previous, current
+    return [row for row in previous if row not in current], [
+        row for row in current if row not in previous
+    ]
 
 
 async def wait_until(
-    condition: Callable[[], Awaitable[Found | None]], *, within: float = 30.0, every: float = 0.01
-) -> Found:
-    """Wait until `condition` returns something true, and return that. Raises TimeoutError with the
-    name of the condition."""
+    condition: Callable[[], Awaitable[ResultT | None]], *, within: float = 30.0, every: float = 0.01
+) -> ResultT:
+    """Wait until `condition` returns a true value, and return that value. Raise a TimeoutError with
+    the name of the condition after `within` seconds."""
     try:
         async with asyncio.timeout(within):
-            while not (found := await condition()):
+            while not (result := await condition()):
                 await asyncio.sleep(every)
-            return found
+            return result
     except TimeoutError:
         raise TimeoutError(
             f"`{condition.__qualname__}` was not seen within {within:.0f} s"
@@ -392,21 +400,21 @@ async def wait_until(
 
 @contextlib.asynccontextmanager
 async def start_cluster(
-    place: Path,
+    folder: Path,
     pair: Mapping[str, Any],
-    story: dict[str, Any],
+    script: dict[str, Any],
     *,
     timeouts: Timeouts = SHORT_TIMEOUTS,
     workers: int = 1,
     model: Mapping[str, str] | None = None,
     files: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Start a web process and some workers; every process has ended when the block ends."""
-    script = place / "script.yml"
-    script.write_text(yaml.safe_dump(story))
-    more = {**pair, **(model or {"osiris_model": f"scripted:{script}"})}
+    """Start a web process and workers. All of them have ended when the block ends."""
+    script_file = folder / "script.yml"
+    script_file.write_text(yaml.safe_dump(script))
+    more = {**pair, **(model or {"osiris_model": f"scripted:{script_file}"})}
     async with start_environment(
-        place, repo=REPO, files=files or FILES, people=PEOPLE, keys=keys(), more=more
+        folder, repo=REPO, files=files or FILES, people=PEOPLE, keys=get_app_keys(), more=more
     ) as playground:
         engine = connect(playground.settings.database)
         async with playground.get_person("alice") as alice, playground.get_person("bob") as bob:
@@ -415,7 +423,7 @@ async def start_cluster(
                 web=Machine("web", playground.settings, timeouts),
                 engine=engine,
                 store=Store(engine),
-                views=ReadModels(engine),
+                read_models=ReadModels(engine),
                 alice=alice,
                 bob=bob,
                 timeouts=timeouts,

@@ -1,9 +1,9 @@
 """Osiris as a process that counts its external calls and kills itself at one of them.
 
 An external call is an SQL statement, a commit, the start of a process (git, jails), an HTTP request
-before it is sent and after it is answered, or a request to the model. A `kill -9` at each of them
-covers every await that matters: between two calls, nothing happens that could be observed
-afterwards.
+before it is sent and after it is answered, or a request to the model. A SIGKILL at each of them
+covers every await that matters: between two external calls, a process changes nothing that remains
+after its end.
 """
 
 import asyncio
@@ -35,31 +35,30 @@ from osiris.queue.database import connect
 from osiris.queue.read_models import ReadModels
 from osiris.queue.task_store import Store
 from osiris.runtime import serve
-from tests.flow.conftest import FILES, PEOPLE, REPO, STORY, keys
+from tests.flow.conftest import FILES, PEOPLE, REPO, SCRIPT, get_app_keys
 from tests.flow.support.cluster import is_up
 from tests.flow.test_crash import CrashEnvironment
-from tests.forkserver import FORKS
+from tests.forkserver import FORK_CONTEXT
 
 SOURCE_ROOT = f"{Path(osiris.__file__).parent}/"
 
 
 @dataclass(frozen=True, slots=True)
 class CallOccurrence:
-    """The `number`-th time that a process makes an external call from one place in Osiris's
-    code."""
+    """The `number`-th external call that a process makes from one call site in Osiris's code."""
 
-    place: str
+    call_site: str
     number: int
 
 
 CrashPlan = int | CallOccurrence | Path | None
-"""What happens to a process: it kills itself at the call of this number, or at this occurrence, or
-never (None); with a path, it writes the call site of each call into that file."""
+"""The plan for a process: it kills itself at the call with this number, at this occurrence, or
+never (None). With a path, it writes the call site of each call into that file."""
 
 
-def call_site() -> str:
-    """Return the lines of Osiris's code on the call stack, innermost first, including the stacks
-    behind SQLAlchemy's greenlets."""
+def describe_call_site() -> str:
+    """Return the lines of Osiris's code on the call stack, innermost first. The stacks behind
+    SQLAlchemy's greenlets are included."""
     current = greenlet.getcurrent()
     stacks = [sys._getframe(2)]
     while current.parent is not None:
@@ -75,7 +74,7 @@ def call_site() -> str:
 
 
 class CrashTrigger:
-    """Counts external calls, and kills the process at the one that `crash_plan` names."""
+    """Counts external calls, and kills the process at the call that `crash_plan` states."""
 
     def __init__(self, crash_plan: CrashPlan, call_count: "Synchronized[int]") -> None:
         self._crash_plan = crash_plan
@@ -92,23 +91,23 @@ class CrashTrigger:
             case int():
                 return self._call_count.value == self._crash_plan
             case CallOccurrence() as occurrence:
-                self._occurrences += call_site() == occurrence.place
+                self._occurrences += describe_call_site() == occurrence.call_site
                 return self._occurrences == occurrence.number
             case Path() as file:
-                with file.open("a") as places:
-                    places.write(f"{call_site()}\n")
+                with file.open("a") as call_sites:
+                    call_sites.write(f"{describe_call_site()}\n")
         return False
 
     def install(self) -> None:
-        """Register for every external call of this process."""
+        """Count every external call of this process from now on."""
         event.listen(Engine, "before_cursor_execute", self.count_call)
         event.listen(Engine, "commit", self.count_call)
-        sys.addaudithook(self._audit)
+        sys.addaudithook(self._count_process)
         httpx.AsyncHTTPTransport.handle_async_request = self._wrap_send(  # type: ignore[method-assign]
             httpx.AsyncHTTPTransport.handle_async_request
         )
 
-    def _audit(self, name: str, _args: tuple[Any, ...]) -> None:
+    def _count_process(self, name: str, _args: tuple[Any, ...]) -> None:
         if name == "subprocess.Popen":
             self.count_call()
 
@@ -145,7 +144,7 @@ class InstrumentedModel:
 def serve_osiris(
     settings: Settings, crash_plan: CrashPlan, call_count: "Synchronized[int]"
 ) -> None:
-    """Run web and worker in one process until it kills itself or is killed."""
+    """Run web server and worker in one process until it kills itself or is killed."""
     logging.disable(logging.CRITICAL)
     crash_trigger = CrashTrigger(crash_plan, call_count)
     models = create_models(settings)
@@ -159,7 +158,7 @@ def serve_osiris(
 
 
 class CrashingOsiris:
-    """Consecutive processes with the same settings, each with its crash plan; the last one
+    """Consecutive processes with the same settings. Each has a crash plan, and the last one
     survives."""
 
     def __init__(self, settings: Settings, crash_plans: Sequence[CrashPlan]) -> None:
@@ -175,11 +174,11 @@ class CrashingOsiris:
         self._supervisor = asyncio.create_task(self._restart_on_crash())
 
     async def _restart_on_crash(self) -> None:
-        """Start the next process whenever one has died."""
+        """Start the next process each time one has died."""
         while True:
             crash_plan = next(self._crash_plans, None)
-            call_count = FORKS.Value("q", 0)
-            self._process = process = FORKS.Process(
+            call_count = FORK_CONTEXT.Value("q", 0)
+            self._process = process = FORK_CONTEXT.Process(
                 target=serve_osiris, args=(self._settings, crash_plan, call_count), daemon=True
             )
             process.start()
@@ -191,7 +190,7 @@ class CrashingOsiris:
             assert process.exitcode == -signal.SIGKILL, f"a process ended with {process.exitcode}"
             self.crash_count += 1
 
-    def check(self) -> None:
+    def raise_error(self) -> None:
         """Raise the error of a process, if there was one."""
         if self._supervisor is not None and self._supervisor.done():
             self._supervisor.result()
@@ -207,13 +206,18 @@ class CrashingOsiris:
 
 @contextlib.asynccontextmanager
 async def start_crashing_environment(
-    place: Path, crash_plans: Sequence[CrashPlan]
+    folder: Path, crash_plans: Sequence[CrashPlan]
 ) -> AsyncIterator[tuple[CrashEnvironment, CrashingOsiris]]:
     """Start the environment of the crash tests with processes that kill themselves."""
-    script = place / "script.yml"
-    script.write_text(yaml.safe_dump(STORY))
+    script_file = folder / "script.yml"
+    script_file.write_text(yaml.safe_dump(SCRIPT))
     async with start_environment(
-        place, repo=REPO, files=FILES, people=PEOPLE, keys=keys(), model=f"scripted:{script}"
+        folder,
+        repo=REPO,
+        files=FILES,
+        people=PEOPLE,
+        keys=get_app_keys(),
+        model=f"scripted:{script_file}",
     ) as playground:
         processes = CrashingOsiris(playground.settings, crash_plans)
         store = Store(engine := connect(playground.settings.database))
@@ -228,7 +232,7 @@ async def start_crashing_environment(
                         playground=playground,
                         process=processes,
                         store=store,
-                        views=ReadModels(engine),
+                        read_models=ReadModels(engine),
                         alice=alice,
                         bob=bob,
                     ),
@@ -240,11 +244,11 @@ async def start_crashing_environment(
 
 
 async def run_with_crashes(
-    place: Path, crash_plans: Sequence[CrashPlan]
+    folder: Path, crash_plans: Sequence[CrashPlan]
 ) -> tuple[dict[str, object], CrashingOsiris]:
     """Run a task from label to merge with processes that have these crash plans. Return the visible
-    result, and the processes."""
-    async with start_crashing_environment(place, crash_plans) as (env, processes):
+    result and the processes."""
+    async with start_crashing_environment(folder, crash_plans) as (env, processes):
         result = await env.run_task_to_merge()
-        processes.check()
+        processes.raise_error()
     return result, processes

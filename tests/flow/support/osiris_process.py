@@ -1,4 +1,4 @@
-"""Osiris as a separate process that can be killed and quickly started again."""
+"""Osiris as a separate process that tests kill and start again quickly."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from multiprocessing.process import BaseProcess
 from osiris.bootstrap import Parts, Timeouts, build_osiris
 from osiris.config.settings import Settings
 from osiris.runtime import serve
-from tests.forkserver import FORKS
+from tests.forkserver import FORK_CONTEXT
 
 
 def serve_osiris(settings: Settings) -> None:
-    """Run web and worker in one process until it is killed."""
+    """Run web server and worker in one process until it is killed."""
     logging.disable(logging.CRITICAL)
     asyncio.run(serve(build_osiris(settings, Parts(timeouts=Timeouts(pauses=(0.05,))))))
 
@@ -29,12 +29,14 @@ class RestartableOsiris:
         self.count = 0
 
     def start(self) -> None:
-        self._process = FORKS.Process(target=serve_osiris, args=(self._settings,), daemon=True)
+        self._process = FORK_CONTEXT.Process(
+            target=serve_osiris, args=(self._settings,), daemon=True
+        )
         self._process.start()
         self.count += 1
 
     def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
+        """Send SIGKILL, and wait until the process has ended."""
         if self._process is not None and self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.join()

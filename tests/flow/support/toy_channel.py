@@ -1,4 +1,4 @@
-"""A channel as small as one can be: a chat with signed webhooks, whose messages are kept here."""
+"""A minimal channel: a chat with signed webhooks. It stores the messages of Osiris in memory."""
 
 import hashlib
 import hmac
@@ -25,8 +25,8 @@ SECRET = b"the toy's secret"
 class ToyChannel:
     """Implements `osiris.core.ports.channels.Channel`.
 
-    `accounts` are the GitHub logins of the chat's users, as linked before. `sent` holds the
-    messages of Osiris by conversation and deduplication key.
+    `accounts` maps the users of the chat to their GitHub logins. `sent` maps conversation and
+    deduplication key to a message of Osiris. The next `outages` calls of `interpret` fail.
     """
 
     name = "toy"
@@ -39,7 +39,7 @@ class ToyChannel:
     # ── the channel ───────────────────────────────────────────────────────────────────────────────
 
     def verify(self, headers: Mapping[str, str], body: bytes) -> VerifiedDelivery:
-        if not hmac.compare_digest(headers.get("x-toy-signature", ""), sign(body)):
+        if not hmac.compare_digest(headers.get("x-toy-signature", ""), sign_message(body)):
             raise BadSignature
         if not (id := headers.get("x-toy-message", "")):
             raise BadHeaders("X-Toy-Message is missing")
@@ -54,7 +54,7 @@ class ToyChannel:
     async def interpret(self, delivery: VerifiedDelivery) -> Event | None:
         """Return a request for the first message of a thread, and a message for each later one.
 
-        The first `outages` calls fail, as if another service had to be asked and was down.
+        The next `outages` calls fail, as if the channel needed another service that was down.
         """
         if self.outages:
             self.outages -= 1
@@ -63,7 +63,7 @@ class ToyChannel:
             message: dict[str, Any] = json.loads(delivery.body)
             thread, user, text = message["thread"], message["user"], str(message["text"])
         except (ValueError, LookupError, TypeError) as error:
-            raise Refused(f"the body is no message of the toy: {type(error).__name__}") from None
+            raise Refused(f"the body is not a message of the toy: {type(error).__name__}") from None
         if (login := self._accounts.get(user)) is None:
             return None
         address = Address(self.name, thread)
@@ -87,17 +87,17 @@ class ToyChannel:
     # ── its users ─────────────────────────────────────────────────────────────────────────────────
 
     def list_messages(self, thread: str) -> list[str]:
-        """Return what Osiris said in a thread, in order."""
-        return [text for (place, _), text in self.sent.items() if place == thread]
+        """Return the messages of Osiris in a thread, in order."""
+        return [text for (conversation, _), text in self.sent.items() if conversation == thread]
 
 
-def sign(body: bytes) -> str:
+def sign_message(body: bytes) -> str:
     return hmac.new(SECRET, body, hashlib.sha256).hexdigest()
 
 
-async def say(port: int, id: str, **message: Any) -> httpx.Response:
-    """Send a message of a user as the chat's server does."""
+async def send_message(port: int, id: str, **message: Any) -> httpx.Response:
+    """Send a message of a user to Osiris, as the chat's server does."""
     body = json.dumps(message).encode()
-    headers = {"X-Toy-Signature": sign(body), "X-Toy-Message": id}
+    headers = {"X-Toy-Signature": sign_message(body), "X-Toy-Message": id}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
         return await http.post("/webhooks/toy", content=body, headers=headers)
