@@ -106,12 +106,11 @@ class Task:
 
     `before` is the state a halted task returns to; `run` numbers the runs from 1; `budget_grants`
     is how often the current run is given its budget; `model` is what `model_by` chose, "" when
-    nobody chose; `generation` counts how often work started again after a rejection
-    or a merge; `reviews` is
-    what the current run works on and `waiting` what came meanwhile; `seen_reviews` names the
-    reviews that were recorded; `approved` is the commit a person approved; `read_only` is True
-    while nothing can be written in the repository; `subscribers` are the conversations that are
-    told what becomes of it.
+    nobody chose; `generation` counts how often work started again after a rejection or a merge;
+    `reviews` is what the current run works on and `waiting` what came meanwhile; `seen_reviews`
+    names the reviews that were recorded; `approved` is the commit a person approved; `read_only` is
+    True while nothing can be written in the repository; `subscribers` are the conversations that
+    are told what becomes of it.
     """
 
     issue: e.IssueRef

@@ -71,7 +71,7 @@ class OrderProcessor:
         if found is None or (isinstance(found.order, Report) and await self._is_redundant(id)):
             return
         current_trace.set(found.trace)  # of this job alone: each job is a task of its own
-        with self._telemetry.start_span("perform order", found.trace, kind=_name(found.order)):
+        with self._telemetry.start_span("perform order", found.trace, kind=_get_kind(found.order)):
             await self._perform_order(id, found)
 
     async def _perform_order(self, id: int, found: LoadedOrder) -> None:
@@ -80,9 +80,9 @@ class OrderProcessor:
             facts = await self._handlers[type(order)](order, found.task)
             await self._outbox.finish_order(id, facts)
             attempts = found.attempts + 1
-            self._telemetry.record_value("attempts of an order", attempts, kind=_name(order))
+            self._telemetry.record_value("attempts of an order", attempts, kind=_get_kind(order))
         except LeaseLost as fenced:
-            log.warning("%s is left: %s", _name(order), fenced)
+            log.warning("%s is left: %s", _get_kind(order), fenced)
         except RepositoryUnavailable as unavailable:
             await self._suspend_task(id, order, str(unavailable))
         except NeedsOperator as refused:
@@ -92,7 +92,7 @@ class OrderProcessor:
         except Unavailable as outage:
             await self._retry_later(id, order, found.attempts, outage)
         except Exception as bug:
-            log.exception("a bug in doing %s", _name(order))
+            log.exception("a bug in doing %s", _get_kind(order))
             await self._retry_after_bug(id, order, found.attempts, bug)
 
     async def _retry_after_bug(self, id: int, order: Effect, attempts: int, bug: Exception) -> None:
@@ -122,7 +122,7 @@ class OrderProcessor:
     ) -> None:
         """Defer an order after an outage. An order whose outage does not end is parked; waiting for
         other work of this machine has no limit."""
-        log.warning("%s waits: %s", _name(order), outage)
+        log.warning("%s waits: %s", _get_kind(order), outage)
         policy = self._retry_policy
         tries = 1 if outage.made_progress else attempts + 1
         if isinstance(outage, Occupied):
@@ -139,7 +139,9 @@ class OrderProcessor:
         requeued automatically."""
         if not isinstance(order, Order):  # there is no task that could requeue it
             return await self._refuse_order(id, order, reason)
-        log.warning("%s waits until %s can be written: %s", _name(order), order.issue.repo, reason)
+        log.warning(
+            "%s waits until %s can be written: %s", _get_kind(order), order.issue.repo, reason
+        )
         lost = [AccessLost(issue=order.issue, reason=reason)]
         if isinstance(order, StartRun):  # a new order starts it again
             await self._outbox.finish_order(id, lost)
@@ -151,7 +153,7 @@ class OrderProcessor:
         order. A run keeps its progress."""
         if not isinstance(order, Order):  # there is no task that could requeue it
             return await self._refuse_order(id, order, reason)
-        log.warning("%s is parked: %s", _name(order), reason)
+        log.warning("%s is parked: %s", _get_kind(order), reason)
         if isinstance(order, StartRun):
             halted = RunHalted(issue=order.issue, run=order.run, reason=reason)
             await self._outbox.finish_order(id, [halted], error=reason)
@@ -163,8 +165,8 @@ class OrderProcessor:
         await self._outbox.park_order(id, reason, facts)
 
     async def _refuse_order(self, id: int, order: Effect, reason: str) -> None:
-        log.warning("%s was refused: %s", _name(order), reason)
-        self._telemetry.add_count("refused orders", kind=_name(order))
+        log.warning("%s was refused: %s", _get_kind(order), reason)
+        self._telemetry.add_count("refused orders", kind=_get_kind(order))
         facts: list[Event] = []
         if isinstance(order, ESSENTIAL):
             facts.append(OrderRefused(issue=order.issue, reason=reason))
@@ -173,5 +175,5 @@ class OrderProcessor:
         await self._outbox.finish_order(id, facts, error=reason)
 
 
-def _name(order: Effect) -> str:
+def _get_kind(order: Effect) -> str:
     return type(order).__name__

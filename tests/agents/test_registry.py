@@ -30,8 +30,9 @@ from fake_vendors.troubles import (
 from osiris.agents.models import message_conversion
 from osiris.agents.models.model_call import LONGEST_PAUSE
 from osiris.agents.models.pricing import price_usage
-from osiris.agents.models.registry import Access, ModelRegistry
+from osiris.agents.models.registry import VENDORS, Access, ModelRegistry
 from osiris.config.http_server import serve_app
+from osiris.config.settings import Settings
 from osiris.core.errors import Refused, RunEnded, Unavailable
 from osiris.core.ports.models import DeltaKind, Halted, Message, ToolCall, ToolSpec
 from osiris.core.work import Usage
@@ -370,6 +371,10 @@ async def test_what_is_not_configured_is_refused_with_what_is(model: str, messag
         # the model that was asked for, and may lack its key, is the operator's own
         await ModelRegistry(model, {"anthropic": Access(key="k")}).select()
     assert message in str(refused.value)
+
+
+def test_each_vendor_names_a_setting_that_exists():
+    assert {vendor.setting.lower() for vendor in VENDORS.values()} <= set(Settings.model_fields)
 
 
 async def test_only_the_operator_chooses_a_script():

@@ -85,7 +85,7 @@ async def test_a_webhook_that_sends_forms_is_refused_with_what_to_change(start: 
         await env.wait_until_settled()
         refused = env.playground.app.deliveries[-1]
         assert (refused.event, refused.status_code) == ("issues", 415)
-        assert "set its content type to application/json" in refused.response_body
+        assert "set the webhook's content type to application/json" in refused.response_body
         assert await env.osiris.read_models.list_tasks() == []
         env.playground.app.webhook_content_type = "json"
         env.playground.hub.hooks.redeliver(refused)

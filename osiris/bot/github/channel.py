@@ -19,7 +19,7 @@ from osiris.core.ports.channels import (
 
 NAME = "github"
 _FORM = "application/x-www-form-urlencoded"
-USE_JSON = "set its content type to application/json, on the App's page below Webhook"
+USE_JSON = "set the webhook's content type to application/json where it is configured"
 
 
 class GitHubReceiver:

@@ -249,18 +249,8 @@ def _parse_event(
         "by_bot": sender.type == "Bot",
     }
     match kind, payload:
-        case "issues", _Payload(action="labeled", issue=_Issue() as issue, label=_Label() as label):
-            ref = IssueRef(repo, issue.number)
-            return Labelled(
-                **common, issue=ref, title=issue.title, body=issue.body or "", label=label.name
-            )
-        case "issues", _Payload(
-            action="unlabeled", issue=_Issue() as issue, label=_Label() as label
-        ):
-            return Unlabelled(**common, issue=IssueRef(repo, issue.number), label=label.name)
-        case "issues", _Payload(action="closed", issue=_Issue() as issue):
-            dropped = issue.state_reason in ("not_planned", "duplicate")
-            return IssueClosed(**common, issue=IssueRef(repo, issue.number), not_planned=dropped)
+        case "issues", _Payload(issue=_Issue() as issue):
+            return _parse_issue_event(payload, issue, common)
         case "issue_comment", _Payload(
             action="created", issue=_Issue() as issue, comment=_Comment() as comment
         ):
@@ -289,6 +279,23 @@ def _parse_event(
             ),
         ):
             return _parse_review(payload.action, pull, review, common)
+    return None
+
+
+def _parse_issue_event(
+    payload: _Payload, issue: _Issue, common: dict[str, Any]
+) -> WebhookEvent | None:
+    ref = IssueRef(common["repo"], issue.number)
+    match payload:
+        case _Payload(action="labeled", label=_Label() as label):
+            return Labelled(
+                **common, issue=ref, title=issue.title, body=issue.body or "", label=label.name
+            )
+        case _Payload(action="unlabeled", label=_Label() as label):
+            return Unlabelled(**common, issue=ref, label=label.name)
+        case _Payload(action="closed"):
+            dropped = issue.state_reason in ("not_planned", "duplicate")
+            return IssueClosed(**common, issue=ref, not_planned=dropped)
     return None
 
 
