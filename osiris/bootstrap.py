@@ -48,7 +48,7 @@ from osiris.maintenance import Maintenance
 from osiris.queue.database import connect
 from osiris.queue.event_processor import EventProcessor, PolicyOf
 from osiris.queue.in_process import LocalLiveEvents, LocalWake
-from osiris.queue.inbox import WAITING, DatabaseInbox
+from osiris.queue.inbox import COMMIT_PATIENCE, WAITING, DatabaseInbox
 from osiris.queue.leases import PATIENCE, Lease
 from osiris.queue.locks import InboxElection, NamedLocks
 from osiris.queue.order_processor import OrderProcessor
@@ -124,12 +124,14 @@ class Osiris:
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """Times and bounds of waiting: pauses between tries (seconds), the number of tries, the seconds
-    after which a silent worker's lease expires, and how many deliveries may wait for a commit."""
+    after which a silent worker's lease expires, how many deliveries may wait for a commit, and the
+    seconds that each of them may wait."""
 
     pauses: Sequence[float] = PAUSES
     tries: int = TRIES
     lease: float = PATIENCE
     waiting: int = WAITING
+    commit: float = COMMIT_PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def build_osiris(settings: Settings, parts: Parts | None = None, *, works: bool 
     lease = Lease(engine, identify_folder(settings.osiris_data_dir), patience=parts.timeouts.lease)
     wake, live_events = create_hints(settings.redis_url.get_secret_value())
     store = Store(engine, lease, live_events)
-    inbox = DatabaseInbox(store, wake, most=parts.timeouts.waiting)
+    inbox = DatabaseInbox(store, wake, most=parts.timeouts.waiting, patience=parts.timeouts.commit)
     models = create_models(settings)
     auth = create_auth(settings)
     sandbox = (parts.sandbox or create_sandbox(settings)) if works else None

@@ -16,8 +16,10 @@ from osiris.queue.task_store import Store
 WAITING = 2000
 """The maximum number of rows that wait for their commit."""
 
+COMMIT_PATIENCE = 8.0
+"""Seconds that a caller waits for the commit of its row; GitHub waits ten for the answer."""
+
 _LONGEST_KEY = 300  # characters of an ordering key that the database keeps
-_PATIENCE = 4.0  # seconds for a commit; GitHub waits for ten
 
 
 class DatabaseInbox:
@@ -25,12 +27,15 @@ class DatabaseInbox:
     of its row.
 
     At most `most` rows wait for their commit; further callers get Unavailable at once and come
-    again.
+    again, and so does a caller whose row is not committed after `patience` seconds.
     """
 
-    def __init__(self, store: Store, wake: Wake, *, most: int = WAITING) -> None:
+    def __init__(
+        self, store: Store, wake: Wake, *, most: int = WAITING, patience: float = COMMIT_PATIENCE
+    ) -> None:
         self._wake = wake
         self._most = most
+        self._patience = patience
         self._rows = Batch[NewInboxRow](store.receive_rows)
 
     def __len__(self) -> int:
@@ -62,7 +67,7 @@ class DatabaseInbox:
         if len(self._rows) >= self._most:
             raise Unavailable("too much comes at once; come again", retry_in=5.0)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(self._patience):
                 await self._rows.add(row)
         except SQLAlchemyError as error:
             raise Unavailable(
@@ -70,6 +75,6 @@ class DatabaseInbox:
             ) from None
         except TimeoutError:
             raise Unavailable(
-                f"the database did not answer in {_PATIENCE:.0f} s", retry_in=5.0
+                f"the database did not answer in {self._patience:.0f} s", retry_in=5.0
             ) from None
         self._wake.wake()

@@ -86,7 +86,7 @@ def build_run(*steps: dict[str, Any], when: str = "") -> dict[str, Any]:
     return {"when": when, "steps": list(steps)}
 
 
-FAST_RETRIES = Timeouts(pauses=(0.05,))
+FAST_RETRIES = Timeouts(pauses=(0.05,), commit=60.0)
 SCRIPT = {"runs": [build_run(*ANSWER_STEPS, when="<review"), build_run(*FIX_STEPS)]}
 
 
