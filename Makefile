@@ -19,10 +19,10 @@ demo: run-setup  ## the whole loop on this machine, with nothing configured
 test: setup  ## the tests of every change; the core with full branch coverage
 	@$(PY) -m coverage run --data-file=.coverage.core --source=osiris.core -m pytest tests/core
 	@$(PY) -m coverage report --data-file=.coverage.core --omit='osiris/core/ports/*' --fail-under=100
-	@$(PY) -m pytest tests --part=short --ignore=tests/core --numprocesses=3 --dist=worksteal
+	@$(PY) -m pytest tests --part=short --ignore=tests/core --numprocesses=4 --dist=worksteal
 
 test-long: setup  ## what `make test` leaves out: everything on both databases, as both users, and the long forms
-	@$(PY) -m pytest tests --part=long --numprocesses=3 --dist=worksteal
+	@$(PY) -m pytest tests --part=long --numprocesses=4 --dist=worksteal
 
 test-all: test test-long  ## both
 
