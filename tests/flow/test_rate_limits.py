@@ -221,6 +221,7 @@ async def test_what_a_person_can_mend_is_told_apart_from_what_is_final(start: St
         github, hub = env.osiris.github, env.playground.hub
         assert github is not None
         issue = IssueRef(REPO, await env.alice.file_issue("x"))
+        await env.wait_until_settled()  # the worker writes only while it has its lease
         repo = hub.world.get_repo(REPO)
         installation = hub.get_installation(env.playground.app, REPO)
 
