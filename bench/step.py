@@ -221,10 +221,10 @@ class RunBenchmark:
             live_events=self.osiris.live_events,
         )
         fact = await runner.run(order, self._checkout, Policy())
-        await runner.stop_run(order.issue, order.run_order)
+        await runner.stop_run(order.issue, order.run)
         if not isinstance(fact, RunFailed) or "changed no file" not in fact.reason:
             raise Refused(f"the run did not end as it should: {fact}")
-        stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run_order))
+        stored = await self.osiris.transcripts.load_messages(run_name(order.issue, order.run))
         codes = [message.ran.exit_code for message in stored if message.ran]
         if codes != [0] * len(model.durations):
             raise Refused(f"{len(codes)} commands of {len(model.durations)} are in the database")
