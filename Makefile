@@ -22,7 +22,7 @@ test: setup  ## the tests of every change; the core with full branch coverage
 	@$(PY) -m pytest tests --part=short --ignore=tests/core --numprocesses=4 --dist=worksteal
 
 test-long: setup  ## what `make test` leaves out: everything on both databases, as both users, and the long forms
-	@$(PY) -m pytest tests --part=long --numprocesses=4 --dist=worksteal
+	@$(PY) -m pytest tests --part=long --numprocesses=3 --dist=worksteal
 
 test-all: test test-long  ## both
 
