@@ -2,6 +2,7 @@
 another parser."""
 
 import json
+from urllib.parse import urlencode
 
 from gidgethub import ValidationFailure
 from gidgethub.sansio import Event
@@ -48,7 +49,7 @@ def check_signatures(recordings: Recordings) -> CheckOutcome:
 
 def _find_signature_faults(delivery: RecordedDelivery) -> list[str]:
     headers = {name.lower(): text for name, text in delivery.headers.items()}
-    body = delivery.body.encode()
+    body = _encode_body(headers, delivery.body)
     middle = len(body) // 2
     changed = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
     try:
@@ -67,6 +68,13 @@ def _find_signature_faults(delivery: RecordedDelivery) -> list[str]:
     if _is_accepted(headers, body, delivery.secret + "x"):
         faults.append("taken with another secret")
     return faults
+
+
+def _encode_body(headers: dict[str, str], payload: str) -> bytes:
+    """Return a payload as it was sent: as JSON, or as the field of a form."""
+    if headers["content-type"] == "application/x-www-form-urlencoded":
+        return urlencode({"payload": payload}).encode()
+    return payload.encode()
 
 
 def _is_accepted(headers: dict[str, str], body: bytes, secret: str) -> bool:

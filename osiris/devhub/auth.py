@@ -14,7 +14,7 @@ from osiris.devhub.errors import (
     unauthorized_error,
     validation_error,
 )
-from osiris.devhub.models import ROLES, App, Installation, Repo, User
+from osiris.devhub.models import ROLES, App, Installation, Issue, Repo, User
 from osiris.devhub.payloads.issues import format_time
 from osiris.devhub.world import World
 
@@ -68,6 +68,12 @@ class Caller:
                 and all(need.endswith(":read") for need in needs)
             )
         return ROLES.index(repo.get_role(self.user)) >= ROLES.index(role)
+
+    def require_unlocked(self, issue: Issue, what: str = "comment") -> None:
+        """Raise ApiError when the conversation is locked, unless the caller is a person with write
+        access. GitHub refuses apps whatever their permissions."""
+        if issue.locked and (self.app or not self.may_access(issue.repo, [], "write")):
+            raise ApiError(403, f"Unable to create {what} because issue is locked.")
 
     def require_permission(self, repo: Repo, *needs: str, role: str = "read") -> None:
         """Raise ApiError unless an app has one of `needs` ("issues:write"), or a person at least

@@ -32,6 +32,14 @@ class ApiRateLimited(ApiError):
         self.headers = headers
 
 
+class ApiMoved(ApiError):
+    """The answer to a request for something that is at another URL of the API now."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(301, "Moved Permanently")
+        self.url = url
+
+
 def not_found_error() -> ApiError:
     return ApiError(404, "Not Found")
 
@@ -57,6 +65,16 @@ def invalid_field_error(
 def unprocessable_error(message: str) -> ApiError:
     """Return GitHub's 422 of pull requests and reviews, whose errors are sentences."""
     return ApiError(422, "Unprocessable Entity", [message])
+
+
+def anchor_error(field: str, problem: str, *, in_review: bool) -> ApiError:
+    """Return GitHub's 422 for the place of a comment: a sentence for a comment of a review, an
+    error of a field for a single comment."""
+    if in_review:
+        words = field.replace("_", " ")
+        return unprocessable_error(f"Pull request review thread {words} {problem}")
+    name = f"pull_request_review_thread.{field}"
+    return invalid_field_error("PullRequestReviewComment", name, "custom", f"{name} {problem}")
 
 
 def validation_error(message: str) -> ApiError:

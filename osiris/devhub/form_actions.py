@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from starlette.datastructures import FormData
 
 from osiris.devhub import pulls, reviews
+from osiris.devhub.anchors import LineAnchor
 from osiris.devhub.auth import Caller
 from osiris.devhub.errors import ApiError, not_found_error
 from osiris.devhub.models import Issue, Pull, Repo, ReviewThread
@@ -59,6 +60,7 @@ def run_action(world: World, who: Caller, issue: Issue, action: str, given: Form
 
 def _add_comment(world: World, who: Caller, issue: Issue, given: FormTexts) -> str:
     who.require_permission(issue.repo, "issues:write")
+    who.require_unlocked(issue)
     return f"issuecomment-{world.add_comment(issue, who.account, given.get('body', '')).id}"
 
 
@@ -93,10 +95,11 @@ def _set_state(world: World, who: Caller, issue: Issue, given: FormTexts) -> str
 
 def _add_line_comment(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
     who.require_permission(pull.repo, "pull_requests:write")
+    who.require_unlocked(pull.issue)
     number = given.get("line", "")
     if not number.isdigit() or given.get("side") not in ("LEFT", "RIGHT"):
         raise ApiError(422, "That line is not part of the diff.")
-    anchor = reviews.LineAnchor(
+    anchor = LineAnchor(
         path=given.get("path", ""), line=int(number), side=given["side"], body=given.get("body", "")
     )
     return f"discussion_r{reviews.add_line_comment(world, pull, who.account, anchor).id}"
@@ -111,6 +114,7 @@ def _delete_line_comment(world: World, who: Caller, pull: Pull, given: FormTexts
 def _submit_review(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
     """Submit the pending review, or one without line comments."""
     who.require_permission(pull.repo, "pull_requests:write")
+    who.require_unlocked(pull.issue)
     event = given.get("event") or "COMMENT"
     body = given.get("body", "")
     pending = reviews.find_pending(pull, who.account)
@@ -130,6 +134,7 @@ def _find_thread(pull: Pull, given: FormTexts) -> ReviewThread:
 
 def _add_reply(world: World, who: Caller, pull: Pull, given: FormTexts) -> str:
     who.require_permission(pull.repo, "pull_requests:write")
+    who.require_unlocked(pull.issue)
     top = _find_thread(pull, given).comments[0]
     return f"discussion_r{reviews.add_reply(world, top, who.account, given.get('body', '')).id}"
 

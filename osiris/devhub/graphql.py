@@ -3,14 +3,16 @@ reviews."""
 
 from typing import Any, TypeVar
 
-from graphql import GraphQLError, GraphQLResolveInfo, build_schema
+from graphql import GraphQLError, GraphQLResolveInfo
 from graphql import graphql as execute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from osiris.devhub import pulls, reviews
+from osiris.devhub import issue_administration, pulls, reviews
+from osiris.devhub.anchors import LineAnchor
 from osiris.devhub.auth import Caller
 from osiris.devhub.errors import ApiError, not_found_error
+from osiris.devhub.graphql_schema import SCHEMA
 from osiris.devhub.models import (
     AuthoredText,
     Comment,
@@ -27,64 +29,6 @@ from osiris.devhub.payloads.issues import Json, format_time
 from osiris.devhub.routes.request import read_json
 from osiris.devhub.world import World
 
-SCHEMA = build_schema("""
-interface Node { id: ID! }
-interface Actor { login: String! }
-enum ReactionContent { THUMBS_UP THUMBS_DOWN LAUGH HOORAY CONFUSED HEART ROCKET EYES }
-type User implements Node & Actor { id: ID! login: String! databaseId: Int }
-type Bot implements Node & Actor { id: ID! login: String! databaseId: Int }
-type Organization implements Node & Actor { id: ID! login: String! databaseId: Int }
-type PageInfo { hasNextPage: Boolean! endCursor: String }
-type Repository implements Node {
-  id: ID! databaseId: Int name: String! nameWithOwner: String!
-  issue(number: Int!): Issue
-  pullRequest(number: Int!): PullRequest
-}
-type Issue implements Node {
-  id: ID! databaseId: Int number: Int! title: String! body: String! state: String! author: Actor
-}
-type PullRequest implements Node {
-  id: ID! databaseId: Int number: Int! title: String! body: String! state: String! author: Actor
-  isDraft: Boolean! merged: Boolean! mergeable: String!
-  headRefName: String! baseRefName: String! headRefOid: String!
-  reviewThreads(first: Int, last: Int, after: String): ThreadConnection!
-}
-type ThreadConnection { totalCount: Int! nodes: [PullRequestReviewThread]! pageInfo: PageInfo! }
-type PullRequestReviewThread implements Node {
-  id: ID! isResolved: Boolean! isOutdated: Boolean! path: String!
-  line: Int originalLine: Int resolvedBy: Actor
-  comments(first: Int, last: Int, after: String): CommentConnection!
-}
-type CommentConnection { totalCount: Int! nodes: [PullRequestReviewComment]! pageInfo: PageInfo! }
-type PullRequestReviewComment implements Node {
-  id: ID! databaseId: Int body: String! path: String! line: Int createdAt: String! author: Actor
-}
-type PullRequestReview implements Node {
-  id: ID! databaseId: Int body: String! state: String! submittedAt: String author: Actor
-}
-type IssueComment implements Node {
-  id: ID! databaseId: Int body: String! createdAt: String! author: Actor
-}
-type Reaction { id: ID! databaseId: Int content: ReactionContent! user: Actor }
-input AddReactionInput { subjectId: ID! content: ReactionContent! clientMutationId: String }
-input PullInput { pullRequestId: ID! clientMutationId: String }
-input ThreadInput { threadId: ID! clientMutationId: String }
-type AddReactionPayload { clientMutationId: String reaction: Reaction subject: Node }
-type PullPayload { clientMutationId: String pullRequest: PullRequest }
-type ThreadPayload { clientMutationId: String thread: PullRequestReviewThread }
-type Query {
-  viewer: Actor!
-  repository(owner: String!, name: String!): Repository
-  node(id: ID!): Node
-}
-type Mutation {
-  addReaction(input: AddReactionInput!): AddReactionPayload
-  markPullRequestReadyForReview(input: PullInput!): PullPayload
-  convertPullRequestToDraft(input: PullInput!): PullPayload
-  resolveReviewThread(input: ThreadInput!): ThreadPayload
-  unresolveReviewThread(input: ThreadInput!): ThreadPayload
-}
-""")
 WORDS = {"THUMBS_UP": "+1", "THUMBS_DOWN": "-1"}
 T = TypeVar("T")
 TYPES = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND"}
@@ -161,6 +105,8 @@ class Root:
         self._who.require_permission(
             find_repo(subject), f"{permission}:write", "pull_requests:write"
         )
+        if (issue := find_issue(subject)) is not None:
+            self._who.require_unlocked(issue, "reaction")
         content = WORDS.get(input["content"], input["content"].lower())
         reaction, _ = self._world.add_reaction(subject, self._who.account, content)
         shape = {
@@ -181,6 +127,42 @@ class Root:
 
     def unresolveReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
         return self._resolve_thread(input, False)
+
+    def addPullRequestReviewThread(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        """Add a comment to a pending review of the caller; unlike REST also one on a file."""
+        review = self._find_resource(input["pullRequestReviewId"], PullReview)
+        self._who.require_permission(review.pull.repo, "pull_requests:write")
+        self._who.require_unlocked(review.pull.issue)
+        if not review.pending or review.author is not self._who.account:
+            raise not_found_error()
+        on_file = input.get("subjectType") == "FILE"
+        anchor = LineAnchor(
+            path=input["path"],
+            body=input["body"],
+            line=None if on_file else input.get("line", 0),
+            side=input.get("side") or "RIGHT",
+            start_line=input.get("startLine"),
+            start_side=input.get("startSide"),
+        )
+        comment = reviews.add_line_comment(self._world, review.pull, self._who.account, anchor)
+        return _build_payload(input, thread=_format_resource(comment.thread))
+
+    def deleteIssue(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        issue = self._find_resource(input["issueId"], Issue)
+        self._who.require_permission(issue.repo, "administration:write", role="admin")
+        issue_administration.delete_issue(self._world, issue, self._who.account)
+        return _build_payload(input, repository=_format_repository(issue.repo, self._who))
+
+    def transferIssue(self, info: GraphQLResolveInfo, input: Json) -> Json:
+        issue = self._find_resource(input["issueId"], Issue)
+        target = self._find_resource(input["repositoryId"], Repo)
+        for repo in (issue.repo, target):
+            self._who.require_permission(repo, "issues:write", role="write")
+        create_labels = bool(input.get("createLabelsIfMissing"))
+        new = issue_administration.transfer_issue(
+            self._world, issue, self._who.account, target, create_labels=create_labels
+        )
+        return _build_payload(input, issue=_format_resource(new))
 
     def _set_draft(self, input: Json, draft: bool) -> Json:
         pull = self._find_resource(input["pullRequestId"], Pull)
@@ -219,6 +201,20 @@ def find_repo(thing: Resource) -> Repo:
         case LineComment():
             return thing.thread.pull.repo
     raise not_found_error()
+
+
+def find_issue(thing: Resource) -> Issue | None:
+    """Return the issue or pull request with the conversation of a text."""
+    match thing:
+        case Issue():
+            return thing
+        case Comment():
+            return thing.issue
+        case PullReview():
+            return thing.pull.issue
+        case LineComment():
+            return thing.thread.pull.issue
+    return None
 
 
 def _build_payload(input: Json, **fields: Any) -> Json:
@@ -350,7 +346,7 @@ def _format_thread(thread: ReviewThread) -> Json:
         "__typename": "PullRequestReviewThread",
         "id": thread.node_id,
         "isResolved": thread.resolved_by is not None,
-        "isOutdated": top.line is None,
+        "isOutdated": top.is_outdated,
         "resolvedBy": _format_resource(thread.resolved_by) if thread.resolved_by else None,
         "path": top.path,
         "line": top.line,

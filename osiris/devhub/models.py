@@ -92,6 +92,8 @@ class Issue(AuthoredText):
     labels: list[Label] = field(default_factory=list)
     comments: list[Comment] = field(default_factory=list)
     pull: Pull | None = None
+    locked: bool = False
+    lock_reason: str | None = None
     timeline: list[Note] = field(default_factory=list)
 
 
@@ -100,7 +102,7 @@ class Note:
     """A line of a conversation: the person who closed, labeled, pushed or merged, and when.
 
     `event` is its name in the list of the issue's events, "" for a line that is not listed there;
-    `label` and `commit` are its subject.
+    `label`, `commit` and `lock_reason` are its subject.
     """
 
     id: int
@@ -110,6 +112,7 @@ class Note:
     event: str = ""
     label: Label | None = None
     commit: str | None = None
+    lock_reason: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -184,8 +187,11 @@ class PullReview(AuthoredText):
 
 @dataclass(kw_only=True, eq=False)
 class LineComment(AuthoredText):
-    """A comment on one line of a diff; `line` is None when later commits have rewritten the
-    line."""
+    """A comment on lines of a diff, or on a file.
+
+    `line` is the last of its lines, and `start_line` the first one of several. They are None when
+    the comment is on the whole file, and when later commits have changed the lines.
+    """
 
     kind = "PRRC"
     review: PullReview
@@ -193,13 +199,24 @@ class LineComment(AuthoredText):
     path: str
     line: int | None
     side: str
-    original_line: int
+    original_line: int | None
     commit: str
     original_commit: str
     hunk: str
     position: int | None
     original_position: int
     reply_to: LineComment | None = None
+    start_line: int | None = None
+    original_start_line: int | None = None
+    start_side: str | None = None
+
+    @property
+    def is_on_file(self) -> bool:
+        return self.original_line is None
+
+    @property
+    def is_outdated(self) -> bool:
+        return self.position is None
 
 
 @dataclass(kw_only=True, eq=False)

@@ -44,12 +44,13 @@ class DiffLine:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffFile:
-    """A changed file; when there is nothing to show, `rows` is empty and `note` has the reason."""
+    """A changed file; when there is nothing to show, `rows` is empty and `note` has the reason.
+    `apart` are the threads that are outdated or on the whole file."""
 
     change: Change
     rows: list[DiffLine]
     note: str = ""
-    outdated: list[ReviewThread] = field(default_factory=list)
+    apart: list[ReviewThread] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +116,15 @@ def _group_threads(pull: Pull, viewer: User | None) -> dict[str, list[ReviewThre
 
 
 def _build_file(pull: Pull, base: str, change: Change, threads: list[ReviewThread]) -> DiffFile:
-    outdated = [thread for thread in threads if thread.comments[0].line is None]
+    tops = [thread.comments[0] for thread in threads]
+    apart = [top.thread for top in tops if top.is_outdated or top.is_on_file]
     if change.patch is None:
         same = change.status == "renamed"
         return DiffFile(
             change=change,
             rows=[],
             note="Renamed without a change" if same else "No text to show",
-            outdated=outdated,
+            apart=apart,
         )
     rows = diffs.parse_patch(change.patch)
     if len(rows) > MOST_ROWS:
@@ -130,14 +132,12 @@ def _build_file(pull: Pull, base: str, change: Change, threads: list[ReviewThrea
             change=change,
             rows=[],
             note=f"{len(rows):,} lines: too many to show here",
-            outdated=outdated,
+            apart=apart,
         )
     git = pull.repo.git
     old = _highlight_lines(git.read_file(base, change.old_path), change.old_path)
     new = _highlight_lines(git.read_file(pull.head_sha, change.path), change.path)
-    return DiffFile(
-        change=change, rows=list(_build_lines(rows, old, new, threads)), outdated=outdated
-    )
+    return DiffFile(change=change, rows=list(_build_lines(rows, old, new, threads)), apart=apart)
 
 
 def _build_lines(

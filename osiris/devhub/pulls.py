@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from osiris.devhub import diffs
+from osiris.devhub import anchors
 from osiris.devhub.errors import ApiError, invalid_field_error, unprocessable_error
 from osiris.devhub.git_repository import Change
 from osiris.devhub.models import App, Pull, Repo, User
@@ -242,24 +242,7 @@ def _follow_push(world: World, pull: Pull, by: User, branch: str, sha: str) -> N
     pull.issue.updated = world.now()
     pull.repo.git.update_ref(f"refs/pull/{pull.number}/head", sha)
     world.add_note(pull.issue, by, f"pushed {sha[:7]}")
-    _move_comments(pull)
+    anchors.move_comments(pull, list_changes(pull))
     world.publish_event(
         "pull_request", "synchronize", pull.repo, by, issue=pull.issue, before=before, after=sha
     )
-
-
-def _move_comments(pull: Pull) -> None:
-    """Move line comments with their lines; one whose line was rewritten becomes outdated."""
-    shown = {change.path: change.patch or "" for change in list_changes(pull)}
-    for comment in (comment for thread in pull.threads for comment in thread.comments):
-        if comment.line is None or comment.side == "LEFT":
-            continue
-        moved = pull.repo.git.diff_path(comment.commit, pull.head_sha, comment.path)
-        comment.line = diffs.map_line(moved, comment.line)
-        place = (
-            diffs.find_hunk(shown.get(comment.path, ""), comment.line, "RIGHT")
-            if comment.line
-            else None
-        )
-        comment.line, comment.position = (comment.line, place[1]) if place else (None, None)
-        comment.commit = pull.head_sha

@@ -2,9 +2,11 @@
 resolving."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from osiris.devhub import diffs, pulls
+from osiris.devhub import anchors, pulls
+from osiris.devhub.anchors import LineAnchor, Place
 from osiris.devhub.errors import ApiError, not_found_error, unprocessable_error
 from osiris.devhub.models import App, LineComment, Pull, PullReview, ReviewThread, User
 from osiris.devhub.world import World, check_body
@@ -18,23 +20,17 @@ STATES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LineAnchor:
-    """A new comment on one line of the diff."""
-
-    path: str
-    line: int
-    body: str
-    side: str = "RIGHT"
-
-
-@dataclass(frozen=True, kw_only=True)
 class NewReview:
-    """The content of a new review; without an `event` it stays pending."""
+    """The content of a new review; without an `event` it stays pending.
+
+    `is_single_comment` says that it only wraps a comment that was made without a review.
+    """
 
     event: str = ""
     body: str = ""
     commit: str = ""
     lines: tuple[LineAnchor, ...] = ()
+    is_single_comment: bool = False
 
 
 def add_review(
@@ -45,10 +41,11 @@ def add_review(
     _check_event(pull, by, wanted.event, wanted.body, bool(wanted.lines))
     if find_pending(pull, by) is not None:
         raise unprocessable_error("User can only have one pending review per pull request")
-    places = [_locate_line(pull, line) for line in wanted.lines]
+    in_review = not wanted.is_single_comment
+    places = [_locate_anchor(pull, line, in_review=in_review) for line in wanted.lines]
     new = _create_review(world, pull, by, wanted, by_app)
-    for line, (hunk, position) in zip(wanted.lines, places, strict=True):
-        _add_thread(world, new, line, hunk, position)
+    for line, place in zip(wanted.lines, places, strict=True):
+        _add_thread(world, new, line, place)
     if wanted.event:
         _publish_review(world, new, wanted.event)
     return new
@@ -60,10 +57,9 @@ def find_pending(pull: Pull, by: User) -> PullReview | None:
 
 def add_line_comment(world: World, pull: Pull, by: User, line: LineAnchor) -> LineComment:
     """Add a line comment to the person's pending review; start one when there is none."""
-    check_body(line.body, "PullRequestReviewComment", needed=True)
-    hunk, position = _locate_line(pull, line)
+    place = _locate_anchor(pull, line, in_review=True)
     pending = find_pending(pull, by) or _create_review(world, pull, by, NewReview(), None)
-    return _add_thread(world, pending, line, hunk, position)
+    return _add_thread(world, pending, line, place)
 
 
 def delete_line_comment(pull: Pull, by: User, comment_id: int) -> None:
@@ -131,35 +127,24 @@ def _publish_review(world: World, new: PullReview, event: str) -> None:
         "pull_request_review", "submitted", pull.repo, new.author, pull=pull, review=new
     )
     for comment in new.comments:
-        _publish_comment(world, comment)
+        _publish_comment(world, comment, "created", comment.author)
 
 
-def _publish_comment(world: World, comment: LineComment) -> None:
+def _publish_comment(
+    world: World, comment: LineComment, action: str, by: User, **more: Any
+) -> None:
     pull = comment.thread.pull
     world.publish_event(
-        "pull_request_review_comment",
-        "created",
-        pull.repo,
-        comment.author,
-        pull=pull,
-        comment=comment,
+        "pull_request_review_comment", action, pull.repo, by, pull=pull, comment=comment, **more
     )
 
 
-def _locate_line(pull: Pull, line: LineAnchor) -> tuple[str, int]:
+def _locate_anchor(pull: Pull, line: LineAnchor, *, in_review: bool) -> Place:
     check_body(line.body, "PullRequestReviewComment", needed=True)
-    patches = {change.path: change.patch or "" for change in pulls.list_changes(pull)}
-    if line.path not in patches:
-        raise unprocessable_error("Path could not be resolved")
-    place = diffs.find_hunk(patches[line.path], line.line, line.side)
-    if place is None:
-        raise unprocessable_error("Line could not be resolved: it must be part of the diff")
-    return place
+    return anchors.locate_anchor(pulls.list_changes(pull), line, in_review=in_review)
 
 
-def _add_thread(
-    world: World, on: PullReview, line: LineAnchor, hunk: str, position: int
-) -> LineComment:
+def _add_thread(world: World, on: PullReview, line: LineAnchor, place: Place) -> LineComment:
     thread = ReviewThread(id=world.next_id(), pull=on.pull)
     comment = LineComment(
         id=world.next_id(),
@@ -176,9 +161,12 @@ def _add_thread(
         original_line=line.line,
         commit=on.pull.head_sha,
         original_commit=on.pull.head_sha,
-        hunk=hunk,
-        position=position,
-        original_position=position,
+        hunk=place.hunk,
+        position=place.position,
+        original_position=place.position,
+        start_line=line.start_line,
+        original_start_line=line.start_line,
+        start_side=line.first_side if line.start_line is not None else None,
     )
     thread.comments.append(comment)
     on.comments.append(comment)
@@ -190,30 +178,23 @@ def _add_thread(
 def add_reply(
     world: World, to: LineComment, by: User, body: str, *, by_app: App | None = None
 ) -> LineComment:
-    """Reply to the top comment of a thread; GitHub wraps each reply in a separate review."""
+    """Reply to the top comment of a thread, in the same place; GitHub wraps each reply in a
+    separate review."""
     check_body(body, "PullRequestReviewComment", needed=True)
     if to.reply_to is not None:
         raise unprocessable_error("Replies go to the top comment of a thread")
     pull = to.thread.pull
     wrap = _create_review(world, pull, by, NewReview(), by_app)
-    comment = LineComment(
+    comment = replace(
+        to,
         id=world.next_id(),
         review=wrap,
-        thread=to.thread,
         author=by,
         by_app=by_app,
         body=body,
         created=world.now(),
         updated=world.now(),
-        path=to.path,
-        line=to.line,
-        side=to.side,
-        original_line=to.original_line,
-        commit=to.commit,
-        original_commit=to.original_commit,
-        hunk=to.hunk,
-        position=to.position,
-        original_position=to.original_position,
+        reactions=[],
         reply_to=to,
     )
     to.thread.comments.append(comment)
@@ -221,6 +202,14 @@ def add_reply(
     world.index_resources(comment)
     _publish_review(world, wrap, "COMMENT")
     return comment
+
+
+def edit_line_comment(world: World, comment: LineComment, by: User, body: str) -> None:
+    check_body(body, "PullRequestReviewComment", needed=True)
+    changes = {"body": {"from": comment.body}}
+    comment.body = body
+    comment.updated = world.now()
+    _publish_comment(world, comment, "edited", by, changes=changes)
 
 
 def dismiss_review(world: World, done: PullReview, by: User, message: str) -> None:

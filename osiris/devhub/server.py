@@ -19,7 +19,7 @@ from osiris.config.http_server import serve_app
 from osiris.devhub import administration, graphql, installations, page, persistence
 from osiris.devhub.auth import Caller, TokenStore
 from osiris.devhub.ci import CheckRunner, RunCheck
-from osiris.devhub.errors import ApiError, ApiRateLimited, not_found_error
+from osiris.devhub.errors import ApiError, ApiMoved, ApiRateLimited, not_found_error
 from osiris.devhub.git_http import GitHttp, is_git_path
 from osiris.devhub.models import App, Installation, Repo, User
 from osiris.devhub.observers import ApiExchange, HubObserver
@@ -28,6 +28,7 @@ from osiris.devhub.routes import apps, checks, code, issues, pulls
 from osiris.devhub.routes.request import (
     ApiRequest,
     build_error_response,
+    build_redirect,
     join_tables,
     read_json,
     redirect_moved,
@@ -275,6 +276,8 @@ class Hub:
                 response = await graphql.answer_query(request, self.world, who)
             else:
                 response = _apply_etag(request, await self._answer_rest(request, path, who))
+        except ApiMoved as moved:
+            response = build_redirect(request, moved.url)
         except ApiError as denied:
             response = build_error_response(denied)
             if isinstance(denied, ApiRateLimited):

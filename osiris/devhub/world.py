@@ -49,6 +49,9 @@ class World:
         self.apps: dict[int, App] = {}
         self.installations: dict[int, Installation] = {}
         self.things: dict[str, Resource] = {}
+        # by the id of their repository and their number there
+        self.deleted_issues: set[tuple[int, int]] = set()
+        self.moved_issues: dict[tuple[int, int], Issue] = {}
         self.listeners: list[Callable[[HubEvent], None]] = []
         # two hubs in one process must not share ids: clients cache their tokens by an app's and
         # installation's id
@@ -63,6 +66,10 @@ class World:
     def index_resources(self, *things: Resource) -> None:
         """Make resources findable by their node id."""
         self.things |= {thing.node_id: thing for thing in things}
+
+    def forget_resources(self, *things: Resource) -> None:
+        for thing in things:
+            self.things.pop(thing.node_id, None)
 
     def publish_event(
         self, event: str, action: str | None, repo: Repo, by: User, **subject: Any
@@ -154,8 +161,16 @@ class World:
     def get_issue(self, repo: Repo, number: int) -> Issue:
         found = repo.issues.get(number)
         if found is None:
+            if (repo.id, number) in self.deleted_issues:
+                raise ApiError(410, "This issue was deleted")
             raise not_found_error()
         return found
+
+    def next_number(self, repo: Repo) -> int:
+        """Return the number for the next issue; numbers of deleted and transferred issues are not
+        used again."""
+        gone = [n for id, n in (*self.deleted_issues, *self.moved_issues) if id == repo.id]
+        return max([0, *repo.issues, *gone]) + 1
 
     # ── issues ──
 
@@ -184,7 +199,7 @@ class World:
         issue = Issue(
             id=self.next_id(),
             repo=repo,
-            number=len(repo.issues) + 1,
+            number=self.next_number(repo),
             title=title,
             body=body,
             author=by,
@@ -252,7 +267,7 @@ class World:
     def add_labels(self, issue: Issue, by: User, names: Iterable[str]) -> None:
         """Add labels to an issue; those that the repository does not have yet are created."""
         for name in names:
-            label = self._ensure_label(issue.repo, name)
+            label = self.ensure_label(issue.repo, name)
             if label not in issue.labels:
                 issue.labels.append(label)
                 self.add_note(issue, by, f"added the label {label.name}", "labeled", label=label)
@@ -266,7 +281,7 @@ class World:
         self.add_note(issue, by, f"removed the label {label.name}", "unlabeled", label=label)
         self._publish_change(issue, "unlabeled", by, label=label)
 
-    def _ensure_label(self, repo: Repo, name: str) -> Label:
+    def ensure_label(self, repo: Repo, name: str) -> Label:
         if not name.strip() or len(name) > 50:
             raise invalid_field_error("Label", "name")
         if name.lower() not in repo.labels:

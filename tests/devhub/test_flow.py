@@ -33,7 +33,8 @@ async def test_an_issue_becomes_a_reviewed_and_merged_pull_request(env: HubEnvir
     request = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
     review = (await mia.post(f"{repo}/pulls/2/reviews", json=request)).json()
     assert review["state"] == "CHANGES_REQUESTED"
-    (comment,) = (await bot.get(f"{repo}/pulls/2/reviews/{review['id']}/comments")).json()
+    (comment,) = (await bot.get(f"{repo}/pulls/2/comments")).json()
+    assert comment["pull_request_review_id"] == review["id"]
     assert (comment["path"], comment["line"], comment["position"]) == ("shop/cart.py", 2, 3)
     assert comment["diff_hunk"].endswith("+    return round(sum(prices), 2)")
 

@@ -8,6 +8,7 @@ from githubkit import AppAuthStrategy, GitHub
 from githubkit import webhooks as kit_webhooks
 from githubkit.exception import RequestFailed
 
+from osiris.playground.users import Person
 from tests.devhub.environment import HubEnvironment
 
 REPO_ARGS = {"owner": "acme", "repo": "shop"}
@@ -66,6 +67,9 @@ async def test_every_answer_validates_against_githubs_description(
         await api.pulls.async_list_commits(**REPO_ARGS, pull_number=number),
         await api.pulls.async_list_reviews(**REPO_ARGS, pull_number=number),
         await api.pulls.async_list_review_comments(**REPO_ARGS, pull_number=number),
+        await api.pulls.async_list_comments_for_review(
+            **REPO_ARGS, pull_number=number, review_id=env.repo.pulls[number].reviews[0].id
+        ),
         await api.apps.async_list_repos_accessible_to_installation(),
         await api.users.async_get_by_username("mia"),
     ]
@@ -88,7 +92,7 @@ async def _create_conversation(env: HubEnvironment, client: GitHub):
     token = await env.create_token()
     await env.open_pull(env.create_client(token), token)
     mia = env.create_client(env.mia.token)
-    line = {"path": "shop/cart.py", "line": 2, "body": "Use Decimal"}
+    line = {"path": "shop/cart.py", "start_line": 1, "line": 2, "body": "Use Decimal"}
     review = {"event": "REQUEST_CHANGES", "body": "Not yet", "comments": [line]}
     assert (await mia.post("/repos/acme/shop/pulls/2/reviews", json=review)).status_code == 200
     (first_comment,) = (
@@ -133,6 +137,33 @@ async def test_every_webhook_validates_against_githubs_description(
     for head, body in dict(
         zip(env.receiver.event_names, env.receiver.deliveries, strict=True)
     ).values():
+        assert kit_webhooks.parse_obj(head["x-github-event"], body)
+
+
+async def test_every_webhook_about_locks_transfers_and_comments_on_files_validates(
+    env: HubEnvironment, client: GitHub
+) -> None:
+    pull = await _create_conversation(env, client)
+    env.hub.world.set_role(env.repo, "mia", "admin")
+    env.hub.add_repo("acme/store", collaborators={"mia": "write"})
+    env.hub.install_app(env.app, "acme/store")
+    async with Person(env.hub.api_url, "mia", env.mia.token, "acme/shop") as mia:
+        await mia.add_file_comment(pull.number, "shop/cart.py", "No tests")
+        issue = await mia.file_issue("Sizes")
+        for number in (issue, pull.number):
+            await mia.lock_issue(number, "resolved")
+            await mia.unlock_issue(number)
+        await mia.transfer_issue(issue, "acme/store")
+        await mia.delete_issue(await mia.file_issue("Colours"))
+    assert set(await env.list_events()) >= {
+        "issues.locked",
+        "issues.unlocked",
+        "issues.transferred",
+        "issues.deleted",
+        "pull_request.locked",
+        "pull_request.unlocked",
+    }
+    for head, body in env.receiver.deliveries:
         assert kit_webhooks.parse_obj(head["x-github-event"], body)
 
 

@@ -17,6 +17,17 @@ from osiris.devhub.payloads.issues import (
 )
 from osiris.devhub.world import World
 
+OF_LINES = (
+    "line",
+    "original_line",
+    "side",
+    "start_line",
+    "original_start_line",
+    "start_side",
+    "subject_type",
+)
+"""The fields of a line comment that its legacy shape does not have."""
+
 
 def build_pull_url(world: World, pull: Pull) -> str:
     return f"{build_repo_url(world, pull.repo)}/pulls/{pull.number}"
@@ -72,8 +83,9 @@ def build_simple_pull(world: World, pull: Pull) -> Json:
         "merge_commit_sha": pull.merge_commit,
         "head": _build_end(world, pull.repo, pull.head_ref, pull.head_sha),
         "base": _build_end(world, pull.repo, pull.base_ref, pull.base_sha),
-        "locked": False,
-        **dict.fromkeys(("assignee", "milestone", "auto_merge", "active_lock_reason")),
+        "locked": pull.issue.locked,
+        "active_lock_reason": pull.issue.lock_reason,
+        **dict.fromkeys(("assignee", "milestone", "auto_merge")),
         **{name: [] for name in ("assignees", "requested_reviewers", "requested_teams")},
     }
 
@@ -133,17 +145,23 @@ def build_line_comment(world: World, comment: LineComment) -> Json:
         "original_commit_id": comment.original_commit,
         "line": comment.line,
         "original_line": comment.original_line,
-        "start_line": None,
-        "original_start_line": None,
-        "start_side": None,
+        "start_line": comment.start_line,
+        "original_start_line": comment.original_start_line,
+        "start_side": comment.start_side,
         "side": comment.side,
         "position": comment.position,
         "original_position": comment.original_position,
-        "subject_type": "line",
+        "subject_type": "file" if comment.is_on_file else "line",
         "reactions": issues.build_reaction_counts(url, comment.reactions),
         "_links": _build_links(self=url, html=page, pull_request=build_pull_url(world, pull)),
     }
     return shape | ({"in_reply_to_id": comment.reply_to.id} if comment.reply_to else {})
+
+
+def build_legacy_line_comment(world: World, comment: LineComment) -> Json:
+    """Return the shape in which GitHub lists the comments of one review: without their lines."""
+    shape = build_line_comment(world, comment)
+    return {name: value for name, value in shape.items() if name not in OF_LINES}
 
 
 def build_changed_file(world: World, repo: Repo, sha: str, change: Change) -> Json:

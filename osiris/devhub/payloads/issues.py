@@ -321,9 +321,10 @@ def build_issue(world: World, issue: Issue) -> Json:
         "closed_by": build_user(world, issue.closed_by) if issue.closed_by else None,
         "reactions": build_reaction_counts(url, issue.reactions),
         "performed_via_github_app": build_via_app(world, issue),
-        **dict.fromkeys(("assignee", "milestone", "active_lock_reason")),
+        **dict.fromkeys(("assignee", "milestone")),
         "assignees": [],
-        "locked": False,
+        "locked": issue.locked,
+        "active_lock_reason": issue.lock_reason,
         "sub_issues_summary": {"total": 0, "completed": 0, "percent_completed": 0},
     }
     return shape | (_build_pull_key(world, issue) if issue.pull else {})
@@ -355,6 +356,7 @@ def build_issue_event(world: World, issue: Issue, note: Note) -> Json:
         "created_at": format_time(note.at),
         "performed_via_github_app": None,
         **({"label": label} if label else {}),
+        **({"lock_reason": note.lock_reason} if note.event == "locked" else {}),
     }
 
 

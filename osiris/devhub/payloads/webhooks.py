@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from osiris.devhub.models import (
     HubEvent,
     Installation,
+    Issue,
     LineComment,
     Pull,
     PullReview,
@@ -44,12 +45,29 @@ def _build_extra_keys(world: World, item: HubEvent) -> Json:
     more: Json = {name: subject[name] for name in ("changes", "before", "after") if name in subject}
     if "label" in subject:
         more["label"] = issues.build_label(world, item.repo, subject["label"])
+    for name in ("new_issue", "old_issue"):
+        if name in subject:
+            more["changes"] = _build_transfer(world, name, subject[name])
     return more
 
 
+def _build_transfer(world: World, name: str, issue: Issue) -> Json:
+    """Return the other end of a transfer."""
+    repository = issues.build_repository(world, issue.repo)
+    return {
+        name: _build_issue(world, issue),
+        name.replace("issue", "repository"): repository,
+    }
+
+
+def _build_issue(world: World, issue: Issue) -> Json:
+    shape = issues.build_issue(world, issue)
+    del shape["closed_by"]  # only REST has it
+    return shape
+
+
 def _build_issues(world: World, item: HubEvent) -> Json:
-    issue = issues.build_issue(world, item.subject["issue"])
-    del issue["closed_by"]  # only REST has it
+    issue = _build_issue(world, item.subject["issue"])
     return {"issue": issue, **_build_extra_keys(world, item)}
 
 
@@ -81,7 +99,8 @@ def _build_review(world: World, item: HubEvent) -> Json:
 def _build_review_comment(world: World, item: HubEvent) -> Json:
     comment: LineComment = item.subject["comment"]
     pull = code.build_simple_pull(world, item.subject["pull"])
-    return {"comment": code.build_line_comment(world, comment), "pull_request": pull}
+    shape = code.build_line_comment(world, comment)
+    return {"comment": shape, "pull_request": pull, **_build_extra_keys(world, item)}
 
 
 def _build_review_thread(world: World, item: HubEvent) -> Json:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
+from osiris.devhub import issue_administration
 from osiris.devhub.errors import invalid_field_error, not_found_error
 from osiris.devhub.models import AuthoredText, Comment, Issue, LineComment
 from osiris.devhub.payloads import issues
@@ -89,6 +90,21 @@ async def update_issue(call: ApiRequest) -> Response:
     return build_response(issues.build_issue(call.world, issue))
 
 
+@table.route("PUT", ISSUE + "/lock")
+async def lock_issue(call: ApiRequest) -> Response:
+    call.require_on_issue(call.issue, "write", role="write")
+    reason = call.get("lock_reason", str)
+    issue_administration.lock_issue(call.world, call.issue, call.account, reason)
+    return Response(status_code=204)
+
+
+@table.route("DELETE", ISSUE + "/lock")
+async def unlock_issue(call: ApiRequest) -> Response:
+    call.require_on_issue(call.issue, "write", role="write")
+    issue_administration.unlock_issue(call.world, call.issue, call.account)
+    return Response(status_code=204)
+
+
 @table.route("GET", ISSUE + "/events")
 async def list_events(call: ApiRequest) -> Response:
     """List the events of an issue, oldest first."""
@@ -117,6 +133,7 @@ async def list_comments(call: ApiRequest) -> Response:
 @table.route("POST", ISSUE + "/comments")
 async def create_comment(call: ApiRequest) -> Response:
     call.require_on_issue(call.issue, "write")
+    call.require_unlocked(call.issue)
     comment = call.world.add_comment(
         call.issue, call.account, call.get_required_text("body"), by_app=call.by_app
     )
@@ -195,7 +212,8 @@ async def remove_label(call: ApiRequest) -> Response:
 # ── reactions ──
 
 
-def _add_reaction(call: ApiRequest, said: AuthoredText) -> Response:
+def _add_reaction(call: ApiRequest, issue: Issue, said: AuthoredText) -> Response:
+    call.require_unlocked(issue, "reaction")
     reaction, new = call.world.add_reaction(said, call.account, call.get_required_text("content"))
     return build_response(issues.build_reaction(call.world, reaction), 201 if new else 200)
 
@@ -209,7 +227,7 @@ def _list_reactions(call: ApiRequest, said: AuthoredText) -> Response:
 @table.route("POST", ISSUE + "/reactions")
 async def react_to_issue(call: ApiRequest) -> Response:
     call.require_on_issue(call.issue, "write")
-    return _add_reaction(call, call.issue)
+    return _add_reaction(call, call.issue, call.issue)
 
 
 @table.route("GET", ISSUE + "/reactions")
@@ -222,7 +240,7 @@ async def list_issue_reactions(call: ApiRequest) -> Response:
 async def react_to_comment(call: ApiRequest) -> Response:
     found = _find_comment(call)
     call.require_on_issue(found.issue, "write")
-    return _add_reaction(call, found)
+    return _add_reaction(call, found.issue, found)
 
 
 @table.route("GET", REPO + "/issues/comments/{id:int}/reactions")
@@ -243,7 +261,8 @@ def find_line_comment(call: ApiRequest) -> LineComment:
 @table.route("POST", REPO + "/pulls/comments/{id:int}/reactions")
 async def react_to_line_comment(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:write")
-    return _add_reaction(call, find_line_comment(call))
+    found = find_line_comment(call)
+    return _add_reaction(call, found.thread.pull.issue, found)
 
 
 @table.route("GET", REPO + "/pulls/comments/{id:int}/reactions")

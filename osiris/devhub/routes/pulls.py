@@ -3,9 +3,11 @@
 from starlette.responses import Response
 
 from osiris.devhub import pulls, reviews
+from osiris.devhub.anchors import LineAnchor
 from osiris.devhub.errors import ApiError, invalid_field_error, not_found_error, unprocessable_error
 from osiris.devhub.models import Pull, PullReview
 from osiris.devhub.payloads import code
+from osiris.devhub.payloads.issues import format_time
 from osiris.devhub.routes.issues import find_line_comment
 from osiris.devhub.routes.request import ApiRequest, RouteTable, build_response
 
@@ -128,6 +130,7 @@ async def list_reviews(call: ApiRequest) -> Response:
 @table.route("POST", PULL + "/reviews")
 async def create_review(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:write")
+    call.require_unlocked(call.pull.issue)
     commit = call.get_text("commit_id")
     if commit and call.repo.git.resolve_commit(commit) is None:
         raise unprocessable_error("The commit_id is not part of the pull request")
@@ -139,18 +142,24 @@ async def create_review(call: ApiRequest) -> Response:
     return build_response(code.build_review(call.world, review))
 
 
-def _parse_line(given: object) -> reviews.LineAnchor:
+def _parse_line(given: object) -> LineAnchor:
+    fields = given if isinstance(given, dict) else {}
+    path = fields.get("path")
+    body = fields.get("body")
+    line = fields.get("line")
+    start = fields.get("start_line")
+    side = fields.get("side") or "RIGHT"
+    start_side = fields.get("start_side")
     if (
-        not isinstance(given, dict)
-        or not isinstance(given.get("path"), str)
-        or not isinstance(given.get("body"), str)
+        not (isinstance(path, str) and isinstance(body, str) and isinstance(line, int))
+        or side not in ("LEFT", "RIGHT")
+        or not isinstance(start, int | None)
+        or start_side not in ("LEFT", "RIGHT", None)
     ):
         raise unprocessable_error("A review comment needs a path, a line and a body")
-    line = given.get("line")
-    side = given.get("side", "RIGHT")
-    if not isinstance(line, int) or side not in ("LEFT", "RIGHT"):
-        raise unprocessable_error("A review comment needs a path, a line and a body")
-    return reviews.LineAnchor(path=given["path"], line=line, body=given["body"], side=side)
+    return LineAnchor(
+        path=path, line=line, body=body, side=side, start_line=start, start_side=start_side
+    )
 
 
 def _find_review(call: ApiRequest) -> PullReview:
@@ -179,6 +188,7 @@ async def delete_review(call: ApiRequest) -> Response:
 @table.route("POST", REVIEW + "/events")
 async def submit_review(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:write")
+    call.require_unlocked(call.pull.issue)
     found = _find_review(call)
     if found.author is not call.account:
         raise ApiError(403, "Only the author of a pending review may submit it")
@@ -190,7 +200,7 @@ async def submit_review(call: ApiRequest) -> Response:
 async def list_review_comments(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:read")
     return call.build_page(
-        _find_review(call).comments, lambda one: code.build_line_comment(call.world, one)
+        _find_review(call).comments, lambda one: code.build_legacy_line_comment(call.world, one)
     )
 
 
@@ -207,19 +217,36 @@ async def dismiss_review(call: ApiRequest) -> Response:
 
 @table.route("GET", PULL + "/comments")
 async def list_line_comments(call: ApiRequest) -> Response:
+    """List the line comments, oldest first unless the query has another order."""
     call.require_permission("pull_requests:read")
-    return call.build_page(
-        call.pull.line_comments, lambda one: code.build_line_comment(call.world, one)
-    )
+    sort = call.get_query("sort")
+    since = call.get_query("since")
+    found = [
+        one
+        for one in call.pull.line_comments
+        if not since or (format_time(one.updated) or "") >= since
+    ]
+    if sort == "updated":
+        found.sort(key=lambda one: (one.updated, one.id))
+    # GitHub ignores a direction without a sort
+    if sort in ("created", "updated") and call.get_query("direction") == "desc":
+        found.reverse()
+    return call.build_page(found, lambda one: code.build_line_comment(call.world, one))
 
 
 @table.route("POST", PULL + "/comments")
 async def create_line_comment(call: ApiRequest) -> Response:
     """Create one line comment, as a separate review that is submitted at once."""
     call.require_permission("pull_requests:write")
+    call.require_unlocked(call.pull.issue)
     if call.get("in_reply_to", int) is not None:
         return _add_reply(call, call.get("in_reply_to", int))
-    wanted = reviews.NewReview(event="COMMENT", lines=(_parse_line(call.body),))
+    if call.get_text("subject_type") == "file":
+        path = call.get_required_text("path")
+        line = LineAnchor(path=path, line=None, body=call.get_required_text("body"))
+    else:
+        line = _parse_line(call.body)
+    wanted = reviews.NewReview(event="COMMENT", lines=(line,), is_single_comment=True)
     new = reviews.add_review(call.world, call.pull, call.account, wanted, by_app=call.by_app)
     return build_response(code.build_line_comment(call.world, new.comments[0]), 201)
 
@@ -227,6 +254,7 @@ async def create_line_comment(call: ApiRequest) -> Response:
 @table.route("POST", PULL + "/comments/{id:int}/replies")
 async def create_reply(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:write")
+    call.require_unlocked(call.pull.issue)
     return _add_reply(call, call.params["id"])
 
 
@@ -244,3 +272,13 @@ def _add_reply(call: ApiRequest, top: int) -> Response:
 async def get_line_comment(call: ApiRequest) -> Response:
     call.require_permission("pull_requests:read")
     return build_response(code.build_line_comment(call.world, find_line_comment(call)))
+
+
+@table.route("PATCH", REPO + "/pulls/comments/{id:int}")
+async def update_line_comment(call: ApiRequest) -> Response:
+    found = find_line_comment(call)
+    call.require_permission(
+        "pull_requests:write", role="read" if call.who.user is found.author else "write"
+    )
+    reviews.edit_line_comment(call.world, found, call.account, call.get_required_text("body"))
+    return build_response(code.build_line_comment(call.world, found))

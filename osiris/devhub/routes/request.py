@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
 from osiris.devhub.auth import Caller
-from osiris.devhub.errors import ApiError, not_found_error, validation_error
+from osiris.devhub.errors import ApiError, ApiMoved, not_found_error, validation_error
 from osiris.devhub.models import App, Issue, Pull, Repo, User
 from osiris.devhub.payloads.issues import Json
 from osiris.devhub.world import World
@@ -44,12 +44,17 @@ def redirect_moved(hub: "Hub", request: Request, path: str, who: Caller) -> Resp
     tail = "/".join(["", *rest]).rstrip("/")
     url = f"{hub.api_url}/repositories/{repo.id}{tail}"
     query = f"?{request.url.query}" if request.url.query else ""
+    return build_redirect(request, url + query)
+
+
+def build_redirect(request: Request, url: str) -> Response:
+    """Return GitHub's redirect to another URL, which keeps the method of a write."""
     body = {
         "message": "Moved Permanently",
-        "url": url + query,
+        "url": url,
         "documentation_url": f"{DOCUMENTATION}#http-redirects",
     }
-    return build_response(body, 301 if request.method == "GET" else 307, {"Location": url + query})
+    return build_response(body, 301 if request.method == "GET" else 307, {"Location": url})
 
 
 def build_error_response(denied: ApiError) -> Response:
@@ -100,11 +105,22 @@ class ApiRequest:
 
     @cached_property
     def issue(self) -> Issue:
-        return self.world.get_issue(self.repo, self.params["number"])
+        """The issue of the path. Raise ApiMoved when it was transferred to a repository that the
+        caller may see."""
+        number = self.params["number"]
+        moved = self.world.moved_issues.get((self.repo.id, number))
+        if moved is not None and self.who.can_see(moved.repo):
+            raise ApiMoved(self._build_moved_url(number, moved))
+        return self.world.get_issue(self.repo, number)
+
+    def _build_moved_url(self, number: int, moved: Issue) -> str:
+        tail = self.request.url.path.partition(f"/issues/{number}")[2]
+        query = f"?{self.request.url.query}" if self.request.url.query else ""
+        return f"{self.hub.api_url}/repositories/{moved.repo.id}/issues/{moved.number}{tail}{query}"
 
     @cached_property
     def pull(self) -> Pull:
-        pull = self.issue.pull
+        pull = self.repo.pulls.get(self.params["number"])
         if pull is None:
             raise not_found_error()
         return pull
@@ -117,6 +133,9 @@ class ApiRequest:
         request either permission is enough."""
         also = [f"pull_requests:{level}"] if issue.pull else []
         self.who.require_permission(self.repo, f"issues:{level}", *also, role=role)
+
+    def require_unlocked(self, issue: Issue, what: str = "comment") -> None:
+        self.who.require_unlocked(issue, what)
 
     def get(self, name: str, kind: type, default: Any = None) -> Any:
         """Return a field of the body, which must have this type or be absent."""
