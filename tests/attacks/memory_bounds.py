@@ -69,8 +69,9 @@ async def fingerprint_packages(folder: str, commit: str) -> str:
     return await HostRepositories(Path(folder)).fingerprint_packages(REPO, commit)
 
 
-async def read_instructions(folder: str, commit: str) -> Mapping[str, str]:
-    return dict(await HostRepositories(Path(folder)).read_instructions(REPO, commit))
+async def read_instructions(folder: str, commit: str) -> dict[str, Any]:
+    read = await HostRepositories(Path(folder)).read_instructions(REPO, commit)
+    return {"texts": dict(read.texts), "left_out": list(read.left_out)}
 
 
 async def import_pack(folder: str, base: str, tree: str, pack: str) -> Any:

@@ -150,8 +150,9 @@ async def test_folders_that_hold_each_other_without_end(leaves, folder, record_v
     assert cost.answer == root.id
     assert_small(cost, cpu=4)
     cost = measure_cost("read_instructions", cpu=1, folder=f"{folder}/git", commit=commit.id)
-    assert cost.answer["AGENTS.md"].startswith("be kind\n")
-    assert "The repository has more files than Osiris searches" in cost.answer["AGENTS.md"]
+    assert cost.answer["texts"]["AGENTS.md"] == "be kind\n"
+    [left_out] = cost.answer["left_out"]
+    assert left_out.startswith("The repository has more files than Osiris searches")
     assert_small(cost, cpu=4)
     assert not leaves or count_listed_bytes(folder, commit.id, 160 * MIB) == 160 * MIB
     record_verdict("the tree's own id, and the instructions at the root", "git lists without end")
@@ -164,9 +165,10 @@ async def test_instructions_that_are_large(folder, record_verdict):
     commit = hostile_packs.make_commit(root)
     add_objects(folder, [large, inner, root, commit])
     cost = measure_cost("read_instructions", folder=f"{folder}/git", commit=commit.id)
-    text = cost.answer["AGENTS.md"]
-    assert "Only the first 16,000 characters of `AGENTS.md` are shown here" in text
-    assert "`00/AGENTS.md`" in text.rpartition("Not shown here")[2]
+    cut, left_out = cost.answer["left_out"]
+    assert cut.startswith("Of `AGENTS.md` only the first 16,000 characters are shown")
+    assert left_out.startswith("Not shown, because")
+    assert "`00/AGENTS.md`" in left_out
     assert_small(cost)
     record_verdict("the head is read", f"{large.mib} MiB each")
 
@@ -205,7 +207,8 @@ async def test_a_large_honest_repository(folder):
     )
     assert_small(cost)
     cost = measure_cost("read_instructions", folder=f"{folder}/git", commit=commits[0].id)
-    assert cost.answer == {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
+    texts = {"some_folder_of_the_sources/z/AGENTS.md": "hello\n"}
+    assert cost.answer == {"texts": texts, "left_out": []}
     assert_small(cost)
 
 

@@ -67,6 +67,7 @@ START_FUNCTIONS = re.compile(
     r"|os\.(?:system|popen|posix_spawnp?|fork|forkpty|exec\w+|spawn\w+)|pty\.(?:spawn|fork)"
 )
 PROGRAM_STARTS: Mapping[str, str] = {
+    "tools/sandbox/guest/unchanged_files": "git, in a jail",
     "bot/git/subprocesses": "git in repositories that no sandbox sees",
     "tools/sandbox/jail/process": "every jail",
     "tools/sandbox/probes/attempt": "tries what the machine can do",
@@ -85,8 +86,10 @@ PROGRAM_STARTS: Mapping[str, str] = {
     "playground/demo": "the demo",
 }
 GIT_COMMANDS: Mapping[str, str] = {
+    "bot/git/failures": "sentences about git",
     "bot/git/runner": "in repositories that no sandbox sees",
     "factories": "the name of a folder",
+    "tools/sandbox/guest/unchanged_files": "runs in a jail",
     "tools/sandbox/workspace/checkout": "a script for a jail",
     "tools/sandbox/workspace/export": "a script for a jail",
     "tools/sandbox/workspace/setup_cache": "a script for a jail",

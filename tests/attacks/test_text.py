@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from osiris.agents import briefing
-from osiris.bot.git.runner import GitCommandFailed, escape_path, translate_failure
+from osiris.bot.git.failures import translate_failure
+from osiris.bot.git.runner import GitCommandFailed, escape_path
 from osiris.bot.github import commands, comments
 from osiris.config import copilot_setup, repository_file
+from osiris.core import brief_text
 from osiris.core.decide.requests import branch_name
 from osiris.core.errors import OsirisError
 from osiris.core.redaction import Redactor
@@ -104,7 +105,7 @@ READERS: Mapping[str, Callable[[str], object]] = {
     "words for a commit": comments.disarm_text,
     "a title": comments.format_title,
     "a quotation": comments.quote_text,
-    "the brief": briefing._escape_tags,
+    "the brief": brief_text.escape_tags,
     "a policy file": lambda text: repository_file.parse_policy(f"label: {text}"),
     "set-up steps": lambda text: copilot_setup.parse_steps(f"jobs: {text}"),
     "the name of a branch": lambda text: branch_name(1, text, 1),

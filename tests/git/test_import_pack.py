@@ -13,6 +13,7 @@ from typing import IO
 
 import pytest
 
+from osiris.bot.git.failures import translate_failure
 from osiris.bot.git.path_checks import fold_prefixes, is_protected
 from osiris.bot.git.repositories import HostRepositories
 from osiris.bot.git.runner import (
@@ -21,7 +22,6 @@ from osiris.bot.git.runner import (
     LimitReached,
     escape_path,
     run_git,
-    translate_failure,
 )
 from osiris.core.errors import LocalTimeout, NeedsOperator, Refused, Unavailable
 from osiris.core.ports.repositories import ImportedWork

@@ -31,6 +31,7 @@ async def test_the_specs_are_short(session):
         "list_dir",
         "search",
         "run_command",
+        "read_review",
         "submit",
     ]
     assert len(json.dumps(specs)) < 4000  # about a thousand tokens
@@ -237,3 +238,15 @@ async def test_submitting_ends_the_run(call_tool):
         await call_tool("submit", summary=" done ")
     assert ended.value.outcome == Submitted(summary="done")
     assert "was not run" in await call_tool("submit", summary="")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("false 2>&1 | tail -4", "exit code 1 in "),
+        ("yes | head -1 >/dev/null", "the reader of a pipe ended before its writer"),
+        ("false || true", "`|| true` hides how the rest ended"),
+    ],
+)
+async def test_an_exit_code_is_that_of_the_whole_pipe(call_tool, command: str, told: str):
+    assert told in (await call_tool("run_command", command=command)).splitlines()[0]

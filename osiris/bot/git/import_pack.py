@@ -29,14 +29,16 @@ from osiris.bot.git.runner import (
     run_git,
 )
 from osiris.core.errors import LocalTimeout, Refused, Unavailable
-from osiris.core.ports.repositories import ImportedWork
+from osiris.core.ports.repositories import (
+    MOST_FILE_SIZE,
+    MOST_FILES,
+    MOST_PACK_SIZE,
+    ImportedWork,
+)
 from osiris.core.ports.sandbox import MIB, Export
 from osiris.core.work import FileChange
 
-_PACK_LIMIT = 64 * MIB
-_BLOB_LIMIT = 20 * MIB
 _SUM_LIMIT = 256 * MIB  # of all changed files
-_FILES_LIMIT = 3000
 _NAMES_LIMIT = 2 * MIB  # bytes: names of all changed files, and targets of all changed links
 _STREAMED = 1 * MIB  # git streams larger files, and does not count lines in them
 _LEFT_OVER = 3600.0  # seconds after which the quarantine of a killed worker is removed
@@ -45,9 +47,9 @@ _IMPORT = GitLimits(memory=144 * MIB, cpu=10, file_size=_SUM_LIMIT)
 _UNPACK = _IMPORT
 _WALK = replace(_IMPORT, cpu=20)
 # Modes and ids precede each name.
-_LISTING = replace(_IMPORT, output=_NAMES_LIMIT + _FILES_LIMIT * 128)
-_SIZES = replace(_IMPORT, output=2 * _FILES_LIMIT * 64)
-_COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + _FILES_LIMIT * 32)
+_LISTING = replace(_IMPORT, output=_NAMES_LIMIT + MOST_FILES * 128)
+_SIZES = replace(_IMPORT, output=2 * MOST_FILES * 64)
+_COUNTING = replace(_IMPORT, seconds=30, cpu=8, output=_NAMES_LIMIT + MOST_FILES * 32)
 # `--strict` with errors for what git only warns of by default: https://git-scm.com/docs/git-fsck#_fsck_messages
 _FATAL = ("badFilemode", "zeroPaddedFilemode", "nullSha1", "fullPathname", "emptyName")
 _STRICT = "--strict=" + ",".join(f"{fault}=error" for fault in _FATAL)
@@ -85,7 +87,7 @@ async def import_pack(repo: Path, base: str, export: Export, deny: Sequence[str]
     """
     with _open_quarantine(repo) as (folder, quarantine):
         try:
-            limit = f"--max-input-size={_PACK_LIMIT}"
+            limit = f"--max-input-size={MOST_PACK_SIZE}"
             unpack = ("index-pack", "--stdin", "--fix-thin", _STRICT, limit)
             await _run_quarantined(
                 repo, *unpack, quarantine=quarantine, limits=_UNPACK, stdin=export.pack
@@ -200,7 +202,7 @@ async def _list_changes(
         f"{base}^{{tree}}",
         tree,
     )
-    many = Refused(f"more than {_FILES_LIMIT} files were changed; so many are not taken")
+    many = Refused(f"more than {MOST_FILES} files were changed; so many are not taken")
     try:
         listed = await _run_quarantined(
             repo, *args, quarantine=quarantine, limits=_LISTING, head=True
@@ -211,9 +213,9 @@ async def _list_changes(
     if len(listed) >= _LISTING.output:
         size = f"{_NAMES_LIMIT // MIB} MiB"
         long = Refused(f"the names of the changed files are longer than {size} together")
-        raise many if count > _FILES_LIMIT else long
-    if count > _FILES_LIMIT:
-        raise Refused(f"{count} files were changed; more than {_FILES_LIMIT} are not taken")
+        raise many if count > MOST_FILES else long
+    if count > MOST_FILES:
+        raise Refused(f"{count} files were changed; more than {MOST_FILES} are not taken")
     raw = listed.split(b"\0")
     return [_parse_change(raw[i], raw[i + 1]) for i in range(0, len(raw) - 1, 2)]
 
@@ -301,8 +303,8 @@ async def _read_sizes(
 
 def _check_sizes(changes: Sequence[_Change], sizes: Mapping[bytes, int]) -> None:
     after = [sizes[change.id_after] for change in changes if not change.is_gone]
-    if max(after, default=0) > _BLOB_LIMIT:
-        raise Refused(f"a changed file is larger than {_BLOB_LIMIT // MIB} MiB")
+    if max(after, default=0) > MOST_FILE_SIZE:
+        raise Refused(f"a changed file is larger than {MOST_FILE_SIZE // MIB} MiB")
     if sum(after) > _SUM_LIMIT:
         raise Refused(f"the changed files are larger than {_SUM_LIMIT // MIB} MiB together")
 

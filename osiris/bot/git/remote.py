@@ -11,15 +11,9 @@ from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
+from osiris.bot.git.failures import OVERTAKEN, find_conflict, translate_failure
 from osiris.bot.git.repositories import HostRepositories
-from osiris.bot.git.runner import (
-    OVERTAKEN,
-    GitCommandFailed,
-    GitLimits,
-    LimitReached,
-    run_git,
-    translate_failure,
-)
+from osiris.bot.git.runner import GitCommandFailed, GitLimits, LimitReached, run_git
 from osiris.bot.github.app_auth import AppAuth
 from osiris.core.errors import Refused
 from osiris.core.ports.repositories import Checkout
@@ -34,6 +28,30 @@ _TRANSFER = GitLimits(
     file_size=16 * GIB,
 )
 _REFS = GitLimits(output=1 * MIB)
+# https://git-scm.com/docs/git-fsck#_fsck_messages
+_LEGACY = (
+    "badDate",
+    "badDateOverflow",
+    "badEmail",
+    "badFilemode",
+    "badName",
+    "badTimezone",
+    "missingAuthor",
+    "missingCommitter",
+    "missingEmail",
+    "missingNameBeforeEmail",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "multipleAuthors",
+    "nulInCommit",
+    "zeroPaddedDate",
+    "zeroPaddedFilemode",
+)
+"""Faults that old versions of git and other programs left in honest histories, and that harm
+nobody who reads them. All other faults are refused, such as names and submodules that would attack
+whoever checks them out."""
+_OWN_HISTORY = {f"fetch.fsck.{fault}": "ignore" for fault in _LEGACY}
+_MOST_STALE = 20  # refs of the mirror that one fetch may replace
 
 
 class RemoteRepositories:
@@ -103,22 +121,30 @@ class RemoteRepositories:
         return refs
 
     async def _fetch_ref(self, repo: str, ref: str, token: str) -> None:
+        """Fetch a ref into the mirror. A ref there that stands in the way is removed: GitHub cannot
+        have it any more."""
         local_ref = ref if ref != "HEAD" else "refs/heads/osiris-base"
+        for _ in range(_MOST_STALE):
+            try:
+                return await self._fetch_once(repo, f"+{ref}:{local_ref}", token)
+            except GitCommandFailed as error:
+                conflict = find_conflict(error.output)
+                stale = f"refs/{conflict[0]}" if conflict else ""
+                if not (local_ref.startswith(f"{stale}/") or stale.startswith(f"{local_ref}/")):
+                    raise
+                await self._repositories.remove_mirrored_ref(repo, stale)
+        await self._fetch_once(repo, f"+{ref}:{local_ref}", token)
+
+    async def _fetch_once(self, repo: str, refspec: str, token: str) -> None:
         self._repositories.remove_unfinished(repo)
-        args = (
-            "fetch",
-            "--quiet",
-            "--no-tags",
-            "--no-write-fetch-head",
-            "--",
-            self._remote_url(repo),
-            f"+{ref}:{local_ref}",
-        )
+        args = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--")
         try:
             await run_git(
                 self._repositories.mirror_path(repo),
                 *args,
-                config=self._auth_config(token),
+                self._remote_url(repo),
+                refspec,
+                config={**self._auth_config(token), **_OWN_HISTORY},
                 limits=_TRANSFER,
             )
         except LimitReached as error:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from osiris.bot.git.file_listings import NAME_LIMIT, search_files
@@ -23,7 +23,7 @@ from osiris.bot.git.runner import (
 )
 from osiris.config.atomic_file import write_atomically
 from osiris.core.errors import Refused, Unavailable
-from osiris.core.ports.repositories import ImportedWork
+from osiris.core.ports.repositories import ImportedWork, Instructions
 from osiris.core.ports.sandbox import Export
 from osiris.core.redaction import Redactor
 
@@ -101,6 +101,10 @@ class HostRepositories:
         for folder in (self.repository_path(repo), self.mirror_path(repo)):
             shutil.rmtree(folder, ignore_errors=True)
 
+    async def remove_mirrored_ref(self, repo: str, ref: str) -> None:
+        """Remove a ref from the mirror; its objects stay."""
+        await run_git(self.mirror_path(repo), "update-ref", "-d", ref)
+
     def remove_unfinished(self, repo: str) -> None:
         """Remove the packs that killed fetches left in the mirror.
 
@@ -127,18 +131,22 @@ class HostRepositories:
 
     # ── reading and committing ────────────────────────────────────────────────────────────────────
 
-    async def read_instructions(self, repo: str, commit: str) -> Mapping[str, str]:
+    async def read_instructions(self, repo: str, commit: str) -> Instructions:
         return await read_instructions(self.repository_path(repo), commit)
 
     async def read_file(self, repo: str, commit: str, path: str) -> str:
+        host_repo = self.repository_path(repo)
         limits = GitLimits(output=_FILE_LIMIT, cpu=10)
-        args = ("cat-file", "blob", f"{commit}:{path}")
         try:
-            content = await run_git(
-                self.repository_path(repo), *args, config=STREAMING, limits=limits, head=True
-            )
-        except GitCommandFailed:
-            return ""
+            # `cat-file COMMIT:PATH` says the same of a missing file as of a damaged repository
+            listed = await run_git(host_repo, "ls-tree", "-z", "--full-tree", commit, "--", path)
+            fields = listed.split()[:3]  # the mode, the kind and the id
+            if b"blob" not in fields:
+                return ""
+            args = ("cat-file", "blob", fields[2].decode())
+            content = await run_git(host_repo, *args, config=STREAMING, limits=limits, head=True)
+        except GitCommandFailed as error:
+            raise Unavailable(f"`{path}` cannot be read: {error}"[:300]) from None
         except LimitReached as error:
             raise Refused(f"`{path}` cannot be read: {error}") from None
         return content.decode(errors="replace")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from osiris.bot.git import subprocesses
-from osiris.core.errors import LocalTimeout, NeedsOperator, Refused, Unavailable
+from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.git_environment import HARDENED
 from osiris.core.ports.sandbox import GIB, KIB, MIB
 
@@ -133,14 +133,31 @@ async def run_git(
         return result.out
     if limit := _limit_reached(result, is_listing=to is not None):
         raise LimitReached(args[0], limit, limits)
-    if result.code == -signal.SIGKILL:
-        raise LocalTimeout(f"git {args[0]} was killed; this machine may be short of memory")
-    if result.code < 0:
-        raise GitCommandFailed(args[0], f"ended by signal {-result.code}")
-    if result.code:
-        told = (result.err + result.out[:2000]).decode("utf-8", "replace")
-        raise GitCommandFailed(args[0], told.strip())
+    _raise_for_exit(args[0], result)
     return result.out
+
+
+def _raise_for_exit(command: str, result: subprocesses.ProcessResult) -> None:
+    """Raise LocalTimeout when git was killed, and GitCommandFailed when it failed."""
+    if result.code == -signal.SIGKILL:
+        words = result.err.decode("utf-8", "replace").strip()[-300:]
+        before = f"; before, it said: {words}" if words else ""
+        raise LocalTimeout(
+            f"git {command} was cut off: something on this machine killed it{before}"
+        )
+    if result.code:
+        told = (result.err + result.out[:2000]).decode("utf-8", "replace").strip()
+        if result.code < 0:
+            told = f"{told}\nfatal: ended by {_name_signal(-result.code)}".strip()
+        raise GitCommandFailed(command, told)
+
+
+def _name_signal(number: int) -> str:
+    """Return the name of a signal, such as `SIGSEGV`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _limit_command(limits: GitLimits, file_size: int) -> list[str]:
@@ -202,12 +219,18 @@ def _encode_config(config: Mapping[str, str]) -> dict[str, str]:
 
 
 async def has_object(repo: Path, what: str) -> bool:
-    """Return whether a repository has an object."""
-    try:
-        await run_git(repo, "cat-file", "-e", what)
-    except GitCommandFailed:
+    """Return whether a repository exists and has an object. Raises Unavailable when git cannot
+    tell."""
+    if not (repo / "HEAD").exists():
         return False
-    return True
+    asked = f"{what}\n".encode()
+    try:
+        told = await run_git(repo, "cat-file", "--batch-check=%(objectname)", stdin=asked)
+    except GitCommandFailed as error:
+        raise Unavailable(
+            f"this machine could not read its copy of the repository: {error}"[:300]
+        ) from None
+    return not told.endswith(b" missing\n")
 
 
 def escape_path(path: bytes) -> str:
@@ -216,30 +239,3 @@ def escape_path(path: bytes) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-OVERTAKEN = re.compile(r"non-fast-forward|fetch first|stale info|Updates were rejected")
-"""git's messages when the tip of a branch is not the one that it knew."""
-
-
-def translate_failure(error: GitCommandFailed, what: str) -> Refused | Unavailable:
-    """Return the error for a failed fetch or push: a permanent or a temporary one."""
-    told = error.output
-    if OVERTAKEN.search(told):
-        return Refused(
-            "somebody else pushed to the branch while I worked, and I never force a push"
-        )
-    if re.search(r"cannot lock ref|Internal Server Error|unpacker error", told):
-        return Unavailable(f"git could not {what}: GitHub had an internal error")
-    if match := re.search(r"\[remote rejected\][^\n]*", told):
-        return NeedsOperator(f"GitHub rejected the {what}: {match[0][:500]}")
-    if re.search(
-        r"returned error: 40[134]|Authentication failed|not found|could not read Username", told
-    ):
-        return NeedsOperator(
-            f"GitHub does not let Osiris {what} here; the App needs Contents: write on this"
-            " repository"
-        )
-    return Unavailable(
-        f"git could not {what}: {told.splitlines()[0][:200] if told else 'no answer'}"
-    )

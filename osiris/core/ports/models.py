@@ -22,7 +22,8 @@ class ToolCall:
 class Message:
     """One message of a transcript; `call` is the id of the tool call that a `tool` message answers.
 
-    `ran` is the command that Osiris saw behind a tool's answer. Of a reply, `model` is its author
+    `ran` is the command that Osiris saw behind a tool's answer, and `left_out` what a brief does
+    not have, in sentences for people. Of a reply, `model` is its author
     (VENDOR:MODEL), `end` why it is incomplete (cut at the vendor's limit, or refused), and `state`
     the vendor's own form of it, which goes back to the vendor verbatim with its signatures and
     encrypted reasoning.
@@ -33,6 +34,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     call: str = ""
     ran: CommandRan | None = None
+    left_out: tuple[str, ...] = ()
     model: str = ""
     end: Literal["", "cut", "refused"] = ""
     usage: Usage = field(default_factory=Usage)

@@ -4,8 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from osiris.core.ports.sandbox import Export
+from osiris.core.ports.sandbox import MIB, Export
 from osiris.core.work import FileChange
+
+MOST_FILES = 3_000
+MOST_FILE_SIZE = 20 * MIB
+MOST_PACK_SIZE = 64 * MIB
+"""Limits of the work of one run: changed files, bytes of each, and bytes of all together as git
+packs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,15 @@ class ImportedWork:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instructions:
+    """A repository's own instructions for agents: path -> text, those nearest the root first;
+    `left_out` says in sentences what is cut or missing."""
+
+    texts: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
+
+
 class Repositories(Protocol):
     """The host repositories. No sandbox sees them, and they hold no credential."""
 
@@ -40,11 +55,9 @@ class Repositories(Protocol):
         """Import an untrusted pack and check it against the policy. Raises Refused with a sentence
         for people."""
 
-    async def read_instructions(self, repo: str, commit: str) -> Mapping[str, str]:
-        """Return the repository's own instructions for agents at `commit`: path -> text, bounded.
-
-        A text reports what was cut or left out.
-        """
+    async def read_instructions(self, repo: str, commit: str) -> Instructions:
+        """Return the repository's own instructions for agents at `commit`, bounded. A link within
+        the repository is followed."""
 
     async def read_file(self, repo: str, commit: str, path: str) -> str:
         """Return the text of a file at `commit`, bounded; "" when there is none. Raises Refused

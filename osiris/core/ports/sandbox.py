@@ -13,13 +13,15 @@ from osiris.core.work import Blocked, Prepared
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+_FILE_SIZE = 8 * KIB  # of the disk for each file: installed packages are small files
+_FEWEST_FILES = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
     """Limits of one session: sizes in bytes, times in seconds. `memory` and `processes` hold for
-    all its processes together, `disk` and `inodes` for all its files, the others for each
-    command."""
+    all its processes together, `disk` and `inodes` (0: as many as fit a disk of that size) for all
+    its files, the others for each command."""
 
     memory: int = 2 * GIB
     processes: int = 256
@@ -27,7 +29,7 @@ class SandboxLimits:
     open_files: int = 1024
     file_size: int = 512 * MIB
     disk: int = 2 * GIB
-    inodes: int = 200_000
+    inodes: int = 0
     shared_memory: int = 64 * MIB
     output: int = 256 * KIB
     kept_output: int = 8 * MIB
@@ -36,6 +38,11 @@ class SandboxLimits:
     open_seconds: float = 120
     setup_seconds: float = 1200
     export_seconds: float = 60
+
+    @property
+    def most_files(self) -> int:
+        """Return how many files and folders the disk can hold."""
+        return self.inodes or max(_FEWEST_FILES, self.disk // _FILE_SIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,7 @@ class BubblewrapSandbox:
             else:
                 await self._check_out(spec, disk, checkout)
             disk.finalize(PREPARED.dump_python(prepared, mode="json"))
-            session = self._open_session(disk, spec, prepared, untouched=not plan.files)
+            session = self._open_session(disk, spec, prepared, untouched=True)
             failed.pop_all()
         return session
 

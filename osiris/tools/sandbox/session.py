@@ -87,6 +87,10 @@ class BubblewrapSession:
     def cgroup(self) -> Cgroup | None:
         return self._cgroup
 
+    def describe_shortage(self) -> str:
+        """Return what the session's disk has no room for; "" when it has room."""
+        return self._resources.disk.describe_shortage()
+
     @property
     def unreachable(self) -> bool:
         """Return whether a command tried to reach an allowed host that did not answer."""

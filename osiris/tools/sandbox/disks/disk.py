@@ -19,6 +19,7 @@ from osiris.core.ports.sandbox import SandboxLimits
 T = TypeVar("T")
 SHOWN: Final = ("work", "home", "tmp")
 COARSE_CLOCK: Final = 0.05  # seconds; the time stamps of files lag by up to one tick
+_NEARLY_NONE: Final = 100  # a disk with less than this part of it free counts as full
 INDEX = "index"
 NOTES = "notes.json"
 OWN = "own"
@@ -97,6 +98,19 @@ class Disk(ABC):
                 os.chown(entry, 0, 0, follow_symlinks=False)
         (self.host_only / NOTES).write_text(json.dumps(notes))
         (self.host_only / UNSEALED).touch(mode=0o600)
+
+    def describe_shortage(self) -> str:
+        """Return what the disk has no room for, as the end of a sentence; "" when it has room.
+
+        For a lack of either, programs say "No space left on device", and git not even that.
+        """
+        room = os.statvfs(self.host_path)
+        if room.f_favail * _NEARLY_NONE < room.f_files and room.f_favail < room.f_bavail:
+            return f"it has too many files: the session's disk holds {room.f_files:,} at most"
+        if room.f_bavail * _NEARLY_NONE < room.f_blocks:
+            size = room.f_blocks * room.f_frsize >> 20
+            return f"it does not fit on the session's disk of {size} MiB"
+        return ""
 
     def seal(self) -> None:
         """Mark the disk as complete: from now on it is reopened. This needs no room on the disk,

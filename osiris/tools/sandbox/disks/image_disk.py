@@ -132,7 +132,7 @@ class ImageDisk(Disk):
             file.truncate(limits.disk)
         self.image.chmod(0o600)
         owner = f"lazy_itable_init=1,nodiscard,root_owner={os.geteuid()}:{os.getegid()}"
-        run_host_program([*MKFS, "-E", owner, "-N", str(limits.inodes), str(self.image)])
+        run_host_program([*MKFS, "-E", owner, "-N", str(limits.most_files), str(self.image)])
 
     def _mount_image(self) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)

@@ -78,7 +78,7 @@ class TmpfsDisk(Disk):
     def create(self, limits: SandboxLimits) -> None:
         self.folder.mkdir(mode=0o711, exist_ok=True)
         self._pid_file.parent.mkdir(mode=0o700, exist_ok=True)
-        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.inodes)]
+        words = [*HOLD, HELD, "hold", str(self.folder), str(limits.disk), str(limits.most_files)]
         words += [str(self._pid_file), str(self.etc or ""), DEVPTS, str(INOTIFY)]
         said = subprocess.run(
             words,

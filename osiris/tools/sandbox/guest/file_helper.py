@@ -8,6 +8,7 @@ anyway: `json` alone takes 8 ms, `typing` 10, and python itself only 9.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -314,7 +315,10 @@ def main() -> str:
     except FileHelperError as trouble:
         return f"trouble\n{trouble}"
     except OSError as error:
-        return f"trouble\n{_format_name(path)}: {(error.strerror or str(error)).lower()}"
+        reason = (error.strerror or str(error)).lower()
+        if error.errno == errno.ENOSPC and os.statvfs(".").f_favail == 0:
+            reason = "the disk has no room for one more file, however small; remove some files"
+        return f"trouble\n{_format_name(path)}: {reason}"
     except RecursionError:  # os.makedirs creates the folders above recursively
         return "trouble\nthe path has too many folders"
 

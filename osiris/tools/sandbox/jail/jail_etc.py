@@ -31,7 +31,7 @@ COPIED: Final = (
     "ssl/openssl.cnf",
 )
 GUEST: Final = Path(__file__).parents[1] / "guest"
-HELPERS: Final = ("file_helper", "proxy_bridge", "setup_leftovers")
+HELPERS: Final = ("file_helper", "proxy_bridge", "setup_leftovers", "unchanged_files")
 """Helper programs. Without a file name extension python runs them as source or compiled, whichever
 they are."""
 INSIDE_HELPER, INSIDE_BRIDGE = "/etc/osiris/file_helper", "/etc/osiris/proxy_bridge"

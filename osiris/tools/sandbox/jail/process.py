@@ -25,6 +25,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from osiris.core.errors import Unavailable
@@ -361,12 +362,16 @@ async def run_once(
 
     Raises Unavailable.
     """
+    killed = cgroup.count_oom_kills() if cgroup else 0
     jail = Jail(spec, cgroup, stdout=stdout)
     try:
         await jail.wait_until_ready()
-        return await jail.run(argv, b"", timeout, OutputBuffer(OWN_OUTPUT))
+        result = await jail.run(argv, b"", timeout, OutputBuffer(OWN_OUTPUT))
     finally:
         jail.discard()
+    if cgroup and cgroup.count_oom_kills() > killed:
+        return replace(result, out_of_memory=True)
+    return result
 
 
 def _raise_oom_score(*pids: int) -> None:

@@ -13,36 +13,54 @@ from osiris.tools.sandbox.disks.disk import INDEX, LEFT, OWN, Disk
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
+from osiris.tools.sandbox.workspace.failure_words import explain_kill, quote_errors
 
 KILLED: Final = 128 + 9  # SIGKILL
+FILE_TOO_LARGE: Final = 128 + 25  # SIGXFSZ
 NO_MIRROR = 64
 NO_COMMIT = 65
-NO_ROOM = 66
 
 # $1 is the commit, $2 a commit whose files then replace those of $1. It is a clone and not a
 # worktree: a worktree needs a writable mirror, in which a planted hook ran as root outside. Over a
 # cached checkout of another commit git uses the index that was saved with it, and writes only the
 # files that differ. Two helper processes inflate and write files: a sixth faster than one on two
-# cores.
+# cores. Git succeeds even when it could not write files, so its messages are read; a file that is
+# not in the encoding that an attribute states is checked out with its own bytes. The index is
+# compared with restored files right away: later git would take those of the same second and size
+# for unchanged.
 SCRIPT: Final = r"""
 git -C /base.git rev-parse -q --git-dir >/dev/null || exit 64
-git -C /base.git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
+git -C /base.git cat-file -e "$1^{commit}" || exit 65
 set -e
+write_files() {
+    code=0
+    said=$("$@" 2>&1) || code=$?
+    [ $code = 0 ] || { printf '%s\n' "$said"; exit $code; }
+    lost=$(printf '%s\n' "$said" | grep -a '^error: ' | grep -av "^error: failed to encode '") || :
+    [ -z "$lost" ] || {
+        # One file after the other: these fill the disk if it is too small, and stay.
+        git checkout-index -q -f -a >/dev/null 2>&1 || :
+        printf '%s\n' "$lost" | head -n 5
+        exit 66
+    }
+}
 if [ -e /base.index ]; then
     cp -p /base.index .git/index
-    said=$(git reset -q --hard "$1" -- 2>&1)
+    write_files git reset -q --hard "$1" --
 else
     git clone -q --shared --no-checkout --template= /base.git /workspace
-    said=$(git -c checkout.workers=2 checkout -q -b work "$1" -- 2>&1)
+    write_files git -c checkout.workers=2 checkout -q -b work "$1" --
 fi
-case "$said" in *error:*) echo "$said"; exit 66 ;; esac  # a full disk is reported so
 cp -p .git/index /keep/index
-[ -z "$2" ] || git restore --quiet --source "$2" --worktree --no-overlay -- .
+if [ "$2" ]; then
+    write_files git restore --quiet --source "$2" --worktree --no-overlay -- .
+    GIT_INDEX_FILE=/keep/index write_files git update-index -q --refresh --force-write-index
+fi
 # No git from here on: the set-up's files are untrusted, a git configuration in the home too.
 if [ -e /setup.tar ]; then
     tar -x -f /setup.tar -C / --skip-old-files --no-same-owner \
         --exclude=tmp/own --exclude=tmp/left --exclude=tmp/exclude 2>/tmp/said || {
-        tail -n 1 /tmp/said; exit 66
+        tail -n 3 /tmp/said; exit 66
     }
     tar -x -O -f /setup.tar tmp/own >/keep/own
     tar -x -O -f /setup.tar tmp/left >/keep/left
@@ -77,7 +95,8 @@ async def check_out(
     spec = replace(spec, extra=extra, toolchains=(), proxy_folder=None)
     argv = ["/bin/bash", "-c", SCRIPT, "checkout", checkout.base, checkout.files]
     result = await run_once(spec, argv, spec.limits.open_seconds, cgroup=cgroup)
-    _check_result(result, spec, checkout.base)
+    if result.exit_code != 0:
+        raise _explain_failure(result, spec, checkout.base, disk.describe_shortage())
     left = set(os.listdir(disk.host_only))
     if not {INDEX} <= left <= {INDEX, OWN, LEFT} or not all(
         _is_plain_file(disk.host_only / name) for name in left
@@ -103,24 +122,24 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _check_result(result: Result, spec: JailSpec, base: str) -> None:
-    words = os.fsdecode(result.output).strip()[-300:]
-    if result.exit_code == 0:
-        return
+def _explain_failure(
+    result: Result, spec: JailSpec, base: str, shortage: str
+) -> Refused | LocalTimeout:
+    words = quote_errors(result.output)
     if result.timed_out:
-        raise LocalTimeout(
+        return LocalTimeout(
             f"checking the repository out took longer than {spec.limits.open_seconds:g} seconds"
         )
     if result.exit_code is None or result.exit_code == KILLED:
-        raise LocalTimeout(
-            "checking the repository out was cut off; this machine may be short of memory"
-        )
+        return LocalTimeout(f"checking the repository out {explain_kill(result, spec.limits)}")
     if result.exit_code == NO_MIRROR:
-        raise Refused(f"the mirror {spec.mirror} is not a repository that git can read: {words}")
+        return Refused(f"the mirror {spec.mirror} is not a repository that git can read: {words}")
     if result.exit_code == NO_COMMIT:
-        raise Refused(f"the base commit {base} is not in the mirror")
-    if result.exit_code == NO_ROOM or "No space left" in words:
-        raise Refused(
-            f"the repository does not fit on the session's disk of {spec.limits.disk >> 20} MiB"
-        )
-    raise Refused(f"the repository could not be checked out: {words}")
+        return Refused(f"the base commit {base} is not in the mirror: {words}")
+    if shortage:
+        room = "set OSIRIS_SANDBOX_DISK_GIB higher"
+        return Refused(f"the repository could not be checked out: {shortage}; {room}")
+    if result.exit_code == FILE_TOO_LARGE:
+        size = f"{spec.limits.file_size >> 20} MiB"
+        return Refused(f"the repository has a file of more than {size}; Osiris allows no more")
+    return Refused(f"the repository could not be checked out: {words}")

@@ -15,11 +15,12 @@ from typing import IO
 
 from osiris.core.errors import LocalTimeout, Refused, Unavailable
 from osiris.core.git_environment import EXPORTS
-from osiris.core.ports.sandbox import Export, Result
+from osiris.core.ports.sandbox import Export, Result, SandboxLimits
 from osiris.core.sanitize import clean_text
 from osiris.tools.sandbox.jail.bwrap_arguments import JailSpec
 from osiris.tools.sandbox.jail.cgroup import Cgroup
 from osiris.tools.sandbox.jail.process import run_once
+from osiris.tools.sandbox.workspace.failure_words import explain_kill, quote_errors
 
 KILLED = 128 + 9  # SIGKILL
 UNREADABLE = 67
@@ -29,9 +30,13 @@ OBJECT_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
 # `^BASE^{tree}` and not `^BASE`: against a commit, git packs every blob of the tree again (5,000
 # files: 132 ms instead of 10). info/attributes outranks every .gitattributes in the tree, so none
 # of them can name a filter. The index was saved right after the checkout; it is copied with `cp
-# -p`, because a new time stamp hid same-second edits in 8 of 8 tries. `git add` only warns about a
-# folder that it cannot open, and continues without it: so its messages are read. The files of the
-# set-up are removed from the index by name, because a rule of the repository (`!name`) outranks
+# -p`, because a new time stamp hid same-second edits in 8 of 8 tries. By that time stamp git takes
+# all files of a short checkout for changed, and `git add` would store them again, because it cannot
+# refresh the mirror's packs. So `update-index` compares them first and stores nothing; in the new
+# index it marks those with another content, so that the late time of this index hides nothing.
+# `unchanged_files` does the same for files that git converts. `git add` only warns about a folder
+# that it cannot open, and continues without it: so its messages are read. The files of the set-up
+# are removed from the index by name, because a rule of the repository (`!name`) outranks
 # info/exclude.
 INSIDE = (
     f"set -euo pipefail\n{EXPORTS}\n"
@@ -63,10 +68,17 @@ cat >>"$GIT_DIR/config" <<'END'
 	ignoreSubmodules = all
 END
 [ ! -e /base.left ] || (cd /workspace && /usr/bin/python3 -I -S /etc/osiris/setup_leftovers rules)
-git cat-file -e "$1^{commit}" 2>/dev/null || exit 65
+git cat-file -e "$1^{commit}" || exit 65
 cp -p /base.index "$GIT_INDEX_FILE"
+export GIT_WORK_TREE=/workspace
 code=0
-GIT_WORK_TREE=/workspace git add -A -- . 2>/tmp/said || code=$?
+{ git update-index -q --refresh --force-write-index &&
+    touch -d @4294967295 "$GIT_INDEX_FILE" &&
+    git diff-files -z --raw --no-abbrev --diff-filter=M >/tmp/changed; } 2>/tmp/said || code=$?
+[ $code = 0 ] || { tail -n 5 /tmp/said >&2; exit $code; }
+[ ! -s /tmp/changed ] || /usr/bin/python3 -I -S /etc/osiris/unchanged_files </tmp/changed
+touch -d @4294967295 "$GIT_INDEX_FILE"
+git add -A -- . 2>/tmp/said || code=$?
 grep -aE -m 3 "$LEFT_OUT" /tmp/said | cut -b 1-6000 >&2 && exit 67
 [ $code = 0 ] || { tail -n 5 /tmp/said >&2; exit $code; }
 if [ -s /tmp/drop ]; then
@@ -109,7 +121,7 @@ async def export_workspace(
         )
         size = pack.seek(0, os.SEEK_END)
         pack.seek(0)
-        export = Export(tree=_parse_tree(result, base, size, spec.limits.pack), pack=pack)
+        export = Export(tree=_parse_tree(result, base, size, spec.limits), pack=pack)
         failed.pop_all()
     return export
 
@@ -124,20 +136,19 @@ def _open_unnamed_file(packs: Path) -> IO[bytes]:
         ) from None
 
 
-def _parse_tree(result: Result, base: str, size: int, most: int) -> str:
+def _parse_tree(result: Result, base: str, size: int, limits: SandboxLimits) -> str:
     if result.timed_out:
         raise LocalTimeout(
             "taking the work out of the sandbox took too long: there are too many or too large"
             " files, or this machine has too much to do"
         )
     if result.exit_code is None or result.exit_code == KILLED:
-        raise LocalTimeout(
-            "taking the work out of the sandbox was cut off; this machine may be short of memory"
-        )
+        raise LocalTimeout(f"taking the work out of the sandbox {explain_kill(result, limits)}")
     if result.exit_code == 65:
-        raise Refused(f"the base commit {base} is not in the mirror")
-    if size >= most or result.exit_code == FILE_TOO_LARGE:
-        raise Refused(f"the work is larger than {most >> 20} MiB")
+        complaint = quote_errors(result.output)
+        raise Refused(f"the base commit {base} is not in the mirror: {complaint}")
+    if size >= limits.pack or result.exit_code == FILE_TOO_LARGE:
+        raise Refused(f"the work is larger than {limits.pack >> 20} MiB")
     words = clean_text(result.output).strip().splitlines() or ["nothing was said"]
     if result.exit_code == UNREADABLE:
         reason = words[0].removeprefix("warning: ").removeprefix("error: ").removeprefix("fatal: ")

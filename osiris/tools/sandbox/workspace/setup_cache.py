@@ -30,6 +30,7 @@ from osiris.core.work import CommandRan
 from osiris.tools.sandbox.guest.setup_leftovers import MOST, TOO_MANY
 from osiris.tools.sandbox.jail.process import run_once
 from osiris.tools.sandbox.session import BubblewrapSession
+from osiris.tools.sandbox.workspace.failure_words import explain_kill
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ sed -z -e 's,/$,/x,' -e 's,^,./,' /tmp/new >/tmp/asked
 (cd /tmp/rules && GIT_WORK_TREE=. git check-ignore -z --no-index --stdin) \
     </tmp/asked >/tmp/ignored || [ $? = 1 ]
 /usr/bin/python3 -I -S /etc/osiris/setup_leftovers note
-exec tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - \
-    2>/dev/null
+code=0
+tar -C / --null --verbatim-files-from --files-from=/tmp/list --ignore-failed-read -cf - \
+    2>/tmp/said || code=$?
+[ $code = 0 ] || { tail -n 3 /tmp/said >&2; exit $code; }
 """
 )
 
@@ -147,7 +150,10 @@ class SetupCache:
                 "set-up: %r ended with %s after %.1f s", command[:200], ran.exit_code, ran.seconds
             )
             if result.exit_code != 0:
-                raise _build_failure(ran, result, reached=not session.unreachable)
+                shortage = session.describe_shortage()
+                raise _build_failure(
+                    ran, result, reached=not session.unreachable, shortage=shortage
+                )
             commands.append(ran)
         tar = self._root / f"{key}.tar"
         for old in self._root.glob(".*.tar.*"):  # left by a killed worker
@@ -191,6 +197,10 @@ async def _pack_leftovers(session: BubblewrapSession, file: IO[bytes]) -> None:
             f"the set-up leaves more than {MOST:,} files that the repository's .gitignore does not"
             f" cover, such as {_format_last_lines(result)}; let .gitignore cover them"
         )
+    if result.exit_code is None:
+        raise LocalTimeout(f"packing the files of the set-up {explain_kill(result, limits)}")
+    if result.exit_code == FILE_TOO_LARGE:
+        raise NeedsOperator(f"the files of the set-up are larger than {limits.disk >> 20} MiB")
     if result.exit_code != 0:
         raise NeedsOperator(
             f"the files of the set-up could not be packed: {_format_last_lines(result)}"
@@ -198,13 +208,15 @@ async def _pack_leftovers(session: BubblewrapSession, file: IO[bytes]) -> None:
 
 
 def _build_failure(
-    ran: CommandRan, result: Result, *, reached: bool
+    ran: CommandRan, result: Result, *, reached: bool, shortage: str
 ) -> NeedsOperator | Unavailable:
     """Return the error of a failed command: NeedsOperator when a person must correct it,
     Unavailable when a registry could not be reached."""
     command = " ".join(clean_text(ran.command).split())[:200]
     how = "took too long" if result.timed_out else f"ended with exit code {ran.exit_code}"
     told = f"the set-up command `{command}` {how}: {_format_last_lines(result)}"
+    if shortage:
+        return NeedsOperator(f"{told}; {shortage}; set OSIRIS_SANDBOX_DISK_GIB higher")
     if not reached:
         return Unavailable(f"{told}; a package registry could not be reached")
     wanted = ", ".join(f"{b.host}:{b.port}" for b in ran.blocked[:MOST_NAMED])
