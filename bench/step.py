@@ -28,7 +28,7 @@ from osiris.core.ports.models import (
     ToolSpec,
     ignore_deltas,
 )
-from osiris.core.ports.repositories import Checkout
+from osiris.core.ports.repositories import Checkout, Instructions
 from osiris.data_folder import prepare_storage
 from osiris.queue.leases import INBOX
 from osiris.queue.locks import NamedLocks
@@ -232,7 +232,9 @@ class RunBenchmark:
 
 
 async def _run_mini(python: Path, folder: Path, order: StartRun) -> list[float]:
-    system, user = (message.text for message in briefing.build_messages(order, {}))
+    system, user = (
+        message.text for message in briefing.build_messages(order, Instructions(texts={}))
+    )
     job = {
         "place": str(folder),
         "steps": _STEPS[-1] + _STEPS_AROUND,

@@ -206,11 +206,17 @@ def task_list(
 
 
 @task_app.command("show")
-def task_show(id: TaskId, json: Json = False) -> None:
+def task_show(
+    id: TaskId,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Show the exact text that the agent was given.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show one task with its complete history."""
-    from osiris.console.reports import show_task
+    from osiris.console.reports import show_brief, show_task
 
-    _run_async(show_task(_load_settings(), id, as_json=json))
+    _run_async((show_brief if brief else show_task)(_load_settings(), id, as_json=json))
 
 
 @task_app.command("watch")

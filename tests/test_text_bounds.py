@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from osiris.agents.checkpoints import is_difference_notice, relocation_notice, replay_calls
-from osiris.agents.runner import RunDependencies, Runner
+from osiris.agents.submissions import Submissions
 from osiris.bot.github import comments
 from osiris.core import events as e
 from osiris.core.effects import Purpose, StartRun
 from osiris.core.ports.models import Message, ToolAnswer, ToolCall
+from osiris.core.ports.repositories import Instructions
 from osiris.core.work import Blocked, CommandRan, Prepared, Usage, Work
 from osiris.local.terminal import Terminal
 from osiris.queue import serialization
@@ -59,25 +60,19 @@ class FakeCheckpoints:
 
 async def import_submission(ran: list[CommandRan], prepared: Prepared, summary: str = "s") -> Work:
     """Return the work of a run that ran these commands."""
-    runner: Any = Runner(
-        select_model=None,
-        dependencies=RunDependencies(sandbox=None, tools=None, repositories=FakeRepositories()),
-        transcripts=None,
-        inbox=None,
-        live_events=None,
-    )
+    submissions = Submissions(FakeRepositories())
     messages = [Message(role="tool", text="", ran=command) for command in ran]
-    run = SimpleNamespace(
+    run: Any = SimpleNamespace(
         order=ORDER,
         base="b" * 40,
-        instructions={},
+        instructions=Instructions(texts={}),
         session=FakeSession(prepared),
         recorder=SimpleNamespace(messages=messages, replies=[], usage=Usage()),
         toolbox=SimpleNamespace(list_tools=list),
         budget=SimpleNamespace(seconds=1.0),
         checkpoints=FakeCheckpoints(),
     )
-    fact = await runner._import_submission(run, summary, ())
+    fact = await submissions.import_work(run, summary, ())
     assert isinstance(fact, e.PatchReady)
     assert serialization.load(json.loads(json.dumps(serialization.dump(fact)))) == fact
     return fact.work

@@ -33,6 +33,7 @@ ENGINEER = AgentRole(
         "list_dir",
         "search",
         "run_command",
+        "read_review",
         "submit",
     ),
     budget_share=1.0,

@@ -5,27 +5,26 @@ It has no GitHub credential and no access to one.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from osiris.agents import briefing
+from osiris.agents.active_run import ActiveRun
 from osiris.agents.budget import Budget
 from osiris.agents.checkpoints import (
     Checkpoints,
     RunLocation,
-    is_difference_notice,
     relocation_notice,
     replay_calls,
 )
-from osiris.agents.command_totals import MOST_SUMMARY, bound_commands, bound_prepared
 from osiris.agents.loop import ModelSelector, TranscriptRecorder, run_agent
 from osiris.agents.outcomes import create_fact, is_allowed
-from osiris.agents.roles import AgentRole, select_role
+from osiris.agents.roles import select_role
+from osiris.agents.submissions import Submissions
 from osiris.config import copilot_setup
 from osiris.core import events as e
 from osiris.core.bounded_dict import BoundedDict
-from osiris.core.effects import Purpose, StartRun
+from osiris.core.effects import StartRun
 from osiris.core.errors import Refused
 from osiris.core.policy import Policy
 from osiris.core.ports.live import LiveEvents
@@ -35,37 +34,20 @@ from osiris.core.ports.models import (
     SelectModel,
     Submitted,
     Toolbox,
-    ToolSpec,
 )
-from osiris.core.ports.repositories import Checkout, CheckpointStorage, Repositories
+from osiris.core.ports.repositories import (
+    Checkout,
+    CheckpointStorage,
+    Repositories,
+)
 from osiris.core.ports.sandbox import Plan, Sandbox, SandboxLimits, Session, Setup
 from osiris.core.ports.storage import Inbox, Transcripts
-from osiris.core.sanitize import cut_text
-from osiris.core.work import Work
+from osiris.core.review import Review
+from osiris.core.sanitize import clean_text
 
 log = logging.getLogger(__name__)
 
 _MOST_REMEMBERED = 1_000  # runs that were stopped, or were given a model, before they began
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ActiveRun:
-    """The objects of one active run."""
-
-    name: str
-    order: StartRun
-    role: AgentRole
-    base: str
-    instructions: Mapping[str, str]
-    session: Session
-    toolbox: Toolbox
-    recorder: TranscriptRecorder
-    budget: Budget
-    checkpoints: Checkpoints
-    notice: Message | None
-
-    async def save_checkpoint(self) -> None:
-        await self.checkpoints.save_if_due(self.session, self.recorder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +58,7 @@ class RunDependencies:
     """
 
     sandbox: Sandbox
-    tools: Callable[[Session, Sequence[str]], Toolbox]
+    tools: Callable[[Session, Sequence[str], Sequence[Review]], Toolbox]
     repositories: Repositories
     storage: CheckpointStorage | None = None
     limits: SandboxLimits = field(default_factory=SandboxLimits)
@@ -98,6 +80,7 @@ class Runner:
         self._sandbox = dependencies.sandbox
         self._tools = dependencies.tools
         self._repositories = dependencies.repositories
+        self._submissions = Submissions(dependencies.repositories)
         self._storage = dependencies.storage
         self._limits = dependencies.limits
         self._transcripts = transcripts
@@ -182,15 +165,18 @@ class Runner:
     ) -> e.RunFact:
         run = await self._open_run(name, order, checkout, policy)
         try:
-            outcome = await run_agent(
-                selector,
-                run.toolbox,
-                run.recorder,
-                run.budget,
-                after_step=run.save_checkpoint,
-                notice=run.notice,
-            )
-            fact = await self._create_fact(run, outcome, policy.deny)
+            fact, notice = None, run.notice
+            while fact is None:
+                outcome = await run_agent(
+                    selector,
+                    run.toolbox,
+                    run.recorder,
+                    run.budget,
+                    after_step=run.save_checkpoint,
+                    notice=notice,
+                )
+                notice = None
+                fact = await self._create_fact(run, outcome, policy.deny)
         except Refused as refused:
             fact = e.RunFailed(issue=order.issue, run=order.run, reason=str(refused))
         except asyncio.CancelledError:
@@ -224,7 +210,7 @@ class Runner:
 
     async def _open_run(
         self, name: str, order: StartRun, checkout: Checkout, policy: Policy
-    ) -> _ActiveRun:
+    ) -> ActiveRun:
         resumed_run = await self._transcripts.begin_run(
             name, order.issue, order.purpose, checkout.commit
         )
@@ -236,7 +222,7 @@ class Runner:
             self._sandbox, resumed_run, await self._plan_session(order.issue.repo, checkout, policy)
         )
         role = select_role(order.purpose)
-        toolbox = self._tools(session, role.tools)
+        toolbox = self._tools(session, role.tools, order.reviews)
         instructions = await self._repositories.read_instructions(
             order.issue.repo, checkout.trusted
         )
@@ -248,17 +234,9 @@ class Runner:
             budget,
             self._live_events,
         )
-        notice = None
-        if redo is not None and recorder.messages:
-            notice = relocation_notice(
-                await replay_calls(toolbox, recorder.messages, redo), restored=redo > 0
-            )
-        await session.seal()  # not earlier: a partial replay must not be taken for a complete one
-        for message in briefing.build_messages(order, instructions, role.prompt)[
-            len(recorder.messages) :
-        ]:
-            await recorder.append(message)
-        return _ActiveRun(
+        messages = briefing.build_messages(order, instructions, policy.deny, role.prompt)
+        notice = await _brief_agent(order, messages, session, toolbox, recorder, redo)
+        return ActiveRun(
             name=name,
             order=order,
             role=role,
@@ -273,53 +251,12 @@ class Runner:
         )
 
     async def _create_fact(
-        self, run: _ActiveRun, outcome: Outcome, deny: Sequence[str]
-    ) -> e.RunFact:
+        self, run: ActiveRun, outcome: Outcome, deny: Sequence[str]
+    ) -> e.RunFact | None:
+        """Return the fact of an outcome; None when the agent is to go on: its work was refused."""
         if isinstance(outcome, Submitted) and is_allowed(outcome, run.role):
-            return await self._import_submission(run, outcome.summary, deny)
+            return await self._submissions.import_work(run, outcome.summary, deny)
         return create_fact(outcome, run.order, run.role)
-
-    async def _import_submission(
-        self, run: _ActiveRun, summary: str, deny: Sequence[str]
-    ) -> e.RunFact:
-        issue, number = run.order.issue, run.order.run
-        export = await run.session.export(run.base)
-        with export.pack:
-            taken = await self._repositories.import_pack(issue.repo, run.base, export, deny)
-        await self._save_checkpoint(run, taken.tree)
-        if not taken.files and run.order.purpose is Purpose.REVISE:
-            return e.NothingToChange(issue=issue, run=number, summary=summary)
-        if not taken.files:
-            reason = f"the agent changed no file; it said: {summary}"
-            return e.RunFailed(issue=issue, run=number, reason=reason)
-        ran = bound_commands([message.ran for message in run.recorder.messages if message.ran])
-        work = Work(
-            summary=cut_text(summary, MOST_SUMMARY),
-            files=taken.files,
-            commands=ran.commands,
-            earlier=ran.earlier,
-            blocked=ran.blocked,
-            more_blocked=ran.more_blocked,
-            edited_last=_edited_last(run.recorder.messages, run.toolbox.list_tools()),
-            instructions=tuple(run.instructions),
-            model=", ".join(dict.fromkeys(reply.model for reply in run.recorder.replies)),
-            steps=len(run.recorder.replies),
-            seconds=run.budget.seconds,
-            usage=run.recorder.usage,
-            prepared=bound_prepared(run.session.prepared),
-        )
-        at = int(time.time())
-        return e.PatchReady(
-            issue=issue, run=number, tree=taken.tree, base=run.base, at=at, work=work
-        )
-
-    async def _save_checkpoint(self, run: _ActiveRun, tree: str) -> None:
-        """Save a checkpoint of the submitted tree: another machine may push it, or this one may be
-        gone by then."""
-        try:
-            await run.checkpoints.save_tree(tree, len(run.recorder.messages))
-        except Refused as refused:
-            log.warning("the checkpoint of %s could not be saved: %s", run.name, refused)
 
 
 def run_name(issue: e.IssueRef, run: int) -> str:
@@ -327,17 +264,31 @@ def run_name(issue: e.IssueRef, run: int) -> str:
     return f"{issue.repo.replace('/', '.')}-{issue.number}-{run}"
 
 
-def _edited_last(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> bool:
-    """Return whether a file was changed after the last command ran, or a replayed command ended
-    with another exit code."""
-    editing = {tool.name for tool in tools if tool.edits_files}
-    answers = {message.call: message for message in messages if message.role == "tool"}
-    for message in reversed(messages):
-        if is_difference_notice(message):
-            return True
-        for call in reversed(message.calls):
-            if call.id in answers and answers[call.id].ran:
-                return False
-            if call.id in answers and call.name in editing:
-                return True
-    return False
+async def _brief_agent(
+    order: StartRun,
+    brief: Sequence[Message],
+    session: Session,
+    toolbox: Toolbox,
+    recorder: TranscriptRecorder,
+    redo: int | None,
+) -> Message | None:
+    """Record the `brief` of a new run. Of one that goes on, return what its agent is told first:
+    that it was moved (`redo`: the message from which its calls are repeated), and what people
+    wrote meanwhile."""
+    if briefing.is_long(order.body):
+        script = f"cat > {briefing.ISSUE_FILE}"
+        await session.run(["/bin/bash", "-c", script], stdin=clean_text(order.body).encode())
+    notices = []
+    if redo is not None and recorder.messages:
+        differed = await replay_calls(toolbox, recorder.messages, redo)
+        notices.append(relocation_notice(differed, restored=redo > 0))
+    await session.seal()  # not earlier: a partial replay must not be taken for a complete one
+    if len(recorder.messages) >= briefing.LENGTH:
+        notices.append(briefing.build_news(order, recorder.messages))
+    for message in brief[len(recorder.messages) :]:
+        await recorder.append(message)
+    told = [notice for notice in notices if notice is not None]
+    if not told:
+        return None
+    text = "\n\n".join(notice.text for notice in told)
+    return replace(told[-1], text=text)

@@ -91,6 +91,23 @@ async def show_task(settings: Settings, id: str, *, as_json: bool) -> None:
         make_console().print(Text(f"   {_describe_waiting(one)}"))
 
 
+async def show_brief(settings: Settings, id: str, *, as_json: bool) -> None:
+    """Print what the agent of the newest run was told, as it was told: its brief, and what came
+    later."""
+    async with open_views(settings) as views:
+        line = await find_task(views, id)
+        steps = await views.list_steps(line.id)
+    told = [step for step in steps if step.run == steps[-1].run and step.message.role == "user"]
+    if as_json:
+        print_json([asdict(step) for step in told])
+        return
+    for step in told:
+        at = datetime.fromtimestamp(step.at).strftime("%Y-%m-%d %H:%M:%S")
+        print(f"── {make_safe(step.run)}, {at}\n\n{clean_text(step.message.text)}\n")
+    if not told:
+        print("no agent was given a brief yet")
+
+
 async def watch_task(settings: Settings, id: str, *, as_json: bool) -> None:
     """Print new entries until the task waits for a person or has ended."""
     async with open_views(settings) as views:

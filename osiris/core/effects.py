@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from osiris.core.events import Address, IssueRef, Principal, Review, SourceRef
+from osiris.core.events import Address, IssueRef, Principal, SourceRef
+from osiris.core.review import Remark, Review
 from osiris.core.work import Work
 
 
@@ -26,6 +27,7 @@ class Topic(StrEnum):
     ANSWER = "answer"
     BROKEN = "broken"
     MODEL = "model"
+    PLAIN_COMMENT = "plain_comment"
 
 
 class MessageTopic(StrEnum):
@@ -79,7 +81,11 @@ class Order:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRun(Order):
     """Let an agent work. `steps`, `minutes` and `usd` (US dollars; None: unlimited) limit the run
-    as a whole, with all its budget grants. `model` is VENDOR:MODEL, or "" for the operator's."""
+    as a whole, with all its budget grants. `model` is VENDOR:MODEL, or "" for the operator's.
+    `failure` is why the run before this one failed, "" when it did not.
+
+    `remarks`, and `left_out` (what of them is missing, in sentences), are read when the run starts.
+    """
 
     run: int
     purpose: Purpose
@@ -91,6 +97,9 @@ class StartRun(Order):
     minutes: int
     usd: float | None = None
     model: str = ""
+    failure: str = ""
+    remarks: tuple[Remark, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

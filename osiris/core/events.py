@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from osiris.core.errors import Refused
+from osiris.core.review import Review
 from osiris.core.work import Work
 
 
@@ -89,25 +90,6 @@ class SourceRef:
 
     kind: Literal["comment", "review"]
     id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thread:
-    """One line comment of a review, with the part of the diff that it belongs to."""
-
-    path: str
-    line: int | None
-    hunk: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Review:
-    """A complete submitted review: the briefing of one run."""
-
-    by: str
-    text: str
-    threads: tuple[Thread, ...] = ()
 
 
 # ── conversations outside of GitHub ───────────────────────────────────────────────────────────────
@@ -214,7 +196,11 @@ class StopRequested(Ask): ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryRequested(Ask): ...
+class RetryRequested(Ask):
+    """`title` and `body` are those of the issue now; "" where nobody has read them."""
+
+    title: str = ""
+    body: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +220,14 @@ class HelpAsked(Ask):
     """A person asked for help; `unknown` is a command that Osiris does not know, else empty."""
 
     unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainComment(TaskEvent):
+    """A person with write access wrote something that starts nothing: a comment without a command,
+    or (only `on_pull`) a review that is a mere comment."""
+
+    on_pull: bool
 
 
 # ── facts of one run ──────────────────────────────────────────────────────────────────────────────

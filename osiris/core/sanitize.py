@@ -21,6 +21,9 @@ _CONTROLS_BUT_TAB_AND_NEWLINE: Final = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _JOINERS: Final = "\u200c\u200d\ufe0e\ufe0f"
 """What some scripts, and emoji, are written with: allowed in file names."""
 
+_UNNOTICED: Final = f"\r{_JOINERS}"
+"""Characters that are removed and not counted: parts of line ends, emoji and some scripts."""
+
 _SEQUENCES: Final = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI
     # DCS SOS OSC PM APC, in a line
@@ -41,6 +44,12 @@ def clean_text(raw: bytes | str) -> str:
     """
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
     return _HIDDEN.sub("", _SEQUENCES.sub("", _RETURNS.sub("\n", text)))
+
+
+def count_hidden(text: str) -> int:
+    """Return the number of characters that `clean_text` removes and people cannot see, without the
+    joiners of some scripts and of emoji."""
+    return sum(found[0] not in _UNNOTICED for found in _HIDDEN.finditer(text))
 
 
 def show_hidden(line: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from osiris.core import events as e
+from osiris.core.review import Review
 from osiris.core.work import Work
 
 
@@ -109,7 +110,8 @@ class Task:
     nobody chose; `generation` counts how often work started again after a rejection or a merge;
     `reviews` is what the current run works on and `waiting` what came meanwhile; `seen_reviews`
     names the reviews that were recorded; `approved` is the commit a person approved; `read_only` is
-    True while nothing can be written in the repository; `subscribers` are the conversations that
+    True while nothing can be written in the repository; `failure` is why the run before the current
+    one failed, "" when it did not; `subscribers` are the conversations that
     are told what becomes of it.
     """
 
@@ -129,11 +131,12 @@ class Task:
     head: str | None = None
     approved: str | None = None
     approved_by: str | None = None
-    reviews: tuple[e.Review, ...] = ()
-    waiting: tuple[e.Review, ...] = ()
+    reviews: tuple[Review, ...] = ()
+    waiting: tuple[Review, ...] = ()
     seen_reviews: tuple[str, ...] = ()
     read_only: bool = False
     reason: str = ""
+    failure: str = ""
     work: Work | None = None
     subscribers: tuple[e.Address, ...] = ()
 

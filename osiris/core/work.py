@@ -75,6 +75,8 @@ class Work:
     last command. `commands` are the newest commands, and `earlier` is the number of those before
     them. `blocked` is what all commands together could not reach, and `more_blocked` the number of
     rows that were left out. In work that an earlier version stored, these rows are in the commands.
+    `left_out` says in sentences what the agent was not shown, or not whole, and what of its work
+    was not taken.
     """
 
     summary: str
@@ -90,3 +92,4 @@ class Work:
     earlier: int = 0
     blocked: tuple[Blocked, ...] = ()
     more_blocked: int = 0
+    left_out: tuple[str, ...] = ()

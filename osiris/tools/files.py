@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from osiris.core.ports.models import ToolAnswer
-from osiris.core.ports.sandbox import Session
+from osiris.tools.context import ToolContext
 
 
 class ToolArgs(BaseModel):
@@ -38,28 +38,28 @@ class SearchFiles(ToolArgs):
     path: str = Field(".", description="file or folder")
 
 
-async def read_file(session: Session, args: ReadFile) -> ToolAnswer:
-    return ToolAnswer(text=await session.files.read(args.path, args.start, args.lines))
+async def read_file(context: ToolContext, args: ReadFile) -> ToolAnswer:
+    return ToolAnswer(text=await context.session.files.read(args.path, args.start, args.lines))
 
 
-async def write_file(session: Session, args: WriteFile) -> ToolAnswer:
-    return ToolAnswer(text=await session.files.write(args.path, _encode_text(args.content)))
+async def write_file(context: ToolContext, args: WriteFile) -> ToolAnswer:
+    return ToolAnswer(text=await context.session.files.write(args.path, _encode_text(args.content)))
 
 
-async def edit_file(session: Session, args: EditFile) -> ToolAnswer:
+async def edit_file(context: ToolContext, args: EditFile) -> ToolAnswer:
     if args.old == args.new:
         return ToolAnswer(text="error: `old` and `new` are the same")
-    return ToolAnswer(
-        text=await session.files.edit(args.path, _encode_text(args.old), _encode_text(args.new))
-    )
+    old = _encode_text(args.old)
+    new = _encode_text(args.new)
+    return ToolAnswer(text=await context.session.files.edit(args.path, old, new))
 
 
-async def list_dir(session: Session, args: ListDir) -> ToolAnswer:
-    return ToolAnswer(text=await session.files.list(args.path))
+async def list_dir(context: ToolContext, args: ListDir) -> ToolAnswer:
+    return ToolAnswer(text=await context.session.files.list(args.path))
 
 
-async def search_files(session: Session, args: SearchFiles) -> ToolAnswer:
-    return ToolAnswer(text=await session.files.search(args.pattern, args.path))
+async def search_files(context: ToolContext, args: SearchFiles) -> ToolAnswer:
+    return ToolAnswer(text=await context.session.files.search(args.pattern, args.path))
 
 
 def _encode_text(text: str) -> bytes:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
+from osiris.core.exit_codes import explain_exit_code
 from osiris.core.ports.models import ToolAnswer
-from osiris.core.ports.sandbox import Result, Session
+from osiris.core.ports.sandbox import Result
 from osiris.core.sanitize import clean_text
 from osiris.core.work import Blocked, CommandRan
+from osiris.tools.context import ToolContext
 from osiris.tools.files import ToolArgs
 from osiris.tools.sandbox.network.egress_proxy import LONGEST_REASON
 from osiris.tools.sandbox.network.tls_client_hello import LONGEST_NAME
@@ -24,7 +26,7 @@ class RunCommand(ToolArgs):
     timeout: float = Field(120, gt=0, le=600, description="seconds")
 
 
-async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
+async def run_command(context: ToolContext, args: RunCommand) -> ToolAnswer:
     """Run a command. The answer's `ran` records what this process observed, not what the model
     claims."""
     if "\0" in args.command:
@@ -34,8 +36,8 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
             text="the command is too long: write a script with write_file and run that"
         )
     name = f"{secrets.token_hex(4)}.txt"
-    result = await session.run(
-        ["/bin/bash", "-c", args.command], timeout=args.timeout, keep_as=name
+    result = await context.session.run(
+        ["/bin/bash", "-o", "pipefail", "-c", args.command], timeout=args.timeout, keep_as=name
     )
     ran = CommandRan(
         command=args.command,
@@ -44,25 +46,27 @@ async def run_command(session: Session, args: RunCommand) -> ToolAnswer:
         blocked=result.blocked,
     )
     parts = [
-        _describe_result(result, args.timeout),
+        _describe_result(result, args),
         *_describe_blocked(result.blocked),
         _shorten_output(result, name),
     ]
     return ToolAnswer(text="\n".join(parts).rstrip(), ran=ran)
 
 
-def _describe_result(result: Result, timeout: float) -> str:
+def _describe_result(result: Result, args: RunCommand) -> str:
     memory = (
         "; the sandbox ran out of memory and processes were killed" if result.out_of_memory else ""
     )
     if result.timed_out:
         return (
-            f"stopped after {timeout:g} s: it did not end in time, and all it started was"
+            f"stopped after {args.timeout:g} s: it did not end in time, and all it started was"
             f" killed{memory}"
         )
     if result.exit_code is None:
         return f"killed after {result.seconds:.1f} s{memory}"
-    return f"exit code {result.exit_code} in {result.seconds:.1f} s{memory}"
+    unclear = explain_exit_code(args.command, result.exit_code)
+    note = f"; {unclear}" if unclear else ""
+    return f"exit code {result.exit_code} in {result.seconds:.1f} s{note}{memory}"
 
 
 def _describe_blocked(blocked: Sequence[Blocked]) -> Iterator[str]:

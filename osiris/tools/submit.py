@@ -6,7 +6,7 @@ from pydantic import Field
 
 from osiris.core.errors import RunEnded
 from osiris.core.ports.models import Submitted
-from osiris.core.ports.sandbox import Session
+from osiris.tools.context import ToolContext
 from osiris.tools.files import ToolArgs
 
 
@@ -16,5 +16,5 @@ class SubmitWork(ToolArgs):
     )
 
 
-async def submit_work(session: Session, args: SubmitWork) -> NoReturn:
+async def submit_work(context: ToolContext, args: SubmitWork) -> NoReturn:
     raise RunEnded(Submitted(summary=args.summary.strip()))

@@ -12,8 +12,10 @@ from pydantic_core import ErrorDetails
 from osiris.core.ports.models import ToolAnswer, ToolSpec
 from osiris.core.ports.sandbox import Session
 from osiris.core.redaction import Redactor
+from osiris.core.review import Review
 from osiris.core.sanitize import clean_text, cut_text
-from osiris.tools import files, shell, submit
+from osiris.tools import files, reviews, shell, submit
+from osiris.tools.context import ToolContext
 from osiris.tools.files import ToolArgs
 
 # limits of the answer to wrong arguments: rows, and characters of each
@@ -27,7 +29,7 @@ class Tool:
     """A tool; the flags are those of `ToolSpec`."""
 
     args: type[ToolArgs]
-    handler: Callable[[Session, Any], Awaitable[ToolAnswer]]
+    handler: Callable[[ToolContext, Any], Awaitable[ToolAnswer]]
     description: str
     repeatable: bool = False
     edits_files: bool = False
@@ -74,6 +76,12 @@ TOOLS: Mapping[str, Tool] = {
         " no input. Each command starts afresh there; what it leaves running is killed. Long output"
         " is cut in the middle and kept in /tmp/outputs.",
     ),
+    "read_review": Tool(
+        reviews.ReadReview,
+        reviews.read_review,
+        "Show a review, or one of its threads, whole.",
+        repeatable=True,
+    ),
     "submit": Tool(
         submit.SubmitWork,
         submit.submit_work,
@@ -102,17 +110,19 @@ def build_specs(names: tuple[str, ...] = tuple(TOOLS)) -> Sequence[ToolSpec]:
 
 
 class SessionTools:
-    """Some tools of one session; implements `osiris.core.ports.models.Toolbox`. `hide` removes
-    secrets from the answers, which are sent to a model vendor."""
+    """Some tools of one session; implements `osiris.core.ports.models.Toolbox`. `answered` are the
+    reviews of the run. `hide` removes secrets from the answers, which are sent to a model
+    vendor."""
 
     def __init__(
         self,
         session: Session,
         names: Sequence[str] = tuple(TOOLS),
+        answered: Sequence[Review] = (),
         *,
         hide: Redactor | None = None,
     ) -> None:
-        self._session = session
+        self._context = ToolContext(session, answered)
         self._names = tuple(names)
         self._hide = hide or Redactor()
 
@@ -135,7 +145,7 @@ class SessionTools:
         except ValidationError as error:
             return ToolAnswer(text=_describe_errors(name, error))
         try:
-            answer = await tool.handler(self._session, checked)
+            answer = await tool.handler(self._context, checked)
         except UnicodeEncodeError:
             return ToolAnswer(
                 text=(

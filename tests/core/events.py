@@ -1,6 +1,7 @@
 """Examples of events, one of each kind, for tests."""
 
 from osiris.core import events as e
+from osiris.core.review import Review
 from osiris.core.work import CommandRan, FileChange, Work
 
 ISSUE = e.IssueRef("acme/shop", 7)
@@ -16,7 +17,7 @@ WORK = Work(
     steps=3,
     seconds=2.0,
 )
-REVIEW = e.Review(by="bob", text="A test, please.")
+REVIEW = Review(by="bob", text="A test, please.")
 
 
 def create_ask(
@@ -53,6 +54,7 @@ def list_events(run: int = 1) -> list[e.TaskEvent]:
         create_ask(e.ModelChosen, model="openai:gpt-5"),
         create_ask(e.StatusAsked),
         create_ask(e.HelpAsked),
+        e.PlainComment(issue=ISSUE, on_pull=True),
         e.PlanningStarted(issue=ISSUE, run=run),
         e.RunStarted(issue=ISSUE, run=run),
         e.PlanReady(issue=ISSUE, run=run, plan="first this"),

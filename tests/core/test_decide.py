@@ -11,6 +11,7 @@ from osiris.core.decide.requests import branch_name
 from osiris.core.errors import RunEnded, Unavailable
 from osiris.core.policy import Policy
 from osiris.core.ports.models import SpentBudget
+from osiris.core.review import Review
 from osiris.core.task import State, Task
 from tests.core.events import (
     ISSUE,
@@ -124,7 +125,7 @@ def test_a_review_whose_answer_could_not_be_pushed_is_still_to_be_answered():
 
 
 def test_a_refused_push_loses_neither_the_review_it_answers_nor_the_one_that_waits():
-    late = create_ask(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    late = create_ask(e.ChangesRequested, review=Review(by="carol", text="And this."))
     task, effects = play(*IN_REVIEW, CHANGES, late, create_patch_ready(2))
     assert (effects[-1].reviews, task.reviews) == ((late.review,), (REVIEW, late.review))
     assert play(e.PatchPushed(issue=ISSUE, head="h2", answered=(REVIEW,)), task=task)[
@@ -168,7 +169,7 @@ def test_a_review_of_a_paused_task_ends_the_paused_run():
 
 
 def test_a_review_that_comes_while_the_agent_works_is_the_next_brief():
-    late = create_ask(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    late = create_ask(e.ChangesRequested, review=Review(by="carol", text="And this."))
     task, effects = play(*IN_REVIEW, CHANGES, late)
     assert (task.waiting, list_kinds(effects)) == ((late.review,), [])
     task, effects = play(create_patch_ready(2), task=task)
@@ -310,7 +311,7 @@ def test_the_repository_says_who_plans_and_who_builds():
 
 
 def test_a_retry_after_a_failure_is_a_new_run_with_every_review_that_is_open():
-    late = create_ask(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    late = create_ask(e.ChangesRequested, review=Review(by="carol", text="And this."))
     failed = e.RunFailed(issue=ISSUE, run=2, reason="no")
     task, effects = play(*IN_REVIEW, CHANGES, late, failed, create_ask(e.RetryRequested))
     assert (task.state, task.run, task.branch) == (State.QUEUED, 3, "osiris/7-fix-the-cart")
@@ -479,7 +480,7 @@ def test_access_that_comes_back_wakes_no_task_that_is_paused_for_another_reason(
 
 
 def test_a_parked_push_of_an_earlier_run_fails_the_task_and_a_retry_answers_every_review():
-    late = create_ask(e.ChangesRequested, review=e.Review(by="carol", text="And this."))
+    late = create_ask(e.ChangesRequested, review=Review(by="carol", text="And this."))
     task, _ = play(*IN_REVIEW, CHANGES, late, create_patch_ready(2))
     assert (task.state, task.run) == (State.RUNNING, 3)
     task, _ = play(e.OrderParked(issue=ISSUE, reason="the App may not push", run=2), task=task)

@@ -191,6 +191,7 @@ class FlowEnvironment:
         with tempfile.TemporaryDirectory() as folder:
             run_plain_git("clone", "-q", "--branch", branch, f"{address}/{REPO}.git", folder)
             for path, text in files.items():
+                (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / path).write_text(text)
             run_plain_git("-C", folder, "add", "-A")
             run_plain_git("-C", folder, *identity, "commit", "-qm", "By hand")

@@ -101,11 +101,9 @@ async def test_binary_files_and_odd_names_are_carried_whole(start: Start):
     ],
 )
 async def test_work_that_needs_a_person_is_not_pushed(start: Start, command: str, sentence: str):
-    async with start(
-        build_script(
-            build_step("run_command", {"exit_code": 0}, command=command), build_submit_step("Done.")
-        )
-    ) as env:
+    """The agent may mend it; one that submits the same five times has failed."""
+    making = build_step("run_command", {"exit_code": 0}, command=command)
+    async with start(build_script(making, *[build_submit_step("Done.")] * 5)) as env:
         assert sentence in await run_task_to_end(env)
         assert "osiris/" not in env.run_git("branch", "--list")
 

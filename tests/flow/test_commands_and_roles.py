@@ -149,6 +149,10 @@ async def test_a_task_is_cancelled_and_retried_from_the_command_line(start: Star
         )
         assert (await run_cli("task", "retry", "acme/shop#1", **environ))[0] == 0
         await env.wait_until_settled()
+        code, out, _ = await run_cli("task", "show", "1", "--brief", **environ)
+        assert code == 0
+        assert (await env.read_transcript())[1].text in out
+        assert "You are Osiris" not in out
         code, out, _ = await run_cli("task", "show", "1", "--json", **environ)
         assert (code, '"state": "review"' in out) == (0, True)
         code, _, err = await run_cli("task", "show", "99", **environ)

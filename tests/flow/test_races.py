@@ -468,7 +468,7 @@ async def test_what_github_shows_to_nobody_is_not_told_to_the_model(start: Start
         assert "backdoor" not in brief
         assert "without an end" not in brief
         assert "<!-- a comment in code -->" in brief
-        assert "[2 HTML comments, which GitHub does not show, were left out.]" in brief
+        assert "[Removed here, because people do not see it: 2 Markdown comments.]" in brief
 
 
 async def test_no_hidden_words_reach_the_model(start: Start):

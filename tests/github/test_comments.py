@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from osiris.bot.github import comments
 from osiris.core import effects as f
-from osiris.core import events as e
+from osiris.core.review import Review
 from osiris.core.task import State, Task
 from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Usage, Work
 from tests.core.events import ISSUE, WORK
@@ -300,7 +300,7 @@ def test_no_work_pushes_a_heading_a_verdict_or_the_cost_out(work: Work):
 def test_no_work_pushes_the_cost_out_of_a_status_or_leaves_it_unfolded(
     work: Work, words: str, state: State
 ):
-    reviews = tuple(e.Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
+    reviews = tuple(Review(by=f"{n}{'r' * 200}", text="") for n in range(300))
     task = create_task(state, pull=9, approved_by="bob", reason=words, work=work, reviews=reviews)
     status = comments.write_pull_status(task)
     assert len(status) <= comments.BODY_LIMIT - 2_000

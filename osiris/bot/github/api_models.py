@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from osiris.core.errors import Refused
-from osiris.core.events import Thread
+from osiris.core.review import Side
 
 Verdict = Literal["approved", "changes_requested", "commented", "dismissed"]
 """The verdict of a review; `dismissed` means that it was taken back."""
@@ -42,6 +42,8 @@ class IssueSnapshot:
     """
 
     node: str
+    title: str
+    body: str
     open: bool
     labels: frozenset[str]
     closed: str = ""
@@ -65,6 +67,40 @@ class SubmittedReview:
     verdict: Verdict
     text: str
     commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewComment:
+    """A line comment; `top` is the id of the first comment of its thread, `review` the id of the
+    review that it belongs to.
+
+    `line` and `start` are None where the commit no longer has these lines; the `original` ones are
+    those of `commit`, on which it was made, and None for a comment on the whole file.
+    """
+
+    id: int
+    top: int
+    review: int
+    by: str
+    text: str
+    path: str
+    hunk: str
+    side: Side
+    line: int | None
+    start: int | None
+    original_line: int | None
+    original_start: int | None
+    commit: str
+    is_on_file: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationComment:
+    """A comment below an issue or pull request."""
+
+    by: str
+    by_bot: bool
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +173,8 @@ def parse_login(user: dict[str, Any] | None) -> str:
 def parse_issue(data: dict[str, Any]) -> IssueSnapshot:
     return IssueSnapshot(
         node=data["node_id"],
+        title=data["title"],
+        body=data["body"] or "",
         open=data["state"] == "open",
         labels=frozenset(label["name"].casefold() for label in data["labels"]),
         closed=data["closed_at"] or "",
@@ -180,9 +218,28 @@ def parse_label_change(event: dict[str, Any], label: str) -> LabelChange | None:
     )
 
 
-def parse_thread(comment: dict[str, Any]) -> Thread:
-    line = comment.get("line") or comment.get("original_line")
-    return Thread(path=comment["path"], line=line, hunk=comment["diff_hunk"], text=comment["body"])
+def parse_line_comment(data: dict[str, Any]) -> ReviewComment:
+    return ReviewComment(
+        id=data["id"],
+        top=data.get("in_reply_to_id") or data["id"],
+        review=data.get("pull_request_review_id") or 0,
+        by=parse_login(data["user"]),
+        text=data["body"],
+        path=data["path"],
+        hunk=data["diff_hunk"],
+        side="LEFT" if data.get("side") == "LEFT" else "RIGHT",
+        line=data.get("line"),
+        start=data.get("start_line"),
+        original_line=data.get("original_line"),
+        original_start=data.get("original_start_line"),
+        commit=data["original_commit_id"],
+        is_on_file=data.get("subject_type") == "file",
+    )
+
+
+def parse_comment(data: dict[str, Any]) -> ConversationComment:
+    by_bot = _is_bot(data["user"])
+    return ConversationComment(by=parse_login(data["user"]), by_bot=by_bot, text=data["body"] or "")
 
 
 def parse_time(moment: str) -> float:

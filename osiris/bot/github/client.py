@@ -12,10 +12,12 @@ from githubkit import Response
 
 from osiris.bot.github import api_models, comment_markers
 from osiris.bot.github.api_models import (
+    ConversationComment,
     IssueSnapshot,
     LabelChange,
     PullSnapshot,
     RepositoryStatus,
+    ReviewComment,
     SubmittedReview,
     TouchedItems,
 )
@@ -23,13 +25,13 @@ from osiris.bot.github.app_auth import AppAuth, NotInstalled, Suspended
 from osiris.bot.github.transport import PAGE, NotFound, Transport
 from osiris.config import repository_file as repo_file
 from osiris.core.errors import Refused
-from osiris.core.events import IssueRef, Role, SourceRef, Thread
+from osiris.core.events import IssueRef, Role, SourceRef
 from osiris.core.policy import Policy
 from osiris.core.ports.storage import WriteLimiter
 from osiris.core.redaction import Redactor
 
 _POLICY_LIFE = 60.0  # seconds
-_MOST_THREADS = 1_000
+_MOST_COMMENTS = 10_000
 _OBJECT = "application/vnd.github.object+json"
 _NEAR_BY = 30  # comments after the first in which duplicates are searched
 
@@ -82,7 +84,8 @@ class GitHub:
         return Role(name) if name in list(Role) else Role(answer["permission"])
 
     async def read_policy(self, repo: str) -> Policy:
-        """Return the policy in `.github/osiris.yml` of the default branch; at most a minute old.
+        """Return the policy in `.github/osiris.yml` of the default branch: at most a minute old,
+        and a broken one as it is now.
 
         Where the App is not or no longer installed, return a policy whose label starts nothing:
         late deliveries from there are not failures.
@@ -93,7 +96,8 @@ class GitHub:
                 policy = await self._fetch_policy(repo)
             except NotInstalled:
                 return Policy(label="")
-            self._policies[repo] = (policy, monotonic() + _POLICY_LIFE)
+            life = 0.0 if policy.broken else _POLICY_LIFE
+            self._policies[repo] = (policy, monotonic() + life)
         return policy
 
     async def _fetch_policy(self, repo: str) -> Policy:
@@ -141,17 +145,35 @@ class GitHub:
         rows = self._transport.iterate_rows(repo, f"/pulls/{pull}/reviews")
         return [review async for row in rows if (review := api_models.parse_review(row))]
 
-    async def list_review_threads(
-        self, repo: str, pull: int, review: int, *, most: int = _MOST_THREADS
-    ) -> tuple[Thread, ...]:
-        """Return the line comments of one review, at most `most`."""
+    async def has_line_comments(self, repo: str, pull: int, review: int) -> bool:
+        """Return whether a review has line comments."""
         path = f"/pulls/{pull}/reviews/{review}/comments"
+        return bool(await self._transport.read_json(repo, path, {"per_page": 1}))
+
+    async def list_line_comments(self, repo: str, pull: int) -> list[ReviewComment]:
+        """Return the line comments of a pull request, oldest first; the newest 10,000.
+
+        The list of one review's comments is not used: GitHub leaves out there on which lines and
+        side they are.
+        """
+        newest_first = {"sort": "created", "direction": "desc"}
         found = []
-        async for comment in self._transport.iterate_rows(repo, path):
-            found.append(api_models.parse_thread(comment))
-            if len(found) >= most:
+        async for row in self._transport.iterate_rows(
+            repo, f"/pulls/{pull}/comments", newest_first
+        ):
+            found.append(api_models.parse_line_comment(row))
+            if len(found) >= _MOST_COMMENTS:
                 break
-        return tuple(found)
+        return found[::-1]
+
+    async def list_conversation(self, repo: str, number: int) -> list[ConversationComment]:
+        """Return the comments below an issue or pull request, oldest first; the first 10,000."""
+        found = []
+        async for row in self._transport.iterate_rows(repo, f"/issues/{number}/comments"):
+            found.append(api_models.parse_comment(row))
+            if len(found) >= _MOST_COMMENTS:
+                break
+        return found
 
     async def read_user_id(self, repo: str, login: str) -> int | None:
         try:

@@ -19,7 +19,7 @@ from osiris.bot.github.escaping import format_title as format_title
 from osiris.bot.github.evidence import write_cost, write_evidence, write_not_done
 from osiris.core.effects import OpenDraftPull, OpenIssue, Push, Reply, Topic
 from osiris.core.events import Authentication, IssueRef
-from osiris.core.task import ENDED, State, Task
+from osiris.core.task import ENDED, UNDER_REVIEW, State, Task
 from osiris.core.work import Work
 
 BODY_LIMIT = 65_536  # characters that GitHub accepts in a comment or a pull request's body
@@ -174,9 +174,36 @@ def write_reply(order: Reply, task: Task | None) -> str:
                 + quote_text(order.detail)
             )
         case Topic.BROKEN:
-            return f"I did not start: {one_line(order.detail)}. Then say `/osiris retry`."
+            return f"I did not start: {one_line(order.detail)}. {_write_way_on(order, task)}"
+        case Topic.PLAIN_COMMENT:
+            return _explain_commands(task)
         case Topic.MODEL:
             return f"I did not change the model: {one_line(order.detail)}."
+
+
+def _write_way_on(order: Reply, task: Task | None) -> str:
+    """Return what starts the work after the repository's policy was mended."""
+    if order.on_pull:
+        return "Then submit the review again."
+    if task is None or task.state in (State.DONE, *UNDER_REVIEW):
+        return "Then say `/osiris`."
+    return "Then say `/osiris retry`."
+
+
+def _explain_commands(task: Task | None) -> str:
+    """Return the answer to words that start nothing."""
+    said = "A comment alone starts nothing; my next run reads it."
+    pull = f" of #{task.pull}" if task and task.pull else ""
+    review = f"a review{pull} with *Request changes* or line comments"
+    match task.state if task else None:
+        case State.REVIEW | State.APPROVED:
+            return f"{said} To start one, submit {review}."
+        case State.QUEUED | State.PLANNING | State.RUNNING if task and task.pull:
+            return f"{said} I am at work now; to start another run after this, submit {review}."
+        case State.QUEUED | State.PLANNING | State.RUNNING:
+            again = "`/osiris stop` and then `/osiris retry` starts again with it"
+            return f"{said} I am at work now; {again}."
+    return f"{said} To start one, say `/osiris retry`."
 
 
 # ── the pull request ──────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from typing import Any, Protocol, assert_never
 
 from osiris.bot.git.remote import RemoteRepositories
 from osiris.bot.git.repositories import HostRepositories
-from osiris.bot.github import comments
+from osiris.bot.github import comments, conversations
 from osiris.bot.github.channel import make_address
 from osiris.bot.github.client import GitHub
 from osiris.core import effects as f
@@ -116,8 +116,10 @@ class EffectHandlers:
         await self._runner.announce_run(order)
         policy = await self._github.read_policy(order.issue.repo)
         checkout = await self._remotes.fetch_checkout(order.issue.repo, order.branch)
+        remarks, left_out = await conversations.read_remarks(self._github, task)
         # the model may have been chosen after the order was stored
-        order = replace(order, model=task.model or order.model)
+        model = task.model or order.model
+        order = replace(order, model=model, remarks=remarks, left_out=left_out)
         fact = await self._runner.run(order, checkout, policy)
         return [fact] if fact else []
 

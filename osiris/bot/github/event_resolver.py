@@ -3,10 +3,12 @@ both produce the same event under the same key."""
 
 from dataclasses import dataclass
 
+from osiris.bot.github import conversations
 from osiris.bot.github.api_models import IssueSnapshot, LabelChange, PullSnapshot, Verdict
 from osiris.bot.github.client import GitHub
 from osiris.bot.github.webhook_payloads import IssueClosed, PullStateChanged, Reviewed, Unlabelled
 from osiris.core import events as e
+from osiris.core.review import Review
 from osiris.core.task import Task
 
 
@@ -112,29 +114,30 @@ class EventResolver:
             pull = await self._github.read_pull(webhook_event.repo, webhook_event.pull)
             fields = {"commit": webhook_event.commit, "head": pull.head, "pull": pull.number}
             return ResolvedEvent(event=e.Approved(issue=task.issue, actor=actor, **fields), key=key)  # type: ignore[arg-type]
-        if (
-            review := await self._build_review(webhook_event, of_a_stranger=not actor.may_steer)
-        ) is None:
+        review = await self._read_review(webhook_event, actor)
+        if review is not None:
+            said = e.SourceRef("review", webhook_event.node)
+            requested = e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review)
+            return ResolvedEvent(event=requested, key=key)
+        if not actor.may_steer:
             return None
-        said = e.SourceRef("review", webhook_event.node)
-        return ResolvedEvent(
-            event=e.ChangesRequested(issue=task.issue, actor=actor, said=said, review=review),
-            key=key,
-        )
+        return ResolvedEvent(event=e.PlainComment(issue=task.issue, on_pull=True), key=key)
 
-    async def _build_review(
-        self, webhook_event: Reviewed, *, of_a_stranger: bool
-    ) -> e.Review | None:
-        """Build the review with all its threads; None for a comment without threads, which asks for
-        nothing. Of a stranger's review at most one thread is read, only to see whether it has
-        any."""
-        most = {"most": 1} if of_a_stranger else {}
-        threads = await self._github.list_review_threads(
-            webhook_event.repo, webhook_event.pull, webhook_event.review, **most
-        )
-        if webhook_event.state == "commented" and not threads:
+    async def _read_review(self, webhook_event: Reviewed, actor: e.Actor) -> Review | None:
+        """Return the review with all its threads; None for a comment without threads, which asks
+        for nothing.
+
+        Of a stranger's review the threads are not read, only whether it has any.
+        """
+        review = Review(by=webhook_event.sender, text=webhook_event.text)
+        repo = webhook_event.repo
+        place = (webhook_event.pull, webhook_event.review)
+        is_request = webhook_event.state == "changes_requested"
+        if not is_request and not await self._github.has_line_comments(repo, *place):
             return None
-        return e.Review(by=webhook_event.sender, text=webhook_event.text, threads=threads)
+        if not actor.may_steer:
+            return review
+        return await conversations.add_threads(self._github, repo, *place, review)
 
 
 def issue_key(closed: IssueSnapshot) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osiris.bot.github.escaping import clip_page, clip_text, escape_code, fit_rows, one_line
+from osiris.core.exit_codes import EARLY_END, explain_exit_code
 from osiris.core.work import Blocked, CommandRan, FileChange, Prepared, Work
 
 ROWS: Final = 30  # per table
@@ -22,6 +23,8 @@ COMMANDS_ROOM: Final = 8_000  # once for the agent, once for the setup
 BLOCKED_ROOM: Final = 9_100  # likewise
 WEAKNESS_ROOM: Final = 1_000
 PATHS_ROOM: Final = 5_000
+MARKED_BAR: Final = "\\|"  # a bar within a table's cell
+LEFT_OUT_ROOM: Final = 4_000
 MOST_EVIDENCE: Final = 54_000  # characters in total
 _TEST: Final = re.compile(r"(?i)(?:^|[/_.-])tests?(?:[/_.-]|$)")
 _TEST_NAME: Final = re.compile(r"[a-z0-9](?:Tests?|Spec)\.|[_.-]spec\.|\.cy\.[jt]s")
@@ -50,6 +53,7 @@ def write_evidence(work: Work, room: int = MOST_EVIDENCE) -> str:
     )
     tables = [
         _write_files(work.files),
+        _write_left_out(work.left_out),
         _write_commands(agent),
         _write_blocked(agent, "network.agent"),
         _write_set_up(work.prepared),
@@ -77,13 +81,33 @@ def write_not_done(work: Work) -> str:
     lines = []
     if not work.commands:
         lines.append("- Nothing was run, so nothing shows that it works.")
-    elif work.commands[-1].exit_code != 0:
-        lines.append("- The last command that was run did not succeed.")
+    elif (verdict := _judge_last_command(work.commands[-1])) is not None:
+        lines.append(verdict)
     if work.commands and work.edited_last:
         lines.append("- Files were changed after the last command had run.")
     if not any(_is_test(file.path) for file in work.files):
         lines.append("- No test was changed or added.")
     return "\n".join([*lines, "- Nothing is merged: that is for a person to do."])
+
+
+def _judge_last_command(ran: CommandRan) -> str | None:
+    """Return why a command does not show that it works; None when it does."""
+    if ran.exit_code not in (0, EARLY_END):
+        return "- The last command that was run did not succeed."
+    if unclear := explain_exit_code(ran.command, ran.exit_code):
+        return f"- The exit code of the last command does not tell all: {unclear}."
+    return None
+
+
+def _write_left_out(sentences: Sequence[str]) -> str:
+    """Return what the agent was not shown, and what of its work was not taken."""
+    if not sentences:
+        return ""
+    rows = [f"- {one_line(sentence, MOST_ROW)}" for sentence in sentences]
+    fitting = fit_rows(rows, LEFT_OUT_ROOM)
+    left = len(rows) - len(fitting)
+    more = [f"- … and {left} more"] if left else []
+    return "\n".join(["Left out:", "", *fitting, *more])
 
 
 def _is_test(path: str) -> bool:
@@ -138,6 +162,8 @@ def _write_commands(ran: _CommandLog) -> str:
 
 def _command_row(ran: CommandRan) -> str:
     end = "cut off" if ran.exit_code is None else str(ran.exit_code)
+    if ran.exit_code is not None and (unclear := explain_exit_code(ran.command, ran.exit_code)):
+        end = f"{end}: {unclear.replace('|', MARKED_BAR)}"
     return f"| `{escape_code(ran.command)}` | {end} | {format_duration(ran.seconds)} |"
 
 

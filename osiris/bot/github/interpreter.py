@@ -139,12 +139,12 @@ class GitHubInterpreter:
         command = await asyncio.to_thread(
             commands.find_command, webhook_event.text, await self._github.read_login()
         )
-        if command is None:
-            return None
         webhook_event = replace(
             webhook_event,
             repo=await self._names.resolve_name(webhook_event.repo, webhook_event.repository),
         )
+        if command is None:
+            return await self._interpret_plain_comment(webhook_event)
         issue = await self._find_issue(webhook_event)
         if issue is None:
             return None
@@ -158,7 +158,29 @@ class GitHubInterpreter:
             )
         if command == commands.UserCommand("") and await self._is_merged(issue, webhook_event):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
+        if command.name == "retry" and command.known and webhook_event.on_pull:
+            webhook_event = await self._replace_text(webhook_event, issue)
         return _interpret_command(command, issue, actor, said, webhook_event)
+
+    async def _interpret_plain_comment(self, webhook_event: Commented) -> e.Event | None:
+        """Return the event of a comment without a command; None where it is no task's, and for
+        people without write access, who need no answer."""
+        repo, number = webhook_event.repo, webhook_event.number
+        if webhook_event.on_pull:
+            task = await self._tasks.find_task_by_pull(repo, number)
+        else:
+            task = await self._tasks.get(e.IssueRef(repo, number))
+        if task is None or task.state is State.DONE:
+            return None
+        if not (await self._resolve_actor(webhook_event)).may_steer:
+            return None
+        return e.PlainComment(issue=task.issue, on_pull=webhook_event.on_pull)
+
+    async def _replace_text(self, webhook_event: Commented, issue: e.IssueRef) -> Commented:
+        """Return a comment below a pull request with the text of its task's issue, as it is now,
+        in place of the pull request's."""
+        now = await self._github.read_issue(issue.repo, issue.number)
+        return replace(webhook_event, title=now.title, body=now.body)
 
     async def _is_merged(self, issue: e.IssueRef, webhook_event: Commented) -> bool:
         """Return whether the work on an issue is merged and the issue was not opened again."""
@@ -227,7 +249,13 @@ def _interpret_command(
         case commands.UserCommand(name="stop"):
             return e.StopRequested(issue=issue, actor=actor, said=said)
         case commands.UserCommand(name="retry"):
-            return e.RetryRequested(issue=issue, actor=actor, said=said)
+            return e.RetryRequested(
+                issue=issue,
+                actor=actor,
+                said=said,
+                title=webhook_event.title,
+                body=webhook_event.body,
+            )
         case commands.UserCommand(name="status"):
             return e.StatusAsked(issue=issue, actor=actor, said=said)
     # `help`, or `model` without a name or with Markdown in the name

@@ -16,8 +16,13 @@ def refuse(event: e.Ask, policy: Policy) -> list[Effect] | None:
         return _refuse_outsider(event)
     starts = isinstance(event, e.TaskRequested | e.RetryRequested | e.ChangesRequested)
     if policy.broken and starts:
-        once = f"broken:{policy.broken}"
-        reply = Reply(issue=event.issue, topic=Topic.BROKEN, dedup_key=once, detail=policy.broken)
+        reply = Reply(
+            issue=event.issue,
+            topic=Topic.BROKEN,
+            dedup_key=f"broken:{event.said.id if event.said else policy.broken}",
+            detail=policy.broken,
+            on_pull=isinstance(event, e.ChangesRequested),
+        )
         if isinstance(event, e.TaskRequested):
             return [reply, *report_not_started(event, policy.broken)]
         return [reply]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from osiris.core import events as e
 from osiris.core.decide.access import requeue_parked
-from osiris.core.decide.requests import restart_task
+from osiris.core.decide.requests import restart_task, update_request
 from osiris.core.decide.runs import AT_WORK
 from osiris.core.effects import Effect, React, Reply, Report, SwitchModel, Topic
 from osiris.core.task import State, Task
@@ -16,6 +16,7 @@ def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
     """Return the task with the facts of a command; None for events of other topics."""
     match event:
         case e.RetryRequested():
+            task = update_request(task, event)
             return task if was.state is State.PAUSED else restart_task(was, task)
         case e.StopRequested(actor=actor):
             return replace(task, reason=f"{actor.login} stopped it")
@@ -30,6 +31,8 @@ def decide_without_move(task: Task, event: e.TaskEvent) -> tuple[Task, list[Effe
             return task, [_reply_help(event)]
         case e.ModelChosen() if task.state is not State.DONE:
             return _choose_model(task, event)
+        case e.PlainComment() if task.state is not State.DONE:
+            return task, [_explain_commands(task, event)]
         case e.Ask(said=e.SourceRef(kind="comment", id=id)):
             status = Reply(issue=task.issue, topic=Topic.STATUS, dedup_key=f"status:{id}")
             return task, [*requeue_parked(event), status]
@@ -65,6 +68,14 @@ def _choose_model(task: Task, event: e.ModelChosen) -> tuple[Task, list[Effect]]
         return task, [*react_to_ask(event), report]
     switch = SwitchModel(issue=task.issue, run=task.run, model=task.model)
     return task, [switch, *react_to_ask(event), report]
+
+
+def _explain_commands(task: Task, event: e.PlainComment) -> Effect:
+    """Return the answer to words that start nothing. A task gives it once on the issue and once on
+    its pull request, so that people who talk with one another are left alone."""
+    place = "pull" if event.on_pull else "issue"
+    once = f"plain_comment:{place}:{task.generation}"
+    return Reply(issue=task.issue, topic=Topic.PLAIN_COMMENT, dedup_key=once, on_pull=event.on_pull)
 
 
 def _reply_help(event: e.Ask) -> Effect:

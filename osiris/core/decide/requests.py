@@ -23,8 +23,8 @@ def create_task(event: e.TaskRequested) -> Task:
 def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
     """Return the task with the facts of a request; None for events of other topics."""
     match event:
-        case e.TaskRequested(title=title, body=body):
-            return restart_task(was, replace(task, title=title, body=body))
+        case e.TaskRequested():
+            return restart_task(was, update_request(task, event))
         case e.RequestWithdrawn(by=by):
             return replace(task, reason=f"{by} withdrew the request")
         case e.IssueDropped(by=by):
@@ -33,11 +33,17 @@ def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
             return None
 
 
+def update_request(task: Task, event: e.TaskRequested | e.RetryRequested) -> Task:
+    """Return the task with the issue's text as it is now, where the event has it."""
+    return replace(task, title=event.title, body=event.body) if event.title else task
+
+
 def restart_task(was: Task, task: Task) -> Task:
     """Return a task that ended with a new run: on the same branch, or after a rejection or a merge
     on a new one, so that no branch is ever forced."""
     if was.state not in (State.REJECTED, State.DONE):
-        return start_round(task, *task.reviews, *task.waiting)
+        failure = was.reason if was.state is State.FAILED else ""
+        return replace(start_round(task, *task.reviews, *task.waiting), failure=failure)
     generation = task.generation + 1
     branch = branch_name(task.issue.number, task.title, generation)
     again = replace(task, generation=generation, branch=branch, pull=None, head=None, work=None)

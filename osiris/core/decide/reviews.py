@@ -7,6 +7,7 @@ from osiris.core.decide.commands import react_to_ask
 from osiris.core.decide.runs import start_round, start_run
 from osiris.core.effects import Effect, MarkReady, OpenDraftPull, Purpose, Report
 from osiris.core.policy import Policy
+from osiris.core.review import Review
 from osiris.core.task import ENDED, State, Task
 
 
@@ -52,7 +53,7 @@ def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
         case e.ChangesRequested(review=review):
             return start_round(task, *task.reviews, *task.waiting, review)
         case e.ChecksFailed(summary=summary):
-            return start_round(task, e.Review(by="the checks", text=summary))
+            return start_round(task, Review(by="the checks", text=summary))
         case e.Conflicted():
             return start_round(task, *task.reviews)
         case e.PullClosed(by=by):

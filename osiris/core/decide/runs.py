@@ -5,6 +5,7 @@ from dataclasses import replace
 from osiris.core import events as e
 from osiris.core.effects import Effect, Purpose, Push, Reply, StartRun, StopRun, Topic
 from osiris.core.policy import Policy
+from osiris.core.review import Review
 from osiris.core.task import HALTED, State, Task
 
 AT_WORK = (State.QUEUED, State.PLANNING, State.RUNNING)
@@ -18,7 +19,7 @@ def record_facts(was: Task, task: Task, event: e.TaskEvent) -> Task | None:
         case e.NothingToChange():
             return replace(task, reviews=())
         case e.Answered(text=text, actor=actor):
-            return start_round(task, *task.reviews, e.Review(by=actor.login, text=text))
+            return start_round(task, *task.reviews, Review(by=actor.login, text=text))
         case e.PlanApproved():
             return start_round(task, *task.reviews)
         case e.BudgetSpent(reason=reason):
@@ -49,12 +50,13 @@ def emit_effects(was: Task, task: Task, event: e.TaskEvent, policy: Policy) -> l
             return None
 
 
-def start_round(task: Task, *reviews: e.Review) -> Task:
+def start_round(task: Task, *reviews: Review) -> Task:
     """Return the task with a new run that has these reviews as its brief."""
     return replace(
         task,
         run=task.run + 1,
         budget_grants=1,
+        failure="",
         reviews=reviews,
         waiting=(),
         approved=None,
@@ -96,6 +98,7 @@ def start_run(task: Task, policy: Policy, purpose: Purpose | None = None) -> Sta
         minutes=policy.minutes * task.budget_grants,
         usd=policy.usd and policy.usd * task.budget_grants,
         model=task.model or policy.models.get(role, ""),
+        failure=task.failure,
     )
 
 
